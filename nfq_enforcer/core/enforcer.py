@@ -1,0 +1,279 @@
+"""The verdict on one packet.
+
+A packet is parsed. If it belongs to a flow that was judged under the policy in force, and comes from where that flow
+comes from, it passes. Else the identities of both ends are found, and policy says whether the first of them may open
+this flow to the second; what may, makes a flow. A packet that leaves for another node gets its sender's stamp.
+"""
+
+from typing import NamedTuple
+
+from nfq_enforcer.core import icmp, stamp
+from nfq_enforcer.core.conntrack import Conntrack, Flow, Opening, Origin, State
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.judgement import Judgement, Refused, check_reply, judge, source_endpoint, stamp_toward
+from nfq_enforcer.core.packet import ICMP, ICMPV6, Packet, parse, parse_quoted
+from nfq_enforcer.core.policymap import RuleRef
+from nfq_enforcer.core.snapshot import Snapshot
+from nfq_enforcer.core.stamp import Stamp
+from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, PacketError, Verdict
+
+_UNKNOWN = Identity(0)
+_ICMP_REPLIES = {ICMP: frozenset({0, 14, 16, 18}), ICMPV6: frozenset({129})}
+
+
+class Interface(NamedTuple):
+    """A network interface of this host, as far as a verdict needs it."""
+
+    name: str
+    mtu: int
+
+
+class FlowEvent(NamedTuple):
+    """A new flow or a drop, for the log. Addresses are bytes, empty where the packet could not be read."""
+
+    time: float  # on the clock of ``decide``'s ``now``
+    verdict: FlowVerdict
+    reason: DropReason | None
+    direction: Direction  # the side that decided; of a flow that both sides let pass: ingress
+    opening: Opening  # for a drop: what the packet says; for POLICY_DENIED: who would have opened the flow
+    tcp_flags: int
+    is_reply: bool
+    allowed_by: tuple[RuleRef, ...] = ()  # the rules that opened the flow
+    enforced_by: tuple[RuleRef, ...] = ()  # the rules that closed what no rule opens
+
+
+class Decision(NamedTuple):
+    """What to do with a packet: the verdict, and what else follows."""
+
+    verdict: Verdict
+    payload: bytes | None = None  # the packet as it shall go on, where that differs
+    answer: bytes | None = None  # a packet to send back to the sender
+    event: FlowEvent | None = None
+
+
+_ACCEPT = Decision(Verdict.ACCEPT)
+
+
+class Enforcer:
+    """Decides packets, one after another, by the snapshot that was last put in ``snapshot``."""
+
+    def __init__(self, snapshot: Snapshot, flows: Conntrack) -> None:
+        """Start with this snapshot and table of flows."""
+        self.snapshot = snapshot
+        self.flows = flows
+        self._identification = 0
+
+    def decide(self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float) -> Decision:
+        """Return the decision on an IP packet; never raise, whatever the bytes.
+
+        ``payload`` may be cut short by the queue as long as its headers are whole. ``indev`` is None for a packet
+        that this host sends itself, ``outdev`` for one that is delivered to it. ``now`` is in seconds and never goes
+        back.
+        """
+        packet = None
+        try:
+            packet = parse(payload)
+            return self._decide(payload, packet, indev, outdev, now)
+        except PacketError as error:
+            return Decision(Verdict.DROP, event=self._dropped(packet, error, outdev, now))
+
+    def _decide(
+        self, payload: bytes, packet: Packet, indev: Interface | None, outdev: Interface | None, now: float
+    ) -> Decision:
+        snapshot = self.snapshot  # read once: a packet sees one revision
+        claim = _claim(snapshot, payload, packet, indev) if packet.options else None
+        origin = (indev.name if indev else None, claim)
+        if packet.error:
+            return self._relate(payload, packet, origin, indev, outdev, now)
+        flow, event = self.flows.lookup(packet.key, now), None
+        if flow is None or _opens_anew(packet, flow):
+            flow, event = self._open(packet, origin, outdev, now)
+        elif flow.revision != snapshot.revision or origin != flow.origin_of(packet):
+            self._judge_again(flow, packet, origin)
+        if flow is None:
+            return self._forward(payload, packet, None, indev, outdev, now)
+        self.flows.see(flow, packet, now)
+        return self._forward(payload, packet, flow.stamp_on(packet), indev, outdev, now, event)
+
+    def _open(
+        self, packet: Packet, origin: Origin, outdev: Interface | None, now: float
+    ) -> tuple[Flow | None, FlowEvent | None]:
+        """Return the flow that the packet opens and its event; no flow for what may pass but can open none."""
+        judgement = judge(self.snapshot, _opening(packet, outdev), origin)
+        if _only_answers(packet):
+            if judgement.enforced and not self.snapshot.audit:
+                raise PacketError(DropReason.CT_NO_MATCH)
+            return None, None
+        flow = self.flows.lookup(packet.key, now)
+        if flow is not None and flow.state < State.CLOSING:
+            return flow, None  # both ends open at once (RFC 9293 section 3.5): one flow
+        flow = self.flows.create(packet, now)
+        self._settle(flow, judgement)
+        return flow, self._opened(packet, judgement, now)
+
+    def _judge_again(self, flow: Flow, packet: Packet, origin: Origin) -> None:
+        """Hold a known flow against the policy in force, and its packet against where the flow comes from."""
+        reply = packet.key != flow.key
+        opener = flow.origin if reply else origin
+        if flow.revision != self.snapshot.revision or opener != flow.origin:
+            try:
+                self._settle(flow, judge(self.snapshot, flow.opening, opener))
+            except PacketError:
+                if opener == flow.origin:  # else it is a stranger's packet, which must not cut the flow
+                    self.flows.remove(flow)
+                raise
+        if reply and origin != flow.reply_origin:
+            check_reply(self.snapshot, packet.src, origin)
+            flow.reply_origin = origin
+
+    def _settle(self, flow: Flow, judgement: Judgement) -> None:
+        flow.opening = judgement.opening
+        flow.origin = judgement.origin
+        flow.stamp = judgement.stamp
+        flow.reply_stamp = judgement.reply_stamp
+        flow.revision = self.snapshot.revision
+
+    def _relate(
+        self,
+        payload: bytes,
+        packet: Packet,
+        origin: Origin,
+        indev: Interface | None,
+        outdev: Interface | None,
+        now: float,
+    ) -> Decision:
+        """Decide an ICMP error: it passes with the flow of the packet that it quotes, else as policy says of it."""
+        quoted = parse_quoted(payload, packet)
+        flow = self.flows.lookup(quoted.key, now) if quoted.src == packet.dst else None
+        opening = _opening(packet, outdev)
+        if flow is None:
+            judge(self.snapshot, opening, origin)
+        elif flow.revision != self.snapshot.revision:
+            self._judge_again(flow, quoted, flow.origin_of(quoted) or flow.origin)
+        source = source_endpoint(self.snapshot, packet.src, origin)
+        mark = stamp_toward(self.snapshot, opening, source)
+        return self._forward(payload, packet, mark, indev, outdev, now)
+
+    def _forward(
+        self,
+        payload: bytes,
+        packet: Packet,
+        mark: Stamp | None,
+        indev: Interface | None,
+        outdev: Interface | None,
+        now: float,
+        event: FlowEvent | None = None,
+    ) -> Decision:
+        """Let the packet go on, with the stamp it shall bear and no other."""
+        forged = mark is None and packet.options and packet.src in self.snapshot.endpoints
+        if mark is None and not forged:
+            return Decision(Verdict.ACCEPT, event=event) if event else _ACCEPT
+        if packet.truncated:
+            raise PacketError(DropReason.PAYLOAD_TOO_LONG)
+        changed = stamp.write(payload, packet, mark) if mark else stamp.strip(payload, packet)
+        if outdev is not None and packet.df and len(changed) > outdev.mtu:
+            return self._fit(payload, changed, packet, indev, outdev, now)
+        return Decision(Verdict.ACCEPT, changed, event=event)
+
+    def _fit(
+        self,
+        payload: bytes,
+        changed: bytes,
+        packet: Packet,
+        indev: Interface | None,
+        outdev: Interface,
+        now: float,
+    ) -> Decision:
+        """Deal with a packet that its stamp has made too long for the way, and that must not be fragmented.
+
+        What this host sends itself is given to the kernel to fragment (it does so with IPv6 of its own anyway);
+        another sender is told the size that fits.
+        """
+        if indev is None:
+            self._identification = self._identification % 0xFFFF + 1
+            return Decision(
+                Verdict.ACCEPT, icmp.clear_df(changed, self._identification) if packet.version == 4 else changed
+            )
+        source = self.snapshot.node_addresses.get(packet.version)
+        fitting = outdev.mtu - stamp.overhead(packet.version)
+        answer = icmp.too_big(payload, packet, fitting, source) if source else None
+        event = self._dropped(packet, PacketError(DropReason.FRAG_NEEDED), outdev, now)
+        return Decision(Verdict.DROP, answer=answer, event=event)
+
+    def _opened(self, packet: Packet, judgement: Judgement, now: float) -> FlowEvent:
+        both_pass = Direction.INGRESS if packet.dst in self.snapshot.endpoints else Direction.EGRESS
+        return FlowEvent(
+            now,
+            FlowVerdict.AUDIT if judgement.refused else FlowVerdict.FORWARDED,
+            DropReason.POLICY_DENIED if judgement.refused else None,
+            judgement.refused or both_pass,
+            judgement.opening,
+            packet.tcp_flags,
+            is_reply=False,
+            allowed_by=judgement.allowed_by,
+            enforced_by=judgement.enforced_by,
+        )
+
+    def _dropped(
+        self, packet: Packet | None, error: PacketError, outdev: Interface | None, now: float
+    ) -> FlowEvent:
+        if isinstance(error, Refused):
+            opening, side, closed_by = error.judgement.opening, error.judgement.refused, error.judgement.enforced_by
+        else:
+            opening, side, closed_by = _opening(packet, outdev), None, ()
+        leaving = packet is not None and packet.src in self.snapshot.endpoints
+        return FlowEvent(
+            now,
+            FlowVerdict.DROPPED,
+            error.reason,
+            side or (Direction.EGRESS if leaving else Direction.INGRESS),
+            opening,
+            packet.tcp_flags if packet else 0,
+            is_reply=packet is not None and packet.src != opening.src,
+            enforced_by=closed_by,
+        )
+
+
+def _claim(snapshot: Snapshot, payload: bytes, packet: Packet, indev: Interface | None) -> Identity | None:
+    """Return the identity on the packet's stamp, None without one; raise PacketError for a stamp not to be believed.
+
+    What a local endpoint or the host itself puts there counts for nothing: it is replaced on the way out.
+    """
+    if indev is None or (packet.src in snapshot.endpoints and indev.name not in snapshot.cluster_interfaces):
+        return None
+    found = stamp.read(payload, packet)
+    if found is None:
+        return None
+    if indev.name not in snapshot.cluster_interfaces:
+        raise PacketError(DropReason.STAMP_UNTRUSTED)
+    return found.identity
+
+
+def _opens_anew(packet: Packet, flow: Flow) -> bool:
+    """Say whether the packet opens a connection of its own although a flow has its key.
+
+    The other end may not open one under cover of a flow, and a port may be used again after a flow has closed.
+    """
+    return packet.opens and (packet.key != flow.key or flow.state >= State.CLOSING)
+
+
+def _only_answers(packet: Packet) -> bool:
+    """Say whether the packet can only answer another one, so that it opens no flow."""
+    return packet.is_syn_ack or packet.is_rst or packet.icmp_type in _ICMP_REPLIES.get(packet.proto, ())
+
+
+def _opening(packet: Packet | None, outdev: Interface | None) -> Opening:
+    if packet is None:
+        return Opening(b"", b"", 0, 0, 0, -1, -1, outdev is None, _UNKNOWN, _UNKNOWN)
+    return Opening(
+        packet.src,
+        packet.dst,
+        packet.proto,
+        packet.sport,
+        packet.dport,
+        packet.icmp_type,
+        packet.icmp_code,
+        outdev is None,
+        _UNKNOWN,
+        _UNKNOWN,
+    )

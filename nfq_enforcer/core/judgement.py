@@ -1,0 +1,138 @@
+"""What policy says of an opening: who both ends are, and whether each side that is enforced lets it pass."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from nfq_enforcer.core.conntrack import Opening, Origin
+from nfq_enforcer.core.identity import HOST, WORLD, Identity, travels
+from nfq_enforcer.core.policymap import PolicyMap, RuleRef
+from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.stamp import Stamp
+from nfq_enforcer.core.verdict import Direction, DropReason, PacketError
+
+
+class Judgement(NamedTuple):
+    """An opening with both identities found, what policy says of it, and what follows for its flow."""
+
+    opening: Opening
+    origin: Origin
+    refused: Direction | None = None  # the side that refuses it; with audit it passes all the same
+    enforced: bool = False  # whether policy was asked at all
+    allowed_by: tuple[RuleRef, ...] = ()
+    enforced_by: tuple[RuleRef, ...] = ()  # the rules that closed the side that refuses
+    stamp: Stamp | None = None  # to put on the opener's packets
+    reply_stamp: Stamp | None = None  # to put on replies
+
+
+class Refused(PacketError):
+    """Policy refuses an opening."""
+
+    def __init__(self, judgement: Judgement) -> None:
+        """Keep the judgement for the log."""
+        super().__init__(DropReason.POLICY_DENIED)
+        self.judgement = judgement
+
+
+def judge(snapshot: Snapshot, asked: Opening, origin: Origin) -> Judgement:
+    """Return the judgement on an opening; raise Refused, or PacketError where an end cannot be what it says."""
+    source = source_endpoint(snapshot, asked.src, origin)
+    destination = snapshot.endpoints.get(asked.dst)
+    if source is None and destination is None:
+        raise PacketError(DropReason.NO_ENDPOINT)
+    opening = asked._replace(
+        source=_source_identity(snapshot, source, asked.src, origin),
+        destination=_destination_identity(snapshot, destination, asked),
+    )
+    judgement = Judgement(
+        opening,
+        origin,
+        stamp=stamp_toward(snapshot, asked, source),
+        reply_stamp=_stamp_back(snapshot, asked, origin, source, destination),
+    )
+    for direction, policy, peer in _enforced_sides(snapshot, source, destination, opening):
+        rules = policy.lookup(peer, opening.proto, opening.dport)
+        judgement = judgement._replace(enforced=True, allowed_by=judgement.allowed_by + rules)
+        if not rules:
+            judgement = judgement._replace(refused=direction, allowed_by=(), enforced_by=policy.enforced_by)
+            break
+    if judgement.refused and not snapshot.audit:
+        raise Refused(judgement)
+    return judgement
+
+
+def source_endpoint(snapshot: Snapshot, address: bytes, origin: Origin) -> LocalEndpoint | None:
+    """Return the local endpoint a packet comes from, None if from elsewhere; raise PacketError for a forged source."""
+    try:
+        return snapshot.source_endpoint(address, origin[0])
+    except LookupError:
+        raise PacketError(DropReason.INVALID_SOURCE_IP) from None
+
+
+def unstamped_identity(snapshot: Snapshot, address: bytes) -> Identity:
+    """Return who sends without a stamp: never the endpoint whose address it bears, unless the node is told so."""
+    identity = snapshot.ipcache.lookup(address).identity
+    return WORLD if travels(identity) and not snapshot.believe_ipcache else identity
+
+
+def check_reply(snapshot: Snapshot, address: bytes, origin: Origin) -> None:
+    """Raise PacketError for a reply that does not come from the flow's other end.
+
+    What an endpoint of another node answers bears that node's stamp, or somebody else has sent it.
+    """
+    interface, claim = origin
+    if source_endpoint(snapshot, address, origin) or interface is None or claim is not None:
+        return
+    if travels(snapshot.ipcache.lookup(address).identity) and not snapshot.believe_ipcache:
+        raise PacketError(DropReason.STAMP_MISSING)
+
+
+def stamp_toward(snapshot: Snapshot, asked: Opening, source: LocalEndpoint | None) -> Stamp | None:
+    """Return the stamp for what ``source`` sends: its identity, if the packet goes to another node of the cluster."""
+    if source is None or asked.to_host or asked.dst in snapshot.endpoints:
+        return None
+    return Stamp(source.identity) if snapshot.ipcache.lookup(asked.dst).remote else None
+
+
+def _stamp_back(
+    snapshot: Snapshot,
+    asked: Opening,
+    origin: Origin,
+    source: LocalEndpoint | None,
+    destination: LocalEndpoint | None,
+) -> Stamp | None:
+    interface, claim = origin
+    if source is not None or destination is None or interface is None:
+        return None
+    # A stamped opener is in the cluster even where a router on the way has changed its address.
+    stamped = claim is not None or snapshot.ipcache.lookup(asked.src).remote
+    return Stamp(destination.identity) if stamped else None
+
+
+def _source_identity(
+    snapshot: Snapshot, endpoint: LocalEndpoint | None, address: bytes, origin: Origin
+) -> Identity:
+    interface, claim = origin
+    if endpoint is not None:
+        return endpoint.identity
+    if interface is None:
+        return HOST
+    return unstamped_identity(snapshot, address) if claim is None else claim
+
+
+def _destination_identity(snapshot: Snapshot, endpoint: LocalEndpoint | None, asked: Opening) -> Identity:
+    if endpoint is not None:
+        return endpoint.identity
+    return HOST if asked.to_host else snapshot.ipcache.lookup(asked.dst).identity
+
+
+def _enforced_sides(
+    snapshot: Snapshot, source: LocalEndpoint | None, destination: LocalEndpoint | None, opening: Opening
+) -> Iterator[tuple[Direction, PolicyMap, Identity]]:
+    """Yield each side of this node that policy guards: egress of the source, ingress of the destination."""
+    if source is not None and destination is not None and source.name == destination.name:
+        return  # nobody is cut off from itself
+    if source is not None and source.egress.enforced:
+        yield Direction.EGRESS, source.egress, opening.destination
+    exempt = opening.source == HOST and snapshot.allow_localhost
+    if destination is not None and destination.ingress.enforced and not exempt:
+        yield Direction.INGRESS, destination.ingress, opening.source

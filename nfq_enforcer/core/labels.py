@@ -1,0 +1,170 @@
+"""Labels: ``source:key=value``, and the set of them that makes an identity.
+
+Syntax is that of Kubernetes labels (https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/) with
+Cilium's source prefix; a label without a prefix has source ``k8s``, as documents are kubectl-shaped.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+DEFAULT_SOURCE = "k8s"
+ANY_SOURCE = "any"
+
+_SOURCE = re.compile(r"[a-z][a-z0-9-]*")
+_PREFIX = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+KEY_SYNTAX = (
+    "a key is [source:][prefix/]name; a name has 1 to 63 letters, digits, '-', '_' and '.', "
+    "and begins and ends with a letter or digit"
+)
+VALUE_SYNTAX = (
+    "a value is empty or has 1 to 63 letters, digits, '-', '_' and '.', and begins and ends with a letter or digit"
+)
+
+
+class Label(NamedTuple):
+    """One label: where it comes from, its key and its value."""
+
+    source: str
+    key: str
+    value: str
+
+    def __str__(self) -> str:
+        """Render as ``source:key=value``, or ``source:key`` for an empty value, as Cilium does."""
+        return f"{self.source}:{self.key}={self.value}" if self.value else f"{self.source}:{self.key}"
+
+
+def split_key(text: str, default_source: str = DEFAULT_SOURCE) -> tuple[str, str]:
+    """Return (source, key) of a written label key; raise ValueError with the allowed syntax."""
+    source, colon, key = text.partition(":")
+    if not colon:
+        source, key = default_source, text
+    prefix, slash, name = key.rpartition("/")
+    if (
+        not _SOURCE.fullmatch(source)
+        or (slash and not _PREFIX.fullmatch(prefix))
+        or not _NAME.fullmatch(name)
+    ):
+        raise ValueError(f"{text!r} is not a label key: {KEY_SYNTAX}")
+    return source, key
+
+
+def check_value(text: str) -> str:
+    """Return the label value unchanged; raise ValueError with the allowed syntax."""
+    if text and not _NAME.fullmatch(text):
+        raise ValueError(f"{text!r} is not a label value: {VALUE_SYNTAX}")
+    return text
+
+
+class Labels:
+    """An immutable set of labels, at most one value for a (source, key); equal sets are equal keys of a dict."""
+
+    __slots__ = ("_by_key", "_text")
+
+    def __init__(self, labels: Iterable[Label] = ()) -> None:
+        """Take labels in any order; of two with the same source and key the last one counts."""
+        ordered = sorted({(label.source, label.key): label for label in labels}.values())
+        self._by_key: dict[str, tuple[Label, ...]] = {}
+        for label in ordered:
+            self._by_key[label.key] = (*self._by_key.get(label.key, ()), label)
+        self._text = ";".join(map(str, ordered))
+
+    @classmethod
+    def parse(cls, written: Mapping[str, str]) -> "Labels":
+        """Return the labels of a document's ``labels`` mapping; raise ValueError for a bad key or value."""
+        return cls(Label(*split_key(key), check_value(value)) for key, value in written.items())
+
+    def find(self, source: str, key: str) -> tuple[Label, ...]:
+        """Return the labels with this key and source (``any``: every source); empty if there are none."""
+        found = self._by_key.get(key, ())
+        return found if source == ANY_SOURCE else tuple(label for label in found if label.source == source)
+
+    def union(self, other: "Labels") -> "Labels":
+        """Return both sets in one; where both have a value for a key, the other's counts."""
+        return Labels((*self, *other))
+
+    def __iter__(self) -> Iterator[Label]:
+        """Yield the labels, grouped by key."""
+        for labels in self._by_key.values():
+            yield from labels
+
+    def __len__(self) -> int:
+        """Return how many labels there are."""
+        return sum(map(len, self._by_key.values()))
+
+    def __eq__(self, other: object) -> bool:
+        """Compare as sets."""
+        return isinstance(other, Labels) and self._text == other._text
+
+    def __hash__(self) -> int:
+        """Hash the canonical text."""
+        return hash(self._text)
+
+    def __str__(self) -> str:
+        """Return the canonical text: sorted ``source:key=value``, joined by ``;``."""
+        return self._text
+
+    def __repr__(self) -> str:
+        """Show the canonical text."""
+        return f"Labels({self._text!r})"
+
+
+_EXCLUDED_BY_DEFAULT = (
+    # Cilium's documented default filter: what changes with every roll-out, or describes the machine and not the role.
+    r"!io\.kubernetes",
+    r"!kubernetes\.io",
+    r"!.*beta\.kubernetes\.io",
+    r"!k8s\.io",
+    r"!pod-template-generation",
+    r"!pod-template-hash",
+    r"!controller-revision-hash",
+    r"!statefulset\.kubernetes\.io/pod-name",
+    r"!annotation.*",
+)
+_INCLUDED_BY_DEFAULT = (
+    r"reserved:.*",
+    r"k8s:io\.kubernetes\.pod\.namespace",
+    r"k8s:io\.cilium\.k8s\.namespace\.labels",
+    r"k8s:io\.cilium\.k8s\.policy",
+    r"k8s:app\.kubernetes\.io",
+)
+
+
+class LabelFilter:
+    """Which labels enter an identity: Cilium's ``labels`` option.
+
+    A pattern is a regular expression, matched from the start of ``source:key`` if it names a source, else of the key;
+    ``!`` excludes. The longest match decides. With a pattern that includes, what no pattern matches is left out.
+    (https://docs.cilium.io/en/stable/operations/performance/scalability/identity-relevant-labels/)
+    """
+
+    def __init__(self, patterns: Iterable[str] = ()) -> None:
+        """Take patterns beside the default ones; raise ValueError for one that is no regular expression."""
+        given = tuple(patterns)
+        self._include_rest = all(pattern.startswith("!") for pattern in given)
+        self._patterns = [self._compile(p) for p in (*_EXCLUDED_BY_DEFAULT, *_INCLUDED_BY_DEFAULT, *given)]
+
+    @staticmethod
+    def _compile(pattern: str) -> tuple[bool, re.Pattern[str]]:
+        source, colon, _ = pattern.removeprefix("!").partition(":")
+        named = colon and _SOURCE.fullmatch(source)
+        text = pattern.removeprefix("!") if named else f"[^:]*:{pattern.removeprefix('!')}"
+        try:
+            return not pattern.startswith("!"), re.compile(text)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+
+    def apply(self, labels: Labels) -> Labels:
+        """Return the labels that enter the identity."""
+        return Labels(label for label in labels if self._relevant(label))
+
+    def _relevant(self, label: Label) -> bool:
+        name = f"{label.source}:{label.key}"
+        longest, relevant = 0, self._include_rest
+        for include, pattern in self._patterns:
+            match = pattern.match(name)
+            if match and match.end() >= longest:
+                longest, relevant = match.end(), include
+        return relevant

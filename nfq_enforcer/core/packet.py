@@ -1,0 +1,256 @@
+"""Packets parsed once: any bytes give a ``Packet`` that all later code trusts, or a ``PacketError``.
+
+Only headers are read, so a payload that the queue cut short is judged like a whole one, as long as its headers are
+there. A flow's key is cut out of the header bytes as they are (protocol, source, destination, ports): no integer is
+unpacked and no address object made for it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from struct import Struct
+
+from nfq_enforcer.core.verdict import DropReason, PacketError
+
+ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
+HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION_OPTIONS = 0, 43, 44, 51, 60
+IPV4_HEADER, IPV6_HEADER = 20, 40  # without options and extension headers
+
+_SYN, _RST, _ACK = 0x02, 0x04, 0x10
+_WITH_PORTS = frozenset((TCP, UDP, SCTP))
+_EXTENSIONS = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION_OPTIONS))
+_ADDRESS = {4: 4, 6: 16}
+_FOREIGN_ICMP = {4: ICMPV6, 6: ICMP}
+
+_REQUESTS = {4: {8: 0, 13: 14, 15: 16, 17: 18}, 6: {128: 129}}  # a query's type: the type that answers it
+_ANSWERS = {  # and the other way round
+    version: requests | {answer: request for request, answer in requests.items()}
+    for version, requests in _REQUESTS.items()
+}
+_ERRORS = {4: frozenset((3, 11, 12)), 6: frozenset((1, 2, 3, 4))}
+_ERROR_HEADER = 8  # of an ICMP error, before what it quotes
+
+_NO_PORTS = bytes(4)
+_NOT_A_QUERY = b"\xff\xff"  # where a query's key has its type, which is never 255: no such key can meet a query's
+
+_IPV4 = Struct("!BxHxxHxB")
+_DF, _MORE_OR_OFFSET, _OFFSET = 0x4000, 0x3FFF, 0x1FFF
+_IPV6_MORE_OR_OFFSET, _IPV6_OFFSET = 0xFFF9, 0xFFF8
+
+
+@dataclass(slots=True)
+class Packet:
+    """What conntrack and policy need of one packet; only ``parse`` and ``parse_quoted`` make one."""
+
+    version: int  # 4 or 6
+    proto: int  # the transport protocol, behind all extension headers
+    key: bytes  # names the flow, as seen from this packet's sender
+    length: int  # of the whole packet, as its header says
+    truncated: bool  # the queue handed over less than that
+    l4_offset: int
+    options: bool  # there are IPv4 options or an IPv6 Destination Options header: a stamp may be there
+    df: bool  # it must not be fragmented; IPv6 never may be, by a router
+    tcp_flags: int  # 0 if not TCP
+    icmp_type: int  # -1 if not ICMP
+    icmp_code: int  # -1 if not ICMP
+
+    @property
+    def src(self) -> bytes:
+        """Return the source address."""
+        return self.key[1 : 1 + _ADDRESS[self.version]]
+
+    @property
+    def dst(self) -> bytes:
+        """Return the destination address."""
+        return self.key[1 + _ADDRESS[self.version] : -4]
+
+    @property
+    def sport(self) -> int:
+        """Return the source port, 0 if the protocol has none."""
+        return int.from_bytes(self.key[-4:-2], "big") if self.proto in _WITH_PORTS else 0
+
+    @property
+    def dport(self) -> int:
+        """Return the destination port, 0 if the protocol has none."""
+        return int.from_bytes(self.key[-2:], "big") if self.proto in _WITH_PORTS else 0
+
+    @property
+    def opens(self) -> bool:
+        """Say whether it can only be a connection's first packet: a TCP SYN, or an ICMP request."""
+        return self.tcp_flags & (_SYN | _ACK) == _SYN or self.icmp_type in _REQUESTS[self.version]
+
+    @property
+    def is_syn_ack(self) -> bool:
+        """Say whether it accepts a TCP connection."""
+        return self.tcp_flags & (_SYN | _ACK) == _SYN | _ACK
+
+    @property
+    def is_rst(self) -> bool:
+        """Say whether it resets a TCP connection."""
+        return bool(self.tcp_flags & _RST)
+
+    @property
+    def error(self) -> bool:
+        """Say whether it is an ICMP error about another packet, which ``parse_quoted`` reads. Redirects are not."""
+        return self.icmp_type in _ERRORS[self.version]
+
+
+_Transport = tuple[bytes, int, int, int]  # the last four bytes of the key, TCP flags, ICMP type and code
+_NO_TRANSPORT: _Transport = (_NO_PORTS, 0, -1, -1)
+
+
+def parse(payload: bytes) -> Packet:
+    """Return what the headers say; raise PacketError for anything that cannot be judged."""
+    version = payload[0] >> 4 if payload else 0
+    if version == 4:
+        return _parse_ipv4(payload)
+    if version == 6:
+        return _parse_ipv6(payload)
+    raise PacketError(DropReason.INVALID_PACKET)
+
+
+def parse_quoted(payload: bytes, packet: Packet) -> Packet:
+    """Return the packet that an ICMP error is about; raise PacketError if the quote cannot be read.
+
+    A quote ends anywhere behind the first 8 bytes of its transport header (RFC 792), so it has no TCP flags, and its
+    length fields promise nothing.
+    """
+    quote = payload[packet.l4_offset + _ERROR_HEADER : packet.length]
+    if not packet.error or not quote or quote[0] >> 4 != packet.version:
+        raise PacketError(DropReason.INVALID_PACKET)
+    return _parse_ipv4(quote, quoted=True) if packet.version == 4 else _parse_ipv6(quote, quoted=True)
+
+
+def reply_key(packet: Packet) -> bytes:
+    """Return the key of the packets that answer this one."""
+    key, ports = packet.key, packet.key[-4:]
+    if packet.proto in _WITH_PORTS:
+        ports = ports[2:] + ports[:2]
+    elif packet.icmp_type in _ANSWERS[packet.version]:
+        ports = _query_key(ports[:2], _ANSWERS[packet.version][packet.icmp_type])
+    return key[:1] + packet.dst + packet.src + ports
+
+
+def checksum(data: bytes | bytearray) -> int:
+    """Return the Internet checksum (RFC 1071) of data whose own checksum field is zero."""
+    # 2**16 is 1 modulo 65535, so the remainder of the whole number is the end-around-carry sum of its 16-bit words.
+    return -(int.from_bytes(data, "big") << 8 * (len(data) % 2)) % 65535
+
+
+def _parse_ipv4(payload: bytes, *, quoted: bool = False) -> Packet:
+    size = len(payload)
+    if size < IPV4_HEADER:
+        raise PacketError(DropReason.INVALID_PACKET)
+    ver_ihl, length, fragment, proto = _IPV4.unpack_from(payload)
+    l4 = (ver_ihl & 0x0F) * 4
+    end = size if quoted or size < length else length
+    if not IPV4_HEADER <= l4 <= end:
+        raise PacketError(DropReason.INVALID_PACKET)
+    if fragment & _MORE_OR_OFFSET:  # ports are in the first fragment only
+        _check_fragment(fragment & _OFFSET, quoted)
+    transport = _quoted_transport if quoted else _transport
+    ports, tcp_flags, icmp_type, icmp_code = transport(payload, 4, proto, l4, end)
+    key = payload[9:10] + payload[12:20] + ports
+    df = fragment & _DF != 0
+    return Packet(4, proto, key, length, length > size, l4, l4 > 20, df, tcp_flags, icmp_type, icmp_code)
+
+
+def _parse_ipv6(payload: bytes, *, quoted: bool = False) -> Packet:
+    size = len(payload)
+    if size < IPV6_HEADER:
+        raise PacketError(DropReason.INVALID_PACKET)
+    length = IPV6_HEADER + (payload[4] << 8 | payload[5])
+    end = size if quoted or size < length else length
+    proto, l4, options = payload[6], IPV6_HEADER, False
+    if proto in _EXTENSIONS:
+        proto, l4, options = _walk(payload, end, quoted)
+    transport = _quoted_transport if quoted else _transport
+    ports, tcp_flags, icmp_type, icmp_code = transport(payload, 6, proto, l4, end)
+    key = bytes((proto,)) + payload[8:40] + ports
+    return Packet(6, proto, key, length, length > size, l4, options, True, tcp_flags, icmp_type, icmp_code)
+
+
+def extensions(payload: bytes, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield kind, offset and size of an IPv6 packet's extension headers; raise PacketError if one passes ``end``."""
+    kind, offset = payload[6], IPV6_HEADER
+    while kind in _EXTENSIONS:
+        if offset + 8 > end:
+            raise PacketError(DropReason.INVALID_PACKET)
+        size = _extension_size(kind, payload[offset + 1])
+        misplaced = kind == HOP_BY_HOP and offset != IPV6_HEADER  # RFC 8200 section 4.3
+        if misplaced or offset + size > end:
+            raise PacketError(DropReason.INVALID_PACKET)
+        yield kind, offset, size
+        kind, offset = payload[offset], offset + size
+
+
+def _extension_size(kind: int, length: int) -> int:
+    if kind == FRAGMENT:
+        return 8
+    return (length + 2) * 4 if kind == AH else (length + 1) * 8
+
+
+def _walk(payload: bytes, end: int, quoted: bool) -> tuple[int, int, bool]:
+    """Return the transport protocol, its offset, and whether there is a Destination Options header on the way."""
+    proto, l4, options = payload[6], IPV6_HEADER, False
+    for kind, offset, size in extensions(payload, end):
+        if kind == ROUTING and (payload[offset + 2] == 0 or payload[offset + 3]):
+            raise PacketError(DropReason.INVALID_PACKET)  # not at its destination yet; type 0 is abolished (RFC 5095)
+        if kind == FRAGMENT:
+            fragment = payload[offset + 2] << 8 | payload[offset + 3]
+            if fragment & _IPV6_MORE_OR_OFFSET:  # else it is atomic (RFC 6946), a packet like others
+                _check_fragment(fragment & _IPV6_OFFSET, quoted)
+        options = options or kind == DESTINATION_OPTIONS
+        proto, l4 = payload[offset], offset + size
+    return proto, l4, options
+
+
+def _check_fragment(offset: int, quoted: bool) -> None:
+    """Refuse a fragment; a quoted one only if it is not the first, which has the ports."""
+    if not quoted:
+        raise PacketError(DropReason.FRAG_NOT_SUPPORTED)
+    if offset:
+        raise PacketError(DropReason.INVALID_PACKET)
+
+
+def _transport(payload: bytes, version: int, proto: int, l4: int, end: int) -> _Transport:
+    """Read the transport header between ``l4`` and ``end``."""
+    room = end - l4
+    if proto == TCP:
+        if room < 20 or not 20 <= (payload[l4 + 12] >> 4) * 4 <= room:
+            raise PacketError(DropReason.INVALID_PACKET)
+        return payload[l4 : l4 + 4], payload[l4 + 13], -1, -1
+    if proto == UDP:
+        if room < 8 or payload[l4 + 4 : l4 + 6] < b"\0\x08":
+            raise PacketError(DropReason.INVALID_PACKET)
+        return payload[l4 : l4 + 4], 0, -1, -1
+    if proto == SCTP and room < 12:
+        raise PacketError(DropReason.INVALID_PACKET)
+    return _quoted_transport(payload, version, proto, l4, end)
+
+
+def _quoted_transport(payload: bytes, version: int, proto: int, l4: int, end: int) -> _Transport:
+    """Read what 8 bytes of a transport header tell."""
+    if proto in _WITH_PORTS:
+        if end - l4 < 8:
+            raise PacketError(DropReason.INVALID_PACKET)
+        return payload[l4 : l4 + 4], 0, -1, -1
+    if proto in (ICMP, ICMPV6):
+        return _icmp(payload, version, proto, l4, end)
+    return _NO_TRANSPORT
+
+
+def _icmp(payload: bytes, version: int, proto: int, l4: int, end: int) -> _Transport:
+    room = end - l4
+    if room < (8 if version == 4 else 4) or proto == _FOREIGN_ICMP[version]:
+        raise PacketError(DropReason.INVALID_PACKET)
+    icmp_type, icmp_code = payload[l4], payload[l4 + 1]
+    if icmp_type not in _ANSWERS[version]:
+        return payload[l4 : l4 + 2] + _NOT_A_QUERY, 0, icmp_type, icmp_code
+    if room < 8:
+        raise PacketError(DropReason.INVALID_PACKET)
+    return _query_key(payload[l4 + 4 : l4 + 6], icmp_type), 0, icmp_type, icmp_code
+
+
+def _query_key(identifier: bytes, icmp_type: int) -> bytes:
+    """Return the last bytes of a query's key: the type in it tells a request from its answer."""
+    return identifier + bytes((icmp_type, 0))

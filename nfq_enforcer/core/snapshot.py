@@ -1,0 +1,58 @@
+"""The snapshot: all that a verdict needs, immutable, of one policy revision.
+
+The agent builds one whenever documents or peers change and sends it to the workers whole; a packet sees exactly one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.ipcache import Ipcache
+from nfq_enforcer.core.policymap import PolicyMap
+
+
+@dataclass(frozen=True, slots=True)
+class LocalEndpoint:
+    """An endpoint of this node."""
+
+    name: str  # namespace/name
+    identity: Identity
+    interface: str | None  # the interface behind which it lives; None: not said, or the host itself
+    ingress: PolicyMap
+    egress: PolicyMap
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One state of the world, as the verdict loop sees it."""
+
+    revision: int
+    endpoints: Mapping[bytes, LocalEndpoint]  # those of this node, by address
+    ipcache: Ipcache  # everybody else
+    cluster_interfaces: frozenset[str] = frozenset()  # where stamps are believed
+    node_addresses: Mapping[int, bytes] = field(default_factory=dict)  # IP version: this node's address
+    audit: bool = False  # log what policy would drop, and let it pass
+    allow_localhost: bool = True  # the host may open connections to its endpoints, whatever policy says
+    believe_ipcache: bool = False  # an unstamped packet from an endpoint's address counts as the endpoint's
+    homes: frozenset[str] = field(init=False)  # the interfaces of endpoints
+    _claimed: frozenset[str] = field(init=False, repr=False)  # those, and the cluster's
+
+    def __post_init__(self) -> None:
+        """Gather the interfaces that only certain addresses may come from."""
+        homes = frozenset(e.interface for e in self.endpoints.values() if e.interface is not None)
+        object.__setattr__(self, "homes", homes)
+        object.__setattr__(self, "_claimed", homes | self.cluster_interfaces)
+
+    def source_endpoint(self, address: bytes, interface: str | None) -> "LocalEndpoint | None":
+        """Return the local endpoint that a packet with this source comes from, None if it is not one's.
+
+        ``interface`` is the one it came in by, None for what this host sends itself. Raise LookupError when the
+        address cannot come from there: an endpoint's address from elsewhere, or a foreign one from an endpoint.
+        """
+        endpoint = self.endpoints.get(address)
+        home = endpoint.interface if endpoint else None
+        if interface is None or interface == home:
+            return endpoint
+        if home is not None or interface in (self._claimed if endpoint else self.homes):
+            raise LookupError
+        return endpoint

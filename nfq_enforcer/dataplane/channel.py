@@ -1,0 +1,127 @@
+"""Messages between the agent and its workers: pickled objects, each with its length before it, on a socket pair.
+
+Both ends are ours and started by the agent, so what comes is trusted. Sending never blocks a worker: what the agent
+does not fetch in time is refused, and the sender counts it.
+"""
+
+import pickle
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.snapshot import Snapshot
+
+_LENGTH = struct.Struct("!I")
+_CHUNK = 1 << 18
+_MAX_UNSENT = 1 << 22
+
+
+class Setup(NamedTuple):
+    """Agent to worker, first of all: what to be."""
+
+    queue: int
+    maximum_flows: int
+    snapshot: Snapshot
+
+
+class Stop(NamedTuple):
+    """Agent to worker: answer what waits, then end."""
+
+
+class Bound(NamedTuple):
+    """Worker to agent: the queue is bound, packets are being judged."""
+
+
+class Failed(NamedTuple):
+    """Worker to agent: the queue cannot be had, for this reason; the worker ends."""
+
+    sentence: str
+
+
+class Enforced(NamedTuple):
+    """Worker to agent: from now on every packet is judged by this revision."""
+
+    revision: int
+
+
+class Events(NamedTuple):
+    """Worker to agent: new flows and drops, oldest first."""
+
+    events: tuple[FlowEvent, ...]
+
+
+def encode(message: object) -> bytes:
+    """Return a message as it stands on the wire."""
+    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Decoder:
+    """Takes bytes as they come, gives whole messages."""
+
+    def __init__(self) -> None:
+        """Start with nothing."""
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[Any]:
+        """Yield the messages that these bytes complete."""
+        self._data += data
+        while len(self._data) >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(self._data)
+            end = _LENGTH.size + length
+            if len(self._data) < end:
+                return
+            body = bytes(self._data[_LENGTH.size : end])
+            del self._data[:end]
+            yield pickle.loads(body)
+
+
+class WorkerChannel:
+    """The worker's end: neither receiving nor sending ever waits."""
+
+    def __init__(self, end: socket.socket) -> None:
+        """Take the worker's end of the socket pair."""
+        end.setblocking(False)
+        self._socket = end
+        self._decoder = Decoder()
+        self._unsent = bytearray()
+        self.closed = False  # the agent is gone
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._socket.fileno()
+
+    def receive(self) -> Iterator[Any]:
+        """Yield the messages that are there."""
+        while not self.closed:
+            try:
+                data = self._socket.recv(_CHUNK)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data = b""
+            self.closed = not data
+            yield from self._decoder.feed(data)
+
+    def send(self, message: object) -> bool:
+        """Send a message as far as there is room now; refuse it (False) while too much is still unsent."""
+        if len(self._unsent) > _MAX_UNSENT:
+            self.flush()
+            if len(self._unsent) > _MAX_UNSENT:
+                return False
+        self._unsent += encode(message)
+        self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Send what is unsent, as far as there is room."""
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            self.closed = True
+            self._unsent.clear()

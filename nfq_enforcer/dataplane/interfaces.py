@@ -1,0 +1,44 @@
+"""The host's interfaces, as the queue numbers them."""
+
+import fcntl
+import socket
+import struct
+
+from nfq_enforcer.core.enforcer import Interface
+
+_SIOCGIFMTU = 0x8921  # linux/sockios.h
+_IFREQ = struct.Struct("16si20x")
+
+
+class Interfaces:
+    """Names and MTUs by index, remembered until ``forget``: a packet must not cost a system call."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self._known: dict[int, Interface] = {}
+
+    def get(self, index: int) -> Interface | None:
+        """Return the interface with this index; None for index 0. One that is gone has the name ``if<index>``."""
+        if index == 0:
+            return None
+        return self._known.get(index) or self._ask(index)
+
+    def forget(self) -> None:
+        """Ask the kernel anew: interfaces are renamed, replaced and resized."""
+        self._known.clear()
+
+    def _ask(self, index: int) -> Interface:
+        try:
+            name = socket.if_indextoname(index)
+            found = Interface(name, mtu(name))
+        except OSError:
+            found = Interface(f"if{index}", 0xFFFF)
+        self._known[index] = found
+        return found
+
+
+def mtu(name: str) -> int:
+    """Return an interface's MTU in bytes (netdevice(7)); raise OSError if there is no such interface."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, _SIOCGIFMTU, _IFREQ.pack(name.encode(), 0))
+    return int(_IFREQ.unpack(answer)[1])

@@ -1,0 +1,137 @@
+"""Puts the rules into the kernel and takes them out again, with iptables and ipset."""
+
+import ipaddress
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from nfq_enforcer.core.snapshot import Snapshot
+from nfq_enforcer.dataplane import ruleset
+from nfq_enforcer.dataplane.ruleset import IPV4, IPV6, Family, Ruleset
+from nfq_enforcer.errors import NfqError
+
+_IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+_LOCK_SECONDS = "5"
+_QUEUED = re.compile(rf"^\[(\d+):\d+\] -A {ruleset.QUEUE} ", re.MULTILINE)
+
+
+def families() -> tuple[Family, ...]:
+    """Return the IP families that this host speaks: IPv4, and IPv6 unless it is switched off."""
+    try:
+        off = _IPV6_OFF.read_text().strip() == "1"
+    except FileNotFoundError:
+        off = True
+    return (IPV4,) if off else (IPV4, IPV6)
+
+
+def check() -> None:
+    """Raise NfqError, with the sentence for it, where this process or host cannot have rules."""
+    if os.geteuid() != 0:
+        raise NfqError("this needs root: it changes iptables rules and binds a queue; run it with sudo")
+    missing = [tool for tool in ("iptables", "ip6tables", "ipset") if shutil.which(tool) is None]
+    if missing:
+        raise NfqError(f"{' and '.join(missing)} not found in PATH: install the packages iptables and ipset")
+
+
+class Rules:
+    """The rules of this host, as far as they are ours."""
+
+    def __init__(self, rules: Ruleset, spoken: tuple[Family, ...]) -> None:
+        """Take what to render; nothing is changed yet."""
+        self._ruleset = rules
+        self._families = spoken
+        self._addresses: dict[Family, frozenset[str]] = {}
+        self._interfaces: frozenset[str] | None = None
+
+    def install(self, snapshot: Snapshot) -> None:
+        """Bring everything into place, whatever was there of ours; raise NfqError if the kernel refuses."""
+        interfaces = snapshot.homes
+        for family in self._families:
+            self._fill(family, _addresses(snapshot, family))
+            _restore(family, ruleset.render(self._ruleset, family, interfaces, _hooked(_saved(family))))
+        self._interfaces = interfaces
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """Let the sets and the interface rules follow a change of endpoints; what stays is not touched."""
+        for family in self._families:
+            addresses = _addresses(snapshot, family)
+            if addresses != self._addresses.get(family):
+                self._fill(family, addresses)
+            if snapshot.homes != self._interfaces:
+                _restore(family, ruleset.render_sources(snapshot.homes))
+        self._interfaces = snapshot.homes
+
+    def queued(self) -> int:
+        """Return how many packets the rules have handed to the queue since ``install``."""
+        return sum(
+            int(count) for family in self._families for count in _QUEUED.findall(_saved(family, counters=True))
+        )
+
+    def _fill(self, family: Family, addresses: frozenset[str]) -> None:
+        _run(["ipset", "restore"], ruleset.render_set(family, sorted(addresses)))
+        self._addresses[family] = addresses
+
+
+def remove() -> list[str]:
+    """Take out every rule, chain and set of ours, in both families; return in words what was there."""
+    removed: list[str] = []
+    for family in (IPV4, IPV6):
+        saved = _saved(family)
+        hooked, chains = _hooked(saved), _chains(saved)
+        if hooked or chains:
+            _restore(family, ruleset.render_removal(hooked, chains))
+            removed.append(f"{len(chains)} chains of {family.command}")
+    for name in _run(["ipset", "list", "-n"]).split():
+        if name.startswith("nfqe-local"):
+            _run(["ipset", "destroy", name])
+            removed.append(f"ipset {name}")
+    return removed
+
+
+def _addresses(snapshot: Snapshot, family: Family) -> frozenset[str]:
+    size = 4 if family is IPV4 else 16
+    return frozenset(str(ipaddress.ip_address(address)) for address in snapshot.endpoints if len(address) == size)
+
+
+def _saved(family: Family, *, counters: bool = False) -> str:
+    """Return ``iptables-save`` of the two tables, each line after the name of its table."""
+    lines: list[str] = []
+    for table in ruleset.CHAINS:
+        lines += _run([f"{family.command}-save", "-t", table, *(["-c"] if counters else [])]).splitlines()
+    return "\n".join(lines)
+
+
+def _hooked(saved: str) -> set[tuple[str, str]]:
+    lines = set(saved.splitlines())
+    return {
+        (table, base)
+        for table, hooks in ruleset.HOOKS.items()
+        for base, chain in hooks.items()
+        if f"-A {base} -j {chain}" in lines
+    }
+
+
+def _chains(saved: str) -> set[tuple[str, str]]:
+    names = {line[1:].split()[0] for line in saved.splitlines() if line.startswith(":")}
+    return {(table, chain) for table, chains in ruleset.CHAINS.items() for chain in chains if chain in names}
+
+
+def _restore(family: Family, text: str) -> None:
+    _run([f"{family.command}-restore", "--noflush", "--wait", _LOCK_SECONDS], text)
+
+
+def _run(command: list[str], text: str | None = None) -> str:
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise NfqError(f"{command[0]} not found in PATH: install the packages iptables and ipset") from None
+    if done.returncode != 0:
+        raise NfqError(f"{' '.join(command)} failed: {_reason(done.stderr)}")
+    return done.stdout
+
+
+def _reason(stderr: str) -> str:
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and "Try `" not in line]
+    return "; ".join(lines) or "no reason given"

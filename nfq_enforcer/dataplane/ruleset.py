@@ -1,0 +1,153 @@
+"""The kernel's rules, as text: which packets meet the queue.
+
+Our chains hang in table ``security``, whose hooks lie behind those of ``filter`` and of DNAT and before SNAT's. The
+verdict of a queue ends the base chain that the packet came from; here no rule of the administrator comes after it,
+so none is skipped (docs/decisions/0001-security-table.md). Table ``mangle`` lowers the MSS of TCP connections that
+cross a cluster interface, to leave room for the stamp.
+
+Each packet meets the queue at most once on a node: in INPUT, FORWARD or OUTPUT. Loopback is judged in OUTPUT.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nfq_enforcer.core import stamp
+
+
+class Family(NamedTuple):
+    """One of the two IP families, with the words that iptables and ipset have for it."""
+
+    version: int
+    command: str
+    ipset: str  # the set of the addresses of local endpoints
+    ipset_family: str
+    header: int  # bytes of the fixed IP header
+
+
+IPV4 = Family(4, "iptables", "nfqe-local4", "inet", 20)
+IPV6 = Family(6, "ip6tables", "nfqe-local6", "inet6", 40)
+
+QUEUE = "NFQE-QUEUE"  # hands over to the queue; its counter counts every packet that was
+SOURCES = "NFQE-SOURCE"  # one rule for each endpoint's interface, against forged source addresses
+_JUDGED = {"INPUT": "NFQE-INPUT", "FORWARD": "NFQE-FORWARD", "OUTPUT": "NFQE-OUTPUT"}
+_CLAMPED = {"PREROUTING": "NFQE-MSS-IN", "POSTROUTING": "NFQE-MSS-OUT"}
+HOOKS = {"security": _JUDGED, "mangle": _CLAMPED}
+CHAINS = {"security": (*_JUDGED.values(), SOURCES, QUEUE), "mangle": tuple(_CLAMPED.values())}
+
+_TCP_HEADER = 20
+_NEIGHBOUR_DISCOVERY = (133, 134, 135, 136, 137)  # RFC 4861; valid only with hop limit 255, so never forwarded
+_LISTENER_DISCOVERY = (130, 131, 132, 143)  # RFC 3810; link-local too
+
+
+@dataclass(frozen=True)
+class Ruleset:
+    """What the rules depend on."""
+
+    queue: int
+    fail_open: bool  # with nobody bound to the queue, packets pass (else they are dropped)
+    cluster_mtus: Mapping[str, int]  # cluster interface: its MTU
+
+
+def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Collection[tuple[str, str]]) -> str:
+    """Return the input of ``iptables-restore --noflush`` that brings all chains into place.
+
+    ``interfaces`` are those of local endpoints. ``hooked`` has the (table, base chain) pairs whose jump is there.
+    """
+    chains = {table: [f":{chain} - [0:0]" for chain in CHAINS[table]] for table in CHAINS}
+    jumps = {
+        table: [f"-I {base} 1 -j {chain}" for base, chain in HOOKS[table].items() if (table, base) not in hooked]
+        for table in HOOKS
+    }
+    return _tables(
+        mangle=[*chains["mangle"], *_clamps(rules, family), *jumps["mangle"]],
+        security=[
+            *chains["security"],
+            *_judged(family),
+            *_sources(interfaces),
+            _queue(rules),
+            *jumps["security"],
+        ],
+    )
+
+
+def render_sources(interfaces: Iterable[str]) -> str:
+    """Return the input that replaces only the rules of the endpoints' interfaces."""
+    return _tables(security=[f":{SOURCES} - [0:0]", *_sources(interfaces)])
+
+
+def render_removal(hooked: Collection[tuple[str, str]], chains: Collection[tuple[str, str]]) -> str:
+    """Return the input that removes the jumps and (table, chain) pairs that are there."""
+    return _tables(
+        **{
+            table: [
+                *(f"-D {base} -j {chain}" for base, chain in HOOKS[table].items() if (table, base) in hooked),
+                *(f"-{action} {chain}" for action in "FX" for chain in CHAINS[table] if (table, chain) in chains),
+            ]
+            for table in HOOKS
+        }
+    )
+
+
+def render_set(family: Family, addresses: Iterable[str]) -> str:
+    """Return the input of ``ipset restore`` that makes the set of local endpoints hold just these addresses."""
+    name, fresh = family.ipset, f"{family.ipset}-new"
+    create = f"hash:ip family {family.ipset_family} maxelem 1048576 -exist"
+    lines = [
+        f"create {name} {create}",
+        f"create {fresh} {create}",
+        f"flush {fresh}",
+        *(f"add {fresh} {address}" for address in addresses),
+        f"swap {fresh} {name}",
+        f"destroy {fresh}",
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def mss(mtu: int, family: Family) -> int:
+    """Return the largest TCP segment, in bytes of data, that fits into the MTU together with a stamp."""
+    return mtu - family.header - _TCP_HEADER - stamp.overhead(family.version)
+
+
+def _judged(family: Family) -> list[str]:
+    local = f"-m set --match-set {family.ipset}"
+    exempt = _link_local() if family is IPV6 else []
+    rules = ["-A NFQE-INPUT -i lo -j RETURN"]
+    for base, chain in _JUDGED.items():
+        rules += [f"-A {chain} {rule}" for rule in exempt if base != "FORWARD"]
+        rules += [f"-A {chain} {local} {end} -j {QUEUE}" for end in ("src", "dst")]
+        rules += [f"-A {chain} -j {SOURCES}"] if base != "OUTPUT" else []
+    return rules
+
+
+def _link_local() -> list[str]:
+    """Neighbour and listener discovery: without them IPv6 does not work, and no policy speaks of them."""
+    types = [(number, "-m hl --hl-eq 255 ") for number in _NEIGHBOUR_DISCOVERY]
+    types += [(number, "-m hl --hl-eq 1 ") for number in _LISTENER_DISCOVERY]
+    return [f"-p ipv6-icmp -m icmp6 --icmpv6-type {number} {limit}-j RETURN" for number, limit in types]
+
+
+def _sources(interfaces: Iterable[str]) -> list[str]:
+    return [f"-A {SOURCES} -i {interface} -j {QUEUE}" for interface in sorted(set(interfaces))]
+
+
+def _queue(rules: Ruleset) -> str:
+    # The state match matches everything: it is there because it has the kernel reassemble fragments before our hooks
+    # and keep its own record of connections.
+    every_state = "-m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED"
+    bypass = " --queue-bypass" if rules.fail_open else ""
+    return f"-A {QUEUE} {every_state} -j NFQUEUE --queue-num {rules.queue}{bypass}"
+
+
+def _clamps(rules: Ruleset, family: Family) -> list[str]:
+    return [
+        f"-A {chain} {side} {name} -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {mss(mtu, family)}"
+        for name, mtu in sorted(rules.cluster_mtus.items())
+        for chain, side in (("NFQE-MSS-IN", "-i"), ("NFQE-MSS-OUT", "-o"))
+    ]
+
+
+def _tables(**tables: Sequence[str]) -> str:
+    return "".join(
+        "".join(f"{line}\n" for line in (f"*{table}", *lines, "COMMIT")) for table, lines in tables.items() if lines
+    )

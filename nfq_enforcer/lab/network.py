@@ -1,0 +1,269 @@
+"""Build and remove the lab's namespaces; run commands in them.
+
+Promises: ``up`` makes all of it or nothing. ``down`` goes by the names alone, so it also clears what a crashed
+builder left, ends no process outside of the lab's namespaces, and may be called any number of times.
+"""
+
+import os
+import secrets
+import select
+import shutil
+import signal
+import string
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+from nfq_enforcer.errors import NfqError
+from nfq_enforcer.lab.topology import (
+    BRIDGE,
+    PREFIX,
+    ROUTER,
+    SEGMENT,
+    UPLINK,
+    Machine,
+    Route,
+    Topology,
+    namespace_prefix,
+)
+
+STATE = Path("/run/nfq-enforcer-lab")
+_IPV6 = Path("/proc/sys/net/ipv6")
+_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # a plain user's PATH leaves these out; so may cron's
+_GRACE = 1.0  # how long a process may take to end before it is killed
+_ROUNDS = 2  # a supervisor may have started another child just before it got its signal
+_COMMAND_TIMEOUT = 30.0
+
+# Written in the new namespace before it has interfaces, so that every interface begins with these.
+_SYSCTLS = {
+    "net/ipv6/conf/all/disable_ipv6": 0,
+    "net/ipv6/conf/default/disable_ipv6": 0,
+    "net/ipv6/conf/all/accept_dad": 0,  # the greater of all and the interface's own counts
+    "net/ipv6/conf/default/accept_dad": 0,
+    "net/ipv6/conf/all/accept_ra": 0,
+    "net/ipv6/conf/default/accept_ra": 0,
+    "net/ipv4/conf/all/rp_filter": 0,  # a spoofed source must reach the engine, not be dropped before it
+    "net/ipv4/conf/default/rp_filter": 0,
+    "net/ipv4/icmp_ratelimit": 0,  # "refused" and "too big" are answers that tests wait for
+    "net/ipv6/icmp/ratelimit": 0,
+}
+_ROUTER_SYSCTLS = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1, "net/ipv6/conf/default/forwarding": 1}
+# Where br_netfilter is loaded, a bridge would pass frames to iptables; the segment is to be a mere wire.
+_BRIDGE_SYSCTLS = {f"net/bridge/bridge-nf-call-{tables}": 0 for tables in ("iptables", "ip6tables", "arptables")}
+
+
+class Network:
+    """The namespaces of one lab."""
+
+    def __init__(self, topology: Topology) -> None:
+        self.topology = topology
+        self.state = STATE / topology.run_id
+
+    def up(self) -> None:
+        """Build the network; on a failure remove what was made and raise NfqError."""
+        _check_prerequisites()
+        self._claim()
+        try:
+            self._build()
+        except BaseException:
+            self.down()
+            raise
+
+    def down(self) -> None:
+        """End the lab's processes and remove its namespaces and its state folder; no harm if there are none."""
+        remove(self.topology.run_id)
+
+    def masquerade(self, on: bool) -> None:
+        """Let the router hide the source of what it forwards onto the segment, or no longer; new connections only."""
+        rule = f"-A POSTROUTING -o {UPLINK} -j MASQUERADE\n" if on else ""
+        for restore in ("iptables-restore", "ip6tables-restore"):  # replaces the whole table, which is ours alone
+            _run(self.command(ROUTER, [_tool(restore), "-w", "-T", "nat"]), f"*nat\n{rule}COMMIT\n")
+
+    def command(self, machine: str, argv: Sequence[str]) -> list[str]:
+        """Return the command line that runs a command in a machine's namespace."""
+        return [_ip(), "netns", "exec", self.topology.namespace(machine), *argv]
+
+    def in_namespace(self, machine: str, argv: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":
+        """Start a command in a machine's namespace; the options are Popen's."""
+        return subprocess.Popen(self.command(machine, argv), **options)
+
+    def _claim(self) -> None:
+        run_id = self.topology.run_id
+        try:
+            self.state.mkdir(parents=True)
+        except FileExistsError:
+            raise NfqError(_taken(run_id)) from None
+        except OSError as error:
+            raise NfqError(f"the lab cannot make its folder {self.state}: {error.strerror}") from None
+        if _namespaces(run_id):
+            raise NfqError(_taken(run_id))
+
+    def _build(self) -> None:
+        machines = self.topology.machines.values()
+        _batch([f"netns add {self.topology.namespace(machine.name)}" for machine in machines])
+        for machine in machines:
+            _run(self.command(machine.name, ["sh", "-c", _sysctl_script(machine)]))
+        _batch(self._links())
+        for machine in machines:
+            _batch(_set_up(machine), self.topology.namespace(machine.name))
+
+    def _links(self) -> list[str]:
+        name = self.topology.namespace
+        return [
+            # A bridge without STP forwards at once; without snooping it passes on all of IPv6's multicast.
+            f"link add {BRIDGE} netns {name(SEGMENT)} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+            *(
+                f"link add {c.a[1]} netns {name(c.a[0])} type veth peer name {c.b[1]} netns {name(c.b[0])}"
+                for c in self.topology.cables
+            ),
+        ]
+
+
+def new_run_id() -> str:
+    """Return a run id that no lab on this machine has."""
+    taken = list_labs()
+    while True:
+        run_id = "".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(6))
+        if run_id not in taken:
+            return run_id
+
+
+def list_labs() -> list[str]:
+    """Return the run ids of all labs there are traces of, in the order of their text."""
+    by_namespace = {
+        name.removeprefix(PREFIX).partition("-")[0] for name in _all_namespaces() if name.startswith(PREFIX)
+    }
+    by_folder = {folder.name for folder in STATE.iterdir()} if STATE.is_dir() else set()
+    return sorted(by_namespace | by_folder)
+
+
+def remove(run_id: str) -> None:
+    """Remove a lab by its run id alone: its processes, its namespaces, its state folder."""
+    _check_root()
+    namespaces = _namespaces(run_id)
+    for _ in range(_ROUNDS):
+        _end(pid for namespace in namespaces for pid in _pids(namespace))
+    _batch([f"netns del {namespace}" for namespace in namespaces])
+    shutil.rmtree(STATE / run_id, ignore_errors=True)
+
+
+def _check_prerequisites() -> None:
+    _check_root()
+    _ip()
+    if not _IPV6.is_dir():
+        raise NfqError("the lab needs IPv6, which is off in this kernel: boot without ipv6.disable=1")
+
+
+def _check_root() -> None:
+    if os.geteuid() != 0:
+        raise NfqError("the lab needs root to make network namespaces: run it with sudo")
+
+
+def _taken(run_id: str) -> str:
+    return f"a lab {run_id!r} is there already: remove it with `nfq-enforcer lab down`, or choose another run id"
+
+
+def _ip() -> str:
+    return _tool("ip")
+
+
+def _tool(name: str) -> str:
+    path = shutil.which(name, path=_PATH)
+    if path is None:
+        package = {"ip": "iproute2"}.get(name, "iptables")
+        raise NfqError(f"the lab needs the command `{name}`, which is not there: install {package}")
+    return path
+
+
+def _sysctl_script(machine: Machine) -> str:
+    values = _SYSCTLS | (_ROUTER_SYSCTLS if machine.forwards else {})
+    writes = [f"echo {value} >/proc/sys/{key}" for key, value in values.items()]
+    if machine.name == SEGMENT:
+        writes += [
+            f"[ ! -e /proc/sys/{key} ] || echo {value} >/proc/sys/{key}" for key, value in _BRIDGE_SYSCTLS.items()
+        ]
+    return "set -e\n" + "\n".join(writes)
+
+
+def _set_up(machine: Machine) -> list[str]:
+    """Return the ``ip`` commands that give a machine its addresses, links and routes, in order."""
+    lines = ["link set lo up"]
+    for interface in machine.interfaces:
+        for address in interface.addresses:
+            lines.append(f"address add {address} dev {interface.name}{' nodad' if address.version == 6 else ''}")
+        port = f" master {BRIDGE}" if machine.name == SEGMENT and interface.name != BRIDGE else ""
+        lines.append(f"link set {interface.name} mtu {interface.mtu}{port} up")
+    return [*lines, *map(_route, machine.routes)]
+
+
+def _route(route: Route) -> str:
+    parts = {"via": route.via, "dev": route.device, "src": route.source}
+    return f"route add {route.to}" + "".join(f" {word} {value}" for word, value in parts.items() if value)
+
+
+def _batch(lines: Sequence[str], namespace: str | None = None) -> None:
+    if lines:
+        where = ["-n", namespace] if namespace else []
+        _run([_ip(), *where, "-batch", "-"], "\n".join(lines) + "\n")
+
+
+def _run(argv: Sequence[str], text: str = "") -> str:
+    """Run a command to its end; raise NfqError with what it said if it fails."""
+    try:
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NfqError(f"the lab's network: {error}") from None
+    if done.returncode != 0:
+        raise NfqError(f"the lab's network: `{' '.join(argv)}` failed: {_complaint(done.stderr, text)}")
+    return done.stdout
+
+
+def _complaint(stderr: str, text: str) -> str:
+    """Return what a command complained of, and of a batch the line that failed."""
+    said = [line for line in stderr.splitlines() if line.strip()]
+    if said and said[-1].startswith("Command failed -:"):
+        line = int(said.pop().rpartition(":")[2])
+        said.append(f"in {text.splitlines()[line - 1]!r}")
+    return "; ".join(said) or "it did not say why"
+
+
+def _all_namespaces() -> list[str]:
+    return [line.split()[0] for line in _run([_ip(), "netns", "list"]).splitlines() if line]
+
+
+def _namespaces(run_id: str) -> list[str]:
+    return [name for name in _all_namespaces() if name.startswith(namespace_prefix(run_id))]
+
+
+def _pids(namespace: str) -> list[int]:
+    return [int(pid) for pid in _run([_ip(), "netns", "pids", namespace]).split()]
+
+
+def _end(pids: Iterable[int]) -> None:
+    """Ask processes to end, wait, and kill those that are left; a pidfd never names a later process of that number."""
+    with ExitStack() as stack:
+        waiting = select.poll()
+        running = set()
+        for pid in set(pids) - {os.getpid()}:
+            with suppress(ProcessLookupError):
+                pidfd = os.pidfd_open(pid)
+                stack.callback(os.close, pidfd)
+                waiting.register(pidfd, select.POLLIN)
+                running.add(pidfd)
+        for name in (signal.SIGTERM, signal.SIGKILL):
+            for pidfd in running:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, name)
+            _await_exit(waiting, running)
+
+
+def _await_exit(waiting: "select.poll", running: set[int]) -> None:
+    """Take out of ``running`` what ends within the grace."""
+    deadline = time.monotonic() + _GRACE
+    while running and (left := deadline - time.monotonic()) > 0:
+        for pidfd, _ in waiting.poll(left * 1000):
+            waiting.unregister(pidfd)
+            running.discard(pidfd)

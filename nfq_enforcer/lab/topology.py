@@ -1,0 +1,279 @@
+"""What the lab looks like: machines, cables, addresses and routes. It only computes; ``network.py`` builds it.
+
+    front1 ─┐                    ┌─ front2        db3 ─┐
+            n1 ──── segment ──── n2                    n3 (an endpoint itself)
+    back1 ──┘       │     │      └─ back2     front3 ──┘
+                  world   └──────── rtr ── link ───────┘
+
+Every machine is a network namespace ``nfqe-<run id>-<machine>`` (and so is the segment: its bridge). Every machine
+has an IPv4 and an IPv6 address and reaches every other in both; ``world`` is outside of the cluster and knows the
+ways to the endpoints all the same, so that it can try. Endpoints hang on their node without a bridge: routed, behind
+a veth whose host side is named in the endpoint's document.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+    ip_network,
+)
+from typing import Any
+
+import yaml
+
+from nfq_enforcer.errors import BadInput
+
+Address = IPv4Address | IPv6Address
+InterfaceAddress = IPv4Interface | IPv6Interface
+Subnet = IPv4Network | IPv6Network
+
+PREFIX = "nfqe-"
+SEGMENT = "seg"
+BRIDGE = "br0"
+ROUTER = "rtr"
+WORLD = "world"
+UPLINK = "eth0"  # of every machine with only one way out, and of the nodes: the interface that faces the others
+
+_RUN_ID = re.compile(r"[a-z0-9]{1,6}")
+_POD_SUBNETS = ("10.31.{}.0/24", "fd00:31:{}::/64")
+_SEGMENT_SUBNETS = ("172.31.0.0/24", "fd00:31::/64")
+_FAR_SUBNETS = ("172.31.1.0/24", "fd00:31:0:1::/64")  # the link behind the router
+_FIRST_ENDPOINT, _WORLD_NUMBER, _ROUTER_NUMBER = 10, 100, 254
+
+_ENDPOINTS = {"n1": ("front1", "back1"), "n2": ("front2", "back2"), "n3": ("db3", "front3")}
+_ROLES = {"front": "frontend", "back": "backend", "db": "db", "n": "monitor"}
+_BEHIND_ROUTER = "n3"
+NODES = tuple(_ENDPOINTS)
+_ON_SEGMENT = (ROUTER, WORLD, *(node for node in NODES if node != _BEHIND_ROUTER))
+
+
+@dataclass(frozen=True)
+class Interface:
+    """One end of a cable, or the bridge; the first machine of two names the cable's other end."""
+
+    name: str
+    addresses: tuple[InterfaceAddress, ...] = ()
+    mtu: int = 1500
+
+
+@dataclass(frozen=True)
+class Route:
+    """A way to a subnet: through a gateway, or straight out of an interface."""
+
+    to: Subnet
+    via: Address | None = None
+    device: str | None = None
+    source: Address | None = None  # which own address a packet takes that starts here
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One namespace: its interfaces in the order they are addressed, and its routes."""
+
+    name: str
+    interfaces: tuple[Interface, ...] = ()
+    routes: tuple[Route, ...] = ()
+    forwards: bool = False
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Return its own addresses, IPv4 then IPv6: those of its first interface."""
+        return tuple(address.ip for address in self.interfaces[0].addresses)
+
+
+@dataclass(frozen=True)
+class Cable:
+    """A veth pair: two (machine, interface) ends."""
+
+    a: tuple[str, str]
+    b: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A workload that policy speaks of, as its document declares it."""
+
+    name: str
+    node: str
+    addresses: tuple[Address, ...]
+    interface: str | None  # on the node; none for a node that is an endpoint itself
+
+    @property
+    def role(self) -> str:
+        """Return the value of its ``role`` label."""
+        return _ROLES[self.name.rstrip("0123456789")]
+
+    def document(self) -> dict[str, Any]:
+        """Return the Endpoint document that declares it."""
+        spec: dict[str, Any] = {"node": self.node, "ips": [str(address) for address in self.addresses]}
+        if self.interface:
+            spec["interface"] = self.interface
+        return {
+            "apiVersion": "nfq-enforcer.io/v1",
+            "kind": "Endpoint",
+            "metadata": {"name": self.name, "namespace": "default", "labels": {"role": self.role}},
+            "spec": spec,
+        }
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The whole lab of one run."""
+
+    run_id: str
+    stamp_room: int = 16  # how much lower the MTU of an endpoint is, so that its packets still fit when stamped
+    mtu: int = 1500
+
+    def __post_init__(self) -> None:
+        """Refuse a run id that does not fit the names of namespaces."""
+        if not _RUN_ID.fullmatch(self.run_id):
+            raise BadInput(f"{self.run_id!r} is not a run id of a lab: it has 1 to 6 of the characters a-z and 0-9")
+
+    def namespace(self, machine: str) -> str:
+        """Return the name of a machine's network namespace."""
+        return f"{namespace_prefix(self.run_id)}{self.machine(machine).name}"
+
+    def machine(self, name: str) -> Machine:
+        """Return the machine of this name; raise BadInput with the names there are."""
+        if name not in self.machines:
+            raise BadInput(f"the lab has no machine {name!r}; there are {', '.join(self.machines)}")
+        return self.machines[name]
+
+    def address(self, machine: str, family: int = 4) -> Address:
+        """Return a machine's own address of IP version 4 or 6."""
+        return next(address for address in self.machine(machine).addresses if address.version == family)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Return every machine that has addresses: all but the segment."""
+        return tuple(name for name in self.machines if name != SEGMENT)
+
+    @cached_property
+    def machines(self) -> dict[str, Machine]:
+        """Return all machines by name."""
+        nodes = [self._node(name) for name in NODES]
+        endpoints = [self._endpoint_machine(node, name) for node, names in _ENDPOINTS.items() for name in names]
+        everyone = [self._segment(), self._router(), self._world(), *nodes, *endpoints]
+        return {machine.name: machine for machine in everyone}
+
+    @cached_property
+    def cables(self) -> tuple[Cable, ...]:
+        """Return every veth pair; a port of the segment's bridge bears the name of the machine it leads to."""
+        on_segment = [Cable((SEGMENT, name), (name, UPLINK)) for name in _ON_SEGMENT]
+        far = Cable((ROUTER, "far"), (_BEHIND_ROUTER, UPLINK))
+        pods = [Cable((e.node, e.interface), (e.name, UPLINK)) for e in self.endpoints if e.interface]
+        return (*on_segment, far, *pods)
+
+    @cached_property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Return all endpoints, the node that is one itself at the end."""
+        behind_veths = [
+            Endpoint(name, node, tuple(address.ip for address in _pod_addresses(node, name)), f"veth-{name}")
+            for node, names in _ENDPOINTS.items()
+            for name in names
+        ]
+        itself = Endpoint(_BEHIND_ROUTER, _BEHIND_ROUTER, self.machine(_BEHIND_ROUTER).addresses, None)
+        return (*behind_veths, itself)
+
+    def endpoint_documents(self) -> str:
+        """Render the Endpoint documents of all endpoints as YAML."""
+        return yaml.safe_dump_all([e.document() for e in self.endpoints], sort_keys=False, explicit_start=True)
+
+    def _segment(self) -> Machine:
+        ports = [Interface(name, mtu=self.mtu) for name in _ON_SEGMENT]
+        return Machine(SEGMENT, (Interface(BRIDGE, mtu=self.mtu), *ports))
+
+    def _router(self) -> Machine:
+        near = Interface(UPLINK, _numbered(_SEGMENT_SUBNETS, _ROUTER_NUMBER), self.mtu)
+        far = Interface("far", _numbered(_FAR_SUBNETS, _ROUTER_NUMBER), self.mtu)
+        return Machine(ROUTER, (near, far), tuple(_routes_to_pods(ROUTER)), forwards=True)
+
+    def _world(self) -> Machine:
+        uplink = Interface(UPLINK, _numbered(_SEGMENT_SUBNETS, _WORLD_NUMBER), self.mtu)
+        return Machine(WORLD, (uplink,), (*_routes_to_pods(WORLD), *_routes_to_far_link()))
+
+    def _node(self, name: str) -> Machine:
+        uplink = Interface(UPLINK, _node_addresses(name), self.mtu)
+        gateways = tuple(_single(address) for address in _numbered(_pod_subnets(name), 1))
+        pods = [Interface(f"veth-{pod}", gateways, self.mtu) for pod in _ENDPOINTS[name]]
+        if name in _ON_SEGMENT:
+            routes = [*_routes_to_pods(name), *_routes_to_far_link()]
+        else:
+            routes = [Route(_everything(g), via=g.ip) for g in _numbered(_FAR_SUBNETS, _ROUTER_NUMBER)]
+        return Machine(name, (uplink, *pods), (*_routes_to_own_pods(name), *routes), forwards=True)
+
+    def _endpoint_machine(self, node: str, name: str) -> Machine:
+        uplink = Interface(UPLINK, _pod_addresses(node, name), self.mtu - self.stamp_room)
+        gateways = [_single(address) for address in _numbered(_pod_subnets(node), 1)]
+        on_link = [Route(gateway.network, device=UPLINK) for gateway in gateways]
+        default = [Route(_everything(gateway), via=gateway.ip, device=UPLINK) for gateway in gateways]
+        return Machine(name, (uplink,), (*on_link, *default))
+
+
+def namespace_prefix(run_id: str) -> str:
+    """Return what the names of all namespaces of a run begin with."""
+    return f"{PREFIX}{run_id}-"
+
+
+def _numbered(subnets: tuple[str, ...], number: int) -> tuple[InterfaceAddress, ...]:
+    networks = [ip_network(subnet) for subnet in subnets]
+    return tuple(ip_interface((network[number], network.prefixlen)) for network in networks)
+
+
+def _single(address: InterfaceAddress) -> InterfaceAddress:
+    """Take an address out of its subnet, so that it brings no route of its own."""
+    return ip_interface((address.ip, address.max_prefixlen))
+
+
+def _everything(address: InterfaceAddress) -> Subnet:
+    return ip_network("0.0.0.0/0" if address.version == 4 else "::/0")
+
+
+def _pod_subnets(node: str) -> tuple[str, ...]:
+    return tuple(subnet.format(NODES.index(node) + 1) for subnet in _POD_SUBNETS)
+
+
+def _pod_addresses(node: str, endpoint: str) -> tuple[InterfaceAddress, ...]:
+    number = _FIRST_ENDPOINT + _ENDPOINTS[node].index(endpoint)
+    return tuple(_single(address) for address in _numbered(_pod_subnets(node), number))
+
+
+def _node_addresses(node: str) -> tuple[InterfaceAddress, ...]:
+    return _numbered(_SEGMENT_SUBNETS if node in _ON_SEGMENT else _FAR_SUBNETS, NODES.index(node) + 1)
+
+
+def _routes_to_own_pods(node: str) -> list[Route]:
+    # A node that is an endpoint speaks to its pods, too, with the address that its document names.
+    return [
+        Route(address.network, device=f"veth-{pod}", source=own.ip)
+        for pod in _ENDPOINTS[node]
+        for address, own in zip(_pod_addresses(node, pod), _node_addresses(node), strict=True)
+    ]
+
+
+def _routes_to_pods(machine: str) -> list[Route]:
+    """Return the routes from a machine on the segment to the pods of all other nodes."""
+    return [
+        Route(ip_network(subnet), via=gateway.ip)
+        for node in NODES
+        if node != machine
+        for subnet, gateway in zip(_pod_subnets(node), _gateway_to(node, machine), strict=True)
+    ]
+
+
+def _gateway_to(node: str, machine: str) -> tuple[InterfaceAddress, ...]:
+    if node in _ON_SEGMENT or machine == ROUTER:
+        return _node_addresses(node)
+    return _numbered(_SEGMENT_SUBNETS, _ROUTER_NUMBER)
+
+
+def _routes_to_far_link() -> list[Route]:
+    gateways = _numbered(_SEGMENT_SUBNETS, _ROUTER_NUMBER)
+    return [Route(ip_network(subnet), via=gateway.ip) for subnet, gateway in zip(_FAR_SUBNETS, gateways, strict=True)]

@@ -1,0 +1,150 @@
+"""A flow event as a reader gets it: a JSON object with Hubble's field names, or one line of text.
+
+Names are those of Hubble's ``flow.proto`` (cilium/cilium, api/v1/flow/flow.proto), as its JSON form spells them:
+``IP`` and the keys of ``l4`` keep their capitals. ``enforced_by`` is ours: the rules that closed what no rule opens.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any
+
+from nfq_enforcer.core.directory import Directory
+from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
+from nfq_enforcer.core.policymap import RuleRef
+from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
+
+Flow = dict[str, Any]
+
+VERDICTS = tuple(str(verdict) for verdict in FlowVerdict)
+_MAX_RULES = 8  # named in one flow
+_PORTED = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
+_ICMP = {ICMP: "ICMPv4", ICMPV6: "ICMPv6"}
+_TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
+
+
+def render(event: FlowEvent, directory: Directory, node: str, wall_time: float) -> Flow:
+    """Return the event as a JSON object; ``wall_time`` in seconds since the epoch."""
+    asked = event.opening
+    ends = [(asked.src, asked.source, asked.sport), (asked.dst, asked.destination, asked.dport)]
+    if event.is_reply:
+        ends.reverse()
+    (src, source, sport), (dst, destination, dport) = ends
+    flow: Flow = {
+        "time": datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "verdict": str(event.verdict),
+    }
+    if event.reason is not None:
+        flow["drop_reason_desc"] = str(event.reason)
+    if src:
+        flow["IP"] = {
+            "source": str(ip_address(src)),
+            "destination": str(ip_address(dst)),
+            "ipVersion": "IPv4" if len(src) == 4 else "IPv6",
+        }
+        flow["l4"] = _l4(event, sport, dport)
+    flow |= {
+        "source": _end(directory, src, source),
+        "destination": _end(directory, dst, destination),
+        "Type": "L3_L4",
+        "node_name": node,
+        "traffic_direction": event.direction.upper(),
+        "is_reply": event.is_reply,
+    }
+    if event.allowed_by:
+        for direction in Direction:
+            flow |= _rules(f"{direction}_allowed_by", (r for r in event.allowed_by if r.direction == direction))
+    return flow | _rules("enforced_by", event.enforced_by) | {"Summary": _summary(event)}
+
+
+def _l4(event: FlowEvent, sport: int, dport: int) -> Flow:
+    asked = event.opening
+    if asked.proto in _PORTED:
+        ports: Flow = {"source_port": sport, "destination_port": dport}
+        if asked.proto == TCP:
+            ports["flags"] = {name: True for name in _flag_names(event.tcp_flags)}
+        return {_PORTED[asked.proto]: ports}
+    if asked.proto in _ICMP:
+        return {_ICMP[asked.proto]: {"type": asked.icmp_type, "code": asked.icmp_code}}
+    return {"protocol": asked.proto}
+
+
+def _end(directory: Directory, address: bytes, identity: Identity) -> Flow:
+    end: Flow = {"identity": identity}
+    labels = directory.labels(identity)
+    if labels is not None:
+        end["labels"] = [str(label) for label in labels]
+    endpoint = directory.endpoint(address, identity)
+    if endpoint is not None:
+        end |= {"namespace": endpoint.namespace, "pod_name": endpoint.name}
+    return end
+
+
+def _rules(field: str, rules: Iterable[RuleRef]) -> Flow:
+    named = [
+        {"kind": rule.kind, "namespace": rule.namespace, "name": rule.name, "rule": f"{rule.direction}[{rule.number}]"}
+        for rule in rules
+    ]
+    return {field: named[:_MAX_RULES]} if named else {}
+
+
+def _flag_names(flags: int) -> list[str]:
+    return [name for bit, name in enumerate(_TCP_FLAGS) if flags >> bit & 1]
+
+
+def _summary(event: FlowEvent) -> str:
+    asked = event.opening
+    if asked.proto == TCP:
+        return f"TCP Flags: {', '.join(_flag_names(event.tcp_flags)) or 'none'}"
+    if asked.proto in _ICMP:
+        return f"{_ICMP[asked.proto]} type {asked.icmp_type} code {asked.icmp_code}"
+    return _PORTED.get(asked.proto, f"IP protocol {asked.proto}" if asked.src else "unreadable")
+
+
+def compact(flow: Mapping[str, Any]) -> str:
+    """Return a flow as one line, in the manner of ``hubble observe``."""
+    time = datetime.fromisoformat(flow["time"]).astimezone().strftime("%b %d %H:%M:%S.%f")[:-3]
+    arrow = "<-" if flow["is_reply"] else "->"
+    ends = [_end_text(flow, "source"), _end_text(flow, "destination")]
+    if flow["is_reply"]:
+        ends.reverse()  # the opener stands first, as in Hubble
+    words = [f"{time} [{flow['node_name']}]:", ends[0], arrow, ends[1], flow["traffic_direction"], flow["verdict"]]
+    if "drop_reason_desc" in flow:
+        words.append(flow["drop_reason_desc"])
+    words.append(f"({flow['Summary']})")
+    return " ".join([*words, *_because(flow)])
+
+
+def _end_text(flow: Mapping[str, Any], side: str) -> str:
+    end = flow[side]
+    address = flow.get("IP", {}).get(side, "?")
+    name = f"{end['namespace']}/{end['pod_name']}" if "pod_name" in end else address
+    ported: Mapping[str, Any] = next(iter(flow.get("l4", {}).values()), {}) if flow.get("l4") else {}
+    port = ported.get(f"{side}_port") if isinstance(ported, Mapping) else None
+    return f"{name}{'' if port is None else f':{port}'} ({_who(end)})"
+
+
+def _who(end: Mapping[str, Any]) -> str:
+    reserved = [label for label in end.get("labels", ()) if label.startswith("reserved:")]
+    if reserved:
+        return str(reserved[0].removeprefix("reserved:"))
+    return f"ID:{end['identity']}" if end["identity"] else "unknown"
+
+
+def _because(flow: Mapping[str, Any]) -> list[str]:
+    allowed = [*flow.get("egress_allowed_by", ()), *flow.get("ingress_allowed_by", ())]
+    if allowed:
+        return [f"allowed by {_documents(allowed)}"]
+    reason = flow.get("drop_reason_desc")
+    if reason is None:
+        return []
+    sentence = DropReason(reason).description
+    closed = flow.get("enforced_by", ())
+    return [f"{sentence}; enforced by {_documents(closed)}" if closed else sentence]
+
+
+def _documents(rules: Iterable[Mapping[str, str]]) -> str:
+    names = (f"{rule['namespace']}/{rule['name']}" if rule["namespace"] else rule["name"] for rule in rules)
+    return ", ".join(dict.fromkeys(names))

@@ -1,0 +1,1 @@
+"""Policy: documents as users write them, down to the policy maps that packets are judged by."""
