@@ -28,9 +28,14 @@ class DocumentError(BadInput):
         self.field = field
         self.message = message
 
+    @property
+    def errors(self) -> "tuple[DocumentError, ...]":
+        """Return itself, as DocumentErrors returns its own."""
+        return (self,)
+
 
 class DocumentErrors(BadInput):
-    """Every problem of one load, a line each, in the order of the files and of their lines."""
+    """Every problem of one load, a line each."""
 
     def __init__(self, errors: Iterable[DocumentError]) -> None:
         """Take the problems in the order in which they are to be read."""

@@ -1,4 +1,4 @@
-"""Names for numbers: which labels an identity stands for, and which endpoint has an address. For logs and lists only."""
+"""Names for numbers: the labels an identity stands for, the endpoint that has an address. For logs and lists only."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

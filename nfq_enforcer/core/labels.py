@@ -150,7 +150,7 @@ class LabelFilter:
     def _compile(pattern: str) -> tuple[bool, re.Pattern[str]]:
         source, colon, _ = pattern.removeprefix("!").partition(":")
         named = colon and _SOURCE.fullmatch(source)
-        text = pattern.removeprefix("!") if named else f"[^:]*:{pattern.removeprefix('!')}"
+        text = pattern.removeprefix("!") if named else f"[^:]*:(?:{pattern.removeprefix('!')})"
         try:
             return not pattern.startswith("!"), re.compile(text)
         except re.error as error:

@@ -1,10 +1,16 @@
 """The host's interfaces, as the queue numbers them."""
 
 import fcntl
+import json
 import socket
 import struct
+import subprocess
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from nfq_enforcer.core.enforcer import Interface
+from nfq_enforcer.errors import NfqError
+
+Address = IPv4Address | IPv6Address
 
 _SIOCGIFMTU = 0x8921  # linux/sockios.h
 _IFREQ = struct.Struct("16si20x")
@@ -42,3 +48,21 @@ def mtu(name: str) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         answer = fcntl.ioctl(any_socket, _SIOCGIFMTU, _IFREQ.pack(name.encode(), 0))
     return int(_IFREQ.unpack(answer)[1])
+
+
+def host_addresses() -> list[tuple[str, Address]]:
+    """Return this host's global addresses, each with its interface, in the kernel's order, as iproute2 lists them."""
+    try:
+        listed = subprocess.run(
+            ["ip", "-j", "address", "show", "scope", "global"], capture_output=True, text=True, check=True
+        )
+    except FileNotFoundError:
+        raise NfqError("ip not found in PATH: install the package iproute2") from None
+    except subprocess.CalledProcessError as error:
+        raise NfqError(f"ip address failed: {error.stderr.strip()}") from None
+    return [
+        (link["ifname"], ip_address(entry["local"]))
+        for link in json.loads(listed.stdout)
+        for entry in link.get("addr_info", ())
+        if "local" in entry  # one that is filtered out leaves an empty place
+    ]

@@ -53,6 +53,14 @@ class Rules:
             _restore(family, ruleset.render(self._ruleset, family, interfaces, _hooked(_saved(family))))
         self._interfaces = interfaces
 
+    def release(self, snapshot: Snapshot) -> None:
+        """Take out the addresses that the snapshot no longer has, before anything judges by it."""
+        for family in self._families:
+            before = self._addresses.get(family, frozenset())
+            staying = before & _addresses(snapshot, family)
+            if staying != before:
+                self._fill(family, staying)
+
     def follow(self, snapshot: Snapshot) -> None:
         """Let the sets and the interface rules follow a change of endpoints; what stays is not touched."""
         for family in self._families:
@@ -65,9 +73,7 @@ class Rules:
 
     def queued(self) -> int:
         """Return how many packets the rules have handed to the queue since ``install``."""
-        return sum(
-            int(count) for family in self._families for count in _QUEUED.findall(_saved(family, counters=True))
-        )
+        return sum(int(count) for family in self._families for count in _QUEUED.findall(_saved(family, counters=True)))
 
     def _fill(self, family: Family, addresses: frozenset[str]) -> None:
         _run(["ipset", "restore"], ruleset.render_set(family, sorted(addresses)))

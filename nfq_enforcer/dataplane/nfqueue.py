@@ -79,9 +79,7 @@ class LibraryQueue:
         self._queue.unbind()
 
     def _on_packet(self, packet: netfilterqueue.Packet) -> None:
-        answer = self._judge(
-            packet.get_payload(), packet.physindev or packet.indev, packet.physoutdev or packet.outdev
-        )
+        answer = self._judge(packet.get_payload(), packet.physindev or packet.indev, packet.physoutdev or packet.outdev)
         if answer.payload is not None:
             packet.set_payload(answer.payload)
         if answer.accept:

@@ -79,9 +79,7 @@ class Worker:
         if now >= self._next_turn:
             self._turn(now)
         try:
-            decision = self._enforcer.decide(
-                payload, self._interfaces.get(indev), self._interfaces.get(outdev), now
-            )
+            decision = self._enforcer.decide(payload, self._interfaces.get(indev), self._interfaces.get(outdev), now)
         except Exception:  # the last line of defence: every packet gets a verdict
             self._counters.row[INTERNAL_ERRORS] += 1
             self._counters.count_drop(DropReason.INTERNAL_ERROR)
@@ -110,7 +108,9 @@ class Worker:
         raw = self._raw[version]
         if raw is None:
             return
-        address = socket.inet_ntop(*((socket.AF_INET, packet[16:20]) if version == 4 else (socket.AF_INET6, packet[24:40])))
+        address = socket.inet_ntop(
+            *((socket.AF_INET, packet[16:20]) if version == 4 else (socket.AF_INET6, packet[24:40]))
+        )
         with suppress(OSError):  # an error message that cannot be sent is lost, as any may be
             raw.sendto(packet, (address, 0))
 

@@ -33,6 +33,7 @@ from nfq_enforcer.lab.topology import (
 STATE = Path("/run/nfq-enforcer-lab")
 _IPV6 = Path("/proc/sys/net/ipv6")
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # a plain user's PATH leaves these out; so may cron's
+_PACKAGES = {"ip": "iproute2", "iptables-restore": "iptables", "ip6tables-restore": "iptables"}
 _GRACE = 1.0  # how long a process may take to end before it is killed
 _ROUNDS = 2  # a supervisor may have started another child just before it got its signal
 _COMMAND_TIMEOUT = 30.0
@@ -80,7 +81,7 @@ class Network:
         """Let the router hide the source of what it forwards onto the segment, or no longer; new connections only."""
         rule = f"-A POSTROUTING -o {UPLINK} -j MASQUERADE\n" if on else ""
         for restore in ("iptables-restore", "ip6tables-restore"):  # replaces the whole table, which is ours alone
-            _run(self.command(ROUTER, [_tool(restore), "-w", "-T", "nat"]), f"*nat\n{rule}COMMIT\n")
+            _run(self.command(ROUTER, [find_command(restore), "-w", "-T", "nat"]), f"*nat\n{rule}COMMIT\n")
 
     def command(self, machine: str, argv: Sequence[str]) -> list[str]:
         """Return the command line that runs a command in a machine's namespace."""
@@ -166,16 +167,16 @@ def _taken(run_id: str) -> str:
     return f"a lab {run_id!r} is there already: remove it with `nfq-enforcer lab down`, or choose another run id"
 
 
-def _ip() -> str:
-    return _tool("ip")
-
-
-def _tool(name: str) -> str:
+def find_command(name: str) -> str:
+    """Return the path of a command; raise NfqError with the package that brings it."""
     path = shutil.which(name, path=_PATH)
     if path is None:
-        package = {"ip": "iproute2"}.get(name, "iptables")
-        raise NfqError(f"the lab needs the command `{name}`, which is not there: install {package}")
+        raise NfqError(f"the lab needs the command `{name}`, which is not there: install {_PACKAGES.get(name, name)}")
     return path
+
+
+def _ip() -> str:
+    return find_command("ip")
 
 
 def _sysctl_script(machine: Machine) -> str:

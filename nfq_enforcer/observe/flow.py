@@ -64,7 +64,7 @@ def _l4(event: FlowEvent, sport: int, dport: int) -> Flow:
     if asked.proto in _PORTED:
         ports: Flow = {"source_port": sport, "destination_port": dport}
         if asked.proto == TCP:
-            ports["flags"] = {name: True for name in _flag_names(event.tcp_flags)}
+            ports["flags"] = dict.fromkeys(_flag_names(event.tcp_flags), True)
         return {_PORTED[asked.proto]: ports}
     if asked.proto in _ICMP:
         return {_ICMP[asked.proto]: {"type": asked.icmp_type, "code": asked.icmp_code}}
@@ -121,9 +121,10 @@ def _end_text(flow: Mapping[str, Any], side: str) -> str:
     end = flow[side]
     address = flow.get("IP", {}).get(side, "?")
     name = f"{end['namespace']}/{end['pod_name']}" if "pod_name" in end else address
-    ported: Mapping[str, Any] = next(iter(flow.get("l4", {}).values()), {}) if flow.get("l4") else {}
-    port = ported.get(f"{side}_port") if isinstance(ported, Mapping) else None
-    return f"{name}{'' if port is None else f':{port}'} ({_who(end)})"
+    if ":" in name:
+        name = f"[{name}]"
+    ports = [l4[f"{side}_port"] for name, l4 in flow.get("l4", {}).items() if name in _PORTED.values()]
+    return f"{name}{''.join(f':{port}' for port in ports)} ({_who(end)})"
 
 
 def _who(end: Mapping[str, Any]) -> str:
@@ -140,7 +141,7 @@ def _because(flow: Mapping[str, Any]) -> list[str]:
     reason = flow.get("drop_reason_desc")
     if reason is None:
         return []
-    sentence = DropReason(reason).description
+    sentence = DropReason[reason].description
     closed = flow.get("enforced_by", ())
     return [f"{sentence}; enforced by {_documents(closed)}" if closed else sentence]
 

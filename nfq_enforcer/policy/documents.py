@@ -1,140 +1,294 @@
-"""The documents, as Kubernetes and Cilium users write them, and what may stand in each field.
+"""The documents, as users of Kubernetes and Cilium write them.
 
 A model holds what this version enforces and nothing else. What upstream has beyond that is listed as unsupported, so
-that it is refused with that reason: a policy that is half understood is worse than one that is not loaded. Descriptive
+that it is refused with that reason: a policy that is half applied is worse than one that is not loaded. Descriptive
 metadata, as ``kubectl get -o yaml`` prints it, is accepted and has no effect.
 """
 
-import re
-from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Literal, Self
 
-from pydantic import AfterValidator, Field, PlainValidator, PrivateAttr, ValidationInfo, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from nfq_enforcer.core.labels import ANY_SOURCE, check_value, split_key
+from nfq_enforcer.policy.fields import (
+    AccountName,
+    Address,
+    Annotation,
+    DnsLabel,
+    DnsName,
+    InterfaceName,
+    LabelKey,
+    LabelValue,
+    NodeName,
+    OwnLabels,
+    PolicyPort,
+    Port,
+    PortName,
+    SelectorKey,
+)
 from nfq_enforcer.policy.validation import Items, Part
 
-NAMESPACE_KEY = "io.kubernetes.pod.namespace"
-CILIUM_KEYS = "io.cilium.k8s."
-AUDIT_ANNOTATION = "nfq-enforcer.io/audit"
-MAX_PORTS = 40  # upstream's own limit of a toPorts entry
-
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_NODE_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
-_INTERFACE = re.compile(r"(?!\.{1,2}\Z)[!-.0-~]{1,15}")  # dev_valid_name() in Linux: no slash, no space, IFNAMSIZ
-_SERVICE_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*")  # RFC 6335, section 5.1
-_NUMBER = re.compile(r"0|[1-9][0-9]*")
-_TAKEN_SOURCES = {"reserved", "any", "cidr", "fqdn"}
+MAX_PORTS = 40  # of a toPorts entry, as upstream
 
 
-def _selector_key(key: str) -> str:
-    split_key(key, ANY_SOURCE)
-    return key
+class ClusterMetadata(Part):
+    """What names a document that belongs to no namespace; all but the name and the labels has no effect."""
+
+    name: DnsName
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    annotations: dict[Annotation, str] = Field(default_factory=dict)
+    uid: object = None
+    resource_version: object = None
+    creation_timestamp: object = None
+    generation: object = None
+    managed_fields: object = None
+    owner_references: object = None
+    finalizers: object = None
 
 
-def _own_key(key: str) -> str:
-    """Refuse the labels that are not a user's to give: they say where an endpoint is and what it may claim to be."""
-    source, name = split_key(key)
-    if source in _TAKEN_SOURCES:
-        raise ValueError(f"source '{source}' is not a user's to give; allowed: none (k8s) or a name of your own")
-    if name == NAMESPACE_KEY or name.startswith(CILIUM_KEYS):
-        raise ValueError(f"label '{name}' is set by the engine from the endpoint's namespace and service account")
-    return key
+class Metadata(ClusterMetadata):
+    """What names a document within a namespace."""
+
+    namespace: DnsLabel = "default"
 
 
-def _one_value_each(labels: dict[str, str]) -> dict[str, str]:
-    seen: dict[tuple[str, str], str] = {}
-    for key in labels:
-        if (first := seen.setdefault(split_key(key), key)) != key:
-            raise ValueError(f"'{first}' and '{key}' are the same label; only one of them is allowed")
-    return labels
+class Document(Part):
+    """Any document; ``origin`` says where it was read."""
+
+    api_version: str
+    kind: str
+    metadata: ClusterMetadata
+    status: object = None
+    _origin: str = PrivateAttr("")
+
+    @property
+    def name(self) -> str:
+        """Return the name."""
+        return self.metadata.name
+
+    @property
+    def namespace(self) -> str:
+        """Return the namespace; empty for a document of the whole cluster."""
+        return self.metadata.namespace if isinstance(self.metadata, Metadata) else ""
+
+    @property
+    def origin(self) -> str:
+        """Return ``file:line`` of where it begins; empty if it was not read from a file."""
+        return self._origin
+
+    def at(self, origin: str) -> None:
+        """Note where it was read; to be called once, by who reads it."""
+        self._origin = origin
 
 
-def _annotation(key: str) -> str:
-    if key == AUDIT_ANNOTATION:
-        raise ValueError(f"{key} is not supported by this version")
-    return key
+class EndpointMetadata(Metadata):
+    """What names an endpoint, and the labels that make its identity."""
+
+    labels: OwnLabels = Field(default_factory=dict)
 
 
-def _dns_name(name: str) -> str:
-    if not _DNS_NAME.fullmatch(name):
-        raise ValueError(
-            f"'{name}' is not a name; allowed: 1 to 253 lower-case letters, digits, '-' and '.', "
-            "each part beginning and ending with a letter or digit"
-        )
-    return name
+class EndpointPort(Part):
+    """A port of an endpoint by its name."""
+
+    name: PortName
+    port: Port
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
 
 
-def _dns_label(name: str) -> str:
-    if not _DNS_LABEL.fullmatch(name):
-        raise ValueError(
-            f"'{name}' is not a name; allowed: 1 to 63 lower-case letters, digits and '-', "
-            "beginning and ending with a letter or digit"
-        )
-    return name
+class EndpointSpec(Part):
+    """Where an endpoint is and how it is reached."""
+
+    ips: Items[Address]
+    node: NodeName | None = None  # none: the node that loads the document
+    interface: InterfaceName | None = None  # none: not said
+    service_account: AccountName = "default"
+    ports: Items[EndpointPort] = ()
+
+    @field_validator("ips")
+    @classmethod
+    def _at_least_one(cls, ips: tuple[Address, ...]) -> tuple[Address, ...]:
+        if not ips:
+            raise ValueError("an endpoint has at least one address; allowed: a list of IPv4 and IPv6 addresses")
+        return ips
+
+    @field_validator("ports")
+    @classmethod
+    def _names_differ(cls, ports: tuple[EndpointPort, ...]) -> tuple[EndpointPort, ...]:
+        if len({port.name for port in ports}) < len(ports):
+            raise ValueError("two ports have the same name; each name is allowed once")
+        return ports
 
 
-def _account(name: str) -> str:
-    return check_value(_dns_name(name))  # it becomes a label's value
+class Endpoint(Document):
+    """A workload: its addresses, and the labels that make its identity."""
+
+    kind: Literal["Endpoint"]
+    metadata: EndpointMetadata
+    spec: EndpointSpec
 
 
-def _node_name(name: str) -> str:
-    if not _NODE_NAME.fullmatch(name):
-        raise ValueError(f"'{name}' is not a node name; allowed: 1 to 253 letters, digits, '-', '_' and '.'")
-    return name
+class NamespaceMetadata(ClusterMetadata):
+    """What names a namespace, and the labels that its endpoints inherit."""
+
+    name: DnsLabel
+    labels: OwnLabels = Field(default_factory=dict)
 
 
-def _interface(name: str) -> str:
-    if not _INTERFACE.fullmatch(name):
-        raise ValueError(f"'{name}' is not an interface name; allowed: 1 to 15 characters, no slash and no space")
-    return name
+class Namespace(Document):
+    """A namespace and its labels; what Kubernetes has in its spec has no effect."""
+
+    kind: Literal["Namespace"]
+    metadata: NamespaceMetadata
+    spec: object = None
 
 
-def _service_name(name: str) -> str:
-    if not _SERVICE_NAME.fullmatch(name):
-        raise ValueError(
-            f"'{name}' is not a port name; allowed: 1 to 15 letters, digits and single '-', at least one letter"
-        )
-    return name
+class Expression(Part):
+    """One requirement of a selector."""
+
+    key: SelectorKey
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: Items[LabelValue] = Field((), validate_default=True)
+
+    @field_validator("values")
+    @classmethod
+    def _fit_operator(cls, values: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        operator = info.data.get("operator")
+        if operator in {"In", "NotIn"} and not values:
+            raise ValueError(f"operator {operator} needs at least one value")
+        if operator in {"Exists", "DoesNotExist"} and values:
+            raise ValueError(f"operator {operator} takes no values")
+        return values
 
 
-def _address(written: object) -> IPv4Address | IPv6Address:
-    if not isinstance(written, str):
-        raise PydanticCustomError("string_type", "not a string")
-    try:
-        address = ip_address(written)
-    except ValueError:
-        raise ValueError(f"'{written}' is not an IPv4 or IPv6 address") from None
-    if isinstance(address, IPv6Address) and (address.ipv4_mapped or address.scope_id):
-        raise ValueError(f"'{written}' is not allowed; write an IPv4 address as such, and no interface after '%'")
-    if address.is_multicast or address.is_loopback or address.is_unspecified:
-        raise ValueError(f"'{written}' is not allowed; an endpoint has an address of its own, not one of these groups")
-    return address
+class LabelSelector(Part):
+    """All of the labels and expressions must hold; an empty selector holds for everything in its scope."""
+
+    match_labels: dict[SelectorKey, LabelValue] = Field(default_factory=dict)
+    match_expressions: Items[Expression] = ()
 
 
-def _port_number(number: int) -> int:
-    if not 1 <= number <= 65535:
-        raise ValueError(f"port {number} is out of range; allowed: 1 to 65535")
-    return number
+class PortProtocol(Part):
+    """One port of one protocol, or of all that have ports."""
+
+    unsupported = frozenset({"endPort"})
+
+    port: PolicyPort  # "0": all ports
+    protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
 
 
-def _policy_port(port: str) -> str:
-    if _NUMBER.fullmatch(port) and (len(port) > 5 or int(port) > 65535):
-        raise ValueError(f"port {port} is out of range; allowed: \"1\" to \"65535\", or \"0\" for all ports")
-    if _SERVICE_NAME.fullmatch(port):
-        raise ValueError(f"named port '{port}' is not supported by this version; allowed: \"0\" to \"65535\"")
-    if not _NUMBER.fullmatch(port):
-        raise ValueError(f"'{port}' is not a port; allowed: \"1\" to \"65535\", or \"0\" for all ports")
-    return port
+class PortRule(Part):
+    """One entry of toPorts; without ports it opens nothing, as upstream."""
+
+    unsupported = frozenset({"rules", "listener", "serverNames", "originatingTLS", "terminatingTLS"})
+
+    ports: Items[PortProtocol] = ()
+
+    @field_validator("ports")
+    @classmethod
+    def _not_too_many(cls, ports: tuple[PortProtocol, ...]) -> tuple[PortProtocol, ...]:
+        if len(ports) > MAX_PORTS:
+            raise ValueError(f"{len(ports)} ports are too many; allowed: at most {MAX_PORTS} in one entry of toPorts")
+        return ports
 
 
-SelectorKey = Annotated[str, AfterValidator(_selector_key)]
-LabelKey = Annotated[str, AfterValidator(lambda key: key if split_key(key) else key)]
-OwnKey = Annotated[str, AfterValidator(_own_key)]
-LabelValue = Annotated[str, AfterValidator(check_value)]
-OwnLabels = Annotated[dict[OwnKey, LabelValue], AfterValidator(_one_value_each)]
-DnsName = Annotated[str, AfterValidator(_dns_name)]
-DnsLabel = Annotated[str, AfterValidator(_dns_label)]
-Address = Annotated[IPv4Address | IPv6Address, PlainValidator(_address)]
+_UNSUPPORTED_EITHER_WAY = frozenset(("icmps", "authentication"))
+
+
+class IngressRule(Part):
+    """An entry of ``ingress``; a missing list (None) differs from an empty one, see ``compiler``."""
+
+    unsupported = _UNSUPPORTED_EITHER_WAY.union(
+        ("fromRequires", "fromCIDR", "fromCIDRSet", "fromEntities", "fromGroups", "fromNodes")
+    )
+
+    from_endpoints: Items[LabelSelector] | None = None
+    to_ports: Items[PortRule] | None = None
+
+    @property
+    def peers(self) -> tuple[LabelSelector, ...] | None:
+        """Return who may connect."""
+        return self.from_endpoints
+
+
+class EgressRule(Part):
+    """An entry of ``egress``; a missing list (None) differs from an empty one, see ``compiler``."""
+
+    unsupported = _UNSUPPORTED_EITHER_WAY.union(
+        ("toRequires", "toCIDR", "toCIDRSet", "toEntities", "toGroups", "toNodes", "toFQDNs", "toServices")
+    )
+
+    to_endpoints: Items[LabelSelector] | None = None
+    to_ports: Items[PortRule] | None = None
+
+    @property
+    def peers(self) -> tuple[LabelSelector, ...] | None:
+        """Return who may be connected to."""
+        return self.to_endpoints
+
+
+class RuleLabel(Part):
+    """A label of a rule, by which other tools find it; it has no effect."""
+
+    key: str
+    value: str = ""
+    source: str = ""
+
+
+class PolicyRule(Part):
+    """What the endpoints that the selector selects may receive and send."""
+
+    unsupported = frozenset(("nodeSelector", "ingressDeny", "egressDeny", "enableDefaultDeny", "log"))
+
+    endpoint_selector: LabelSelector
+    ingress: Items[IngressRule] = ()
+    egress: Items[EgressRule] = ()
+    description: str = ""
+    labels: Items[RuleLabel] = ()
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.ingress and not self.egress:
+            raise ValueError("a rule without effect; allowed: at least one entry in ingress or egress")
+        return self
+
+
+class CiliumPolicy(Document):
+    """What the two kinds of Cilium policies have in common."""
+
+    spec: PolicyRule | None = None
+    specs: Items[PolicyRule] = Field((), validate_default=True)
+
+    @field_validator("specs")
+    @classmethod
+    def _at_least_one(cls, specs: tuple[PolicyRule, ...], info: ValidationInfo) -> tuple[PolicyRule, ...]:
+        if not specs and "spec" in info.data and info.data["spec"] is None:
+            raise ValueError("a policy without a rule; allowed: one in spec, a list of them in specs, or both")
+        return specs
+
+    @property
+    def rules(self) -> tuple[PolicyRule, ...]:
+        """Return the rules in their order: that of ``spec`` and those of ``specs``."""
+        return (self.spec, *self.specs) if self.spec else self.specs
+
+
+class CiliumNetworkPolicy(CiliumPolicy):
+    """A policy for endpoints of its own namespace."""
+
+    kind: Literal["CiliumNetworkPolicy"]
+    metadata: Metadata
+
+
+class CiliumClusterwideNetworkPolicy(CiliumPolicy):
+    """A policy for endpoints of every namespace."""
+
+    kind: Literal["CiliumClusterwideNetworkPolicy"]
+    metadata: ClusterMetadata
+
+
+KINDS: Mapping[str, tuple[str, type[Document]]] = {
+    "Endpoint": ("nfq-enforcer.io/v1", Endpoint),
+    "Namespace": ("v1", Namespace),
+    "CiliumNetworkPolicy": ("cilium.io/v2", CiliumNetworkPolicy),
+    "CiliumClusterwideNetworkPolicy": ("cilium.io/v2", CiliumClusterwideNetworkPolicy),
+}
+UNSUPPORTED_KINDS = frozenset(("NetworkPolicy", "CiliumCIDRGroup"))

@@ -1,0 +1,50 @@
+"""The program ``nfq-enforcer``: its commands, and what a user sees when one of them fails."""
+
+import sys
+
+import typer
+
+from nfq_enforcer import __version__
+from nfq_enforcer.cli import agent, lab, observe, policy, status
+from nfq_enforcer.dataplane import iptables
+from nfq_enforcer.errors import NfqError
+
+app = typer.Typer(
+    name="nfq-enforcer",
+    help="Network policy by identity, for plain Linux hosts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("agent")(agent.agent)
+app.command("status")(status.status)
+app.command("observe")(observe.observe)
+app.add_typer(policy.app, name="policy")
+app.add_typer(status.endpoint, name="endpoint")
+app.add_typer(lab.app, name="lab")
+
+
+@app.command()
+def cleanup() -> None:
+    """Remove every rule, chain and set of ours (after an agent that could not do it itself)."""
+    iptables.check()
+    removed = iptables.remove()
+    print(f"removed {', '.join(removed)}" if removed else "nothing of nfq_enforcer is there")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Run a command; what goes wrong is one sentence on standard error, and the exit status."""
+    try:
+        app()
+    except NfqError as error:
+        print(f"nfq-enforcer: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,11 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nfq_enforcer.config import DEFAULT_SOCKET, ENVIRONMENT
+
+Socket = Annotated[Path, typer.Option("--socket", help="The agent's API socket.", envvar=f"{ENVIRONMENT}API__SOCKET")]
+DEFAULT = Path(DEFAULT_SOCKET)

@@ -1,0 +1,139 @@
+"""The syntax of single fields: names, labels, addresses, ports; what a wrong one is told, and what is allowed."""
+
+import re
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Annotated
+
+from pydantic import AfterValidator, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from nfq_enforcer.core.labels import ANY_SOURCE, check_value, split_key
+
+NAMESPACE_KEY = "io.kubernetes.pod.namespace"
+ACCOUNT_KEY = "io.cilium.k8s.policy.serviceaccount"
+NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
+AUDIT_ANNOTATION = "nfq-enforcer.io/audit"
+
+_ENGINE_KEYS = "io.cilium.k8s."
+_TAKEN_SOURCES = {"reserved", "any", "cidr", "fqdn"}
+
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_NODE_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
+_INTERFACE = re.compile(r"(?!\.{1,2}\Z)[!-.0-9;-~]{1,15}")  # Linux, dev_valid_name(): IFNAMSIZ, no '/', ':' or space
+_SERVICE_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*")  # RFC 6335, section 5.1
+_NUMBER = re.compile(r"0|[1-9][0-9]*")
+
+
+def _matching(pattern: re.Pattern[str], what: str, allowed: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise ValueError(f"'{text}' is not {what}; allowed: {allowed}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _label_key(key: str) -> str:
+    split_key(key)
+    return key
+
+
+def _selector_key(key: str) -> str:
+    split_key(key, ANY_SOURCE)
+    return key
+
+
+def _own_key(key: str) -> str:
+    """Refuse labels that are not a user's to give: an endpoint would be what it only claims to be."""
+    source, name = split_key(key)
+    if source in _TAKEN_SOURCES:
+        raise ValueError(f"label source '{source}' is taken; allowed: k8s, which is the default, or one of your own")
+    if name == NAMESPACE_KEY or name.startswith(_ENGINE_KEYS):
+        raise ValueError(f"label '{name}' is taken; it is made from the namespace and the service account")
+    return key
+
+
+def _one_value_each(labels: dict[str, str]) -> dict[str, str]:
+    first: dict[tuple[str, str], str] = {}
+    for key in labels:
+        other = first.setdefault(split_key(key), key)
+        if other != key:
+            raise ValueError(f"'{other}' and '{key}' are the same label; one of them is allowed")
+    return labels
+
+
+def _annotation(key: str) -> str:
+    if key == AUDIT_ANNOTATION:
+        raise ValueError(f"{key} is not supported by this version")
+    return key
+
+
+def _address(written: object) -> IPv4Address | IPv6Address:
+    if not isinstance(written, str):
+        raise PydanticCustomError("string_type", "not a string")
+    try:
+        address = ip_address(written)
+    except ValueError:
+        raise ValueError(f"'{written}' is not an address; allowed: IPv4 or IPv6, without a prefix length") from None
+    if isinstance(address, IPv6Address) and (address.ipv4_mapped or address.scope_id):
+        raise ValueError(f"'{written}' is not allowed; write an IPv4 address as such, and no interface behind '%'")
+    if address.is_multicast or address.is_loopback or address.is_unspecified:
+        raise ValueError(f"'{written}' is not allowed; a multicast, loopback or unspecified address is no endpoint's")
+    return address
+
+
+def _port(number: int) -> int:
+    if not 1 <= number <= 65535:
+        raise ValueError(f"port {number} is out of range; allowed: 1 to 65535")
+    return number
+
+
+def _policy_port(port: str) -> str:
+    allowed = 'allowed: "1" to "65535", or "0" for all ports'
+    if _SERVICE_NAME.fullmatch(port):
+        raise ValueError(f"named port '{port}' is not supported by this version; {allowed}")
+    if not _NUMBER.fullmatch(port):
+        raise ValueError(f"'{port}' is not a port; {allowed}")
+    if len(port) > len("65535") or int(port) > 65535:
+        raise ValueError(f"port {port} is out of range; {allowed}")
+    return port
+
+
+DnsName = Annotated[
+    str,
+    _matching(
+        _DNS_NAME,
+        "a name",
+        "1 to 253 lower-case letters, digits, '-' and '.', each part beginning and ending with a letter or digit",
+    ),
+]
+DnsLabel = Annotated[
+    str,
+    _matching(
+        _DNS_LABEL,
+        "a name",
+        "1 to 63 lower-case letters, digits and '-', beginning and ending with a letter or digit",
+    ),
+]
+NodeName = Annotated[
+    str, _matching(_NODE_NAME, "a node's name", "1 to 253 letters, digits, '-', '_' and '.', a letter or digit first")
+]
+InterfaceName = Annotated[
+    str, _matching(_INTERFACE, "an interface's name", "1 to 15 characters, without '/', ':' and spaces")
+]
+PortName = Annotated[
+    str, _matching(_SERVICE_NAME, "a port's name", "1 to 15 letters, digits and single '-', with at least one letter")
+]
+Annotation = Annotated[str, AfterValidator(_annotation)]
+LabelKey = Annotated[str, AfterValidator(_label_key)]
+SelectorKey = Annotated[str, AfterValidator(_selector_key)]
+LabelValue = Annotated[str, AfterValidator(check_value)]
+AccountName = Annotated[DnsName, AfterValidator(check_value)]  # it becomes a label's value
+OwnLabels = Annotated[
+    dict[Annotated[str, AfterValidator(_own_key)], LabelValue],
+    AfterValidator(_one_value_each),
+]
+Address = Annotated[IPv4Address | IPv6Address, PlainValidator(_address)]
+Port = Annotated[int, AfterValidator(_port)]
+PolicyPort = Annotated[str, AfterValidator(_policy_port)]

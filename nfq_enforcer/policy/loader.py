@@ -1,0 +1,220 @@
+"""Files and folders of documents, loaded all or nothing.
+
+Either every document of every file is good and they are returned, or DocumentErrors tells of all that is wrong in any
+of them. The only module of this package that reads files.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from stat import S_ISREG
+from typing import Literal, TypeVar
+
+from nfq_enforcer.core.labels import DEFAULT_SOURCE, Label, Labels
+from nfq_enforcer.errors import DocumentError, DocumentErrors
+from nfq_enforcer.policy import located
+from nfq_enforcer.policy.documents import KINDS, UNSUPPORTED_KINDS, CiliumPolicy, Document, Endpoint, Namespace
+from nfq_enforcer.policy.fields import ACCOUNT_KEY, NAMESPACE_KEY, NAMESPACE_LABELS, Address
+from nfq_enforcer.policy.located import Located
+from nfq_enforcer.policy.validation import Items, Part, validate
+
+SUFFIXES = frozenset((".yaml", ".yml", ".json"))
+
+
+@dataclass(frozen=True)
+class Documents:
+    """What was loaded, in the order of the files."""
+
+    endpoints: tuple[Endpoint, ...] = ()
+    namespaces: tuple[Namespace, ...] = ()
+    policies: tuple[CiliumPolicy, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A document and where its fields stand."""
+
+    document: Document
+    source: Located
+    base: located.Path  # where it stands in its source: not at the root if it is an item of a List
+
+    def error(self, path: located.Path, message: str) -> DocumentError:
+        """Return the error that says this of a field of the document."""
+        return self.source.error(self.base + path, message)
+
+
+def load(paths: Iterable[Path]) -> Documents:
+    """Return the documents of files and folders; raise DocumentErrors with all that is wrong with any of them."""
+    files, errors = _attempt(_files, paths)
+    once: dict[str, Path] = {}  # a file may be given beside its folder
+    for file in files:
+        once.setdefault(os.path.realpath(file), file)
+    parsed, more = _attempt(_parse_file, once.values())
+    _raise_any([*errors, *more, *_conflicts(parsed)])
+    return gather(one.document for one in parsed)
+
+
+def gather(documents: Iterable[Document]) -> Documents:
+    """Return the documents sorted by what they are, each sort in the order given."""
+    given = tuple(documents)
+    return Documents(
+        tuple(one for one in given if isinstance(one, Endpoint)),
+        tuple(one for one in given if isinstance(one, Namespace)),
+        tuple(one for one in given if isinstance(one, CiliumPolicy)),
+    )
+
+
+def parse(text: str, file: str) -> list[Parsed]:
+    """Return the documents of a text, each item of a List as one; raise DocumentErrors for all that is wrong."""
+    sources, errors = _attempt(partial(located.parse, file=file), [text])
+    found, unlisted = _attempt(_items, sources)
+    parsed, more = _attempt(_parsed, found)
+    _raise_any([*errors, *unlisted, *more])
+    return parsed
+
+
+def endpoint_labels(endpoint: Endpoint, namespaces: Iterable[Namespace]) -> Labels:
+    """Return all labels of an endpoint: its own, and those made from its namespace and service account.
+
+    Every namespace has the label ``kubernetes.io/metadata.name``, as in Kubernetes, whether it has a document or not.
+    """
+    own = Labels.parse(endpoint.metadata.labels)
+    inherited = [
+        Label(label.source, NAMESPACE_LABELS + label.key, label.value)
+        for namespace in namespaces
+        if namespace.name == endpoint.namespace
+        for label in Labels.parse(namespace.metadata.labels)
+    ]
+    made = {
+        NAMESPACE_KEY: endpoint.namespace,
+        ACCOUNT_KEY: endpoint.spec.service_account,
+        f"{NAMESPACE_LABELS}kubernetes.io/metadata.name": endpoint.namespace,
+    }
+    return Labels((*own, *inherited, *(Label(DEFAULT_SOURCE, key, value) for key, value in made.items())))
+
+
+Found = tuple[Located, located.Path, object]
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def _attempt(step: Callable[[A], Iterable[B]], inputs: Iterable[A]) -> tuple[list[B], list[DocumentError]]:
+    """Return what the step makes of all inputs it succeeds with, and the errors of the others."""
+    results: list[B] = []
+    errors: list[DocumentError] = []
+    for one in inputs:
+        try:
+            results += step(one)
+        except (DocumentError, DocumentErrors) as problem:
+            errors += problem.errors
+    return results, errors
+
+
+def _raise_any(errors: list[DocumentError]) -> None:
+    if errors:
+        raise DocumentErrors(errors)
+
+
+def _files(path: Path) -> list[Path]:
+    if not _is_folder(path):
+        return [path]
+    failed: list[OSError] = []
+    found: list[Path] = []
+    for folder, subfolders, names in os.walk(path, onerror=failed.append):
+        # hidden names are no documents but what editors, git and mounted volumes keep beside them
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".") and Path(name).suffix in SUFFIXES]
+    _raise_any([_unreadable(error.filename, error) for error in failed])
+    return sorted(found)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # reading it will say why
+        return False
+
+
+def _parse_file(path: Path) -> list[Parsed]:
+    try:
+        if not S_ISREG(path.stat().st_mode):
+            raise DocumentError(str(path), "neither a file nor a folder")
+        text = located.decode(path.read_bytes(), str(path))
+    except OSError as error:
+        raise _unreadable(str(path), error) from None
+    return parse(text, str(path))
+
+
+def _unreadable(path: str, error: OSError) -> DocumentError:
+    return DocumentError(path, f"cannot be read: {error.strerror}")
+
+
+class _List(Part):
+    """Several documents in one, as ``kubectl get -o yaml`` prints them."""
+
+    api_version: Literal["v1"]
+    kind: Literal["List"]
+    metadata: object = None
+    items: Items[object] = ()
+
+
+def _items(source: Located) -> list[Found]:
+    if not isinstance(source.data, dict) or source.data.get("kind") != "List":
+        return [(source, (), source.data)]
+    items = validate(_List, source.data, source).items
+    return [(source, ("items", number), item) for number, item in enumerate(items)]
+
+
+def _parsed(found: Found) -> list[Parsed]:
+    source, base, data = found
+    if not isinstance(data, dict):
+        raise source.error(base, f"a document must be a mapping with apiVersion and kind; allowed: {_ALLOWED}")
+    version, model = _kind(source, base, data)
+    if data.get("apiVersion") != version:
+        message = f"the apiVersion of {data['kind']} is {version}, not {data.get('apiVersion')}"
+        raise source.error((*base, "apiVersion"), message)
+    document = validate(model, data, source, base)
+    document.at(f"{source.file}:{source.place(base).value.line}")
+    return [Parsed(document, source, base)]
+
+
+def _kind(source: Located, base: located.Path, data: dict[str, object]) -> tuple[str, type[Document]]:
+    kind = data.get("kind")
+    if kind is None:
+        raise source.error((*base, "kind"), f"required field is missing; allowed: {_ALLOWED}")
+    if kind in UNSUPPORTED_KINDS:
+        raise source.error((*base, "kind"), f"{kind} is not supported by this version; allowed: {_ALLOWED}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise source.error((*base, "kind"), f"unknown kind '{kind}'; allowed: {_ALLOWED}")
+    return KINDS[kind]
+
+
+_ALLOWED = ", ".join(f"{kind} ({version})" for kind, (version, _) in KINDS.items())
+
+
+def _conflicts(parsed: Iterable[Parsed]) -> Iterator[DocumentError]:
+    named: dict[tuple[str, str, str], Parsed] = {}
+    owners: dict[Address, Parsed] = {}
+    for one in parsed:
+        document = one.document
+        first = named.setdefault((document.kind, document.namespace, document.name), one)
+        if first is not one:
+            yield one.error(("metadata", "name"), f"{_called(first)} is already defined in {first.document.origin}")
+        elif isinstance(document, Endpoint):
+            yield from _taken_addresses(one, document, owners)
+
+
+def _taken_addresses(one: Parsed, endpoint: Endpoint, owners: dict[Address, Parsed]) -> Iterator[DocumentError]:
+    for number, address in enumerate(endpoint.spec.ips):
+        if address in owners:
+            owner = owners[address]
+            message = f"{address} already belongs to {_called(owner)}, defined in {owner.document.origin}"
+            yield one.error(("spec", "ips", number), message)
+        owners.setdefault(address, one)
+
+
+def _called(parsed: Parsed) -> str:
+    document = parsed.document
+    return f"{document.kind} {document.namespace}/{document.name}".replace(" /", " ")

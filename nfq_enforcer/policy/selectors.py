@@ -1,0 +1,148 @@
+"""Selectors: which endpoints a policy speaks of.
+
+A key without a source, or with source ``any``, means the key of any source. A selector of a namespaced policy is bound
+to that namespace: the subject's always, a peer's unless it names a namespace or a reserved identity itself. No selector
+of a policy matches the world or the host by being empty.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import reduce
+from typing import NamedTuple
+
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE, Labels, split_key
+from nfq_enforcer.policy.documents import Expression, LabelSelector
+from nfq_enforcer.policy.fields import NAMESPACE_KEY, NAMESPACE_LABELS
+
+_RESERVED_SOURCE = "reserved"
+
+
+class Operator(StrEnum):
+    """What a requirement asks of a key's value; In and Exists need the key, the others hold without it as well."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+class Requirement(NamedTuple):
+    """One condition on the labels of an endpoint."""
+
+    source: str  # any: that of whatever source
+    key: str
+    operator: Operator
+    values: frozenset[str] = frozenset()
+
+    @property
+    def negative(self) -> bool:
+        """Say whether it holds where its positive twin does not."""
+        return self.operator in {Operator.NOT_IN, Operator.DOES_NOT_EXIST}
+
+    def matches(self, labels: Labels) -> bool:
+        """Say whether the labels meet it."""
+        found = labels.find(self.source, self.key)
+        if self.operator in {Operator.IN, Operator.NOT_IN}:
+            return any(label.value in self.values for label in found) is not self.negative
+        return bool(found) is not self.negative
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """Requirements that must all hold; equal ones select the same, however they were written."""
+
+    requirements: frozenset[Requirement]
+
+    def matches(self, labels: Labels) -> bool:
+        """Say whether the labels are selected."""
+        return all(requirement.matches(labels) for requirement in self.requirements)
+
+
+_NAMESPACED = Requirement(DEFAULT_SOURCE, NAMESPACE_KEY, Operator.EXISTS)
+
+
+def subject(written: LabelSelector, namespace: str) -> Selector:
+    """Return the selector of a rule's own endpoints: those of the policy's namespace, of all if that is empty.
+
+    As upstream, ``k8s:io.kubernetes.pod.namespace`` among matchLabels gives way to the policy's namespace; any other
+    requirement that contradicts it leaves a selector that nothing meets.
+    """
+    if not namespace:
+        return Selector(_requirements(written.match_labels, written.match_expressions))
+    labels = {**written.match_labels, f"{DEFAULT_SOURCE}:{NAMESPACE_KEY}": namespace}
+    return Selector(_requirements(labels, written.match_expressions))
+
+
+def peer(written: LabelSelector, namespace: str) -> Selector:
+    """Return the selector of a rule's peers, scoped as upstream does it.
+
+    In a namespaced policy: to its namespace; in a clusterwide one: to whatever has a namespace, so to endpoints.
+    """
+    requirements = _requirements(written.match_labels, written.match_expressions)
+    if any(one.source == _RESERVED_SOURCE or _names_namespace(one) for one in requirements):
+        return Selector(requirements)
+    if not namespace:
+        return Selector(requirements | {_NAMESPACED})
+    if any(_names_namespace_label(one) for one in requirements):
+        return Selector(requirements)
+    return Selector(requirements | {_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace)})
+
+
+def _requirements(labels: Mapping[str, str], expressions: Iterable[Expression]) -> frozenset[Requirement]:
+    equal = (_equal(*split_key(key, ANY_SOURCE), value) for key, value in labels.items())
+    others = (
+        Requirement(*split_key(one.key, ANY_SOURCE), Operator(one.operator), frozenset(one.values))
+        for one in expressions
+    )
+    return frozenset((*equal, *others))
+
+
+def _equal(source: str, key: str, value: str) -> Requirement:
+    return Requirement(source, key, Operator.IN, frozenset((value,)))
+
+
+def _names_namespace(requirement: Requirement) -> bool:
+    return requirement.source in {ANY_SOURCE, DEFAULT_SOURCE} and requirement.key == NAMESPACE_KEY
+
+
+def _names_namespace_label(requirement: Requirement) -> bool:
+    return requirement.source in {ANY_SOURCE, DEFAULT_SOURCE} and requirement.key.startswith(NAMESPACE_LABELS)
+
+
+class SelectorIndex:
+    """All known identities by label, and what each selector selects of them.
+
+    Identities are looked up by the labels that a selector asks for instead of being tried one by one, and equal
+    selectors of whatever policies share one answer.
+    """
+
+    def __init__(self, identities: Mapping[Labels, Identity]) -> None:
+        """Take every identity there is, reserved ones included."""
+        self._all = frozenset(identities.values())
+        self._by_label: dict[tuple[str, str], dict[str, set[Identity]]] = {}
+        self._selected: dict[Selector, frozenset[Identity]] = {}
+        for labels, identity in identities.items():
+            for label in labels:
+                for source in (label.source, ANY_SOURCE):
+                    values = self._by_label.setdefault((source, label.key), {})
+                    values.setdefault(label.value, set()).add(identity)
+
+    def select(self, selector: Selector) -> frozenset[Identity]:
+        """Return the identities whose labels the selector matches."""
+        selected = self._selected.get(selector)
+        if selected is None:
+            selected = self._selected[selector] = self._evaluate(selector)
+        return selected
+
+    def _evaluate(self, selector: Selector) -> frozenset[Identity]:
+        positive = [self._having(one) for one in selector.requirements if not one.negative]
+        selected = reduce(frozenset.intersection, sorted(positive, key=len)) if positive else self._all
+        return selected.difference(*(self._having(one) for one in selector.requirements if one.negative))
+
+    def _having(self, requirement: Requirement) -> frozenset[Identity]:
+        by_value = self._by_label.get((requirement.source, requirement.key), {})
+        if requirement.operator in {Operator.IN, Operator.NOT_IN}:
+            return frozenset().union(*(by_value.get(value, ()) for value in requirement.values))
+        return frozenset().union(*by_value.values())

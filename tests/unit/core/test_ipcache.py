@@ -1,0 +1,53 @@
+"""The ipcache: a known address has its identity, any other is the world's; networks only say what is in the cluster."""
+
+from ipaddress import ip_network
+
+import pytest
+
+from nfq_enforcer.core.identity import REMOTE_NODE, WORLD, Identity
+from nfq_enforcer.core.ipcache import Ipcache, Peer
+from tests.packets import packed
+
+CLIENT = Peer(Identity(500), remote=True)
+NODE = Peer(REMOTE_NODE, remote=True)
+CACHE = Ipcache(
+    {packed("10.2.0.10"): CLIENT, packed("fd02::10"): CLIENT, packed("172.16.0.2"): NODE},
+    [ip_network("10.9.0.0/16"), ip_network("192.0.2.7/32"), ip_network("fd09::/32")],
+)
+
+
+@pytest.mark.parametrize(("address", "peer"), [("10.2.0.10", CLIENT), ("fd02::10", CLIENT), ("172.16.0.2", NODE)])
+def test_a_known_address_is_its_peers(address: str, peer: Peer) -> None:
+    assert CACHE.lookup(packed(address)) == peer
+
+
+@pytest.mark.parametrize(
+    ("address", "in_cluster"),
+    [
+        ("10.9.0.0", True),
+        ("10.9.255.255", True),
+        ("10.8.255.255", False),
+        ("10.10.0.0", False),
+        ("192.0.2.7", True),
+        ("192.0.2.6", False),
+        ("fd09::1", True),
+        ("fd09:1::1", False),
+        ("a09::", False),  # begins with the bytes of 10.9.0.0
+    ],
+)
+def test_an_unknown_address_is_the_worlds_and_stamped_only_in_the_clusters_networks(
+    address: str, in_cluster: bool
+) -> None:
+    assert CACHE.lookup(packed(address)) == Peer(WORLD, remote=in_cluster)
+
+
+@pytest.mark.parametrize(("everything", "address"), [("0.0.0.0/0", "203.0.113.9"), ("::/0", "2001:db8::9")])
+def test_a_network_of_everything_holds_its_own_family_only(everything: str, address: str) -> None:
+    cache = Ipcache({}, [ip_network(everything)])
+
+    assert cache.lookup(packed(address)).remote
+    assert not cache.lookup(packed("::1" if "." in address else "192.0.2.1")).remote
+
+
+def test_its_length_is_the_number_of_known_addresses() -> None:
+    assert (len(CACHE), len(Ipcache({}))) == (3, 0)

@@ -1,0 +1,64 @@
+"""The snapshot: which source addresses may come from which interfaces; and that it reaches a worker as it was."""
+
+import pickle
+
+import pytest
+
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.ipcache import Ipcache
+from nfq_enforcer.core.policymap import PolicyMap
+from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from tests.nodes import V4, Node
+from tests.packets import packed
+
+OPEN = PolicyMap({}, enforced=False)
+HOMED = LocalEndpoint("default/homed", Identity(300), "veth1", OPEN, OPEN)
+UNHOMED = LocalEndpoint("default/unhomed", Identity(301), None, OPEN, OPEN)
+A, B, STRANGER = b"\x0a\0\0\1", b"\x0a\0\0\2", b"\x0a\0\0\3"
+SNAPSHOT = Snapshot(1, {A: HOMED, B: UNHOMED}, Ipcache({}), frozenset({"eth0"}))
+
+
+@pytest.mark.parametrize(
+    ("address", "interface", "endpoint"),
+    [
+        (A, "veth1", HOMED),
+        (A, None, HOMED),
+        (B, None, UNHOMED),
+        (B, "br0", UNHOMED),  # nobody said where it lives: anywhere but behind an interface with a meaning
+        (STRANGER, None, None),
+        (STRANGER, "eth0", None),
+        (STRANGER, "wan0", None),
+    ],
+)
+def test_a_source_is_believed_where_it_can_come_from(
+    address: bytes, interface: str | None, endpoint: LocalEndpoint | None
+) -> None:
+    assert SNAPSHOT.source_endpoint(address, interface) is endpoint
+
+
+@pytest.mark.parametrize(
+    ("address", "interface"),
+    [(A, "eth0"), (A, "wan0"), (B, "eth0"), (B, "veth1"), (STRANGER, "veth1")],
+)
+def test_a_source_is_not_believed_where_it_cannot_come_from(address: bytes, interface: str) -> None:
+    with pytest.raises(LookupError):
+        SNAPSHOT.source_endpoint(address, interface)
+
+
+def test_endpoints_behind_one_interface_share_it() -> None:
+    twin = LocalEndpoint("default/twin", Identity(302), "veth1", OPEN, OPEN)
+    snapshot = Snapshot(1, {A: HOMED, B: twin}, Ipcache({}))
+
+    assert snapshot.source_endpoint(B, "veth1") is twin
+
+
+def test_it_reaches_a_worker_as_it_was() -> None:
+    sent = Node().snapshot(7, ingress={"db": [(300, 6, 80)]})
+    received: Snapshot = pickle.loads(pickle.dumps(sent))
+
+    assert received.revision == 7
+    here = received.source_endpoint(packed(V4.web), "veth-web")
+    assert here is not None
+    assert here.name == "default/web"
+    with pytest.raises(LookupError):
+        received.source_endpoint(packed(V4.web), "eth0")
