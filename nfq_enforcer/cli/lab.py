@@ -1,5 +1,84 @@
 """``nfq-enforcer lab``: many nodes on one host, as network namespaces."""
 
-import typer
+import asyncio
+import os
+from typing import Annotated
 
-app = typer.Typer(help="A lab of many nodes on this host.", no_args_is_help=True)
+import typer
+from rich.console import Console
+
+from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.lab.demo import Demo
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.network import list_labs, new_run_id, remove
+from nfq_enforcer.lab.topology import Topology
+
+app = typer.Typer(help="A lab of three nodes on this host, in network namespaces (root).", no_args_is_help=True)
+
+RunId = Annotated[str | None, typer.Option("--run-id", help="Which lab; needed only where there are several.")]
+
+
+@app.command()
+def up(run_id: RunId = None) -> None:
+    """Build a lab, and start an agent on each of its nodes."""
+    lab = Lab(Topology(run_id or new_run_id()))
+    lab.up()
+    try:
+        lab.start_agents()
+    except BaseException:
+        lab.network.down()
+        raise
+    name = lab.topology.run_id
+    print(f"lab {name} is up: {', '.join(lab.topology.hosts)}")
+    print(f"  try      nfq-enforcer lab exec --run-id {name} front1 -- ping -c 1 {lab.address('back2')}")
+    print(f"  policy   put documents into {lab.documents}")
+    print(f"  observe  nfq-enforcer observe --follow --socket {lab.nodes['n1'].socket}")
+
+
+@app.command()
+def demo(run_id: RunId = None) -> None:
+    """Show what is allowed and refused by identity; exit status 0 only if all of it is as it must be."""
+    lab = Lab(Topology(_chosen(run_id)))
+    if not asyncio.run(_show(lab)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def down(
+    run_id: RunId = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove every lab there is.")] = False,
+) -> None:
+    """Remove a lab and all that runs in it, also after a crash."""
+    for name in list_labs() if everything else [_chosen(run_id)]:
+        remove(name)
+        print(f"lab {name} is gone")
+
+
+@app.command("exec", context_settings={"ignore_unknown_options": True})
+def execute(
+    host: Annotated[str, typer.Argument(help="A host of the lab, as 'lab up' lists them.")],
+    command: Annotated[list[str], typer.Argument(help="The command, after '--'.")],
+    run_id: RunId = None,
+) -> None:
+    """Run a command on a host of the lab."""
+    lab = Lab(Topology(_chosen(run_id)))
+    argv = lab.network.command(host, command)
+    os.execv(argv[0], argv)
+
+
+def _chosen(run_id: str | None) -> str:
+    if run_id is not None:
+        return run_id
+    labs = list_labs()
+    if not labs:
+        raise NfqError("there is no lab: build one with 'nfq-enforcer lab up'")
+    if len(labs) > 1:
+        raise BadInput(f"there are several labs: choose one with --run-id; there are {', '.join(labs)}")
+    return labs[0]
+
+
+async def _show(lab: Lab) -> bool:
+    try:
+        return await Demo(lab, Console()).show()
+    finally:
+        await lab.leave()

@@ -4,7 +4,8 @@ A flow stands in the table under two keys, that of the packets of its opener and
 either direction meets it with one look-up. The table is bounded: when it is full the oldest flow that was never
 answered makes room, then the oldest of all. Time-outs are those of Linux (Documentation/networking/
 nf_conntrack-sysctl.rst) where it has them. Expiry is a ring of one-second slots: a packet only moves its flow's
-``expires``; when the hand meets the flow's slot, at the latest a minute on, the flow goes or moves to a later slot.
+``expires``; when the hand meets the flow's slot, about a minute on at the latest, the flow goes or moves to a later
+slot.
 """
 
 from collections.abc import Iterator
@@ -59,7 +60,6 @@ class Flow:
     """One connection, or what passes for one, as this node sees it."""
 
     __slots__ = (
-        "alive",
         "expires",
         "key",
         "opening",
@@ -68,6 +68,7 @@ class Flow:
         "reply_origin",
         "reply_stamp",
         "revision",
+        "slot",
         "stamp",
         "state",
     )
@@ -85,7 +86,7 @@ class Flow:
         self.reply_origin: Origin | None = None  # learned from the first reply
         self.state = State.NEW
         self.expires = 0.0
-        self.alive = True
+        self.slot = 0  # of the table's ring
 
     def origin_of(self, packet: Packet) -> Origin | None:
         """Return where packets of this one's direction come from; None before the first reply."""
@@ -97,7 +98,6 @@ class Flow:
 
 
 _RING = 64  # slots of one second
-_HORIZON = 60  # every flow is looked at within so many seconds
 
 
 class Conntrack:
@@ -109,7 +109,7 @@ class Conntrack:
         self._flows: dict[bytes, Flow] = {}
         self._unanswered: dict[bytes, Flow] = {}  # both in order of creation
         self._answered: dict[bytes, Flow] = {}
-        self._ring: list[list[Flow]] = [[] for _ in range(_RING)]
+        self._ring: list[dict[bytes, Flow]] = [{} for _ in range(_RING)]
         self._hand = int(now)
         self.evicted = 0
 
@@ -142,7 +142,7 @@ class Conntrack:
         self._flows[flow.key] = self._flows[flow.reply_key] = flow
         self._unanswered[flow.key] = flow
         self.see(flow, packet, now)
-        self._schedule(flow, now)
+        self._schedule(flow)
         return flow
 
     def see(self, flow: Flow, packet: Packet, now: float) -> None:
@@ -157,13 +157,12 @@ class Conntrack:
         flow.expires = now + _SECONDS.get(packet.proto, _OTHER_SECONDS)[flow.state]
 
     def remove(self, flow: Flow) -> None:
-        """Forget the flow."""
-        flow.alive = False
-        for key in (flow.key, flow.reply_key):
-            if self._flows.get(key) is flow:
-                del self._flows[key]
+        """Forget the flow, which must be in the table."""
+        for key in {flow.key, flow.reply_key}:
+            del self._flows[key]
+        self._ring[flow.slot].pop(flow.key, None)  # the sweep has taken it out already
         if self._unanswered.pop(flow.key, None) is None:
-            self._answered.pop(flow.key, None)
+            del self._answered[flow.key]
 
     def expire(self, now: float, budget: int = 1000) -> int:
         """Remove flows whose time is over, looking at ``budget`` flows at most; return how many went."""
@@ -175,22 +174,21 @@ class Conntrack:
                 if budget == 0:
                     return removed
                 budget -= 1
-                removed += self._settle(slot.pop(), now)
+                removed += self._settle(slot.popitem()[1], now)
             self._hand += 1
         return removed
 
     def _settle(self, flow: Flow, now: float) -> bool:
-        if flow.alive and flow.expires > now:
-            self._schedule(flow, now)
+        if flow.expires > now:
+            self._schedule(flow)
             return False
-        if flow.alive:
-            self.remove(flow)
-            return True
-        return False
+        self.remove(flow)
+        return True
 
-    def _schedule(self, flow: Flow, now: float) -> None:
-        second = int(min(flow.expires, now + _HORIZON)) + 1
-        self._ring[second % _RING].append(flow)
+    def _schedule(self, flow: Flow) -> None:
+        # Never the slot under the hand, however late the sweep: it would meet the same flow again and again.
+        flow.slot = min(int(flow.expires) + 1, self._hand + _RING - 1) % _RING
+        self._ring[flow.slot][flow.key] = flow
 
     def _evict(self) -> None:
         oldest = next(iter(self._unanswered.values()), None) or next(iter(self._answered.values()))

@@ -11,7 +11,7 @@ from nfq_enforcer.core import icmp, stamp
 from nfq_enforcer.core.conntrack import Conntrack, Flow, Opening, Origin, State
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.judgement import Judgement, Refused, check_reply, judge, source_endpoint, stamp_toward
-from nfq_enforcer.core.packet import ICMP, ICMPV6, Packet, parse, parse_quoted
+from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted
 from nfq_enforcer.core.policymap import RuleRef
 from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.core.stamp import Stamp
@@ -35,7 +35,7 @@ class FlowEvent(NamedTuple):
     verdict: FlowVerdict
     reason: DropReason | None
     direction: Direction  # the side that decided; of a flow that both sides let pass: ingress
-    opening: Opening  # for a drop: what the packet says; for POLICY_DENIED: who would have opened the flow
+    opening: Opening  # what policy judged: who would have opened the flow; for other drops: what the packet says
     tcp_flags: int
     is_reply: bool
     allowed_by: tuple[RuleRef, ...] = ()  # the rules that opened the flow
@@ -75,7 +75,7 @@ class Enforcer:
             packet = parse(payload)
             return self._decide(payload, packet, indev, outdev, now)
         except PacketError as error:
-            return Decision(Verdict.DROP, event=self._dropped(packet, error, outdev, now))
+            return Decision(Verdict.DROP, event=self._dropped(packet, error, indev, outdev, now))
 
     def _decide(
         self, payload: bytes, packet: Packet, indev: Interface | None, outdev: Interface | None, now: float
@@ -87,50 +87,74 @@ class Enforcer:
             return self._relate(payload, packet, origin, indev, outdev, now)
         flow, event = self.flows.lookup(packet.key, now), None
         if flow is None or _opens_anew(packet, flow):
+            if _only_answers(packet):
+                return self._judge_alone(payload, packet, origin, indev, outdev, now)
             flow, event = self._open(packet, origin, outdev, now)
         elif flow.revision != snapshot.revision or origin != flow.origin_of(packet):
-            self._judge_again(flow, packet, origin)
-        if flow is None:
-            return self._forward(payload, packet, None, indev, outdev, now)
+            event = self._judge_again(flow, packet, origin, now)
         self.flows.see(flow, packet, now)
         return self._forward(payload, packet, flow.stamp_on(packet), indev, outdev, now, event)
 
+    def _judge_alone(
+        self,
+        payload: bytes,
+        packet: Packet,
+        origin: Origin,
+        indev: Interface | None,
+        outdev: Interface | None,
+        now: float,
+    ) -> Decision:
+        """Decide a packet that belongs to no known flow and can open none: an answer, or an ICMP error."""
+        judgement = judge(self.snapshot, _opening(packet, outdev), origin, answers=not packet.error)
+        event = self._audited(packet, judgement, now)
+        return self._forward(payload, packet, judgement.stamp, indev, outdev, now, event)
+
     def _open(
         self, packet: Packet, origin: Origin, outdev: Interface | None, now: float
-    ) -> tuple[Flow | None, FlowEvent | None]:
-        """Return the flow that the packet opens and its event; no flow for what may pass but can open none."""
+    ) -> tuple[Flow, FlowEvent | None]:
+        """Return the flow that the packet opens, and its event."""
         judgement = judge(self.snapshot, _opening(packet, outdev), origin)
-        if _only_answers(packet):
-            if judgement.enforced and not self.snapshot.audit:
-                raise PacketError(DropReason.CT_NO_MATCH)
-            return None, None
         flow = self.flows.lookup(packet.key, now)
-        if flow is not None and flow.state < State.CLOSING:
-            return flow, None  # both ends open at once (RFC 9293 section 3.5): one flow
+        if flow is not None and flow.state < State.CLOSING and flow.revision == self.snapshot.revision:
+            # Both ends open at once (RFC 9293 section 3.5): one flow.
+            return flow, self._audited(packet, judgement, now)
         flow = self.flows.create(packet, now)
         self._settle(flow, judgement)
-        return flow, self._opened(packet, judgement, now)
+        return flow, self._judged(packet, judgement, now)
 
-    def _judge_again(self, flow: Flow, packet: Packet, origin: Origin) -> None:
+    def _judge_again(self, flow: Flow, packet: Packet, origin: Origin, now: float) -> FlowEvent | None:
         """Hold a known flow against the policy in force, and its packet against where the flow comes from."""
         reply = packet.key != flow.key
         opener = flow.origin if reply else origin
+        event = None
         if flow.revision != self.snapshot.revision or opener != flow.origin:
-            try:
-                self._settle(flow, judge(self.snapshot, flow.opening, opener))
-            except PacketError:
-                if opener == flow.origin:  # else it is a stranger's packet, which must not cut the flow
-                    self.flows.remove(flow)
-                raise
+            event = self._renew(flow, packet, opener, now)
         if reply and origin != flow.reply_origin:
-            check_reply(self.snapshot, packet.src, origin)
+            check_reply(self.snapshot, flow.opening, origin)
             flow.reply_origin = origin
+        return event
+
+    def _renew(self, flow: Flow, packet: Packet, opener: Origin, now: float) -> FlowEvent | None:
+        """Judge the opening of a known flow as if ``opener`` were at it now; return an event if only audit allows it.
+
+        A stranger's packet must not cut the flow. One of TCP that is cut stays known, and is judged at each packet:
+        else its other end, if it may open connections of its own, would revive it with its next segment.
+        """
+        try:
+            judgement = judge(self.snapshot, flow.opening, opener)
+        except PacketError:
+            if opener == flow.origin and flow.opening.proto != TCP:
+                self.flows.remove(flow)
+            raise
+        self._settle(flow, judgement)
+        return self._audited(packet, judgement, now)
 
     def _settle(self, flow: Flow, judgement: Judgement) -> None:
         flow.opening = judgement.opening
         flow.origin = judgement.origin
         flow.stamp = judgement.stamp
         flow.reply_stamp = judgement.reply_stamp
+        flow.reply_origin = None  # to be learned again
         flow.revision = self.snapshot.revision
 
     def _relate(
@@ -145,14 +169,13 @@ class Enforcer:
         """Decide an ICMP error: it passes with the flow of the packet that it quotes, else as policy says of it."""
         quoted = parse_quoted(payload, packet)
         flow = self.flows.lookup(quoted.key, now) if quoted.src == packet.dst else None
-        opening = _opening(packet, outdev)
         if flow is None:
-            judge(self.snapshot, opening, origin)
-        elif flow.revision != self.snapshot.revision:
-            self._judge_again(flow, quoted, flow.origin_of(quoted) or flow.origin)
-        source = source_endpoint(self.snapshot, packet.src, origin)
-        mark = stamp_toward(self.snapshot, opening, source)
-        return self._forward(payload, packet, mark, indev, outdev, now)
+            return self._judge_alone(payload, packet, origin, indev, outdev, now)
+        source, event = source_endpoint(self.snapshot, packet.src, origin), None
+        if flow.revision != self.snapshot.revision:
+            event = self._renew(flow, quoted, flow.origin, now)
+        mark = stamp_toward(self.snapshot, _opening(packet, outdev), source)
+        return self._forward(payload, packet, mark, indev, outdev, now, event)
 
     def _forward(
         self,
@@ -172,7 +195,7 @@ class Enforcer:
             raise PacketError(DropReason.PAYLOAD_TOO_LONG)
         changed = stamp.write(payload, packet, mark) if mark else stamp.strip(payload, packet)
         if outdev is not None and packet.df and len(changed) > outdev.mtu:
-            return self._fit(payload, changed, packet, indev, outdev, now)
+            return self._fit(payload, changed, packet, indev, outdev, now, event)
         return Decision(Verdict.ACCEPT, changed, event=event)
 
     def _fit(
@@ -183,50 +206,59 @@ class Enforcer:
         indev: Interface | None,
         outdev: Interface,
         now: float,
+        event: FlowEvent | None,
     ) -> Decision:
         """Deal with a packet that its stamp has made too long for the way, and that must not be fragmented.
 
         What this host sends itself is given to the kernel to fragment (it does so with IPv6 of its own anyway);
-        another sender is told the size that fits.
+        another sender is told the size that fits, unless it sends an ICMP error (RFC 1122 section 3.2.2).
         """
         if indev is None:
             self._identification = self._identification % 0xFFFF + 1
-            return Decision(
-                Verdict.ACCEPT, icmp.clear_df(changed, self._identification) if packet.version == 4 else changed
-            )
+            fragmentable = icmp.clear_df(changed, self._identification) if packet.version == 4 else changed
+            return Decision(Verdict.ACCEPT, fragmentable, event=event)
         source = self.snapshot.node_addresses.get(packet.version)
         fitting = outdev.mtu - stamp.overhead(packet.version)
-        answer = icmp.too_big(payload, packet, fitting, source) if source else None
-        event = self._dropped(packet, PacketError(DropReason.FRAG_NEEDED), outdev, now)
-        return Decision(Verdict.DROP, answer=answer, event=event)
+        answer = icmp.too_big(payload, packet, fitting, source) if source and not packet.error else None
+        dropped = self._dropped(packet, PacketError(DropReason.FRAG_NEEDED), indev, outdev, now)
+        return Decision(Verdict.DROP, answer=answer, event=dropped)
 
-    def _opened(self, packet: Packet, judgement: Judgement, now: float) -> FlowEvent:
-        both_pass = Direction.INGRESS if packet.dst in self.snapshot.endpoints else Direction.EGRESS
+    def _audited(self, packet: Packet, judgement: Judgement, now: float) -> FlowEvent | None:
+        """Return an event for what only audit lets pass."""
+        return self._judged(packet, judgement, now) if judgement.refused else None
+
+    def _judged(self, packet: Packet, judgement: Judgement, now: float) -> FlowEvent:
+        both_pass = Direction.INGRESS if judgement.opening.dst in self.snapshot.endpoints else Direction.EGRESS
         return FlowEvent(
             now,
             FlowVerdict.AUDIT if judgement.refused else FlowVerdict.FORWARDED,
-            DropReason.POLICY_DENIED if judgement.refused else None,
+            judgement.reason,
             judgement.refused or both_pass,
             judgement.opening,
             packet.tcp_flags,
-            is_reply=False,
+            is_reply=packet.src != judgement.opening.src,
             allowed_by=judgement.allowed_by,
             enforced_by=judgement.enforced_by,
         )
 
     def _dropped(
-        self, packet: Packet | None, error: PacketError, outdev: Interface | None, now: float
+        self,
+        packet: Packet | None,
+        error: PacketError,
+        indev: Interface | None,
+        outdev: Interface | None,
+        now: float,
     ) -> FlowEvent:
         if isinstance(error, Refused):
             opening, side, closed_by = error.judgement.opening, error.judgement.refused, error.judgement.enforced_by
         else:
             opening, side, closed_by = _opening(packet, outdev), None, ()
-        leaving = packet is not None and packet.src in self.snapshot.endpoints
+        leaves = self.snapshot.leaves(packet.src if packet else b"", indev.name if indev else None)
         return FlowEvent(
             now,
             FlowVerdict.DROPPED,
             error.reason,
-            side or (Direction.EGRESS if leaving else Direction.INGRESS),
+            side or (Direction.EGRESS if leaves else Direction.INGRESS),
             opening,
             packet.tcp_flags if packet else 0,
             is_reply=packet is not None and packet.src != opening.src,

@@ -17,7 +17,7 @@ class Judgement(NamedTuple):
     opening: Opening
     origin: Origin
     refused: Direction | None = None  # the side that refuses it; with audit it passes all the same
-    enforced: bool = False  # whether policy was asked at all
+    reason: DropReason | None = None  # why it does
     allowed_by: tuple[RuleRef, ...] = ()
     enforced_by: tuple[RuleRef, ...] = ()  # the rules that closed the side that refuses
     stamp: Stamp | None = None  # to put on the opener's packets
@@ -27,14 +27,17 @@ class Judgement(NamedTuple):
 class Refused(PacketError):
     """Policy refuses an opening."""
 
-    def __init__(self, judgement: Judgement) -> None:
+    def __init__(self, judgement: Judgement, reason: DropReason) -> None:
         """Keep the judgement for the log."""
-        super().__init__(DropReason.POLICY_DENIED)
+        super().__init__(reason)
         self.judgement = judgement
 
 
-def judge(snapshot: Snapshot, asked: Opening, origin: Origin) -> Judgement:
-    """Return the judgement on an opening; raise Refused, or PacketError where an end cannot be what it says."""
+def judge(snapshot: Snapshot, asked: Opening, origin: Origin, *, answers: bool = False) -> Judgement:
+    """Return the judgement on an opening; raise Refused, or PacketError where an end cannot be what it says.
+
+    What only ``answers``, and nothing that is known, can open nothing: it passes where policy guards neither end.
+    """
     source = source_endpoint(snapshot, asked.src, origin)
     destination = snapshot.endpoints.get(asked.dst)
     if source is None and destination is None:
@@ -50,13 +53,14 @@ def judge(snapshot: Snapshot, asked: Opening, origin: Origin) -> Judgement:
         reply_stamp=_stamp_back(snapshot, asked, origin, source, destination),
     )
     for direction, policy, peer in _enforced_sides(snapshot, source, destination, opening):
-        rules = policy.lookup(peer, opening.proto, opening.dport)
-        judgement = judgement._replace(enforced=True, allowed_by=judgement.allowed_by + rules)
+        rules = () if answers else policy.lookup(peer, opening.proto, opening.dport)
         if not rules:
-            judgement = judgement._replace(refused=direction, allowed_by=(), enforced_by=policy.enforced_by)
-            break
-    if judgement.refused and not snapshot.audit:
-        raise Refused(judgement)
+            reason = DropReason.CT_NO_MATCH if answers else DropReason.POLICY_DENIED
+            refusal = judgement._replace(refused=direction, reason=reason, allowed_by=(), enforced_by=policy.enforced_by)
+            if snapshot.audit:
+                return refusal
+            raise Refused(refusal, reason)
+        judgement = judgement._replace(allowed_by=judgement.allowed_by + rules)
     return judgement
 
 
@@ -74,15 +78,22 @@ def unstamped_identity(snapshot: Snapshot, address: bytes) -> Identity:
     return WORLD if travels(identity) and not snapshot.believe_ipcache else identity
 
 
-def check_reply(snapshot: Snapshot, address: bytes, origin: Origin) -> None:
-    """Raise PacketError for a reply that does not come from the flow's other end.
+def check_reply(snapshot: Snapshot, opening: Opening, origin: Origin) -> None:
+    """Raise PacketError for a reply that does not come from the other end of the flow that was opened so.
 
-    What an endpoint of another node answers bears that node's stamp, or somebody else has sent it.
+    What the host answers comes from nowhere else. What an endpoint of another node answers bears that node's stamp,
+    or somebody else has sent it; this is asked for where policy guards the opener.
     """
     interface, claim = origin
-    if source_endpoint(snapshot, address, origin) or interface is None or claim is not None:
+    if interface is None:
         return
-    if travels(snapshot.ipcache.lookup(address).identity) and not snapshot.believe_ipcache:
+    if opening.to_host:
+        raise PacketError(DropReason.INVALID_SOURCE_IP)
+    if source_endpoint(snapshot, opening.dst, origin) or claim is not None or snapshot.audit:
+        return
+    opener = snapshot.endpoints.get(opening.src)
+    guarded = opener is not None and opener.enforced
+    if guarded and unstamped_identity(snapshot, opening.dst) != snapshot.ipcache.lookup(opening.dst).identity:
         raise PacketError(DropReason.STAMP_MISSING)
 
 

@@ -42,11 +42,7 @@ def split_key(text: str, default_source: str = DEFAULT_SOURCE) -> tuple[str, str
     if not colon:
         source, key = default_source, text
     prefix, slash, name = key.rpartition("/")
-    if (
-        not _SOURCE.fullmatch(source)
-        or (slash and not _PREFIX.fullmatch(prefix))
-        or not _NAME.fullmatch(name)
-    ):
+    if not _SOURCE.fullmatch(source) or (slash and not _PREFIX.fullmatch(prefix)) or not _NAME.fullmatch(name):
         raise ValueError(f"{text!r} is not a label key: {KEY_SYNTAX}")
     return source, key
 

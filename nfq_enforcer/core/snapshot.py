@@ -21,6 +21,11 @@ class LocalEndpoint:
     ingress: PolicyMap
     egress: PolicyMap
 
+    @property
+    def enforced(self) -> bool:
+        """Say whether policy guards any side of it."""
+        return self.ingress.enforced or self.egress.enforced
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -56,3 +61,7 @@ class Snapshot:
         if home is not None or interface in (self._claimed if endpoint else self.homes):
             raise LookupError
         return endpoint
+
+    def leaves(self, address: bytes, interface: str | None) -> bool:
+        """Say whether it is an endpoint of this node that sends a packet, whatever source it names."""
+        return interface in self.homes if interface in self._claimed else address in self.endpoints

@@ -201,7 +201,7 @@ def _set_up(machine: Machine) -> list[str]:
 
 
 def _route(route: Route) -> str:
-    parts = {"via": route.via, "dev": route.device, "src": route.source}
+    parts = {"via": route.via, "dev": route.device, "src": route.source, "mtu": route.mtu}
     return f"route add {route.to}" + "".join(f" {word} {value}" for word, value in parts.items() if value)
 
 

@@ -71,6 +71,7 @@ class Route:
     via: Address | None = None
     device: str | None = None
     source: Address | None = None  # which own address a packet takes that starts here
+    mtu: int | None = None  # of packets that take it, where that is less than the interface's
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,9 @@ class Topology:
     """The whole lab of one run."""
 
     run_id: str
-    stamp_room: int = 16  # how much lower the MTU of an endpoint is, so that its packets still fit when stamped
+    # How much lower the MTU of an endpoint's routes is, so that what it sends still fits when stamped. Its interface
+    # keeps the full MTU, because what it receives is longer by a stamp, and a veth drops what its MTU does not allow.
+    stamp_room: int = 16
     mtu: int = 1500
 
     def __post_init__(self) -> None:
@@ -210,10 +213,11 @@ class Topology:
         return Machine(name, (uplink, *pods), (*_routes_to_own_pods(name), *routes), forwards=True)
 
     def _endpoint_machine(self, node: str, name: str) -> Machine:
-        uplink = Interface(UPLINK, _pod_addresses(node, name), self.mtu - self.stamp_room)
+        uplink = Interface(UPLINK, _pod_addresses(node, name), self.mtu)
+        fitting = self.mtu - self.stamp_room
         gateways = [_single(address) for address in _numbered(_pod_subnets(node), 1)]
-        on_link = [Route(gateway.network, device=UPLINK) for gateway in gateways]
-        default = [Route(_everything(gateway), via=gateway.ip, device=UPLINK) for gateway in gateways]
+        on_link = [Route(gateway.network, device=UPLINK, mtu=fitting) for gateway in gateways]
+        default = [Route(_everything(gateway), via=gateway.ip, device=UPLINK, mtu=fitting) for gateway in gateways]
         return Machine(name, (uplink,), (*on_link, *default))
 
 

@@ -18,7 +18,7 @@ from nfq_enforcer.policy import located
 from nfq_enforcer.policy.documents import KINDS, UNSUPPORTED_KINDS, CiliumPolicy, Document, Endpoint, Namespace
 from nfq_enforcer.policy.fields import ACCOUNT_KEY, NAMESPACE_KEY, NAMESPACE_LABELS, Address
 from nfq_enforcer.policy.located import Located
-from nfq_enforcer.policy.validation import Items, Part, validate
+from nfq_enforcer.policy.validation import Items, Part, unknown, validate
 
 SUFFIXES = frozenset((".yaml", ".yml", ".json"))
 
@@ -184,10 +184,12 @@ def _kind(source: Located, base: located.Path, data: dict[str, object]) -> tuple
     kind = data.get("kind")
     if kind is None:
         raise source.error((*base, "kind"), f"required field is missing; allowed: {_ALLOWED}")
+    if not isinstance(kind, str):
+        raise source.error((*base, "kind"), f"must be a string; allowed: {_ALLOWED}")
     if kind in UNSUPPORTED_KINDS:
         raise source.error((*base, "kind"), f"{kind} is not supported by this version; allowed: {_ALLOWED}")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise source.error((*base, "kind"), f"unknown kind '{kind}'; allowed: {_ALLOWED}")
+    if kind not in KINDS:
+        raise source.error((*base, "kind"), unknown("kind", kind, KINDS, _ALLOWED))
     return KINDS[kind]
 
 

@@ -1,6 +1,6 @@
 """From plain data to a model: what pydantic objects to, told as a user needs it, with the place in the file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
@@ -47,11 +47,12 @@ def validate(model: type[Model], data: object, located: Located, base: Path = ()
         raise DocumentErrors(sorted(problems, key=lambda problem: (problem.line, problem.column))) from None
 
 
-def unknown(name: str, allowed: list[str], what: str = "field") -> str:
+def unknown(what: str, name: str, names: Iterable[str], allowed: str = "") -> str:
     """Return the sentence about a name that does not exist, with the one that was probably meant."""
-    close = get_close_matches(name, allowed, 1)
+    known = list(names)
+    close = get_close_matches(name, known, 1)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"unknown {what} '{name}'; {hint}allowed: {', '.join(allowed)}"
+    return f"unknown {what} '{name}'; {hint}allowed: {allowed or ', '.join(known)}"
 
 
 def _problem(model: type[Part], detail: dict[str, Any], located: Located, base: Path) -> DocumentError:
@@ -67,21 +68,20 @@ def _problem(model: type[Part], detail: dict[str, Any], located: Located, base: 
 def _no_such_field(part: type[Part], name: str) -> str:
     if name in part.unsupported:
         return f"{name} is not supported by this version"
-    return unknown(name, list(part.fields()))
+    return unknown("field", name, part.fields())
 
 
 def _part_at(model: type[Part], path: Path) -> type[Part]:
     for name in path:
         if isinstance(name, str):
-            model = next(_parts_in(model.fields()[name]))
+            model = _part_in(model.fields()[name]) or model
     return model
 
 
-def _parts_in(annotation: Any) -> Any:
+def _part_in(annotation: Any) -> type[Part] | None:
     if isinstance(annotation, type) and issubclass(annotation, Part):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _parts_in(argument)
+        return annotation
+    return next(filter(None, map(_part_in, get_args(annotation))), None)
 
 
 _WANTED = {

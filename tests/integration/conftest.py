@@ -1,32 +1,26 @@
 """What tests in namespaces share: labs, and one event loop for all that speaks to their hosts."""
 
 import asyncio
+import inspect
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import new_run_id
 from nfq_enforcer.lab.topology import Topology
+from tests import labs
 
 MakeLab = Callable[..., Lab]
 
 
-NO_ROOT = pytest.mark.skip(reason="needs root to make network namespaces: run it with sudo")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what asks for root where there is none; by a mark, so that pytest says it in one line a file."""
-    if os.geteuid() != 0:
-        for item in items:
-            if "root" in getattr(item, "fixturenames", ()):
-                item.add_marker(NO_ROOT)
-
-
 @pytest.fixture(scope="session")
 def root() -> None:
-    """Be asked for by what changes the kernel's network."""
+    """Skip what needs the kernel's network where it may not be changed."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root to make network namespaces: run it with sudo")
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +28,22 @@ def runner() -> Iterator[asyncio.Runner]:
     """Give the loop that hosts live in: ``runner.run(lab.host("front1").ping(…))``."""
     with asyncio.Runner() as runner:
         yield runner
+
+
+def pytest_pycollect_makeitem(obj: object) -> None:
+    """Have a test that is a coroutine function ask for the loop that it runs in."""
+    if inspect.iscoroutinefunction(obj):
+        pytest.mark.usefixtures("runner")(obj)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function in the loop of the hosts."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    pyfuncitem.funcargs["runner"].run(pyfuncitem.obj(**arguments))
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +66,59 @@ def make_lab(root: None, runner: asyncio.Runner) -> Iterator[MakeLab]:
 def lab(make_lab: MakeLab) -> Lab:
     """Give the module's lab: a network without policy."""
     return make_lab()
+
+
+@pytest.fixture(scope="module")
+def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
+    """Build labs with servers on all hosts, and no agents yet; at the end no agent's log may hold a traceback."""
+    made: list[Lab] = []
+
+    def make(**options: int) -> Lab:
+        lab = make_lab(**options)
+        made.append(lab)
+        runner.run(labs.serve(lab))
+        return lab
+
+    yield make
+    for lab in made:
+        labs.check_logs(lab)
+
+
+@pytest.fixture(scope="module")
+def guarded(make_served: MakeLab) -> Lab:
+    """Give the module's lab with agents of the default settings; its policies are those of ``policies``."""
+    lab = make_served()
+    lab.start_agents()
+    return lab
+
+
+class Policies:
+    """The policies of one test: what it applies is withdrawn when it ends."""
+
+    def __init__(self, lab: Lab) -> None:
+        """Start with none."""
+        self._lab = lab
+        self._applied: set[str] = set()
+
+    async def apply(self, name: str, *documents: str) -> None:
+        """Apply these documents as one file, in place of those that had the name, on all nodes."""
+        self._applied.add(name)
+        await self._lab.apply(name, "".join(documents))
+
+    async def withdraw(self, name: str) -> None:
+        """Withdraw a file on all nodes."""
+        self._applied.discard(name)
+        await self._lab.withdraw(name)
+
+    async def withdraw_all(self) -> None:
+        """Withdraw what is still applied."""
+        for name in tuple(self._applied):
+            await self.withdraw(name)
+
+
+@pytest.fixture
+def policies(guarded: Lab, runner: asyncio.Runner) -> Iterator[Policies]:
+    """Give a place for policies of ``guarded`` that is empty again after the test."""
+    policies = Policies(guarded)
+    yield policies
+    runner.run(policies.withdraw_all())

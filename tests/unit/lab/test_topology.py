@@ -81,7 +81,9 @@ def test_addresses_are_private() -> None:
 
 
 def test_endpoints_leave_room_for_the_stamp() -> None:
-    assert [i.mtu for i in Topology("a1", stamp_room=24).machine("db3").interfaces] == [1476]
+    endpoint = Topology("a1", stamp_room=24).machine("db3")
+    assert [i.mtu for i in endpoint.interfaces] == [1500]
+    assert {route.mtu for route in endpoint.routes} == {1476}
     assert {i.mtu for i in LAB.machine("n1").interfaces} == {1500}
 
 

@@ -1,0 +1,191 @@
+"""What a rule opens, what it closes, and for whom, in each mode of enforcement."""
+
+import pytest
+import yaml
+
+from nfq_enforcer.core.identity import ANY, HOST, INIT, WORLD, Identity
+from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.policymap import PolicyKey, RuleRef
+from nfq_enforcer.core.verdict import Direction
+from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, compile_policy
+from nfq_enforcer.policy.documents import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, CiliumPolicy
+
+
+def labels(app: str, namespace: str = "default") -> Labels:
+    return Labels.parse({"app": app, "io.kubernetes.pod.namespace": namespace})
+
+
+WEB, DB, FAR = labels("web"), labels("db"), labels("web", "far")
+IDENTITIES = {WEB: Identity(300), DB: Identity(301), FAR: Identity(302)}
+TCP, UDP, SCTP = 6, 17, 132
+
+
+def policy(spec: str, name: str = "p", namespace: str = "default") -> CiliumPolicy:
+    return CiliumNetworkPolicy.model_validate(
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumNetworkPolicy",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": yaml.safe_load(spec),
+        }
+    )
+
+
+def clusterwide(*specs: str) -> CiliumPolicy:
+    return CiliumClusterwideNetworkPolicy.model_validate(
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumClusterwideNetworkPolicy",
+            "metadata": {"name": "c"},
+            "specs": [yaml.safe_load(spec) for spec in specs],
+        }
+    )
+
+
+def maps(*policies: CiliumPolicy, mode: Enforcement = Enforcement.AUTO, of: Labels = DB) -> EndpointMaps:
+    return compile_policy(policies, IDENTITIES, mode).maps_for(of)
+
+
+def opened(entry: str) -> set[tuple[int, int, int]]:
+    """Return what one entry of ``ingress`` opens to the database."""
+    spec = f"{{endpointSelector: {{matchLabels: {{app: db}}}}, ingress: [{entry}]}}"
+    found = maps(policy(spec)).ingress
+    assert found.enforced
+    return set(found.entries)
+
+
+def ref(number: int = 0, direction: Direction = Direction.INGRESS, name: str = "p") -> RuleRef:
+    return RuleRef("CiliumNetworkPolicy", "default", name, direction, number)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "{}",  # default deny: closes, opens nothing
+        "{toPorts: []}",
+        "{fromEndpoints: []}",  # nobody, with ports or without
+        "{fromEndpoints: [], toPorts: [{ports: [{port: '80'}]}]}",
+        "{fromEndpoints: [{}], toPorts: [{}]}",  # an entry without ports opens none, as upstream
+        "{fromEndpoints: [{}], toPorts: [{ports: []}]}",
+        "{fromEndpoints: [{matchLabels: {app: nobody}}]}",
+    ],
+)
+def test_an_entry_may_open_nothing(entry: str) -> None:
+    assert opened(entry) == set()
+
+
+@pytest.mark.parametrize("ports", ["", ", toPorts: []"])
+def test_peers_without_ports_may_use_every_protocol_and_port(ports: str) -> None:
+    assert opened(f"{{fromEndpoints: [{{matchLabels: {{app: web}}}}]{ports}}}") == {(300, 0, 0)}
+
+
+def test_ports_without_peers_are_open_to_anyone() -> None:
+    assert opened("{toPorts: [{ports: [{port: '80', protocol: TCP}]}]}") == {(ANY, TCP, 80)}
+
+
+def test_peers_and_ports_open_these_ports_to_those_peers() -> None:
+    peers = "{}, {matchLabels: {'reserved:world': ''}}"
+    ports = "{port: '53', protocol: UDP}"
+
+    found = opened(f"{{fromEndpoints: [{peers}], toPorts: [{{ports: [{ports}]}}]}}")
+
+    assert found == {(300, UDP, 53), (301, UDP, 53), (WORLD, UDP, 53)}
+
+
+def test_a_port_of_no_protocol_is_that_of_all_three_that_have_ports() -> None:
+    assert opened("{toPorts: [{ports: [{port: '80'}]}]}") == {(ANY, TCP, 80), (ANY, UDP, 80), (ANY, SCTP, 80)}
+
+
+def test_port_0_is_every_port_of_its_protocol_and_includes_the_others() -> None:
+    entry = "{toPorts: [{ports: [{port: '80'}]}, {ports: [{port: '0', protocol: TCP}]}]}"
+
+    assert opened(entry) == {(ANY, TCP, 0), (ANY, UDP, 80), (ANY, SCTP, 80)}
+
+
+def test_a_negative_mention_of_the_namespace_opens_to_reserved_identities() -> None:
+    peers = "{matchExpressions: [{key: io.kubernetes.pod.namespace, operator: DoesNotExist}]}"
+
+    assert {(HOST, 0, 0), (WORLD, 0, 0), (INIT, 0, 0)} <= opened(f"{{fromEndpoints: [{peers}]}}")
+
+
+def test_egress_is_opened_to_the_peers_it_names() -> None:
+    found = maps(policy("{endpointSelector: {}, egress: [{toEndpoints: [{matchLabels: {app: web}}]}]}"))
+
+    assert found.egress.entries == {PolicyKey(Identity(300), 0, 0): (ref(0, Direction.EGRESS),)}
+    assert found.egress.enforced
+    assert not found.ingress.enforced
+
+
+def test_rules_add_up_and_each_entry_names_those_that_opened_it_in_order() -> None:
+    entry = "{fromEndpoints: [{matchLabels: {app: web}}, {}], toPorts: [{ports: [{port: '80', protocol: TCP}]}]}"
+    spec = f"{{endpointSelector: {{}}, ingress: [{{}}, {entry}, {entry}]}}"
+
+    found = maps(policy(spec), policy(spec, "q")).ingress
+
+    assert found.entries[PolicyKey(Identity(300), TCP, 80)] == (ref(1), ref(2), ref(1, name="q"), ref(2, name="q"))
+    assert found.enforced_by == tuple(ref(number, name=name) for name in "pq" for number in range(3))
+
+
+def test_a_rule_of_specs_says_which_it_is() -> None:
+    found = maps(clusterwide("{endpointSelector: {}, egress: [{}]}", "{endpointSelector: {}, ingress: [{}, {}]}"))
+
+    assert [(one.spec, one.number, str(one)) for one in found.ingress.enforced_by] == [
+        (1, 0, "c ingress[0]"),
+        (1, 1, "c ingress[1]"),
+    ]
+
+
+INGRESS_FOR_DB = policy("{endpointSelector: {matchLabels: {app: db}}, ingress: [{fromEndpoints: [{}]}]}")
+
+
+def test_without_a_rule_auto_lets_everything_pass() -> None:
+    assert [one.enforced for one in maps()] == [False, False]
+
+
+def test_the_first_rule_closes_its_direction_for_everybody_in_auto() -> None:
+    found = maps(INGRESS_FOR_DB, of=FAR)
+
+    assert (found.ingress.enforced, found.ingress.enforced_by, found.ingress.entries) == (True, (ref(),), {})
+    assert not found.egress.enforced
+
+
+def test_per_endpoint_closes_whom_a_rule_selects() -> None:
+    closed = maps(INGRESS_FOR_DB, mode=Enforcement.PER_ENDPOINT)
+    free = maps(INGRESS_FOR_DB, mode=Enforcement.PER_ENDPOINT, of=WEB)
+
+    assert (closed.ingress.enforced, closed.ingress.enforced_by) == (True, (ref(),))
+    assert not closed.egress.enforced
+    assert (free.ingress.enforced, free.ingress.enforced_by, free.ingress.entries) == (False, (), {})
+
+
+def test_always_closes_both_directions_and_no_rule_is_to_blame() -> None:
+    found = maps(INGRESS_FOR_DB, mode=Enforcement.ALWAYS)
+
+    assert [(one.enforced, one.enforced_by) for one in found] == [(True, ()), (True, ())]
+    assert set(found.ingress.entries) == {(300, 0, 0), (301, 0, 0)}
+
+
+def test_never_closes_nothing() -> None:
+    assert [(one.enforced, one.entries) for one in maps(INGRESS_FOR_DB, mode=Enforcement.NEVER)] == [(False, {})] * 2
+
+
+def test_a_policy_is_for_its_own_namespace_and_a_clusterwide_one_for_all() -> None:
+    spec = "{endpointSelector: {}, ingress: [{fromEndpoints: [{}]}]}"
+
+    assert maps(policy(spec, namespace="far"), of=DB).ingress.entries == {}
+    assert set(maps(policy(spec, namespace="far"), of=FAR).ingress.entries) == {(302, 0, 0)}
+    assert set(maps(clusterwide(spec), of=FAR).ingress.entries) == {(300, 0, 0), (301, 0, 0), (302, 0, 0)}
+
+
+def test_endpoints_with_equal_labels_share_their_maps() -> None:
+    compiled = compile_policy([INGRESS_FOR_DB], IDENTITIES, Enforcement.AUTO)
+
+    assert compiled.maps_for(labels("db")) is compiled.maps_for(labels("db"))
+
+
+def test_endpoints_under_one_rule_share_its_entries() -> None:
+    rule = policy("{endpointSelector: {}, ingress: [{fromEndpoints: [{}]}]}")
+    compiled = compile_policy([rule], IDENTITIES, Enforcement.AUTO)
+    (web, *_), (db, *_) = compiled.maps_for(WEB).ingress.entries, compiled.maps_for(DB).ingress.entries
+
+    assert web is db

@@ -1,0 +1,518 @@
+"""What a document may hold, and what a user reads about one that is wrong: where, which field, what is allowed."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from nfq_enforcer.errors import DocumentErrors
+from nfq_enforcer.policy.documents import (
+    CiliumNetworkPolicy,
+    CiliumPolicy,
+    ClusterMetadata,
+    Document,
+    Endpoint,
+    Metadata,
+    Namespace,
+)
+from nfq_enforcer.policy.loader import parse
+
+ENDPOINT = "apiVersion: nfq-enforcer.io/v1\nkind: Endpoint\n"
+NAMESPACE = "apiVersion: v1\nkind: Namespace\n"
+POLICY = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: web}\n"
+CLUSTERWIDE = "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\n"
+RULE = f"{POLICY}spec:\n  endpointSelector: {{}}\n"
+PORTS = f"{RULE}  ingress:\n  - toPorts:\n    - ports:\n      - "
+SELECTOR = f"{POLICY}spec:\n  ingress: [{{}}]\n  endpointSelector:\n    "
+PLACE = "metadata: {name: web}\nspec:\n  "
+PLACED = f"{ENDPOINT}{PLACE}ips: [10.0.0.1]\n  "
+
+
+def document(text: str) -> Document:
+    (parsed,) = parse(text, "x.yaml")
+    return parsed.document
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(DocumentErrors) as caught:
+        parse(text, "x.yaml")
+    return [str(error) for error in caught.value.errors]
+
+
+def test_an_endpoint_needs_little() -> None:
+    endpoint = document(f"{ENDPOINT}{PLACE}ips: [10.0.0.1]\n")
+
+    assert isinstance(endpoint, Endpoint)
+    assert (endpoint.kind, endpoint.namespace, endpoint.name) == ("Endpoint", "default", "web")
+    assert endpoint.spec.ips == (ip_address("10.0.0.1"),)
+    assert (endpoint.spec.node, endpoint.spec.interface, endpoint.spec.service_account) == (None, None, "default")
+    assert endpoint.origin == "x.yaml:1"
+
+
+def test_an_endpoint_may_say_everything() -> None:
+    endpoint = document(
+        f"{ENDPOINT}metadata: {{name: web-0.a, namespace: shop, labels: {{app: web, 'container:app': x, a/b: ''}}}}\n"
+        "spec: {ips: [10.0.0.1, '2001:DB8::1'], node: Node_1.lan, interface: eth0.100, serviceAccount: web,\n"
+        "       ports: [{name: http, port: 80}, {name: dns, port: 53, protocol: UDP}]}\n"
+    )
+
+    assert isinstance(endpoint, Endpoint)
+    assert endpoint.metadata.labels == {"app": "web", "container:app": "x", "a/b": ""}
+    assert list(map(str, endpoint.spec.ips)) == ["10.0.0.1", "2001:db8::1"]
+    assert (endpoint.spec.node, endpoint.spec.interface, endpoint.spec.service_account) == (
+        "Node_1.lan",
+        "eth0.100",
+        "web",
+    )
+    assert [(port.name, port.port, port.protocol) for port in endpoint.spec.ports] == [
+        ("http", 80, "TCP"),
+        ("dns", 53, "UDP"),
+    ]
+
+
+def test_a_namespace_belongs_to_no_namespace() -> None:
+    namespace = document(
+        f"{NAMESPACE}metadata: {{name: shop, labels: {{team: a}}}}\n"
+        "spec: {finalizers: [kubernetes]}\nstatus: {phase: Active}\n"
+    )
+
+    assert isinstance(namespace, Namespace)
+    assert (namespace.namespace, namespace.name, namespace.metadata.labels) == ("", "shop", {"team": "a"})
+
+
+def test_what_kubectl_prints_around_a_document_has_no_effect() -> None:
+    printed = document(
+        f"{CLUSTERWIDE}metadata:\n  name: web\n  uid: 1234\n  resourceVersion: '7'\n  generation: 1\n"
+        "  creationTimestamp: 2026-01-01T00:00:00Z\n  managedFields: [{manager: kubectl}]\n"
+        "  annotations: {kubectl.kubernetes.io/last-applied-configuration: '{}'}\n  labels: {team: a}\n"
+        "spec: {endpointSelector: {}, ingress: [{}], description: why, labels: [{key: k, value: v, source: s}]}\n"
+        "status: {conditions: []}\n"
+    )
+
+    assert isinstance(printed, CiliumPolicy)
+    assert isinstance(printed.metadata, ClusterMetadata)
+    assert not isinstance(printed.metadata, Metadata)
+    assert printed.namespace == ""
+    assert printed.rules[0].description == "why"
+
+
+def test_a_policy_may_have_spec_and_specs() -> None:
+    rule = "{{endpointSelector: {{}}, ingress: [{{}}], description: {}}}".format
+    policy = document(f"{POLICY}specs: [{rule('b')}, {rule('c')}]\nspec: {rule('a')}\n")
+
+    assert isinstance(policy, CiliumNetworkPolicy)
+    assert [rule.description for rule in policy.rules] == ["a", "b", "c"]
+
+
+def test_null_is_a_missing_field_and_differs_from_an_empty_list() -> None:
+    policy = document(f"{RULE}  egress: null\n  ingress: [{{fromEndpoints: null}}, {{fromEndpoints: []}}]\n")
+
+    assert isinstance(policy, CiliumPolicy)
+    assert policy.rules[0].egress == ()
+    assert [entry.peers for entry in policy.rules[0].ingress] == [None, ()]
+    assert policy.rules[0].ingress[0].to_ports is None
+
+
+def test_an_unsupported_field_that_is_null_is_missing_too() -> None:
+    assert document(f"{RULE}  ingress: [{{icmps: null}}]\n  nodeSelector: null\n").name == "web"
+
+
+def test_a_port_may_be_every_port_and_needs_no_protocol() -> None:
+    policy = document(f'{PORTS}{{port: "0"}}\n      - {{port: "65535", protocol: SCTP}}\n')
+
+    assert isinstance(policy, CiliumPolicy)
+    (ports,) = policy.rules[0].ingress[0].to_ports or ()
+    assert [(port.port, port.protocol) for port in ports.ports] == [("0", "ANY"), ("65535", "SCTP")]
+
+
+def test_a_selector_may_name_sources_and_have_expressions() -> None:
+    policy = document(
+        f"{SELECTOR}matchLabels: {{'k8s:app': web, 'reserved:host': '', 'any:a/b': c}}\n"
+        "    matchExpressions: [{key: tier, operator: NotIn, values: [a]}, {key: 'k8s:x', operator: Exists}]\n"
+    )
+
+    assert isinstance(policy, CiliumPolicy)
+    selector = policy.rules[0].endpoint_selector
+    assert selector.match_labels == {"k8s:app": "web", "reserved:host": "", "any:a/b": "c"}
+    assert [(one.key, one.operator, one.values) for one in selector.match_expressions] == [
+        ("tier", "NotIn", ("a",)),
+        ("k8s:x", "Exists", ()),
+    ]
+
+
+WRONG = {
+    "nothing but a list": ("- a", "x.yaml:1:1: a document must be a mapping", "Namespace (v1)"),
+    "no kind": ("apiVersion: v1", "x.yaml:1:1: kind: required field is missing", "Endpoint (nfq-enforcer.io/v1)"),
+    "unknown kind": (
+        "apiVersion: v1\nkind: Pod",
+        "x.yaml:2:7: kind: unknown kind 'Pod'; allowed: Endpoint (nfq-enforcer.io/v1), Namespace (v1)",
+        "CiliumNetworkPolicy (cilium.io/v2), CiliumClusterwideNetworkPolicy (cilium.io/v2)",
+    ),
+    "a kind of another case": ("kind: endpoint", "unknown kind 'endpoint'; did you mean 'Endpoint'? allowed:", ""),
+    "a kind that is no text": ("apiVersion: v1\nkind: [a]", "x.yaml:2:7: kind: must be a string", "allowed: Endpoint"),
+    "a kind for later": (
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy",
+        "x.yaml:2:7: kind: NetworkPolicy is not supported by this version",
+        "allowed: Endpoint",
+    ),
+    "another apiVersion": (
+        "kind: Endpoint\napiVersion: v1",
+        "x.yaml:2:13: apiVersion: the apiVersion of Endpoint is nfq-enforcer.io/v1, not v1",
+        "",
+    ),
+    "no apiVersion": ("kind: Namespace", "x.yaml:1:1: apiVersion: the apiVersion of Namespace is v1, not None", ""),
+    "no metadata": (f"{NAMESPACE}", "x.yaml:1:1: metadata: required field is missing", ""),
+    "no name": (f"{NAMESPACE}metadata: {{}}", "x.yaml:3:11: metadata.name: required field is missing", ""),
+    "a name that is a number": (
+        f"{NAMESPACE}metadata: {{name: 0x10}}",
+        "x.yaml:3:18: metadata.name: must be a string, not a number",
+        '; quote it: "0x10"',
+    ),
+    "a name that is a boolean": (
+        f"{NAMESPACE}metadata: {{name: on}}",
+        "x.yaml:3:18: metadata.name: must be a string, not a boolean",
+        '; quote it: "on"',
+    ),
+    "a bad name": (
+        f"{NAMESPACE}metadata: {{name: Shop}}",
+        "x.yaml:3:18: metadata.name: 'Shop' is not a name",
+        "allowed: 1 to 63 lower-case letters, digits and '-'",
+    ),
+    "a bad name of a policy": (
+        f"{CLUSTERWIDE}metadata: {{name: a..b}}\nspec: {{endpointSelector: {{}}, ingress: [{{}}]}}",
+        "x.yaml:3:18: metadata.name: 'a..b' is not a name",
+        "allowed: 1 to 253 lower-case letters, digits, '-' and '.'",
+    ),
+    "a namespace where there is none": (
+        f"{NAMESPACE}metadata: {{name: a, namespace: b}}",
+        "x.yaml:3:21: metadata.namespace: unknown field 'namespace'",
+        "allowed: name, labels, annotations",
+    ),
+    "a bad namespace": (
+        f"{ENDPOINT}metadata: {{name: a, namespace: b.c}}\nspec: {{ips: [10.0.0.1]}}",
+        "x.yaml:3:32: metadata.namespace: 'b.c' is not a name",
+        "allowed: 1 to 63",
+    ),
+    "an audit annotation": (
+        f"{NAMESPACE}metadata:\n  name: a\n  annotations:\n    nfq-enforcer.io/audit: 'true'",
+        'x.yaml:6:5: metadata.annotations["nfq-enforcer.io/audit"]: nfq-enforcer.io/audit is not supported',
+        "by this version",
+    ),
+    "an annotation that is a number": (
+        f"{NAMESPACE}metadata:\n  name: a\n  annotations: {{a: 1}}",
+        "x.yaml:5:20: metadata.annotations.a: must be a string, not a number",
+        "",
+    ),
+    "a bad label key": (
+        f"{NAMESPACE}metadata:\n  name: a\n  labels: {{-a: b}}",
+        "x.yaml:5:12: metadata.labels[\"-a\"]: '-a' is not a label key",
+        "a key is [source:][prefix/]name; a name has 1 to 63 letters",
+    ),
+    "a bad label key of a policy": (
+        f"{CLUSTERWIDE}metadata: {{name: a, labels: {{A_/b: c}}}}\nspec: {{endpointSelector: {{}}, ingress: [{{}}]}}",
+        "x.yaml:3:30: metadata.labels[\"A_/b\"]: 'A_/b' is not a label key",
+        "a key is [source:][prefix/]name",
+    ),
+    "a bad label value": (
+        f"{NAMESPACE}metadata:\n  name: a\n  labels: {{a: 'b c'}}",
+        "x.yaml:5:15: metadata.labels.a: 'b c' is not a label value",
+        "a value is empty or has 1 to 63 letters",
+    ),
+    "a label without a value": (
+        f"{NAMESPACE}metadata:\n  name: a\n  labels: {{a: }}",
+        "x.yaml:5:15: metadata.labels.a: must be a string, not null",
+        'write "" for an empty one',
+    ),
+    "a label twice": (
+        f"{NAMESPACE}metadata:\n  name: a\n  labels: {{a: b, 'k8s:a': c}}",
+        "x.yaml:5:11: metadata.labels: 'a' and 'k8s:a' are the same label",
+        "one of them is allowed",
+    ),
+    "a label of a reserved identity": (
+        f"{ENDPOINT}metadata:\n  name: a\n  labels: {{'reserved:host': ''}}\nspec: {{ips: [10.0.0.1]}}",
+        "x.yaml:5:12: metadata.labels[\"reserved:host\"]: label source 'reserved' is taken",
+        "allowed: k8s",
+    ),
+    "a label that claims a namespace": (
+        f"{ENDPOINT}metadata:\n  name: a\n  labels: {{io.kubernetes.pod.namespace: b}}\nspec: {{ips: [10.0.0.1]}}",
+        "x.yaml:5:12: metadata.labels[\"io.kubernetes.pod.namespace\"]: label 'io.kubernetes.pod.namespace' is taken",
+        "made from the namespace",
+    ),
+    "a label that claims an account": (
+        f"{ENDPOINT}metadata:\n  name: a\n  labels: {{k8s:io.cilium.k8s.policy.serviceaccount: b}}\n"
+        "spec: {ips: [10.0.0.1]}",
+        "label 'io.cilium.k8s.policy.serviceaccount' is taken",
+        "and the service account",
+    ),
+    "labels that are a list": (
+        f"{NAMESPACE}metadata: {{name: a, labels: [b]}}",
+        "x.yaml:3:29: metadata.labels: must be a mapping, not a list",
+        "",
+    ),
+    "no addresses": (f"{ENDPOINT}{PLACE}node: a", "x.yaml:5:3: spec.ips: required field is missing", ""),
+    "an empty list of addresses": (
+        f"{ENDPOINT}{PLACE}ips: []",
+        "x.yaml:5:8: spec.ips: an endpoint has at",
+        "allowed: ",
+    ),
+    "an address that is no list": (
+        f"{ENDPOINT}{PLACE}ips: 10.0.0.1",
+        "x.yaml:5:8: spec.ips: must be a list, not a string",
+        "",
+    ),
+    "no address": (
+        f"{ENDPOINT}{PLACE}ips: [10.0.0.0/8]",
+        "x.yaml:5:9: spec.ips[0]: '10.0.0.0/8' is not an address",
+        "allowed: IPv4 or IPv6, without a prefix length",
+    ),
+    "an address that is a number": (f"{ENDPOINT}{PLACE}ips: [10]", "spec.ips[0]: must be a string, not a number", ""),
+    "an interface behind an address": (f"{ENDPOINT}{PLACE}ips: ['fe80::1%a']", "spec.ips[0]: 'fe80::1%a' is not", "%"),
+    "a mapped address": (
+        f"{ENDPOINT}{PLACE}ips: ['::ffff:10.0.0.1']",
+        "x.yaml:5:9: spec.ips[0]: '::ffff:10.0.0.1' is not allowed",
+        "write an IPv4 address as such",
+    ),
+    "a node that is empty": (
+        f"{PLACED}node: ''",
+        "x.yaml:6:9: spec.node: '' is not a",
+        "allowed: 1",
+    ),
+    "an interface that is too long": (
+        f"{PLACED}interface: abcdefghijklmnop",
+        "x.yaml:6:14: spec.interface: 'abcdefghijklmnop' is not an interface's name",
+        "allowed: 1 to 15 characters",
+    ),
+    "an interface that is a path": (
+        f"{PLACED}interface: ../a",
+        "spec.interface: '../a'",
+        "'/'",
+    ),
+    "an interface that is a folder": (
+        f"{PLACED}interface: ..",
+        "spec.interface: '..'",
+        "'/'",
+    ),
+    "an account that is no label value": (
+        f"{PLACED}serviceAccount: {'a' * 64}",
+        f"x.yaml:6:19: spec.serviceAccount: '{'a' * 64}' is not a label value",
+        "1 to 63",
+    ),
+    "a port's name of digits": (
+        f"{PLACED}ports: [{{name: '80', port: 80}}]",
+        "x.yaml:6:18: spec.ports[0].name: '80' is not a port's name",
+        "at least one letter",
+    ),
+    "two ports of a name": (
+        f"{PLACED}ports: [{{name: a, port: 1}}, {{name: a, port: 2}}]",
+        "x.yaml:6:10: spec.ports: two ports have the same name",
+        "each name is allowed once",
+    ),
+    "a port in quotes where it is a number": (
+        f"{PLACED}ports: [{{name: a, port: '1'}}]",
+        "x.yaml:6:27: spec.ports[0].port: must be a number, not a string",
+        "",
+    ),
+    "an endpoint's port 70000": (
+        f"{PLACED}ports: [{{name: a, port: 70000}}]",
+        "x.yaml:6:27: spec.ports[0].port: port 70000 is out of range",
+        "allowed: 1 to 65535",
+    ),
+    "an endpoint's port of any protocol": (
+        f"{PLACED}ports: [{{name: a, port: 1, protocol: ANY}}]",
+        "x.yaml:6:40: spec.ports[0].protocol: 'ANY' is not allowed",
+        "allowed: 'TCP', 'UDP' or 'SCTP'",
+    ),
+    "an unknown field": (
+        f"{PLACED}color: red",
+        "x.yaml:6:3: spec.color: unknown field 'color'; allowed: ips, node, interface, serviceAccount, ports",
+        "",
+    ),
+    "an unknown field that is null": (
+        f"{PLACED}color:",
+        "x.yaml:6:3: spec.color: unknown",
+        "",
+    ),
+    "a misspelt field": (
+        f"{ENDPOINT}{PLACE}ip: [10.0.0.1]\n  ips: [10.0.0.1]",
+        "x.yaml:5:3: spec.ip: unknown field 'ip'; did you mean 'ips'?",
+        "allowed: ips, node",
+    ),
+    "a field in Python's spelling": (
+        f"{PLACED}service_account: a",
+        "x.yaml:6:3: spec.service_account: unknown field 'service_account'; did you mean 'serviceAccount'?",
+        "",
+    ),
+    "a spec that is a list": (
+        f"{ENDPOINT}metadata: {{name: a}}\nspec: []",
+        "x.yaml:4:7: spec: must be a mapping, not a list",
+        "",
+    ),
+    "a policy without rules": (POLICY, "x.yaml:1:1: specs: a policy without a rule", "allowed: one in spec"),
+    "a policy with empty specs": (
+        f"{POLICY}specs: []",
+        "x.yaml:4:8: specs: a policy without a rule",
+        "in specs, or both",
+    ),
+    "a rule without effect": (
+        f"{RULE}  ingress: []\n",
+        "x.yaml:5:3: spec: a rule without effect",
+        "allowed: at least one entry in ingress or egress",
+    ),
+    "one rule without effect among others": (
+        f"{POLICY}specs:\n- {{endpointSelector: {{}}, egress: [{{}}]}}\n- {{endpointSelector: {{}}}}",
+        "x.yaml:6:3: specs[1]: a rule without effect",
+        "",
+    ),
+    "a rule without a selector": (
+        f"{POLICY}spec:\n  ingress: [{{}}]",
+        "x.yaml:5:3: spec.endpointSelector: required field is missing",
+        "",
+    ),
+    "an unknown field in a rule": (
+        f"{RULE}  ingress: [{{}}]\n  igress: []",
+        "x.yaml:7:3: spec.igress: unknown field 'igress'; did you mean 'ingress'?",
+        "allowed: endpointSelector, ingress, egress, description, labels",
+    ),
+    "an unknown field in a list of a list": (
+        f"{PORTS}{{port: '80', prot: TCP}}",
+        "x.yaml:9:22: spec.ingress[0].toPorts[0].ports[0].prot: unknown field 'prot'; did you mean 'port'?",
+        "allowed: port, protocol",
+    ),
+    "a port that is a number": (
+        f"{PORTS}{{port: 80}}",
+        "x.yaml:9:16: spec.ingress[0].toPorts[0].ports[0].port: must be a string, not a number",
+        'quote it: "80"',
+    ),
+    "port 70000": (
+        f"{PORTS}{{port: '70000'}}",
+        "x.yaml:9:16: spec.ingress[0].toPorts[0].ports[0].port: port 70000 is out of range",
+        'allowed: "1" to "65535", or "0" for all ports',
+    ),
+    "a port without end": (f"{PORTS}{{port: '{'9' * 5000}'}}", "is out of range", "allowed: "),
+    "a negative port": (f"{PORTS}{{port: '-1'}}", "ports[0].port: '-1' is not a port", 'allowed: "1" to "65535"'),
+    "a port in octal": (f"{PORTS}{{port: '080'}}", "ports[0].port: '080' is not a port", 'allowed: "1" to "65535"'),
+    "a named port": (f"{PORTS}{{port: http}}", "ports[0].port: named port 'http' is not supported by this version", ""),
+    "no port": (
+        f"{PORTS}{{protocol: TCP}}",
+        "x.yaml:9:9: spec.ingress[0].toPorts[0].ports[0].port: required field is",
+        "",
+    ),
+    "a protocol in small letters": (
+        f"{PORTS}{{port: '1', protocol: tcp}}",
+        "x.yaml:9:31: spec.ingress[0].toPorts[0].ports[0].protocol: 'tcp' is not allowed",
+        "allowed: 'TCP', 'UDP', 'SCTP' or 'ANY'",
+    ),
+    "too many ports": (
+        PORTS + "\n      - ".join(["{port: '1'}"] * 41),
+        "x.yaml:9:7: spec.ingress[0].toPorts[0].ports: 41 ports are too many",
+        "allowed: at most 40",
+    ),
+    "a null among peers": (
+        f"{RULE}  ingress: [{{fromEndpoints: [null]}}]",
+        "x.yaml:6:30: spec.ingress[0].fromEndpoints[0]: must be a mapping, not null",
+        "",
+    ),
+    "peers that are a mapping": (
+        f"{RULE}  egress: [{{toEndpoints: {{}}}}]",
+        "x.yaml:6:26: spec.egress[0].toEndpoints: must be a list, not a mapping",
+        "",
+    ),
+    "the other direction's peers": (
+        f"{RULE}  egress: [{{fromEndpoints: []}}]",
+        "x.yaml:6:13: spec.egress[0].fromEndpoints: unknown field 'fromEndpoints'; did you mean 'toEndpoints'?",
+        "allowed: toEndpoints, toPorts",
+    ),
+    "a selector's bad key": (
+        f"{SELECTOR}matchLabels: {{'a b': c}}",
+        "x.yaml:7:19: spec.endpointSelector.matchLabels[\"a b\"]: 'a b' is not a label key",
+        "a key is [source:][prefix/]name",
+    ),
+    "a selector's bad value": (
+        f"{SELECTOR}matchLabels: {{a: b/c}}",
+        "x.yaml:7:22: spec.endpointSelector.matchLabels.a: 'b/c' is not a label value",
+        "a value is empty or has",
+    ),
+    "an unknown operator": (
+        f"{SELECTOR}matchExpressions: [{{key: a, operator: in, values: [b]}}]",
+        "x.yaml:7:43: spec.endpointSelector.matchExpressions[0].operator: 'in' is not allowed",
+        "allowed: 'In', 'NotIn', 'Exists' or 'DoesNotExist'",
+    ),
+    "an operator without its values": (
+        f"{SELECTOR}matchExpressions: [{{key: a, operator: In}}]",
+        "x.yaml:7:24: spec.endpointSelector.matchExpressions[0].values: operator In needs at least one value",
+        "",
+    ),
+    "an operator with values it does not take": (
+        f"{SELECTOR}matchExpressions: [{{key: a, operator: Exists, values: [b]}}]",
+        "x.yaml:7:59: spec.endpointSelector.matchExpressions[0].values: operator Exists takes no values",
+        "",
+    ),
+    "a List of another version": (
+        "apiVersion: v2\nkind: List\nitems: []",
+        "x.yaml:1:13: apiVersion: 'v2' is not allowed",
+        "allowed: 'v1'",
+    ),
+    "a List in a List": (
+        "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: List, items: []}",
+        "x.yaml:4:26: items[0].kind: unknown kind 'List'",
+        "allowed: Endpoint",
+    ),
+    "a null in a List": ("apiVersion: v1\nkind: List\nitems: [null]", "x.yaml:3:9: items[0]: a document must be a", ""),
+}
+
+
+@pytest.mark.parametrize(("text", "says", "allowed"), WRONG.values(), ids=WRONG)
+def test_a_wrong_document_is_refused_with_one_sentence(text: str, says: str, allowed: str) -> None:
+    (problem,) = problems(text)
+
+    assert says in problem
+    assert allowed in problem
+    assert problem.startswith("x.yaml:")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.1", "ff02::1"])
+def test_an_address_that_is_no_endpoints_is_refused(address: str) -> None:
+    assert problems(f"{ENDPOINT}{PLACE}ips: ['{address}']") == [
+        f"x.yaml:5:9: spec.ips[0]: '{address}' is not allowed; "
+        "a multicast, loopback or unspecified address is no endpoint's"
+    ]
+
+
+LATER = {
+    "spec": ("nodeSelector", "ingressDeny", "egressDeny", "enableDefaultDeny", "log"),
+    "spec.ingress[0]": (
+        *("fromRequires", "fromCIDR", "fromCIDRSet", "fromEntities", "fromGroups", "fromNodes"),
+        *("icmps", "authentication"),
+    ),
+    "spec.egress[0]": (
+        *("toRequires", "toCIDR", "toCIDRSet", "toEntities", "toGroups", "toNodes", "toFQDNs", "toServices"),
+        *("icmps", "authentication"),
+    ),
+    "spec.ingress[0].toPorts[0]": ("rules", "listener", "serverNames", "originatingTLS", "terminatingTLS"),
+    "spec.ingress[0].toPorts[0].ports[0]": ("endPort",),
+}
+INTO = {
+    "spec": "  ingress: [{}]\n  ",
+    "spec.ingress[0]": "  ingress:\n  - ",
+    "spec.egress[0]": "  egress:\n  - ",
+    "spec.ingress[0].toPorts[0]": "  ingress:\n  - toPorts:\n    - ",
+    "spec.ingress[0].toPorts[0].ports[0]": "  ingress:\n  - toPorts:\n    - ports:\n      - port: '1'\n        ",
+}
+
+
+@pytest.mark.parametrize(("part", "name"), [(part, name) for part, names in LATER.items() for name in names])
+def test_what_upstream_has_beyond_this_version_is_refused_with_that_reason(part: str, name: str) -> None:
+    (problem,) = problems(f"{RULE}{INTO[part]}{name}: []\n")
+
+    assert problem.endswith(f" {part}.{name}: {name} is not supported by this version")
+
+
+def test_all_that_is_wrong_is_told_at_once_in_the_order_of_the_lines() -> None:
+    text = f"{RULE}  color: red\n  ingress: {{}}\n---\nkind: Pod\n---\n{NAMESPACE}metadata: {{name: 1, color: red}}\n"
+
+    assert [problem.split(": ")[:2] for problem in problems(text)] == [
+        ["x.yaml:6:3", "spec.color"],
+        ["x.yaml:7:12", "spec.ingress"],
+        ["x.yaml:9:7", "kind"],
+        ["x.yaml:13:18", "metadata.name"],
+        ["x.yaml:13:21", "metadata.color"],
+    ]
