@@ -81,9 +81,9 @@ class Agent:
         self._view = self._build(1)
 
     async def run(self) -> None:
-        """Judge packets until SIGTERM or SIGINT; raise NfqError if that cannot begin."""
+        """Judge packets until SIGTERM, SIGINT or SIGHUP; raise NfqError if that cannot begin."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop.set)
         self._warn()
         await self._server.start()
@@ -95,11 +95,15 @@ class Agent:
                 _say_ready()
                 await self._keep_in_step()
             finally:
-                if not self._keep_rules:
+                if self._shall_open():
                     await asyncio.to_thread(iptables.remove)
         finally:
             await self._worker.stop()
             await self._server.stop()
+
+    def _shall_open(self) -> bool:
+        """Say whether the rules go with the agent: when told to stop, or if a failure shall leave the host open."""
+        return not self._keep_rules and (self._stop.is_set() or self._config.fail == "open")
 
     def _ruleset(self) -> Ruleset:
         return Ruleset(

@@ -147,6 +147,30 @@ def check_logs(lab: Lab) -> None:
             assert "Traceback" not in (log := node.log.read_text()), f"{node.name}: {log}"
 
 
+class Policies:
+    """The policies of one test: what it applies is withdrawn when it ends."""
+
+    def __init__(self, lab: Lab) -> None:
+        """Start with none."""
+        self._lab = lab
+        self._applied: set[str] = set()
+
+    async def apply(self, name: str, *documents: str) -> None:
+        """Apply these documents as one file, in place of those that had the name, on all nodes."""
+        self._applied.add(name)
+        await self._lab.apply(name, "".join(documents))
+
+    async def withdraw(self, name: str) -> None:
+        """Withdraw a file on all nodes."""
+        self._applied.discard(name)
+        await self._lab.withdraw(name)
+
+    async def withdraw_all(self) -> None:
+        """Withdraw what is still applied."""
+        for name in tuple(self._applied):
+            await self.withdraw(name)
+
+
 def identities(lab: Lab) -> dict[str, int]:
     """Return the identity of every endpoint by name."""
     node = next(iter(lab.nodes.values()))
@@ -156,7 +180,10 @@ def identities(lab: Lab) -> dict[str, int]:
 def await_flow(node: Node, since: float, **wanted: object) -> dict[str, Any]:
     """Return the node's first flow since then (Unix time) that has these properties; see ``properties``."""
     seen = []
-    with contextlib.closing(api.stream(node.socket, "observe", 5.0, follow=True)) as flows, contextlib.suppress(NfqError):
+    with (
+        contextlib.closing(api.stream(node.socket, "observe", 5.0, follow=True)) as flows,
+        contextlib.suppress(NfqError),
+    ):
         for flow in flows:
             if datetime.fromisoformat(flow["time"]).timestamp() < since:
                 continue

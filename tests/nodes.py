@@ -82,7 +82,9 @@ class Node:
         self.flows = Conntrack(maximum_flows, self.now)
         self._enforcer = Enforcer(self.snapshot(0), self.flows)
 
-    def snapshot(self, revision: int, ingress: Side | None = None, egress: Side | None = None, **changed: Any) -> Snapshot:
+    def snapshot(
+        self, revision: int, ingress: Side | None = None, egress: Side | None = None, **changed: Any
+    ) -> Snapshot:
         endpoints = {}
         for name, identity, home in (("web", WEB, VETH_WEB), ("db", DB, VETH_DB)):
             here = LocalEndpoint(

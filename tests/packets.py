@@ -4,6 +4,7 @@ What a client sends goes to ``port`` and comes from ``CLIENT_PORT``; what a serv
 the sender is named first.
 """
 
+from collections.abc import Callable
 from ipaddress import ip_address
 from struct import pack
 
@@ -11,6 +12,9 @@ from nfq_enforcer.core import stamp
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP, checksum, parse
 from nfq_enforcer.core.stamp import Stamp
+
+Build = Callable[..., bytes]
+"""One of the functions below that need only be told source and destination."""
 
 CLIENT_PORT = 40_000
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10

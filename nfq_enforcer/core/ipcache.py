@@ -26,10 +26,7 @@ class Ipcache:
     def __init__(self, peers: Mapping[bytes, Peer], cluster: Iterable[IPv4Network | IPv6Network] = ()) -> None:
         """Take the known peers, and further networks that count as in the cluster."""
         self._peers = peers
-        self._cluster = tuple(
-            (net.max_prefixlen, int(net.network_address), int(net.netmask))
-            for net in cluster
-        )
+        self._cluster = tuple((net.max_prefixlen, int(net.network_address), int(net.netmask)) for net in cluster)
 
     def lookup(self, address: bytes) -> Peer:
         """Return the peer at this address; ``world`` if nobody is known there."""

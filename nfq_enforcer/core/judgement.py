@@ -56,7 +56,9 @@ def judge(snapshot: Snapshot, asked: Opening, origin: Origin, *, answers: bool =
         rules = () if answers else policy.lookup(peer, opening.proto, opening.dport)
         if not rules:
             reason = DropReason.CT_NO_MATCH if answers else DropReason.POLICY_DENIED
-            refusal = judgement._replace(refused=direction, reason=reason, allowed_by=(), enforced_by=policy.enforced_by)
+            refusal = judgement._replace(
+                refused=direction, reason=reason, allowed_by=(), enforced_by=policy.enforced_by
+            )
             if snapshot.audit:
                 return refusal
             raise Refused(refusal, reason)
@@ -119,9 +121,7 @@ def _stamp_back(
     return Stamp(destination.identity) if stamped else None
 
 
-def _source_identity(
-    snapshot: Snapshot, endpoint: LocalEndpoint | None, address: bytes, origin: Origin
-) -> Identity:
+def _source_identity(snapshot: Snapshot, endpoint: LocalEndpoint | None, address: bytes, origin: Origin) -> Identity:
     interface, claim = origin
     if endpoint is not None:
         return endpoint.identity

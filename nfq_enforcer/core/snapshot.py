@@ -63,5 +63,8 @@ class Snapshot:
         return endpoint
 
     def leaves(self, address: bytes, interface: str | None) -> bool:
-        """Say whether it is an endpoint of this node that sends a packet, whatever source it names."""
-        return interface in self.homes if interface in self._claimed else address in self.endpoints
+        """Say whether an endpoint of this node sends a packet, whatever source it names."""
+        try:
+            return interface in self.homes or self.source_endpoint(address, interface) is not None
+        except LookupError:
+            return False

@@ -46,12 +46,21 @@ class Rules:
         self._interfaces: frozenset[str] | None = None
 
     def install(self, snapshot: Snapshot) -> None:
-        """Bring everything into place, whatever was there of ours; raise NfqError if the kernel refuses."""
-        interfaces = snapshot.homes
-        for family in self._families:
-            self._fill(family, _addresses(snapshot, family))
-            _restore(family, ruleset.render(self._ruleset, family, interfaces, _hooked(_saved(family))))
-        self._interfaces = interfaces
+        """Bring everything into place, whatever was there of ours; raise NfqError if the kernel refuses.
+
+        What an earlier agent left stays until each table is replaced at once. Where nothing was, a failure leaves
+        nothing; where something was, it leaves that, so that a host that was closed stays closed.
+        """
+        hooked = {family: _hooked(_saved(family)) for family in self._families}
+        try:
+            for family in self._families:
+                self._fill(family, _addresses(snapshot, family))
+                _restore(family, ruleset.render(self._ruleset, family, snapshot.homes, hooked[family]))
+        except NfqError:
+            if not any(hooked.values()):
+                remove()
+            raise
+        self._interfaces = snapshot.homes
 
     def release(self, snapshot: Snapshot) -> None:
         """Take out the addresses that the snapshot no longer has, before anything judges by it."""
@@ -83,7 +92,7 @@ class Rules:
 def remove() -> list[str]:
     """Take out every rule, chain and set of ours, in both families; return in words what was there."""
     removed: list[str] = []
-    for family in (IPV4, IPV6):
+    for family in (IPV4, IPV6) if _IPV6_OFF.exists() else (IPV4,):
         saved = _saved(family)
         hooked, chains = _hooked(saved), _chains(saved)
         if hooked or chains:

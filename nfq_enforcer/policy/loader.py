@@ -189,7 +189,7 @@ def _kind(source: Located, base: located.Path, data: dict[str, object]) -> tuple
     if kind in UNSUPPORTED_KINDS:
         raise source.error((*base, "kind"), f"{kind} is not supported by this version; allowed: {_ALLOWED}")
     if kind not in KINDS:
-        raise source.error((*base, "kind"), unknown("kind", kind, KINDS, _ALLOWED))
+        raise source.error((*base, "kind"), unknown(kind, KINDS, "kind", _ALLOWED))
     return KINDS[kind]
 
 

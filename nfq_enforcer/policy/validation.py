@@ -47,7 +47,7 @@ def validate(model: type[Model], data: object, located: Located, base: Path = ()
         raise DocumentErrors(sorted(problems, key=lambda problem: (problem.line, problem.column))) from None
 
 
-def unknown(what: str, name: str, names: Iterable[str], allowed: str = "") -> str:
+def unknown(name: str, names: Iterable[str], what: str = "field", allowed: str = "") -> str:
     """Return the sentence about a name that does not exist, with the one that was probably meant."""
     known = list(names)
     close = get_close_matches(name, known, 1)
@@ -68,7 +68,7 @@ def _problem(model: type[Part], detail: dict[str, Any], located: Located, base: 
 def _no_such_field(part: type[Part], name: str) -> str:
     if name in part.unsupported:
         return f"{name} is not supported by this version"
-    return unknown("field", name, part.fields())
+    return unknown(name, part.fields())
 
 
 def _part_at(model: type[Part], path: Path) -> type[Part]:
@@ -87,6 +87,7 @@ def _part_in(annotation: Any) -> type[Part] | None:
 _WANTED = {
     "string_type": "a string",
     "int_type": "a number",
+    "bool_type": "true or false",
     "dict_type": "a mapping",
     "model_type": "a mapping",
     "tuple_type": "a list",

@@ -4,14 +4,13 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import new_run_id
 from nfq_enforcer.lab.topology import Topology
-from tests import labs
+from tests.labs import Policies, check_logs, serve
 
 MakeLab = Callable[..., Lab]
 
@@ -76,12 +75,12 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
     def make(**options: int) -> Lab:
         lab = make_lab(**options)
         made.append(lab)
-        runner.run(labs.serve(lab))
+        runner.run(serve(lab))
         return lab
 
     yield make
     for lab in made:
-        labs.check_logs(lab)
+        check_logs(lab)
 
 
 @pytest.fixture(scope="module")
@@ -90,30 +89,6 @@ def guarded(make_served: MakeLab) -> Lab:
     lab = make_served()
     lab.start_agents()
     return lab
-
-
-class Policies:
-    """The policies of one test: what it applies is withdrawn when it ends."""
-
-    def __init__(self, lab: Lab) -> None:
-        """Start with none."""
-        self._lab = lab
-        self._applied: set[str] = set()
-
-    async def apply(self, name: str, *documents: str) -> None:
-        """Apply these documents as one file, in place of those that had the name, on all nodes."""
-        self._applied.add(name)
-        await self._lab.apply(name, "".join(documents))
-
-    async def withdraw(self, name: str) -> None:
-        """Withdraw a file on all nodes."""
-        self._applied.discard(name)
-        await self._lab.withdraw(name)
-
-    async def withdraw_all(self) -> None:
-        """Withdraw what is still applied."""
-        for name in tuple(self._applied):
-            await self.withdraw(name)
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_each_direction_has_its_own_origin_and_stamp() -> None:
     assert flow.origin_of(parse(syn_ack(B, A))) == ("eth0", None)
 
 
-# What a flow has seen, the state it is in, and for how long it may be silent: Linux's nf_conntrack-sysctl where it says.
+# What a flow has seen, its state, and for how long it may be silent: as Linux's nf_conntrack-sysctl, where it says.
 LIVES = [
     ([syn(A, B)], State.NEW, 60),
     ([syn(A, B), request(A, B)], State.NEW, 60),

@@ -34,6 +34,7 @@ from tests.packets import (
     RST,
     SYN,
     TOO_BIG,
+    Build,
     error,
     fin,
     identity_on,
@@ -82,7 +83,7 @@ def from_client(node: Node, payload: bytes, identity: int = CLIENT) -> Decision:
 
 
 @pytest.mark.parametrize("build", [syn, syn_ack, request, rst, udp, ping, pong, sctp])
-def test_without_policy_everything_passes_in_either_direction(node: Node, at: Addresses, build: type) -> None:
+def test_without_policy_everything_passes_in_either_direction(node: Node, at: Addresses, build: Build) -> None:
     assert accepted(from_client(node, build(at.client, at.web)))
     assert accepted(node.forward(build(at.db, at.client), VETH_DB, ETH0))
     assert accepted(node.forward(build(at.web, at.world), VETH_WEB, WAN0))
@@ -123,7 +124,7 @@ OPENERS_AND_REPLIES = [(syn, syn_ack), (request, response), (udp, udp_answer), (
 
 
 @pytest.mark.parametrize(("opener", "reply"), OPENERS_AND_REPLIES)
-def test_a_reply_passes_without_a_rule_for_it(node: Node, at: Addresses, opener: type, reply: type) -> None:
+def test_a_reply_passes_without_a_rule_for_it(node: Node, at: Addresses, opener: Build, reply: Build) -> None:
     node.load(ingress={"web": EVERYTHING_FROM_CLIENT}, egress={"web": NOBODY})
 
     assert accepted(from_client(node, opener(at.client, at.web)))
@@ -132,7 +133,7 @@ def test_a_reply_passes_without_a_rule_for_it(node: Node, at: Addresses, opener:
 
 @pytest.mark.parametrize(("opener", "reply"), OPENERS_AND_REPLIES)
 def test_a_reply_from_another_node_passes_without_a_rule_for_it(
-    node: Node, at: Addresses, opener: type, reply: type
+    node: Node, at: Addresses, opener: Build, reply: Build
 ) -> None:
     node.load(egress={"web": EVERYTHING_FROM_CLIENT}, ingress={"web": NOBODY})
 
@@ -142,7 +143,7 @@ def test_a_reply_from_another_node_passes_without_a_rule_for_it(
 
 
 @pytest.mark.parametrize("opener", [server_syn, ping, syn, udp])
-def test_the_other_end_of_a_flow_may_not_open_one_of_its_own(node: Node, at: Addresses, opener: type) -> None:
+def test_the_other_end_of_a_flow_may_not_open_one_of_its_own(node: Node, at: Addresses, opener: Build) -> None:
     node.load(ingress={"web": EVERYTHING_FROM_CLIENT}, egress={"web": NOBODY})
     for payload in (syn, ping, udp):
         assert accepted(from_client(node, payload(at.client, at.web)))
@@ -182,7 +183,7 @@ ANSWERS = [syn_ack, rst, server_rst, pong]
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("allowed", [NOBODY, EVERYTHING_FROM_CLIENT])
 def test_an_answer_to_nothing_is_dropped_where_policy_is_enforced(
-    node: Node, at: Addresses, answer: type, allowed: list[tuple[int, int, int]]
+    node: Node, at: Addresses, answer: Build, allowed: list[tuple[int, int, int]]
 ) -> None:
     node.load(ingress={"web": allowed})
 
@@ -197,7 +198,7 @@ def test_an_answer_to_nothing_is_dropped_where_policy_is_enforced(
 
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_an_answer_to_nothing_passes_where_nothing_is_enforced_and_opens_nothing(
-    node: Node, at: Addresses, answer: type
+    node: Node, at: Addresses, answer: Build
 ) -> None:
     decision = node.forward(answer(at.web, at.client), VETH_WEB, ETH0)
 
@@ -217,7 +218,7 @@ def test_an_answer_to_nothing_is_logged_in_audit(node: Node, at: Addresses) -> N
 
 
 @pytest.mark.parametrize("last", [fin, rst])
-def test_a_port_used_again_after_a_connection_has_ended_is_judged_anew(node: Node, at: Addresses, last: type) -> None:
+def test_a_port_used_again_after_a_connection_has_ended_is_judged_anew(node: Node, at: Addresses, last: Build) -> None:
     for payload in (syn, last):
         assert accepted(from_client(node, payload(at.client, at.web)))
     again = from_client(node, syn(at.client, at.web))
@@ -385,9 +386,7 @@ BAD_STAMPS = [
 
 
 @pytest.mark.parametrize(("v4", "v6", "reason"), BAD_STAMPS)
-def test_a_bad_stamp_is_a_drop_of_its_own_name(
-    node: Node, at: Addresses, v4: str, v6: str, reason: DropReason
-) -> None:
+def test_a_bad_stamp_is_a_drop_of_its_own_name(node: Node, at: Addresses, v4: str, v6: str, reason: DropReason) -> None:
     options = bytes.fromhex(v4) if at.version == 4 else header6(bytes.fromhex(v6))
 
     assert refused(node.forward(with_options(syn(at.client, at.web), options), ETH0, VETH_WEB)) is reason
@@ -570,7 +569,7 @@ def test_a_reply_is_asked_for_its_stamp_again_when_its_sender_becomes_an_endpoin
 @pytest.mark.parametrize("reply_first", [False, True])
 @pytest.mark.parametrize(("opener", "reply"), OPENERS_AND_REPLIES)
 def test_a_flow_no_longer_allowed_is_cut_at_its_next_packet(
-    node: Node, at: Addresses, opener: type, reply: type, reply_first: bool
+    node: Node, at: Addresses, opener: Build, reply: Build, reply_first: bool
 ) -> None:
     from_client(node, opener(at.client, at.web))
     node.forward(reply(at.web, at.client), VETH_WEB, ETH0)
@@ -654,7 +653,7 @@ def test_a_flow_that_fell_silent_for_too_long_is_judged_anew(node: Node, at: Add
 
 
 @pytest.mark.parametrize("opener", [syn, udp, ping, sctp])
-def test_an_error_about_a_flow_passes_with_it_in_either_direction(node: Node, at: Addresses, opener: type) -> None:
+def test_an_error_about_a_flow_passes_with_it_in_either_direction(node: Node, at: Addresses, opener: Build) -> None:
     node.load(ingress={"web": EVERYTHING_FROM_CLIENT}, egress={"web": EVERYTHING_FROM_CLIENT})
     inbound, outbound = opener(at.client, at.web), opener(at.web, at.client)
     from_client(node, inbound)
@@ -754,7 +753,7 @@ def test_what_the_host_endpoint_sends_is_stamped(node: Node, at: Addresses) -> N
 
 
 @pytest.mark.parametrize("build", [syn, udp, ping, sctp])
-def test_what_stays_on_the_node_or_goes_to_the_world_bears_no_stamp(node: Node, at: Addresses, build: type) -> None:
+def test_what_stays_on_the_node_or_goes_to_the_world_bears_no_stamp(node: Node, at: Addresses, build: Build) -> None:
     decisions = [
         node.forward(build(at.web, at.world), VETH_WEB, WAN0),
         node.forward(build(at.web, at.db), VETH_WEB, VETH_DB),

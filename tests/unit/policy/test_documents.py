@@ -279,17 +279,22 @@ WRONG = {
     "an interface that is too long": (
         f"{PLACED}interface: abcdefghijklmnop",
         "x.yaml:6:14: spec.interface: 'abcdefghijklmnop' is not an interface's name",
-        "allowed: 1 to 15 characters",
+        "allowed: 1 to 15 letters, digits",
     ),
     "an interface that is a path": (
         f"{PLACED}interface: ../a",
         "spec.interface: '../a'",
-        "'/'",
+        "allowed: 1 to 15 letters, digits",
     ),
     "an interface that is a folder": (
         f"{PLACED}interface: ..",
         "spec.interface: '..'",
-        "'/'",
+        "a letter, digit or '_' first",
+    ),
+    "an interface that iptables takes for a prefix of many": (
+        f"{PLACED}interface: veth+",
+        "spec.interface: 'veth+'",
+        "allowed: 1 to 15 letters, digits",
     ),
     "an account that is no label value": (
         f"{PLACED}serviceAccount: {'a' * 64}",
