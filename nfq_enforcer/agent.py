@@ -36,7 +36,7 @@ from nfq_enforcer.store.memory import FolderStore
 from nfq_enforcer.store.replica import NodeSettings, View
 
 _log = logging.getLogger(__name__)
-_LOOK = 0.25  # seconds between two looks at the documents
+_LOOK = 0.15  # seconds between two looks at the documents
 
 
 class Logged(NamedTuple):
@@ -77,7 +77,6 @@ class Agent:
         self._in_force = 0  # the revision that the worker and the rules follow
         self._lost = 0
         self._stop = asyncio.Event()
-        self._store.changed()
         self._view = self._build(1)
 
     async def run(self) -> None:

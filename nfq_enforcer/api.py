@@ -7,6 +7,7 @@ item of a stream, or ``{"error": …}``. The socket belongs to root: who can ope
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
@@ -18,6 +19,7 @@ from nfq_enforcer.errors import BadInput, NfqError
 Params = Mapping[str, Any]
 Method = Callable[[Params], Awaitable[Any] | AsyncIterator[Any]]
 
+_log = logging.getLogger(__name__)
 _LIMIT = 1 << 24  # bytes of a line
 _TIMEOUT = 10.0
 
@@ -34,9 +36,11 @@ class Server:
 
     async def start(self) -> None:
         """Listen; raise NfqError if another agent does, or the place cannot be had."""
-        if _answers(self._path):
-            raise NfqError(f"another agent is listening on {self._path}: stop it, or choose another api.socket")
         try:
+            if _answers(self._path):
+                raise NfqError(f"another agent is listening on {self._path}: stop it, or choose another api.socket")
+            if self._path.exists() and not self._path.is_socket():
+                raise NfqError(f"cannot listen on {self._path}: it is there and is not a socket")
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.unlink(missing_ok=True)
             before = os.umask(0o177)
@@ -45,7 +49,7 @@ class Server:
             finally:
                 os.umask(before)
         except OSError as error:
-            raise NfqError(f"cannot listen on {self._path}: {error.strerror}") from None
+            raise NfqError(f"cannot listen on {self._path}: {error.strerror or error}") from None
 
     async def stop(self) -> None:
         """Hang up on every client and remove the socket."""
@@ -62,17 +66,20 @@ class Server:
         assert task is not None
         self._clients.add(task)
         try:
-            line = await reader.readline()
-            if line:
-                await self._answer(line, reader, writer)
-        except (ConnectionError, asyncio.CancelledError, ValueError):
+            await self._answer(reader, writer)
+        except (ConnectionError, asyncio.CancelledError):
             pass
+        except Exception:  # a bug must cost this client its answer, and nobody else anything
+            _log.exception("a request to the API failed")
         finally:
             self._clients.discard(task)
             writer.close()
 
-    async def _answer(self, line: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            line = await _line(reader)
+            if not line:
+                return
             answer = self._call(line)
             if isinstance(answer, AsyncIterator):
                 await _stream(answer, reader, writer)
@@ -82,14 +89,26 @@ class Server:
             await _send(writer, {"error": str(error), "exit_code": error.exit_code})
 
     def _call(self, line: bytes) -> Awaitable[Any] | AsyncIterator[Any]:
-        try:
-            request = json.loads(line)
-            name, params = request["method"], request.get("params", {})
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise BadInput('a request is one line of JSON: {"method": "…", "params": {…}}') from None
+        name, params = _parse(line)
         if name not in self._methods:
             raise BadInput(f"unknown method {name!r}; allowed: {', '.join(sorted(self._methods))}")
         return self._methods[name](params)
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    try:
+        return await reader.readline()
+    except ValueError:
+        raise BadInput(f"a request has at most {_LIMIT} bytes") from None
+
+
+def _parse(line: bytes) -> tuple[str, Params]:
+    with contextlib.suppress(ValueError):
+        request = json.loads(line)
+        match request:
+            case {"method": str(name)} if isinstance(params := request.get("params", {}), dict):
+                return name, params
+    raise BadInput('a request is one line of JSON: {"method": "…", "params": {…}}')
 
 
 async def _stream(items: AsyncIterator[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -98,6 +117,8 @@ async def _stream(items: AsyncIterator[Any], reader: asyncio.StreamReader, write
     hanging_up = asyncio.create_task(reader.read())
     try:
         await asyncio.wait({sending, hanging_up}, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()  # raises what has ended it early
     finally:
         for task in (sending, hanging_up):
             task.cancel()
@@ -124,28 +145,39 @@ def call(path: Path, method: str, **params: Any) -> Any:
     with contextlib.closing(stream(path, method, timeout=_TIMEOUT, **params)) as answers:
         for answer in answers:
             return answer
-    raise NfqError(f"the agent at {path} hung up without an answer; its log says why")
+    raise _hung_up(path)
 
 
 def stream(path: Path, method: str, timeout: float | None = None, **params: Any) -> Generator[Any, None, None]:
     """Ask an agent and yield each result as it comes; ``timeout`` in seconds, for each."""
+    request = json.dumps({"method": method, "params": params}).encode() + b"\n"
     with _connect(path) as connection:
         connection.settimeout(timeout)
-        connection.sendall(json.dumps({"method": method, "params": params}).encode() + b"\n")
-        with connection.makefile("rb") as lines:
-            yield from _results(path, lines)
+        try:
+            connection.sendall(request)
+            with connection.makefile("rb") as lines:
+                for line in lines:
+                    yield _result(path, line)
+        except TimeoutError:
+            raise NfqError(f"the agent at {path} does not answer") from None
+        except ConnectionError:
+            raise _hung_up(path) from None
 
 
-def _results(path: Path, lines: Any) -> Generator[Any, None, None]:
+def _result(path: Path, line: bytes) -> Any:
     try:
-        for line in lines:
-            answer = json.loads(line)
-            if "error" in answer:
-                error = BadInput if answer["exit_code"] == BadInput.exit_code else NfqError
-                raise error(answer["error"])
-            yield answer["result"]
-    except TimeoutError:
-        raise NfqError(f"the agent at {path} does not answer") from None
+        answer = json.loads(line)
+        if "error" not in answer:
+            return answer["result"]
+        error = BadInput if answer["exit_code"] == BadInput.exit_code else NfqError
+        message = answer["error"]
+    except (ValueError, TypeError, KeyError):
+        raise NfqError(f"what came from {path} is not an agent's answer: is it an agent of this version?") from None
+    raise error(message)
+
+
+def _hung_up(path: Path) -> NfqError:
+    return NfqError(f"the agent at {path} hung up without an answer; its log says why")
 
 
 def _connect(path: Path) -> socket.socket:

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, PlainValidator
+from pydantic import AfterValidator, ConfigDict, Field, PlainValidator
 
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput
@@ -18,7 +18,7 @@ from nfq_enforcer.policy import located
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.fields import Address, InterfaceName, NodeName
 from nfq_enforcer.policy.located import Located, Place, Position
-from nfq_enforcer.policy.validation import Items, Part, unknown, validate
+from nfq_enforcer.policy.validation import Items, Part, validate
 
 DEFAULT_PATH = Path("/etc/nfq-enforcer/agent.yaml")
 DEFAULT_SOCKET = "/run/nfq-enforcer/agent.sock"
@@ -93,7 +93,8 @@ class _Section(Part):
 class Node(_Section):
     """This node, as the others know it; what is not given is read off the host."""
 
-    name: NodeName = socket.gethostname()
+    # the host's own word for itself is taken as it is: a name that no document can bear must not stop the program
+    name: NodeName = Field(default_factory=socket.gethostname, validate_default=False)
     ips: Items[Address] = ()
     cluster_interfaces: Items[InterfaceName] = ()
     cluster_cidrs: Items[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]] = ()
@@ -129,7 +130,7 @@ class Config(_Section):
 
     unsupported: ClassVar[frozenset[str]] = frozenset({"metrics"})
 
-    node: Node = Node()
+    node: Node = Field(default_factory=Node)
     store: Annotated[str, AfterValidator(_store)] = "memory:"
     documents: Items[str] = ()
     enforcement: Literal["auto", "per-endpoint", "always", "never"] = "auto"
@@ -156,15 +157,12 @@ class Config(_Section):
 def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     """Return the configuration of a file (the default one may be missing) and the environment; raise BadInput."""
     written = _read(path)
-    data = written.data if written else {}
-    if not isinstance(data, dict):
-        raise BadInput(f"{path}: the configuration must be a mapping of keys; see the README for them")
     if written:
-        validate(Config, data, written)  # the file's own mistakes first, at their places
+        validate(Config, written.data, written)  # the file's own mistakes first, at their places
+    data: Any = written.data if written else {}
     for name, value in sorted(environment.items()):
         if name.startswith(ENVIRONMENT) and name not in NOT_SETTINGS:
-            _check_variable(name, value)
-            data = _merged(data, _path(name), located.parse(value, name))
+            data = _put(data, *_setting(name, value))
     return Config.model_validate(data)
 
 
@@ -178,34 +176,31 @@ def _read(path: Path | None) -> Located | None:
         raise BadInput(f"{file}: no such file; name a configuration with --config") from None
     except OSError as error:
         raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
-    documents = located.parse(located.decode(raw, str(file)), str(file))
+    return _single(located.decode(raw, str(file)), str(file))
+
+
+def _setting(variable: str, text: str) -> tuple[tuple[str, ...], object]:
+    """Return the path of the key that a variable stands for, and its value; raise BadInput if either is wrong."""
+    source = f"environment variable {variable}"
+    path = tuple(variable.removeprefix(ENVIRONMENT).lower().split("__"))
+    written = _single(text, source) or Located(source, "", {})
+    whole = _put({}, path, written.data)
+    places = {(*path, *inner): _NOWHERE._replace(written=place.written) for inner, place in written.places.items()}
+    validate(Config, whole, Located(source, whole, {(): _NOWHERE, **places}))
+    return path, written.data
+
+
+def _single(text: str, source: str) -> Located | None:
+    documents = located.parse(text, source)
     if len(documents) > 1:
-        raise BadInput(f"{file}: holds {len(documents)} YAML documents; a configuration is one")
+        raise documents[1].error((), "a second YAML document; a configuration is one")
     return documents[0] if documents else None
 
 
-def _path(variable: str) -> list[str]:
-    return variable.removeprefix(ENVIRONMENT).lower().split("__")
+def _put(data: Mapping[str, Any], path: tuple[str, ...], value: object) -> dict[str, Any]:
+    """Return the data with this value at the path, and all else as it was."""
+    key, inner = path[0], path[1:]
+    return {**data, key: _put(data.get(key) or {}, inner, value) if inner else value}
 
 
-def _check_variable(name: str, value: str) -> None:
-    parts: list[str] = _path(name)
-    section: Any = Config
-    for part in parts:
-        fields = section.fields() if isinstance(section, type) and issubclass(section, Part) else {}
-        if part not in fields:
-            known = [f"{ENVIRONMENT}{key.upper()}" for key in Config.fields()]
-            raise BadInput(f"environment: {unknown(name, known, 'variable')}")
-        section = fields[part]
-    parsed = located.parse(value, name)
-    whole = _merged({}, parts, parsed)
-    validate(Config, whole, Located(f"environment variable {name}", whole, {(): _NOWHERE}))
-
-
-def _merged(data: Mapping[str, Any], path: list[str], parsed: list[Located]) -> dict[str, Any]:
-    first, *rest = path
-    value = parsed[0].data if parsed else ""
-    return {**data, first: _merged(data.get(first) or {}, rest, parsed) if rest else value}
-
-
-_NOWHERE = Place(Position(0, 0), Position(0, 0))
+_NOWHERE = Place(Position(0, 0), Position(0, 0))  # a variable has no lines

@@ -105,14 +105,14 @@ def expect(
     }
 
 
-def passes(*ends: Iterable[str], ways: Iterable[str] = USUAL) -> dict[Attempt, str]:
+def passes(sources: Iterable[str], targets: Iterable[str], ways: Iterable[str] = USUAL) -> dict[Attempt, str]:
     """Expect attempts to succeed."""
-    return expect("ok", *ends, ways)
+    return expect("ok", sources, targets, ways)
 
 
-def dropped(*ends: Iterable[str], ways: Iterable[str] = USUAL) -> dict[Attempt, str]:
+def dropped(sources: Iterable[str], targets: Iterable[str], ways: Iterable[str] = USUAL) -> dict[Attempt, str]:
     """Expect attempts to get no answer at all."""
-    return expect("timeout", *ends, ways)
+    return expect("timeout", sources, targets, ways)
 
 
 async def outcomes(lab: Lab, expected: Expected) -> Expected:
@@ -189,7 +189,7 @@ def await_flow(node: Node, since: float, **wanted: object) -> dict[str, Any]:
                 continue
             seen.append(properties(flow))
             if wanted.items() <= seen[-1].items():
-                return flow
+                return dict(flow)
     raise AssertionError(f"{node.name} has seen no flow {wanted}, but {seen}")
 
 

@@ -26,7 +26,11 @@ class _JsonFormatter(logging.Formatter):
 def agent(
     configuration: Annotated[
         Path | None,
-        typer.Option("--config", help=f"Configuration file (default: {config.DEFAULT_PATH}, if it is there)."),
+        typer.Option(
+            "--config",
+            envvar=f"{config.ENVIRONMENT}CONFIG",
+            help=f"Configuration file (default: {config.DEFAULT_PATH}, if it is there).",
+        ),
     ] = None,
     keep_rules: Annotated[
         bool,

@@ -78,6 +78,8 @@ class Flow:
     revision: int  # of the policy that allowed it
     stamp: Stamp | None  # put on the opener's packets
     reply_stamp: Stamp | None  # put on replies
+    expires: float
+    slot: int  # of the table's ring
 
     def __init__(self, key: bytes, answer_key: bytes) -> None:
         """Make an unanswered flow; who judges it says the rest, the table sets its time."""
@@ -85,8 +87,6 @@ class Flow:
         self.reply_key = answer_key
         self.reply_origin: Origin | None = None  # learned from the first reply
         self.state = State.NEW
-        self.expires = 0.0
-        self.slot = 0  # of the table's ring
 
     def origin_of(self, packet: Packet) -> Origin | None:
         """Return where packets of this one's direction come from; None before the first reply."""

@@ -166,12 +166,18 @@ class Enforcer:
         outdev: Interface | None,
         now: float,
     ) -> Decision:
-        """Decide an ICMP error: it passes with the flow of the packet that it quotes, else as policy says of it."""
+        """Decide an ICMP error: it passes with the flow of the packet that it quotes, else as policy says of it.
+
+        It goes to the sender of what it quotes. Any router may have sent it, but an endpoint only speaks of what it
+        was sent itself.
+        """
         quoted = parse_quoted(payload, packet)
-        flow = self.flows.lookup(quoted.key, now) if quoted.src == packet.dst else None
+        source = source_endpoint(self.snapshot, packet.src, origin)
+        concerns = source is None or self.snapshot.endpoints.get(quoted.dst) is source
+        flow = self.flows.lookup(quoted.key, now) if concerns and quoted.src == packet.dst else None
         if flow is None:
             return self._judge_alone(payload, packet, origin, indev, outdev, now)
-        source, event = source_endpoint(self.snapshot, packet.src, origin), None
+        event = None
         if flow.revision != self.snapshot.revision:
             event = self._renew(flow, quoted, flow.origin, now)
         mark = stamp_toward(self.snapshot, _opening(packet, outdev), source)
@@ -188,7 +194,7 @@ class Enforcer:
         event: FlowEvent | None = None,
     ) -> Decision:
         """Let the packet go on, with the stamp it shall bear and no other."""
-        forged = mark is None and packet.options and packet.src in self.snapshot.endpoints
+        forged = packet.options and packet.src in self.snapshot.endpoints
         if mark is None and not forged:
             return Decision(Verdict.ACCEPT, event=event) if event else _ACCEPT
         if packet.truncated:
@@ -271,7 +277,7 @@ def _claim(snapshot: Snapshot, payload: bytes, packet: Packet, indev: Interface 
 
     What a local endpoint or the host itself puts there counts for nothing: it is replaced on the way out.
     """
-    if indev is None or (packet.src in snapshot.endpoints and indev.name not in snapshot.cluster_interfaces):
+    if indev is None or packet.src in snapshot.endpoints:
         return None
     found = stamp.read(payload, packet)
     if found is None:

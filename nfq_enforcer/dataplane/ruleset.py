@@ -30,14 +30,16 @@ IPV6 = Family(6, "ip6tables", "nfqe-local6", "inet6", 40)
 
 QUEUE = "NFQE-QUEUE"  # hands over to the queue; its counter counts every packet that was
 SOURCES = "NFQE-SOURCE"  # one rule for each endpoint's interface, against forged source addresses
+_ENDS = "NFQE-ENDS"  # whether an end of the packet is a local endpoint
+_ICMPV6 = "NFQE-ICMPV6"  # lets pass what IPv6 itself needs
 _JUDGED = {"INPUT": "NFQE-INPUT", "FORWARD": "NFQE-FORWARD", "OUTPUT": "NFQE-OUTPUT"}
 _CLAMPED = {"PREROUTING": "NFQE-MSS-IN", "POSTROUTING": "NFQE-MSS-OUT"}
 HOOKS = {"security": _JUDGED, "mangle": _CLAMPED}
-CHAINS = {"security": (*_JUDGED.values(), SOURCES, QUEUE), "mangle": tuple(_CLAMPED.values())}
+CHAINS = {"security": (*_JUDGED.values(), _ICMPV6, _ENDS, SOURCES, QUEUE), "mangle": tuple(_CLAMPED.values())}
 
 _TCP_HEADER = 20
 _NEIGHBOUR_DISCOVERY = (133, 134, 135, 136, 137)  # RFC 4861; valid only with hop limit 255, so never forwarded
-_LISTENER_DISCOVERY = (130, 131, 132, 143)  # RFC 3810; link-local too
+_LISTENER_DISCOVERY = (130, 131, 132, 143)  # RFC 3810; link-local too, with hop limit 1
 
 
 @dataclass(frozen=True)
@@ -110,21 +112,30 @@ def mss(mtu: int, family: Family) -> int:
 
 
 def _judged(family: Family) -> list[str]:
+    """Return the rules that lead to the queue; ``-g`` so that the end of a chain leaves all of ours."""
     local = f"-m set --match-set {family.ipset}"
-    exempt = _link_local() if family is IPV6 else []
-    rules = ["-A NFQE-INPUT -i lo -j RETURN"]
-    for base, chain in _JUDGED.items():
-        rules += [f"-A {chain} {rule}" for rule in exempt if base != "FORWARD"]
-        rules += [f"-A {chain} {local} {end} -j {QUEUE}" for end in ("src", "dst")]
-        rules += [f"-A {chain} -j {SOURCES}"] if base != "OUTPUT" else []
-    return rules
+    link_local = [f"-A {chain} -p ipv6-icmp -g {_ICMPV6}" for chain in ("NFQE-INPUT", "NFQE-OUTPUT")]
+    return [
+        "-A NFQE-INPUT -i lo -j RETURN",
+        *(link_local if family is IPV6 else ()),
+        *(f"-A {chain} -g {_ENDS}" for chain in _JUDGED.values()),
+        *(_discovery() if family is IPV6 else ()),
+        f"-A {_ENDS} {local} src -j {QUEUE}",
+        f"-A {_ENDS} {local} dst -j {QUEUE}",
+        f"-A {_ENDS} -g {SOURCES}",
+    ]
 
 
-def _link_local() -> list[str]:
+def _discovery() -> list[str]:
     """Neighbour and listener discovery: without them IPv6 does not work, and no policy speaks of them."""
-    types = [(number, "-m hl --hl-eq 255 ") for number in _NEIGHBOUR_DISCOVERY]
-    types += [(number, "-m hl --hl-eq 1 ") for number in _LISTENER_DISCOVERY]
-    return [f"-p ipv6-icmp -m icmp6 --icmpv6-type {number} {limit}-j RETURN" for number, limit in types]
+    types = [(number, 255) for number in _NEIGHBOUR_DISCOVERY] + [(number, 1) for number in _LISTENER_DISCOVERY]
+    return [
+        *(
+            f"-A {_ICMPV6} -p ipv6-icmp -m icmp6 --icmpv6-type {number} -m hl --hl-eq {hops} -j RETURN"
+            for number, hops in types
+        ),
+        f"-A {_ICMPV6} -g {_ENDS}",
+    ]
 
 
 def _sources(interfaces: Iterable[str]) -> list[str]:

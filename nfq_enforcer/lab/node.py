@@ -5,10 +5,12 @@ that each derives from them are the same on every node.
 """
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +86,27 @@ class Node:
         return int(self._pid_file.read_text())
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End the agent and return when it is gone."""
-        descriptor = os.pidfd_open(self.pid)
-        try:
-            signal.pidfd_send_signal(descriptor, number)
-            if self._process is not None:
-                self._process.wait(_PATIENCE)
-        finally:
-            os.close(descriptor)
+        """End the agent, if it runs, and return when it is gone."""
+        if self._process is not None and self._process.poll() is not None:
+            return
+        with suppress(FileNotFoundError, ProcessLookupError):  # never started, or ended by itself
+            descriptor = os.pidfd_open(self.pid)
+            try:
+                signal.pidfd_send_signal(descriptor, number)
+                _await_exit(descriptor)
+            finally:
+                os.close(descriptor)
+        if self._process is not None:
+            self._process.wait(_PATIENCE)
 
     def _is_ready(self) -> bool:
         return b"\nready\n" in b"\n" + self.log.read_bytes()
 
     def _last_words(self) -> str:
         return "; ".join(self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]) or "it said nothing"
+
+
+def _await_exit(descriptor: int) -> None:
+    ended = select.poll()
+    ended.register(descriptor, select.POLLIN)
+    ended.poll(_PATIENCE * 1000)

@@ -92,7 +92,7 @@ _WANTED = {
     "model_type": "a mapping",
     "tuple_type": "a list",
 }
-_GIVEN = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
+_GIVEN = {str: "a string", bool: "a boolean", int: "a number", float: "a fraction", list: "a list", dict: "a mapping"}
 
 
 def _sentence(detail: dict[str, Any], written: str) -> str:

@@ -20,18 +20,24 @@ class FolderStore:
     def __init__(self, paths: Iterable[Path]) -> None:
         """Take the files and folders; nothing is read yet."""
         self._paths = tuple(paths)
-        self._seen: _Print | None = None
+        self._seen: _Print | None = None  # at the last look
+        self._loaded: _Print | None = None
 
     def changed(self) -> bool:
-        """Say whether any file has come, gone or changed since the last time this was asked."""
-        seen = tuple(mark for path in self._paths for mark in _marks(path))
-        changed = seen != self._seen
-        self._seen = seen
-        return changed
+        """Look; say whether anything has changed since the last load, and has come to rest since the last look.
+
+        A file that is still being written is not read half.
+        """
+        before, self._seen = self._seen, self._print()
+        return self._seen == before and self._seen != self._loaded
 
     def load(self) -> Documents:
         """Return all documents; raise BadInput with every problem, if there is one."""
+        self._loaded = self._print()
         return loader.load(self._paths)
+
+    def _print(self) -> _Print:
+        return tuple(mark for path in self._paths for mark in _marks(path))
 
 
 def _marks(path: Path) -> Iterable[tuple[str, int, int, int]]:

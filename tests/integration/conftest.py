@@ -4,13 +4,14 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import new_run_id
 from nfq_enforcer.lab.topology import Topology
-from tests.labs import Policies, check_logs, serve
+from tests.labs import Policies, serve, stop_agents
 
 MakeLab = Callable[..., Lab]
 
@@ -40,8 +41,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run a test that is a coroutine function in the loop of the hosts."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
-    pyfuncitem.funcargs["runner"].run(pyfuncitem.obj(**arguments))
+    given: dict[str, Any] = pyfuncitem.funcargs
+    arguments = {name: given[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    given["runner"].run(pyfuncitem.obj(**arguments))
     return True
 
 
@@ -69,7 +71,7 @@ def lab(make_lab: MakeLab) -> Lab:
 
 @pytest.fixture(scope="module")
 def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
-    """Build labs with servers on all hosts, and no agents yet; at the end no agent's log may hold a traceback."""
+    """Build labs with servers on all hosts, and no agents yet; when agents end, no log may hold a traceback."""
     made: list[Lab] = []
 
     def make(**options: int) -> Lab:
@@ -80,7 +82,7 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
 
     yield make
     for lab in made:
-        check_logs(lab)
+        stop_agents(lab)
 
 
 @pytest.fixture(scope="module")

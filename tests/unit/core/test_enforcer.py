@@ -1,5 +1,7 @@
 """The verdict on one packet: every promise of the data path that needs no kernel."""
 
+from ipaddress import ip_network
+
 import pytest
 
 from nfq_enforcer.core import stamp
@@ -416,6 +418,10 @@ def test_an_endpoints_own_stamp_counts_for_nothing_and_is_replaced_toward_other_
     assert event(decision).opening.source == WEB
 
 
+def test_a_stamp_on_what_the_host_sends_counts_for_nothing(node: Node, at: Addresses) -> None:
+    assert event(node.send(stamped(syn(at.host, at.web), OTHER), VETH_WEB)).opening.source == HOST
+
+
 def test_an_endpoints_own_stamp_is_taken_off_where_none_belongs(node: Node, at: Addresses) -> None:
     for dst, leave_by in ((at.world, WAN0), (at.db, VETH_DB)):
         decision = node.forward(stamped(syn(at.web, dst), OTHER), VETH_WEB, leave_by)
@@ -429,6 +435,12 @@ def test_an_endpoints_own_stamp_is_taken_off_its_replies(node: Node, at: Address
     decision = node.forward(stamped(syn_ack(at.web, at.world), OTHER), VETH_WEB, WAN0)
 
     assert decision.payload == syn_ack(at.web, at.world)
+
+
+def test_other_options_are_no_stamp(node: Node) -> None:
+    router_alert = with_options(syn(V4.client, V4.web), bytes((148, 4, 0, 0)))
+
+    assert event(node.forward(router_alert, WAN0, VETH_WEB)).opening.source == WORLD
 
 
 def test_an_endpoints_other_options_stay(node: Node) -> None:
@@ -491,6 +503,14 @@ def test_a_strangers_packet_does_not_cut_a_flow_that_a_new_policy_still_allows(n
 
     assert not accepted(from_client(node, request(at.client, at.web), OTHER))
     assert from_client(node, request(at.client, at.web)).event is None
+
+
+def test_a_strangers_datagram_does_not_cut_a_flow_either(node: Node, at: Addresses) -> None:
+    node.load(ingress={"web": EVERYTHING_FROM_CLIENT})
+    from_client(node, udp(at.client, at.web))
+
+    assert not accepted(from_client(node, udp(at.client, at.web), OTHER))
+    assert from_client(node, udp(at.client, at.web)).event is None
 
 
 def test_a_stranger_whom_policy_allows_may_have_the_flow_and_its_owner_keeps_it_too(node: Node, at: Addresses) -> None:
@@ -616,6 +636,14 @@ def test_the_other_end_of_a_cut_connection_may_open_its_own(node: Node, at: Addr
     assert accepted(from_client(node, tcp(at.client, at.web, 40_000, 80, SYN | ACK)))
 
 
+def test_the_other_end_of_a_cut_exchange_of_datagrams_may_open_its_own(node: Node, at: Addresses) -> None:
+    from_client(node, udp(at.client, at.web))
+    node.load(ingress={"web": NOBODY})
+    assert not accepted(node.forward(udp_answer(at.web, at.client), VETH_WEB, ETH0))
+
+    assert event(node.forward(udp_answer(at.web, at.client), VETH_WEB, ETH0)).opening.source == WEB
+
+
 def test_a_cut_connection_goes_on_when_policy_allows_it_again(node: Node, at: Addresses) -> None:
     from_client(node, syn(at.client, at.web))
     node.load(ingress={"web": NOBODY})
@@ -703,6 +731,23 @@ def test_an_error_about_somebody_elses_flow_is_held_against_policy(node: Node, a
     assert (event(drop).opening.proto, event(drop).opening.source) == (ICMP if at.version == 4 else ICMPV6, WORLD)
 
 
+def test_an_endpoint_may_not_speak_of_its_neighbours_flows(node: Node, at: Addresses) -> None:
+    node.load(egress=CLOSED)
+    about = udp(at.client, at.web)
+    from_client(node, about)
+
+    assert refused(node.forward(error(at.db, at.client, about), VETH_DB, ETH0)) is DropReason.POLICY_DENIED
+    assert accepted(node.forward(error(at.web, at.client, about), VETH_WEB, ETH0))
+
+
+def test_the_host_may_speak_of_a_flow_between_its_endpoints(node: Node, at: Addresses) -> None:
+    node.load(ingress={"db": NOBODY}, allow_localhost=False)
+    about = udp(at.db, at.web)
+    node.forward(about, VETH_DB, VETH_WEB)
+
+    assert accepted(node.send(error(at.host, at.db, about), VETH_DB))
+
+
 def test_an_error_does_not_pass_with_a_flow_that_is_no_longer_allowed(node: Node, at: Addresses) -> None:
     node.forward(udp(at.web, at.client), VETH_WEB, ETH0)
     node.load(egress={"web": NOBODY})
@@ -750,6 +795,7 @@ def test_what_goes_to_another_node_is_stamped(node: Node, at: Addresses) -> None
 
 def test_what_the_host_endpoint_sends_is_stamped(node: Node, at: Addresses) -> None:
     assert node.send(syn(at.web, at.client), ETH0).payload == stamped(syn(at.web, at.client), WEB)
+    assert node.send(stamped(udp(at.web, at.client), OTHER), ETH0).payload == stamped(udp(at.web, at.client), WEB)
 
 
 @pytest.mark.parametrize("build", [syn, udp, ping, sctp])
@@ -776,6 +822,28 @@ def test_replies_to_a_stamped_opener_are_stamped_whatever_address_a_router_gave_
     reply = syn_ack(at.web, at.world)
 
     assert node.forward(reply, VETH_WEB, ETH0).payload == stamped(reply, WEB)
+
+
+def test_replies_to_an_unstamped_opener_on_another_node_are_stamped(node: Node, at: Addresses) -> None:
+    node.forward(syn(at.second_node, at.web), ETH0, VETH_WEB)
+    reply = syn_ack(at.web, at.second_node)
+
+    assert node.forward(reply, VETH_WEB, ETH0).payload == stamped(reply, WEB)
+
+
+def test_what_stays_on_the_node_bears_no_stamp_although_its_addresses_are_in_the_clusters_networks(
+    node: Node, at: Addresses
+) -> None:
+    node.load(ipcache=Ipcache({}, [ip_network("0.0.0.0/0"), ip_network("::/0")]))
+    decisions = [
+        node.forward(syn(at.web, at.db), VETH_WEB, VETH_DB),
+        node.forward(syn_ack(at.db, at.web), VETH_DB, VETH_WEB),
+        node.receive(udp(at.web, at.host), VETH_WEB),
+        node.send(udp_answer(at.host, at.web), VETH_WEB),
+        node.send(syn(at.host, at.web), VETH_WEB),
+        node.receive(syn_ack(at.web, at.host), VETH_WEB),
+    ]
+    assert [decision.payload for decision in decisions] == [None] * 6
 
 
 def test_replies_to_the_world_or_the_host_bear_no_stamp(node: Node, at: Addresses) -> None:
@@ -812,9 +880,11 @@ def test_a_packet_cut_short_is_judged_like_any_other(node: Node, at: Addresses) 
 
 
 def test_a_packet_cut_short_cannot_be_stamped(node: Node, at: Addresses) -> None:
-    drop = node.forward(cut_short(udp(at.web, at.client, data=LONG)), VETH_WEB, ETH0)
+    too_long = cut_short(tcp(at.web, at.client, 40_000, 80, ACK, LONG))
 
-    assert refused(drop) is DropReason.PAYLOAD_TOO_LONG
+    for drop in (node.forward(too_long, VETH_WEB, ETH0), node.send(too_long, ETH0)):
+        assert refused(drop) is DropReason.PAYLOAD_TOO_LONG
+        assert (event(drop).direction, event(drop).tcp_flags) == (Direction.EGRESS, ACK)
 
 
 def test_a_forged_stamp_on_a_packet_cut_short_does_not_get_out(node: Node, at: Addresses) -> None:

@@ -1,0 +1,514 @@
+"""The agent's life: what it leaves behind, what it survives, and what it says when it cannot do its work.
+
+The tests share one lab with servers on every host; each starts the agents that it needs, and none runs after it.
+"""
+
+import asyncio
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nfq_enforcer.lab.host import Outcome
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.node import Node
+from tests.integration.conftest import MakeLab
+from tests.labs import (
+    BRIEF,
+    DNS,
+    FRONT_TO_BACK,
+    HTTP,
+    OTHER_TCP,
+    PATIENT,
+    PROGRAM,
+    dropped,
+    from_role,
+    outcomes,
+    passes,
+    policy,
+    run_in,
+    stop_agents,
+)
+
+SECOND = 1.0
+SAVE_COMMANDS = ("iptables-save", "ip6tables-save")
+DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])
+
+
+@pytest.fixture(scope="module")
+def shared(make_served: MakeLab) -> Lab:
+    """Give the module's lab."""
+    return make_served()
+
+
+@pytest.fixture
+def lab(shared: Lab) -> Iterator[Lab]:
+    """Give the lab with no agent, rule or document in it; what the test leaves of these is removed."""
+    yield shared
+    stop_agents(shared)
+    for name in shared.nodes:
+        if "NFQE" in "".join(rules(shared, name)):
+            run_in(shared, name, *PROGRAM, "cleanup")
+    for file in shared.documents.glob("*"):
+        file.unlink()
+
+
+def start(lab: Lab, name: str, *options: str, documents: str = "", **settings: Any) -> Node:
+    """Start the agent of one node alone; it judges what its endpoints say to each other and to the world."""
+    lab.documents.mkdir(exist_ok=True)
+    (lab.documents / "endpoints.yaml").write_text(lab.topology.endpoint_documents())
+    (lab.documents / "policies.yaml").write_text(documents)
+    lab.nodes[name].start(*options, **settings)
+    lab.nodes[name].wait_until_ready()
+    return lab.nodes[name]
+
+
+def start_all(lab: Lab, documents: str = "", **settings: Any) -> None:
+    """Start the agents of all nodes."""
+    lab.documents.mkdir(exist_ok=True)
+    (lab.documents / "policies.yaml").write_text(documents)
+    lab.start_agents(**settings)
+
+
+def rules(lab: Lab, name: str) -> list[str]:
+    """Return every rule, chain and set of a node, without counters and the seeds of hashes.
+
+    Base chains that accept are left out: iptables makes a table when it is first used and has no word to unmake it.
+    """
+    lines = [line for command in SAVE_COMMANDS for line in run_in(lab, name, command).splitlines()]
+    lines += sorted(run_in(lab, name, "ipset", "save").splitlines())
+    lines = [re.sub(r" \[\d+:\d+\]| initval \w+", "", line) for line in lines]
+    return [line for line in lines if not re.match(r"#|\*|COMMIT|:[A-Z]+ ACCEPT$", line)]
+
+
+@contextmanager
+def administrators_rules(lab: Lab, name: str, *written: str) -> Iterator[list[str]]:
+    """Give rules to a node, in the words of iptables behind the command's name, for both families."""
+    for rule in written:
+        for command in ("iptables", "ip6tables"):
+            run_in(lab, name, command, *rule.split())
+    yield rules(lab, name)
+    for rule in written:
+        for command in ("iptables", "ip6tables"):
+            run_in(lab, name, command, *rule.replace("-A ", "-D ").split())
+
+
+def kill(pid: int) -> None:
+    """Kill a process and return when it is gone."""
+    with suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        gone = select.poll()
+        gone.register(descriptor, select.POLLIN)
+        gone.poll(PATIENT * 1000)
+        os.close(descriptor)
+
+
+class TestTrace:
+    """The agent's rules come and go whole, and those of others stay."""
+
+    OTHERS = (
+        "-A INPUT -p tcp --dport 8080 -j DROP",
+        "-A FORWARD -p tcp --dport 8080 -j DROP",
+        "-t nat -A PREROUTING -p tcp --dport 8443 -j REDIRECT --to-ports 443",
+        "-t mangle -A FORWARD -j MARK --set-mark 7",
+        "-t security -A OUTPUT -p udp --dport 9 -j DROP",
+    )
+
+    @pytest.fixture
+    def before(self, lab: Lab) -> Iterator[list[str]]:
+        with administrators_rules(lab, "n1", *self.OTHERS) as before:
+            yield before
+
+    def test_none_is_left_after_sigterm(self, lab: Lab, before: list[str]) -> None:
+        node = start(lab, "n1")
+        assert set(before) < set(rules(lab, "n1"))
+
+        node.stop()
+
+        assert rules(lab, "n1") == before
+
+    def test_cleanup_removes_what_a_killed_agent_left(self, lab: Lab, before: list[str]) -> None:
+        start(lab, "n1").stop(signal.SIGKILL)
+        assert set(before) < set(rules(lab, "n1"))
+
+        said = run_in(lab, "n1", *PROGRAM, "cleanup")
+
+        assert "chains of iptables" in said
+        assert rules(lab, "n1") == before
+        assert run_in(lab, "n1", *PROGRAM, "cleanup") == "nothing of nfq_enforcer is there\n"
+
+    def test_an_agent_takes_over_what_a_killed_one_left(self, lab: Lab, before: list[str]) -> None:
+        start(lab, "n1").stop(signal.SIGKILL)
+        left = rules(lab, "n1")
+
+        node = start(lab, "n1")
+        assert rules(lab, "n1") == left
+
+        node.stop()
+        assert rules(lab, "n1") == before
+
+    async def test_rules_that_are_kept_go_on_dropping(self, lab: Lab) -> None:
+        start(lab, "n1", "--keep-rules").stop()
+
+        expected = dropped(["front1"], ("back1", "world")) | dropped(["world"], ["back1"]) | passes(["n1"], ["world"])
+        assert await outcomes(lab, expected) == expected
+
+        run_in(lab, "n1", *PROGRAM, "cleanup")
+        expected = passes(["front1"], ["back1"])
+        assert await outcomes(lab, expected) == expected
+
+    @pytest.mark.parametrize(("fail", "expect"), [("closed", dropped), ("open", passes)])
+    async def test_with_agent_and_worker_killed_endpoints_fare_as_configured(
+        self, lab: Lab, fail: str, expect: Any
+    ) -> None:
+        node = start(lab, "n1", documents=FRONT_TO_BACK, fail=fail)
+        worker = node.status()["worker"]["pid"]
+
+        node.stop(signal.SIGKILL)
+        kill(worker)
+
+        expected = expect(["front1"], ("back1", "world")) | expect(["world"], ["back1"]) | passes(["n1"], ["world"])
+        assert await outcomes(lab, expected) == expected
+
+    async def test_what_policy_allows_the_administrator_may_still_drop(self, lab: Lab, before: list[str]) -> None:
+        start(lab, "n1", documents=FRONT_TO_BACK)
+        expected = passes(["front1"], ["back1"]) | dropped(["front1"], ["back1"], ways=("8080/TCP",))
+
+        assert await outcomes(lab, expected) == expected
+        redirected = await lab.host("world").connect(lab.address("n1"), 8443, PATIENT)
+        assert redirected.answered_by == "n1"
+
+    async def test_a_rule_in_the_table_that_ours_are_in_is_not_skipped(self, lab: Lab) -> None:
+        with administrators_rules(lab, "n1", f"-t security -A FORWARD -p tcp --dport {OTHER_TCP} -j DROP"):
+            start(lab, "n1", documents=FRONT_TO_BACK)
+            expected = passes(["front1"], ["back1"]) | dropped(["front1"], ["back1"], ways=("8080/TCP",))
+
+            assert await outcomes(lab, expected) == expected
+
+
+@asynccontextmanager
+async def stream(lab: Lab, source: str, target: str, way: str = "UDP") -> AsyncIterator[list[tuple[float, Outcome]]]:
+    """Have attempts follow each other without a pause; the list that is given holds when each began, and how it ended.
+
+    Attempts that are under way at the end are awaited.
+    """
+    ended, made, host = False, list[tuple[float, Outcome]](), lab.host(source)
+
+    async def attempt() -> None:
+        while not ended:
+            begun = time.monotonic()
+            if way == "UDP":
+                outcome = await host.send_udp(lab.address(target), DNS, BRIEF)
+            else:
+                outcome = await host.connect(lab.address(target), HTTP, BRIEF)
+            made.append((begun, outcome))
+
+    async with asyncio.TaskGroup() as running:
+        for _ in range(8):
+            running.create_task(attempt())
+        try:
+            yield made
+        finally:
+            ended = True
+
+
+async def until(condition: Any, timeout: float = PATIENT) -> None:
+    """Return when the condition, which only a look can tell, holds."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class TestWorkersDeath:
+    async def test_under_traffic_it_is_replaced_within_a_second_and_what_is_lost_is_counted(self, lab: Lab) -> None:
+        start_all(lab, FRONT_TO_BACK)
+        node = lab.nodes["n1"]
+        victim = node.status()["worker"]["pid"]
+
+        async with stream(lab, "world", "front1", "TCP") as forbidden, stream(lab, "front1", "back2") as allowed:
+            await until(lambda: len(allowed) > 100)
+            killed = time.monotonic()
+            kill(victim)
+            await until(lambda: any(begun > killed and outcome.ok for begun, outcome in allowed))
+            back, made = time.monotonic(), len(allowed)
+            await until(lambda: len(allowed) > made + 100)
+
+        worker = node.status()["worker"]
+        assert back - killed < SECOND
+        assert (worker["restarts"], worker["failure"]) == (1, None)
+        assert worker["pid"] not in (None, victim)
+        assert {outcome.status for _, outcome in forbidden} == {"timeout"}
+        unanswered = sum(not outcome.ok for _, outcome in allowed)
+        assert unanswered > 0
+        assert 0 < worker["lost"] <= unanswered + len(forbidden)
+        assert {outcome.status for begun, outcome in allowed if begun > back} == {"ok"}
+
+    async def test_the_agent_goes_on_enforcing_changes(self, lab: Lab) -> None:
+        start_all(lab, FRONT_TO_BACK)
+        victims = {name: node.status()["worker"]["pid"] for name, node in lab.nodes.items()}
+        for name, victim in victims.items():
+            kill(victim)
+            await until(lambda name=name, victim=victim: _is_replaced(lab.nodes[name], victim))
+
+        await lab.apply("policies", DB_TO_BACK)
+
+        expected = passes(["db3"], ["back2"]) | dropped(["front1"], ("back1", "back2"))
+        assert await outcomes(lab, expected) == expected
+
+    @pytest.mark.parametrize("speaker", ["front1", "back1"])
+    async def test_an_open_connection_goes_on_whoever_speaks_first(self, lab: Lab, speaker: str) -> None:
+        node = start(lab, "n1", documents=FRONT_TO_BACK)
+        victim = node.status()["worker"]["pid"]
+        connection = await lab.host("front1").hold(lab.address("back1"), HTTP, PATIENT)
+
+        kill(victim)
+        await until(lambda: _is_replaced(node, victim))
+
+        end = connection if speaker == "front1" else connection.other_end(lab.host("back1"))
+        assert (await end.talk(3.0)).ok
+
+
+def _is_replaced(node: Node, victim: int) -> bool:
+    return node.status()["worker"]["pid"] not in (None, victim)
+
+
+class TestDocuments:
+    async def test_a_saved_file_is_enforced_within_a_second(self, lab: Lab) -> None:
+        start_all(lab)
+        async with stream(lab, "front1", "back2") as allowed:
+            await until(lambda: len(allowed) > 20)
+            saved = time.monotonic()
+            (lab.documents / "policies.yaml").write_text(DB_TO_BACK)
+            await until(lambda: not allowed[-1][1].ok)
+
+        assert max(begun for begun, outcome in allowed if outcome.ok) - saved < SECOND
+
+    async def test_a_broken_file_leaves_the_last_good_policy_and_is_reported_until_it_is_mended(self, lab: Lab) -> None:
+        node = start(lab, "n1", documents=FRONT_TO_BACK)
+        file = lab.documents / "policies.yaml"
+        expected = passes(["front1"], ["back1"]) | dropped(["back1"], ["front1"])
+
+        file.write_text(FRONT_TO_BACK.replace("ingress:", "ingres:"))
+        await until(lambda: node.status()["refused"])
+
+        status = node.status()
+        line = FRONT_TO_BACK.splitlines().index("  ingress:") + 1
+        assert re.match(rf"{re.escape(str(file))}:{line}:3: spec\.ingres: .*ingress", status["refused"]["error"])
+        assert status["revision"] == 1
+        assert f"{file}:{line}:3" in node.log.read_text()
+        assert await outcomes(lab, expected) == expected
+
+        file.write_text(DB_TO_BACK)
+        await until(lambda: node.status()["revision"] == 2)
+
+        assert node.status()["refused"] is None
+        assert not (await lab.host("front1").connect(lab.address("back1"), HTTP, BRIEF)).ok
+
+    async def test_a_folder_that_vanishes_takes_no_policy_with_it(self, lab: Lab) -> None:
+        node = start(lab, "n1", documents=FRONT_TO_BACK)
+        aside = lab.documents.with_name("aside")
+        expected = passes(["front1"], ["back1"]) | dropped(["back1"], ["front1"])
+
+        lab.documents.rename(aside)
+        try:
+            await until(lambda: node.status()["refused"])
+            assert str(lab.documents) in node.status()["refused"]["error"]
+            assert await outcomes(lab, expected) == expected
+        finally:
+            aside.rename(lab.documents)
+        await until(lambda: node.status()["refused"] is None)
+        assert await outcomes(lab, expected) == expected
+
+    async def test_an_endpoint_that_comes_and_goes_needs_no_restart(self, lab: Lab) -> None:
+        node = start(lab, "n1", documents=FRONT_TO_BACK)
+        everybody = list(yaml.safe_load_all(lab.topology.endpoint_documents()))
+        file = lab.documents / "endpoints.yaml"
+
+        await save(node, file, yaml.safe_dump_all(one for one in everybody if one["metadata"]["name"] != "back1"))
+        assert node.status()["endpoints"] == 1
+        passing = passes(["world"], ["back1"])  # an address like any other
+        assert await outcomes(lab, passing) == passing
+
+        await save(node, file, yaml.safe_dump_all(everybody))
+        assert node.status()["endpoints"] == 2
+        refused = dropped(["world"], ["back1"])
+        assert await outcomes(lab, refused) == refused
+
+
+async def save(node: Node, file: Path, text: str) -> None:
+    """Save a file whole and return when the node enforces what it says."""
+    before = node.status()["revision"]
+    draft = file.with_suffix(".draft")
+    draft.write_text(text)
+    draft.replace(file)
+    await until(lambda: node.status()["revision"] > before)
+
+
+class TestEnd:
+    """An agent that is told to end under load loses no packet that policy allows."""
+
+    async def test_no_packet_is_lost(self, lab: Lab) -> None:
+        node = start(lab, "n1", documents=FRONT_TO_BACK)
+
+        async with stream(lab, "front1", "back1") as allowed:
+            await until(lambda: len(allowed) > 100)
+            await asyncio.to_thread(node.stop)
+            made = len(allowed)
+            await until(lambda: len(allowed) > made + 100)
+
+        assert {outcome.status for _, outcome in allowed} == {"ok"}
+
+    @pytest.mark.parametrize(("ending", "target"), [("n1", "back1"), ("n1", "back2"), ("n2", "back2")])
+    async def test_a_bulk_transfer_goes_on(self, lab: Lab, ending: str, target: str) -> None:
+        start_all(lab)
+        node, size = lab.nodes[ending], 40_000_000
+        transfer = asyncio.create_task(lab.host("front1").bulk(lab.address(target), HTTP, size))
+        await until(lambda: node.status()["worker"]["accepted"] > 1000)
+        assert not transfer.done()
+
+        await asyncio.to_thread(node.stop)
+
+        outcome = await asyncio.wait_for(transfer, 15)
+        assert (outcome.status, outcome.received, outcome.intact) == ("ok", size, True)
+
+
+def attempt_agent(
+    lab: Lab, name: str, prefix: tuple[str, ...] = (), environment: Mapping[str, str] = os.environ, **settings: Any
+) -> "subprocess.CompletedProcess[str]":
+    """Run an agent that is to end at once."""
+    file = lab.network.state / "attempt.yaml"
+    file.write_text(
+        yaml.safe_dump({"node": {"name": name}, "documents": [], "api": {"socket": f"{file}.sock"}} | settings)
+    )
+    command = lab.network.command(name, [*prefix, *PROGRAM, "agent", "--config", str(file)])
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENT, check=False)
+
+
+def sentence(ended: "subprocess.CompletedProcess[str]") -> str:
+    """Return the one sentence that an agent has said."""
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("nfq-enforcer: ")
+    return line.removeprefix("nfq-enforcer: ")
+
+
+class TestRefusal:
+    """Where it cannot begin, the agent says why in one sentence, and changes nothing."""
+
+    @pytest.fixture(autouse=True)
+    def unchanged(self, lab: Lab) -> Iterator[None]:
+        before = rules(lab, "n1")
+        yield
+        stop_agents(lab)
+        assert rules(lab, "n1") == before
+
+    def test_a_queue_that_is_taken(self, lab: Lab) -> None:
+        program = (
+            "import netfilterqueue, sys; queue = netfilterqueue.NetfilterQueue();"
+            "queue.bind(100, lambda packet: packet.accept()); print('bound', flush=True); sys.stdin.read()"
+        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with lab.network.in_namespace("n1", [sys.executable, "-c", program], **pipes) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "bound\n"
+
+            ended = attempt_agent(lab, "n1")
+
+        assert ended.returncode == 1
+        assert sentence(ended) == (
+            "queue 100 is taken by another program: stop it, or choose other numbers with first_queue (0 to 65535) "
+            "in the configuration"
+        )
+
+    async def test_a_second_agent(self, lab: Lab) -> None:
+        node = start(lab, "n1", documents=FRONT_TO_BACK)
+
+        same_socket = attempt_agent(lab, "n1", api={"socket": str(node.socket)})
+        same_queue = attempt_agent(lab, "n1")
+
+        assert (same_socket.returncode, same_queue.returncode) == (1, 1)
+        assert sentence(same_socket) == (
+            f"another agent is listening on {node.socket}: stop it, or choose another api.socket"
+        )
+        assert "queue 100 is taken by another program" in sentence(same_queue)
+        expected = passes(["front1"], ["back1"]) | dropped(["back1"], ["front1"])  # the first is not disturbed
+        assert await outcomes(lab, expected) == expected
+        assert node.status()["worker"]["restarts"] == 0
+
+    def test_without_root(self, lab: Lab) -> None:
+        # may read this tree wherever it lies, and nothing else
+        capability = ("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search")
+
+        ended = attempt_agent(lab, "n1", ("setpriv", "--reuid=65534", "--clear-groups", *capability))
+
+        assert ended.returncode == 1
+        assert sentence(ended) == "this needs root: it changes iptables rules and binds a queue; run it with sudo"
+
+    def test_without_iptables(self, lab: Lab, tmp_path: Path) -> None:
+        ended = attempt_agent(lab, "n1", environment={**os.environ, "PATH": str(tmp_path)})
+
+        assert ended.returncode == 1
+        assert sentence(ended) == (
+            "iptables and ip6tables and ipset not found in PATH: install the packages iptables and ipset"
+        )
+
+    def test_a_document_that_is_broken(self, lab: Lab, tmp_path: Path) -> None:
+        file = tmp_path / "broken.yaml"
+        file.write_text(FRONT_TO_BACK.replace("kind: CiliumNetworkPolicy", "kind: NetworkPolice"))
+
+        ended = attempt_agent(lab, "n1", documents=[str(file)])
+
+        assert ended.returncode == 2
+        assert sentence(ended).startswith(f"{file}:3:7: kind: ")
+
+    def test_a_folder_that_is_not_there(self, lab: Lab, tmp_path: Path) -> None:
+        ended = attempt_agent(lab, "n1", documents=[str(tmp_path / "nowhere")])
+
+        assert ended.returncode == 2
+        assert str(tmp_path / "nowhere") in sentence(ended)
+
+    def test_an_interface_that_is_not_there(self, lab: Lab) -> None:
+        ended = attempt_agent(lab, "n1", node={"name": "n1", "cluster_interfaces": ["eth7"]})
+
+        assert ended.returncode == 2
+        assert sentence(ended) == (
+            "node.cluster_interfaces: there is no interface 'eth7'; there are: eth0, veth-back1, veth-front1"
+        )
+
+
+@pytest.fixture
+def other(make_served: MakeLab) -> Lab:
+    """Give one more lab."""
+    return make_served()
+
+
+async def test_with_ipv6_off_the_agent_says_so_and_enforces_ipv4(other: Lab) -> None:
+    run_in(other, "n1", "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6")
+
+    node = start(other, "n1", documents=FRONT_TO_BACK)
+
+    assert "WARNING IPv6 is switched off on this host" in node.log.read_text()
+    assert node.status()["families"] == ["IPv4"]
+    assert (await other.host("front1").connect(other.address("back1"), HTTP, PATIENT)).ok
+    assert not (await other.host("back1").connect(other.address("front1"), HTTP, BRIEF)).ok
+
+
+async def test_two_labs_side_by_side_have_policies_of_their_own(lab: Lab, other: Lab) -> None:
+    start_all(lab, FRONT_TO_BACK)
+    start_all(other, DB_TO_BACK)
+
+    front, db = (passes([name], ["back2"]) for name in ("front1", "db3"))
+    no_front, no_db = (dropped([name], ["back2"]) for name in ("front1", "db3"))
+
+    assert await outcomes(lab, front | no_db) == front | no_db
+    assert await outcomes(other, db | no_front) == db | no_front

@@ -1,0 +1,290 @@
+"""The stamp on the wire: on every packet between nodes, on none that leaves the cluster, and room made for it."""
+
+import struct
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from nfq_enforcer.lab.capture import Capture
+from nfq_enforcer.lab.host import Outcome
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.topology import Address
+from tests.integration.conftest import MakeLab
+from tests.labs import (
+    BRIEF,
+    DNS,
+    ENDPOINTS,
+    FAMILIES,
+    HTTP,
+    PATIENT,
+    Policies,
+    arrivals,
+    await_flow,
+    between,
+    ends,
+    from_role,
+    identities,
+    now,
+    outcomes,
+    passes,
+    policy,
+    stamps_on,
+)
+
+BULK = 3_000_000
+IP_HEADER = {4: 20, 6: 40}
+UDP_HEADER = 8
+OVERHEAD = {4: 8, 6: 16}  # of a stamp
+TCP, SYN = 6, 0x02
+both_families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def every_address(lab: Lab, hosts: Iterable[str]) -> list[Address]:
+    return [lab.address(host, family) for host in hosts for family in FAMILIES]
+
+
+def payload(mtu: int, family: int) -> int:
+    """Return the size of the datagram that just fits."""
+    return mtu - IP_HEADER[family] - UDP_HEADER
+
+
+class TestEveryPacket:
+    async def test_between_nodes_bears_exactly_its_senders_identity(self, guarded: Lab) -> None:
+        expected = passes(ENDPOINTS, ENDPOINTS)
+
+        async with guarded.capture() as capture:
+            assert await outcomes(guarded, expected) == expected
+
+        names = identities(guarded)
+        owner = {address: names[name] for name in ENDPOINTS for address in guarded.topology.machine(name).addresses}
+        seen = between(capture, owner, owner)
+        assert [stamps_on(packet) for packet in seen] == [[owner[ends(packet)[0]]] for packet in seen]
+        assert {ends(packet) for packet in seen} == {
+            (guarded.address(a, family), guarded.address(b, family))
+            for a in ENDPOINTS
+            for b in ENDPOINTS
+            for family in FAMILIES
+            if _node(guarded, a) != _node(guarded, b)
+        }
+
+    @pytest.mark.parametrize("target", ["back2", "db3", "n3"])
+    async def test_of_a_bulk_transfer_bears_it_and_all_arrives_intact(self, guarded: Lab, target: str) -> None:
+        names = identities(guarded)
+        owner = {guarded.address(host, family): names[host] for host in ("front1", target) for family in FAMILIES}
+
+        for family in FAMILIES:
+            async with guarded.capture() as capture:
+                outcome = await guarded.host("front1").bulk(guarded.address(target, family), HTTP, BULK)
+
+            assert (outcome.status, outcome.received, outcome.intact) == ("ok", BULK, True)
+            seen = between(capture, [guarded.address("front1", family)], [guarded.address(target, family)])
+            assert sum(map(len, seen)) > BULK
+            assert max(map(len, seen)) <= guarded.topology.mtu
+            assert [stamps_on(packet) for packet in seen] == [[owner[ends(packet)[0]]] for packet in seen]
+
+    async def test_to_and_from_the_world_bears_none(self, guarded: Lab) -> None:
+        expected = passes(["world"], ENDPOINTS) | passes(ENDPOINTS, ["world"])
+
+        async with guarded.capture() as capture:
+            assert await outcomes(guarded, expected) == expected
+
+        seen = between(capture, every_address(guarded, ["world"]), every_address(guarded, ENDPOINTS))
+        assert len(seen) >= 2 * len(expected)
+        assert {tuple(stamps_on(packet)) for packet in seen} == {()}
+
+    async def test_within_a_node_bears_none(self, guarded: Lab) -> None:
+        expected = passes(["front1"], ["back1"])
+
+        async with arrivals(guarded, "back1") as capture:
+            assert await outcomes(guarded, expected) == expected
+
+        seen = between(capture, every_address(guarded, ["front1"]), every_address(guarded, ["back1"]))
+        assert len(seen) >= 2 * len(expected)
+        assert {tuple(stamps_on(packet)) for packet in seen} == {()}
+
+
+def _node(lab: Lab, endpoint: str) -> str:
+    return next(one.node for one in lab.topology.endpoints if one.name == endpoint)
+
+
+class TestMasquerade:
+    """A router between two nodes hides the sender's address; the identity arrives all the same."""
+
+    @pytest.fixture(autouse=True)
+    def hidden(self, guarded: Lab) -> Iterator[None]:
+        guarded.network.masquerade(True)
+        yield
+        guarded.network.masquerade(False)
+
+    async def test_the_identity_arrives_and_decides(self, guarded: Lab, policies: Policies) -> None:
+        await policies.apply("db", policy("db-to-front", "frontend", ingress=[from_role("db")]))
+        begun, names = now(), identities(guarded)
+        expected = passes(["db3"], ["front1"])
+        refused = dict.fromkeys(passes(["front3", "n3"], ["front1"]), "timeout")
+
+        assert await outcomes(guarded, expected | refused) == expected | refused
+
+        for family in FAMILIES:
+            router = str(guarded.address("rtr", family))
+            assert (await guarded.host("db3").connect(guarded.address("front1", family), HTTP)).seen_as == router
+            flow = await_flow(guarded.nodes["n1"], begun, source=router, verdict="FORWARDED", port=HTTP)
+            assert flow["source"]["identity"] == names["db3"]
+
+    async def test_replies_are_stamped_too(self, guarded: Lab) -> None:
+        async with guarded.capture() as capture:
+            for family in FAMILIES:
+                assert (await guarded.host("db3").connect(guarded.address("front1", family), HTTP, PATIENT)).ok
+
+        names = identities(guarded)
+        seen = between(capture, every_address(guarded, ["rtr"]), every_address(guarded, ["front1"]))
+        replies = [packet for packet in seen if ends(packet)[0] in guarded.topology.machine("front1").addresses]
+        assert len(replies) >= 2 * 3  # SYN-ACK, data, FIN
+        assert {tuple(stamps_on(packet)) for packet in replies} == {(names["front1"],)}
+        assert {tuple(stamps_on(packet)) for packet in seen if packet not in replies} == {(names["db3"],)}
+
+
+@pytest.fixture(scope="module")
+def tight(make_served: MakeLab) -> Lab:
+    """Give a lab whose endpoints have the MTU of the segment."""
+    lab = make_served(stamp_room=0)
+    lab.start_agents()
+    return lab
+
+
+class TestRoom:
+    """A packet that its stamp makes too long is not lost without a word; here endpoints know of no smaller MTU."""
+
+    @both_families
+    async def test_tcp_agrees_on_segments_that_fit(self, tight: Lab, family: int) -> None:
+        async with tight.capture() as capture:
+            outcome = await tight.host("front1").bulk(tight.address("back2", family), HTTP, BULK)
+
+        assert (outcome.received, outcome.intact) == (BULK, True)
+        seen = between(capture, [tight.address("front1", family)], [tight.address("back2", family)])
+        options = [mss for mss in map(_mss, seen) if mss]
+        assert options == [1500 - IP_HEADER[family] - 20 - OVERHEAD[family]] * 2  # SYN and SYN-ACK
+        assert max(map(len, seen)) <= tight.topology.mtu
+
+    @both_families
+    async def test_an_endpoint_is_told_the_size_that_fits(self, tight: Lab, family: int) -> None:
+        size = payload(tight.topology.mtu, family)
+
+        async with arrivals(tight, "front1") as capture:
+            outcome = await _send(tight, "front1", "back2", family, size)
+
+        assert outcome.status == "too-big"
+        errors = between(capture, [tight.address("n1", family)], [tight.address("front1", family)])
+        assert _too_big(errors[0]) == tight.topology.mtu - OVERHEAD[family]
+        assert (await _send(tight, "front1", "back2", family, size - OVERHEAD[family])).ok
+
+    async def test_a_datagram_that_may_be_fragmented_is(self, tight: Lab) -> None:
+        size = payload(tight.topology.mtu, 4)
+
+        async with tight.capture() as capture:
+            assert (await _send(tight, "front2", "back1", 4, size, dont_fragment=False)).ok
+
+        fragments = _fragments(tight, capture, "front2", "back1", 4)
+        assert len(fragments) == 2
+        assert {tuple(stamps_on(fragment)) for fragment in fragments} == {(identities(tight)["front2"],)}
+
+    async def test_ipv6_is_fragmented_by_its_sender_once_it_knows(self, tight: Lab) -> None:
+        size = payload(tight.topology.mtu, 6)
+
+        async with arrivals(tight, "front2") as capture:
+            assert (await _send(tight, "front2", "back1", 6, size, BRIEF, dont_fragment=False)).status == "timeout"
+
+        errors = between(capture, [tight.address("n2", 6)], [tight.address("front2", 6)])
+        assert _too_big(errors[0]) == tight.topology.mtu - OVERHEAD[6]
+        assert (await _send(tight, "front2", "back1", 6, size, dont_fragment=False)).ok
+
+
+def _mss(packet: bytes) -> int | None:
+    """Return the MSS that a SYN announces."""
+    _, start = _transport(packet)
+    if not packet[start + 13] & SYN:
+        return None
+    kind, size, mss = struct.unpack_from("!BBH", packet, start + 20)
+    assert (kind, size) == (2, 4)
+    return int(mss)
+
+
+def _transport(packet: bytes) -> tuple[int, int]:
+    """Return the transport protocol and where its header begins; in IPv6 behind a stamp at most."""
+    if packet[0] >> 4 == 4:
+        return packet[9], (packet[0] & 0x0F) * 4
+    return (packet[40], 40 + (packet[41] + 1) * 8) if packet[6] == 60 else (packet[6], 40)
+
+
+def _too_big(error: bytes) -> int:
+    """Return the MTU that an ICMP error announces."""
+    _, start = _transport(error)
+    assert error[start : start + 2] == bytes((3, 4) if error[0] >> 4 == 4 else (2, 0))
+    return int.from_bytes(error[start + 4 : start + 8], "big")
+
+
+async def _send(
+    lab: Lab, source: str, target: str, family: int, size: int, timeout: float = PATIENT, *, dont_fragment: bool = True
+) -> Outcome:
+    address = lab.address(target, family)
+    return await lab.host(source).send_udp(address, DNS, timeout, size=size, dont_fragment=dont_fragment)
+
+
+def _fragments(lab: Lab, capture: Capture, source: str, target: str, family: int) -> list[bytes]:
+    """Return what was captured from source to target."""
+    way = (lab.address(source, family), lab.address(target, family))
+    return [packet.data for packet in capture.packets() if ends(packet.data) == way]
+
+
+class TestSize:
+    @pytest.mark.parametrize(("family", "dont_fragment"), [(4, True), (4, False), (6, False)])
+    async def test_a_full_datagram_of_the_host_itself_arrives_all_the_same(
+        self, guarded: Lab, family: int, dont_fragment: bool
+    ) -> None:
+        size = payload(guarded.topology.mtu, family)
+
+        outcome = await _send(guarded, "n3", "back1", family, size, dont_fragment=dont_fragment)
+
+        assert (outcome.status, outcome.answered_by) == ("ok", "back1")
+
+    async def test_a_socket_of_the_host_that_forbids_ipv6_to_fragment_is_told_so(self, guarded: Lab) -> None:
+        """IPv6 has no DF bit to clear: the kernel knows of the socket's wish, and heeds it."""
+        size = payload(guarded.topology.mtu, 6)
+
+        assert (await _send(guarded, "n3", "back1", 6, size)).status == "too-big"
+        assert (await _send(guarded, "n3", "back1", 6, size - OVERHEAD[6])).ok
+
+    @both_families
+    async def test_every_fragment_is_stamped(self, guarded: Lab, family: int) -> None:
+        async with guarded.capture() as capture:
+            assert (await _send(guarded, "front1", "back2", family, 3000, dont_fragment=False)).ok
+
+        fragments = _fragments(guarded, capture, "front1", "back2", family)
+        assert len(fragments) == 3
+        assert {tuple(stamps_on(fragment)) for fragment in fragments} == {(identities(guarded)["front1"],)}
+
+    @both_families
+    async def test_what_the_queue_cannot_copy_cannot_be_stamped(self, guarded: Lab, family: int) -> None:
+        begun = now()
+
+        for target, status, timeout in (("back1", "ok", PATIENT), ("back2", "timeout", BRIEF)):
+            outcome = await _send(guarded, "front1", target, family, 5000, timeout, dont_fragment=False)
+            assert (target, outcome.status) == (target, status)
+
+        flow = await_flow(guarded.nodes["n1"], begun, verdict="DROPPED", reason="PAYLOAD_TOO_LONG")
+        assert flow["IP"]["destination"] == str(guarded.address("back2", family))
+
+    async def test_a_bulk_transfer_within_a_node_passes(self, guarded: Lab) -> None:
+        outcomes = [await guarded.host("front1").bulk(guarded.address("back1", f), HTTP, BULK) for f in FAMILIES]
+
+        assert [(outcome.received, outcome.intact) for outcome in outcomes] == [(BULK, True)] * 2
+
+
+def test_an_mtu_that_the_queue_cannot_copy_is_warned_of(make_served: MakeLab) -> None:
+    jumbo = make_served(mtu=9000)
+
+    jumbo.start_agents()
+
+    assert (
+        "WARNING interface eth0 has an MTU of 9000, but the queue copies 4016 bytes"
+        in jumbo.nodes["n1"].log.read_text()
+    )

@@ -1,0 +1,170 @@
+"""The channel: whole messages from whatever pieces come, and an end that never waits for the other."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from nfq_enforcer.core.conntrack import Opening
+from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.identity import WORLD, Identity
+from nfq_enforcer.core.ipcache import Ipcache, Peer
+from nfq_enforcer.core.policymap import PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
+from nfq_enforcer.dataplane.channel import (
+    Bound,
+    Decoder,
+    Enforced,
+    Events,
+    Failed,
+    Setup,
+    Stop,
+    WorkerChannel,
+    encode,
+)
+from tests.packets import packed
+
+RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
+WEB, CLIENT = packed("10.1.0.10"), packed("10.2.0.10")
+OPENING = Opening(CLIENT, WEB, 6, 40_000, 80, -1, -1, False, WORLD, Identity(300))
+EVENT = FlowEvent(
+    5.0,
+    FlowVerdict.DROPPED,
+    DropReason.POLICY_DENIED,
+    Direction.INGRESS,
+    OPENING,
+    2,
+    is_reply=False,
+    enforced_by=(RULE,),
+)
+OPEN, CLOSED = (
+    PolicyMap({}, enforced=False),
+    PolicyMap({PolicyKey(Identity(500), 6, 80): (RULE,)}, enforced=True, enforced_by=(RULE,)),
+)
+SNAPSHOT = Snapshot(
+    3,
+    {WEB: LocalEndpoint("default/web", Identity(300), "veth-web", CLOSED, OPEN)},
+    Ipcache({CLIENT: Peer(Identity(500), remote=True)}),
+    frozenset({"eth0"}),
+    {4: packed("172.16.0.1")},
+)
+MESSAGES = [Stop(), Bound(), Failed("queue 100 is taken"), Enforced(3), Events((EVENT,))]
+
+Pair = tuple[WorkerChannel, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Give a worker's channel and the agent's end of it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10)
+        yield WorkerChannel(theirs), ours
+
+
+def fetch(end: socket.socket, count: int) -> list[object]:
+    decoder, messages = Decoder(), list[object]()
+    while len(messages) < count:
+        messages += decoder.feed(end.recv(1 << 18))
+    return messages
+
+
+def fill(channel: WorkerChannel) -> int:
+    """Send until the channel refuses; return how many messages it took."""
+    taken = 0
+    while channel.send(bytes(1 << 16)):
+        taken += 1
+    return taken
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1 << 20])
+def test_messages_come_whole_and_in_order_whatever_pieces_they_come_in(size: int) -> None:
+    wire, decoder = b"".join(map(encode, MESSAGES)), Decoder()
+
+    pieces = [wire[at : at + size] for at in range(0, len(wire), size)]
+
+    assert [message for piece in pieces for message in decoder.feed(piece)] == MESSAGES
+
+
+def test_a_snapshot_arrives_as_it_was_sent() -> None:
+    (setup,) = Decoder().feed(encode(Setup(100, 1000, SNAPSHOT)))
+
+    assert (setup.queue, setup.maximum_flows, setup.snapshot.revision) == (100, 1000, 3)
+    web = setup.snapshot.endpoints[WEB]
+    assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")
+    assert web.ingress.lookup(Identity(500), 6, 80) == (RULE,)
+    assert (web.ingress.enforced, web.ingress.enforced_by, web.egress.enforced) == (True, (RULE,), False)
+    assert setup.snapshot.ipcache.lookup(CLIENT) == Peer(Identity(500), remote=True)
+    assert (setup.snapshot.homes, setup.snapshot.cluster_interfaces) == ({"veth-web"}, {"eth0"})
+
+
+def test_a_worker_hears_what_is_there_and_does_not_wait_for_more(pair: Pair) -> None:
+    channel, agent = pair
+    assert list(channel.receive()) == []
+
+    agent.sendall(encode(Bound()) + encode(Stop())[:-1])
+    assert list(channel.receive()) == [Bound()]
+
+    agent.sendall(encode(Stop())[-1:])
+    assert list(channel.receive()) == [Stop()]
+    assert not channel.closed
+
+
+def test_the_agent_hears_what_a_worker_says(pair: Pair) -> None:
+    channel, agent = pair
+
+    assert [channel.send(message) for message in MESSAGES] == [True] * len(MESSAGES)
+    assert fetch(agent, len(MESSAGES)) == MESSAGES
+
+
+def test_what_the_agent_does_not_fetch_is_refused_at_last_and_the_rest_arrives_whole(pair: Pair) -> None:
+    channel, agent = pair
+
+    taken = fill(channel)
+
+    assert taken > 64  # 4 MiB, and what the socket holds
+    agent.setblocking(False)
+    decoder, messages = Decoder(), list[object]()
+    while len(messages) < taken:
+        messages += decoder.feed(agent.recv(1 << 18))
+        channel.flush()
+    assert messages == [bytes(1 << 16)] * taken
+    assert channel.send(Bound())
+
+
+def test_a_channel_has_the_descriptor_of_its_socket(pair: Pair) -> None:
+    channel, agent = pair
+
+    assert channel.fileno() > 2
+    assert channel.fileno() != agent.fileno()
+
+
+def test_a_worker_learns_from_silence_that_the_agent_is_gone(pair: Pair) -> None:
+    channel, agent = pair
+    agent.sendall(encode(Stop()))
+    agent.close()
+
+    assert list(channel.receive()) == [Stop()]
+    assert channel.closed
+    assert list(channel.receive()) == []
+
+
+def test_a_worker_learns_from_a_reset_that_the_agent_is_gone(pair: Pair) -> None:
+    channel, agent = pair
+    channel.send(Bound())
+    agent.close()  # with what the worker said unread
+
+    assert list(channel.receive()) == []
+    assert channel.closed
+
+
+def test_a_worker_learns_from_sending_that_the_agent_is_gone(pair: Pair) -> None:
+    channel, agent = pair
+    fill(channel)
+    agent.close()
+
+    channel.flush()
+
+    assert channel.closed
+    assert channel.send(Bound())  # to nobody, but that is no reason to wait or to fail

@@ -1,0 +1,194 @@
+"""The rules, as text, in both families: what meets the queue, what is exempt, and how all of it goes again."""
+
+import pytest
+
+from nfq_enforcer.dataplane import ruleset
+from nfq_enforcer.dataplane.ruleset import HOOKS, IPV4, IPV6, Family, Ruleset
+
+CLOSED = Ruleset(100, fail_open=False, cluster_mtus={"eth1": 9000, "eth0": 1500})
+OPEN = Ruleset(7, fail_open=True, cluster_mtus={})
+ALL_HOOKED = {(table, base) for table, hooks in HOOKS.items() for base in hooks}
+ALL_CHAINS = {(table, chain) for table, chains in ruleset.CHAINS.items() for chain in chains}
+
+V4 = """\
+*mangle
+:NFQE-MSS-IN - [0:0]
+:NFQE-MSS-OUT - [0:0]
+-A NFQE-MSS-IN -i eth0 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1452
+-A NFQE-MSS-OUT -o eth0 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1452
+-A NFQE-MSS-IN -i eth1 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 8952
+-A NFQE-MSS-OUT -o eth1 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 8952
+-I PREROUTING 1 -j NFQE-MSS-IN
+-I POSTROUTING 1 -j NFQE-MSS-OUT
+COMMIT
+*security
+:NFQE-INPUT - [0:0]
+:NFQE-FORWARD - [0:0]
+:NFQE-OUTPUT - [0:0]
+:NFQE-SOURCE - [0:0]
+:NFQE-QUEUE - [0:0]
+-A NFQE-INPUT -i lo -j RETURN
+-A NFQE-INPUT -m set --match-set nfqe-local4 src -j NFQE-QUEUE
+-A NFQE-INPUT -m set --match-set nfqe-local4 dst -j NFQE-QUEUE
+-A NFQE-INPUT -j NFQE-SOURCE
+-A NFQE-FORWARD -m set --match-set nfqe-local4 src -j NFQE-QUEUE
+-A NFQE-FORWARD -m set --match-set nfqe-local4 dst -j NFQE-QUEUE
+-A NFQE-FORWARD -j NFQE-SOURCE
+-A NFQE-OUTPUT -m set --match-set nfqe-local4 src -j NFQE-QUEUE
+-A NFQE-OUTPUT -m set --match-set nfqe-local4 dst -j NFQE-QUEUE
+-A NFQE-SOURCE -i veth-a -j NFQE-QUEUE
+-A NFQE-SOURCE -i veth-b -j NFQE-QUEUE
+-A NFQE-QUEUE -m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED -j NFQUEUE --queue-num 100
+-I INPUT 1 -j NFQE-INPUT
+-I FORWARD 1 -j NFQE-FORWARD
+-I OUTPUT 1 -j NFQE-OUTPUT
+COMMIT
+"""
+
+V6 = """\
+*mangle
+:NFQE-MSS-IN - [0:0]
+:NFQE-MSS-OUT - [0:0]
+-I PREROUTING 1 -j NFQE-MSS-IN
+-I POSTROUTING 1 -j NFQE-MSS-OUT
+COMMIT
+*security
+:NFQE-INPUT - [0:0]
+:NFQE-FORWARD - [0:0]
+:NFQE-OUTPUT - [0:0]
+:NFQE-SOURCE - [0:0]
+:NFQE-QUEUE - [0:0]
+-A NFQE-INPUT -i lo -j RETURN
+-A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
+-A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
+-A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
+-A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
+-A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
+-A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 130 -m hl --hl-eq 1 -j RETURN
+-A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 131 -m hl --hl-eq 1 -j RETURN
+-A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 132 -m hl --hl-eq 1 -j RETURN
+-A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 143 -m hl --hl-eq 1 -j RETURN
+-A NFQE-INPUT -m set --match-set nfqe-local6 src -j NFQE-QUEUE
+-A NFQE-INPUT -m set --match-set nfqe-local6 dst -j NFQE-QUEUE
+-A NFQE-INPUT -j NFQE-SOURCE
+-A NFQE-FORWARD -m set --match-set nfqe-local6 src -j NFQE-QUEUE
+-A NFQE-FORWARD -m set --match-set nfqe-local6 dst -j NFQE-QUEUE
+-A NFQE-FORWARD -j NFQE-SOURCE
+-A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
+-A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
+-A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
+-A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
+-A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
+-A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 130 -m hl --hl-eq 1 -j RETURN
+-A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 131 -m hl --hl-eq 1 -j RETURN
+-A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 132 -m hl --hl-eq 1 -j RETURN
+-A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 143 -m hl --hl-eq 1 -j RETURN
+-A NFQE-OUTPUT -m set --match-set nfqe-local6 src -j NFQE-QUEUE
+-A NFQE-OUTPUT -m set --match-set nfqe-local6 dst -j NFQE-QUEUE
+-A NFQE-QUEUE -m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED -j NFQUEUE --queue-num 7 --queue-bypass
+-I INPUT 1 -j NFQE-INPUT
+-I FORWARD 1 -j NFQE-FORWARD
+-I OUTPUT 1 -j NFQE-OUTPUT
+COMMIT
+"""
+
+
+def lines(text: str, start: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_rules_of_ipv4_that_fail_closed() -> None:
+    assert ruleset.render(CLOSED, IPV4, ["veth-b", "veth-a", "veth-b"], hooked=set()) == V4
+
+
+def test_rules_of_ipv6_that_fail_open_with_no_interface_to_guard_or_clamp() -> None:
+    assert ruleset.render(OPEN, IPV6, [], hooked=set()) == V6
+
+
+def test_only_hooks_that_are_missing_are_set() -> None:
+    text = ruleset.render(CLOSED, IPV4, [], hooked=ALL_HOOKED - {("security", "FORWARD")})
+
+    assert lines(text, "-I") == ["-I FORWARD 1 -j NFQE-FORWARD"]
+    assert lines(text, "-D") == []
+
+
+@pytest.mark.parametrize(
+    ("mtu", "family", "mss"),
+    [(1500, IPV4, 1452), (1500, IPV6, 1424), (9000, IPV4, 8952), (9000, IPV6, 8924)],
+)
+def test_the_largest_segment_leaves_room_for_headers_and_stamp(mtu: int, family: Family, mss: int) -> None:
+    assert ruleset.mss(mtu, family) == mss
+
+
+def test_the_interfaces_of_endpoints_are_replaced_alone() -> None:
+    assert ruleset.render_sources(["veth-b", "veth-a"]) == (
+        "*security\n"
+        ":NFQE-SOURCE - [0:0]\n"
+        "-A NFQE-SOURCE -i veth-a -j NFQE-QUEUE\n"
+        "-A NFQE-SOURCE -i veth-b -j NFQE-QUEUE\n"
+        "COMMIT\n"
+    )
+
+
+def test_removal_unhooks_first_and_deletes_chains_when_all_are_empty() -> None:
+    assert ruleset.render_removal(ALL_HOOKED, ALL_CHAINS) == (
+        "*security\n"
+        "-D INPUT -j NFQE-INPUT\n"
+        "-D FORWARD -j NFQE-FORWARD\n"
+        "-D OUTPUT -j NFQE-OUTPUT\n"
+        "-F NFQE-INPUT\n"
+        "-F NFQE-FORWARD\n"
+        "-F NFQE-OUTPUT\n"
+        "-F NFQE-SOURCE\n"
+        "-F NFQE-QUEUE\n"
+        "-X NFQE-INPUT\n"
+        "-X NFQE-FORWARD\n"
+        "-X NFQE-OUTPUT\n"
+        "-X NFQE-SOURCE\n"
+        "-X NFQE-QUEUE\n"
+        "COMMIT\n"
+        "*mangle\n"
+        "-D PREROUTING -j NFQE-MSS-IN\n"
+        "-D POSTROUTING -j NFQE-MSS-OUT\n"
+        "-F NFQE-MSS-IN\n"
+        "-F NFQE-MSS-OUT\n"
+        "-X NFQE-MSS-IN\n"
+        "-X NFQE-MSS-OUT\n"
+        "COMMIT\n"
+    )
+
+
+def test_removal_touches_only_what_is_there() -> None:
+    text = ruleset.render_removal({("security", "INPUT")}, {("security", "NFQE-QUEUE")})
+
+    assert text == "*security\n-D INPUT -j NFQE-INPUT\n-F NFQE-QUEUE\n-X NFQE-QUEUE\nCOMMIT\n"
+
+
+def test_where_nothing_is_there_nothing_is_removed() -> None:
+    assert ruleset.render_removal(set(), set()) == ""
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "kind", "addresses"),
+    [
+        (IPV4, "nfqe-local4", "inet", ["10.0.0.1", "10.0.0.2"]),
+        (IPV6, "nfqe-local6", "inet6", ["fd00::1", "fd00::2"]),
+    ],
+)
+def test_a_set_is_filled_aside_and_swapped_in(family: Family, name: str, kind: str, addresses: list[str]) -> None:
+    assert ruleset.render_set(family, addresses) == (
+        f"create {name} hash:ip family {kind} maxelem 1048576 -exist\n"
+        f"create {name}-new hash:ip family {kind} maxelem 1048576 -exist\n"
+        f"flush {name}-new\n"
+        f"add {name}-new {addresses[0]}\n"
+        f"add {name}-new {addresses[1]}\n"
+        f"swap {name}-new {name}\n"
+        f"destroy {name}-new\n"
+    )
+
+
+def test_names_fit_into_what_the_kernel_has_room_for() -> None:
+    chains = {chain for chains in ruleset.CHAINS.values() for chain in chains}
+
+    assert all(len(chain) <= 28 for chain in chains)  # XT_EXTENSION_MAXNAMELEN - 1
+    assert all(len(f"{family.ipset}-new") <= 31 for family in (IPV4, IPV6))  # IPSET_MAXNAMELEN - 1
