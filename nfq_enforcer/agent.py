@@ -36,6 +36,7 @@ from nfq_enforcer.store.memory import FolderStore
 from nfq_enforcer.store.replica import NodeSettings, View
 
 _log = logging.getLogger(__name__)
+_LEAST_IPV6_MTU = 1280  # RFC 8200 section 5
 _LOOK = 0.15  # seconds between two looks at the documents
 
 
@@ -165,6 +166,13 @@ class Agent:
                     *(name, mtu(name), MAX_COPY, MAX_COPY - stamp.overhead(6)),
                 )
 
+            if mtu(name) < _LEAST_IPV6_MTU + stamp.overhead(6):
+                _log.warning(
+                    "interface %s has an MTU of %d: IPv6 needs %d and a stamp %d more, so full-size IPv6 packets of "
+                    "endpoints cannot leave by it",
+                    *(name, mtu(name), _LEAST_IPV6_MTU, stamp.overhead(6)),
+                )
+
     async def _status(self, _params: api.Params) -> dict[str, Any]:
         queued, before = await asyncio.to_thread(self._rules.queued), self._worker.counters.judged
         waiting = backlog(self._worker.queue)
@@ -239,6 +247,7 @@ def node_settings(config: Config) -> NodeSettings:
     return NodeSettings(
         config.node.name,
         addresses,
+        frozenset(address for _, address in found),
         interfaces,
         config.node.cluster_cidrs,
         config.mode,

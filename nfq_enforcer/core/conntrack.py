@@ -1,11 +1,11 @@
 """Connection tracking: who opened a flow, whether it was answered, and how long it may stay silent.
 
 A flow stands in the table under two keys, that of the packets of its opener and that of the replies, so a packet of
-either direction meets it with one look-up. The table is bounded: when it is full the oldest flow that was never
-answered makes room, then the oldest of all. Time-outs are those of Linux (Documentation/networking/
-nf_conntrack-sysctl.rst) where it has them. Expiry is a ring of one-second slots: a packet only moves its flow's
-``expires``; when the hand meets the flow's slot, about a minute on at the latest, the flow goes or moves to a later
-slot.
+either direction meets it with one look-up. The table is bounded: when it is full the oldest flow that not both sides
+have confirmed makes room, then the oldest of all; a flood of forged openers drives out nothing but itself. Time-outs
+are those of Linux (Documentation/networking/nf_conntrack-sysctl.rst) where it has them. Expiry is a ring of one-second
+slots: a packet only moves its flow's ``expires``; when the hand meets the flow's slot, about a minute on at the
+latest, the flow goes or moves to a later slot.
 """
 
 from collections.abc import Iterator
@@ -21,20 +21,21 @@ class State(IntEnum):
     """How far a flow has come. Only TCP flows close; the others just fall silent."""
 
     NEW = 0  # not answered yet
-    ESTABLISHED = 1
-    CLOSING = 2  # TCP: one side has sent a FIN
-    CLOSED = 3  # TCP: one side has reset it
+    ANSWERED = 1  # TCP: accepted, but the opener has not confirmed yet, and may not exist
+    ESTABLISHED = 2
+    CLOSING = 3  # TCP: one side has sent a FIN
+    CLOSED = 4  # TCP: one side has reset it
 
 
 _FIN = 0x01
 
-_SECONDS: dict[int, tuple[int, int, int, int]] = {
-    TCP: (60, 432_000, 120, 10),
-    UDP: (30, 180, 0, 0),
-    ICMP: (30, 30, 0, 0),
-    ICMPV6: (30, 30, 0, 0),
+_SECONDS: dict[int, tuple[int, int, int, int, int]] = {
+    TCP: (60, 60, 432_000, 120, 10),
+    UDP: (30, 0, 180, 0, 0),
+    ICMP: (30, 0, 30, 0, 0),
+    ICMPV6: (30, 0, 30, 0, 0),
 }
-_OTHER_SECONDS = (60, 600, 0, 0)
+_OTHER_SECONDS = (60, 0, 600, 0, 0)
 
 
 Origin = tuple[str | None, Identity | None]
@@ -107,20 +108,20 @@ class Conntrack:
         """Make an empty table for at most ``maximum`` flows (at least 1); ``now`` in seconds, of any steady clock."""
         self._maximum = maximum
         self._flows: dict[bytes, Flow] = {}
-        self._unanswered: dict[bytes, Flow] = {}  # both in order of creation
-        self._answered: dict[bytes, Flow] = {}
+        self._unconfirmed: dict[bytes, Flow] = {}  # both in order of creation
+        self._confirmed: dict[bytes, Flow] = {}
         self._ring: list[dict[bytes, Flow]] = [{} for _ in range(_RING)]
         self._hand = int(now)
         self.evicted = 0
 
     def __len__(self) -> int:
         """Return the number of flows."""
-        return len(self._unanswered) + len(self._answered)
+        return len(self._unconfirmed) + len(self._confirmed)
 
     def __iter__(self) -> Iterator[Flow]:
-        """Yield every flow, unanswered ones first."""
-        yield from self._unanswered.values()
-        yield from self._answered.values()
+        """Yield every flow, those that only one side has confirmed first."""
+        yield from self._unconfirmed.values()
+        yield from self._confirmed.values()
 
     def lookup(self, key: bytes, now: float) -> Flow | None:
         """Return the live flow that a packet with this key belongs to, in either direction."""
@@ -140,29 +141,36 @@ class Conntrack:
         if len(self) >= self._maximum:
             self._evict()
         self._flows[flow.key] = self._flows[flow.reply_key] = flow
-        self._unanswered[flow.key] = flow
+        self._unconfirmed[flow.key] = flow
         self.see(flow, packet, now)
         self._schedule(flow)
         return flow
 
     def see(self, flow: Flow, packet: Packet, now: float) -> None:
         """Note a packet of the flow: its state may move on, its time is renewed."""
-        if packet.key != flow.key and flow.key in self._unanswered:
-            self._answered[flow.key] = self._unanswered.pop(flow.key)
-            flow.state = max(flow.state, State.ESTABLISHED)
+        if flow.state < State.ESTABLISHED:
+            self._advance(flow, packet)
         if packet.is_rst:
             flow.state = State.CLOSED
         elif packet.tcp_flags & _FIN and flow.state is not State.CLOSED:
             flow.state = State.CLOSING
         flow.expires = now + _SECONDS.get(packet.proto, _OTHER_SECONDS)[flow.state]
 
+    def _advance(self, flow: Flow, packet: Packet) -> None:
+        reply = packet.key != flow.key
+        if reply and packet.proto == TCP:
+            flow.state = State.ANSWERED
+        elif reply or (flow.state is State.ANSWERED and not packet.opens):
+            flow.state = State.ESTABLISHED
+            self._confirmed[flow.key] = self._unconfirmed.pop(flow.key)
+
     def remove(self, flow: Flow) -> None:
         """Forget the flow, which must be in the table."""
         for key in {flow.key, flow.reply_key}:
             del self._flows[key]
         self._ring[flow.slot].pop(flow.key, None)  # the sweep has taken it out already
-        if self._unanswered.pop(flow.key, None) is None:
-            del self._answered[flow.key]
+        if self._unconfirmed.pop(flow.key, None) is None:
+            del self._confirmed[flow.key]
 
     def expire(self, now: float, budget: int = 1000) -> int:
         """Remove flows whose time is over, looking at ``budget`` flows at most; return how many went."""
@@ -191,6 +199,6 @@ class Conntrack:
         self._ring[flow.slot][flow.key] = flow
 
     def _evict(self) -> None:
-        oldest = next(iter(self._unanswered.values()), None) or next(iter(self._answered.values()))
+        oldest = next(iter(self._unconfirmed.values()), None) or next(iter(self._confirmed.values()))
         self.remove(oldest)
         self.evicted += 1

@@ -30,7 +30,7 @@ class Directory:
 
     def labels(self, identity: Identity) -> Labels | None:
         """Return the labels that make an identity, None for one that is not known here."""
-        return self.identities.get(identity) or RESERVED.get(identity)
+        return self.identities.get(identity, RESERVED.get(identity))
 
     def endpoint(self, address: bytes, identity: Identity) -> EndpointName | None:
         """Return the endpoint that has this address, if it also has this identity: an address alone proves nothing."""

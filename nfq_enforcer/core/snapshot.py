@@ -20,6 +20,7 @@ class LocalEndpoint:
     interface: str | None  # the interface behind which it lives; None: not said, or the host itself
     ingress: PolicyMap
     egress: PolicyMap
+    is_host: bool = False  # its addresses are the host's own
 
     @property
     def enforced(self) -> bool:
@@ -39,28 +40,28 @@ class Snapshot:
     audit: bool = False  # log what policy would drop, and let it pass
     allow_localhost: bool = True  # the host may open connections to its endpoints, whatever policy says
     believe_ipcache: bool = False  # an unstamped packet from an endpoint's address counts as the endpoint's
-    homes: frozenset[str] = field(init=False)  # the interfaces of endpoints
-    _claimed: frozenset[str] = field(init=False, repr=False)  # those, and the cluster's
+    homes: frozenset[str] = field(init=False)  # the interfaces behind which nobody lives but endpoints
 
     def __post_init__(self) -> None:
-        """Gather the interfaces that only certain addresses may come from."""
+        """Gather the homes; endpoints may also live behind a cluster interface, which is nobody's own."""
         homes = frozenset(e.interface for e in self.endpoints.values() if e.interface is not None)
-        object.__setattr__(self, "homes", homes)
-        object.__setattr__(self, "_claimed", homes | self.cluster_interfaces)
+        object.__setattr__(self, "homes", homes - self.cluster_interfaces)
 
-    def source_endpoint(self, address: bytes, interface: str | None) -> "LocalEndpoint | None":
+    def source_endpoint(self, address: bytes, interface: str | None) -> LocalEndpoint | None:
         """Return the local endpoint that a packet with this source comes from, None if it is not one's.
 
         ``interface`` is the one it came in by, None for what this host sends itself. Raise LookupError when the
         address cannot come from there: an endpoint's address from elsewhere, or a foreign one from an endpoint.
         """
         endpoint = self.endpoints.get(address)
-        home = endpoint.interface if endpoint else None
-        if interface is None or interface == home:
+        if interface is None or (endpoint is not None and interface == endpoint.interface):
             return endpoint
-        if home is not None or interface in (self._claimed if endpoint else self.homes):
+        if interface in self.homes or (endpoint is not None and self._must_be_elsewhere(endpoint, interface)):
             raise LookupError
         return endpoint
+
+    def _must_be_elsewhere(self, endpoint: LocalEndpoint, interface: str) -> bool:
+        return endpoint.interface is not None or endpoint.is_host or interface in self.cluster_interfaces
 
     def leaves(self, address: bytes, interface: str | None) -> bool:
         """Say whether an endpoint of this node sends a packet, whatever source it names."""

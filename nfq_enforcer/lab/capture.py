@@ -3,7 +3,7 @@
 The default place is the segment's bridge device, which sees every frame between two of its ports exactly once (as
 it goes from one to the other), and every packet between nodes crosses the segment once, those through the router
 too: what is captured there can be counted. Where the sender segments late (GSO), one captured packet may be longer
-than the MTU.
+than the MTU; what of it is beyond 16 KiB is cut off.
 """
 
 import asyncio
@@ -26,7 +26,8 @@ from nfq_enforcer.lab.topology import BRIDGE, SEGMENT
 
 _TIMEOUT = 10.0
 _POLL = 0.005
-_BUFFER_KIB = 16384
+_BUFFER_KIB = 65536
+_LONGEST = 16384  # of a packet; every place in the buffer is as long, so that with tcpdump's own 256 KiB there are few
 
 _IP_ETHERTYPES = (b"\x08\x00", b"\x86\xdd")
 _ETHERNET = 14
@@ -69,7 +70,7 @@ class Capture:
     async def start(self) -> None:
         """Return once every later packet will be seen."""
         # Each packet is in the file at once (-U, immediate mode); root is kept (-Z), as the folder is root's.
-        options = ["-n", "-U", "--immediate-mode", "-B", str(_BUFFER_KIB), "-s", "0", "-Z", "root"]
+        options = ["-n", "-U", "--immediate-mode", "-B", str(_BUFFER_KIB), "-s", str(_LONGEST), "-Z", "root"]
         command = [find_command("tcpdump"), *options, "-i", self._interface, "-w", str(self.file)]
         self._process = await asyncio.create_subprocess_exec(
             *self._network.command(self._machine, command),

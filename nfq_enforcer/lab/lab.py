@@ -1,6 +1,7 @@
 """The lab as one object: its network, its nodes with their agents, its hosts, its captures, its documents."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,7 +50,7 @@ class Lab:
         await self._change(self.documents / f"{name}.yaml", None)
 
     async def _change(self, file: Path, text: str | None) -> None:
-        before = {name: node.status()["revision"] for name, node in self.nodes.items()}
+        before = {name: node.status() for name, node in self.nodes.items()}
         if text is None:
             file.unlink()
         else:
@@ -58,10 +59,11 @@ class Lab:
             draft.replace(file)
         try:
             async with asyncio.timeout(_PATIENCE):
-                for name, node in self.nodes.items():
-                    await _follows(node, before[name])
+                refusals = [await _follow(node, before[name]) for name, node in self.nodes.items()]
         except TimeoutError:
             raise NfqError(f"not all nodes have taken the change of {file.name} in {_PATIENCE:.0f} seconds") from None
+        for refusal in filter(None, refusals):
+            raise NfqError(refusal)
 
     async def leave(self) -> None:
         """End the hosts' traffic, but leave the network."""
@@ -100,9 +102,11 @@ class Lab:
         await self.down()
 
 
-async def _follows(node: Node, before: int) -> None:
-    """Return once the node enforces a later revision."""
-    while (status := node.status())["revision"] <= before:
-        if status["refused"]:
-            raise NfqError(f"{node.name} refuses the documents: {status['refused']['error']}")
+async def _follow(node: Node, before: Mapping[str, Any]) -> str | None:
+    """Return once the node enforces a later revision than before, or with the reason why it refuses to."""
+    while (status := node.status())["revision"] <= before["revision"]:
+        refused = status["refused"]
+        if refused and refused != before["refused"]:
+            return f"{node.name} refuses the documents: {refused['error']}"
         await asyncio.sleep(_LOOK)
+    return None

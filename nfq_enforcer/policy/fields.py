@@ -20,7 +20,9 @@ _TAKEN_SOURCES = {"reserved", "any", "cidr", "fqdn"}
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
-_INTERFACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}")  # IFNAMSIZ; what iptables reads as a name and nothing else
+_INTERFACE = re.compile(
+    r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
+)  # IFNAMSIZ; what iptables reads as a name and nothing else
 _SERVICE_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*")  # RFC 6335, section 5.1
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
 
@@ -120,7 +122,12 @@ NodeName = Annotated[
     str, _matching(_NODE_NAME, "a node's name", "1 to 253 letters, digits, '-', '_' and '.', a letter or digit first")
 ]
 InterfaceName = Annotated[
-    str, _matching(_INTERFACE, "an interface's name", "1 to 15 letters, digits, '_', '.', '@' and '-', a letter, digit or '_' first")
+    str,
+    _matching(
+        _INTERFACE,
+        "an interface's name",
+        "1 to 15 letters, digits, '_', '.', '@' and '-', a letter, digit or '_' first",
+    ),
 ]
 PortName = Annotated[
     str, _matching(_SERVICE_NAME, "a port's name", "1 to 15 letters, digits and single '-', with at least one letter")

@@ -45,7 +45,7 @@ def _marks(path: Path) -> Iterable[tuple[str, int, int, int]]:
         if not path.is_dir():
             yield _mark(path)
             return
-        for folder, _, files in os.walk(path, followlinks=True):
+        for folder, _, files in os.walk(path):  # as the loader does, which follows no link to a folder
             yield _mark(Path(folder))
             for name in sorted(files):
                 yield _mark(Path(folder, name))

@@ -22,7 +22,8 @@ class NodeSettings:
     """What a snapshot takes from the configuration of this node."""
 
     name: str
-    addresses: tuple[Address, ...] = ()
+    addresses: tuple[Address, ...] = ()  # how other nodes reach this one
+    own_addresses: frozenset[Address] = frozenset()  # all that this host has
     cluster_interfaces: frozenset[str] = frozenset()
     cluster_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     enforcement: Enforcement = Enforcement.AUTO
@@ -66,7 +67,7 @@ def build(
     policy = compile_policy(documents.policies, identities, settings.enforcement)
     snapshot = Snapshot(
         revision,
-        _local(known, settings.name, policy),
+        _local(known, settings, policy),
         Ipcache(_peers(known, settings.name, nodes), settings.cluster_networks),
         settings.cluster_interfaces,
         {address.version: address.packed for address in reversed(settings.addresses)},
@@ -87,13 +88,14 @@ def _identify(documents: Documents, settings: NodeSettings) -> list[_Known]:
     ]
 
 
-def _local(known: Iterable[_Known], node: str, policy: Policy) -> dict[bytes, LocalEndpoint]:
+def _local(known: Iterable[_Known], settings: NodeSettings, policy: Policy) -> dict[bytes, LocalEndpoint]:
     local: dict[bytes, LocalEndpoint] = {}
     for one in known:
-        if one.node == node:
+        if one.node == settings.name:
             name = f"{one.document.namespace}/{one.document.name}"
             maps = policy.maps_for(one.relevant)
-            here = LocalEndpoint(name, one.identity, one.document.spec.interface, maps.ingress, maps.egress)
+            is_host = not settings.own_addresses.isdisjoint(one.document.spec.ips)
+            here = LocalEndpoint(name, one.identity, one.document.spec.interface, maps.ingress, maps.egress, is_host)
             local.update({ip.packed: here for ip in one.document.spec.ips})
     return local
 
@@ -111,20 +113,16 @@ def _peers(known: Iterable[_Known], node: str, nodes: Mapping[str, tuple[Address
 
 
 def _directory(known: Iterable[_Known]) -> Directory:
-    names = {
-        EndpointName(
-            one.document.namespace,
-            one.document.name,
-            one.node,
-            one.identity,
-            one.labels,
-            tuple(map(str, one.document.spec.ips)),
-            one.document.spec.interface,
-        ): one
-        for one in known
-    }
-    return Directory(
-        {one.identity: one.relevant for one in names.values()},
-        tuple(names),
-        {ip.packed: name for name, one in names.items() for ip in one.document.spec.ips},
-    )
+    identities: dict[Identity, Labels] = {}
+    endpoints: list[EndpointName] = []
+    by_address: dict[bytes, EndpointName] = {}
+    for one in known:
+        metadata, spec = one.document.metadata, one.document.spec
+        addresses = tuple(map(str, spec.ips))
+        name = EndpointName(
+            metadata.namespace, metadata.name, one.node, one.identity, one.labels, addresses, spec.interface
+        )
+        identities[one.identity] = one.relevant
+        endpoints.append(name)
+        by_address.update((ip.packed, name) for ip in spec.ips)
+    return Directory(identities, tuple(endpoints), by_address)

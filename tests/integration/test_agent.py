@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.host import Outcome
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import Node
@@ -55,12 +56,14 @@ def shared(make_served: MakeLab) -> Lab:
 def lab(shared: Lab) -> Iterator[Lab]:
     """Give the lab with no agent, rule or document in it; what the test leaves of these is removed."""
     yield shared
-    stop_agents(shared)
-    for name in shared.nodes:
-        if "NFQE" in "".join(rules(shared, name)):
-            run_in(shared, name, *PROGRAM, "cleanup")
-    for file in shared.documents.glob("*"):
-        file.unlink()
+    try:
+        stop_agents(shared)
+    finally:
+        for name in shared.nodes:
+            if "NFQE" in "".join(rules(shared, name)):
+                run_in(shared, name, *PROGRAM, "cleanup")
+        for file in shared.documents.glob("*"):
+            file.unlink()
 
 
 def start(lab: Lab, name: str, *options: str, documents: str = "", **settings: Any) -> Node:
@@ -97,10 +100,12 @@ def administrators_rules(lab: Lab, name: str, *written: str) -> Iterator[list[st
     for rule in written:
         for command in ("iptables", "ip6tables"):
             run_in(lab, name, command, *rule.split())
-    yield rules(lab, name)
-    for rule in written:
-        for command in ("iptables", "ip6tables"):
-            run_in(lab, name, command, *rule.replace("-A ", "-D ").split())
+    try:
+        yield rules(lab, name)
+    finally:
+        for rule in written:
+            for command in ("iptables", "ip6tables"):
+                run_in(lab, name, command, *rule.replace("-A ", "-D ").split())
 
 
 def kill(pid: int) -> None:
@@ -329,6 +334,17 @@ class TestDocuments:
             aside.rename(lab.documents)
         await until(lambda: node.status()["refused"] is None)
         assert await outcomes(lab, expected) == expected
+
+    async def test_what_is_refused_is_refused_on_all_nodes_and_what_follows_is_not(self, lab: Lab) -> None:
+        start_all(lab, FRONT_TO_BACK)
+
+        with pytest.raises(NfqError, match=r"n1 refuses the documents: .*/broken\.yaml:1:7: kind: "):
+            await lab.apply("broken", "kind: Nothing\n")
+        assert all(node.status()["refused"] for node in lab.nodes.values())
+
+        await lab.withdraw("broken")
+        await lab.apply("policies", DB_TO_BACK)
+        assert [node.status()["refused"] for node in lab.nodes.values()] == [None] * 3
 
     async def test_an_endpoint_that_comes_and_goes_needs_no_restart(self, lab: Lab) -> None:
         node = start(lab, "n1", documents=FRONT_TO_BACK)

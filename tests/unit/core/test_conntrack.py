@@ -99,7 +99,8 @@ def test_each_direction_has_its_own_origin_and_stamp() -> None:
 LIVES = [
     ([syn(A, B)], State.NEW, 60),
     ([syn(A, B), request(A, B)], State.NEW, 60),
-    ([syn(A, B), syn_ack(B, A)], State.ESTABLISHED, 5 * DAY),
+    ([syn(A, B), syn_ack(B, A)], State.ANSWERED, 60),
+    ([syn(A, B), syn_ack(B, A), syn(A, B)], State.ANSWERED, 60),
     ([syn(A, B), syn_ack(B, A), request(A, B)], State.ESTABLISHED, 5 * DAY),
     ([syn(A, B), syn_ack(B, A), fin(A, B)], State.CLOSING, 120),
     ([syn(A, B), syn_ack(B, A), fin(A, B), response(B, A)], State.CLOSING, 120),
@@ -155,10 +156,15 @@ def test_a_flow_of_the_other_direction_takes_the_place_of_the_old_one() -> None:
     assert new.origin_of(parse(udp(A, B))) is None
 
 
+def establish(flows: Conntrack, port: int = 80) -> Flow:
+    flow = create(flows, syn(A, B, port))
+    see(flows, flow, syn_ack(B, A, port), request(A, B, port))
+    return flow
+
+
 def test_the_oldest_flow_that_was_never_answered_makes_room() -> None:
     flows = table(maximum=3)
-    oldest = create(flows, syn(A, B, 1))
-    see(flows, oldest, syn_ack(B, A, 1))
+    establish(flows, 1)
     for port in (2, 3, 4):
         create(flows, syn(A, B, port))
 
@@ -166,10 +172,19 @@ def test_the_oldest_flow_that_was_never_answered_makes_room() -> None:
     assert (len(flows), flows.evicted) == (3, 1)
 
 
-def test_of_answered_flows_the_oldest_makes_room() -> None:
+def test_forged_openers_that_are_answered_drive_out_no_real_connection() -> None:
+    flows = table(maximum=3)
+    real = establish(flows, 1)
+    for port in range(2, 50):
+        see(flows, create(flows, syn(A, B, port)), syn_ack(B, A, port))
+
+    assert lookup(flows, request(A, B, 1)) is real
+
+
+def test_of_confirmed_flows_the_oldest_makes_room() -> None:
     flows = table(maximum=2)
     for port in (1, 2):
-        see(flows, create(flows, syn(A, B, port)), syn_ack(B, A, port))
+        establish(flows, port)
     create(flows, syn(A, B, 3))
 
     assert [port for port in (1, 2, 3) if lookup(flows, syn(A, B, port))] == [2, 3]
@@ -194,13 +209,12 @@ def test_a_flow_in_place_of_an_old_one_evicts_nobody() -> None:
     assert (len(flows), flows.evicted) == (2, 0)
 
 
-def test_flows_are_told_unanswered_ones_first() -> None:
+def test_flows_are_told_unconfirmed_ones_first() -> None:
     flows = table()
-    answered = create(flows, syn(A, B, 1))
-    see(flows, answered, syn_ack(B, A, 1))
-    unanswered = create(flows, syn(A, B, 2))
+    confirmed = establish(flows, 1)
+    unconfirmed = create(flows, syn(A, B, 2))
 
-    assert list(flows) == [unanswered, answered]
+    assert list(flows) == [unconfirmed, confirmed]
 
 
 def test_the_sweep_removes_what_nobody_looks_up_any_more() -> None:
@@ -217,8 +231,7 @@ def test_the_sweep_removes_what_nobody_looks_up_any_more() -> None:
 
 def test_a_renewed_flow_survives_the_sweep_until_its_time_is_over() -> None:
     flows = table()
-    flow = create(flows, syn(A, B))
-    see(flows, flow, syn_ack(B, A))
+    establish(flows)
     for second in range(0, 5 * DAY, 3600):
         assert flows.expire(START + second) == 0
 
@@ -258,7 +271,7 @@ def test_a_jump_of_time_neither_loses_nor_keeps_a_flow_wrongly(jump: int) -> Non
 @pytest.mark.parametrize("late", [33, 61, 62, 63, 64, 65, 107, 125, 190, 200])
 def test_a_late_sweep_does_not_lose_its_budget_to_flows_that_stay(late: int) -> None:
     flows = table()
-    see(flows, create(flows, syn(A, B)), syn_ack(B, A))
+    establish(flows)
     create(flows, udp(A, B), START + late - 32)
 
     assert flows.expire(START + late, budget=3) == 1

@@ -14,8 +14,10 @@ from tests.packets import packed
 OPEN = PolicyMap({}, enforced=False)
 HOMED = LocalEndpoint("default/homed", Identity(300), "veth1", OPEN, OPEN)
 UNHOMED = LocalEndpoint("default/unhomed", Identity(301), None, OPEN, OPEN)
-A, B, STRANGER = b"\x0a\0\0\1", b"\x0a\0\0\2", b"\x0a\0\0\3"
-SNAPSHOT = Snapshot(1, {A: HOMED, B: UNHOMED}, Ipcache({}), frozenset({"eth0"}))
+HOST = LocalEndpoint("default/host", Identity(302), None, OPEN, OPEN, is_host=True)
+ON_UPLINK = LocalEndpoint("default/uplink", Identity(303), "eth0", OPEN, OPEN)
+A, B, C, D, STRANGER = (bytes((10, 0, 0, number)) for number in range(1, 6))
+SNAPSHOT = Snapshot(1, {A: HOMED, B: UNHOMED, C: HOST, D: ON_UPLINK}, Ipcache({}), frozenset({"eth0"}))
 
 
 @pytest.mark.parametrize(
@@ -25,8 +27,10 @@ SNAPSHOT = Snapshot(1, {A: HOMED, B: UNHOMED}, Ipcache({}), frozenset({"eth0"}))
         (A, None, HOMED),
         (B, None, UNHOMED),
         (B, "br0", UNHOMED),  # nobody said where it lives: anywhere but behind an interface with a meaning
+        (C, None, HOST),
+        (D, "eth0", ON_UPLINK),
         (STRANGER, None, None),
-        (STRANGER, "eth0", None),
+        (STRANGER, "eth0", None),  # other nodes are behind it too
         (STRANGER, "wan0", None),
     ],
 )
@@ -38,7 +42,17 @@ def test_a_source_is_believed_where_it_can_come_from(
 
 @pytest.mark.parametrize(
     ("address", "interface"),
-    [(A, "eth0"), (A, "wan0"), (B, "eth0"), (B, "veth1"), (STRANGER, "veth1")],
+    [
+        (A, "eth0"),
+        (A, "wan0"),
+        (B, "eth0"),
+        (B, "veth1"),
+        (C, "eth0"),
+        (C, "veth1"),
+        (C, "br0"),  # the host's own address comes from the host alone
+        (D, "br0"),
+        (STRANGER, "veth1"),
+    ],
 )
 def test_a_source_is_not_believed_where_it_cannot_come_from(address: bytes, interface: str) -> None:
     with pytest.raises(LookupError):

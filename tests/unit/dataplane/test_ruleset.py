@@ -25,17 +25,17 @@ COMMIT
 :NFQE-INPUT - [0:0]
 :NFQE-FORWARD - [0:0]
 :NFQE-OUTPUT - [0:0]
+:NFQE-ICMPV6 - [0:0]
+:NFQE-ENDS - [0:0]
 :NFQE-SOURCE - [0:0]
 :NFQE-QUEUE - [0:0]
 -A NFQE-INPUT -i lo -j RETURN
--A NFQE-INPUT -m set --match-set nfqe-local4 src -j NFQE-QUEUE
--A NFQE-INPUT -m set --match-set nfqe-local4 dst -j NFQE-QUEUE
--A NFQE-INPUT -j NFQE-SOURCE
--A NFQE-FORWARD -m set --match-set nfqe-local4 src -j NFQE-QUEUE
--A NFQE-FORWARD -m set --match-set nfqe-local4 dst -j NFQE-QUEUE
--A NFQE-FORWARD -j NFQE-SOURCE
--A NFQE-OUTPUT -m set --match-set nfqe-local4 src -j NFQE-QUEUE
--A NFQE-OUTPUT -m set --match-set nfqe-local4 dst -j NFQE-QUEUE
+-A NFQE-INPUT -g NFQE-ENDS
+-A NFQE-FORWARD -g NFQE-ENDS
+-A NFQE-OUTPUT -g NFQE-ENDS
+-A NFQE-ENDS -m set --match-set nfqe-local4 src -j NFQE-QUEUE
+-A NFQE-ENDS -m set --match-set nfqe-local4 dst -j NFQE-QUEUE
+-A NFQE-ENDS -g NFQE-SOURCE
 -A NFQE-SOURCE -i veth-a -j NFQE-QUEUE
 -A NFQE-SOURCE -i veth-b -j NFQE-QUEUE
 -A NFQE-QUEUE -m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED -j NFQUEUE --queue-num 100
@@ -56,35 +56,29 @@ COMMIT
 :NFQE-INPUT - [0:0]
 :NFQE-FORWARD - [0:0]
 :NFQE-OUTPUT - [0:0]
+:NFQE-ICMPV6 - [0:0]
+:NFQE-ENDS - [0:0]
 :NFQE-SOURCE - [0:0]
 :NFQE-QUEUE - [0:0]
 -A NFQE-INPUT -i lo -j RETURN
--A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
--A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
--A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
--A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
--A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
--A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 130 -m hl --hl-eq 1 -j RETURN
--A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 131 -m hl --hl-eq 1 -j RETURN
--A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 132 -m hl --hl-eq 1 -j RETURN
--A NFQE-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 143 -m hl --hl-eq 1 -j RETURN
--A NFQE-INPUT -m set --match-set nfqe-local6 src -j NFQE-QUEUE
--A NFQE-INPUT -m set --match-set nfqe-local6 dst -j NFQE-QUEUE
--A NFQE-INPUT -j NFQE-SOURCE
--A NFQE-FORWARD -m set --match-set nfqe-local6 src -j NFQE-QUEUE
--A NFQE-FORWARD -m set --match-set nfqe-local6 dst -j NFQE-QUEUE
--A NFQE-FORWARD -j NFQE-SOURCE
--A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
--A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
--A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
--A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
--A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
--A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 130 -m hl --hl-eq 1 -j RETURN
--A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 131 -m hl --hl-eq 1 -j RETURN
--A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 132 -m hl --hl-eq 1 -j RETURN
--A NFQE-OUTPUT -p ipv6-icmp -m icmp6 --icmpv6-type 143 -m hl --hl-eq 1 -j RETURN
--A NFQE-OUTPUT -m set --match-set nfqe-local6 src -j NFQE-QUEUE
--A NFQE-OUTPUT -m set --match-set nfqe-local6 dst -j NFQE-QUEUE
+-A NFQE-INPUT -p ipv6-icmp -g NFQE-ICMPV6
+-A NFQE-OUTPUT -p ipv6-icmp -g NFQE-ICMPV6
+-A NFQE-INPUT -g NFQE-ENDS
+-A NFQE-FORWARD -g NFQE-ENDS
+-A NFQE-OUTPUT -g NFQE-ENDS
+-A NFQE-ICMPV6 -p ipv6-icmp -m icmp6 --icmpv6-type 133 -m hl --hl-eq 255 -j RETURN
+-A NFQE-ICMPV6 -p ipv6-icmp -m icmp6 --icmpv6-type 134 -m hl --hl-eq 255 -j RETURN
+-A NFQE-ICMPV6 -p ipv6-icmp -m icmp6 --icmpv6-type 135 -m hl --hl-eq 255 -j RETURN
+-A NFQE-ICMPV6 -p ipv6-icmp -m icmp6 --icmpv6-type 136 -m hl --hl-eq 255 -j RETURN
+-A NFQE-ICMPV6 -p ipv6-icmp -m icmp6 --icmpv6-type 137 -m hl --hl-eq 255 -j RETURN
+-A NFQE-ICMPV6 -p ipv6-icmp -m icmp6 --icmpv6-type 130 -m hl --hl-eq 1 -j RETURN
+-A NFQE-ICMPV6 -p ipv6-icmp -m icmp6 --icmpv6-type 131 -m hl --hl-eq 1 -j RETURN
+-A NFQE-ICMPV6 -p ipv6-icmp -m icmp6 --icmpv6-type 132 -m hl --hl-eq 1 -j RETURN
+-A NFQE-ICMPV6 -p ipv6-icmp -m icmp6 --icmpv6-type 143 -m hl --hl-eq 1 -j RETURN
+-A NFQE-ICMPV6 -g NFQE-ENDS
+-A NFQE-ENDS -m set --match-set nfqe-local6 src -j NFQE-QUEUE
+-A NFQE-ENDS -m set --match-set nfqe-local6 dst -j NFQE-QUEUE
+-A NFQE-ENDS -g NFQE-SOURCE
 -A NFQE-QUEUE -m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED -j NFQUEUE --queue-num 7 --queue-bypass
 -I INPUT 1 -j NFQE-INPUT
 -I FORWARD 1 -j NFQE-FORWARD
@@ -139,11 +133,15 @@ def test_removal_unhooks_first_and_deletes_chains_when_all_are_empty() -> None:
         "-F NFQE-INPUT\n"
         "-F NFQE-FORWARD\n"
         "-F NFQE-OUTPUT\n"
+        "-F NFQE-ICMPV6\n"
+        "-F NFQE-ENDS\n"
         "-F NFQE-SOURCE\n"
         "-F NFQE-QUEUE\n"
         "-X NFQE-INPUT\n"
         "-X NFQE-FORWARD\n"
         "-X NFQE-OUTPUT\n"
+        "-X NFQE-ICMPV6\n"
+        "-X NFQE-ENDS\n"
         "-X NFQE-SOURCE\n"
         "-X NFQE-QUEUE\n"
         "COMMIT\n"

@@ -1,0 +1,325 @@
+"""Flows for readers: JSON with Hubble's names, and one line in Hubble's manner."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nfq_enforcer.core.conntrack import Opening
+from nfq_enforcer.core.directory import Directory, EndpointName
+from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.identity import HOST, REMOTE_NODE, WORLD, Identity
+from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
+from nfq_enforcer.core.policymap import RuleRef
+from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
+from nfq_enforcer.observe import flow
+from nfq_enforcer.observe.flow import Flow, compact
+from tests.packets import packed
+
+AT = 1_767_225_600.125  # 2026-01-01T00:00:00.125Z
+FRONT, BACK, UNKNOWN = Identity(300), Identity(400), Identity(0)
+FRONT4, BACK4, FRONT6, BACK6 = "10.1.0.10", "10.2.0.10", "fd01::10", "fd02::10"
+SYN, SYN_ACK = 0x02, 0x12
+LABELS = {FRONT: Labels.parse({"role": "frontend"}), BACK: Labels.parse({"container:role": "backend", "tier": ""})}
+
+
+def endpoint(name: str, identity: Identity, *addresses: str) -> EndpointName:
+    return EndpointName("shop", name, "n1", identity, LABELS[identity], addresses, None)
+
+
+ENDPOINTS = (endpoint("front1", FRONT, FRONT4, FRONT6), endpoint("back1", BACK, BACK4, BACK6))
+DIRECTORY = Directory(LABELS, ENDPOINTS, {packed(a): one for one in ENDPOINTS for a in one.addresses})
+
+
+def rule(name: str, direction: Direction = Direction.INGRESS, number: int = 0, namespace: str = "shop") -> RuleRef:
+    kind = "CiliumNetworkPolicy" if namespace else "CiliumClusterwideNetworkPolicy"
+    return RuleRef(kind, namespace, name, direction, number)
+
+
+def opening(
+    src: str = FRONT4,
+    dst: str = BACK4,
+    proto: int = TCP,
+    port: int = 80,
+    source: Identity = FRONT,
+    destination: Identity = BACK,
+    icmp: tuple[int, int] = (-1, -1),
+) -> Opening:
+    ported = proto in {TCP, UDP, SCTP}
+    ports = (40_000, port) if ported else (0, 0)
+    return Opening(packed(src), packed(dst), proto, *ports, *icmp, False, source, destination)
+
+
+def event(asked: Opening | None = None, **changed: Any) -> FlowEvent:
+    """Return the event of a TCP connection from front1 to back1 that passes; ``changed`` are other fields."""
+    plain = FlowEvent(5.0, FlowVerdict.FORWARDED, None, Direction.INGRESS, asked or opening(), SYN, is_reply=False)
+    return plain._replace(**changed)
+
+
+def dropped(reason: DropReason, asked: Opening | None = None, **changed: Any) -> FlowEvent:
+    return event(asked, verdict=FlowVerdict.DROPPED, reason=reason, **changed)
+
+
+def unreadable() -> FlowEvent:
+    nothing = Opening(b"", b"", 0, 0, 0, -1, -1, True, UNKNOWN, UNKNOWN)
+    return dropped(DropReason.INVALID_PACKET, nothing, tcp_flags=0)
+
+
+def render(seen: FlowEvent) -> Flow:
+    return flow.render(seen, DIRECTORY, "n1", AT)
+
+
+def line(seen: FlowEvent) -> str:
+    """Return the compact line without its time and node, which another test is about."""
+    return compact(render(seen)).removeprefix("Jan 01 00:00:00.125 [n1]: ")
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have lines tell the time of day that the tests expect, wherever they run."""
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "UTC")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+def test_a_connection_that_passed_has_hubbles_fields() -> None:
+    seen = event(
+        direction=Direction.INGRESS,
+        allowed_by=(rule("out", Direction.EGRESS, 1), rule("in"), rule("all", namespace="")),
+    )
+
+    assert render(seen) == {
+        "time": "2026-01-01T00:00:00.125000Z",
+        "verdict": "FORWARDED",
+        "IP": {"source": FRONT4, "destination": BACK4, "ipVersion": "IPv4"},
+        "l4": {"TCP": {"source_port": 40_000, "destination_port": 80, "flags": {"SYN": True}}},
+        "source": {"identity": 300, "labels": ["k8s:role=frontend"], "namespace": "shop", "pod_name": "front1"},
+        "destination": {
+            "identity": 400,
+            "labels": ["container:role=backend", "k8s:tier"],
+            "namespace": "shop",
+            "pod_name": "back1",
+        },
+        "Type": "L3_L4",
+        "node_name": "n1",
+        "traffic_direction": "INGRESS",
+        "is_reply": False,
+        "ingress_allowed_by": [
+            {"kind": "CiliumNetworkPolicy", "namespace": "shop", "name": "in", "rule": "ingress[0]"},
+            {"kind": "CiliumClusterwideNetworkPolicy", "namespace": "", "name": "all", "rule": "ingress[0]"},
+        ],
+        "egress_allowed_by": [{"kind": "CiliumNetworkPolicy", "namespace": "shop", "name": "out", "rule": "egress[1]"}],
+        "Summary": "TCP Flags: SYN",
+    }
+
+
+def test_a_drop_has_its_reason_and_the_rules_that_closed_the_door() -> None:
+    seen = render(dropped(DropReason.POLICY_DENIED, direction=Direction.EGRESS, enforced_by=(rule("only-db"),)))
+
+    assert (seen["verdict"], seen["drop_reason_desc"], seen["traffic_direction"]) == (
+        "DROPPED",
+        "POLICY_DENIED",
+        "EGRESS",
+    )
+    assert seen["enforced_by"] == [
+        {"kind": "CiliumNetworkPolicy", "namespace": "shop", "name": "only-db", "rule": "ingress[0]"}
+    ]
+    assert "ingress_allowed_by" not in seen
+
+
+def test_what_audit_lets_pass_has_the_reason_for_which_it_would_be_dropped() -> None:
+    seen = render(event(verdict=FlowVerdict.AUDIT, reason=DropReason.POLICY_DENIED))
+
+    assert (seen["verdict"], seen["drop_reason_desc"]) == ("AUDIT", "POLICY_DENIED")
+
+
+@pytest.mark.parametrize(
+    ("asked", "l4", "summary"),
+    [
+        (opening(proto=UDP, port=53), {"UDP": {"source_port": 40_000, "destination_port": 53}}, "UDP"),
+        (opening(proto=SCTP, port=3868), {"SCTP": {"source_port": 40_000, "destination_port": 3868}}, "SCTP"),
+        (opening(proto=ICMP, icmp=(8, 0)), {"ICMPv4": {"type": 8, "code": 0}}, "ICMPv4 type 8 code 0"),
+        (
+            opening(FRONT6, BACK6, ICMPV6, icmp=(128, 0)),
+            {"ICMPv6": {"type": 128, "code": 0}},
+            "ICMPv6 type 128 code 0",
+        ),
+        (opening(proto=47), {"protocol": 47}, "IP protocol 47"),
+    ],
+)
+def test_each_protocol_has_its_own_form(asked: Opening, l4: Flow, summary: str) -> None:
+    seen = render(event(asked, tcp_flags=0))
+
+    assert (seen["l4"], seen["Summary"]) == (l4, summary)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (0, []),
+        (0x01, ["FIN"]),
+        (0x14, ["RST", "ACK"]),
+        (0xFF, ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"]),
+    ],
+)
+def test_tcp_flags_have_their_names(flags: int, names: list[str]) -> None:
+    seen = render(event(tcp_flags=flags))
+
+    assert seen["l4"]["TCP"]["flags"] == dict.fromkeys(names, True)
+    assert seen["Summary"] == f"TCP Flags: {', '.join(names) or 'none'}"
+
+
+def test_ipv6_is_named() -> None:
+    assert render(event(opening(FRONT6, BACK6)))["IP"] == {
+        "source": FRONT6,
+        "destination": BACK6,
+        "ipVersion": "IPv6",
+    }
+
+
+def test_a_reply_has_the_sender_of_the_reply_as_its_source() -> None:
+    seen = render(dropped(DropReason.POLICY_DENIED, is_reply=True, tcp_flags=SYN_ACK))
+
+    assert seen["is_reply"] is True
+    assert seen["IP"] == {"source": BACK4, "destination": FRONT4, "ipVersion": "IPv4"}
+    assert (seen["source"]["pod_name"], seen["destination"]["pod_name"]) == ("back1", "front1")
+    assert (seen["l4"]["TCP"]["source_port"], seen["l4"]["TCP"]["destination_port"]) == (80, 40_000)
+
+
+def test_a_packet_that_cannot_be_read_has_no_addresses() -> None:
+    assert render(unreadable()) == {
+        "time": "2026-01-01T00:00:00.125000Z",
+        "verdict": "DROPPED",
+        "drop_reason_desc": "INVALID_PACKET",
+        "source": {"identity": 0},
+        "destination": {"identity": 0},
+        "Type": "L3_L4",
+        "node_name": "n1",
+        "traffic_direction": "INGRESS",
+        "is_reply": False,
+        "Summary": "unreadable",
+    }
+
+
+@pytest.mark.parametrize(
+    ("identity", "labels"),
+    [(HOST, ["reserved:host"]), (WORLD, ["reserved:world"]), (REMOTE_NODE, ["reserved:remote-node"])],
+)
+def test_a_reserved_identity_has_its_label_and_no_name(identity: Identity, labels: list[str]) -> None:
+    assert render(event(opening(source=identity)))["source"] == {"identity": identity, "labels": labels}
+
+
+def test_an_identity_that_is_not_known_here_is_a_number() -> None:
+    assert render(event(opening("10.3.0.10", source=Identity(9999))))["source"] == {"identity": 9999}
+
+
+def test_who_bears_an_endpoints_address_and_not_its_identity_is_not_that_endpoint() -> None:
+    assert render(event(opening(source=WORLD)))["source"] == {"identity": 2, "labels": ["reserved:world"]}
+
+
+def test_of_very_many_rules_only_some_are_named() -> None:
+    closed = tuple(rule(f"policy-{number}") for number in range(50))
+
+    assert [named["name"] for named in render(event(enforced_by=closed))["enforced_by"]] == [
+        f"policy-{number}" for number in range(8)
+    ]
+
+
+def test_every_verdict_can_be_asked_for() -> None:
+    assert flow.VERDICTS == ("FORWARDED", "DROPPED", "AUDIT")
+
+
+def test_a_line_tells_the_local_time_and_the_node() -> None:
+    assert compact(render(event())) == (
+        "Jan 01 00:00:00.125 [n1]: shop/front1:40000 (ID:300) -> shop/back1:80 (ID:400) "
+        "INGRESS FORWARDED (TCP Flags: SYN)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "text"),
+    [
+        (
+            event(
+                allowed_by=(rule("out", Direction.EGRESS), rule("in"), rule("in", number=1), rule("all", namespace=""))
+            ),
+            "shop/front1:40000 (ID:300) -> shop/back1:80 (ID:400) INGRESS FORWARDED (TCP Flags: SYN) "
+            "allowed by shop/out, shop/in, all",
+        ),
+        (
+            dropped(DropReason.POLICY_DENIED, enforced_by=(rule("only-db"), rule("only-db", number=1))),
+            "shop/front1:40000 (ID:300) -> shop/back1:80 (ID:400) INGRESS DROPPED POLICY_DENIED (TCP Flags: SYN) "
+            "no rule allows it; enforced by shop/only-db",
+        ),
+        (
+            dropped(DropReason.POLICY_DENIED, opening(proto=UDP, port=53), tcp_flags=0, direction=Direction.EGRESS),
+            "shop/front1:40000 (ID:300) -> shop/back1:53 (ID:400) EGRESS DROPPED POLICY_DENIED (UDP) no rule allows it",
+        ),
+        (
+            event(opening(proto=ICMP, icmp=(8, 0)), tcp_flags=0),
+            "shop/front1 (ID:300) -> shop/back1 (ID:400) INGRESS FORWARDED (ICMPv4 type 8 code 0)",
+        ),
+        (
+            event(opening(FRONT6, BACK6, ICMPV6, icmp=(128, 0)), tcp_flags=0),
+            "shop/front1 (ID:300) -> shop/back1 (ID:400) INGRESS FORWARDED (ICMPv6 type 128 code 0)",
+        ),
+        (
+            event(opening(proto=47), tcp_flags=0),
+            "shop/front1 (ID:300) -> shop/back1 (ID:400) INGRESS FORWARDED (IP protocol 47)",
+        ),
+        (
+            dropped(DropReason.STAMP_MISSING, is_reply=True, tcp_flags=SYN_ACK),
+            "shop/front1:40000 (ID:300) <- shop/back1:80 (ID:400) INGRESS DROPPED STAMP_MISSING "
+            "(TCP Flags: SYN, ACK) a reply from an endpoint of another node came without that node's stamp",
+        ),
+        (
+            event(opening("203.0.113.9", source=WORLD)),
+            "203.0.113.9:40000 (world) -> shop/back1:80 (ID:400) INGRESS FORWARDED (TCP Flags: SYN)",
+        ),
+        (
+            event(opening("2001:db8::9", BACK6, source=WORLD)),
+            "[2001:db8::9]:40000 (world) -> shop/back1:80 (ID:400) INGRESS FORWARDED (TCP Flags: SYN)",
+        ),
+        (
+            event(opening("2001:db8::9", BACK6, ICMPV6, source=WORLD, icmp=(128, 0)), tcp_flags=0),
+            "[2001:db8::9] (world) -> shop/back1 (ID:400) INGRESS FORWARDED (ICMPv6 type 128 code 0)",
+        ),
+        (
+            event(opening("172.16.0.1", source=HOST)),
+            "172.16.0.1:40000 (host) -> shop/back1:80 (ID:400) INGRESS FORWARDED (TCP Flags: SYN)",
+        ),
+        (
+            event(opening("172.16.0.2", source=REMOTE_NODE)),
+            "172.16.0.2:40000 (remote-node) -> shop/back1:80 (ID:400) INGRESS FORWARDED (TCP Flags: SYN)",
+        ),
+        (
+            dropped(DropReason.CT_NO_MATCH, opening("10.9.0.9", source=UNKNOWN, destination=UNKNOWN)),
+            "10.9.0.9:40000 (unknown) -> 10.2.0.10:80 (unknown) INGRESS DROPPED CT_NO_MATCH (TCP Flags: SYN) "
+            "it belongs to no known connection and cannot open one",
+        ),
+        (
+            event(opening("10.3.0.10", source=Identity(9999))),
+            "10.3.0.10:40000 (ID:9999) -> shop/back1:80 (ID:400) INGRESS FORWARDED (TCP Flags: SYN)",
+        ),
+        (
+            unreadable(),
+            "? (unknown) -> ? (unknown) INGRESS DROPPED INVALID_PACKET (unreadable) the packet's headers are malformed",
+        ),
+        (
+            event(verdict=FlowVerdict.AUDIT, reason=DropReason.POLICY_DENIED, enforced_by=(rule("only-db"),)),
+            "shop/front1:40000 (ID:300) -> shop/back1:80 (ID:400) INGRESS AUDIT POLICY_DENIED (TCP Flags: SYN) "
+            "no rule allows it; enforced by shop/only-db",
+        ),
+    ],
+)
+def test_a_line_says_who_to_whom_the_verdict_and_why(seen: FlowEvent, text: str) -> None:
+    assert line(seen) == text
+
+
+@pytest.mark.parametrize("reason", DropReason)
+def test_every_drop_reason_has_its_sentence_in_the_line(reason: DropReason) -> None:
+    assert line(dropped(reason)).endswith(f"DROPPED {reason} (TCP Flags: SYN) {reason.description}")

@@ -1,0 +1,83 @@
+"""The flow log: it keeps the last flows, and gives new ones to whoever follows without ever waiting for them."""
+
+import asyncio
+
+from nfq_enforcer.observe import log
+from nfq_enforcer.observe.log import FlowLog
+
+
+def test_the_last_flows_are_kept_oldest_first_and_all_are_counted() -> None:
+    flows = FlowLog[int](kept=3)
+    for number in range(5):
+        flows.add(number)
+
+    assert flows.last() == [2, 3, 4]
+    assert flows.seen == 5
+
+
+def test_as_many_are_kept_as_hubble_keeps() -> None:
+    flows = FlowLog[int]()
+    for number in range(5000):
+        flows.add(number)
+
+    assert flows.last() == list(range(905, 5000))
+
+
+def test_a_list_of_the_last_flows_stays_as_it_is() -> None:
+    flows = FlowLog[int]()
+    flows.add(1)
+    before = flows.last()
+    flows.add(2)
+
+    assert before == [1]
+
+
+def test_each_follower_gets_what_comes_while_it_follows() -> None:
+    async def following() -> tuple[list[int], list[int]]:
+        flows = FlowLog[int]()
+        flows.add(0)
+        with flows.follow() as first:
+            flows.add(1)
+            with flows.follow() as second:
+                flows.add(2)
+            flows.add(3)
+            return [await first.next() for _ in range(3)], [await second.next()]
+
+    assert asyncio.run(following()) == ([1, 2, 3], [2])
+
+
+def test_a_follower_waits_for_a_flow_that_has_not_come() -> None:
+    async def following() -> int:
+        flows = FlowLog[int]()
+        with flows.follow() as follower:
+            waiting = asyncio.create_task(follower.next())
+            asyncio.get_running_loop().call_soon(flows.add, 7)
+            return await waiting
+
+    assert asyncio.run(following()) == 7
+
+
+def test_a_follower_that_is_too_slow_loses_the_newest_and_knows_how_many() -> None:
+    async def following() -> tuple[list[int], int]:
+        flows = FlowLog[int]()
+        with flows.follow() as follower:
+            for number in range(log._BEHIND + 3):
+                flows.add(number)
+            return [await follower.next() for _ in range(log._BEHIND)], follower.lost
+
+    taken, lost = asyncio.run(following())
+
+    assert taken == list(range(log._BEHIND))
+    assert lost == 3
+
+
+def test_one_slow_follower_costs_another_nothing() -> None:
+    async def following() -> int:
+        flows = FlowLog[int]()
+        with flows.follow(), flows.follow() as quick:
+            for number in range(log._BEHIND + 1):
+                flows.add(number)
+                await quick.next()
+            return quick.lost
+
+    assert asyncio.run(following()) == 0

@@ -1,0 +1,158 @@
+"""The store of files and folders: every change is seen, once, and never before it has come to rest."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nfq_enforcer.errors import BadInput
+from nfq_enforcer.store.memory import FolderStore
+
+ENDPOINT = """
+apiVersion: nfq-enforcer.io/v1
+kind: Endpoint
+metadata: {name: web}
+spec: {ips: [10.1.0.10]}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Give a folder with a document in it and one in a folder below."""
+    folder = tmp_path / "documents"
+    (folder / "below").mkdir(parents=True)
+    (folder / "web.yaml").write_text(ENDPOINT)
+    (folder / "below" / "db.yaml").write_text(ENDPOINT.replace("web", "db").replace(".10", ".20"))
+    return folder
+
+
+def names(store: FolderStore) -> list[str]:
+    return sorted(endpoint.name for endpoint in store.load().endpoints)
+
+
+def loaded(*paths: Path) -> FolderStore:
+    """Return a store that has loaded its documents and looked at them since."""
+    store = FolderStore(paths)
+    store.load()
+    store.changed()
+    return store
+
+
+def change(store: FolderStore) -> list[bool]:
+    """Look until a change has been seen and loaded, if there is one; return what each look said."""
+    looks = [store.changed(), store.changed()]
+    if looks[-1]:
+        store.load()
+    return [*looks, store.changed()]
+
+
+SEEN, NOT_SEEN = [False, True, False], [False, False, False]
+
+
+def test_documents_of_files_and_folders_are_loaded(folder: Path) -> None:
+    assert names(FolderStore([folder])) == ["db", "web"]
+    assert names(FolderStore([folder / "web.yaml"])) == ["web"]
+    assert names(FolderStore([])) == []
+
+
+def test_what_stays_as_it_is_has_not_changed(folder: Path) -> None:
+    assert change(loaded(folder, folder / "web.yaml")) == NOT_SEEN
+
+
+def test_what_was_never_loaded_is_to_be_loaded(folder: Path) -> None:
+    assert change(FolderStore([folder])) == SEEN
+
+
+def test_a_file_that_is_written_is_seen_when_it_has_come_to_rest(folder: Path) -> None:
+    store = loaded(folder)
+    (folder / "web.yaml").write_text(ENDPOINT + "# half")
+    assert store.changed() is False
+    (folder / "web.yaml").write_text(ENDPOINT + "# half, and the other half")
+    assert store.changed() is False
+
+    assert store.changed() is True
+
+
+def test_a_file_that_comes_is_seen(folder: Path) -> None:
+    store = loaded(folder)
+    (folder / "below" / "more.yaml").write_text(ENDPOINT.replace("web", "more").replace(".10", ".30"))
+
+    assert change(store) == SEEN
+    assert names(store) == ["db", "more", "web"]
+
+
+def test_a_file_that_goes_is_seen(folder: Path) -> None:
+    store = loaded(folder)
+    (folder / "below" / "db.yaml").unlink()
+
+    assert change(store) == SEEN
+    assert names(store) == ["web"]
+
+
+def test_a_file_that_is_replaced_is_seen_even_if_size_and_time_are_equal(folder: Path) -> None:
+    store = loaded(folder)
+    before = (folder / "web.yaml").stat()
+    fresh = folder / "web.new"
+    fresh.write_text(ENDPOINT.replace("web", "wap"))
+    os.utime(fresh, ns=(before.st_atime_ns, before.st_mtime_ns))
+    fresh.rename(folder / "web.yaml")
+
+    assert change(store) == SEEN
+    assert names(store) == ["db", "wap"]
+
+
+def test_a_file_that_a_link_now_leads_to_is_seen(folder: Path, tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).write_text(ENDPOINT.replace("web", name).replace(".10", ".30"))
+    link = folder / "link.yaml"
+    link.symlink_to(tmp_path / "old")
+    store = loaded(folder)
+    link.unlink()
+    link.symlink_to(tmp_path / "new")
+
+    assert change(store) == SEEN
+    assert names(store) == ["db", "new", "web"]
+
+
+def test_a_named_file_that_goes_is_seen(folder: Path) -> None:
+    store = loaded(folder / "web.yaml")
+    (folder / "web.yaml").unlink()
+
+    assert [store.changed(), store.changed()] == [False, True]
+
+
+def test_a_folder_that_vanishes_is_refused_and_one_that_comes_back_is_seen(folder: Path, tmp_path: Path) -> None:
+    store = loaded(folder)
+    folder.rename(tmp_path / "elsewhere")
+
+    assert [store.changed(), store.changed()] == [False, True]
+    with pytest.raises(BadInput) as caught:
+        store.load()
+    assert str(caught.value) == f"{folder}: cannot be read: No such file or directory"
+    assert store.changed() is False  # it was told once
+
+    (tmp_path / "elsewhere").rename(folder)
+    assert change(store) == SEEN
+    assert names(store) == ["db", "web"]
+
+
+def test_a_broken_file_is_refused_once_and_seen_when_it_is_mended(folder: Path) -> None:
+    store = loaded(folder)
+    (folder / "web.yaml").write_text("kind: [")
+    assert [store.changed(), store.changed()] == [False, True]
+    with pytest.raises(BadInput, match="not valid YAML"):
+        store.load()
+    assert [store.changed(), store.changed()] == [False, False]
+
+    (folder / "web.yaml").write_text(ENDPOINT)
+    assert change(store) == SEEN
+
+
+def test_folders_that_links_lead_to_are_neither_read_nor_looked_at(folder: Path) -> None:
+    for name in ("round", "and-round", "and-round-again"):
+        (folder / name).symlink_to(folder)  # followed, they would be more folders than there is time for
+
+    store = loaded(folder)
+
+    assert change(store) == NOT_SEEN
+    assert names(store) == ["db", "web"]
