@@ -18,6 +18,7 @@ from nfq_enforcer.core.stamp import Stamp
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, PacketError, Verdict
 
 _UNKNOWN = Identity(0)
+_NAMED = 8  # rules that an event names at most
 _ICMP_REPLIES = {ICMP: frozenset({0, 14, 16, 18}), ICMPV6: frozenset({129})}
 
 
@@ -243,8 +244,8 @@ class Enforcer:
             judgement.opening,
             packet.tcp_flags,
             is_reply=packet.src != judgement.opening.src,
-            allowed_by=judgement.allowed_by,
-            enforced_by=judgement.enforced_by,
+            allowed_by=judgement.allowed_by[:_NAMED],
+            enforced_by=judgement.enforced_by[:_NAMED],
         )
 
     def _dropped(
@@ -268,7 +269,7 @@ class Enforcer:
             opening,
             packet.tcp_flags if packet else 0,
             is_reply=packet is not None and packet.src != opening.src,
-            enforced_by=closed_by,
+            enforced_by=closed_by[:_NAMED],
         )
 
 

@@ -1,9 +1,9 @@
 """Packets as they pass the segment, written by tcpdump and read back.
 
-The default place is the segment's bridge device, which sees every frame between two of its ports exactly once (as
-it goes from one to the other), and every packet between nodes crosses the segment once, those through the router
-too: what is captured there can be counted. Where the sender segments late (GSO), one captured packet may be longer
-than the MTU; what of it is beyond 16 KiB is cut off.
+The default place is the segment's bridge device, which sees every frame between two of its ports exactly once (as it
+goes from one to the other), and every packet between nodes crosses the segment once, those through the router too:
+what is captured there can be counted. Where the sender segments late (GSO), one captured packet may be longer than
+the MTU; what of it is beyond 16 KiB is cut off.
 """
 
 import asyncio
