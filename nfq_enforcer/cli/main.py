@@ -1,5 +1,6 @@
 """The program ``nfq-enforcer``: its commands, and what a user sees when one of them fails."""
 
+import os
 import sys
 
 import typer
@@ -45,6 +46,13 @@ def main() -> None:
     except NfqError as error:
         print(f"nfq-enforcer: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
-        sys.exit(0)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Write what is left to write; if its reader has seen enough and gone, that is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter flushes at its end

@@ -37,5 +37,5 @@ def observe(
             socket, "observe", **{name: value for name, value in params.items() if value is not None}
         ):
             print(json.dumps(seen) if output is Format.JSON else flow.compact(seen), flush=True)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):  # the user, or the reader of our output, has seen enough
         return

@@ -9,6 +9,7 @@ import typer
 import yaml
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from nfq_enforcer import api
@@ -73,13 +74,13 @@ def _status_rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "revision", f"{seen['revision']}: {documents['policies']} policies, {documents['endpoints']} endpoints"
     yield "endpoints here", str(seen["endpoints"])
     if seen["refused"]:
-        yield "documents refused", f"[red]since {seen['refused']['since']}[/red]\n{seen['refused']['error']}"
+        yield "documents refused", f"[red]since {seen['refused']['since']}[/red]\n{escape(seen['refused']['error'])}"
     yield (
         "worker",
         f"queue {worker['queue']} ({worker['driver']}), process {worker['pid']}, {worker['restarts']} restarts",
     )
     if worker["failure"]:
-        yield "worker failure", f"[red]{worker['failure']}[/red]"
+        yield "worker failure", f"[red]{escape(worker['failure'])}[/red]"
     yield (
         "packets",
         f"{worker['accepted']} accepted, {worker['dropped']} dropped, {worker['lost']} lost without a verdict",

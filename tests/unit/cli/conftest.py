@@ -1,0 +1,105 @@
+"""What tests of the command line share: the program, run as its users run it, and an agent's API to ask."""
+
+import asyncio
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from nfq_enforcer import api
+from nfq_enforcer.cli.main import main
+
+NOBODY = 65534
+
+
+class Run(NamedTuple):
+    """What a run of the program came to."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the lines of its output, each with its words one blank apart."""
+        return [" ".join(line.split()) for line in self.out.splitlines()]
+
+
+RunProgram = Callable[..., Run]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> RunProgram:
+    """Run ``nfq-enforcer`` with these arguments."""
+    for name in [name for name in os.environ if name.startswith("NFQ_ENFORCER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "250")  # no line of a table is broken
+
+    def running(*arguments: object) -> Run:
+        monkeypatch.setattr(sys, "argv", ["nfq-enforcer", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Run(ended.value.code, *capfd.readouterr())
+
+    return running
+
+
+class Canned:
+    """An agent's API whose answers are known beforehand; it notes what it was asked."""
+
+    def __init__(self, socket: Path, answers: Mapping[str, Any]) -> None:
+        self.socket = socket
+        self.asked: list[Mapping[str, Any]] = []
+        self._server = api.Server(socket, {name: self._method(answer) for name, answer in answers.items()})
+        self._runner = asyncio.Runner()
+        self._thread = threading.Thread(target=self._runner.get_loop().run_forever)
+
+    def _method(self, answer: Any) -> api.Method:
+        async def once(params: api.Params) -> Any:
+            self.asked.append(params)
+            return answer
+
+        async def one_by_one(params: api.Params) -> AsyncIterator[Any]:
+            self.asked.append(params)
+            for item in answer:
+                yield item
+
+        return one_by_one if isinstance(answer, tuple) else once
+
+    def __enter__(self) -> "Canned":
+        self._runner.run(self._server.start())
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        loop = self._runner.get_loop()
+        asyncio.run_coroutine_threadsafe(self._server.stop(), loop).result(timeout=10)
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        self._runner.close()
+
+
+Answering = Callable[..., Canned]
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> Iterator[Answering]:
+    """Start an API with these answers by method: a tuple is sent item by item."""
+    with contextlib.ExitStack() as running:
+        yield lambda **answers: running.enter_context(Canned(tmp_path / "agent.sock", answers))
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    """Be no root for the length of a test."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    yield
+    os.seteuid(user)

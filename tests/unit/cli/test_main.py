@@ -1,0 +1,139 @@
+"""The program: what every command has in common, and what a user sees when one cannot do its work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nfq_enforcer import __version__
+from tests.unit.cli.conftest import RunProgram
+
+ASKING = [["status"], ["observe"], ["observe", "--follow"], ["endpoint", "list"]]
+
+
+def test_the_version_is_the_packages(run: RunProgram) -> None:
+    assert run("version") == (0, f"{__version__}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["policy", "--help"], ["observe", "--help"]])
+def test_help_is_to_be_had(arguments: list[str], run: RunProgram) -> None:
+    done = run(*arguments)
+
+    assert (done.status, done.err) == (0, "")
+    assert "Usage: nfq-enforcer" in done.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["frobnicate"],
+        ["status", "--frobnicate"],
+        ["status", "-o", "xml"],
+        ["observe", "--verdict", "MAYBE"],
+        ["observe", "--last", "-1"],
+        ["policy", "validate"],
+    ],
+)
+def test_a_command_that_is_not_understood_ends_with_2_and_says_so_on_standard_error(
+    arguments: list[str], run: RunProgram
+) -> None:
+    done = run(*arguments)
+
+    assert (done.status, done.out) == (2, "")
+    assert "Usage: nfq-enforcer" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("arguments", ASKING, ids=" ".join)
+def test_without_an_agent_there_is_one_sentence_and_1(arguments: list[str], run: RunProgram, tmp_path: Path) -> None:
+    socket = tmp_path / "agent.sock"
+
+    assert run(*arguments, "--socket", socket) == (
+        1,
+        "",
+        f"nfq-enforcer: no agent is listening on {socket}: "
+        "start one with 'nfq-enforcer agent', or name its socket with --socket\n",
+    )
+
+
+def test_the_socket_can_be_named_by_the_agents_own_variable(
+    run: RunProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NFQ_ENFORCER_API__SOCKET", str(tmp_path / "other.sock"))
+
+    assert f"no agent is listening on {tmp_path}/other.sock" in run("status").err
+
+
+@pytest.mark.parametrize("command", ["agent", "cleanup"])
+def test_what_needs_root_says_so(command: str, run: RunProgram, nobody: None) -> None:
+    assert run(command) == (
+        1,
+        "",
+        "nfq-enforcer: this needs root: it changes iptables rules and binds a queue; run it with sudo\n",
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root that is what is told first")
+@pytest.mark.parametrize("command", ["agent", "cleanup"])
+def test_what_needs_iptables_names_what_is_missing(
+    command: str, run: RunProgram, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for tool in ("iptables", "ip6tables"):
+        (tmp_path / tool).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert run(command) == (1, "", "nfq-enforcer: ipset not found in PATH: install the packages iptables and ipset\n")
+
+
+def test_the_agent_refuses_a_wrong_configuration_before_anything_else(run: RunProgram, tmp_path: Path) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("fail: ajar\n")
+
+    assert run("agent", "--config", file) == (
+        2,
+        "",
+        f"nfq-enforcer: {file}:1:7: fail: 'ajar' is not allowed; allowed: 'closed' or 'open'\n",
+    )
+
+
+def test_the_configuration_can_be_named_by_a_variable(
+    run: RunProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NFQ_ENFORCER_CONFIG", str(tmp_path / "missing.yaml"))
+
+    assert run("agent") == (
+        2,
+        "",
+        f"nfq-enforcer: {tmp_path}/missing.yaml: no such file; name a configuration with --config\n",
+    )
+
+
+def test_a_wrong_variable_is_refused_by_its_name(run: RunProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NFQ_ENFORCER_QUEUES", "2")
+
+    assert run("agent", "--config", "/dev/null") == (
+        2,
+        "",
+        "nfq-enforcer: environment variable NFQ_ENFORCER_QUEUES: queues: "
+        "2 is not supported by this version; allowed: 'auto' or 1\n",
+    )
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+    run = subprocess.run(
+        [sys.executable, "-m", "nfq_enforcer.cli", "version"],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+
+    assert (run.returncode, run.stderr) == (0, "")

@@ -1,0 +1,155 @@
+"""``nfq-enforcer status`` and ``endpoint list``: what the agent says, for people and for programs."""
+
+import json
+import os
+from typing import Any
+
+import pytest
+import yaml
+
+from nfq_enforcer.core.verdict import DropReason
+from nfq_enforcer.dataplane.counters import Counters
+from tests.unit.cli.conftest import Answering, RunProgram
+
+
+def counters(**counted: int) -> dict[str, int]:
+    """Return what a worker counts, all zero but these."""
+    memory = Counters.create()
+    row = Counters(memory)
+    numbers = {str(name): number for name, number in row.read().items()}
+    row.close()
+    os.close(memory)
+    return numbers | counted
+
+
+def status(worker: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
+    well = {"queue": 100, "driver": "netfilterqueue", "pid": 4711, "restarts": 0, "failure": None, "lost": 0}
+    return {
+        "version": "0.1",
+        "node": "n1",
+        "addresses": ["172.16.0.1", "fd00::1"],
+        "cluster_interfaces": ["eth0", "eth1"],
+        "since": "2026-01-01T00:00:00Z",
+        "enforcement": "auto",
+        "audit": False,
+        "fail": "closed",
+        "families": ["IPv4", "IPv6"],
+        "revision": 3,
+        "documents": {"policies": 2, "endpoints": 7},
+        "refused": None,
+        "endpoints": 4,
+        "identities": 5,
+        "worker": well | counters(accepted=90, dropped=3, POLICY_DENIED=3, flows=12) | (worker or {}),
+        "log": {"seen": 15},
+    } | changed
+
+
+ENDPOINTS = [
+    {
+        "namespace": "shop",
+        "name": "front1",
+        "node": "n1",
+        "identity": 300,
+        "labels": ["k8s:role=frontend", "k8s:tier"],
+        "addresses": ["10.1.0.10", "fd01::10"],
+        "interface": "veth-a",
+    },
+    {
+        "namespace": "shop",
+        "name": "n1",
+        "node": "n1",
+        "identity": 301,
+        "labels": [],
+        "addresses": ["172.16.0.1"],
+        "interface": None,
+    },
+]
+
+
+def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
+    done = run("status", "--socket", answering(status=status()).socket)
+
+    assert (done.status, done.err) == (0, "")
+    assert done.lines == [
+        "node n1 (172.16.0.1, fd00::1)",
+        "stamps believed on eth0, eth1",
+        "enforcement auto; fail closed",
+        "families IPv4, IPv6",
+        "revision 3: 2 policies, 7 endpoints",
+        "endpoints here 4",
+        "worker queue 100 (netfilterqueue), process 4711, 0 restarts",
+        "packets 90 accepted, 3 dropped, 0 lost without a verdict",
+        "POLICY_DENIED 3 (no rule allows it)",
+        "flows 12 open, 0 evicted",
+        "log 15 events, 0 lost",
+    ]
+
+
+def test_what_is_out_of_the_ordinary_is_told(run: RunProgram, answering: Answering) -> None:
+    seen = status(
+        {"pid": None, "restarts": 2, "failure": "queue 100 is taken by another program", "events_lost": 9},
+        addresses=[],
+        cluster_interfaces=[],
+        audit=True,
+    )
+
+    done = run("status", "--socket", answering(status=seen).socket)
+
+    for line in (
+        "node n1 (no address)",
+        "stamps believed on no interface",
+        "enforcement auto, only audited; fail closed",
+        "worker queue 100 (netfilterqueue), process None, 2 restarts",
+        "worker failure queue 100 is taken by another program",
+        "log 15 events, 9 lost",
+    ):
+        assert line in done.lines
+
+
+def test_refused_documents_are_told_word_for_word_line_by_line(run: RunProgram, answering: Answering) -> None:
+    error = (
+        'a.yaml:1:2: labels["-a"]: a key is [source:][prefix/]name\nb.yaml:3:4: spec.ips[0]: [/red] is not an address'
+    )
+    seen = status(refused={"since": "2026-01-01T00:00:00Z", "error": error})
+
+    done = run("status", "--socket", answering(status=seen).socket)
+
+    at = done.lines.index("documents refused since 2026-01-01T00:00:00Z")
+    assert done.lines[at + 1 : at + 3] == error.splitlines()
+
+
+@pytest.mark.parametrize("reason", DropReason)
+def test_every_reason_that_was_counted_is_told_with_its_sentence(
+    reason: DropReason, run: RunProgram, answering: Answering
+) -> None:
+    seen = status({"POLICY_DENIED": 0, str(reason): 5})
+
+    done = run("status", "--socket", answering(status=seen).socket)
+
+    assert [line for line in done.lines if line.split()[0] in set(DropReason)] == [f"{reason} 5 ({reason.description})"]
+
+
+def test_the_status_is_to_be_had_for_programs(run: RunProgram, answering: Answering) -> None:
+    agent = answering(status=status())
+
+    assert json.loads(run("status", "-o", "json", "--socket", agent.socket).out) == status()
+    assert yaml.safe_load(run("status", "-o", "yaml", "--socket", agent.socket).out) == status()
+
+
+def test_endpoints_are_a_table_with_a_line_for_each_address_and_label(run: RunProgram, answering: Answering) -> None:
+    done = run("endpoint", "list", "--socket", answering(endpoints=ENDPOINTS).socket)
+
+    assert (done.status, done.err) == (0, "")
+    assert [line for line in done.lines if line and not line.startswith("─")] == [
+        "ENDPOINT IDENTITY NODE ADDRESSES LABELS",
+        "shop/front1 300 n1 10.1.0.10 k8s:role=frontend",
+        "fd01::10 k8s:tier",
+        "shop/n1 301 n1 172.16.0.1",
+    ]
+
+
+def test_endpoints_are_to_be_had_for_programs(run: RunProgram, answering: Answering) -> None:
+    agent = answering(endpoints=ENDPOINTS)
+
+    assert json.loads(run("endpoint", "list", "-o", "json", "--socket", agent.socket).out) == ENDPOINTS
+    assert yaml.safe_load(run("endpoint", "list", "-o", "yaml", "--socket", agent.socket).out) == ENDPOINTS
