@@ -218,15 +218,21 @@ class Enforcer:
         """Deal with a packet that its stamp has made too long for the way, and that must not be fragmented.
 
         What this host sends itself is given to the kernel to fragment (it does so with IPv6 of its own anyway);
-        another sender is told the size that fits, unless it sends an ICMP error (RFC 1122 section 3.2.2).
+        another sender is told the size that fits, unless it sends an ICMP error (RFC 1122 section 3.2.2). A packet
+        that was too long before came in fragments, which the kernel has put together and will cut again. An IPv6
+        packet may have, and does not show it: it goes on too, for the kernel to cut again or to refuse.
         """
         if indev is None:
             self._identification = self._identification % 0xFFFF + 1
             fragmentable = icmp.clear_df(changed, self._identification) if packet.version == 4 else changed
             return Decision(Verdict.ACCEPT, fragmentable, event=event)
+        if packet.length > outdev.mtu:
+            return Decision(Verdict.ACCEPT, changed, event=event)
         source = self.snapshot.node_addresses.get(packet.version)
         fitting = outdev.mtu - stamp.overhead(packet.version)
         answer = icmp.too_big(payload, packet, fitting, source) if source and not packet.error else None
+        if packet.version == 6:
+            return Decision(Verdict.ACCEPT, changed, answer, event)
         dropped = self._dropped(packet, PacketError(DropReason.FRAG_NEEDED), indev, outdev, now)
         return Decision(Verdict.DROP, answer=answer, event=dropped)
 

@@ -58,7 +58,7 @@ def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Co
     """
     chains = {table: [f":{chain} - [0:0]" for chain in CHAINS[table]] for table in CHAINS}
     jumps = {
-        table: [f"-I {base} 1 -j {chain}" for base, chain in HOOKS[table].items() if (table, base) not in hooked]
+        table: [f"-A {base} -j {chain}" for base, chain in HOOKS[table].items() if (table, base) not in hooked]
         for table in HOOKS
     }
     return _tables(

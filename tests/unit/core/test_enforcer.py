@@ -899,22 +899,27 @@ def filled(at: Addresses, src: str, dst: str, *, less: int, df: bool = True) -> 
     return udp(src, dst, data=bytes(MTU - less - headers), df=df)
 
 
+# An IPv6 packet that the kernel has put together from fragments looks like a whole one: the kernel, which will cut it
+# again or refuse it, has the last word.
+TOO_LONG = {4: DropReason.FRAG_NEEDED, 6: None}
+
+
 def test_a_forwarded_datagram_that_its_stamp_makes_too_long_is_answered_with_the_size_that_fits(
     node: Node, at: Addresses
 ) -> None:
     room = stamp.overhead(at.version)
     too_long = filled(at, at.web, at.client, less=room - 1)
 
-    drop = node.forward(too_long, VETH_WEB, ETH0)
+    decision = node.forward(too_long, VETH_WEB, ETH0)
 
-    assert refused(drop) is DropReason.FRAG_NEEDED
-    assert drop.answer is not None
-    answer = parse(drop.answer)
+    assert refused(decision) is TOO_LONG[at.version]
+    assert decision.answer is not None
+    answer = parse(decision.answer)
     assert (answer.src, answer.dst) == (packed(at.host), packed(at.web))
     assert (answer.icmp_type, answer.icmp_code) == TOO_BIG[at.version]
-    assert int.from_bytes(drop.answer[answer.l4_offset + 4 : answer.l4_offset + 8], "big") == MTU - room
-    assert parse_quoted(drop.answer, answer).key == parse(too_long).key
-    assert accepted(node.send(drop.answer, VETH_WEB))
+    assert int.from_bytes(decision.answer[answer.l4_offset + 4 : answer.l4_offset + 8], "big") == MTU - room
+    assert parse_quoted(decision.answer, answer).key == parse(too_long).key
+    assert accepted(node.send(decision.answer, VETH_WEB))
     assert accepted(node.forward(filled(at, at.web, at.client, less=room), VETH_WEB, ETH0))
 
 
@@ -929,8 +934,17 @@ def test_the_answer_reaches_its_endpoint_under_any_policy(node: Node, at: Addres
 def test_without_an_address_of_its_own_the_node_cannot_answer(node: Node, at: Addresses) -> None:
     node.load(node_addresses={})
 
-    drop = node.forward(filled(at, at.web, at.client, less=0), VETH_WEB, ETH0)
-    assert (refused(drop), drop.answer) == (DropReason.FRAG_NEEDED, None)
+    decision = node.forward(filled(at, at.web, at.client, less=0), VETH_WEB, ETH0)
+    assert (refused(decision), decision.answer) == (TOO_LONG[at.version], None)
+
+
+def test_a_datagram_that_came_in_fragments_goes_on_stamped_to_be_cut_again(node: Node, at: Addresses) -> None:
+    reassembled = filled(at, at.web, at.client, less=-1)
+
+    decision = node.forward(reassembled, VETH_WEB, ETH0)
+
+    assert (refused(decision), decision.answer) == (None, None)
+    assert decision.payload == stamped(reassembled, WEB)
 
 
 def test_no_error_is_sent_about_an_error(node: Node, at: Addresses) -> None:
@@ -938,8 +952,8 @@ def test_no_error_is_sent_about_an_error(node: Node, at: Addresses) -> None:
     from_client(node, about)
     message = error(at.web, at.client, about)
 
-    drop = node.forward(message, VETH_WEB, ETH0, mtu=len(message))
-    assert (refused(drop), drop.answer) == (DropReason.FRAG_NEEDED, None)
+    decision = node.forward(message, VETH_WEB, ETH0, mtu=len(message))
+    assert (refused(decision), decision.answer) == (TOO_LONG[at.version], None)
 
 
 def test_a_forwarded_datagram_that_may_be_fragmented_goes_on(node: Node) -> None:

@@ -1,0 +1,74 @@
+"""The unit for systemd: what it runs, what it may, and that systemd understands it."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+import nfq_enforcer
+from nfq_enforcer import config
+
+UNIT = Path(nfq_enforcer.__file__).parent / "systemd" / "nfq-enforcer.service"
+PROGRAM = "/usr/local/bin/nfq-enforcer"
+
+
+@pytest.fixture(scope="module")
+def settings() -> Mapping[str, list[str]]:
+    """Give the values of each setting, as ``Section.Name``, in their order."""
+    found: dict[str, list[str]] = {}
+    section = ""
+    for line in UNIT.read_text().splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            found.setdefault(f"{section}.{name}", []).append(value)
+    return found
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_systemd_finds_no_fault_in_it(tmp_path: Path) -> None:
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace(PROGRAM, sys.executable))  # the program need not be installed here
+
+    run = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
+
+    assert run.returncode == 0, run.stderr
+    assert UNIT.name not in run.stderr
+
+
+def test_it_counts_as_started_when_the_agent_says_ready(settings: Mapping[str, list[str]]) -> None:
+    assert settings["Service.Type"] == ["notify"]
+    assert settings["Service.ExecStart"] == [f"{PROGRAM} agent"]
+
+
+def test_the_agent_always_comes_back(settings: Mapping[str, list[str]]) -> None:
+    assert settings["Service.Restart"] == ["always"]
+    assert settings["Unit.StartLimitIntervalSec"] == ["0"]
+
+
+def test_a_stop_is_the_agents_own_and_a_crash_leaves_the_rules(settings: Mapping[str, list[str]]) -> None:
+    assert settings["Service.KillMode"] == ["mixed"]  # or the workers would end before the rules go
+    assert "Service.ExecStopPost" not in settings
+    assert "--keep-rules" not in settings["Service.ExecStart"][0]
+
+
+def test_the_socket_is_where_the_agent_puts_it(settings: Mapping[str, list[str]]) -> None:
+    (folder,) = settings["Service.RuntimeDirectory"]
+
+    assert f"/run/{folder}" == str(Path(config.DEFAULT_SOCKET).parent)
+
+
+def test_it_may_no_more_than_it_needs(settings: Mapping[str, list[str]]) -> None:
+    assert settings["Service.CapabilityBoundingSet"] == ["CAP_NET_ADMIN CAP_NET_RAW"]
+    assert settings["Service.RestrictAddressFamilies"] == ["AF_UNIX AF_NETLINK AF_INET AF_INET6"]
+    assert settings["Service.NoNewPrivileges"] == ["yes"]
+
+
+def test_it_starts_when_there_are_addresses_and_before_what_runs_workloads(settings: Mapping[str, list[str]]) -> None:
+    assert settings["Unit.Wants"] == ["network-online.target"]
+    assert settings["Unit.After"][0] == "network-online.target"
+    assert "docker.service" in settings["Unit.Before"][0].split()
