@@ -158,6 +158,11 @@ class Agent:
     def _warn(self) -> None:
         if len(self._families) == 1:
             _log.warning("IPv6 is switched off on this host: IPv6 rules are left out, only IPv4 is judged")
+        if not self._settings.cluster_interfaces:
+            _log.warning(
+                "this host has no global address yet, so no interface where stamps are believed: endpoints of other "
+                "nodes count as the world until the agent starts again; node.cluster_interfaces can name one"
+            )
         for name in sorted(self._settings.cluster_interfaces):
             if mtu(name) + stamp.overhead(6) > MAX_COPY:
                 _log.warning(
@@ -215,6 +220,8 @@ class Agent:
                 yield logged.render(self._settings.name)
             while params.get("follow"):
                 logged = await follower.next()
+                if lost := follower.take_lost():
+                    yield flows.render_lost(lost)
                 if wanted in (None, logged.event.verdict):
                     yield logged.render(self._settings.name)
 

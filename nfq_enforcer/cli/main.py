@@ -42,17 +42,23 @@ def version() -> None:
 def main() -> None:
     """Run a command; what goes wrong is one sentence on standard error, and the exit status."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except NfqError as error:
-        print(f"nfq-enforcer: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    finally:
-        _flush()
+        _end(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader of our output has seen enough and gone
+        _leave_output_unwritten()
+    except OSError as error:  # a full disk, say
+        _leave_output_unwritten()
+        _end(error.strerror or str(error), 1)
 
 
-def _flush() -> None:
-    """Write what is left to write; if its reader has seen enough and gone, that is no error."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter flushes at its end
+def _end(sentence: str, status: int) -> None:
+    print(f"nfq-enforcer: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _leave_output_unwritten() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end

@@ -10,7 +10,7 @@ import yaml
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from nfq_enforcer import api
 from nfq_enforcer.cli.options import DEFAULT, Socket
@@ -49,7 +49,9 @@ def list_endpoints(output: Output = Format.TABLE, socket: Socket = DEFAULT) -> N
     """List the endpoints of the cluster, as this node knows them."""
     seen = api.call(socket, "endpoints")
     if not _printed(seen, output):
-        table = Table("ENDPOINT", "IDENTITY", "NODE", "ADDRESSES", "LABELS", box=box.SIMPLE_HEAD)
+        table = Table(
+            "ENDPOINT", "IDENTITY", "NODE", "ADDRESSES", Column("LABELS", overflow="fold"), box=box.SIMPLE_HEAD
+        )
         for one in seen:
             name = f"{one['namespace']}/{one['name']}"
             cells = (str(one["identity"]), one["node"], "\n".join(one["addresses"]), "\n".join(one["labels"]))

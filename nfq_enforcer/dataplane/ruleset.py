@@ -35,6 +35,8 @@ _ICMPV6 = "NFQE-ICMPV6"  # lets pass what IPv6 itself needs
 _JUDGED = {"INPUT": "NFQE-INPUT", "FORWARD": "NFQE-FORWARD", "OUTPUT": "NFQE-OUTPUT"}
 _CLAMPED = {"PREROUTING": "NFQE-MSS-IN", "POSTROUTING": "NFQE-MSS-OUT"}
 HOOKS = {"security": _JUDGED, "mangle": _CLAMPED}
+# Behind what the administrator has in the table that ends with our verdict; before what may end the one that does not.
+_JUMP = {"security": "-A {} -j {}", "mangle": "-I {} 1 -j {}"}
 CHAINS = {"security": (*_JUDGED.values(), _ICMPV6, _ENDS, SOURCES, QUEUE), "mangle": tuple(_CLAMPED.values())}
 
 _TCP_HEADER = 20
@@ -58,7 +60,7 @@ def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Co
     """
     chains = {table: [f":{chain} - [0:0]" for chain in CHAINS[table]] for table in CHAINS}
     jumps = {
-        table: [f"-A {base} -j {chain}" for base, chain in HOOKS[table].items() if (table, base) not in hooked]
+        table: [_JUMP[table].format(base, chain) for base, chain in HOOKS[table].items() if (table, base) not in hooked]
         for table in HOOKS
     }
     return _tables(

@@ -161,7 +161,8 @@ def _raw_socket(family: socket.AddressFamily) -> socket.socket | None:
 
 def main() -> None:
     """Run a worker: descriptors of the channel and the counters are the two arguments."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which will say stop
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # for the agent, which will say stop
+        signal.signal(number, signal.SIG_IGN)
     warnings.simplefilter("ignore")  # the library warns of socket buffers; the kernel's counts say more
     end = socket.socket(fileno=int(sys.argv[1]))
     counters = Counters(int(sys.argv[2]))

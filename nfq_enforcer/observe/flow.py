@@ -103,8 +103,15 @@ def _summary(event: FlowEvent) -> str:
     return _PORTED.get(asked.proto, f"IP protocol {asked.proto}" if asked.src else "unreadable")
 
 
+def render_lost(number: int) -> Flow:
+    """Return the object that stands for flows a reader has lost (Hubble's ``LostEvent``)."""
+    return {"lost_events": {"source": "HUBBLE_RING_BUFFER", "num_events_lost": number}}
+
+
 def compact(flow: Mapping[str, Any]) -> str:
     """Return a flow as one line, in the manner of ``hubble observe``."""
+    if "lost_events" in flow:
+        return f"EVENTS LOST: {flow['lost_events']['num_events_lost']} came faster than they were read"
     time = datetime.fromisoformat(flow["time"]).astimezone().strftime("%b %d %H:%M:%S.%f")[:-3]
     arrow = "<-" if flow["is_reply"] else "->"
     ends = [_end_text(flow, "source"), _end_text(flow, "destination")]
@@ -131,7 +138,10 @@ def _who(end: Mapping[str, Any]) -> str:
     reserved = [label for label in end.get("labels", ()) if label.startswith("reserved:")]
     if reserved:
         return str(reserved[0].removeprefix("reserved:"))
-    return f"ID:{end['identity']}" if end["identity"] else "unknown"
+    if not end["identity"]:
+        return "unknown"
+    own = [label for label in end.get("labels", ()) if "pod_name" not in end and ":io." not in label]
+    return " ".join([f"ID:{end['identity']}", *own])
 
 
 def _because(flow: Mapping[str, Any]) -> list[str]:

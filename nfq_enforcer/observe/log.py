@@ -22,18 +22,23 @@ class Follower(Generic[Entry]):
     def __init__(self) -> None:
         """Follow from now on."""
         self._waiting: asyncio.Queue[Entry] = asyncio.Queue(_BEHIND)
-        self.lost = 0
+        self._lost = 0
 
     def add(self, flow: Entry) -> None:
         """Take a flow, or lose it if too many wait."""
         try:
             self._waiting.put_nowait(flow)
         except asyncio.QueueFull:
-            self.lost += 1
+            self._lost += 1
 
     async def next(self) -> Entry:
         """Return the next flow, when there is one."""
         return await self._waiting.get()
+
+    def take_lost(self) -> int:
+        """Return how many flows were lost since the last time this was asked."""
+        lost, self._lost = self._lost, 0
+        return lost
 
 
 class FlowLog(Generic[Entry]):

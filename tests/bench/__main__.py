@@ -1,4 +1,4 @@
-"""``make bench``: all measurements, one after another, as tables. Absolute figures are this machine's; ratios travel."""
+"""``make bench``: all measurements, as tables. Absolute figures are this machine's; ratios travel."""
 
 import argparse
 import asyncio

@@ -110,6 +110,25 @@ def test_the_configuration_can_be_named_by_a_variable(
     )
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_cannot_be_written_is_one_sentence_and_1(unbuffered: str) -> None:
+    """Whether Python holds it back until the end or not."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nfq_enforcer.cli", "version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            check=False,
+        )
+
+    assert (done.returncode, done.stderr) == (
+        1,
+        "nfq-enforcer: No space left on device\n",
+    )
+
+
 def test_a_wrong_variable_is_refused_by_its_name(run: RunProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NFQ_ENFORCER_QUEUES", "2")
 

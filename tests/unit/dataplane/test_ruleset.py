@@ -19,8 +19,8 @@ V4 = """\
 -A NFQE-MSS-OUT -o eth0 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1452
 -A NFQE-MSS-IN -i eth1 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 8952
 -A NFQE-MSS-OUT -o eth1 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 8952
--A PREROUTING -j NFQE-MSS-IN
--A POSTROUTING -j NFQE-MSS-OUT
+-I PREROUTING 1 -j NFQE-MSS-IN
+-I POSTROUTING 1 -j NFQE-MSS-OUT
 COMMIT
 *security
 :NFQE-INPUT - [0:0]
@@ -50,8 +50,8 @@ V6 = """\
 *mangle
 :NFQE-MSS-IN - [0:0]
 :NFQE-MSS-OUT - [0:0]
--A PREROUTING -j NFQE-MSS-IN
--A POSTROUTING -j NFQE-MSS-OUT
+-I PREROUTING 1 -j NFQE-MSS-IN
+-I POSTROUTING 1 -j NFQE-MSS-OUT
 COMMIT
 *security
 :NFQE-INPUT - [0:0]

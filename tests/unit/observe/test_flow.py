@@ -15,7 +15,7 @@ from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.core.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.observe import flow
-from nfq_enforcer.observe.flow import Flow, compact
+from nfq_enforcer.observe.flow import Flow, compact, render_lost
 from tests.packets import packed
 
 AT = 1_767_225_600.125  # 2026-01-01T00:00:00.125Z
@@ -115,6 +115,13 @@ def test_a_connection_that_passed_has_hubbles_fields() -> None:
         "egress_allowed_by": [{"kind": "CiliumNetworkPolicy", "namespace": "shop", "name": "out", "rule": "egress[1]"}],
         "Summary": "TCP Flags: SYN",
     }
+
+
+def test_a_reader_that_has_lost_flows_is_told_how_many() -> None:
+    seen = render_lost(12)
+
+    assert seen == {"lost_events": {"source": "HUBBLE_RING_BUFFER", "num_events_lost": 12}}
+    assert compact(seen) == "EVENTS LOST: 12 came faster than they were read"
 
 
 def test_a_drop_has_its_reason_and_the_rules_that_closed_the_door() -> None:

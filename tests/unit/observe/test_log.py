@@ -63,7 +63,7 @@ def test_a_follower_that_is_too_slow_loses_the_newest_and_knows_how_many() -> No
         with flows.follow() as follower:
             for number in range(log._BEHIND + 3):
                 flows.add(number)
-            return [await follower.next() for _ in range(log._BEHIND)], follower.lost
+            return [await follower.next() for _ in range(log._BEHIND)], follower.take_lost()
 
     taken, lost = asyncio.run(following())
 
@@ -78,6 +78,6 @@ def test_one_slow_follower_costs_another_nothing() -> None:
             for number in range(log._BEHIND + 1):
                 flows.add(number)
                 await quick.next()
-            return quick.lost
+            return quick.take_lost()
 
     assert asyncio.run(following()) == 0
