@@ -67,6 +67,7 @@ class LibraryQueue:
 
     def drain(self) -> None:
         """Answer packets until none waits or the judge interrupts."""
+        self._interrupted = False
         with suppress(_Interrupted):
             self._queue.run(block=False)
 
@@ -87,7 +88,6 @@ class LibraryQueue:
         else:
             packet.drop()
         if self._interrupted:
-            self._interrupted = False
             raise _Interrupted
 
 

@@ -64,6 +64,7 @@ class WorkerProcess:
         """Have the worker answer what waits and end; one that does not end is killed."""
         if self._watching is not None:
             self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         if self._process is not None and self._process.returncode is None:
             self._send(Stop())
             try:
@@ -144,7 +145,7 @@ class WorkerProcess:
         while True:
             try:
                 await self._spawn()
-            except NfqError as error:
+            except (NfqError, OSError) as error:
                 self.failure = str(error)
                 _log.error("the worker of queue %d cannot be replaced: %s", self.queue, error)
                 await asyncio.sleep(_PAUSE)

@@ -35,6 +35,7 @@ from nfq_enforcer.errors import NfqError
 _TURN = 0.01  # seconds between two looks at what is not a packet
 _IDLE = 0.5  # the same, while no packet comes
 _FORGET = 1.0  # seconds for which an interface's name and MTU are believed
+_LAST_WORDS = 1.0  # seconds to answer what waits at the end, where the rules go on handing over
 _MAX_EVENTS = 1000  # kept between two turns; more are counted as lost
 _BATCH = 100  # events to a message
 
@@ -58,7 +59,7 @@ class Worker:
         self._next_turn = now
         self._next_forget = now
         self._raw = {4: _raw_socket(socket.AF_INET), 6: _raw_socket(socket.AF_INET6)}
-        self.stopping = False
+        self._end: float | None = None  # once told to stop: when to leave, whatever still waits
         self._queue = LibraryQueue(setup.queue, self._judge)
 
     def run(self) -> None:
@@ -66,7 +67,7 @@ class Worker:
         waiter = select.poll()
         waiter.register(self._queue.fileno(), select.POLLIN)
         waiter.register(self._channel.fileno(), select.POLLIN)
-        while not self.stopping:
+        while self._end is None:
             waiter.poll(int((_TURN if self._events else _IDLE) * 1000))
             self._queue.drain()
             self._turn(self._clock())
@@ -118,9 +119,11 @@ class Worker:
         """Do what is not a packet: messages, expiry, the log."""
         self._next_turn = now + _TURN
         for message in self._channel.receive():
-            self._obey(message)
+            self._obey(message, now)
         if self._channel.closed:
-            self._stop()
+            self._stop(now)
+        if self._end is not None and now >= self._end:
+            self._queue.interrupt()
         self._flows.expire(now)
         self._counters.row[FLOWS] = len(self._flows)
         self._counters.row[FLOWS_EVICTED] = self._flows.evicted
@@ -129,17 +132,17 @@ class Worker:
             self._next_forget = now + _FORGET
             self._interfaces.forget()
 
-    def _obey(self, message: object) -> None:
+    def _obey(self, message: object, now: float) -> None:
         if isinstance(message, Snapshot):
             self._enforcer.snapshot = message
             self._interfaces.forget()
             self._channel.send(Enforced(message.revision))
         elif isinstance(message, Stop):
-            self._stop()
+            self._stop(now)
 
-    def _stop(self) -> None:
-        self.stopping = True
-        self._queue.interrupt()
+    def _stop(self, now: float) -> None:
+        if self._end is None:
+            self._end = now + _LAST_WORDS
 
     def _report_events(self) -> None:
         while self._events:
