@@ -9,7 +9,7 @@ itself, sent by the host itself, or forwarded. Policy is given as compiled maps:
 enforced, and whom each lets pass.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from nfq_enforcer.core.conntrack import Conntrack
 from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent, Interface
 from nfq_enforcer.core.identity import REMOTE_NODE, Identity
 from nfq_enforcer.core.ipcache import Ipcache, Peer
-from nfq_enforcer.core.policymap import PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.policymap import PORT_BITS, Entry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, Verdict
 from tests.packets import packed
@@ -56,15 +56,22 @@ def rule(endpoint: str, direction: Direction, number: int) -> RuleRef:
     return RuleRef("CiliumNetworkPolicy", "default", endpoint, direction, number)
 
 
-def _policy(endpoint: str, direction: Direction, side: Side) -> PolicyMap:
+def _policy(endpoint: str, direction: Direction, side: Side, denied: Side) -> PolicyMap:
     allowed = side.get(endpoint)
+    entries = _entries(allowed or (), lambda number: Entry((rule(endpoint, direction, number),)))
+    entries |= _entries(
+        denied.get(endpoint, ()), lambda number: Entry((), (rule(endpoint, direction, number)._replace(deny=True),))
+    )
     if allowed is None:
-        return PolicyMap({}, enforced=False)
-    entries = {
-        PolicyKey(Identity(identity), proto, port): (rule(endpoint, direction, number),)
-        for number, (identity, proto, port) in enumerate(allowed)
-    }
+        return PolicyMap(entries, enforced=False)
     return PolicyMap(entries, enforced=True, enforced_by=(rule(endpoint, direction, 99),))
+
+
+def _entries(keys: Allowed, entry: Callable[[int], Entry]) -> dict[PolicyKey, Entry]:
+    return {
+        PolicyKey(Identity(identity), proto, port, PORT_BITS if port else 0): entry(number)
+        for number, (identity, proto, port) in enumerate(keys)
+    }
 
 
 _PEERS = {
@@ -83,7 +90,13 @@ class Node:
         self._enforcer = Enforcer(self.snapshot(0), self.flows)
 
     def snapshot(
-        self, revision: int, ingress: Side | None = None, egress: Side | None = None, **changed: Any
+        self,
+        revision: int,
+        ingress: Side | None = None,
+        egress: Side | None = None,
+        deny_ingress: Side | None = None,
+        deny_egress: Side | None = None,
+        **changed: Any,
     ) -> Snapshot:
         endpoints = {}
         for name, identity, home in (("web", WEB, VETH_WEB), ("db", DB, VETH_DB)):
@@ -91,8 +104,8 @@ class Node:
                 f"default/{name}",
                 identity,
                 home,
-                _policy(name, Direction.INGRESS, ingress or {}),
-                _policy(name, Direction.EGRESS, egress or {}),
+                _policy(name, Direction.INGRESS, ingress or {}, deny_ingress or {}),
+                _policy(name, Direction.EGRESS, egress or {}, deny_egress or {}),
             )
             endpoints.update({packed(getattr(at, name)): here for at in FAMILIES})
         fields: dict[str, Any] = {

@@ -1,13 +1,58 @@
-"""``nfq-enforcer policy``: documents, before an agent has them."""
+"""``nfq-enforcer policy``: documents, before an agent has them. Nothing here needs root or an agent."""
 
+import gc
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
+from rich.console import Console
 
-from nfq_enforcer.policy import loader
+from nfq_enforcer import config
+from nfq_enforcer.cli import tables
+from nfq_enforcer.core.l7 import HttpRequest
+from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors
+from nfq_enforcer.policy import loader, located
+from nfq_enforcer.policy.compiler import Enforcement
+from nfq_enforcer.policy.explain import trace as explain
+from nfq_enforcer.policy.matrix import diff as compare
+from nfq_enforcer.policy.matrix import matrix as everybody
+from nfq_enforcer.policy.matrix import named_ports
+from nfq_enforcer.policy.ports import PROTOCOLS, Question
+from nfq_enforcer.policy.probes import ProbeFile
+from nfq_enforcer.policy.simulation import ECHO, Answer, Pair, Simulation
 
 app = typer.Typer(help="Policy documents.", no_args_is_help=True)
+
+
+class Format(StrEnum):
+    """How a result is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+class Localhost(StrEnum):
+    """Whether the host may open connections to its endpoints whatever policy says."""
+
+    ALWAYS = "always"
+    POLICY = "policy"
+
+
+Output = Annotated[
+    Format | None, typer.Option("--output", "-o", help="table (default on a terminal), json (default elsewhere), yaml.")
+]
+Mode = Annotated[Enforcement, typer.Option("--enforcement", help="As in the agent's configuration.")]
+AllowLocalhost = Annotated[Localhost, typer.Option("--allow-localhost", help="As in the agent's configuration.")]
+Endpoints = Annotated[
+    list[Path], typer.Option("--endpoints", help="File or folder of Endpoint and Namespace documents; repeatable.")
+]
 
 
 @app.callback()
@@ -22,3 +67,196 @@ def validate(
     """Say whether an agent would take these documents, all together; name every mistake with its place."""
     documents = loader.load(paths)
     print(f"valid: {len(documents.policies)} policies, {len(documents.endpoints)} endpoints")
+
+
+@app.command()
+def trace(
+    source: Annotated[str, typer.Option("--from", help="NAMESPACE/NAME of an endpoint, ip:ADDRESS or reserved:NAME.")],
+    target: Annotated[str, typer.Option("--to", help="The same, of who accepts the connection.")],
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("--file", "-f", help="File or folder of documents; repeatable. Default: the agent's documents."),
+    ] = None,
+    port: Annotated[str | None, typer.Option("--port", help="80/TCP, 53/UDP, ICMP or ICMP/TYPE.")] = None,
+    http: Annotated[str | None, typer.Option("--http", help="A request, as in 'GET /path'.")] = None,
+    enforcement: Mode = Enforcement.AUTO,
+    allow_localhost: AllowLocalhost = Localhost.ALWAYS,
+    output: Annotated[Format, typer.Option("--output", "-o", help="table (words), json or yaml.")] = Format.TABLE,
+) -> None:
+    """Explain rule by rule why a connection passes or not; exit status 0 if it passes, 1 if not."""
+    simulation = _simulation(files or _configured(), enforcement, allow_localhost)
+    pair = _pair(simulation, source, target)
+    found = explain(simulation, pair, _question(port, http, pair))
+    if output is Format.TABLE:
+        Console().print(tables.trace(found), soft_wrap=True)
+    else:
+        _print_data(found.as_data(), output)
+    raise typer.Exit(0 if found.answer.allowed else 1)
+
+
+@app.command()
+def matrix(
+    endpoints: Endpoints,
+    policies: Annotated[list[Path], typer.Option("--policies", help="File or folder of policies; repeatable.")],
+    probes: Annotated[Path | None, typer.Option("--probes", help="JSON list of connections to judge.")] = None,
+    ports: Annotated[
+        list[str] | None, typer.Option("--port", help="80/TCP, ICMP …; repeatable. Default: all that a policy names.")
+    ] = None,
+    enforcement: Mode = Enforcement.AUTO,
+    allow_localhost: AllowLocalhost = Localhost.ALWAYS,
+    output: Output = None,
+) -> None:
+    """Judge every pair of endpoints, or the probes of a file; exit status 1 if a probe's ``expect`` is not met."""
+    simulation = _simulation([*endpoints, *policies], enforcement, allow_localhost)
+    form = _format(output)
+    if probes:
+        gc.disable()  # answers by the thousand, all of which live until the end: there is nothing to collect
+        try:
+            raise typer.Exit(_judge_probes(simulation, probes, form))
+        finally:
+            gc.enable()
+    asked = [_parse_port(port, "IPv4") for port in ports] if ports else named_ports(simulation)
+    cells = list(everybody(simulation, asked))
+    if form is Format.TABLE:
+        Console().print(tables.matrix(simulation.endpoints, cells))
+    else:
+        _print_list((cell.as_data() for cell in cells), form)
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="File or folder of the policies as they are.")],
+    new: Annotated[Path, typer.Argument(help="File or folder of the policies as they are to be.")],
+    endpoints: Endpoints,
+    enforcement: Mode = Enforcement.AUTO,
+    allow_localhost: AllowLocalhost = Localhost.ALWAYS,
+    output: Output = None,
+) -> None:
+    """Show which connections a change of policies allows or denies; exit status 0 if none, 1 if some."""
+    both = [_simulation([*endpoints, path], enforcement, allow_localhost) for path in (old, new)]
+    changes = list(compare(*both))
+    form = _format(output)
+    if form is Format.TABLE:
+        Console().print(tables.diff(changes) if changes else "no connection changes its verdict")
+    else:
+        _print_list((change.as_data() for change in changes), form)
+    raise typer.Exit(1 if changes else 0)
+
+
+def _simulation(paths: Iterable[Path], enforcement: Enforcement, allow_localhost: Localhost) -> Simulation:
+    return Simulation(loader.load(paths), enforcement, allow_localhost=allow_localhost is Localhost.ALWAYS)
+
+
+def _configured() -> list[Path]:
+    documents = config.load(None, os.environ).documents
+    if not documents:
+        raise BadInput(f"which documents? name them with -f, or as 'documents' in {config.DEFAULT_PATH}")
+    return [Path(path) for path in documents]
+
+
+def _pair(simulation: Simulation, source: str, target: str) -> Pair:
+    for option, reference in (("--from", source), ("--to", target)):
+        try:
+            simulation.end(reference)
+        except ValueError as error:
+            raise BadInput(f"{option}: {error}") from None
+    return simulation.pair(source, target)
+
+
+def _question(port: str | None, http: str | None, pair: Pair) -> Question:
+    if port is None and http is None:
+        raise BadInput("what is asked? give --port, as in --port 80/TCP or --port ICMP")
+    question = _parse_port(port or "80/TCP", pair.family)
+    if http is None:
+        return question
+    method, _, path = http.partition(" ")
+    if question.proto != PROTOCOLS["TCP"] or not path.startswith("/") or not method:
+        raise BadInput(
+            f"--http: '{http}' on {question}; allowed: a method and a path, as in 'GET /path', on a TCP port"
+        )
+    return question._replace(request=HttpRequest(method, path))
+
+
+def _parse_port(text: str, family: str) -> Question:
+    number, _, protocol = text.partition("/")
+    if number.upper() == "ICMP" and (not protocol or (protocol.isdecimal() and int(protocol) <= 255)):
+        proto, echo = ECHO[family]
+        return Question(proto, int(protocol) if protocol else echo)
+    known = PROTOCOLS.get(protocol.upper() or "TCP")
+    if known is None or not number.isdecimal() or not 1 <= int(number) <= 65535:
+        allowed = "allowed: 1 to 65535 with /TCP (the default), /UDP or /SCTP; ICMP, or ICMP/ and a type from 0 to 255"
+        raise BadInput(f"--port: '{text}' is not a port; {allowed}")
+    return Question(known, int(number))
+
+
+def _judge_probes(simulation: Simulation, path: Path, form: Format) -> int:
+    """Print the answers; return the exit status."""
+    try:
+        probes = ProbeFile(located.decode(path.read_bytes(), str(path)), str(path))
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    answers = _answers(simulation, probes)
+    if form is Format.TABLE:
+        Console().print(tables.probes(probes.probes, answers))
+    else:
+        _print_list((answer.as_data() for answer in answers), form)
+    missed = tuple(_missed(probes, answers))
+    for problem in missed:
+        print(f"nfq-enforcer: {problem}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+def _answers(simulation: Simulation, file: ProbeFile) -> list[Answer]:
+    answers: list[Answer] = []
+    errors: list[DocumentError] = []
+    for number, probe in enumerate(file.probes):
+        try:
+            answers.append(simulation.judge_probe(probe))
+        except ValueError:
+            errors += _bad_references(simulation, file, number)
+    if errors:
+        raise DocumentErrors(errors)
+    return answers
+
+
+def _bad_references(simulation: Simulation, file: ProbeFile, number: int) -> Iterable[DocumentError]:
+    probe = file.probes[number]
+    for field, reference in (("from", probe.source), ("to", probe.target)):
+        try:
+            simulation.end(reference)
+        except ValueError as error:
+            yield file.error(number, field, str(error))
+
+
+def _missed(file: ProbeFile, answers: Sequence[Answer]) -> Iterable[DocumentError]:
+    for number, (probe, answer) in enumerate(zip(file.probes, answers, strict=True)):
+        if probe.expect not in {None, answer.verdict}:
+            found = (
+                f"{probe.source} to {probe.target}: expected {probe.expect}, found {answer.verdict}: {answer.reason}"
+            )
+            yield file.error(number, "expect", found)
+
+
+def _format(asked: Format | None) -> Format:
+    if asked is not None:
+        return asked
+    return Format.TABLE if sys.stdout.isatty() else Format.JSON
+
+
+def _print_list(items: Iterable[dict[str, object]], form: Format) -> None:
+    """Print as YAML, or as JSON with an item a line, so that thousands are quick and can be read."""
+    if form is Format.YAML:
+        _print_data(list(items), form)
+        return
+    before = "["
+    for item in items:
+        print(f"{before}\n{json.dumps(item, ensure_ascii=False)}", end="")
+        before = ","
+    print("[]" if before == "[" else "\n]")
+
+
+def _print_data(data: object, form: Format) -> None:
+    if form is Format.YAML:
+        print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
+    else:
+        print(json.dumps(data, indent=2, ensure_ascii=False))

@@ -41,6 +41,7 @@ class FlowEvent(NamedTuple):
     is_reply: bool
     allowed_by: tuple[RuleRef, ...] = ()  # the rules that opened the flow
     enforced_by: tuple[RuleRef, ...] = ()  # the rules that closed what no rule opens
+    denied_by: tuple[RuleRef, ...] = ()  # the deny rules that refuse it
 
 
 class Decision(NamedTuple):
@@ -252,6 +253,7 @@ class Enforcer:
             is_reply=packet.src != judgement.opening.src,
             allowed_by=judgement.allowed_by[:_NAMED],
             enforced_by=judgement.enforced_by[:_NAMED],
+            denied_by=judgement.denied_by[:_NAMED],
         )
 
     def _dropped(
@@ -263,9 +265,10 @@ class Enforcer:
         now: float,
     ) -> FlowEvent:
         if isinstance(error, Refused):
-            opening, side, closed_by = error.judgement.opening, error.judgement.refused, error.judgement.enforced_by
+            judged = error.judgement
+            opening, side, closed_by, denied_by = judged.opening, judged.refused, judged.enforced_by, judged.denied_by
         else:
-            opening, side, closed_by = _opening(packet, outdev), None, ()
+            opening, side, closed_by, denied_by = _opening(packet, outdev), None, (), ()
         leaves = self.snapshot.leaves(packet.src if packet else b"", indev.name if indev else None)
         return FlowEvent(
             now,
@@ -276,6 +279,7 @@ class Enforcer:
             packet.tcp_flags if packet else 0,
             is_reply=packet is not None and packet.src != opening.src,
             enforced_by=closed_by[:_NAMED],
+            denied_by=denied_by[:_NAMED],
         )
 
 

@@ -19,7 +19,8 @@ KUBE_APISERVER = Identity(7)
 INGRESS = Identity(8)
 
 CLUSTER_MIN = 256
-CLUSTER_MAX = (1 << 24) - 1  # bit 24 set: the identity of a CIDR, local to a node; it never travels
+CLUSTER_MAX = (1 << 24) - 1
+LOCAL = 1 << 24  # bit set: an identity that one node has given, to a CIDR for example; it never travels
 
 _RESERVED_NAMES = {
     HOST: "host",

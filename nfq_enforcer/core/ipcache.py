@@ -1,7 +1,11 @@
-"""The ipcache: which identity an address of another node has, and whether packets to it bear a stamp.
+"""The ipcache: which identity an address has, and whether packets to it bear a stamp.
 
 Endpoints of this node are not in it (``Snapshot.endpoints`` has them), nor is this node itself: what comes from or
-goes to the host is known by the hook, not by an address.
+goes to the host is known by the hook, not by an address. An address that is nobody's has the identity of the longest
+prefix that a policy names for it, else ``world``.
+
+Beside its identity an address, whoever has it, may have *local identities*: what policy says of the address and not of
+the labels behind it (see ``policy.numbers``). They mean something on this node only.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,6 +13,8 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import WORLD, Identity
+
+Network = IPv4Network | IPv6Network
 
 
 class Peer(NamedTuple):
@@ -18,19 +24,63 @@ class Peer(NamedTuple):
     remote: bool  # in the cluster and on another node: packets to it are stamped
 
 
+class Prefixes:
+    """Identities of networks, found by the longest prefix: a dict for each length that there is, longest first."""
+
+    __slots__ = ("_families",)
+
+    def __init__(self, numbers: Mapping[Network, Identity]) -> None:
+        """Take every network there is, of both families."""
+        lengths: dict[int, dict[int, dict[int, Identity]]] = {4: {}, 16: {}}
+        for network, identity in numbers.items():
+            family = lengths[network.max_prefixlen // 8]
+            family.setdefault(int(network.netmask), {})[int(network.network_address)] = identity
+        self._families = {size: sorted(by_mask.items(), reverse=True) for size, by_mask in lengths.items() if by_mask}
+
+    def lookup(self, address: bytes) -> Identity | None:
+        """Return the identity of the longest prefix that the address (4 or 16 bytes) is in, None if it is in none."""
+        number = int.from_bytes(address, "big")
+        for mask, networks in self._families.get(len(address), ()):
+            identity = networks.get(number & mask)
+            if identity is not None:
+                return identity
+        return None
+
+
+NO_PREFIXES = Prefixes({})
+
+
 class Ipcache:
     """Look-up of peers by address (4 or 16 bytes)."""
 
-    __slots__ = ("_cluster", "_peers")
+    __slots__ = ("_blocks", "_cluster", "_outside", "_peers", "_sites")
 
-    def __init__(self, peers: Mapping[bytes, Peer], cluster: Iterable[IPv4Network | IPv6Network] = ()) -> None:
-        """Take the known peers, and further networks that count as in the cluster."""
+    def __init__(
+        self,
+        peers: Mapping[bytes, Peer],
+        cluster: Iterable[Network] = (),
+        outside: Prefixes = NO_PREFIXES,
+        blocks: Prefixes = NO_PREFIXES,
+        sites: Mapping[bytes, Identity] | None = None,
+    ) -> None:
+        """Take the known peers, and further networks that count as in the cluster.
+
+        ``outside`` names the addresses that are nobody's; ``blocks`` and ``sites`` are the local identities of all.
+        """
         self._peers = peers
         self._cluster = tuple((net.max_prefixlen, int(net.network_address), int(net.netmask)) for net in cluster)
+        self._outside = outside
+        self._blocks = blocks
+        self._sites = sites or {}
 
     def lookup(self, address: bytes) -> Peer:
-        """Return the peer at this address; ``world`` if nobody is known there."""
-        return self._peers.get(address) or Peer(WORLD, self._in_cluster(address))
+        """Return the peer at this address; ``world``, or a part of it, if nobody is known there."""
+        return self._peers.get(address) or Peer(self._outside.lookup(address) or WORLD, self._in_cluster(address))
+
+    def local_identities(self, address: bytes) -> tuple[Identity, ...]:
+        """Return what else policy may call this address on this node, whoever has it."""
+        found = (self._blocks.lookup(address), self._sites.get(address))
+        return tuple(identity for identity in found if identity is not None)
 
     def _in_cluster(self, address: bytes) -> bool:
         number, bits = int.from_bytes(address, "big"), len(address) * 8

@@ -1,11 +1,12 @@
-"""What policy says of an opening: who both ends are, and whether each side that is enforced lets it pass."""
+"""What policy says of an opening: who both ends are, and whether each side that policy guards lets it pass."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from nfq_enforcer.core.conntrack import Opening, Origin
 from nfq_enforcer.core.identity import HOST, WORLD, Identity, travels
-from nfq_enforcer.core.policymap import PolicyMap, RuleRef
+from nfq_enforcer.core.packet import ICMP, ICMPV6
+from nfq_enforcer.core.policymap import Outcome, PolicyMap, RuleRef
 from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.stamp import Stamp
 from nfq_enforcer.core.verdict import Direction, DropReason, PacketError
@@ -20,6 +21,7 @@ class Judgement(NamedTuple):
     reason: DropReason | None = None  # why it does
     allowed_by: tuple[RuleRef, ...] = ()
     enforced_by: tuple[RuleRef, ...] = ()  # the rules that closed the side that refuses
+    denied_by: tuple[RuleRef, ...] = ()  # the deny rules that refuse it
     stamp: Stamp | None = None  # to put on the opener's packets
     reply_stamp: Stamp | None = None  # to put on replies
 
@@ -52,18 +54,45 @@ def judge(snapshot: Snapshot, asked: Opening, origin: Origin, *, answers: bool =
         stamp=stamp_toward(snapshot, asked, source),
         reply_stamp=_stamp_back(snapshot, asked, origin, source, destination),
     )
-    for direction, policy, peer in _enforced_sides(snapshot, source, destination, opening):
-        rules = () if answers else policy.lookup(peer, opening.proto, opening.dport)
-        if not rules:
-            reason = DropReason.CT_NO_MATCH if answers else DropReason.POLICY_DENIED
+    for direction, policy, peer, address in _guarded_sides(source, destination, opening):
+        also = snapshot.ipcache.local_identities(address)
+        outcome = policy.lookup(peer, opening.proto, _port(opening), also)
+        reason = _refusal(snapshot, outcome, policy, opening, direction, answers=answers)
+        if reason is not None:
             refusal = judgement._replace(
-                refused=direction, reason=reason, allowed_by=(), enforced_by=policy.enforced_by
+                refused=direction,
+                reason=reason,
+                allowed_by=(),
+                enforced_by=() if outcome.denied else policy.enforced_by,
+                denied_by=outcome.rules if outcome.denied else (),
             )
             if snapshot.audit:
                 return refusal
             raise Refused(refusal, reason)
-        judgement = judgement._replace(allowed_by=judgement.allowed_by + rules)
+        judgement = judgement._replace(allowed_by=judgement.allowed_by + outcome.rules)
     return judgement
+
+
+def _port(opening: Opening) -> int:
+    return opening.icmp_type if opening.proto in {ICMP, ICMPV6} else opening.dport
+
+
+def _refusal(
+    snapshot: Snapshot, outcome: Outcome, policy: PolicyMap, opening: Opening, direction: Direction, *, answers: bool
+) -> DropReason | None:
+    """Return why a side refuses, None if it does not.
+
+    The host's own openings to its endpoints only heed deny rules, if the node is told so. An entry that lets some
+    requests pass and not others is for a proxy to apply; without one it lets nothing pass.
+    """
+    if outcome.denied:
+        return DropReason.POLICY_DENY
+    exempt = direction is Direction.INGRESS and opening.source == HOST and snapshot.allow_localhost
+    if exempt or not policy.enforced:
+        return None
+    if answers:
+        return DropReason.CT_NO_MATCH
+    return None if outcome.allowed and not outcome.l7 else DropReason.POLICY_DENIED
 
 
 def source_endpoint(snapshot: Snapshot, address: bytes, origin: Origin) -> LocalEndpoint | None:
@@ -94,7 +123,7 @@ def check_reply(snapshot: Snapshot, opening: Opening, origin: Origin) -> None:
     if source_endpoint(snapshot, opening.dst, origin) or claim is not None:
         return
     opener = snapshot.endpoints.get(opening.src)
-    if opener is None or not opener.enforced or snapshot.audit or snapshot.believe_ipcache:
+    if opener is None or not opener.guarded or snapshot.audit or snapshot.believe_ipcache:
         return
     if travels(snapshot.ipcache.lookup(opening.dst).identity):
         raise PacketError(DropReason.STAMP_MISSING)
@@ -137,14 +166,13 @@ def _destination_identity(snapshot: Snapshot, endpoint: LocalEndpoint | None, as
     return HOST if asked.to_host else snapshot.ipcache.lookup(asked.dst).identity
 
 
-def _enforced_sides(
-    snapshot: Snapshot, source: LocalEndpoint | None, destination: LocalEndpoint | None, opening: Opening
-) -> Iterator[tuple[Direction, PolicyMap, Identity]]:
-    """Yield each side of this node that policy guards: egress of the source, ingress of the destination."""
+def _guarded_sides(
+    source: LocalEndpoint | None, destination: LocalEndpoint | None, opening: Opening
+) -> Iterator[tuple[Direction, PolicyMap, Identity, bytes]]:
+    """Yield each side of this node where policy can refuse, with its peer: egress of the source, then ingress."""
     if source is not None and destination is not None and source.name == destination.name:
         return  # nobody is cut off from itself
-    if source is not None and source.egress.enforced:
-        yield Direction.EGRESS, source.egress, opening.destination
-    exempt = opening.source == HOST and snapshot.allow_localhost
-    if destination is not None and destination.ingress.enforced and not exempt:
-        yield Direction.INGRESS, destination.ingress, opening.source
+    if source is not None and source.egress.can_refuse:
+        yield Direction.EGRESS, source.egress, opening.destination, opening.dst
+    if destination is not None and destination.ingress.can_refuse:
+        yield Direction.INGRESS, destination.ingress, opening.source, opening.src

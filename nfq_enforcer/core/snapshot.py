@@ -23,9 +23,9 @@ class LocalEndpoint:
     is_host: bool = False  # its addresses are the host's own
 
     @property
-    def enforced(self) -> bool:
-        """Say whether policy guards any side of it."""
-        return self.ingress.enforced or self.egress.enforced
+    def guarded(self) -> bool:
+        """Say whether policy can refuse anything at any side of it."""
+        return self.ingress.can_refuse or self.egress.can_refuse
 
 
 @dataclass(frozen=True)

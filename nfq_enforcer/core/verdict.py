@@ -42,6 +42,7 @@ class DropReason(StrEnum):
         return member
 
     POLICY_DENIED = "POLICY_DENIED", "no rule allows it"
+    POLICY_DENY = "POLICY_DENY", "a deny rule forbids it"
     INVALID_PACKET = "INVALID_PACKET", "the packet's headers are malformed"
     FRAG_NOT_SUPPORTED = "FRAG_NOT_SUPPORTED", "a fragment reached the queue before the kernel reassembled it"
     INVALID_SOURCE_IP = "INVALID_SOURCE_IP", "the source address does not belong to the interface it came from"

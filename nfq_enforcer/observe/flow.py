@@ -56,6 +56,8 @@ def render(event: FlowEvent, directory: Directory, node: str, wall_time: float) 
     if event.allowed_by:
         for direction in Direction:
             flow |= _rules(f"{direction}_allowed_by", (r for r in event.allowed_by if r.direction == direction))
+    for direction in Direction:
+        flow |= _rules(f"{direction}_denied_by", (r for r in event.denied_by if r.direction == direction))
     return flow | _rules("enforced_by", event.enforced_by) | {"Summary": _summary(event)}
 
 
@@ -83,10 +85,7 @@ def _end(directory: Directory, address: bytes, identity: Identity) -> Flow:
 
 
 def _rules(field: str, rules: Iterable[RuleRef]) -> Flow:
-    named = [
-        {"kind": rule.kind, "namespace": rule.namespace, "name": rule.name, "rule": f"{rule.direction}[{rule.number}]"}
-        for rule in rules
-    ]
+    named = [{"kind": rule.kind, "namespace": rule.namespace, "name": rule.name, "rule": rule.place} for rule in rules]
     return {field: named[:_MAX_RULES]} if named else {}
 
 
@@ -152,6 +151,9 @@ def _because(flow: Mapping[str, Any]) -> list[str]:
     if reason is None:
         return []
     sentence = DropReason[reason].description
+    denied = [*flow.get("egress_denied_by", ()), *flow.get("ingress_denied_by", ())]
+    if denied:
+        return [f"{sentence}: {_documents(denied)}"]
     closed = flow.get("enforced_by", ())
     return [f"{sentence}; enforced by {_documents(closed)}" if closed else sentence]
 

@@ -1,14 +1,14 @@
-"""The documents, as users of Kubernetes and Cilium write them.
+"""The documents, as users of Kubernetes and Cilium write them: what all have in common, endpoints and namespaces.
 
-A model holds what this version enforces and nothing else. What upstream has beyond that is listed as unsupported, so
-that it is refused with that reason: a policy that is half applied is worse than one that is not loaded. Descriptive
-metadata, as ``kubectl get -o yaml`` prints it, is accepted and has no effect.
+``cilium`` and ``kubernetes`` have the policies. A model holds what this version understands and nothing else. What
+upstream has beyond that is listed as unsupported, so that it is refused with that reason: a policy that is half applied
+is worse than one that is not loaded. Descriptive metadata, as ``kubectl get -o yaml`` prints it, is accepted and has
+no effect.
 """
 
-from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from nfq_enforcer.policy.fields import (
     AccountName,
@@ -21,14 +21,11 @@ from nfq_enforcer.policy.fields import (
     LabelValue,
     NodeName,
     OwnLabels,
-    PolicyPort,
     Port,
     PortName,
     SelectorKey,
 )
 from nfq_enforcer.policy.validation import Items, Part
-
-MAX_PORTS = 40  # of a toPorts entry, as upstream
 
 
 class ClusterMetadata(Part):
@@ -114,7 +111,7 @@ class EndpointSpec(Part):
     @field_validator("ports")
     @classmethod
     def _names_differ(cls, ports: tuple[EndpointPort, ...]) -> tuple[EndpointPort, ...]:
-        if len({port.name for port in ports}) < len(ports):
+        if len({port.name.lower() for port in ports}) < len(ports):  # policies name them in any case
             raise ValueError("two ports have the same name; each name is allowed once")
         return ports
 
@@ -167,128 +164,5 @@ class LabelSelector(Part):
     match_expressions: Items[Expression] = ()
 
 
-class PortProtocol(Part):
-    """One port of one protocol, or of all that have ports."""
-
-    unsupported = frozenset({"endPort"})
-
-    port: PolicyPort  # "0": all ports
-    protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
-
-
-class PortRule(Part):
-    """One entry of toPorts; without ports it opens nothing, as upstream."""
-
-    unsupported = frozenset({"rules", "listener", "serverNames", "originatingTLS", "terminatingTLS"})
-
-    ports: Items[PortProtocol] = ()
-
-    @field_validator("ports")
-    @classmethod
-    def _not_too_many(cls, ports: tuple[PortProtocol, ...]) -> tuple[PortProtocol, ...]:
-        if len(ports) > MAX_PORTS:
-            raise ValueError(f"{len(ports)} ports are too many; allowed: at most {MAX_PORTS} in one entry of toPorts")
-        return ports
-
-
-_UNSUPPORTED_EITHER_WAY = frozenset(("icmps", "authentication"))
-
-
-class IngressRule(Part):
-    """An entry of ``ingress``; a missing list (None) differs from an empty one, see ``compiler``."""
-
-    unsupported = _UNSUPPORTED_EITHER_WAY.union(
-        ("fromRequires", "fromCIDR", "fromCIDRSet", "fromEntities", "fromGroups", "fromNodes")
-    )
-
-    from_endpoints: Items[LabelSelector] | None = None
-    to_ports: Items[PortRule] | None = None
-
-    @property
-    def peers(self) -> tuple[LabelSelector, ...] | None:
-        """Return who may connect."""
-        return self.from_endpoints
-
-
-class EgressRule(Part):
-    """An entry of ``egress``; a missing list (None) differs from an empty one, see ``compiler``."""
-
-    unsupported = _UNSUPPORTED_EITHER_WAY.union(
-        ("toRequires", "toCIDR", "toCIDRSet", "toEntities", "toGroups", "toNodes", "toFQDNs", "toServices")
-    )
-
-    to_endpoints: Items[LabelSelector] | None = None
-    to_ports: Items[PortRule] | None = None
-
-    @property
-    def peers(self) -> tuple[LabelSelector, ...] | None:
-        """Return who may be connected to."""
-        return self.to_endpoints
-
-
-class RuleLabel(Part):
-    """A label of a rule, by which other tools find it; it has no effect."""
-
-    key: str
-    value: str = ""
-    source: str = ""
-
-
-class PolicyRule(Part):
-    """What the endpoints that the selector selects may receive and send."""
-
-    unsupported = frozenset(("nodeSelector", "ingressDeny", "egressDeny", "enableDefaultDeny", "log"))
-
-    endpoint_selector: LabelSelector
-    ingress: Items[IngressRule] = ()
-    egress: Items[EgressRule] = ()
-    description: str = ""
-    labels: Items[RuleLabel] = ()
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if not self.ingress and not self.egress:
-            raise ValueError("a rule without effect; allowed: at least one entry in ingress or egress")
-        return self
-
-
-class CiliumPolicy(Document):
-    """What the two kinds of Cilium policies have in common."""
-
-    spec: PolicyRule | None = None
-    specs: Items[PolicyRule] = Field((), validate_default=True)
-
-    @field_validator("specs")
-    @classmethod
-    def _at_least_one(cls, specs: tuple[PolicyRule, ...], info: ValidationInfo) -> tuple[PolicyRule, ...]:
-        if not specs and "spec" in info.data and info.data["spec"] is None:
-            raise ValueError("a policy without a rule; allowed: one in spec, a list of them in specs, or both")
-        return specs
-
-    @property
-    def rules(self) -> tuple[PolicyRule, ...]:
-        """Return the rules in their order: that of ``spec`` and those of ``specs``."""
-        return (self.spec, *self.specs) if self.spec else self.specs
-
-
-class CiliumNetworkPolicy(CiliumPolicy):
-    """A policy for endpoints of its own namespace."""
-
-    kind: Literal["CiliumNetworkPolicy"]
-    metadata: Metadata
-
-
-class CiliumClusterwideNetworkPolicy(CiliumPolicy):
-    """A policy for endpoints of every namespace."""
-
-    kind: Literal["CiliumClusterwideNetworkPolicy"]
-    metadata: ClusterMetadata
-
-
-KINDS: Mapping[str, tuple[str, type[Document]]] = {
-    "Endpoint": ("nfq-enforcer.io/v1", Endpoint),
-    "Namespace": ("v1", Namespace),
-    "CiliumNetworkPolicy": ("cilium.io/v2", CiliumNetworkPolicy),
-    "CiliumClusterwideNetworkPolicy": ("cilium.io/v2", CiliumClusterwideNetworkPolicy),
-}
-UNSUPPORTED_KINDS = frozenset(("NetworkPolicy", "CiliumCIDRGroup"))
+class PolicyDocument(Document):
+    """A document that says who may speak to whom."""

@@ -1,7 +1,7 @@
 """The syntax of single fields: names, labels, addresses, ports; what a wrong one is told, and what is allowed."""
 
 import re
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Annotated
 
 from pydantic import AfterValidator, PlainValidator
@@ -13,6 +13,8 @@ NAMESPACE_KEY = "io.kubernetes.pod.namespace"
 ACCOUNT_KEY = "io.cilium.k8s.policy.serviceaccount"
 NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
 AUDIT_ANNOTATION = "nfq-enforcer.io/audit"
+
+MAX_PORT = 65535
 
 _ENGINE_KEYS = "io.cilium.k8s."
 _TAKEN_SOURCES = {"reserved", "any", "cidr", "fqdn"}
@@ -86,20 +88,72 @@ def _address(written: object) -> IPv4Address | IPv6Address:
 
 
 def _port(number: int) -> int:
-    if not 1 <= number <= 65535:
-        raise ValueError(f"port {number} is out of range; allowed: 1 to 65535")
+    if not 1 <= number <= MAX_PORT:
+        raise ValueError(f"port {number} is out of range; allowed: 1 to {MAX_PORT}")
     return number
 
 
 def _policy_port(port: str) -> str:
-    allowed = 'allowed: "1" to "65535", or "0" for all ports'
+    allowed = 'allowed: "1" to "65535", "0" for all ports, or the name of a port'
     if _SERVICE_NAME.fullmatch(port):
-        raise ValueError(f"named port '{port}' is not supported by this version; {allowed}")
+        return port.lower()
     if not _NUMBER.fullmatch(port):
         raise ValueError(f"'{port}' is not a port; {allowed}")
-    if len(port) > len("65535") or int(port) > 65535:
+    if len(port) > len("65535") or int(port) > MAX_PORT:
         raise ValueError(f"port {port} is out of range; {allowed}")
     return port
+
+
+def _kubernetes_port(port: object) -> int | str:
+    allowed = "allowed: 1 to 65535, or the name of a port in lower case"
+    if isinstance(port, bool) or not isinstance(port, int | str):
+        raise ValueError(f"a port must be a number or a name; {allowed}")
+    if isinstance(port, int):
+        return _port(port)
+    if not _SERVICE_NAME.fullmatch(port) or port != port.lower():
+        hint = "; write it without quotes" if _NUMBER.fullmatch(port) else ""
+        raise ValueError(f"'{port}' is not the name of a port{hint}; {allowed}")
+    return port
+
+
+def is_port_name(port: str) -> bool:
+    """Say whether a checked port is a name."""
+    return _NUMBER.fullmatch(port) is None
+
+
+def _end_port(number: int) -> int:
+    if not 0 <= number <= MAX_PORT:
+        raise ValueError(f"port {number} is out of range; allowed: 1 to {MAX_PORT}")
+    return number
+
+
+def _prefix(written: object) -> IPv4Network | IPv6Network:
+    if isinstance(written, str) and "/" not in written:
+        raise ValueError(f"'{written}' is not a CIDR; allowed: an IPv4 or IPv6 prefix, as in 10.0.0.0/8")
+    return _cidr(written)
+
+
+def _cidr(written: object) -> IPv4Network | IPv6Network:
+    """Read a prefix or an address; bits behind the prefix count for nothing, as upstream."""
+    if not isinstance(written, str):
+        raise PydanticCustomError("string_type", "not a string")
+    _, slash, length = written.partition("/")
+    try:
+        if slash and not _NUMBER.fullmatch(length):  # a netmask, for example
+            raise ValueError
+        network = ip_network(written, strict=False)
+    except ValueError:
+        raise ValueError(f"'{written}' is not a CIDR; allowed: an IPv4 or IPv6 prefix, as in 10.0.0.0/8") from None
+    if isinstance(network, IPv6Network) and (network.network_address.ipv4_mapped or "%" in written):
+        raise ValueError(f"'{written}' is not allowed; write IPv4 addresses as such, and no interface behind '%'")
+    return network
+
+
+def _kubernetes_key(key: str) -> str:
+    if ":" in key:
+        raise ValueError(f"'{key}' is not a label key; a NetworkPolicy knows no label sources: [prefix/]name")
+    split_key(key)
+    return key
 
 
 DnsName = Annotated[
@@ -144,3 +198,8 @@ OwnLabels = Annotated[
 Address = Annotated[IPv4Address | IPv6Address, PlainValidator(_address)]
 Port = Annotated[int, AfterValidator(_port)]
 PolicyPort = Annotated[str, AfterValidator(_policy_port)]
+KubernetesPort = Annotated[int | str, PlainValidator(_kubernetes_port)]
+KubernetesKey = Annotated[str, AfterValidator(_kubernetes_key)]
+EndPort = Annotated[int, AfterValidator(_end_port)]
+Cidr = Annotated[IPv4Network | IPv6Network, PlainValidator(_cidr)]
+Prefix = Annotated[IPv4Network | IPv6Network, PlainValidator(_prefix)]

@@ -15,12 +15,14 @@ from typing import Literal, TypeVar
 from nfq_enforcer.core.labels import DEFAULT_SOURCE, Label, Labels
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy import located
-from nfq_enforcer.policy.documents import KINDS, UNSUPPORTED_KINDS, CiliumPolicy, Document, Endpoint, Namespace
+from nfq_enforcer.policy.documents import Document, Endpoint, Namespace, PolicyDocument
 from nfq_enforcer.policy.fields import ACCOUNT_KEY, NAMESPACE_KEY, NAMESPACE_LABELS, Address
+from nfq_enforcer.policy.kinds import KINDS, UNSUPPORTED_KINDS
 from nfq_enforcer.policy.located import Located
 from nfq_enforcer.policy.validation import Items, Part, unknown, validate
 
 SUFFIXES = frozenset((".yaml", ".yml", ".json"))
+PROBES = ".probes.json"  # what lies beside documents and is none
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Documents:
 
     endpoints: tuple[Endpoint, ...] = ()
     namespaces: tuple[Namespace, ...] = ()
-    policies: tuple[CiliumPolicy, ...] = ()
+    policies: tuple[PolicyDocument, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def gather(documents: Iterable[Document]) -> Documents:
     return Documents(
         tuple(one for one in given if isinstance(one, Endpoint)),
         tuple(one for one in given if isinstance(one, Namespace)),
-        tuple(one for one in given if isinstance(one, CiliumPolicy)),
+        tuple(one for one in given if isinstance(one, PolicyDocument)),
     )
 
 
@@ -125,9 +127,13 @@ def _files(path: Path) -> list[Path]:
     for folder, subfolders, names in os.walk(path, onerror=failed.append):
         # hidden names are no documents but what editors, git and mounted volumes keep beside them
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".") and Path(name).suffix in SUFFIXES]
+        found += [Path(folder, name) for name in names if _is_document(name)]
     _raise_any([_unreadable(error.filename, error) for error in failed])
     return sorted(found)
+
+
+def _is_document(name: str) -> bool:
+    return not name.startswith(".") and not name.endswith(PROBES) and Path(name).suffix in SUFFIXES
 
 
 def _is_folder(path: Path) -> bool:

@@ -15,6 +15,7 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE, Labels, split_key
 from nfq_enforcer.policy.documents import Expression, LabelSelector
 from nfq_enforcer.policy.fields import NAMESPACE_KEY, NAMESPACE_LABELS
+from nfq_enforcer.policy.kubernetes import PlainSelector
 
 _RESERVED_SOURCE = "reserved"
 
@@ -61,16 +62,28 @@ class Selector:
 
 
 _NAMESPACED = Requirement(DEFAULT_SOURCE, NAMESPACE_KEY, Operator.EXISTS)
+_HOST = Requirement(_RESERVED_SOURCE, "host", Operator.EXISTS)
+
+EVERYBODY = Selector(frozenset())
+ENDPOINTS = Selector(frozenset((_NAMESPACED,)))
+
+
+def reserved(name: str) -> Selector:
+    """Return the selector of a reserved identity; of ``world``: with every CIDR."""
+    return Selector(frozenset((Requirement(_RESERVED_SOURCE, name, Operator.EXISTS),)))
 
 
 def subject(written: LabelSelector, namespace: str) -> Selector:
     """Return the selector of a rule's own endpoints: those of the policy's namespace, of all if that is empty.
 
+    The host is never among them, whatever the selector says: ``node_subject`` selects it.
+
     As upstream, ``k8s:io.kubernetes.pod.namespace`` among matchLabels gives way to the policy's namespace; any other
     requirement that contradicts it leaves a selector that nothing meets.
     """
     if not namespace:
-        return Selector(_requirements(written.match_labels, written.match_expressions))
+        not_host = _HOST._replace(operator=Operator.DOES_NOT_EXIST)
+        return Selector(_requirements(written.match_labels, written.match_expressions) | {not_host})
     labels = {**written.match_labels, f"{DEFAULT_SOURCE}:{NAMESPACE_KEY}": namespace}
     return Selector(_requirements(labels, written.match_expressions))
 
@@ -88,6 +101,34 @@ def peer(written: LabelSelector, namespace: str) -> Selector:
     if any(_names_namespace_label(one) for one in requirements):
         return Selector(requirements)
     return Selector(requirements | {_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace)})
+
+
+def node_subject(written: LabelSelector) -> Selector:
+    """Return the selector of a rule's own nodes."""
+    return Selector(_requirements(written.match_labels, written.match_expressions) | {_HOST})
+
+
+def pod_subject(written: PlainSelector, namespace: str) -> Selector:
+    """Return the selector of a NetworkPolicy's own pods."""
+    return Selector(_plain(written) | {_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace)})
+
+
+def pod_peer(pods: PlainSelector | None, namespaces: PlainSelector | None, namespace: str) -> Selector:
+    """Return the selector of pods in namespaces, in the policy's own if no selector says which; never world or host."""
+    if namespaces is None:
+        scope = frozenset((_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace),))
+    else:
+        scope = _plain(namespaces, NAMESPACE_LABELS) | {_NAMESPACED}
+    return Selector(scope | _plain(pods) if pods else scope)
+
+
+def _plain(written: PlainSelector, prefix: str = "") -> frozenset[Requirement]:
+    equal = (_equal(DEFAULT_SOURCE, prefix + key, value) for key, value in written.match_labels.items())
+    others = (
+        Requirement(DEFAULT_SOURCE, prefix + one.key, Operator(one.operator), frozenset(one.values))
+        for one in written.match_expressions
+    )
+    return frozenset((*equal, *others))
 
 
 def _requirements(labels: Mapping[str, str], expressions: Iterable[Expression]) -> frozenset[Requirement]:

@@ -20,6 +20,7 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel)
 
     unsupported: ClassVar[frozenset[str]] = frozenset()  # what upstream has here and this version refuses
+    removed: ClassVar[frozenset[str]] = frozenset()  # what upstream had here once; an empty list of it says nothing
 
     @classmethod
     def fields(cls) -> Mapping[str, Any]:
@@ -31,8 +32,12 @@ class Part(BaseModel):
     def _drop_null(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
-        known = cls.unsupported.union(cls.fields())
-        return {name: value for name, value in data.items() if value is not None or name not in known}
+        known = cls.unsupported.union(cls.removed, cls.fields())
+        return {
+            name: value
+            for name, value in data.items()
+            if (value is not None or name not in known) and (value != [] or name not in cls.removed)
+        }
 
 
 Model = TypeVar("Model", bound=Part)
@@ -68,6 +73,8 @@ def _problem(model: type[Part], detail: dict[str, Any], located: Located, base: 
 def _no_such_field(part: type[Part], name: str) -> str:
     if name in part.unsupported:
         return f"{name} is not supported by this version"
+    if name in part.removed:
+        return f"{name} was removed upstream, and is refused rather than ignored; allowed: {', '.join(part.fields())}"
     return unknown(name, part.fields())
 
 

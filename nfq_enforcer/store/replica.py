@@ -1,18 +1,20 @@
 """This node's replica of the cluster: documents and nodes in, the snapshot for the workers out. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import NamedTuple
 
 from nfq_enforcer.core.directory import Directory, EndpointName
-from nfq_enforcer.core.identity import REMOTE_NODE, Identity, derive
-from nfq_enforcer.core.ipcache import Ipcache, Peer
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.identity import REMOTE_NODE
+from nfq_enforcer.core.ipcache import Peer
+from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
-from nfq_enforcer.policy.compiler import Enforcement, Policy, compile_policy
-from nfq_enforcer.policy.documents import Endpoint
-from nfq_enforcer.policy.loader import Documents, endpoint_labels
+from nfq_enforcer.errors import DocumentError, DocumentErrors
+from nfq_enforcer.policy.cilium import CiliumPolicy
+from nfq_enforcer.policy.cluster import Cluster, Member, gather
+from nfq_enforcer.policy.compiler import Enforcement
+from nfq_enforcer.policy.documents import PolicyDocument
+from nfq_enforcer.policy.loader import Documents
 
 Address = IPv4Address | IPv6Address
 
@@ -42,16 +44,6 @@ class View:
     documents: Documents
 
 
-class _Known(NamedTuple):
-    """An endpoint's document, with what follows from it."""
-
-    document: Endpoint
-    node: str
-    labels: Labels
-    relevant: Labels  # those of them that make the identity
-    identity: Identity
-
-
 def build(
     documents: Documents,
     settings: NodeSettings,
@@ -62,45 +54,63 @@ def build(
 
     Identities are derived from the labels of all endpoints, so nodes that have the same documents agree on them.
     """
-    known = _identify(documents, settings)
-    identities = {one.relevant: one.identity for one in known}
-    policy = compile_policy(documents.policies, identities, settings.enforcement)
+    _refuse_unenforceable(documents)
+    cluster = gather(documents, settings.enforcement, settings.relevant)
     snapshot = Snapshot(
         revision,
-        _local(known, settings, policy),
-        Ipcache(_peers(known, settings.name, nodes), settings.cluster_networks),
+        _local(cluster, settings),
+        cluster.ipcache(_peers(cluster, settings.name, nodes), settings.cluster_networks),
         settings.cluster_interfaces,
         {address.version: address.packed for address in reversed(settings.addresses)},
         audit=settings.audit,
         allow_localhost=settings.allow_localhost,
         believe_ipcache=settings.believe_ipcache,
     )
-    return View(snapshot, _directory(known), documents)
+    return View(snapshot, _directory(cluster, settings.name), documents)
 
 
-def _identify(documents: Documents, settings: NodeSettings) -> list[_Known]:
-    labels = [endpoint_labels(endpoint, documents.namespaces) for endpoint in documents.endpoints]
-    relevant = [settings.relevant.apply(all_labels) for all_labels in labels]
-    numbers = derive(relevant)
-    return [
-        _Known(document, document.spec.node or settings.name, all_labels, some, numbers[some])
-        for document, all_labels, some in zip(documents.endpoints, labels, relevant, strict=True)
+def _refuse_unenforceable(documents: Documents) -> None:
+    """Raise DocumentErrors for policies that can be understood, but not yet be enforced: half of one is worse."""
+    errors = [
+        DocumentError(document.origin, f"{_called(document)}: {reason}")
+        for document in documents.policies
+        for reason in _unenforceable(document)
     ]
+    if errors:
+        raise DocumentErrors(errors)
 
 
-def _local(known: Iterable[_Known], settings: NodeSettings, policy: Policy) -> dict[bytes, LocalEndpoint]:
+def _unenforceable(document: PolicyDocument) -> Iterator[str]:
+    rules = document.rules if isinstance(document, CiliumPolicy) else ()
+    lacks = "are understood by validate, trace and matrix, but this version has no"
+    if any(rule.has_http for rule in rules):
+        yield f"http rules {lacks} proxy to enforce them"
+    if any(rule.has_dns for rule in rules):
+        yield f"dns rules {lacks} proxy to enforce them"
+    if any(rule.node_selector is not None for rule in rules):
+        yield f"rules with nodeSelector {lacks} way to judge the host's own packets"
+
+
+def _called(document: PolicyDocument) -> str:
+    return f"{document.kind} {document.namespace}/{document.name}".replace(" /", " ")
+
+
+def _node_of(member: Member, node: str) -> str:
+    return member.document.spec.node or node
+
+
+def _local(cluster: Cluster, settings: NodeSettings) -> dict[bytes, LocalEndpoint]:
     local: dict[bytes, LocalEndpoint] = {}
-    for one in known:
-        if one.node == settings.name:
-            name = f"{one.document.namespace}/{one.document.name}"
-            maps = policy.maps_for(one.relevant)
-            is_host = not settings.own_addresses.isdisjoint(one.document.spec.ips)
-            here = LocalEndpoint(name, one.identity, one.document.spec.interface, maps.ingress, maps.egress, is_host)
-            local.update({ip.packed: here for ip in one.document.spec.ips})
+    for one in cluster.members:
+        if _node_of(one, settings.name) == settings.name:
+            spec, maps = one.document.spec, cluster.maps(one)
+            is_host = not settings.own_addresses.isdisjoint(spec.ips)
+            here = LocalEndpoint(one.name, one.identity, spec.interface, maps.ingress, maps.egress, is_host)
+            local.update({ip.packed: here for ip in spec.ips})
     return local
 
 
-def _peers(known: Iterable[_Known], node: str, nodes: Mapping[str, tuple[Address, ...]]) -> dict[bytes, Peer]:
+def _peers(cluster: Cluster, node: str, nodes: Mapping[str, tuple[Address, ...]]) -> dict[bytes, Peer]:
     others = {
         address.packed: Peer(REMOTE_NODE, remote=True)
         for name, addresses in nodes.items()
@@ -108,21 +118,24 @@ def _peers(known: Iterable[_Known], node: str, nodes: Mapping[str, tuple[Address
         if name != node
     }
     return others | {
-        ip.packed: Peer(one.identity, remote=True) for one in known if one.node != node for ip in one.document.spec.ips
+        ip.packed: Peer(one.identity, remote=True)
+        for one in cluster.members
+        if _node_of(one, node) != node
+        for ip in one.document.spec.ips
     }
 
 
-def _directory(known: Iterable[_Known]) -> Directory:
-    identities: dict[Identity, Labels] = {}
+def _directory(cluster: Cluster, node: str) -> Directory:
+    identities = {one.identity: one.relevant for one in cluster.members}
+    cidrs = {number: labels for labels, number in cluster.policy.numbers.labels.items()}
     endpoints: list[EndpointName] = []
     by_address: dict[bytes, EndpointName] = {}
-    for one in known:
+    for one in cluster.members:
         metadata, spec = one.document.metadata, one.document.spec
         addresses = tuple(map(str, spec.ips))
         name = EndpointName(
-            metadata.namespace, metadata.name, one.node, one.identity, one.labels, addresses, spec.interface
+            metadata.namespace, metadata.name, _node_of(one, node), one.identity, one.labels, addresses, spec.interface
         )
-        identities[one.identity] = one.relevant
         endpoints.append(name)
         by_address.update((ip.packed, name) for ip in spec.ips)
-    return Directory(identities, tuple(endpoints), by_address)
+    return Directory(identities | cidrs, tuple(endpoints), by_address)

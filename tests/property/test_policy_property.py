@@ -4,41 +4,110 @@ The naive reader works on the plain data of the documents, one probe at a time, 
 """
 
 import json
+import os
+import re
 from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_enforcer.core.identity import RESERVED, derive
+from nfq_enforcer.core.identity import RESERVED
+from nfq_enforcer.core.l7 import HttpMatch, HttpRequest
 from nfq_enforcer.core.labels import Label, Labels
+from nfq_enforcer.core.policymap import Outcome
 from nfq_enforcer.errors import DocumentError, DocumentErrors
-from nfq_enforcer.policy import located
-from nfq_enforcer.policy.compiler import Enforcement, compile_policy
-from nfq_enforcer.policy.documents import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from nfq_enforcer.policy import loader, located
+from nfq_enforcer.policy.cluster import Cluster
+from nfq_enforcer.policy.cluster import gather as settle
+from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.loader import parse
 
 Spec = dict[str, Any]
 NAMESPACES = ["one", "two"]
 NAMESPACE = "io.kubernetes.pod.namespace"
-TEAM = "io.cilium.k8s.namespace.labels.team"
+PREFIX = "io.cilium.k8s.namespace.labels."
+TEAM = f"{PREFIX}team"
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
-PROBES = [(6, 80), (6, 443), (17, 80), (132, 443), (1, 0)]
-ENDPOINTS = [
-    Labels([Label("k8s", NAMESPACE, namespace), Label("k8s", TEAM, namespace[0]), *own])
-    for namespace, own in product(
-        NAMESPACES,
-        [
-            (),
-            (Label("k8s", "app", "a"),),
-            (Label("k8s", "app", "b"), Label("vm", "tier", "x")),
-            (Label("k8s", "app", "a"), Label("vm", "app", "b"), Label("k8s", "tier", "")),
-        ],
-    )
+ICMP = {"IPv4": 1, "IPv6": 58}
+TYPES = {("IPv4", "EchoRequest"): 8, ("IPv6", "EchoRequest"): 128}
+PROBES = [(6, 80), (6, 81), (6, 443), (6, 8080), (17, 80), (17, 443), (132, 443), (1, 8), (1, 0), (58, 128), (47, 0)]
+CLUSTER = ["host", "remote-node", "init", "health", "unmanaged", "kube-apiserver", "ingress"]
+
+
+class Who(NamedTuple):
+    """An end of a probe."""
+
+    labels: Labels
+    address: str | None  # None: a reserved identity, wherever it is
+    ports: tuple[tuple[str, int, int], ...] = ()  # name, protocol, number
+    outside: bool = False  # nobody's address
+
+
+def endpoint(number: int, namespace: str, own: dict[str, str], ports: list[Spec]) -> Spec:
+    return {
+        "apiVersion": "nfq-enforcer.io/v1",
+        "kind": "Endpoint",
+        "metadata": {"name": f"e{number}", "namespace": namespace, "labels": own},
+        "spec": {"ips": [f"10.{number}.0.{number + 1}"], "ports": ports},
+    }
+
+
+OWN: list[dict[str, str]] = [
+    {},
+    {"app": "a"},
+    {"app": "a"},
+    {"app": "b", "vm:tier": "x"},
+    {"app": "a", "vm:app": "b", "tier": ""},
 ]
-IDENTITIES = derive(ENDPOINTS)
-PEERS = {**IDENTITIES, **{labels: number for number, labels in RESERVED.items()}}
+NAMED: list[list[Spec]] = [
+    [],
+    [{"name": "http", "port": 80}, {"name": "web", "port": 443, "protocol": "UDP"}],
+    [{"name": "http", "port": 8080}],  # the same labels as the one before
+    [{"name": "HTTP", "port": 81}, {"name": "web", "port": 80}],
+    [{"name": "web", "port": 443, "protocol": "SCTP"}],
+]
+KINDS_OF = list(product(NAMESPACES, zip(OWN, NAMED, strict=True)))
+WRITTEN = [endpoint(number, namespace, *rest) for number, (namespace, rest) in enumerate(KINDS_OF)]
+SPACES = [
+    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"team": name[0]}}}
+    for name in NAMESPACES
+]
+
+
+def seen(document: Spec) -> Who:
+    """Return an endpoint as the naive reader sees it."""
+    namespace = document["metadata"]["namespace"]
+    own = [Label(*written_label(key), value) for key, value in document["metadata"]["labels"].items()]
+    made = {
+        NAMESPACE: namespace,
+        "io.cilium.k8s.policy.serviceaccount": "default",
+        f"{PREFIX}kubernetes.io/metadata.name": namespace,
+        TEAM: namespace[0],
+    }
+    ports = [
+        (port["name"].lower(), PROTOCOLS[port.get("protocol", "TCP")], port["port"])
+        for port in document["spec"]["ports"]
+    ]
+    labels = Labels([*own, *(Label("k8s", key, value) for key, value in made.items())])
+    return Who(labels, document["spec"]["ips"][0], tuple(ports))
+
+
+def written_label(key: str) -> tuple[str, str]:
+    source, colon, name = key.rpartition(":")
+    return (source, name) if colon else ("k8s", name)
+
+
+WORLD = Labels([Label("reserved", "world", "")])
+ENDPOINTS = [seen(one) for one in WRITTEN]
+OUTSIDE = ["198.51.100.7", "198.51.100.200", "198.51.1.1", "192.0.2.1", "10.200.0.1", "2001:db8::7", "fd00::1"]
+PEERS = [
+    *ENDPOINTS,
+    *(Who(labels, None) for labels in RESERVED.values()),
+    *(Who(WORLD, address, outside=True) for address in OUTSIDE),
+]
 
 
 # --- the naive reader ---
@@ -60,10 +129,10 @@ def holds(labels: Labels, text: str, operator: str, values: list[str]) -> bool:
     }[operator]
 
 
-def matches(selector: Spec, labels: Labels) -> bool:
+def matches(selector: Spec, labels: Labels, prefix: str = "") -> bool:
     wanted = [(key, "In", [value]) for key, value in selector.get("matchLabels", {}).items()]
     wanted += [(one["key"], one["operator"], one.get("values", [])) for one in selector.get("matchExpressions", [])]
-    return all(holds(labels, *one) for one in wanted)
+    return all(holds(labels, prefix + key, operator, values) for key, operator, values in wanted)
 
 
 def keys(selector: Spec) -> list[tuple[str, str]]:
@@ -75,9 +144,13 @@ def namespace_of(labels: Labels) -> str | None:
     return next((label.value for label in labels if label.key == NAMESPACE), None)
 
 
+def is_reserved(labels: Labels, name: str) -> bool:
+    return any((label.source, label.key) == ("reserved", name) for label in labels)
+
+
 def is_subject(selector: Spec, namespace: str, labels: Labels) -> bool:
     if not namespace:
-        return matches(selector, labels)
+        return matches(selector, labels) and not is_reserved(labels, "host")
     own = {key: value for key, value in selector.get("matchLabels", {}).items() if key != f"k8s:{NAMESPACE}"}
     return matches({**selector, "matchLabels": own}, labels) and namespace_of(labels) == namespace
 
@@ -93,41 +166,167 @@ def is_peer(selector: Spec, namespace: str, labels: Labels) -> bool:
     return any(source in {"any", "k8s"} and key == TEAM for source, key in named) or namespace_of(labels) == namespace
 
 
-def covers(port: Spec, proto: int, number: int) -> bool:
-    protocol = port.get("protocol", "ANY")
+def is_pod(peer: Spec, namespace: str, labels: Labels) -> bool:
+    space = namespace_of(labels)
+    scope = peer.get("namespaceSelector")
+    in_scope = space == namespace if scope is None else space is not None and matches(scope, labels, f"k8s:{PREFIX}")
+    return in_scope and matches(peer.get("podSelector", {}), labels, "k8s:")
+
+
+def within(address: str | None, block: str, holes: list[str]) -> bool:
+    if address is None:
+        return False
+    one = ip_address(address)
+    return one in ip_network(block) and not any(one in ip_network(hole) for hole in holes)
+
+
+def is_entity(name: str, peer: Who) -> bool:
+    if name == "all":
+        return True
+    if name == "cluster":
+        return namespace_of(peer.labels) is not None or any(is_reserved(peer.labels, one) for one in CLUSTER)
+    if name in {"world-ipv4", "world-ipv6"}:
+        return peer.outside and within(peer.address, "0.0.0.0/0" if name == "world-ipv4" else "::/0", [])
+    return is_reserved(peer.labels, name)
+
+
+def is_named(entry: Spec, namespace: str, peer: Who) -> bool | None:
+    """Say whether a Cilium entry names the peer; None if it names nobody at all, not even an empty list."""
+    sides = [
+        entry.get(f"{side}{kind}") for kind in ("Endpoints", "CIDR", "CIDRSet", "Entities") for side in ("from", "to")
+    ]
+    if all(side is None for side in sides):
+        return None
+    endpoints, cidrs, sets, entities = ((a or []) + (b or []) for a, b in zip(sides[::2], sides[1::2], strict=True))
     return (
-        proto in PROTOCOLS.values()
-        and (protocol == "ANY" or PROTOCOLS[protocol] == proto)
-        and port["port"] in {"0", str(number)}
+        any(is_peer(selector, namespace, peer.labels) for selector in endpoints)
+        or (peer.outside and any(within(peer.address, cidr, []) for cidr in cidrs))
+        or (peer.outside and any(within(peer.address, one["cidr"], one.get("except", [])) for one in sets))
+        or any(is_entity(name, peer) for name in entities)
     )
 
 
-def opens(entry: Spec, namespace: str, peer: Labels, proto: int, number: int) -> bool:
-    peers = entry.get("fromEndpoints", entry.get("toEndpoints"))
-    ports = entry.get("toPorts") or []
-    allowed = bool(ports) if peers is None else any(is_peer(selector, namespace, peer) for selector in peers)
-    return allowed and (not ports or any(covers(port, proto, number) for one in ports for port in one.get("ports", [])))
+def covers(port: Spec, default: str, destination: Who, proto: int, number: int) -> bool:
+    protocol = port.get("protocol", default)
+    if proto not in PROTOCOLS.values() or (protocol != "ANY" and PROTOCOLS[protocol] != proto):
+        return False
+    first = port.get("port")
+    if isinstance(first, str) and not first.isdecimal():
+        return (first.lower(), proto, number) in destination.ports
+    return first in {None, "0"} or int(first) <= number <= (port.get("endPort") or int(first))
 
 
-Entry = tuple[Spec, str, Spec, tuple[str, int, int]]  # selector, namespace, entry, (name, spec, number)
+def is_type(field: Spec, proto: int, number: int) -> bool:
+    family = field.get("family", "IPv4")
+    return ICMP[family] == proto and TYPES.get((family, field["type"]), field["type"]) == number
 
 
-def entries_of(policies: list[tuple[str, list[Spec]]], direction: str) -> list[Entry]:
-    return [
-        (spec["endpointSelector"], namespace, entry, (f"p{number}", index, place))
-        for number, (namespace, specs) in enumerate(policies)
-        for index, spec in enumerate(specs)
-        for place, entry in enumerate(spec.get(direction, []))
-    ]
+class Said(NamedTuple):
+    """What one entry says of a probe."""
+
+    ref: tuple[str, int, int, bool]
+    covered: bool  # it opens this (or denies it), whatever is spoken
+    requests: tuple[Spec, ...] = ()  # else: HTTP rules that do
 
 
-def is_enforced(entries: list[Entry], mode: Enforcement, endpoint: Labels) -> bool:
-    return {
-        Enforcement.AUTO: bool(entries),
-        Enforcement.PER_ENDPOINT: any(is_subject(selector, space, endpoint) for selector, space, _, _ in entries),
+def cilium_says(
+    entry: Spec,
+    ref: tuple[str, int, int, bool],
+    namespace: str,
+    peer: Who,
+    of: Who,
+    port: tuple[int, int],
+    lenient: bool,
+) -> Said:
+    named = is_named(entry, namespace, peer)
+    ports, types = entry.get("toPorts") or [], entry.get("icmps") or []
+    if named is False or (named is None and not ports and not types):
+        return Said(ref, False)
+    if types:
+        return Said(ref, any(is_type(field, *port) for one in types for field in one.get("fields", [])))
+    if not ports:
+        return Said(ref, True)
+    open_to = [one for one in ports if any(covers(each, "ANY", of, *port) for each in one.get("ports", []))]
+    rules = [one.get("rules", {}).get("http", []) for one in open_to]
+    plain = any(not one for one in rules) or (lenient and bool(rules))
+    return Said(ref, plain, () if plain else tuple(request for one in rules for request in one))
+
+
+def plain_says(
+    entry: Spec, ref: tuple[str, int, int, bool], namespace: str, peer: Who, of: Who, port: tuple[int, int]
+) -> Said:
+    peers, ports = entry.get("from") or entry.get("to") or [], entry.get("ports") or []
+    blocks = [one["ipBlock"] for one in peers if "ipBlock" in one]
+    in_block = any(within(peer.address, block["cidr"], block.get("except", [])) for block in blocks)
+    pods = [one for one in peers if "ipBlock" not in one]
+    named = not peers or in_block or any(is_pod(one, namespace, peer.labels) for one in pods)
+    fits = [one for one in ports if covers(one, "TCP", of, *port)]
+    if fits and peers and not any(is_pod(one, namespace, peer.labels) for one in pods):
+        fits = [one for one in fits if not isinstance(one.get("port"), str)]  # a name says nothing of a mere address
+    return Said(ref, named and (not ports or bool(fits)))
+
+
+def read(
+    document: Spec, direction: str, subject: Who, peer: Who, port: tuple[int, int]
+) -> tuple[bool, bool, list[Said]]:
+    """Return whether a document closes the direction for anyone, for this subject, and what its entries say."""
+    name, namespace = document["metadata"]["name"], document["metadata"].get("namespace", "")
+    of = subject if direction == "ingress" else peer
+    if document["kind"] == "NetworkPolicy":
+        spec = document["spec"]
+        types = spec.get("policyTypes") or ["Ingress", *(["Egress"] if spec.get("egress") else [])]
+        closes = direction.capitalize() in types
+        mine = closes and is_pod({"podSelector": spec["podSelector"]}, namespace, subject.labels)
+        entries = enumerate(spec.get(direction, []))
+        said = [plain_says(one, (name, 0, number, False), namespace, peer, of, port) for number, one in entries]
+        return closes, mine, said if mine else []
+    any_closes, mine_closes, said = False, False, []
+    for index, spec in enumerate(document["specs"]):
+        has = bool(spec.get(direction) or spec.get(f"{direction}Deny"))
+        closes = has and spec.get("enableDefaultDeny", {}).get(direction, True)
+        any_closes |= closes
+        if is_subject(spec["endpointSelector"], namespace, subject.labels):
+            mine_closes |= closes
+            for deny in (False, True):
+                for number, entry in enumerate(spec.get(f"{direction}Deny" if deny else direction, [])):
+                    ref = (name, index, number, deny)
+                    said.append(cilium_says(entry, ref, namespace, peer, of, port, not closes))
+    return any_closes, mine_closes, said
+
+
+def expected(
+    documents: list[Spec], mode: Enforcement, direction: str, subject: Who, peer: Who, port: tuple[int, int]
+) -> tuple[bool, set[tuple[str, int, int, bool]], list[Spec]]:
+    """Return whether it is allowed, by which rules, and for which requests only."""
+    if mode is Enforcement.NEVER:
+        return True, set(), []
+    readings = [read(document, direction, subject, peer, port) for document in documents]
+    closed = {
+        Enforcement.AUTO: any(anyone for anyone, _, _ in readings),
+        Enforcement.PER_ENDPOINT: any(mine for _, mine, _ in readings),
         Enforcement.ALWAYS: True,
-        Enforcement.NEVER: False,
     }[mode]
+    said = [one for _, _, entries in readings for one in entries]
+    denied = {one.ref for one in said if one.covered and one.ref[3]}
+    allowed = {one.ref for one in said if one.covered and not one.ref[3]}
+    if denied:
+        return False, denied, []
+    if allowed or not closed:
+        return True, allowed, []
+    some = [one for one in said if one.requests]
+    return bool(some), {one.ref for one in some}, [request for one in some for request in one.requests]
+
+
+PROBED = int(os.environ.get("NFQ_ENFORCER_TEST_PROBES", "50000"))  # for longer runs: as many as there is time for
+
+REQUESTS = [HttpRequest(method, path, "h") for method in ("GET", "PUT") for path in ("/a", "/b", "/ab")]
+
+
+def request_passes(rules: list[Spec], request: HttpRequest) -> bool:
+    return any(
+        all(re.fullmatch(rule.get(field, ".*"), getattr(request, field)) for field in ("method", "path"))
+        for rule in rules
+    )
 
 
 # --- random documents ---
@@ -136,69 +335,191 @@ KEYS = st.sampled_from(
     ["app", "k8s:app", "vm:app", "any:tier", "tier", NAMESPACE, f"k8s:{NAMESPACE}", TEAM, "reserved:world"]
 )
 VALUES = st.sampled_from(["a", "b", "x", "", "one", "two", "o"])
-EXPRESSIONS = st.one_of(
-    st.fixed_dictionaries(
-        {
-            "key": KEYS,
-            "operator": st.sampled_from(["In", "NotIn"]),
-            "values": st.lists(VALUES, min_size=1, max_size=2),
-        }
+
+
+def selectors(names: st.SearchStrategy[str]) -> st.SearchStrategy[Spec]:
+    valued = {
+        "key": names,
+        "operator": st.sampled_from(["In", "NotIn"]),
+        "values": st.lists(VALUES, min_size=1, max_size=2),
+    }
+    bare = {"key": names, "operator": st.sampled_from(["Exists", "DoesNotExist"])}
+    expressions = st.one_of(st.fixed_dictionaries(valued), st.fixed_dictionaries(bare))
+    optional = {
+        "matchLabels": st.dictionaries(names, VALUES, max_size=2),
+        "matchExpressions": st.lists(expressions, max_size=2),
+    }
+    return st.fixed_dictionaries({}, optional=optional)
+
+
+SELECTORS = selectors(KEYS)
+CIDRS = st.sampled_from(
+    [
+        "0.0.0.0/0",
+        "10.0.0.0/8",
+        "10.1.0.0/16",
+        "198.51.0.0/16",
+        "198.51.100.0/24",
+        "198.51.100.7/32",
+        "::/0",
+        "2001:db8::/32",
+    ]
+)
+BLOCKS = st.one_of(
+    st.fixed_dictionaries({"cidr": CIDRS}),
+    st.sampled_from(
+        [
+            {"cidr": "0.0.0.0/0", "except": ["198.51.0.0/16", "10.1.0.0/16"]},
+            {"cidr": "198.51.0.0/16", "except": ["198.51.100.0/24"]},
+            {"cidr": "198.51.100.0/24", "except": ["198.51.100.128/25", "198.51.100.7/32"]},
+            {"cidr": "10.0.0.0/8", "except": ["10.2.0.0/15", "10.7.0.8/32"]},
+            {"cidr": "::/0", "except": ["fd00::/8"]},
+        ]
     ),
-    st.fixed_dictionaries({"key": KEYS, "operator": st.sampled_from(["Exists", "DoesNotExist"])}),
 )
-SELECTORS = st.fixed_dictionaries(
-    {},
-    optional={
-        "matchLabels": st.dictionaries(KEYS, VALUES, max_size=2),
-        "matchExpressions": st.lists(EXPRESSIONS, max_size=2),
-    },
+ENTITIES = st.sampled_from(["all", "world", "world-ipv4", "world-ipv6", "none", "cluster", *CLUSTER])
+RANGES = [
+    {"port": "80", "endPort": 443},
+    {"port": "81", "endPort": 8079},
+    {"port": "http"},
+    {"port": "WEB", "endPort": 1},
+]
+PORTS = st.builds(
+    lambda port, protocol: {**port, **protocol},
+    st.sampled_from([{"port": "0"}, {"port": "80"}, {"port": "443"}, *RANGES]),
+    st.fixed_dictionaries({}, optional={"protocol": st.sampled_from([*PROTOCOLS, "ANY"])}),
 )
-PORTS = st.fixed_dictionaries(
-    {"port": st.sampled_from(["0", "80", "443"])}, optional={"protocol": st.sampled_from([*PROTOCOLS, "ANY"])}
+HTTP = st.fixed_dictionaries(
+    {}, optional={"method": st.sampled_from(["GET", "GET|PUT"]), "path": st.sampled_from(["/a", "/a|/b", "/.*"])}
 )
-TO_PORTS = st.lists(st.fixed_dictionaries({}, optional={"ports": st.lists(PORTS, max_size=3)}), max_size=2)
+WEB_PORTS = st.lists(
+    st.sampled_from([{"port": "80", "protocol": "TCP"}, {"port": "80", "endPort": 81, "protocol": "TCP"}]),
+    min_size=1,
+    max_size=1,
+)
+PLAIN_PORTS = st.fixed_dictionaries({}, optional={"ports": st.lists(PORTS, max_size=3)})
+TO_PORTS = st.lists(
+    PLAIN_PORTS
+    | st.fixed_dictionaries({"ports": WEB_PORTS, "rules": st.fixed_dictionaries({"http": st.lists(HTTP, max_size=2)})}),
+    max_size=2,
+)
+FIELDS_OF_ICMP = st.fixed_dictionaries(
+    {"type": st.sampled_from([0, 8, 128, "EchoRequest"])}, optional={"family": st.sampled_from(["IPv4", "IPv6"])}
+)
+ICMPS = st.lists(st.fixed_dictionaries({}, optional={"fields": st.lists(FIELDS_OF_ICMP, max_size=2)}), max_size=2)
 
 
-def directed(peers: str) -> st.SearchStrategy[list[Spec]]:
-    optional = {peers: st.lists(SELECTORS, max_size=2), "toPorts": TO_PORTS}
-    return st.lists(st.fixed_dictionaries({}, optional=optional), max_size=2)
+def directed(side: str, to_ports: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Spec]]:
+    def listed(kind: str, items: st.SearchStrategy[Any]) -> st.SearchStrategy[Spec]:
+        return st.fixed_dictionaries({}, optional={f"{side}{kind}": st.lists(items, max_size=2)})
 
-
-SPECS = st.fixed_dictionaries(
-    {"endpointSelector": SELECTORS, "ingress": directed("fromEndpoints"), "egress": directed("toEndpoints")}
-).filter(lambda spec: bool(spec["ingress"] or spec["egress"]))
-POLICIES = st.lists(st.tuples(st.sampled_from(["", *NAMESPACES]), st.lists(SPECS, min_size=1, max_size=2)), max_size=3)
-
-
-def document(number: int, namespace: str, specs: list[Spec]) -> CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy:
-    model = CiliumNetworkPolicy if namespace else CiliumClusterwideNetworkPolicy
-    metadata = {"name": f"p{number}", **({"namespace": namespace} if namespace else {})}
-    return model.model_validate(
-        {"apiVersion": "cilium.io/v2", "kind": model.__name__, "metadata": metadata, "specs": specs}
+    peers = st.one_of(
+        listed("Endpoints", SELECTORS), listed("CIDR", CIDRS), listed("CIDRSet", BLOCKS), listed("Entities", ENTITIES)
     )
+    optional = {"toPorts": to_ports}
+    rest = st.fixed_dictionaries({}, optional=optional) | st.fixed_dictionaries({"icmps": ICMPS})
+    return st.lists(st.builds(lambda peer, ports: {**peer, **ports}, peers, rest), max_size=2)
 
 
-@settings(max_examples=300, deadline=None)
-@given(POLICIES, st.sampled_from(Enforcement), st.sampled_from(ENDPOINTS))
+DEFAULT_DENY = st.fixed_dictionaries({}, optional={"ingress": st.booleans(), "egress": st.booleans()})
+SPECS = st.fixed_dictionaries(
+    {"endpointSelector": SELECTORS},
+    optional={
+        "ingress": directed("from", TO_PORTS),
+        "egress": directed("to", TO_PORTS),
+        "ingressDeny": directed("from", st.lists(PLAIN_PORTS, max_size=2)),
+        "egressDeny": directed("to", st.lists(PLAIN_PORTS, max_size=2)),
+        "enableDefaultDeny": DEFAULT_DENY,
+    },
+).filter(lambda spec: any(spec.get(section) for section in ("ingress", "egress", "ingressDeny", "egressDeny")))
+CILIUM = st.builds(
+    lambda namespace, specs: {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy" if namespace else "CiliumClusterwideNetworkPolicy",
+        "metadata": {"namespace": namespace} if namespace else {},
+        "specs": specs,
+    },
+    st.sampled_from(["", *NAMESPACES]),
+    st.lists(SPECS, min_size=1, max_size=2),
+)
+
+PODS = selectors(st.sampled_from(["app", "tier"]))
+SCOPES = selectors(st.sampled_from(["team", "kubernetes.io/metadata.name"]))
+POD_PEERS = st.fixed_dictionaries(
+    {"podSelector": PODS}, optional={"namespaceSelector": SCOPES}
+) | st.fixed_dictionaries({"namespaceSelector": SCOPES})
+PLAIN_PEERS = st.lists(POD_PEERS | st.fixed_dictionaries({"ipBlock": BLOCKS}), max_size=2)
+NUMBERED = [{}, {"port": 80}, {"port": 80, "endPort": 443}, {"port": "http"}, {"port": "web"}]
+PLAIN_ENTRY_PORTS = st.lists(
+    st.builds(
+        lambda port, proto: {**port, **proto},
+        st.sampled_from(NUMBERED),
+        st.fixed_dictionaries({}, optional={"protocol": st.sampled_from([*PROTOCOLS])}),
+    ),
+    max_size=2,
+)
+
+
+def plain_entries(side: str) -> st.SearchStrategy[list[Spec]]:
+    return st.lists(st.fixed_dictionaries({}, optional={side: PLAIN_PEERS, "ports": PLAIN_ENTRY_PORTS}), max_size=2)
+
+
+PLAIN = st.builds(
+    lambda namespace, spec: {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"namespace": namespace},
+        "spec": spec,
+    },
+    st.sampled_from(NAMESPACES),
+    st.fixed_dictionaries(
+        {"podSelector": PODS},
+        optional={
+            "ingress": plain_entries("from"),
+            "egress": plain_entries("to"),
+            "policyTypes": st.lists(st.sampled_from(["Ingress", "Egress"]), max_size=2, unique=True),
+        },
+    ),
+)
+DOCUMENTS = st.lists(CILIUM | PLAIN, max_size=3)
+
+
+def cluster_of(documents: list[Spec], mode: Enforcement) -> Cluster:
+    for number, document in enumerate(documents):
+        document["metadata"]["name"] = f"p{number}"
+    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [*WRITTEN, *SPACES, *documents]})
+    return settle(loader.gather(one.document for one in parse(text, "x.json")), mode)
+
+
+def asked(cluster: Cluster, direction: str, subject: int, peer: Who, port: tuple[int, int]) -> Outcome:
+    policy = getattr(cluster.maps(cluster.members[subject]), direction)
+    if peer.address is None:
+        identity = next(number for number, labels in RESERVED.items() if labels == peer.labels)
+        return Outcome(*policy.lookup(identity, *port))
+    address = ip_address(peer.address).packed
+    found = cluster.addresses.lookup(address).identity
+    return Outcome(*policy.lookup(found, *port, cluster.addresses.local_identities(address)))
+
+
+@settings(max_examples=PROBED // 100, deadline=None)
+@given(DOCUMENTS, st.sampled_from(Enforcement), st.integers(0, len(WRITTEN) - 1), st.permutations(PROBES))
 def test_a_naive_reading_of_the_documents_agrees_with_the_compiled_maps(
-    policies: list[tuple[str, list[Spec]]], mode: Enforcement, endpoint: Labels
+    documents: list[Spec], mode: Enforcement, subject: int, ports: list[tuple[int, int]]
 ) -> None:
-    documents = [document(number, namespace, specs) for number, (namespace, specs) in enumerate(policies)]
-    maps = compile_policy(documents, IDENTITIES, mode).maps_for(endpoint)
+    cluster = cluster_of(documents, mode)  # 100 probes an example: two ports for every peer and direction
 
-    for direction, compiled in maps._asdict().items():
-        entries = entries_of(policies, direction)
-        assert compiled.enforced == is_enforced(entries, mode, endpoint)
-        for (peer, identity), (proto, number) in product(PEERS.items(), PROBES):
-            expected = {
-                place
-                for selector, namespace, entry, place in entries
-                if is_subject(selector, namespace, endpoint) and opens(entry, namespace, peer, proto, number)
-            }
-            found = compiled.lookup(identity, proto, number)
-            if mode is not Enforcement.NEVER:
-                assert {(ref.name, ref.spec, ref.number) for ref in found} == expected
-                assert len(found) == len(expected)
+    for direction, peer, port in product(("ingress", "egress"), PEERS, ports[:2]):
+        allowed, rules, requests = expected(documents, mode, direction, ENDPOINTS[subject], peer, port)
+        found = asked(cluster, direction, subject, peer, port)
+        assert found.allowed is allowed, (direction, peer, port)
+        assert {(rule.name, rule.spec, rule.number, rule.deny) for rule in found.rules} == rules
+        assert len(found.rules) == len(rules)
+        matched = [rule.match for rule in found.l7 if isinstance(rule.match, HttpMatch)]
+        assert len(matched) == len(found.l7)
+        assert bool(matched) is bool(requests)
+        assert [any(match.matches(request) for match in matched) for request in REQUESTS] == [
+            request_passes(requests, request) for request in REQUESTS
+        ]
 
 
 @settings(max_examples=500, deadline=None)

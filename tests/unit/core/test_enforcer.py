@@ -1,14 +1,17 @@
 """The verdict on one packet: every promise of the data path that needs no kernel."""
 
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
 
 from nfq_enforcer.core import stamp
 from nfq_enforcer.core.enforcer import Decision
-from nfq_enforcer.core.identity import HOST, REMOTE_NODE, WORLD
-from nfq_enforcer.core.ipcache import Ipcache
+from nfq_enforcer.core.identity import HOST, LOCAL, REMOTE_NODE, WORLD, Identity
+from nfq_enforcer.core.ipcache import Ipcache, Peer, Prefixes
+from nfq_enforcer.core.l7 import HttpMatch
 from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, UDP, parse, parse_quoted
+from nfq_enforcer.core.policymap import Entry, L7Rule, PolicyKey, PolicyMap
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, Verdict
 from tests.nodes import (
     CLIENT,
@@ -282,6 +285,72 @@ def test_a_flow_that_both_sides_allow_names_the_rules_of_both(node: Node, at: Ad
 
     assert event(decision).allowed_by == (rule("web", Direction.EGRESS, 0), rule("db", Direction.INGRESS, 0))
     assert event(decision).enforced_by == ()
+
+
+def test_a_deny_rule_refuses_whatever_allows_and_is_named(node: Node, at: Addresses) -> None:
+    node.load(ingress={"db": [(0, 0, 0)]}, deny_ingress={"db": [(WEB, TCP, 80)]})
+
+    drop = node.forward(syn(at.web, at.db), VETH_WEB, VETH_DB)
+
+    assert refused(drop) is DropReason.POLICY_DENY
+    assert event(drop).denied_by == (rule("db", Direction.INGRESS, 0)._replace(deny=True),)
+    assert event(drop).enforced_by == ()
+    assert accepted(node.forward(syn(at.web, at.db, 81), VETH_WEB, VETH_DB))
+
+
+def test_a_deny_rule_holds_where_nothing_else_is_closed(node: Node, at: Addresses) -> None:
+    node.load(deny_egress={"web": [(DB, TCP, 80)]})
+
+    assert refused(node.forward(syn(at.web, at.db), VETH_WEB, VETH_DB)) is DropReason.POLICY_DENY
+    assert accepted(node.forward(syn(at.web, at.db, 81), VETH_WEB, VETH_DB))
+    assert accepted(node.forward(syn_ack(at.web, at.world), VETH_WEB, WAN0))  # nothing is closed to it
+
+
+def test_the_host_reaches_its_endpoints_except_where_a_rule_denies_it(node: Node, at: Addresses) -> None:
+    node.load(ingress=CLOSED, deny_ingress={"db": [(HOST, TCP, 80)]})
+
+    assert refused(node.send(syn(at.host, at.db), VETH_DB)) is DropReason.POLICY_DENY
+    assert accepted(node.send(syn(at.host, at.db, 81), VETH_DB))
+
+
+def test_a_rule_for_some_requests_lets_nothing_pass_without_a_proxy(node: Node, at: Addresses) -> None:
+    ref = rule("db", Direction.INGRESS, 0)
+    some = Entry(l7=(L7Rule(ref, HttpMatch("GET")),))
+    closed = PolicyMap({PolicyKey(WEB, TCP, 80, 16): some}, enforced=True, enforced_by=(ref,))
+    endpoints = node.snapshot(0).endpoints
+    node.load(endpoints={address: replace(one, ingress=closed) for address, one in endpoints.items()})
+
+    assert refused(node.forward(syn(at.web, at.db), VETH_WEB, VETH_DB)) is DropReason.POLICY_DENIED
+
+
+def test_a_type_of_icmp_is_judged_like_a_port(node: Node, at: Addresses) -> None:
+    echo = ICMP if at.version == 4 else ICMPV6
+    kind = 8 if at.version == 4 else 128
+    node.load(ingress={"db": [(WEB, echo, kind)]})
+
+    assert accepted(node.forward(ping(at.web, at.db), VETH_WEB, VETH_DB))
+    node.load(ingress={"db": [(WEB, echo, kind + 1)]})
+    assert refused(node.forward(ping(at.web, at.db, 2), VETH_WEB, VETH_DB)) is DropReason.POLICY_DENIED
+
+
+def test_what_policy_calls_an_address_counts_beside_its_identity(node: Node, at: Addresses) -> None:
+    block = Identity(LOCAL | 1)
+    blocks = Prefixes({ip_network(at.db): block})
+    node.load(egress={"web": [(block, TCP, 80)]}, ipcache=Ipcache({}, blocks=blocks))
+
+    assert accepted(node.forward(syn(at.web, at.db), VETH_WEB, VETH_DB))
+    assert refused(node.forward(syn(at.web, at.world), VETH_WEB, WAN0)) is DropReason.POLICY_DENIED
+
+
+def test_an_address_that_is_nobodys_is_its_cidr_and_no_endpoints_is(node: Node, at: Addresses) -> None:
+    cidr = Identity(LOCAL | 1)
+    outside = Prefixes({ip_network("0.0.0.0/0"): cidr, ip_network("::/0"): cidr})
+    known = {packed(at.client): Peer(CLIENT, remote=True)}
+    node.load(ingress={"web": [(cidr, TCP, 80)]}, ipcache=Ipcache(known, outside=outside))
+
+    assert accepted(node.forward(syn(at.world, at.web), WAN0, VETH_WEB))
+    # without a stamp it is the world's, and neither the endpoint's nor a part of the world that policy names
+    assert refused(node.forward(syn(at.client, at.web), WAN0, VETH_WEB)) is DropReason.POLICY_DENIED
 
 
 def test_an_endpoint_is_never_cut_off_from_itself(node: Node, at: Addresses) -> None:

@@ -1,11 +1,11 @@
-"""The ipcache: a known address has its identity, any other is the world's; networks only say what is in the cluster."""
+"""The ipcache: a known address has its identity, any other that of its longest prefix, else it is the world's."""
 
 from ipaddress import ip_network
 
 import pytest
 
-from nfq_enforcer.core.identity import REMOTE_NODE, WORLD, Identity
-from nfq_enforcer.core.ipcache import Ipcache, Peer
+from nfq_enforcer.core.identity import LOCAL, REMOTE_NODE, WORLD, Identity
+from nfq_enforcer.core.ipcache import NO_PREFIXES, Ipcache, Peer, Prefixes
 from tests.packets import packed
 
 CLIENT = Peer(Identity(500), remote=True)
@@ -47,6 +47,52 @@ def test_a_network_of_everything_holds_its_own_family_only(everything: str, addr
 
     assert cache.lookup(packed(address)).remote
     assert not cache.lookup(packed("::1" if "." in address else "192.0.2.1")).remote
+
+
+WIDE, NARROW, HOLE, SIXTH = (Identity(LOCAL | number) for number in range(4))
+PREFIXES = Prefixes(
+    {
+        ip_network("0.0.0.0/0"): WIDE,
+        ip_network("10.0.0.0/8"): NARROW,
+        ip_network("10.9.0.0/16"): HOLE,
+        ip_network("fd00::/8"): SIXTH,
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "identity"),
+    [
+        ("192.0.2.1", WIDE),
+        ("10.0.0.0", NARROW),
+        ("10.255.255.255", NARROW),
+        ("10.9.0.0", HOLE),
+        ("10.10.0.0", NARROW),
+        ("fd00::1", SIXTH),
+        ("2001:db8::1", None),
+    ],
+)
+def test_the_longest_prefix_wins_in_each_family(address: str, identity: Identity | None) -> None:
+    assert PREFIXES.lookup(packed(address)) == identity
+    assert NO_PREFIXES.lookup(packed(address)) is None
+
+
+def test_only_an_address_that_is_nobodys_has_the_identity_of_a_prefix() -> None:
+    cache = Ipcache({packed("10.2.0.10"): CLIENT}, [ip_network("10.9.0.0/16")], outside=PREFIXES)
+
+    assert cache.lookup(packed("10.2.0.10")) == CLIENT
+    assert cache.lookup(packed("10.2.0.11")) == Peer(NARROW, remote=False)
+    assert cache.lookup(packed("10.9.0.9")) == Peer(HOLE, remote=True)
+    assert cache.lookup(packed("2001:db8::1")) == Peer(WORLD, remote=False)
+
+
+def test_any_address_may_have_local_identities() -> None:
+    site = Identity(LOCAL | 9)
+    cache = Ipcache({packed("10.2.0.10"): CLIENT}, blocks=PREFIXES, sites={packed("10.2.0.10"): site})
+
+    assert cache.local_identities(packed("10.2.0.10")) == (NARROW, site)
+    assert cache.local_identities(packed("2001:db8::1")) == ()
+    assert CACHE.local_identities(packed("10.2.0.10")) == ()
 
 
 def test_its_length_is_the_number_of_known_addresses() -> None:

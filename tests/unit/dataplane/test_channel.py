@@ -9,7 +9,7 @@ from nfq_enforcer.core.conntrack import Opening
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.identity import WORLD, Identity
 from nfq_enforcer.core.ipcache import Ipcache, Peer
-from nfq_enforcer.core.policymap import PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.policymap import Entry, Outcome, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.channel import (
@@ -40,7 +40,7 @@ EVENT = FlowEvent(
 )
 OPEN, CLOSED = (
     PolicyMap({}, enforced=False),
-    PolicyMap({PolicyKey(Identity(500), 6, 80): (RULE,)}, enforced=True, enforced_by=(RULE,)),
+    PolicyMap({PolicyKey(Identity(500), 6, 80, 16): Entry((RULE,))}, enforced=True, enforced_by=(RULE,)),
 )
 SNAPSHOT = Snapshot(
     3,
@@ -93,7 +93,7 @@ def test_a_snapshot_arrives_as_it_was_sent() -> None:
     assert (setup.queue, setup.maximum_flows, setup.snapshot.revision) == (100, 1000, 3)
     web = setup.snapshot.endpoints[WEB]
     assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")
-    assert web.ingress.lookup(Identity(500), 6, 80) == (RULE,)
+    assert web.ingress.lookup(Identity(500), 6, 80) == Outcome(True, (RULE,))
     assert (web.ingress.enforced, web.ingress.enforced_by, web.egress.enforced) == (True, (RULE,), False)
     assert setup.snapshot.ipcache.lookup(CLIENT) == Peer(Identity(500), remote=True)
     assert (setup.snapshot.homes, setup.snapshot.cluster_interfaces) == ({"veth-web"}, {"eth0"})

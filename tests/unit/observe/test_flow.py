@@ -138,6 +138,16 @@ def test_a_drop_has_its_reason_and_the_rules_that_closed_the_door() -> None:
     assert "ingress_allowed_by" not in seen
 
 
+def test_a_drop_by_a_deny_rule_names_it_under_its_direction() -> None:
+    deny = rule("no-telnet")._replace(deny=True)
+    seen = render(dropped(DropReason.POLICY_DENY, denied_by=(deny,)))
+
+    assert seen["ingress_denied_by"] == [
+        {"kind": "CiliumNetworkPolicy", "namespace": "shop", "name": "no-telnet", "rule": "ingressDeny[0]"}
+    ]
+    assert compact(seen).endswith("a deny rule forbids it: shop/no-telnet")
+
+
 def test_what_audit_lets_pass_has_the_reason_for_which_it_would_be_dropped() -> None:
     seen = render(event(verdict=FlowVerdict.AUDIT, reason=DropReason.POLICY_DENIED))
 

@@ -5,10 +5,10 @@ import yaml
 
 from nfq_enforcer.core.identity import ANY, HOST, INIT, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.policymap import PolicyKey, RuleRef
+from nfq_enforcer.core.policymap import PORT_BITS, Entry, PolicyKey, RuleRef
 from nfq_enforcer.core.verdict import Direction
+from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, CiliumPolicy
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, compile_policy
-from nfq_enforcer.policy.documents import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, CiliumPolicy
 
 
 def labels(app: str, namespace: str = "default") -> Labels:
@@ -51,7 +51,7 @@ def opened(entry: str) -> set[tuple[int, int, int]]:
     spec = f"{{endpointSelector: {{matchLabels: {{app: db}}}}, ingress: [{entry}]}}"
     found = maps(policy(spec)).ingress
     assert found.enforced
-    return set(found.entries)
+    return {key[:3] for key in found.entries}
 
 
 def ref(number: int = 0, direction: Direction = Direction.INGRESS, name: str = "p") -> RuleRef:
@@ -96,10 +96,8 @@ def test_a_port_of_no_protocol_is_that_of_all_three_that_have_ports() -> None:
     assert opened("{toPorts: [{ports: [{port: '80'}]}]}") == {(ANY, TCP, 80), (ANY, UDP, 80), (ANY, SCTP, 80)}
 
 
-def test_port_0_is_every_port_of_its_protocol_and_includes_the_others() -> None:
-    entry = "{toPorts: [{ports: [{port: '80'}]}, {ports: [{port: '0', protocol: TCP}]}]}"
-
-    assert opened(entry) == {(ANY, TCP, 0), (ANY, UDP, 80), (ANY, SCTP, 80)}
+def test_port_0_is_every_port_of_its_protocol() -> None:
+    assert opened("{toPorts: [{ports: [{port: '0', protocol: TCP}]}]}") == {(ANY, TCP, 0)}
 
 
 def test_a_negative_mention_of_the_namespace_opens_to_reserved_identities() -> None:
@@ -111,7 +109,7 @@ def test_a_negative_mention_of_the_namespace_opens_to_reserved_identities() -> N
 def test_egress_is_opened_to_the_peers_it_names() -> None:
     found = maps(policy("{endpointSelector: {}, egress: [{toEndpoints: [{matchLabels: {app: web}}]}]}"))
 
-    assert found.egress.entries == {PolicyKey(Identity(300), 0, 0): (ref(0, Direction.EGRESS),)}
+    assert found.egress.entries == {PolicyKey(Identity(300), 0, 0, 0): Entry((ref(0, Direction.EGRESS),))}
     assert found.egress.enforced
     assert not found.ingress.enforced
 
@@ -122,7 +120,10 @@ def test_rules_add_up_and_each_entry_names_those_that_opened_it_in_order() -> No
 
     found = maps(policy(spec), policy(spec, "q")).ingress
 
-    assert found.entries[PolicyKey(Identity(300), TCP, 80)] == (ref(1), ref(2), ref(1, name="q"), ref(2, name="q"))
+    assert found.entries[PolicyKey(Identity(300), TCP, 80, PORT_BITS)].allowed_by == (
+        *(ref(1), ref(2)),
+        *(ref(1, name="q"), ref(2, name="q")),
+    )
     assert found.enforced_by == tuple(ref(number, name=name) for name in "pq" for number in range(3))
 
 
@@ -162,7 +163,7 @@ def test_always_closes_both_directions_and_no_rule_is_to_blame() -> None:
     found = maps(INGRESS_FOR_DB, mode=Enforcement.ALWAYS)
 
     assert [(one.enforced, one.enforced_by) for one in found] == [(True, ()), (True, ())]
-    assert set(found.ingress.entries) == {(300, 0, 0), (301, 0, 0)}
+    assert set(found.ingress.entries) == {(300, 0, 0, 0), (301, 0, 0, 0)}
 
 
 def test_never_closes_nothing() -> None:
@@ -173,8 +174,8 @@ def test_a_policy_is_for_its_own_namespace_and_a_clusterwide_one_for_all() -> No
     spec = "{endpointSelector: {}, ingress: [{fromEndpoints: [{}]}]}"
 
     assert maps(policy(spec, namespace="far"), of=DB).ingress.entries == {}
-    assert set(maps(policy(spec, namespace="far"), of=FAR).ingress.entries) == {(302, 0, 0)}
-    assert set(maps(clusterwide(spec), of=FAR).ingress.entries) == {(300, 0, 0), (301, 0, 0), (302, 0, 0)}
+    assert set(maps(policy(spec, namespace="far"), of=FAR).ingress.entries) == {(302, 0, 0, 0)}
+    assert set(maps(clusterwide(spec), of=FAR).ingress.entries) == {(300, 0, 0, 0), (301, 0, 0, 0), (302, 0, 0, 0)}
 
 
 def test_endpoints_with_equal_labels_share_their_maps() -> None:

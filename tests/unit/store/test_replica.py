@@ -8,6 +8,7 @@ from nfq_enforcer.core.identity import REMOTE_NODE, WORLD, travels
 from nfq_enforcer.core.ipcache import Peer
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.core.packet import TCP
+from nfq_enforcer.errors import DocumentErrors
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.loader import Documents
@@ -172,9 +173,9 @@ def test_policy_guards_the_endpoints_of_this_node() -> None:
     client = next(e.identity for e in one.directory.endpoints if e.name == "client")
 
     web = one.snapshot.endpoints[WEB]
-    assert [str(rule) for rule in web.ingress.lookup(client, TCP, 80)] == ["shop/clients-to-web ingress[0]"]
-    assert web.ingress.lookup(client, TCP, 81) == ()
-    assert web.ingress.lookup(WORLD, TCP, 80) == ()
+    assert [str(rule) for rule in web.ingress.lookup(client, TCP, 80).rules] == ["shop/clients-to-web ingress[0]"]
+    assert not web.ingress.lookup(client, TCP, 81).allowed
+    assert not web.ingress.lookup(WORLD, TCP, 80).allowed
     assert (web.ingress.enforced, web.egress.enforced) == (True, False)
     assert one.snapshot.endpoints[HERE].ingress.enforced
 
@@ -226,3 +227,60 @@ def test_a_view_has_the_documents_it_was_made_of() -> None:
     given = documents(ENDPOINTS, POLICY)
 
     assert build(given, NodeSettings("n1"), 1, {}).documents is given
+
+
+CIDRS = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: outside, namespace: shop}
+spec:
+  endpointSelector: {}
+  egress: [{toCIDRSet: [{cidr: 203.0.113.0/24, except: [203.0.113.128/25]}]}, {toEntities: [cluster]}]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: block, namespace: shop}
+spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.2.0.11/32}}]}]}
+"""
+
+
+def test_addresses_outside_have_the_identities_that_policies_name() -> None:
+    one = view("n1", CIDRS)
+    ipcache, web = one.snapshot.ipcache, one.snapshot.endpoints[WEB]
+
+    inside, hole, other = (ipcache.lookup(packed(f"203.0.{end}")).identity for end in ("113.1", "113.129", "114.1"))
+    assert [web.egress.lookup(peer, TCP, 80).allowed for peer in (inside, hole, other)] == [True, False, False]
+    assert [str(one.directory.labels(peer)) for peer in (inside, hole, other)] == [
+        "cidr:203.0.113.0/24;reserved:world",
+        "cidr:203.0.113.128/25;reserved:world",
+        "reserved:world",
+    ]
+    assert not any(travels(peer) for peer in (inside, hole))
+
+
+def test_an_ip_block_is_found_by_the_address_of_an_endpoint_of_another_node() -> None:
+    one = view("n1", CIDRS)
+    ipcache, web = one.snapshot.ipcache, one.snapshot.endpoints[WEB]
+
+    for address, allowed in ((CLIENT, True), (OTHER_WEB, False)):
+        identity = ipcache.lookup(address).identity
+        assert web.ingress.lookup(identity, TCP, 80, ipcache.local_identities(address)).allowed is allowed
+
+
+UNENFORCEABLE = {
+    "http": "{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: a, protocol: TCP}], rules: {http: [{}]}}]}]}",
+    "dns": "{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: '53'}], rules: {dns: [{matchName: a}]}}]}]}",
+    "nodeSelector": "{nodeSelector: {}, ingress: [{}]}",
+}
+
+
+@pytest.mark.parametrize("what", UNENFORCEABLE)
+def test_what_is_understood_but_not_enforced_yet_is_refused(what: str) -> None:
+    text = "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: a}\nspec: "
+
+    with pytest.raises(DocumentErrors) as caught:
+        view("n1", text + UNENFORCEABLE[what])
+
+    assert str(caught.value).startswith("x.yaml:1: CiliumClusterwideNetworkPolicy a: ")
+    assert what in str(caught.value)
+    assert "validate, trace and matrix, but this version has no" in str(caught.value)

@@ -1,0 +1,329 @@
+"""CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy, as Cilium documents them (cilium.io/v2).
+
+An entry of ``ingress``, ``egress``, ``ingressDeny`` or ``egressDeny`` names its peers in one of several fields. A list
+that is missing (None) differs from an empty one: see ``cilium_rules``.
+"""
+
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+
+from nfq_enforcer.policy import icmp
+from nfq_enforcer.policy.documents import ClusterMetadata, LabelSelector, Metadata, PolicyDocument
+from nfq_enforcer.policy.fields import Cidr, EndPort, PolicyPort, Prefix, is_port_name
+from nfq_enforcer.policy.requests import L7Rules
+from nfq_enforcer.policy.validation import Items, Part
+
+MAX_PORTS = 40  # of a toPorts or icmps entry, as upstream
+
+Entity = Literal[
+    "all",
+    "world",
+    "world-ipv4",
+    "world-ipv6",
+    "cluster",
+    "host",
+    "remote-node",
+    "init",
+    "health",
+    "unmanaged",
+    "kube-apiserver",
+    "ingress",
+    "none",
+]
+
+
+class PortProtocol(Part):
+    """One port, or a range of ports, of one protocol, or of all that have ports."""
+
+    port: PolicyPort  # "0": all ports; a name: the port that the destination calls so
+    end_port: EndPort = 0  # 0: no range; ignored behind a name, as upstream
+    protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> Self:
+        if self.end_port and not self.named and not 0 < int(self.port) <= self.end_port:
+            raise ValueError(
+                f"endPort {self.end_port} does not fit port {self.port}; allowed: port to 65535, from port 1 on"
+            )
+        return self
+
+    @property
+    def named(self) -> bool:
+        """Say whether the port is a name."""
+        return is_port_name(self.port)
+
+
+def _at_most(maximum: int, what: str, where: str) -> AfterValidator:
+    def check(items: tuple[Part, ...]) -> tuple[Part, ...]:
+        if len(items) > maximum:
+            raise ValueError(f"{len(items)} {what} are too many; allowed: at most {maximum} in one entry of {where}")
+        return items
+
+    return AfterValidator(check)
+
+
+_Ports = Annotated[Items[PortProtocol], _at_most(MAX_PORTS, "ports", "toPorts")]
+
+
+class DenyPortRule(Part):
+    """One entry of toPorts of a deny rule; without ports it is about nothing, as upstream."""
+
+    ports: _Ports = ()
+
+
+class PortRule(Part):
+    """One entry of toPorts; without ports it opens nothing, as upstream."""
+
+    unsupported = frozenset({"listener", "serverNames", "originatingTLS", "terminatingTLS"})
+
+    ports: _Ports = ()
+    rules: L7Rules | None = None
+
+    @property
+    def has_rules(self) -> bool:
+        """Say whether it opens its ports for some requests only."""
+        return self.rules is not None and bool(self.rules.matches())
+
+    @model_validator(mode="after")
+    def _rules_fit_ports(self) -> Self:
+        if not self.has_rules or self.rules is None:
+            return self
+        if not self.ports:
+            raise ValueError("rules without ports; allowed: at least one port beside them")
+        if any(port.port == "0" for port in self.ports):
+            raise ValueError('rules are not allowed with port "0"; allowed: "1" to "65535", or the name of a port')
+        if self.rules.http and any(port.protocol != "TCP" for port in self.ports):
+            raise ValueError("http rules are for TCP; allowed: ports with protocol: TCP")
+        if self.rules.dns and any(port.protocol == "SCTP" or (port.end_port and not port.named) for port in self.ports):
+            raise ValueError(
+                "dns rules are for TCP and UDP without endPort; allowed: single ports, protocol TCP, UDP or ANY"
+            )
+        return self
+
+
+class IcmpField(Part):
+    """One type of ICMP messages, by number or by name."""
+
+    family: Literal["IPv4", "IPv6"] = "IPv4"
+    type: object = Field(validate_default=True)
+
+    @field_validator("type")
+    @classmethod
+    def _number(cls, written: object, info: ValidationInfo) -> object:
+        family = info.data.get("family")
+        return icmp.number(family, written) if family else written
+
+
+class IcmpRule(Part):
+    """One entry of icmps; without fields it opens nothing."""
+
+    fields_: Annotated[Items[IcmpField], _at_most(MAX_PORTS, "types", "icmps")] = Field((), alias="fields")
+
+
+class CidrRule(Part):
+    """A prefix, and holes in it."""
+
+    unsupported = frozenset(("cidrGroupRef", "cidrGroupSelector"))
+
+    cidr: Prefix
+    except_: Items[Prefix] = Field((), alias="except")
+
+    @model_validator(mode="after")
+    def _holes_are_inside(self) -> Self:
+        check_holes(self.cidr, self.except_)
+        return self
+
+
+def check_holes(block: Prefix, holes: Iterable[Prefix]) -> None:
+    """Raise ValueError for an ``except`` that is not a part of its block."""
+    for hole in holes:
+        if hole.version != block.version or not hole.subnet_of(block):  # type: ignore[arg-type]
+            raise ValueError(f"except {hole} is not within {block}; allowed: prefixes that the block contains")
+
+
+Peer = LabelSelector | IPv4Network | IPv6Network | CidrRule | Entity
+
+
+class Entry(Part):
+    """What the entries of all four lists have in common."""
+
+    peer_fields: ClassVar[tuple[str, ...]]  # the attributes that name peers
+
+    icmps: Items[IcmpRule] | None = None
+    to_ports: Items[Any] | None = None
+
+    @property
+    def peers(self) -> tuple[Peer, ...] | None:
+        """Return whom it is about, None if no field says."""
+        given = [found for found in map(self._peers, self.peer_fields) if found is not None]
+        return tuple(peer for found in given for peer in found) if given else None
+
+    @property
+    def ports(self) -> tuple[PortRule | DenyPortRule, ...]:
+        """Return the entries of toPorts."""
+        return self.to_ports or ()
+
+    def _peers(self, field: str) -> tuple[Peer, ...] | None:
+        found: tuple[Peer, ...] | None = getattr(self, field)
+        return found
+
+    @model_validator(mode="after")
+    def _one_kind_of_peers(self) -> Self:
+        given = [str(type(self).model_fields[name].alias) for name in self.peer_fields if self._peers(name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} cannot be combined; allowed: one of them, the other in a rule of its own"
+            )
+        if self.ports and self.icmps:
+            raise ValueError(
+                "toPorts and icmps cannot be combined; allowed: one of them, the other in a rule of its own"
+            )
+        return self
+
+
+class _Ingress(Entry):
+    peer_fields = ("from_endpoints", "from_cidr", "from_cidr_set", "from_entities")
+    unsupported = frozenset(("fromGroups", "fromNodes", "authentication"))
+    removed = frozenset(("fromRequires",))
+
+    from_endpoints: Items[LabelSelector] | None = None
+    from_cidr: Items[Cidr] | None = Field(None, alias="fromCIDR")
+    from_cidr_set: Items[CidrRule] | None = Field(None, alias="fromCIDRSet")
+    from_entities: Items[Entity] | None = None
+
+
+class _Egress(Entry):
+    peer_fields = ("to_endpoints", "to_cidr", "to_cidr_set", "to_entities")
+    unsupported = frozenset(("toGroups", "toNodes", "toFQDNs", "toServices", "authentication"))
+    removed = frozenset(("toRequires",))
+
+    to_endpoints: Items[LabelSelector] | None = None
+    to_cidr: Items[Cidr] | None = Field(None, alias="toCIDR")
+    to_cidr_set: Items[CidrRule] | None = Field(None, alias="toCIDRSet")
+    to_entities: Items[Entity] | None = None
+
+
+class IngressRule(_Ingress):
+    """An entry of ``ingress``."""
+
+    to_ports: Items[PortRule] | None = None
+
+    @model_validator(mode="after")
+    def _no_dns(self) -> Self:
+        if any(port.rules and port.rules.dns for port in self.to_ports or ()):
+            raise ValueError("dns rules are not allowed in ingress; allowed: in egress")
+        return self
+
+
+class IngressDenyRule(_Ingress):
+    """An entry of ``ingressDeny``."""
+
+    to_ports: Items[DenyPortRule] | None = None
+
+
+class EgressRule(_Egress):
+    """An entry of ``egress``."""
+
+    to_ports: Items[PortRule] | None = None
+
+
+class EgressDenyRule(_Egress):
+    """An entry of ``egressDeny``."""
+
+    to_ports: Items[DenyPortRule] | None = None
+
+
+class RuleLabel(Part):
+    """A label of a rule, by which other tools find it; it has no effect."""
+
+    key: str
+    value: str = ""
+    source: str = ""
+
+
+class DefaultDeny(Part):
+    """Whether a rule that has entries for a direction closes what no rule opens there; None: it does."""
+
+    ingress: bool | None = None
+    egress: bool | None = None
+
+
+class PolicyRule(Part):
+    """What those that the selector selects may receive and send, endpoints or nodes."""
+
+    unsupported = frozenset(("log",))
+
+    endpoint_selector: LabelSelector | None = None
+    node_selector: LabelSelector | None = None
+    ingress: Items[IngressRule] = ()
+    egress: Items[EgressRule] = ()
+    ingress_deny: Items[IngressDenyRule] = ()
+    egress_deny: Items[EgressDenyRule] = ()
+    enable_default_deny: DefaultDeny = DefaultDeny()
+    description: str = ""
+    labels: Items[RuleLabel] = ()
+
+    @property
+    def has_http(self) -> bool:
+        """Say whether any entry opens ports for some HTTP requests only."""
+        entries = (*self.ingress, *self.egress)
+        return any(port.rules and port.rules.http for entry in entries for port in entry.to_ports or ())
+
+    @property
+    def has_dns(self) -> bool:
+        """Say whether any entry opens ports for some DNS names only."""
+        return any(port.rules and port.rules.dns for entry in self.egress for port in entry.to_ports or ())
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not (self.ingress or self.egress or self.ingress_deny or self.egress_deny):
+            sections = "ingress, egress, ingressDeny or egressDeny"
+            raise ValueError(f"a rule without effect; allowed: at least one entry in {sections}")
+        if (self.endpoint_selector is None) is (self.node_selector is None):
+            raise ValueError("a rule needs a selector; allowed: either endpointSelector or nodeSelector")
+        if self.node_selector is not None and self.has_http:
+            raise ValueError("http rules are not allowed with nodeSelector; allowed: with endpointSelector")
+        return self
+
+
+class CiliumPolicy(PolicyDocument):
+    """What the two kinds of Cilium policies have in common."""
+
+    spec: PolicyRule | None = None
+    specs: Items[PolicyRule] = Field((), validate_default=True)
+
+    @field_validator("specs")
+    @classmethod
+    def _at_least_one(cls, specs: tuple[PolicyRule, ...], info: ValidationInfo) -> tuple[PolicyRule, ...]:
+        if not specs and "spec" in info.data and info.data["spec"] is None:
+            raise ValueError("a policy without a rule; allowed: one in spec, a list of them in specs, or both")
+        return specs
+
+    @property
+    def rules(self) -> tuple[PolicyRule, ...]:
+        """Return the rules in their order: that of ``spec`` and those of ``specs``."""
+        return (self.spec, *self.specs) if self.spec else self.specs
+
+
+class CiliumNetworkPolicy(CiliumPolicy):
+    """A policy for endpoints of its own namespace."""
+
+    kind: Literal["CiliumNetworkPolicy"]
+    metadata: Metadata
+
+    @model_validator(mode="after")
+    def _not_for_nodes(self) -> Self:
+        if any(rule.node_selector is not None for rule in self.rules):
+            kind = "CiliumClusterwideNetworkPolicy"
+            raise ValueError(f"nodeSelector selects nodes, which have no namespace; allowed: in a {kind}")
+        return self
+
+
+class CiliumClusterwideNetworkPolicy(CiliumPolicy):
+    """A policy for endpoints of every namespace, or for nodes."""
+
+    kind: Literal["CiliumClusterwideNetworkPolicy"]
+    metadata: ClusterMetadata

@@ -1,0 +1,64 @@
+"""ICMP types by name, as Cilium's ``icmps`` names them, for each family."""
+
+from collections.abc import Mapping
+
+FAMILIES: Mapping[str, Mapping[str, int]] = {
+    "IPv4": {
+        "EchoReply": 0,
+        "DestinationUnreachable": 3,
+        "Redirect": 5,
+        "Echo": 8,
+        "EchoRequest": 8,
+        "RouterAdvertisement": 9,
+        "RouterSelection": 10,
+        "TimeExceeded": 11,
+        "ParameterProblem": 12,
+        "Timestamp": 13,
+        "TimestampReply": 14,
+        "Photuris": 40,
+        "ExtendedEchoRequest": 42,
+        "ExtendedEchoReply": 43,
+    },
+    "IPv6": {
+        "DestinationUnreachable": 1,
+        "PacketTooBig": 2,
+        "TimeExceeded": 3,
+        "ParameterProblem": 4,
+        "EchoRequest": 128,
+        "EchoReply": 129,
+        "MulticastListenerQuery": 130,
+        "MulticastListenerReport": 131,
+        "MulticastListenerDone": 132,
+        "RouterSolicitation": 133,
+        "RouterAdvertisement": 134,
+        "NeighborSolicitation": 135,
+        "NeighborAdvertisement": 136,
+        "RedirectMessage": 137,
+        "RouterRenumbering": 138,
+        "ICMPNodeInformationQuery": 139,
+        "ICMPNodeInformationResponse": 140,
+        "InverseNeighborDiscoverySolicitation": 141,
+        "InverseNeighborDiscoveryAdvertisement": 142,
+        "HomeAgentAddressDiscoveryRequest": 144,
+        "HomeAgentAddressDiscoveryReply": 145,
+        "MobilePrefixSolicitation": 146,
+        "MobilePrefixAdvertisement": 147,
+        "DuplicateAddressRequestCodeSuffix": 157,
+        "DuplicateAddressConfirmationCodeSuffix": 158,
+        "ExtendedEchoRequest": 160,
+        "ExtendedEchoReply": 161,
+    },
+}
+MAX_TYPE = 255
+
+
+def number(family: str, written: object) -> int:
+    """Return the number of a type that is written as one, as digits or as a name; raise ValueError if it is none."""
+    names = FAMILIES[family]
+    if isinstance(written, str) and written in names:
+        return names[written]
+    value = int(written) if isinstance(written, str) and written.isdecimal() and len(written) <= len("255") else written
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_TYPE:
+        allowed = f"0 to {MAX_TYPE}, {', '.join(names)}"
+        raise ValueError(f"{written!r} is not an ICMP type of {family}; allowed: {allowed}")
+    return value

@@ -1,0 +1,77 @@
+"""Ports and ICMP types in words, as people write and read them: ``80/TCP``, ``8000-8080/TCP``, ``ICMP type 8``."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from nfq_enforcer.core.l7 import HttpRequest
+from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
+
+PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
+ICMP_PROTOCOLS = frozenset((ICMP, ICMPV6))
+FIRST = {TCP: 1, UDP: 1, SCTP: 1, ICMP: 0, ICMPV6: 0}
+LAST = {TCP: 65535, UDP: 65535, SCTP: 65535, ICMP: 255, ICMPV6: 255}
+
+_NAMES = {number: name for name, number in PROTOCOLS.items()} | {ICMP: "ICMP", ICMPV6: "ICMPv6"}
+
+
+class Span(NamedTuple):
+    """A stretch of ports of one protocol, or of ICMP types; both ends are in it."""
+
+    proto: int
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        """Render as ``80/TCP``, ``80-99/TCP``, ``every TCP port``, ``ICMP type 8`` or ``every ICMP type``."""
+        name = _NAMES[self.proto]
+        numbers = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+        every = self.first <= FIRST[self.proto] and self.last >= LAST[self.proto]
+        if self.proto in ICMP_PROTOCOLS:
+            return f"every {name} type" if every else f"{name} type {numbers}"
+        return f"every {name} port" if every else f"{numbers}/{name}"
+
+    def __contains__(self, port: object) -> bool:
+        """Say whether a port is in it."""
+        return isinstance(port, int) and self.first <= port <= self.last
+
+
+class Question(NamedTuple):
+    """What is opened: a protocol's port, or an ICMP type; with a request, if that is asked about."""
+
+    proto: int
+    port: int
+    request: HttpRequest | None = None
+
+    @property
+    def icmp(self) -> bool:
+        """Say whether it is an ICMP message."""
+        return self.proto in ICMP_PROTOCOLS
+
+    @property
+    def protocol(self) -> str:
+        """Return the protocol's name; that of ICMP for both families."""
+        return "ICMP" if self.icmp else _NAMES[self.proto]
+
+    def __str__(self) -> str:
+        """Render as ``80/TCP``, ``ICMP type 8`` or ``GET /path on 80/TCP``."""
+        what = str(Span(self.proto, self.port, self.port))
+        return f"{self.request.method} {self.request.path} on {what}" if self.request else what
+
+
+EVERYTHING = frozenset(Span(proto, FIRST[proto], LAST[proto]) for proto in FIRST)
+
+
+def in_words(spans: Sequence[Span]) -> list[str]:
+    """Return the spans as they are read, ``everything`` for all ports and types of all protocols."""
+    return ["everything"] if set(spans) == EVERYTHING else list(map(str, spans))
+
+
+def joined(spans: Iterable[Span]) -> list[Span]:
+    """Return the spans with those that touch made one, in their order."""
+    whole: list[Span] = []
+    for span in spans:
+        if whole and whole[-1].proto == span.proto and whole[-1].last + 1 == span.first:
+            whole[-1] = whole[-1]._replace(last=span.last)
+        else:
+            whole.append(span)
+    return whole

@@ -1,0 +1,314 @@
+"""``nfq-enforcer policy trace``, ``matrix`` and ``diff``: what they print, and with which status they end."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from nfq_enforcer.cli.main import main
+
+POLICIES = Path(__file__).parents[3] / "policies"
+ENDPOINTS = POLICIES / "endpoints.yaml"
+WEB_PORTS = POLICIES / "backend-web-ports.yaml"
+USERDATA = POLICIES / "backend-userdata.yaml"
+
+
+class Run(NamedTuple):
+    """What a run of the program came to."""
+
+    status: int
+    out: str
+    err: str
+
+
+Ask = Callable[..., Run]
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ask:
+    """Run ``nfq-enforcer policy`` with these arguments."""
+    for name in [name for name in os.environ if name.startswith("NFQ_ENFORCER_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "250")  # no line of a table is broken
+
+    def running(*arguments: object) -> Run:
+        monkeypatch.setattr(sys, "argv", ["nfq-enforcer", "policy", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert isinstance(ended.value.code, int)
+        return Run(ended.value.code, *capfd.readouterr())
+
+    return running
+
+
+def write_probes(folder: Path, *probes: dict[str, object]) -> Path:
+    file = folder / "p.json"
+    file.write_text("[" + ",\n".join(map(json.dumps, probes)) + "]")
+    return file
+
+
+FRONT_TO_BACK: dict[str, object] = {"from": "default/front", "to": "default/back", "protocol": "TCP", "port": 80}
+MATRIX = ("matrix", "--endpoints", ENDPOINTS, "--policies", WEB_PORTS)
+TRACE = ("trace", "-f", ENDPOINTS, "-f", WEB_PORTS, "--from", "default/front", "--to", "default/back")
+
+
+def test_probes_are_answered_in_their_order(ask: Ask, tmp_path: Path) -> None:
+    probes = write_probes(tmp_path, FRONT_TO_BACK, {**FRONT_TO_BACK, "port": 22})
+
+    done = ask(*MATRIX, "--probes", probes, "-o", "json")
+
+    assert (done.status, done.err) == (0, "")
+    assert json.loads(done.out) == [
+        {
+            "verdict": "allow",
+            "egress": {"verdict": "allow", "rules": []},
+            "ingress": {"verdict": "allow", "rules": ["default/backend-web-ports ingress[0]"]},
+            "reason": "nothing closes egress of default/front; "
+            "default/backend-web-ports ingress[0] opens ingress of default/back",
+        },
+        {
+            "verdict": "deny",
+            "egress": {"verdict": "allow", "rules": []},
+            "ingress": {"verdict": "deny", "rules": []},
+            "reason": "ingress of default/back is closed by default/backend-web-ports, "
+            "and no rule opens 22/TCP from default/front",
+        },
+    ]
+
+
+def test_an_expectation_that_is_not_met_is_named_with_its_place(ask: Ask, tmp_path: Path) -> None:
+    probes = write_probes(
+        tmp_path,
+        {**FRONT_TO_BACK, "expect": "allow"},
+        {**FRONT_TO_BACK, "port": 22, "expect": "allow"},
+    )
+
+    done = ask(*MATRIX, "--probes", probes)
+
+    assert (done.status, len(json.loads(done.out))) == (1, 2)
+    assert done.err.startswith(
+        f"nfq-enforcer: {probes}:2:90: [1].expect: default/front to default/back: expected allow, "
+    )
+
+
+def test_probes_as_a_table_show_what_was_asked_and_what_was_expected(ask: Ask, tmp_path: Path) -> None:
+    probes = write_probes(tmp_path, {**FRONT_TO_BACK, "port": 22, "expect": "allow"}, FRONT_TO_BACK)
+
+    done = ask(*MATRIX, "--probes", probes, "-o", "table")
+
+    rows = [line.split()[:4] for line in done.out.splitlines()]
+    assert ["default/front", "default/back", "22/TCP", "deny"] in rows
+    assert ["default/front", "default/back", "80/TCP", "allow"] in rows
+    assert "expected allow" in done.out
+
+
+def test_every_reference_to_nobody_is_named(ask: Ask, tmp_path: Path) -> None:
+    probes = write_probes(tmp_path, {**FRONT_TO_BACK, "from": "front"}, {**FRONT_TO_BACK, "to": "ip:10.0"})
+
+    done = ask(*MATRIX, "--probes", probes)
+
+    first, second = done.err.splitlines()
+    assert (done.status, done.out) == (2, "")
+    assert first.startswith(
+        f"nfq-enforcer: {probes}:1:11: [0].from: 'front' is nobody that the documents know; did you mean default/front "
+    )
+    assert second.startswith(
+        f"{probes}:2:33: [1].to: '10.0' is not an address; allowed: ip: and an IPv4 or IPv6 address"
+    )
+
+
+def test_a_probe_file_that_is_not_there_is_refused(ask: Ask, tmp_path: Path) -> None:
+    done = ask(*MATRIX, "--probes", tmp_path / "none")
+
+    assert done == (2, "", f"nfq-enforcer: {tmp_path}/none: cannot be read: No such file or directory\n")
+
+
+def test_without_probes_every_pair_is_asked_every_port_that_a_policy_names(ask: Ask) -> None:
+    cells = json.loads(ask(*MATRIX).out)
+
+    assert len(cells) == 6 * 5 * 4
+    assert {(cell["from"], cell["to"], cell["port"]) for cell in cells if cell["verdict"] == "allow"} == {
+        ("default/front", "default/back", 80),
+        ("default/front", "default/back", 443),
+    }
+
+
+def test_ports_may_be_chosen(ask: Ask) -> None:
+    cells = json.loads(ask(*MATRIX, "--port", "443", "--port", "53/udp", "--port", "icmp/13").out)
+
+    assert [(cell["protocol"], cell.get("port"), cell.get("icmp")) for cell in cells[:3]] == [
+        ("TCP", 443, None),
+        ("UDP", 53, None),
+        ("ICMP", None, {"type": 13}),
+    ]
+
+
+@pytest.mark.parametrize("port", ["0", "80/XYZ", "http", "icmp/256", "65536/TCP"])
+def test_what_is_no_port_is_refused(port: str, ask: Ask) -> None:
+    done = ask(*MATRIX, "--port", port)
+
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"nfq-enforcer: --port: '{port}' is not a port; allowed: 1 to 65535 with /TCP ")
+
+
+def test_a_square_shows_which_ports_are_open(ask: Ask) -> None:
+    done = ask("matrix", "--endpoints", ENDPOINTS, "--policies", WEB_PORTS, "--policies", USERDATA, "-o", "table")
+
+    (front, *_) = [line for line in done.out.splitlines() if line.startswith("│ default/front")]
+    assert [cell.strip() for cell in front.split("│")[2:5]] == ["·", "80/TCP", "✗"]
+    assert "✓ all of it passes   ✗ none   a port: only that   ~ only some requests" in done.out
+
+
+def test_a_square_marks_ports_that_only_some_requests_pass(ask: Ask) -> None:
+    done = ask("matrix", "--endpoints", ENDPOINTS, "--policies", USERDATA, "--port", "80", "-o", "table")
+
+    assert "│ ~80/TCP " in done.out
+
+
+def test_a_square_is_short_where_everything_asked_passes(ask: Ask) -> None:
+    done = ask(*MATRIX, "--port", "80", "--port", "443", "-o", "table")
+
+    (front, *_) = [line for line in done.out.splitlines() if line.startswith("│ default/front")]
+    assert [cell.strip() for cell in front.split("│")[2:5]] == ["·", "✓", "✗"]
+
+
+def test_the_modes_are_those_of_the_agent(ask: Ask) -> None:
+    def verdicts(*options: str) -> set[str]:
+        return {cell["verdict"] for cell in json.loads(ask(*MATRIX, "--port", "22", *options).out)}
+
+    assert verdicts("--enforcement", "never") == {"allow"}
+    assert verdicts("--enforcement", "always") == {"deny"}
+    assert verdicts("--enforcement", "per-endpoint") == {"allow", "deny"}
+
+
+def test_the_host_may_be_left_to_policy(ask: Ask, tmp_path: Path) -> None:
+    probes = write_probes(tmp_path, {**FRONT_TO_BACK, "from": "reserved:host"})
+
+    def verdict(allow: str) -> str:
+        out = ask(*MATRIX, "--probes", probes, "--allow-localhost", allow, "-o", "yaml").out
+        return str(yaml.safe_load(out)[0]["verdict"])
+
+    assert [verdict("always"), verdict("policy")] == ["allow", "deny"]
+
+
+def test_a_trace_tells_rule_by_rule_and_ends_with_the_verdict(ask: Ask) -> None:
+    passed, refused = ask(*TRACE, "--port", "80/TCP"), ask(*TRACE, "--port", "22")
+
+    assert (passed.status, refused.status) == (0, 1)
+    assert passed.out.splitlines() == [
+        "default/front → default/back, 80/TCP",
+        "",
+        "egress of default/front: allow",
+        "  = nothing closes egress of default/front",
+        "",
+        "ingress of default/back: allow",
+        "  ► default/backend-web-ports ingress[0]: allows 80/TCP from default/front",
+        "  = default/backend-web-ports ingress[0] opens ingress of default/back",
+        "",
+        "allow: nothing closes egress of default/front; "
+        "default/backend-web-ports ingress[0] opens ingress of default/back",
+    ]
+    assert "  · default/backend-web-ports ingress[0]: is about 80/TCP, 443/TCP, not 22/TCP" in refused.out.splitlines()
+
+
+def test_a_trace_marks_rules_that_fit_and_do_not_decide(ask: Ask) -> None:
+    deny = POLICIES / "deny-batch.yaml"
+
+    done = ask(
+        "trace", "-f", ENDPOINTS, "-f", deny, "--from", "default/batch", "--to", "default/back", "--port", "icmp"
+    )
+
+    assert "  ✓ default/deny-batch ingress[0]: allows ICMP type 8 from default/batch" in done.out.splitlines()
+    assert "  ► default/deny-batch ingressDeny[0]: denies ICMP type 8 from default/batch" in done.out.splitlines()
+
+
+def test_a_trace_may_ask_about_a_request(ask: Ask) -> None:
+    asked = ("trace", "-f", ENDPOINTS, "-f", USERDATA, "--from", "default/front", "--to", "default/back", "--http")
+
+    assert [ask(*asked, request).status for request in ("GET /userdata/7", "GET /userdata/x")] == [0, 1]
+
+
+def test_a_trace_is_data_for_other_tools(ask: Ask) -> None:
+    found = json.loads(ask(*TRACE, "--port", "80", "-o", "json").out)
+
+    assert found["ingress"]["considered"][0]["decides"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ((), "what is asked? give --port, as in --port 80/TCP or --port ICMP"),
+        (("--http", "/x"), "--http: '/x' on 80/TCP; allowed: a method and a path, as in 'GET /path', on a TCP port"),
+        (("--port", "53/UDP", "--http", "GET /"), "--http: 'GET /' on 53/UDP; allowed: a method and a path, as in "),
+        (
+            ("--port", "80", "--to", "default/bck"),
+            "--to: 'default/bck' is nobody that the documents know; did you mean ",
+        ),
+        (("--port", "80", "--from", "x"), "--from: 'x' is nobody that the documents know; allowed: "),
+    ],
+)
+def test_a_trace_of_what_is_nothing_is_refused(options: tuple[str, ...], told: str, ask: Ask) -> None:
+    done = ask(*TRACE, *options)
+
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"nfq-enforcer: {told}")
+
+
+def test_a_trace_takes_the_agents_documents_if_it_is_given_none(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text(f"documents: [{ENDPOINTS}, {WEB_PORTS}]")
+    asked = ("trace", "--from", "default/front", "--to", "default/back", "--port", "80")
+    monkeypatch.setattr("nfq_enforcer.config.DEFAULT_PATH", file)
+
+    found = ask(*asked)
+    file.unlink()
+    lost = ask(*asked)
+
+    assert found.status == 0
+    assert lost == (2, "", f"nfq-enforcer: which documents? name them with -f, or as 'documents' in {file}\n")
+
+
+def test_a_difference_names_who_gains_and_loses_what(ask: Ask) -> None:
+    asked = ("diff", WEB_PORTS, POLICIES / "backend-https.yaml", "--endpoints", ENDPOINTS)
+
+    done, table = ask(*asked), ask(*asked, "-o", "table")
+
+    assert (done.status, table.status) == (1, 1)
+    assert json.loads(done.out) == [
+        {
+            "from": "default/front",
+            "to": "default/back",
+            "ports": ["80/TCP"],
+            "old": "allow",
+            "new": "deny",
+            "reason": "ingress of default/back is closed by default/backend-https, "
+            "and no rule opens 80/TCP from default/front",
+        }
+    ]
+    assert ["default/front", "default/back", "80/TCP", "allow", "deny"] in [
+        line.split()[:5] for line in table.out.splitlines()
+    ]
+
+
+def test_where_nothing_differs_the_status_says_so(ask: Ask) -> None:
+    asked = ("diff", WEB_PORTS, WEB_PORTS, "--endpoints", ENDPOINTS)
+
+    assert ask(*asked) == (0, "[]\n", "")
+    assert ask(*asked, "-o", "table").out == "no connection changes its verdict\n"
+
+
+def test_bad_documents_are_refused(ask: Ask, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("kind: Nothing")
+
+    done = ask("diff", WEB_PORTS, bad, "--endpoints", ENDPOINTS)
+
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"nfq-enforcer: {bad}:1:7: kind: unknown kind 'Nothing'; allowed: ")

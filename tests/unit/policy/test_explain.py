@@ -1,0 +1,218 @@
+"""Explanations: each rule in words, and the words agree with what the compiled maps decide."""
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from nfq_enforcer.core.l7 import HttpRequest
+from nfq_enforcer.policy.compiler import Enforcement
+from nfq_enforcer.policy.explain import SideTrace, Trace, trace
+from nfq_enforcer.policy.loader import gather, load, parse
+from nfq_enforcer.policy.ports import Question
+from nfq_enforcer.policy.simulation import Simulation
+
+HTTP = Question(6, 80)
+POLICIES = Path(__file__).parents[3] / "policies"
+
+ENDPOINTS = """
+---
+apiVersion: nfq-enforcer.io/v1
+kind: Endpoint
+metadata: {name: web, labels: {app: web}}
+spec: {ips: [10.0.0.1], ports: [{name: http, port: 8080}]}
+---
+apiVersion: nfq-enforcer.io/v1
+kind: Endpoint
+metadata: {name: db, labels: {app: db, "container:tier": back}}
+spec: {ips: [10.0.0.2], ports: [{name: sql, port: 5432}]}
+"""
+
+
+def simulate(spec: str) -> Simulation:
+    document = (
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n"
+        f"spec: {{endpointSelector: {{matchLabels: {{app: db}}}}, {spec}}}\n"
+    )
+    return Simulation(gather(one.document for one in parse(document + ENDPOINTS, "f")))
+
+
+def explain(spec: str, question: Question = HTTP, source: str = "default/web") -> Trace:
+    simulation = simulate(spec)
+    return trace(simulation, simulation.pair(source, "default/db"), question)
+
+
+def said(spec: str, question: Question = HTTP, source: str = "default/web") -> str:
+    (only,) = explain(spec, question, source).ingress.considered
+    return only.words
+
+
+def from_(labels: str) -> str:
+    return f"ingress: [{{fromEndpoints: [{{{labels}}}]}}]"
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("ingress: [{}]", "closes ingress of default/db and opens nothing"),
+        ("ingress: [{}], enableDefaultDeny: {ingress: false}", "opens nothing"),
+        ("ingress: [{fromEndpoints: []}]", "its list of peers is empty, so it is about nobody"),
+        (from_("matchLabels: {app: x}"), "default/web is none of its peers: wants app=x, and it has k8s:app=web"),
+        (
+            from_("matchLabels: {'k8s:tier': x}"),
+            "default/web is none of its peers: wants k8s:tier=x, and it has no tier",
+        ),
+        (
+            from_("matchExpressions: [{key: app, operator: NotIn, values: [web, b]}]"),
+            "default/web is none of its peers: wants app not in (b, web), and it has k8s:app=web",
+        ),
+        (
+            from_("matchExpressions: [{key: app, operator: In, values: [b, c]}]"),
+            "default/web is none of its peers: wants app in (b, c), and it has k8s:app=web",
+        ),
+        (
+            from_("matchExpressions: [{key: app, operator: DoesNotExist}, {key: tier, operator: Exists}]"),
+            "default/web is none of its peers: wants no app, and it has k8s:app=web and wants tier, and it has no tier",
+        ),
+        (
+            "ingress: [{fromCIDRSet: [{cidr: 10.0.0.0/8, except: [10.1.0.0/16]}]}]",
+            "default/web is none of its peers: wants an address in 10.0.0.0/8 without 10.1.0.0/16, "
+            "and CIDRs are never endpoints or nodes",
+        ),
+        (
+            "ingress: [{toPorts: [{ports: [{port: '8000', endPort: 8010, protocol: TCP}, {port: '53'}]}]}]",
+            "is about 8000-8010/TCP, 53/TCP, 53/UDP, 53/SCTP, not 80/TCP",
+        ),
+        (
+            "ingress: [{toPorts: [{ports: [{port: sql, protocol: TCP}, {port: http, protocol: TCP}]}]}]",
+            "is about 5432/TCP, a port named http, which is not there, not 80/TCP",
+        ),
+        ("ingress: [{icmps: [{fields: [{type: 8}]}]}]", "is about ICMP type 8, not 80/TCP"),
+        ("ingress: [{fromEntities: [all], toPorts: [{}]}]", "is about no port, not 80/TCP"),
+        (from_("matchLabels: {app: web}"), "allows 80/TCP from default/web"),
+        ("ingressDeny: [{fromEntities: [cluster]}]", "denies 80/TCP from default/web"),
+    ],
+)
+def test_a_rule_in_words(spec: str, words: str) -> None:
+    assert said(spec) == words
+
+
+def test_a_rule_that_selects_somebody_else_names_the_label() -> None:
+    simulation = simulate("ingress: [{}]")
+
+    found = trace(simulation, simulation.pair("default/db", "default/web"), Question(6, 80))
+
+    assert found.ingress.considered[0].words == "does not select default/web: wants app=db, and it has k8s:app=web"
+
+
+def test_a_label_of_another_source_is_shown_as_what_is_there() -> None:
+    simulation = simulate(from_("matchLabels: {'k8s:tier': back}"))
+
+    found = trace(simulation, simulation.pair("default/db", "default/db"), Question(6, 80))
+
+    assert (found.ingress.considered, found.ingress.words) == ((), "default/db has no policy of its own")
+    assert found.answer.reason == "an endpoint cannot be cut off from itself"
+
+
+def test_an_address_outside_is_held_against_prefixes() -> None:
+    spec = "ingress: [{fromCIDR: [192.0.2.0/24]}]"
+
+    assert said(spec, source="ip:192.0.2.9") == "allows 80/TCP from 192.0.2.9"
+    assert said(spec, source="ip:192.0.3.9") == ("192.0.3.9 is none of its peers: wants an address in 192.0.2.0/24")
+
+
+def test_requests_in_words() -> None:
+    rules = "[{method: GET, path: /a}, {host: h, headers: ['X-A: 1', X-B]}]"
+    port = "ports: [{port: '80', protocol: TCP}]"
+    spec = f"ingress: [{{toPorts: [{{{port}, rules: {{http: {rules}}}}}]}}]"
+
+    refused = "lets only requests pass that are GET /a or any method any path at h with X-A: 1 with X-B"
+    assert said(spec, Question(6, 80, HttpRequest("GET", "/b"))) == refused
+    assert said(spec, Question(6, 80, HttpRequest("GET", "/a"))) == "allows GET /a on 80/TCP from default/web"
+    assert said(spec) == "allows 80/TCP from default/web"
+
+
+def test_dns_names_in_words() -> None:
+    simulation = simulate(
+        "egress: [{toPorts: [{ports: [{port: '53', protocol: TCP}], rules: {dns: [{matchName: a.example}]}}]}]"
+    )
+
+    question = Question(6, 53, HttpRequest("GET", "/"))
+    found = trace(simulation, simulation.pair("default/db", "default/web"), question)
+
+    assert found.egress.considered[0].words.startswith("lets only requests pass that are DNS queries for ")
+
+
+def test_the_deciding_rule_is_marked_and_what_it_beats_is_not() -> None:
+    spec = "ingress: [{fromEntities: [all]}, {}], ingressDeny: [{fromEndpoints: [{}]}]"
+
+    found = explain(spec).ingress
+
+    assert [(str(one.rule), one.fits, one.decides) for one in found.considered] == [
+        ("default/p ingress[0]", True, False),
+        ("default/p ingress[1]", False, False),
+        ("default/p ingressDeny[0]", True, True),
+    ]
+
+
+def test_a_trace_is_data_for_other_tools() -> None:
+    assert json.loads(json.dumps(explain("ingress: [{fromEntities: [cluster]}]").as_data())) == {
+        "from": "default/web",
+        "to": "default/db",
+        "asked": "80/TCP",
+        "verdict": "allow",
+        "reason": "nothing closes egress of default/web; default/p ingress[0] opens ingress of default/db",
+        "egress": {"verdict": "allow", "why": "nothing closes egress of default/web", "considered": []},
+        "ingress": {
+            "verdict": "allow",
+            "why": "default/p ingress[0] opens ingress of default/db",
+            "considered": [
+                {
+                    "rule": "default/p ingress[0]",
+                    "fits": True,
+                    "decides": True,
+                    "why": "allows 80/TCP from default/web",
+                }
+            ],
+        },
+    }
+
+
+QUESTIONS = (
+    *(Question(6, port) for port in (21, 22, 23, 53, 80, 443, 5432, 8000, 9100, 9187, 30000, 30100)),
+    Question(17, 53),
+    Question(1, 8),
+    Question(6, 80, HttpRequest("GET", "/userdata/1")),
+    Question(6, 80, HttpRequest("GET", "/")),
+)
+OUTSIDE = ("reserved:world", "reserved:host", "ip:203.0.113.1", "ip:198.51.100.7", "ip:198.51.100.200")
+
+
+def agrees(side: SideTrace, question: Question) -> bool:
+    """Say whether what the words call fitting is what the map has decided by."""
+    policy, outcome = side.facing.policy, side.facing.outcome(question)
+    if policy is None or outcome is None:
+        return not side.considered
+    fitting = {one.rule for one in side.considered if one.fits}
+    denying = {rule for rule in fitting if rule.deny}
+    if denying or outcome.denied:
+        return denying == set(outcome.rules) and not side.side.allowed
+    if not policy.enforced or side.facing.excused:
+        return side.side.allowed
+    return set(side.side.rules) <= fitting and side.side.allowed is bool(fitting)
+
+
+@pytest.mark.parametrize("mode", [Enforcement.AUTO, Enforcement.PER_ENDPOINT, Enforcement.ALWAYS])
+@pytest.mark.parametrize(
+    "example", [POLICIES, *sorted(set(POLICIES.glob("*.yaml")) - {POLICIES / "endpoints.yaml"})], ids=lambda p: p.stem
+)
+def test_words_and_maps_agree(example: Path, mode: Enforcement) -> None:
+    simulation = Simulation(load({POLICIES / "endpoints.yaml", example}), mode, allow_localhost=False)
+
+    for source, target in product((*simulation.endpoints, *OUTSIDE), repeat=2):
+        pair = simulation.pair(source, target)
+        for question in QUESTIONS:
+            found = trace(simulation, pair, question)
+            assert agrees(found.egress, question), (source, target, str(question))
+            assert agrees(found.ingress, question), (source, target, str(question))

@@ -1,0 +1,253 @@
+"""Connections judged on paper: who the ends are, what each side says, and the reason in one sentence."""
+
+import json
+
+import pytest
+
+from nfq_enforcer.policy.compiler import Enforcement
+from nfq_enforcer.policy.loader import gather, parse
+from nfq_enforcer.policy.probes import ProbeFile
+from nfq_enforcer.policy.simulation import Answer, Simulation
+
+ENDPOINTS = """
+---
+apiVersion: nfq-enforcer.io/v1
+kind: Endpoint
+metadata: {name: web, labels: {app: web}}
+spec: {ips: [10.0.0.1, "fd00::1"]}
+---
+apiVersion: nfq-enforcer.io/v1
+kind: Endpoint
+metadata: {name: db, labels: {app: db}}
+spec: {ips: [10.0.0.2, "fd00::2", 10.0.9.2], ports: [{name: sql, port: 5432}]}
+---
+apiVersion: nfq-enforcer.io/v1
+kind: Endpoint
+metadata: {name: six, labels: {app: six}}
+spec: {ips: ["fd00::6"]}
+"""
+PORTS = "toPorts: [{ports: [{port: '80', protocol: TCP}]}]"
+WEB, DB = "[{matchLabels: {app: web}}]", "[{matchLabels: {app: db}}]"
+
+
+def policy(body: str, name: str = "p", app: str = "db") -> str:
+    return (
+        "\n---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\n"
+        f"metadata: {{name: {name}}}\nspec: {{endpointSelector: {{matchLabels: {{app: {app}}}}}, {body}}}\n"
+    )
+
+
+def simulate(*policies: str, mode: Enforcement = Enforcement.AUTO, allow_localhost: bool = True) -> Simulation:
+    documents = parse(ENDPOINTS + "".join(policies), "f")
+    return Simulation(gather(one.document for one in documents), mode, allow_localhost=allow_localhost)
+
+
+def ask(simulation: Simulation, source: str, target: str, **probe: object) -> Answer:
+    asked = {"from": source, "to": target, **({} if "protocol" in probe else {"port": 80}), **probe}
+    return simulation.judge_probe(ProbeFile(json.dumps([asked]), "p").probes[0])
+
+
+def test_both_sides_are_judged_and_name_their_rules() -> None:
+    simulation = simulate(
+        policy(f"ingress: [{{fromEndpoints: {WEB}, {PORTS}}}]", "in"),
+        policy(f"egress: [{{toEndpoints: {DB}}}]", "out", "web"),
+    )
+
+    assert ask(simulation, "default/web", "default/db").as_data() == {
+        "verdict": "allow",
+        "egress": {"verdict": "allow", "rules": ["default/out egress[0]"]},
+        "ingress": {"verdict": "allow", "rules": ["default/in ingress[0]"]},
+        "reason": "default/out egress[0] opens egress of default/web; "
+        "default/in ingress[0] opens ingress of default/db",
+    }
+
+
+def test_what_no_rule_opens_names_the_documents_that_closed_it() -> None:
+    simulation = simulate(
+        *(policy(f"ingress: [{{fromEndpoints: {WEB}, {PORTS}}}]", f"p{number}") for number in range(5)),
+        policy(f"egress: [{{toEndpoints: {WEB}}}]", "out", "web"),
+    )
+
+    answer = ask(simulation, "default/six", "default/db", port=22)
+
+    assert (answer.verdict, answer.egress.allowed, answer.ingress.rules) == ("deny", False, ())
+    assert answer.reason == (
+        "egress of default/six is closed by default/out, and no rule opens 22/TCP to default/db; "
+        "ingress of default/db is closed by default/p0, default/p1, default/p2 and 2 more, "
+        "and no rule opens 22/TCP from default/six"
+    )
+
+
+def test_a_deny_rule_is_named() -> None:
+    answer = ask(simulate(policy("ingressDeny: [{fromEntities: [world]}]")), "ip:192.0.2.1", "default/db")
+
+    assert (answer.verdict, list(map(str, answer.ingress.rules))) == ("deny", ["default/p ingressDeny[0]"])
+    assert answer.reason == "default/p ingressDeny[0] denies 80/TCP from 192.0.2.1 (ingress of default/db)"
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"),
+    [
+        (Enforcement.NEVER, "nothing closes egress of default/web; nothing closes ingress of default/db"),
+        (
+            Enforcement.ALWAYS,
+            "egress of default/web is closed by enforcement mode always, and no rule opens 80/TCP to default/db; "
+            "ingress of default/db is closed by enforcement mode always, and no rule opens 80/TCP from default/web",
+        ),
+    ],
+)
+def test_a_mode_that_opens_or_closes_everything_is_named(mode: Enforcement, reason: str) -> None:
+    assert ask(simulate(mode=mode), "default/web", "default/db").reason == reason
+
+
+def test_an_endpoint_is_never_cut_off_from_itself() -> None:
+    answer = ask(simulate(mode=Enforcement.ALWAYS), "default/web", "ip:fd00::1")
+
+    assert (answer.verdict, answer.reason) == ("allow", "an endpoint cannot be cut off from itself")
+
+
+def test_between_two_ends_that_are_no_endpoints_no_policy_applies() -> None:
+    answer = ask(simulate(mode=Enforcement.ALWAYS), "reserved:world", "ip:192.0.2.1")
+
+    assert (answer.verdict, answer.reason) == ("allow", "neither end is an endpoint, so no policy applies")
+
+
+def test_the_host_reaches_its_endpoints_unless_policy_is_to_say() -> None:
+    closed, denied = policy("ingress: [{}]"), policy("ingressDeny: [{fromEntities: [host]}]", "deny")
+
+    always = ask(simulate(closed), "reserved:host", "default/db")
+    asked = ask(simulate(closed, allow_localhost=False), "reserved:host", "default/db")
+
+    assert (always.verdict, always.reason) == ("allow", "the host may reach the endpoints it runs (allow-localhost)")
+    assert asked.verdict == "deny"
+    assert ask(simulate(denied), "reserved:host", "default/db").verdict == "deny"
+
+
+def test_an_address_is_the_endpoint_that_has_it() -> None:
+    simulation = simulate(policy(f"ingress: [{{fromEndpoints: {WEB}}}]"))
+
+    assert ask(simulation, "ip:10.0.0.1", "default/db").verdict == "allow"
+    assert (
+        ask(simulation, "ip:fd00:0::1", "ip:10.0.9.2").ingress.rules
+        == ask(simulation, "default/web", "default/db").ingress.rules
+    )
+    assert ask(simulation, "ip:10.0.0.9", "default/db").verdict == "deny"
+
+
+@pytest.mark.parametrize(
+    ("block", "verdicts"),
+    [
+        ("fromCIDR: [0.0.0.0/0]", ["allow", "allow", "deny", "deny"]),
+        ("fromCIDR: ['::/0']", ["deny", "deny", "allow", "deny"]),
+        ("fromCIDRSet: [{cidr: 0.0.0.0/0, except: [192.0.2.0/24]}]", ["deny", "allow", "deny", "deny"]),
+        ("fromCIDR: [192.0.2.0/24]", ["allow", "deny", "deny", "deny"]),
+        ("fromEntities: [world]", ["allow", "allow", "allow", "deny"]),
+    ],
+)
+def test_the_world_is_every_address_outside(block: str, verdicts: list[str]) -> None:
+    simulation = simulate(policy(f"ingress: [{{{block}}}]"))
+
+    sources = ("ip:192.0.2.1", "reserved:world", "ip:2001:db8::1", "default/web")
+
+    assert [ask(simulation, source, "default/db").verdict for source in sources] == verdicts
+
+
+def test_an_ip_block_of_kubernetes_means_the_world_and_whoever_has_the_address() -> None:
+    block = "ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]"
+    simulation = simulate(
+        f"\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: k}}\n"
+        f"spec: {{podSelector: {{}}, {block}}}\n"
+    )
+
+    asked = {"default/web": "IPv4", "reserved:world": "IPv4", "default/six": "IPv6", "reserved:health": "IPv4"}
+
+    assert {
+        source: ask(simulation, source, "default/db", family=family).verdict for source, family in asked.items()
+    } == {
+        "default/web": "allow",
+        "reserved:world": "allow",
+        "default/six": "deny",
+        "reserved:health": "deny",
+    }
+
+
+def test_ping_is_of_the_family_that_both_ends_have() -> None:
+    four = simulate(policy("ingress: [{icmps: [{fields: [{type: 8}]}]}]"))
+    six = simulate(policy("ingress: [{icmps: [{fields: [{type: 128, family: IPv6}]}]}]"))
+
+    def ping(simulation: Simulation, source: str, **probe: object) -> str:
+        return ask(simulation, source, "default/db", protocol="ICMP", **probe).verdict
+
+    assert [ping(one, "default/web") for one in (four, six)] == ["allow", "deny"]
+    assert [ping(one, "default/six") for one in (four, six)] == ["deny", "allow"]
+    assert [ping(one, "default/web", family="IPv6") for one in (four, six)] == ["deny", "allow"]
+    assert [ping(one, "default/web", icmp={"type": 8, "family": "IPv6"}) for one in (four, six)] == ["deny", "deny"]
+
+
+def test_a_named_port_is_the_destinations() -> None:
+    named = "toPorts: [{ports: [{port: sql, protocol: TCP}]}]"
+    simulation = simulate(policy(f"egress: [{{toEndpoints: [{{}}], {named}}}]", app="web"))
+
+    assert [ask(simulation, "default/web", "default/db", port=port).verdict for port in (5432, 80)] == ["allow", "deny"]
+    assert ask(simulation, "default/web", "default/six", port=5432).verdict == "deny"
+
+
+REQUESTS = policy(
+    f"ingress: [{{fromEndpoints: {WEB}, toPorts: [{{ports: [{{port: '80', protocol: TCP}}], "
+    "rules: {http: [{method: GET, path: /a}, {path: /b}]}}]}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("http", "verdict", "rules", "reason"),
+    [
+        ({"path": "/a"}, "allow", 1, "default/p ingress[0] lets GET /a pass at ingress of default/db"),
+        (
+            {"path": "/a", "method": "PUT"},
+            "deny",
+            0,
+            "PUT /a is no request that default/p ingress[0] lists for ingress of default/db",
+        ),
+        (None, "allow", 1, "default/p ingress[0] opens ingress of default/db, but only requests that it lists pass"),
+    ],
+)
+def test_a_request_is_held_against_the_requests_that_a_rule_lists(
+    http: dict[str, str] | None, verdict: str, rules: int, reason: str
+) -> None:
+    answer = ask(simulate(REQUESTS), "default/web", "default/db", **({"http": http} if http else {}))
+
+    assert (answer.verdict, len(answer.ingress.rules), answer.filtered) == (verdict, rules, http is None)
+    assert answer.reason == f"nothing closes egress of default/web; {reason}" if answer.allowed else reason
+
+
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        (
+            "default/dbb",
+            "did you mean default/db? allowed: NAMESPACE/NAME of an endpoint, ip:ADDRESS or ",
+        ),
+        ("db", "did you mean default/db? allowed: "),
+        ("reserved:wrld", "did you mean reserved:world? allowed: "),
+        ("#", "'#' is nobody that the documents know; allowed: "),
+        ("ip:fe80::1%eth0", "'fe80::1%eth0' is not an address; allowed: ip: and an IPv4 or IPv6 address"),
+        ("ip:10.0.0", "'10.0.0' is not an address; allowed: ip: and an IPv4 or IPv6 address"),
+    ],
+)
+def test_a_reference_to_nobody_is_refused_with_names_that_are_close(reference: str, told: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        simulate().end(reference)
+
+    assert told in str(caught.value)
+
+
+def test_a_policy_of_nodes_is_asked_where_the_host_is_an_end() -> None:
+    nodes = (
+        "\n---\napiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: n}\n"
+        f"spec: {{nodeSelector: {{}}, ingress: [{{fromEntities: [cluster], {PORTS}}}]}}\n"
+    )
+
+    assert [ask(simulate(nodes), "default/web", "reserved:host", port=port).verdict for port in (80, 22)] == [
+        "allow",
+        "deny",
+    ]
