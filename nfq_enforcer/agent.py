@@ -31,8 +31,9 @@ from nfq_enforcer.dataplane.ruleset import Ruleset
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.observe import flow as flows
 from nfq_enforcer.observe.log import FlowLog
+from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store import replica
-from nfq_enforcer.store.memory import FolderStore
+from nfq_enforcer.store.memory import Applied, MemoryStore
 from nfq_enforcer.store.replica import NodeSettings, View
 
 _log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class Agent:
         self._config = config
         self._keep_rules = keep_rules
         self._settings = node_settings(config)
-        self._store = FolderStore(map(Path, config.documents))
+        self._store = MemoryStore(map(Path, config.documents))
         self._worker = WorkerProcess(config.first_queue, config.conntrack.max, self._on_events)
         self._families = iptables.families()
         self._rules = iptables.Rules(self._ruleset(), self._families)
@@ -70,6 +71,9 @@ class Agent:
             "status": self._status,
             "observe": self._observe,
             "endpoints": self._endpoints,
+            "policies": self._policies,
+            "apply": self._apply,
+            "delete": self._delete,
         }
         self._server = api.Server(Path(config.api.socket), methods)
         self._started = time.time()
@@ -78,7 +82,8 @@ class Agent:
         self._in_force = 0  # the revision that the worker and the rules follow
         self._lost = 0
         self._stop = asyncio.Event()
-        self._view = self._build(1)
+        self._changing = asyncio.Lock()
+        self._view = self._build(1, self._store.applied)
 
     async def run(self) -> None:
         """Judge packets until SIGTERM, SIGINT or SIGHUP; raise NfqError if that cannot begin."""
@@ -112,9 +117,9 @@ class Agent:
             {name: mtu(name) for name in self._settings.cluster_interfaces},
         )
 
-    def _build(self, revision: int) -> View:
+    def _build(self, revision: int, applied: Applied) -> View:
         nodes = {self._settings.name: self._settings.addresses}
-        return replica.build(self._store.load(), self._settings, revision, nodes)
+        return replica.build(self._store.load(applied), self._settings, revision, nodes)
 
     async def _keep_in_step(self) -> None:
         """Look for changed documents until told to stop."""
@@ -127,21 +132,23 @@ class Agent:
 
     async def _reload(self) -> None:
         """Enforce the documents as they are now; if they are not right, leave all as it is and say so."""
-        revision = self._view.snapshot.revision
         try:
-            view = await asyncio.to_thread(self._build, revision + 1)
+            await self._adopt(self._store.applied)
         except BadInput as error:
             self._refused, self._unfinished = (time.time(), str(error)), False
-            _log.error("documents refused, revision %d stays in force: %s", revision, error)
-            return
-        self._refused, self._view = None, view
-        try:
+            _log.error("documents refused, revision %d stays in force: %s", self._in_force, error)
+        except NfqError as error:
+            _log.error("revision %d is not in force everywhere, trying again: %s", self._view.snapshot.revision, error)
+
+    async def _adopt(self, applied: Applied) -> None:
+        """Put the documents in force, with these applied; raise BadInput, and change nothing, if they are not right."""
+        async with self._changing:
+            view = await asyncio.to_thread(self._build, self._view.snapshot.revision + 1, applied)
+            self._refused, self._view, self._store.applied = None, view, applied
+            self._unfinished = True
             await self._put_in_force(view.snapshot)
             self._unfinished = False
             _log.info("revision %d is in force", view.snapshot.revision)
-        except NfqError as error:
-            self._unfinished = True
-            _log.error("revision %d is not in force everywhere, trying again: %s", view.snapshot.revision, error)
 
     async def _put_in_force(self, snapshot: Snapshot) -> None:
         """Take packets of endpoints that are gone off the queue, judge by the new snapshot, then queue new ones."""
@@ -224,6 +231,35 @@ class Agent:
                     yield flows.render_lost(lost)
                 if wanted in (None, logged.event.verdict):
                     yield logged.render(self._settings.name)
+
+    async def _policies(self, _params: api.Params) -> list[dict[str, Any]]:
+        return [
+            {
+                "kind": policy.kind,
+                "namespace": policy.namespace,
+                "name": policy.name,
+                "origin": policy.origin,
+                "document": policy.written,
+            }
+            for policy in self._view.documents.policies
+        ]
+
+    async def _apply(self, params: api.Params) -> dict[str, Any]:
+        """Take files of documents, all or nothing; return when they are in force."""
+        try:
+            files = [File(str(name), str(text)) for name, text in params["files"]]
+        except (KeyError, TypeError, ValueError):
+            raise BadInput("files must be a list of pairs: a name, and the text of the documents") from None
+        before, applied = self._store.applied, self._store.with_files(files)
+        await self._adopt(applied)
+        new = [one.document for key, one in applied.items() if before.get(key) is not one]
+        return {"revision": self._in_force, "documents": ["/".join(filter(None, document.key)) for document in new]}
+
+    async def _delete(self, params: api.Params) -> dict[str, Any]:
+        """Take back an applied policy; return when it is out of force."""
+        namespace, name = str(params.get("namespace", "")), str(params.get("name", ""))
+        await self._adopt(self._store.without(namespace, name, self._view.documents))
+        return {"revision": self._in_force}
 
     async def _endpoints(self, _params: api.Params) -> list[dict[str, Any]]:
         return [

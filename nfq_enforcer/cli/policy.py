@@ -1,4 +1,4 @@
-"""``nfq-enforcer policy``: documents, before an agent has them. Nothing here needs root or an agent."""
+"""``nfq-enforcer policy``: documents, in files (which needs neither root nor an agent) and in the agent."""
 
 import gc
 import json
@@ -13,10 +13,11 @@ import typer
 import yaml
 from rich.console import Console
 
-from nfq_enforcer import config
+from nfq_enforcer import api, config
 from nfq_enforcer.cli import tables
+from nfq_enforcer.cli.options import DEFAULT, Socket
 from nfq_enforcer.core.l7 import HttpRequest
-from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors
+from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 from nfq_enforcer.policy import loader, located
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import trace as explain
@@ -67,6 +68,63 @@ def validate(
     """Say whether an agent would take these documents, all together; name every mistake with its place."""
     documents = loader.load(paths)
     print(f"valid: {len(documents.policies)} policies, {len(documents.endpoints)} endpoints")
+
+
+@app.command()
+def load(
+    paths: Annotated[list[Path], typer.Argument(help="Files and folders of documents.")],
+    socket: Socket = DEFAULT,
+) -> None:
+    """Give documents to the agent, all or nothing; returns when they are in force. They last as long as the agent."""
+    taken = api.call(socket, "apply", files=loader.read(paths))
+    for name in taken["documents"]:
+        print(f"{name} applied")
+    print(f"revision {taken['revision']} is in force")
+
+
+@app.command("list")
+def list_policies(output: Output = None, socket: Socket = DEFAULT) -> None:
+    """List the policies that the agent enforces, and where each comes from."""
+    policies = api.call(socket, "policies")
+    form = _format(output)
+    if form is Format.TABLE:
+        Console().print(tables.policies(policies))
+    else:
+        _print_data(policies, form)
+
+
+@app.command()
+def get(
+    name: Annotated[str, typer.Argument(help="NAMESPACE/NAME; NAME alone of one for the whole cluster.")],
+    output: Annotated[Format, typer.Option("--output", "-o", help="yaml or json.")] = Format.YAML,
+    socket: Socket = DEFAULT,
+) -> None:
+    """Print a policy's document as the agent has it."""
+    policies = api.call(socket, "policies")
+    found = [one["document"] for one in policies if (one["namespace"], one["name"]) == _split(name)]
+    if not found:
+        known = ", ".join(sorted(f"{one['namespace']}/{one['name']}".lstrip("/") for one in policies))
+        raise NfqError(f"there is no policy {name}; there are: {known or 'none'}")
+    if output is Format.JSON:
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+    else:
+        print(yaml.safe_dump_all(found, sort_keys=False), end="")
+
+
+@app.command()
+def delete(
+    name: Annotated[str, typer.Argument(help="NAMESPACE/NAME; NAME alone of one for the whole cluster.")],
+    socket: Socket = DEFAULT,
+) -> None:
+    """Take back a policy that 'policy load' gave; one that the agent has from a file is removed there."""
+    namespace, plain = _split(name)
+    taken = api.call(socket, "delete", namespace=namespace, name=plain)
+    print(f"{name} deleted; revision {taken['revision']} is in force")
+
+
+def _split(name: str) -> tuple[str, str]:
+    namespace, _, plain = name.rpartition("/")
+    return namespace, plain
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """What ``nfq-enforcer policy`` shows on a terminal: verdicts in green and red, reasons beside them."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -63,6 +64,14 @@ def diff(changes: Iterable[Change]) -> Table:
         ports = "\n".join(in_words(change.spans))
         old, new = (Text(state, _STYLE[state != "deny"]) for state in (change.old, change.new))
         table.add_row(change.source, change.target, ports, old, new, change.reason)
+    return table
+
+
+def policies(listed: Iterable[Mapping[str, Any]]) -> Table:
+    """Return the policies that an agent has, and where they come from."""
+    table = Table("NAMESPACE", "NAME", "KIND", Column("FROM", overflow="fold"), box=box.SIMPLE_HEAD)
+    for one in listed:
+        table.add_row(*(Text(one[field]) for field in ("namespace", "name", "kind", "origin")))
     return table
 
 

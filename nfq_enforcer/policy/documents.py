@@ -6,6 +6,7 @@ is worse than one that is not loaded. Descriptive metadata, as ``kubectl get -o 
 no effect.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
@@ -50,13 +51,14 @@ class Metadata(ClusterMetadata):
 
 
 class Document(Part):
-    """Any document; ``origin`` says where it was read."""
+    """Any document; ``origin`` says where it was read, ``written`` is the data as it stood there."""
 
     api_version: str
     kind: str
     metadata: ClusterMetadata
     status: object = None
     _origin: str = PrivateAttr("")
+    _written: Mapping[str, object] = PrivateAttr(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -73,9 +75,20 @@ class Document(Part):
         """Return ``file:line`` of where it begins; empty if it was not read from a file."""
         return self._origin
 
-    def at(self, origin: str) -> None:
-        """Note where it was read; to be called once, by who reads it."""
+    @property
+    def written(self) -> Mapping[str, object]:
+        """Return the data it was made of; empty if it was not read from a file."""
+        return self._written
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Return kind, namespace and name: what no two documents share."""
+        return self.kind, self.namespace, self.name
+
+    def at(self, origin: str, written: Mapping[str, object]) -> None:
+        """Note where it was read, and what; to be called once, by who reads it."""
         self._origin = origin
+        self._written = written
 
 
 class EndpointMetadata(Metadata):

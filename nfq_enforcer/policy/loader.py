@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from stat import S_ISREG
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from nfq_enforcer.core.labels import DEFAULT_SOURCE, Label, Labels
 from nfq_enforcer.errors import DocumentError, DocumentErrors
@@ -23,6 +23,17 @@ from nfq_enforcer.policy.validation import Items, Part, unknown, validate
 
 SUFFIXES = frozenset((".yaml", ".yml", ".json"))
 PROBES = ".probes.json"  # what lies beside documents and is none
+
+
+Key = tuple[str, str, str]
+"""Kind, namespace and name of a document."""
+
+
+class File(NamedTuple):
+    """A file of documents, read and not yet understood."""
+
+    name: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -47,15 +58,31 @@ class Parsed:
         return self.source.error(self.base + path, message)
 
 
-def load(paths: Iterable[Path]) -> Documents:
-    """Return the documents of files and folders; raise DocumentErrors with all that is wrong with any of them."""
-    files, errors = _attempt(_files, paths)
-    once: dict[str, Path] = {}  # a file may be given beside its folder
-    for file in files:
-        once.setdefault(os.path.realpath(file), file)
-    parsed, more = _attempt(_parse_file, once.values())
+def load(paths: Iterable[Path], applied: Iterable[Parsed] = ()) -> Documents:
+    """Return the documents of files and folders, and those ``applied`` beside them.
+
+    Raise DocumentErrors with all that is wrong with any of them.
+    """
+    found, errors = _found(paths)
+    parsed, more = _attempt(lambda path: _parse_file(_read_file(path)), found)
+    parsed += applied
     _raise_any([*errors, *more, *_conflicts(parsed)])
     return gather(one.document for one in parsed)
+
+
+def read(paths: Iterable[Path]) -> list[File]:
+    """Return every file of documents that ``load`` would read; raise DocumentErrors for those that cannot be."""
+    found, errors = _found(paths)
+    files, more = _attempt(lambda path: [_read_file(path)], found)
+    _raise_any([*errors, *more])
+    return files
+
+
+def parse_all(files: Iterable[File]) -> list[Parsed]:
+    """Return the documents of files that belong together; raise DocumentErrors for all that is wrong with any."""
+    parsed, errors = _attempt(_parse_file, files)
+    _raise_any([*errors, *_conflicts(parsed)])
+    return parsed
 
 
 def gather(documents: Iterable[Document]) -> Documents:
@@ -119,6 +146,14 @@ def _raise_any(errors: list[DocumentError]) -> None:
         raise DocumentErrors(errors)
 
 
+def _found(paths: Iterable[Path]) -> tuple[Iterable[Path], list[DocumentError]]:
+    found, errors = _attempt(_files, paths)
+    once: dict[str, Path] = {}  # a file may be given beside its folder
+    for path in found:
+        once.setdefault(os.path.realpath(path), path)
+    return once.values(), errors
+
+
 def _files(path: Path) -> list[Path]:
     if not _is_folder(path):
         return [path]
@@ -143,14 +178,17 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _parse_file(path: Path) -> list[Parsed]:
+def _read_file(path: Path) -> File:
     try:
         if not S_ISREG(path.stat().st_mode):
             raise DocumentError(str(path), "neither a file nor a folder")
-        text = located.decode(path.read_bytes(), str(path))
+        return File(str(path), located.decode(path.read_bytes(), str(path)))
     except OSError as error:
         raise _unreadable(str(path), error) from None
-    return parse(text, str(path))
+
+
+def _parse_file(file: File) -> list[Parsed]:
+    return parse(file.text, file.name)
 
 
 def _unreadable(path: str, error: OSError) -> DocumentError:
@@ -182,7 +220,7 @@ def _parsed(found: Found) -> list[Parsed]:
         message = f"the apiVersion of {data['kind']} is {version}, not {data.get('apiVersion')}"
         raise source.error((*base, "apiVersion"), message)
     document = validate(model, data, source, base)
-    document.at(f"{source.file}:{source.place(base).value.line}")
+    document.at(f"{source.file}:{source.place(base).value.line}", data)
     return [Parsed(document, source, base)]
 
 
@@ -203,11 +241,11 @@ _ALLOWED = ", ".join(f"{kind} ({version})" for kind, (version, _) in KINDS.items
 
 
 def _conflicts(parsed: Iterable[Parsed]) -> Iterator[DocumentError]:
-    named: dict[tuple[str, str, str], Parsed] = {}
+    named: dict[Key, Parsed] = {}
     owners: dict[Address, Parsed] = {}
     for one in parsed:
         document = one.document
-        first = named.setdefault((document.kind, document.namespace, document.name), one)
+        first = named.setdefault(document.key, one)
         if first is not one:
             yield one.error(("metadata", "name"), f"{_called(first)} is already defined in {first.document.origin}")
         elif isinstance(document, Endpoint):

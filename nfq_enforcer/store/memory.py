@@ -1,27 +1,32 @@
-"""The store of a host that works alone: files and folders of documents, and memory.
+"""The store of a host that works alone: files and folders of documents, and what is applied from the command line.
 
 Files are looked at, not listened to: a look costs a ``stat`` a file, and sees every kind of change on every file
-system, a folder that vanishes and comes back among them.
+system, a folder that vanishes and comes back among them. What is applied lives in memory, as long as the agent does.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import loader
-from nfq_enforcer.policy.loader import Documents
+from nfq_enforcer.policy.loader import Documents, File, Key, Parsed
 
 _Print = tuple[tuple[str, int, int, int], ...]
 
 
-class FolderStore:
-    """Documents in files and folders, read again when something about them has changed."""
+Applied = Mapping[Key, Parsed]
+
+
+class MemoryStore:
+    """Documents in files and folders, read again when something about them has changed, and those applied."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         """Take the files and folders; nothing is read yet."""
         self._paths = tuple(paths)
         self._seen: _Print | None = None  # at the last look
         self._loaded: _Print | None = None
+        self.applied: Applied = {}
 
     def changed(self) -> bool:
         """Look; say whether anything has changed since the last load, and has come to rest since the last look.
@@ -31,13 +36,32 @@ class FolderStore:
         before, self._seen = self._seen, self._print()
         return self._seen == before and self._seen != self._loaded
 
-    def load(self) -> Documents:
-        """Return all documents; raise BadInput with every problem, if there is one."""
+    def load(self, applied: Applied | None = None) -> Documents:
+        """Return all documents, with those applied (or these instead); raise BadInput with every problem there is."""
         self._loaded = self._print()
-        return loader.load(self._paths)
+        return loader.load(self._paths, (self.applied if applied is None else applied).values())
+
+    def with_files(self, files: Iterable[File]) -> Applied:
+        """Return what is applied once these files are too; raise BadInput for all that is wrong with them."""
+        return {**self.applied, **{one.document.key: one for one in loader.parse_all(files)}}
+
+    def without(self, namespace: str, name: str, known: Documents) -> Applied:
+        """Return what is applied once the policies of this name are not; raise BadInput where none was applied."""
+        left = {key: one for key, one in self.applied.items() if key[1:] != (namespace, name)}
+        if len(left) == len(self.applied):
+            raise BadInput(_not_applied(namespace, name, known))
+        return left
 
     def _print(self) -> _Print:
         return tuple(mark for path in self._paths for mark in _marks(path))
+
+
+def _not_applied(namespace: str, name: str, known: Documents) -> str:
+    called = f"{namespace}/{name}" if namespace else name
+    for policy in known.policies:
+        if policy.key[1:] == (namespace, name):
+            return f"policy {called} comes from {policy.origin}: remove it there"
+    return f"there is no policy {called}; 'nfq-enforcer policy list' shows those there are"
 
 
 def _marks(path: Path) -> Iterable[tuple[str, int, int, int]]:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.store.memory import FolderStore
+from nfq_enforcer.policy.loader import File
+from nfq_enforcer.store.memory import MemoryStore
 
 ENDPOINT = """
 apiVersion: nfq-enforcer.io/v1
@@ -26,19 +27,19 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def names(store: FolderStore) -> list[str]:
+def names(store: MemoryStore) -> list[str]:
     return sorted(endpoint.name for endpoint in store.load().endpoints)
 
 
-def loaded(*paths: Path) -> FolderStore:
+def loaded(*paths: Path) -> MemoryStore:
     """Return a store that has loaded its documents and looked at them since."""
-    store = FolderStore(paths)
+    store = MemoryStore(paths)
     store.load()
     store.changed()
     return store
 
 
-def change(store: FolderStore) -> list[bool]:
+def change(store: MemoryStore) -> list[bool]:
     """Look until a change has been seen and loaded, if there is one; return what each look said."""
     looks = [store.changed(), store.changed()]
     if looks[-1]:
@@ -50,9 +51,9 @@ SEEN, NOT_SEEN = [False, True, False], [False, False, False]
 
 
 def test_documents_of_files_and_folders_are_loaded(folder: Path) -> None:
-    assert names(FolderStore([folder])) == ["db", "web"]
-    assert names(FolderStore([folder / "web.yaml"])) == ["web"]
-    assert names(FolderStore([])) == []
+    assert names(MemoryStore([folder])) == ["db", "web"]
+    assert names(MemoryStore([folder / "web.yaml"])) == ["web"]
+    assert names(MemoryStore([])) == []
 
 
 def test_what_stays_as_it_is_has_not_changed(folder: Path) -> None:
@@ -60,7 +61,7 @@ def test_what_stays_as_it_is_has_not_changed(folder: Path) -> None:
 
 
 def test_what_was_never_loaded_is_to_be_loaded(folder: Path) -> None:
-    assert change(FolderStore([folder])) == SEEN
+    assert change(MemoryStore([folder])) == SEEN
 
 
 def test_a_file_that_is_written_is_seen_when_it_has_come_to_rest(folder: Path) -> None:
@@ -156,3 +157,81 @@ def test_folders_that_links_lead_to_are_neither_read_nor_looked_at(folder: Path)
 
     assert change(store) == NOT_SEEN
     assert names(store) == ["db", "web"]
+
+
+POLICY = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: closed}
+spec:
+  endpointSelector: {}
+  ingress: [{}]
+"""
+
+
+def policies(store: MemoryStore) -> list[tuple[str, str]]:
+    return [(policy.name, policy.origin) for policy in store.load().policies]
+
+
+def test_what_is_applied_stands_beside_what_is_in_files(folder: Path) -> None:
+    store = MemoryStore([folder])
+    store.applied = store.with_files([File("mine.yaml", POLICY)])
+
+    assert policies(store) == [("closed", "mine.yaml:2")]
+    assert names(store) == ["db", "web"]
+
+
+def test_what_is_applied_again_takes_the_place_of_what_was() -> None:
+    store = MemoryStore([])
+    store.applied = store.with_files([File("old.yaml", POLICY), File("other.yaml", POLICY.replace("closed", "other"))])
+    store.applied = store.with_files([File("new.yaml", POLICY)])
+
+    assert policies(store) == [("closed", "new.yaml:2"), ("other", "other.yaml:2")]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([("a.yaml", POLICY), ("b.yaml", POLICY)], "b.yaml:4:18: metadata.name: CiliumNetworkPolicy default/closed is"),
+        ([("a.yaml", POLICY.replace("ingress", "ingres"))], "a.yaml:7:3: spec.ingres: unknown field 'ingres'"),
+    ],
+)
+def test_files_are_applied_all_or_none(files: list[tuple[str, str]], message: str) -> None:
+    store = MemoryStore([])
+    with pytest.raises(BadInput, match=message):
+        store.with_files([File(*file) for file in files])
+
+    assert store.applied == {}
+
+
+def test_a_name_that_a_file_has_is_refused_with_both_places(folder: Path) -> None:
+    (folder / "policy.yaml").write_text(POLICY)
+    store = MemoryStore([folder])
+    applied = store.with_files([File("mine.yaml", POLICY)])
+
+    with pytest.raises(BadInput, match=r"mine.yaml:4:18: .*default/closed is already defined in .*policy.yaml:2"):
+        store.load(applied)
+
+
+def test_what_was_applied_can_be_taken_back() -> None:
+    store = MemoryStore([])
+    store.applied = store.with_files([File("mine.yaml", POLICY)])
+
+    assert store.without("default", "closed", store.load()) == {}
+
+
+def test_what_comes_from_a_file_is_to_be_removed_there(folder: Path) -> None:
+    (folder / "policy.yaml").write_text(POLICY)
+    store = MemoryStore([folder])
+
+    with pytest.raises(BadInput, match=r"policy default/closed comes from .*policy.yaml:2: remove it there"):
+        store.without("default", "closed", store.load())
+
+
+@pytest.mark.parametrize(("namespace", "name", "called"), [("", "closed", "closed"), ("shop", "closed", "shop/closed")])
+def test_nobody_takes_back_what_is_not_there(namespace: str, name: str, called: str) -> None:
+    store = MemoryStore([])
+    store.applied = store.with_files([File("mine.yaml", POLICY)])
+
+    with pytest.raises(BadInput, match=f"there is no policy {called}; 'nfq-enforcer policy list' shows"):
+        store.without(namespace, name, store.load())

@@ -1,0 +1,132 @@
+"""Example policies and the policy commands, on real traffic: what the matrix foretells is what happens."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nfq_enforcer.core.packet import ICMP, ICMPV6
+from nfq_enforcer.errors import BadInput
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.policy import loader
+from nfq_enforcer.policy.ports import PROTOCOLS, Question
+from nfq_enforcer.policy.simulation import Simulation
+from nfq_enforcer.store import replica
+from nfq_enforcer.store.replica import NodeSettings
+from tests.labs import ENDPOINTS, FRONT_TO_BACK, Attempt, Policies, dropped, expect, outcomes, passes, run_in
+
+EXAMPLES = Path("policies")
+WAYS = ("80/TCP", "443/TCP", "8080/TCP", "53/UDP", "ping")
+WORLD = "world"
+
+
+def enforceable(example: Path) -> bool:
+    """Say whether an agent would take it; rules for a proxy and for hosts are refused as yet."""
+    documents = loader.load([example])
+    try:
+        replica.build(documents, NodeSettings("n"), 1, {})
+    except BadInput:
+        return False
+    return bool(documents.policies)
+
+
+def examples() -> list[Path]:
+    return [file for file in sorted(EXAMPLES.glob("*.yaml")) if enforceable(file)]
+
+
+def foretold(lab: Lab, *files: Path) -> dict[Attempt, str]:
+    """Return what the matrix says of everybody's attempts to reach every endpoint of the lab."""
+    simulation = Simulation(loader.load([lab.documents / "endpoints.yaml", *files]))
+    return {
+        attempt: "ok" if verdict(lab, simulation, attempt) else "timeout"
+        for attempt in expect("", (*ENDPOINTS, WORLD), ENDPOINTS, WAYS)
+    }
+
+
+def verdict(lab: Lab, simulation: Simulation, attempt: Attempt) -> bool:
+    source, target = (f"ip:{lab.address(host, attempt.family)}" for host in (attempt.source, attempt.target))
+    pair = simulation.pair(source, target, "IPv4" if attempt.family == 4 else "IPv6")
+    return simulation.judge(pair, question(attempt)).allowed
+
+
+def question(attempt: Attempt) -> Question:
+    if attempt.way == "ping":
+        return Question(ICMP, 8) if attempt.family == 4 else Question(ICMPV6, 128)
+    port, _, protocol = attempt.way.partition("/")
+    return Question(PROTOCOLS[protocol], int(port))
+
+
+def test_there_are_enough_examples_for_the_lab() -> None:
+    assert len(examples()) >= 10
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda example: example.stem)
+async def test_real_traffic_fares_as_the_matrix_foretells(guarded: Lab, policies: Policies, example: Path) -> None:
+    expected = foretold(guarded, example)
+    await policies.apply("example", example.read_text())
+
+    assert await outcomes(guarded, expected) == expected
+
+
+class TestCommands:
+    def ask(self, lab: Lab, *arguments: str) -> str:
+        program = (sys.executable, "-m", "nfq_enforcer.cli", "policy")
+        return run_in(lab, "n2", *program, *arguments, "--socket", str(lab.nodes["n2"].socket))
+
+    async def test_a_policy_is_loaded_listed_shown_and_deleted(self, guarded: Lab, tmp_path: Path) -> None:
+        file = tmp_path / "mine.yaml"
+        file.write_text(FRONT_TO_BACK)
+        closed = passes(["front1"], ["back2"]) | dropped(["db3", "world"], ["back2"])
+        open_again = passes(["front1", "db3", "world"], ["back2"])
+
+        assert "CiliumNetworkPolicy/default/front-to-back applied\n" in self.ask(guarded, "load", str(file))
+        assert await outcomes(guarded, closed) == closed
+
+        listed = json.loads(self.ask(guarded, "list", "-o", "json"))
+        assert [(one["namespace"], one["name"], one["origin"]) for one in listed] == [
+            ("default", "front-to-back", f"{file}:2")
+        ]
+        shown = tmp_path / "shown.yaml"
+        shown.write_text(self.ask(guarded, "get", "default/front-to-back"))
+        (was,), (given,) = loader.load([file]).policies, loader.load([shown]).policies
+        assert (given.key, given.written) == (was.key, was.written)
+
+        assert "default/front-to-back deleted; revision " in self.ask(guarded, "delete", "default/front-to-back")
+        assert await outcomes(guarded, open_again) == open_again
+        assert json.loads(self.ask(guarded, "list", "-o", "json")) == []
+
+    @pytest.mark.parametrize(
+        ("arguments", "status", "sentence"),
+        [
+            (["load", "FILE"], 2, "mine.yaml:3:14: spec.ingres: unknown field 'ingres'"),
+            (["delete", "default/nobody"], 2, "there is no policy default/nobody; 'nfq-enforcer policy list' shows"),
+            (["delete", "default/from-a-file"], 2, "policy default/from-a-file comes from "),
+            (["get", "default/nobody"], 1, "there is no policy default/nobody; there are: default/from-a-file"),
+        ],
+    )
+    async def test_what_cannot_be_done_is_one_sentence_and_changes_nothing(
+        self, guarded: Lab, policies: Policies, tmp_path: Path, arguments: list[str], status: int, sentence: str
+    ) -> None:
+        await policies.apply("file", FRONT_TO_BACK.replace("front-to-back", "from-a-file"))
+        file = tmp_path / "mine.yaml"
+        file.write_text(
+            "{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: wrong}, spec: {\n"
+            "  endpointSelector: {}, ingress: [{}],\n             ingres: []}}\n"
+        )
+        node = guarded.nodes["n2"]
+        before = node.status()["revision"]
+
+        command = [str(file) if argument == "FILE" else argument for argument in arguments]
+        done = subprocess.run(
+            [sys.executable, "-m", "nfq_enforcer.cli", "policy", *command, "--socket", str(node.socket)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        assert (done.returncode, done.stdout) == (status, "")
+        assert sentence in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert node.status()["revision"] == before
