@@ -56,7 +56,7 @@ def rule(endpoint: str, direction: Direction, number: int) -> RuleRef:
     return RuleRef("CiliumNetworkPolicy", "default", endpoint, direction, number)
 
 
-def _policy(endpoint: str, direction: Direction, side: Side, denied: Side) -> PolicyMap:
+def _policy(endpoint: str, direction: Direction, side: Side, denied: Side, closed_by: str) -> PolicyMap:
     allowed = side.get(endpoint)
     entries = _entries(allowed or (), lambda number: Entry((rule(endpoint, direction, number),)))
     entries |= _entries(
@@ -64,7 +64,7 @@ def _policy(endpoint: str, direction: Direction, side: Side, denied: Side) -> Po
     )
     if allowed is None:
         return PolicyMap(entries, enforced=False)
-    return PolicyMap(entries, enforced=True, enforced_by=(rule(endpoint, direction, 99),))
+    return PolicyMap(entries, enforced=True, enforced_by=(rule(endpoint, direction, 99)._replace(kind=closed_by),))
 
 
 def _entries(keys: Allowed, entry: Callable[[int], Entry]) -> dict[PolicyKey, Entry]:
@@ -96,6 +96,7 @@ class Node:
         egress: Side | None = None,
         deny_ingress: Side | None = None,
         deny_egress: Side | None = None,
+        closed_by: str = "CiliumNetworkPolicy",
         **changed: Any,
     ) -> Snapshot:
         endpoints = {}
@@ -104,8 +105,8 @@ class Node:
                 f"default/{name}",
                 identity,
                 home,
-                _policy(name, Direction.INGRESS, ingress or {}, deny_ingress or {}),
-                _policy(name, Direction.EGRESS, egress or {}, deny_egress or {}),
+                _policy(name, Direction.INGRESS, ingress or {}, deny_ingress or {}, closed_by),
+                _policy(name, Direction.EGRESS, egress or {}, deny_egress or {}, closed_by),
             )
             endpoints.update({packed(getattr(at, name)): here for at in FAMILIES})
         fields: dict[str, Any] = {

@@ -82,13 +82,14 @@ def _refusal(
 ) -> DropReason | None:
     """Return why a side refuses, None if it does not.
 
-    The host's own openings to its endpoints only heed deny rules, if the node is told so. An entry that lets some
-    requests pass and not others is for a proxy to apply; without one it lets nothing pass.
+    The host's own openings to its endpoints only heed deny rules, if the node is told so, or if nothing closes them to
+    the host. An entry that lets some requests pass and not others is for a proxy to apply; without one it lets nothing
+    pass.
     """
     if outcome.denied:
         return DropReason.POLICY_DENY
-    exempt = direction is Direction.INGRESS and opening.source == HOST and snapshot.allow_localhost
-    if exempt or not policy.enforced:
+    from_host = direction is Direction.INGRESS and opening.source == HOST
+    if not policy.enforced or (from_host and (snapshot.allow_localhost or not policy.closes_host)):
         return None
     if answers:
         return DropReason.CT_NO_MATCH

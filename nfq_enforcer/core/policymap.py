@@ -100,13 +100,14 @@ class PolicyMap:
 
     ``enforced``: whether what no entry allows is dropped; ``enforced_by``: the rules that brought this about (none
     where the mode did). ``entries``: what rules say of each key. ``can_refuse``: whether anything can be refused at
-    all: a deny rule holds whether the map is enforced or not.
+    all: a deny rule holds whether the map is enforced or not. ``closes_host``: whether an endpoint is closed to its own
+    host too, which a Kubernetes NetworkPolicy never does.
 
     What entries come to together is worked out once for each set of them, so a look-up costs the same however many
     rules an entry names.
     """
 
-    __slots__ = ("_masks", "_outcomes", "can_refuse", "enforced", "enforced_by", "entries")
+    __slots__ = ("_masks", "_outcomes", "can_refuse", "closes_host", "enforced", "enforced_by", "entries")
 
     def __init__(
         self,
@@ -119,6 +120,7 @@ class PolicyMap:
         self.entries = entries
         self.enforced = enforced
         self.enforced_by = enforced_by
+        self.closes_host = enforced and (not enforced_by or any(rule.kind != "NetworkPolicy" for rule in enforced_by))
         self.can_refuse = enforced or any(entry.denied_by for entry in entries.values())
         shapes = {(key.proto, key.bits) for key in entries if key.proto}
         self._masks: dict[int, tuple[tuple[int, int], ...]] = {

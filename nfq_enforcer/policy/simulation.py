@@ -239,16 +239,23 @@ class Simulation:
         chosen: Family = family or ("IPv4" if source.speaks("IPv4") and target.speaks("IPv4") else "IPv6")
         source, target = self._outside(source, chosen), self._outside(target, chosen)
         itself = source.name == target.name and source.maps is not None
-        exempt = source.identity == HOST and self._allow_localhost
-        excused = "the host may reach the endpoints it runs (allow-localhost)" if exempt else ""
         egress = source.maps.egress if source.maps and not itself else None
         ingress = target.maps.ingress if target.maps and not itself else None
+        excused = self._excuse(source, ingress)
         return Pair(
             chosen,
             Facing(Direction.EGRESS, source, egress, target, self._also(target, chosen)),
             Facing(Direction.INGRESS, target, ingress, source, self._also(source, chosen), excused),
             itself,
         )
+
+    def _excuse(self, source: End, ingress: PolicyMap | None) -> str:
+        """Return why ingress only heeds deny rules; empty if it heeds all of them."""
+        if source.identity != HOST or ingress is None or not ingress.enforced:
+            return ""
+        if self._allow_localhost:
+            return "the host may reach the endpoints it runs (allow-localhost)"
+        return "" if ingress.closes_host else "a NetworkPolicy closes no endpoint to its own host"
 
     def _also(self, end: End, family: Family) -> tuple[Identity, ...]:
         address = end.address(family)

@@ -392,6 +392,13 @@ def test_the_host_is_held_to_policy_where_the_node_says_so(node: Node, at: Addre
     assert refused(node.send(syn(at.host, at.db), VETH_DB)) is DropReason.POLICY_DENIED
 
 
+def test_a_network_policy_closes_no_endpoint_to_its_host(node: Node, at: Addresses) -> None:
+    node.load(ingress=CLOSED, allow_localhost=False, closed_by="NetworkPolicy")
+
+    assert accepted(node.send(syn(at.host, at.web), VETH_WEB))
+    assert refused(node.forward(syn(at.world, at.web), WAN0, VETH_WEB)) is DropReason.POLICY_DENIED
+
+
 def test_an_endpoint_needs_a_rule_to_reach_the_host(node: Node, at: Addresses) -> None:
     node.load(egress={"web": NOBODY})
 

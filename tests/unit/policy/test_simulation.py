@@ -123,6 +123,21 @@ def test_the_host_reaches_its_endpoints_unless_policy_is_to_say() -> None:
     assert ask(simulate(denied), "reserved:host", "default/db").verdict == "deny"
 
 
+def test_a_network_policy_closes_no_endpoint_to_its_host() -> None:
+    plain = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: plain}
+spec: {podSelector: {}}
+"""
+    alone = ask(simulate(plain, allow_localhost=False), "reserved:host", "default/db")
+    beside = ask(simulate(plain, policy("ingress: [{}]"), allow_localhost=False), "reserved:host", "default/db")
+
+    assert (alone.verdict, alone.reason) == ("allow", "a NetworkPolicy closes no endpoint to its own host")
+    assert ask(simulate(plain, allow_localhost=False), "reserved:world", "default/db").verdict == "deny"
+    assert beside.verdict == "deny"
+
+
 def test_an_address_is_the_endpoint_that_has_it() -> None:
     simulation = simulate(policy(f"ingress: [{{fromEndpoints: {WEB}}}]"))
 
