@@ -10,7 +10,7 @@ import pytest
 
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import DocumentErrors
-from nfq_enforcer.policy.loader import Documents, endpoint_labels, load, parse
+from nfq_enforcer.policy.loader import Documents, File, endpoint_labels, load, parse, read
 
 POLICY = (
     "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: {}, namespace: {}}}\n"
@@ -180,3 +180,31 @@ def test_a_namespace_needs_no_document(tmp_path: Path) -> None:
             "io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name": "shop",
         }
     )
+
+
+def test_files_can_be_read_by_one_and_understood_by_another(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text("not a document")
+    (tmp_path / "a.yaml").write_text(NAMESPACE("a", ""))
+
+    assert read([tmp_path]) == [
+        File(str(tmp_path / "a.yaml"), NAMESPACE("a", "")),
+        File(str(tmp_path / "b.yaml"), "not a document"),
+    ]
+
+
+def test_what_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DocumentErrors) as caught:
+        read([tmp_path / "missing.yaml", tmp_path / "gone"])
+
+    assert [error.message for error in caught.value.errors] == ["cannot be read: No such file or directory"] * 2
+
+
+def test_a_document_keeps_what_was_written() -> None:
+    (one,) = parse(NAMESPACE("a", "team: shop"), "x.yaml")
+
+    assert one.document.key == ("Namespace", "", "a")
+    assert one.document.written == {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {"name": "a", "labels": {"team": "shop"}},
+    }

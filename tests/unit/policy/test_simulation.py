@@ -124,7 +124,7 @@ def test_the_host_reaches_its_endpoints_unless_policy_is_to_say() -> None:
 
 
 def test_a_network_policy_closes_no_endpoint_to_its_host() -> None:
-    plain = """
+    plain = """---
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: plain}
