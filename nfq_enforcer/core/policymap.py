@@ -5,7 +5,8 @@ bits that its ports share; a look-up probes each number of bits that the map has
 on how many kinds of blocks there are, not on how many rules.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.identity import ANY, Identity
@@ -67,6 +68,9 @@ def port_blocks(first: int, last: int) -> Iterable[tuple[int, int]]:
         first += size
 
 
+_SHAPE: Callable[[PolicyKey], tuple[int, int]] = attrgetter("proto", "bits")
+
+
 class L7Rule(NamedTuple):
     """What a rule lets pass of the requests on a connection, and which rule it is."""
 
@@ -122,7 +126,7 @@ class PolicyMap:
         self.enforced_by = enforced_by
         self.closes_host = enforced and (not enforced_by or any(rule.kind != "NetworkPolicy" for rule in enforced_by))
         self.can_refuse = enforced or any(entry.denied_by for entry in entries.values())
-        shapes = {(key.proto, key.bits) for key in entries if key.proto}
+        shapes = {(proto, bits) for proto, bits in set(map(_SHAPE, entries)) if proto}
         self._masks: dict[int, tuple[tuple[int, int], ...]] = {
             proto: tuple(_mask(bits) for other, bits in sorted(shapes, reverse=True) if other == proto)
             for proto, _ in shapes
@@ -132,6 +136,13 @@ class PolicyMap:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it was made of: objects have other identities in another process."""
         return _remake, (self.entries, self.enforced, self.enforced_by)
+
+    def closed_by(self, rules: tuple[RuleRef, ...], *, enforced: bool) -> "PolicyMap":
+        """Return a map of the same entries that is closed, or not, by other rules."""
+        other = PolicyMap({}, enforced=enforced, enforced_by=rules)
+        other.entries, other._masks = self.entries, self._masks
+        other.can_refuse = enforced or any(entry.denied_by for entry in self.entries.values())
+        return other
 
     def lookup(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> Outcome:
         """Return what the map says of a peer's opening to this port; of ICMP the port is the type.

@@ -9,6 +9,7 @@
 Numbers are derived as those of labels are, and have a bit that keeps them off the wire. Docs: decisions/0004.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 
 from nfq_enforcer.core.identity import LOCAL, Identity, derive
@@ -39,10 +40,41 @@ class Numbers:
         self.sites = {site: local[labels] for site, labels in sites.items()}
         self.labels = {labels: local[labels] for labels in cidrs.values()}  # by which selectors find them
 
+        self._of: dict[Block, frozenset[Identity]] = {}
+        self._sorted = {every: sorted(self._made(every), key=_place) for every in (False, True)}
+        self._places = {every: list(map(_place, networks)) for every, networks in self._sorted.items()}
+
     def of(self, block: Block) -> frozenset[Identity]:
         """Return the numbers that a block of addresses is made of."""
-        numbers = self.blocks if block.everybody else self.cidrs
-        return frozenset(number for network, number in numbers.items() if network in block)
+        found = self._of.get(block)
+        if found is None:
+            numbers = self._made(block.everybody)
+            found = self._of[block] = frozenset(numbers[net] for net in self._near(block) if net in block)
+        return found
+
+    def changed_since(self, before: "Numbers") -> set[Identity]:
+        """Return the numbers that mean something else than before, and the identities whose sites do."""
+        prefixes = {
+            number for every in (False, True) for _, number in self._made(every).items() ^ before._made(every).items()
+        }
+        return prefixes | {site[0] for site, _ in self.sites.items() ^ before.sites.items()}
+
+    def _made(self, everybody: bool) -> dict[Network, Identity]:
+        return self.blocks if everybody else self.cidrs
+
+    def _near(self, block: Block) -> list[Network]:
+        """Return the networks that begin in a block: in order of their beginnings they stand together."""
+        places = self._places[block.everybody]
+        first, last = bisect_left(places, _place(block.prefix)), bisect_right(places, _end(block.prefix))
+        return self._sorted[block.everybody][first:last]
+
+
+def _place(network: Network) -> tuple[int, int, int]:
+    return network.version, int(network.network_address), network.prefixlen
+
+
+def _end(network: Network) -> tuple[int, int, int]:
+    return network.version, int(network.broadcast_address), network.max_prefixlen
 
 
 def _prefixes(blocks: Iterable[Block], *, everybody: bool) -> set[Network]:

@@ -29,6 +29,10 @@ class Operator(StrEnum):
     DOES_NOT_EXIST = "DoesNotExist"
 
 
+_VALUED = (Operator.IN, Operator.NOT_IN)  # tuples: members of an enumeration are slow to hash
+_NEGATIVE = (Operator.NOT_IN, Operator.DOES_NOT_EXIST)
+
+
 class Requirement(NamedTuple):
     """One condition on the labels of an endpoint."""
 
@@ -40,12 +44,12 @@ class Requirement(NamedTuple):
     @property
     def negative(self) -> bool:
         """Say whether it holds where its positive twin does not."""
-        return self.operator in {Operator.NOT_IN, Operator.DOES_NOT_EXIST}
+        return self.operator in _NEGATIVE
 
     def matches(self, labels: Labels) -> bool:
         """Say whether the labels meet it."""
         found = labels.find(self.source, self.key)
-        if self.operator in {Operator.IN, Operator.NOT_IN}:
+        if self.operator in _VALUED:
             return any(label.value in self.values for label in found) is not self.negative
         return bool(found) is not self.negative
 
@@ -170,6 +174,26 @@ class SelectorIndex:
                     values = self._by_label.setdefault((source, label.key), {})
                     values.setdefault(label.value, set()).add(identity)
 
+    def updated(self, gone: Mapping[Labels, Identity], come: Mapping[Labels, Identity]) -> "SelectorIndex":
+        """Return an index without some identities and then with others; a selector that selects neither is not touched.
+
+        This one stays as it is, and the two share what is the same in both.
+        """
+        less, more = SelectorIndex(gone), SelectorIndex(come)
+        index = SelectorIndex({})
+        index._all = (self._all - less._all if gone else self._all) | more._all
+        index._by_label = dict(self._by_label)
+        for key, values in less._by_label.items():
+            left = {value: index._by_label[key][value] - found for value, found in values.items()}
+            index._by_label[key] = {value: of for value, of in (index._by_label[key] | left).items() if of}
+        for key, values in more._by_label.items():
+            had = index._by_label.get(key, {})
+            index._by_label[key] = had | {value: had.get(value, set()) | found for value, found in values.items()}
+        for selector, selected in self._selected.items():
+            lost, won = selected & less._all, more.select(selector)
+            index._selected[selector] = selected - lost | won if lost or won else selected
+        return index
+
     def select(self, selector: Selector) -> frozenset[Identity]:
         """Return the identities whose labels the selector matches."""
         selected = self._selected.get(selector)
@@ -184,6 +208,6 @@ class SelectorIndex:
 
     def _having(self, requirement: Requirement) -> frozenset[Identity]:
         by_value = self._by_label.get((requirement.source, requirement.key), {})
-        if requirement.operator in {Operator.IN, Operator.NOT_IN}:
+        if requirement.operator in _VALUED:
             return frozenset().union(*(by_value.get(value, ()) for value in requirement.values))
         return frozenset().union(*by_value.values())

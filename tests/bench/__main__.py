@@ -8,7 +8,7 @@ import platform
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import core, datapath
+from tests.bench import core, datapath, policy
 
 
 def main() -> None:
@@ -25,6 +25,11 @@ def main() -> None:
     for row in core.table(core.measure(repetitions)):
         cost.add_row(*row)
     console.print(cost)
+
+    scale = Table("policy", "median (min to max)", title=f"The compiler at scale, {repetitions} repetitions")
+    for row in policy.table(policy.measure(repetitions)):
+        scale.add_row(*row)
+    console.print(scale)
 
     path = Table(
         *("path", "measure", "no rules", "engine", "ratio"),

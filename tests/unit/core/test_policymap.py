@@ -200,3 +200,21 @@ def test_a_look_up_names_the_rules_of_an_entry_without_counting_them() -> None:
 
     assert found.lookup(WEB, TCP, 80).rules == many
     assert found.lookup(WEB, TCP, 80) is found.lookup(WEB, TCP, 80)
+
+
+def test_a_map_that_other_rules_close_has_the_same_entries() -> None:
+    deny = PolicyMap({key(WEB, TCP, 80): Entry(denied_by=(ref("no"),))}, enforced=False)
+    closed = deny.closed_by((ref("closes"),), enforced=True)
+
+    assert (closed.enforced, closed.enforced_by, closed.can_refuse) == (True, (ref("closes"),), True)
+    assert closed.entries is deny.entries
+    assert rules_that_deny(closed) == rules_that_deny(deny) == ["no"]
+    assert not closed.lookup(DB, TCP, 80).allowed
+    assert [one.can_refuse for one in (closed.closed_by((), enforced=False), PolicyMap({}, enforced=False))] == [
+        True,
+        False,
+    ]
+
+
+def rules_that_deny(policy: PolicyMap) -> list[str]:
+    return [rule.name for rule in policy.lookup(WEB, TCP, 80).rules]

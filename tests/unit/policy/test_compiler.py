@@ -8,7 +8,8 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.policymap import PORT_BITS, Entry, PolicyKey, RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, CiliumPolicy
-from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, compile_policy
+from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
+from nfq_enforcer.policy.rules import PortOf
 
 
 def labels(app: str, namespace: str = "default") -> Labels:
@@ -181,7 +182,9 @@ def test_a_policy_is_for_its_own_namespace_and_a_clusterwide_one_for_all() -> No
 def test_endpoints_with_equal_labels_share_their_maps() -> None:
     compiled = compile_policy([INGRESS_FOR_DB], IDENTITIES, Enforcement.AUTO)
 
-    assert compiled.maps_for(labels("db")) is compiled.maps_for(labels("db"))
+    one, other = compiled.maps_for(labels("db")), compiled.maps_for(labels("db"))
+    assert one.ingress is other.ingress
+    assert one.egress is other.egress
 
 
 def test_endpoints_under_one_rule_share_its_entries() -> None:
@@ -190,3 +193,166 @@ def test_endpoints_under_one_rule_share_its_entries() -> None:
     (web, *_), (db, *_) = compiled.maps_for(WEB).ingress.entries, compiled.maps_for(DB).ingress.entries
 
     assert web is db
+
+
+# --- changes ---
+
+FOR_WEB = policy("{endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{}]}]}", "w")
+KINDS = (WEB, DB, FAR)
+HTTP, HTTP_TOO = (frozenset((PortOf("http", TCP, number),)) for number in (80, 8080))
+
+
+def compiled(*policies: CiliumPolicy, mode: Enforcement = Enforcement.PER_ENDPOINT) -> Policy:
+    """Return a policy whose maps have been asked for, so that they can be taken over."""
+    made = compile_policy(policies, IDENTITIES, mode)
+    assert all(made.maps_for(kind) for kind in KINDS)
+    return made
+
+
+def same(before: Policy, after: Policy) -> set[tuple[Labels, Direction]]:
+    """Return the sides whose map is the very object of before."""
+    return {
+        (kind, direction)
+        for kind in KINDS
+        for direction, one, other in zip(Direction, before.maps_for(kind), after.maps_for(kind), strict=True)
+        if one is other
+    }
+
+
+EVERY = {(kind, direction) for kind in KINDS for direction in Direction}
+
+
+def test_a_new_identity_touches_only_the_maps_of_those_who_admit_it() -> None:
+    before = compiled(INGRESS_FOR_DB, policy("{endpointSelector: {}, ingress: [{fromEndpoints: []}]}", "n", "far"))
+    entries = dict(before.maps_for(DB).ingress.entries)
+
+    after = before.with_identity(labels("new"), Identity(400))
+
+    assert same(before, after) == EVERY - {(DB, Direction.INGRESS)}
+    assert after.maps_for(DB).ingress.entries == {**entries, PolicyKey(Identity(400), 0, 0, 0): Entry((ref(),))}
+    assert before.maps_for(DB).ingress.entries == entries
+
+
+def test_an_identity_that_goes_takes_its_entries_and_its_maps_along() -> None:
+    before = compiled(INGRESS_FOR_DB, FOR_WEB)
+
+    after = before.without_identity(WEB)
+
+    assert set(after.maps_for(DB).ingress.entries) == {(301, 0, 0, 0)}
+    assert after.maps_for(WEB).egress is not before.maps_for(WEB).egress
+    with pytest.raises(KeyError):
+        after.without_identity(WEB)
+
+
+def test_an_identity_may_get_another_number() -> None:
+    after = compiled(INGRESS_FOR_DB).with_identity(WEB, Identity(500))
+
+    assert set(after.maps_for(DB).ingress.entries) == {(500, 0, 0, 0), (301, 0, 0, 0)}
+
+
+def test_endpoints_of_one_identity_that_name_other_ports_are_told_apart_when_they_come() -> None:
+    rule = policy("{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]}")
+    one = compiled(rule).with_identity(WEB, Identity(300), [HTTP])
+    both = one.with_identity(WEB, Identity(300), [HTTP, HTTP_TOO])
+    sites = both.numbers.sites
+
+    assert set(one.maps_for(DB).egress.entries) == {(300, TCP, 80, PORT_BITS)}
+    assert set(both.maps_for(DB).egress.entries) == {
+        (sites[Identity(300), HTTP], TCP, 80, PORT_BITS),
+        (sites[Identity(300), HTTP_TOO], TCP, 8080, PORT_BITS),
+    }
+    assert both.with_identity(WEB, Identity(300)).maps_for(DB).egress.entries == {}
+
+
+def test_a_changed_policy_touches_only_the_maps_of_those_it_selects() -> None:
+    before = compiled(INGRESS_FOR_DB, FOR_WEB)
+    other = policy("{endpointSelector: {matchLabels: {app: db}}, ingress: [{}, {fromEntities: [world]}]}")
+
+    after = before.with_documents([other, FOR_WEB])
+
+    assert same(before, after) == EVERY - {(DB, Direction.INGRESS)}
+    assert after.maps_for(DB).ingress.entries == {PolicyKey(WORLD, 0, 0, 0): Entry((ref(1),))}
+    assert after.maps_for(DB).ingress.enforced_by == (ref(0), ref(1))
+    assert len(before.maps_for(DB).ingress.entries) == 2
+
+
+def test_in_auto_the_first_and_the_last_rule_touch_everybody_but_share_entries() -> None:
+    none = compiled(mode=Enforcement.AUTO)
+    one = none.with_documents([INGRESS_FOR_DB])
+    two = one.with_documents([INGRESS_FOR_DB, FOR_WEB])
+    again = two.with_documents([])
+
+    assert same(none, one) == {(kind, Direction.EGRESS) for kind in KINDS}
+    assert [kept.maps_for(FAR).ingress.enforced_by for kept in (none, one, two, again)] == [
+        *((), (ref(),), (ref(), ref(name="w")), ()),
+    ]
+    assert two.maps_for(DB).ingress.entries is one.maps_for(DB).ingress.entries
+    assert not again.maps_for(DB).ingress.enforced
+
+
+def test_in_never_nothing_is_touched() -> None:
+    before = compiled(mode=Enforcement.NEVER)
+
+    assert same(before, before.with_documents([INGRESS_FOR_DB]).with_identity(labels("new"), Identity(400))) == EVERY
+
+
+def test_a_change_that_says_nothing_new_touches_nothing() -> None:
+    before = compiled(INGRESS_FOR_DB, FOR_WEB)
+
+    assert same(before, before.with_documents([INGRESS_FOR_DB, FOR_WEB]).with_identity(WEB, Identity(300))) == EVERY
+
+
+def test_rules_are_named_in_the_order_of_documents_however_they_came() -> None:
+    spec = "{endpointSelector: {}, ingress: [{fromEndpoints: [{matchLabels: {app: web}}]}]}"
+    first, second, third = (policy(spec, name) for name in "abc")
+    before = compiled(first, third)
+
+    for documents in ([first, second, third], [third, first, second]):  # one between, and another order
+        found = before.with_documents(documents).maps_for(DB).ingress
+        refs = tuple(ref(name=one.name) for one in documents)
+        assert found.entries == {PolicyKey(Identity(300), 0, 0, 0): Entry(refs)}
+        assert found.enforced_by == refs
+
+
+def test_a_prefix_that_comes_is_cut_out_of_those_that_contain_it() -> None:
+    wide = policy("{endpointSelector: {}, egress: [{toCIDR: [10.0.0.0/8]}, {toEntities: [world]}]}")
+    narrow = policy("{endpointSelector: {}, egress: [{toCIDR: [10.1.0.0/16]}]}", "n", "far")
+    before = compiled(wide)
+
+    after = before.with_documents([wide, narrow])
+
+    cut, whole = sorted(after.numbers.cidrs.items(), key=lambda one: -one[0].prefixlen)
+    assert set(after.maps_for(DB).egress.entries) - set(before.maps_for(DB).egress.entries) == {(cut[1], 0, 0, 0)}
+    assert after.maps_for(DB).egress.entries[PolicyKey(cut[1], 0, 0, 0)].allowed_by == tuple(
+        ref(number, Direction.EGRESS) for number in range(2)
+    )
+    assert after.with_documents([wide]).maps_for(DB).egress.entries == before.maps_for(DB).egress.entries
+    assert whole[1] == before.numbers.cidrs[whole[0]]
+
+
+def test_prefixes_whose_numbers_meet_are_told_apart_when_the_second_comes() -> None:
+    one, other = (
+        policy(f"{{endpointSelector: {{}}, egress: [{{toCIDR: [10.20.{third}.0/24]}}]}}", f"p{third}")
+        for third in (20, 147)
+    )
+    before = compiled(one)
+
+    after = before.with_documents([one, other])
+
+    fresh = compiled(one, other)
+    assert set(before.numbers.cidrs.values()) < set(after.numbers.cidrs.values())
+    assert after.maps_for(DB).egress.entries == fresh.maps_for(DB).egress.entries
+    assert after.maps_for(DB).egress.entries != before.maps_for(DB).egress.entries
+
+
+def test_many_identities_that_come_one_by_one_are_as_if_they_had_been_there() -> None:
+    many = {labels(f"n{number}"): Identity(400 + number) for number in range(150)}
+    after = compiled(INGRESS_FOR_DB)
+    for of, identity in many.items():
+        after = after.with_identity(of, identity)
+
+    fresh = compile_policy([INGRESS_FOR_DB], IDENTITIES | many, Enforcement.PER_ENDPOINT)
+    assert after.maps_for(DB).ingress.entries == fresh.maps_for(DB).ingress.entries
+
+    fewer = after.without_identity(labels("n0")).with_documents([FOR_WEB, INGRESS_FOR_DB]).without_identity(WEB)
+    assert set(fewer.maps_for(DB).ingress.entries) == {(n, 0, 0, 0) for n in (301, *range(401, 550))}

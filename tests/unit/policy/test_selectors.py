@@ -132,3 +132,23 @@ def test_equal_selectors_share_one_answer() -> None:
     index = SelectorIndex(IDENTITIES)
 
     assert index.select(peer(written(), "shop")) is index.select(peer(written({}), "shop"))
+
+
+def test_an_updated_index_corrects_the_answers_that_changed_and_shares_the_others() -> None:
+    index = SelectorIndex(IDENTITIES)
+    web, host, team = (
+        peer(written({"app": "web"}), ""),
+        peer(written({"reserved:host": ""}), ""),
+        peer(written(), "shop"),
+    )
+    before = [index.select(one) for one in (web, host, team)]
+    new = Labels.parse({"app": "web", "tier": "x", "io.kubernetes.pod.namespace": "new"})
+
+    after = index.updated({SHOP: Identity(256)}, {new: Identity(258)})
+
+    assert [after.select(one) for one in (web, host, team)] == [{257, 258}, {HOST}, set()]
+    assert after.select(host) is before[1]
+    assert after.select(peer(written({"tier": "x"}), "")) == {258}
+    assert after.select(peer(written({"container:app": "db"}), "")) == set()
+    assert [index.select(one) for one in (web, host, team)] == before
+    assert index.select(peer(written({"app": "db"}), "")) == {256}
