@@ -83,7 +83,7 @@ class Agent:
         self._lost = 0
         self._stop = asyncio.Event()
         self._changing = asyncio.Lock()
-        self._view = self._build(1, self._store.applied)
+        self._view = self._build(1, self._store.applied, None)
 
     async def run(self) -> None:
         """Judge packets until SIGTERM, SIGINT or SIGHUP; raise NfqError if that cannot begin."""
@@ -117,9 +117,10 @@ class Agent:
             {name: mtu(name) for name in self._settings.cluster_interfaces},
         )
 
-    def _build(self, revision: int, applied: Applied) -> View:
+    def _build(self, revision: int, applied: Applied, before: View | None) -> View:
         nodes = {self._settings.name: self._settings.addresses}
-        return replica.build(self._store.load(applied), self._settings, revision, nodes)
+        known = before.cluster if before else None
+        return replica.build(self._store.load(applied), self._settings, revision, nodes, known)
 
     async def _keep_in_step(self) -> None:
         """Look for changed documents until told to stop."""
@@ -143,7 +144,7 @@ class Agent:
     async def _adopt(self, applied: Applied) -> None:
         """Put the documents in force, with these applied; raise BadInput, and change nothing, if they are not right."""
         async with self._changing:
-            view = await asyncio.to_thread(self._build, self._view.snapshot.revision + 1, applied)
+            view = await asyncio.to_thread(self._build, self._view.snapshot.revision + 1, applied, self._view)
             self._refused, self._view, self._store.applied = None, view, applied
             self._unfinished = True
             await self._put_in_force(view.snapshot)

@@ -5,7 +5,7 @@ labels of all endpoints, so whoever has the same documents agrees on them.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -14,9 +14,11 @@ from nfq_enforcer.core.identity import Identity, derive
 from nfq_enforcer.core.ipcache import Ipcache, Network, Peer, Prefixes
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
-from nfq_enforcer.policy.documents import Endpoint
+from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
 from nfq_enforcer.policy.loader import Documents, endpoint_labels
 from nfq_enforcer.policy.rules import PROTOCOLS, PortOf, PortSet
+
+_MANY = 100  # identities changed at once: a fresh compilation is about as dear as so many steps
 
 
 class Member(NamedTuple):
@@ -40,6 +42,9 @@ class Cluster:
 
     members: tuple[Member, ...]
     policy: Policy
+    policies: tuple[PolicyDocument, ...]
+    numbers: Mapping[Labels, Identity]
+    ports: Mapping[Identity, Set[PortSet]]  # the named ports of the endpoints of each identity
 
     def maps(self, member: Member) -> EndpointMaps:
         """Return the policy maps of an endpoint."""
@@ -64,8 +69,16 @@ class Cluster:
         return Ipcache(peers, cluster, Prefixes(numbers.cidrs), Prefixes(numbers.blocks), sites)
 
 
-def gather(documents: Documents, enforcement: Enforcement, relevant: LabelFilter | None = None) -> Cluster:
-    """Return the cluster that the documents make; ``relevant`` says which labels enter an identity."""
+def gather(
+    documents: Documents,
+    enforcement: Enforcement,
+    relevant: LabelFilter | None = None,
+    before: Cluster | None = None,
+) -> Cluster:
+    """Return the cluster that the documents make; ``relevant`` says which labels enter an identity.
+
+    ``before`` is the cluster as it was in the same mode: where little has changed since, only that is compiled.
+    """
     chosen = relevant or LabelFilter()
     labels = [endpoint_labels(endpoint, documents.namespaces) for endpoint in documents.endpoints]
     some = [chosen.apply(all_labels) for all_labels in labels]
@@ -77,7 +90,43 @@ def gather(documents: Documents, enforcement: Enforcement, relevant: LabelFilter
     ports: dict[Identity, set[PortSet]] = defaultdict(set)
     for one in members:
         ports[one.identity].add(one.ports)
-    return Cluster(members, compile_policy(documents.policies, numbers, enforcement, ports))
+    policies = _known_again(documents.policies, before.policies) if before else documents.policies
+    policy = _in_steps(before, policies, numbers, ports) if before else None
+    if policy is None:
+        policy = compile_policy(policies, numbers, enforcement, ports)
+    return Cluster(members, policy, policies, numbers, ports)
+
+
+def _known_again(given: tuple[PolicyDocument, ...], known: tuple[PolicyDocument, ...]) -> tuple[PolicyDocument, ...]:
+    """Return the documents given, each that says what a known one said as that very object."""
+    by_key = {one.key: one for one in known}
+    return tuple(
+        old if (old := by_key.get(one.key)) is not None and one.written and old.written == one.written else one
+        for one in given
+    )
+
+
+def _in_steps(
+    before: Cluster,
+    policies: tuple[PolicyDocument, ...],
+    numbers: Mapping[Labels, Identity],
+    ports: Mapping[Identity, Set[PortSet]],
+) -> Policy | None:
+    """Return the policy before with each change applied; None where so much has changed that a fresh one is cheaper."""
+    gone = before.numbers.keys() - numbers.keys()
+    stayed = before.numbers.keys() & numbers.keys()
+    if any(before.numbers[labels] != numbers[labels] for labels in stayed):
+        return None  # two sets of labels met at one number
+    changed = [labels for labels in stayed if before.ports[numbers[labels]] != ports[numbers[labels]]]
+    come = [*(numbers.keys() - stayed), *changed]
+    if len(gone) + len(come) > _MANY:
+        return None
+    policy = before.policy.with_documents(policies)
+    for labels in gone:
+        policy = policy.without_identity(labels)
+    for labels in come:
+        policy = policy.with_identity(labels, numbers[labels], ports[numbers[labels]])
+    return policy
 
 
 def named_ports(endpoint: Endpoint) -> PortSet:

@@ -42,6 +42,7 @@ class View:
     snapshot: Snapshot
     directory: Directory
     documents: Documents
+    cluster: Cluster
 
 
 def build(
@@ -49,13 +50,16 @@ def build(
     settings: NodeSettings,
     revision: int,
     nodes: Mapping[str, tuple[Address, ...]],
+    before: Cluster | None = None,
 ) -> View:
     """Return the view of these documents; ``nodes`` are the addresses of registered nodes by name.
+
+    ``before`` is the cluster of the last view, so that only what has changed is compiled.
 
     Identities are derived from the labels of all endpoints, so nodes that have the same documents agree on them.
     """
     _refuse_unenforceable(documents)
-    cluster = gather(documents, settings.enforcement, settings.relevant)
+    cluster = gather(documents, settings.enforcement, settings.relevant, before)
     snapshot = Snapshot(
         revision,
         _local(cluster, settings),
@@ -66,7 +70,7 @@ def build(
         allow_localhost=settings.allow_localhost,
         believe_ipcache=settings.believe_ipcache,
     )
-    return View(snapshot, _directory(cluster, settings.name), documents)
+    return View(snapshot, _directory(cluster, settings.name), documents, cluster)
 
 
 def _refuse_unenforceable(documents: Documents) -> None:
