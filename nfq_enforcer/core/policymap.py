@@ -139,9 +139,25 @@ class PolicyMap:
 
     def closed_by(self, rules: tuple[RuleRef, ...], *, enforced: bool) -> "PolicyMap":
         """Return a map of the same entries that is closed, or not, by other rules."""
-        other = PolicyMap({}, enforced=enforced, enforced_by=rules)
-        other.entries, other._masks = self.entries, self._masks
-        other.can_refuse = enforced or any(entry.denied_by for entry in self.entries.values())
+        return self.revised(self.entries, (), enforced=enforced, enforced_by=rules)
+
+    def revised(
+        self,
+        entries: Mapping[PolicyKey, Entry],
+        changed: Iterable[PolicyKey],
+        *,
+        enforced: bool,
+        enforced_by: tuple[RuleRef, ...],
+    ) -> "PolicyMap":
+        """Return a map of these entries, which are this one's but for those with the changed keys.
+
+        It probes what this one probes, though the last entry of some shape may be gone: a look-up more finds nothing.
+        """
+        if any(_mask(bits) not in self._masks.get(proto, ()) for proto, bits in set(map(_SHAPE, changed)) if proto):
+            return PolicyMap(entries, enforced=enforced, enforced_by=enforced_by)
+        other = PolicyMap({}, enforced=enforced, enforced_by=enforced_by)
+        other.entries, other._masks = entries, self._masks
+        other.can_refuse = enforced or any(entry.denied_by for entry in entries.values())
         return other
 
     def lookup(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> Outcome:

@@ -151,16 +151,15 @@ class Policy:
             for rule in found
         }
         dirty = {}
-        for of, given in before._given.items():
-            rule = rules.get(of[0])
-            if rule is not None:
-                old = [frozenset(before._keys(rule, opening, of[1], among)) for opening in rule.opens]
-                new = [frozenset(self._keys(rule, opening, of[1], among)) for opening in rule.opens]
-                if old != new:
-                    self._given[of] = tuple(
-                        part for each in zip(given[::2], given[1::2], old, new, strict=True) for part in _revised(*each)
-                    )
-                    dirty[of] = frozenset[PolicyKey]().union(*(o ^ n for o, n in zip(old, new, strict=True)))
+        for of in [of for of in before._given if of[0] in rules]:
+            rule, given = rules[of[0]], before._given[of]
+            old = [frozenset(before._keys(rule, opening, of[1], among)) for opening in rule.opens]
+            new = [frozenset(self._keys(rule, opening, of[1], among)) for opening in rule.opens]
+            if old != new:
+                self._given[of] = tuple(
+                    part for each in zip(given[::2], given[1::2], old, new, strict=True) for part in _revised(*each)
+                )
+                dirty[of] = frozenset[PolicyKey]().union(*(o ^ n for o, n in zip(old, new, strict=True)))
         return dirty
 
     def _followed(
@@ -175,7 +174,8 @@ class Policy:
             keys.update(before._keys_of(old, rules, side.ports), self._keys_of(rules, old, side.ports))
         enforced, enforced_by = self._closed(side, rules)
         if keys:
-            return PolicyMap(self._patched(found, rules, side.ports, keys), enforced=enforced, enforced_by=enforced_by)
+            entries = self._patched(found, rules, side.ports, keys)
+            return found.revised(entries, keys, enforced=enforced, enforced_by=enforced_by)
         if (enforced, enforced_by) != (found.enforced, found.enforced_by):
             return found.closed_by(enforced_by, enforced=enforced)
         return found

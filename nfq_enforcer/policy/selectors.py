@@ -60,6 +60,10 @@ class Selector:
 
     requirements: frozenset[Requirement]
 
+    def __hash__(self) -> int:
+        """Hash the requirements, which remember their hash: every look-up of the compiler begins here."""
+        return hash(self.requirements)
+
     def matches(self, labels: Labels) -> bool:
         """Say whether the labels are selected."""
         return all(requirement.matches(labels) for requirement in self.requirements)
@@ -202,7 +206,12 @@ class SelectorIndex:
         return selected
 
     def _evaluate(self, selector: Selector) -> frozenset[Identity]:
-        positive = [self._having(one) for one in selector.requirements if not one.negative]
+        positive = []
+        for one in selector.requirements:
+            if not one.negative:
+                positive.append(self._having(one))
+                if not positive[-1]:
+                    return frozenset()
         selected = reduce(frozenset.intersection, sorted(positive, key=len)) if positive else self._all
         return selected.difference(*(self._having(one) for one in selector.requirements if one.negative))
 

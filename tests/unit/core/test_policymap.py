@@ -218,3 +218,23 @@ def test_a_map_that_other_rules_close_has_the_same_entries() -> None:
 
 def rules_that_deny(policy: PolicyMap) -> list[str]:
     return [rule.name for rule in policy.lookup(WEB, TCP, 80).rules]
+
+
+@pytest.mark.parametrize("more", [key(WEB, TCP, 443), key(WEB, UDP, 0), key(WEB, 0, 0)])
+def test_a_map_with_other_entries_answers_as_one_made_of_them(more: PolicyKey) -> None:
+    before = opening(web=(WEB, TCP, 80), db=(DB, TCP, 5432))
+    entries = {**before.entries, more: Entry((ref("more"),))}
+    del entries[key(DB, TCP, 5432)]
+    revised = before.revised(entries, {more, key(DB, TCP, 5432)}, enforced=True, enforced_by=())
+
+    fresh = PolicyMap(entries, enforced=True)
+    asked = [(peer, proto, port) for peer in (WEB, DB) for proto in (TCP, UDP, ICMP) for port in (80, 443, 5432)]
+    assert [revised.lookup(*one) for one in asked] == [fresh.lookup(*one) for one in asked]
+    assert rules(before.lookup(DB, TCP, 5432)) == ["db"]
+
+
+def test_a_map_revised_to_deny_refuses_even_where_nothing_is_closed() -> None:
+    open_map = PolicyMap({}, enforced=False)
+    denying = {key(WEB, 0, 0): Entry(denied_by=(ref("deny"),))}
+
+    assert open_map.revised(denying, denying, enforced=False, enforced_by=()).can_refuse
