@@ -15,7 +15,7 @@ from rich.console import Console
 
 from nfq_enforcer import api, config
 from nfq_enforcer.cli import tables
-from nfq_enforcer.cli.options import DEFAULT, Socket
+from nfq_enforcer.cli.options import DEFAULT, Format, Socket
 from nfq_enforcer.core.l7 import HttpRequest
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 from nfq_enforcer.policy import loader, located
@@ -29,14 +29,6 @@ from nfq_enforcer.policy.probes import ProbeFile
 from nfq_enforcer.policy.simulation import ECHO, Answer, Pair, Simulation
 
 app = typer.Typer(help="Policy documents.", no_args_is_help=True)
-
-
-class Format(StrEnum):
-    """How a result is printed."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
 
 
 class Localhost(StrEnum):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -13,17 +12,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from nfq_enforcer import api
-from nfq_enforcer.cli.options import DEFAULT, Socket
+from nfq_enforcer.cli.options import DEFAULT, Format, Socket
 from nfq_enforcer.core.verdict import DropReason
-
-
-class Format(StrEnum):
-    """How a result is printed."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
-
 
 Output = Annotated[Format, typer.Option("--output", "-o", help="table, json or yaml.")]
 endpoint = typer.Typer(help="Endpoints.", no_args_is_help=True)
