@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from nfq_enforcer.dataplane.ruleset import Ruleset
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.observe import flow as flows
 from nfq_enforcer.observe.log import FlowLog
+from nfq_enforcer.policy.documents import Document
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store import replica
 from nfq_enforcer.store.memory import Applied, MemoryStore
@@ -134,22 +135,28 @@ class Agent:
     async def _reload(self) -> None:
         """Enforce the documents as they are now; if they are not right, leave all as it is and say so."""
         try:
-            await self._adopt(self._store.applied)
+            await self._adopt(lambda: self._store.applied)
         except BadInput as error:
             self._refused, self._unfinished = (time.time(), str(error)), False
             _log.error("documents refused, revision %d stays in force: %s", self._in_force, error)
         except NfqError as error:
             _log.error("revision %d is not in force everywhere, trying again: %s", self._view.snapshot.revision, error)
 
-    async def _adopt(self, applied: Applied) -> None:
-        """Put the documents in force, with these applied; raise BadInput, and change nothing, if they are not right."""
+    async def _adopt(self, change: Callable[[], Applied]) -> list[Document]:
+        """Put the documents in force, with what shall be applied; return which of those are new.
+
+        One change at a time: ``change`` says what shall be applied when nobody else is at it. Raise BadInput, and
+        change nothing, if the documents are not right.
+        """
         async with self._changing:
+            before, applied = self._store.applied, change()
             view = await asyncio.to_thread(self._build, self._view.snapshot.revision + 1, applied, self._view)
             self._refused, self._view, self._store.applied = None, view, applied
             self._unfinished = True
             await self._put_in_force(view.snapshot)
             self._unfinished = False
             _log.info("revision %d is in force", view.snapshot.revision)
+            return [one.document for key, one in applied.items() if before.get(key) is not one]
 
     async def _put_in_force(self, snapshot: Snapshot) -> None:
         """Take packets of endpoints that are gone off the queue, judge by the new snapshot, then queue new ones."""
@@ -171,19 +178,20 @@ class Agent:
                 "this host has no global address yet, so no interface where stamps are believed: endpoints of other "
                 "nodes count as the world until the agent starts again; node.cluster_interfaces can name one"
             )
+        room = stamp.overhead(6)
         for name in sorted(self._settings.cluster_interfaces):
-            if mtu(name) + stamp.overhead(6) > MAX_COPY:
+            size = mtu(name)
+            if size + room > MAX_COPY:
                 _log.warning(
                     "interface %s has an MTU of %d, but the queue copies %d bytes of a packet: longer ones that need a "
                     "stamp are dropped (PAYLOAD_TOO_LONG); an MTU of %d or less avoids it",
-                    *(name, mtu(name), MAX_COPY, MAX_COPY - stamp.overhead(6)),
+                    *(name, size, MAX_COPY, MAX_COPY - room),
                 )
-
-            if mtu(name) < _LEAST_IPV6_MTU + stamp.overhead(6):
+            if size < _LEAST_IPV6_MTU + room:
                 _log.warning(
                     "interface %s has an MTU of %d: IPv6 needs %d and a stamp %d more, so full-size IPv6 packets of "
                     "endpoints cannot leave by it",
-                    *(name, mtu(name), _LEAST_IPV6_MTU, stamp.overhead(6)),
+                    *(name, size, _LEAST_IPV6_MTU, room),
                 )
 
     async def _status(self, _params: api.Params) -> dict[str, Any]:
@@ -251,15 +259,13 @@ class Agent:
             files = [File(str(name), str(text)) for name, text in params["files"]]
         except (KeyError, TypeError, ValueError):
             raise BadInput("files must be a list of pairs: a name, and the text of the documents") from None
-        before, applied = self._store.applied, self._store.with_files(files)
-        await self._adopt(applied)
-        new = [one.document for key, one in applied.items() if before.get(key) is not one]
+        new = await self._adopt(lambda: self._store.with_files(files))
         return {"revision": self._in_force, "documents": ["/".join(filter(None, document.key)) for document in new]}
 
     async def _delete(self, params: api.Params) -> dict[str, Any]:
         """Take back an applied policy; return when it is out of force."""
         namespace, name = str(params.get("namespace", "")), str(params.get("name", ""))
-        await self._adopt(self._store.without(namespace, name, self._view.documents))
+        await self._adopt(lambda: self._store.without(namespace, name, self._view.documents))
         return {"revision": self._in_force}
 
     async def _endpoints(self, _params: api.Params) -> list[dict[str, Any]]:

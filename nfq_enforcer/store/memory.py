@@ -37,9 +37,14 @@ class MemoryStore:
         return self._seen == before and self._seen != self._loaded
 
     def load(self, applied: Applied | None = None) -> Documents:
-        """Return all documents, with those applied (or these instead); raise BadInput with every problem there is."""
-        self._loaded = self._print()
-        return loader.load(self._paths, (self.applied if applied is None else applied).values())
+        """Return all documents, with those applied (or these instead); raise BadInput with every problem there is.
+
+        With others than those applied it is a trial: what has changed in files meanwhile still counts as changed.
+        """
+        chosen = self.applied if applied is None else applied
+        if chosen is self.applied:
+            self._loaded = self._print()
+        return loader.load(self._paths, chosen.values())
 
     def with_files(self, files: Iterable[File]) -> Applied:
         """Return what is applied once these files are too; raise BadInput for all that is wrong with them."""

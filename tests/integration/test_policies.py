@@ -1,5 +1,6 @@
 """Example policies and the policy commands, on real traffic: what the matrix foretells is what happens."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nfq_enforcer import api
 from nfq_enforcer.core.packet import ICMP, ICMPV6
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.lab.lab import Lab
@@ -96,6 +98,20 @@ class TestCommands:
         assert "default/front-to-back deleted; revision " in self.ask(guarded, "delete", "default/front-to-back")
         assert await outcomes(guarded, open_again) == open_again
         assert json.loads(self.ask(guarded, "list", "-o", "json")) == []
+
+    async def test_what_is_loaded_at_the_same_time_is_all_there(self, guarded: Lab) -> None:
+        node = guarded.nodes["n2"]
+        names = [f"policy-{number}" for number in range(6)]
+
+        def load(name: str) -> None:
+            api.call(node.socket, "apply", files=[(f"{name}.yaml", FRONT_TO_BACK.replace("front-to-back", name))])
+
+        await asyncio.gather(*(asyncio.to_thread(load, name) for name in names))
+        there = [one["name"] for one in api.call(node.socket, "policies")]
+        for name in there:
+            api.call(node.socket, "delete", namespace="default", name=name)
+
+        assert sorted(there) == names
 
     @pytest.mark.parametrize(
         ("arguments", "status", "sentence"),

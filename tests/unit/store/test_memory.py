@@ -235,3 +235,12 @@ def test_nobody_takes_back_what_is_not_there(namespace: str, name: str, called: 
 
     with pytest.raises(BadInput, match=f"there is no policy {called}; 'nfq-enforcer policy list' shows"):
         store.without(namespace, name, store.load())
+
+
+def test_a_change_of_files_is_seen_although_a_proposal_was_tried_meanwhile(folder: Path) -> None:
+    store = loaded(folder)
+    (folder / "policy.yaml").write_text(POLICY)
+    with pytest.raises(BadInput, match="already defined"):
+        store.load(store.with_files([File("mine.yaml", POLICY)]))
+
+    assert change(store) == SEEN
