@@ -1,16 +1,13 @@
 """``nfq-enforcer policy trace``, ``matrix`` and ``diff``: what they print, and with which status they end."""
 
 import json
-import os
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import yaml
 
-from nfq_enforcer.cli.main import main
+from tests.unit.cli.conftest import RunProgram
 
 POLICIES = Path(__file__).parents[3] / "policies"
 ENDPOINTS = POLICIES / "endpoints.yaml"
@@ -18,32 +15,13 @@ WEB_PORTS = POLICIES / "backend-web-ports.yaml"
 USERDATA = POLICIES / "backend-userdata.yaml"
 
 
-class Run(NamedTuple):
-    """What a run of the program came to."""
-
-    status: int
-    out: str
-    err: str
-
-
-Ask = Callable[..., Run]
+Ask = RunProgram
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ask:
+def ask(run: RunProgram) -> Ask:
     """Run ``nfq-enforcer policy`` with these arguments."""
-    for name in [name for name in os.environ if name.startswith("NFQ_ENFORCER_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "250")  # no line of a table is broken
-
-    def running(*arguments: object) -> Run:
-        monkeypatch.setattr(sys, "argv", ["nfq-enforcer", "policy", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert isinstance(ended.value.code, int)
-        return Run(ended.value.code, *capfd.readouterr())
-
-    return running
+    return partial(run, "policy")
 
 
 def write_probes(folder: Path, *probes: dict[str, object]) -> Path:
