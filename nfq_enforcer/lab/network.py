@@ -149,6 +149,8 @@ def remove(run_id: str) -> None:
         _end(pid for namespace in namespaces for pid in _pids(namespace))
     _batch([f"netns del {namespace}" for namespace in namespaces])
     shutil.rmtree(STATE / run_id, ignore_errors=True)
+    with suppress(OSError):  # other labs are in it, or it was never there
+        STATE.rmdir()
 
 
 def _check_prerequisites() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.lab import network
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.host import Host, Outcome
 from nfq_enforcer.lab.lab import Lab
@@ -361,3 +362,18 @@ def exit_event(pid: int) -> Iterator["select.poll"]:
         yield ended
     finally:
         os.close(pidfd)
+
+
+def test_the_last_lab_takes_the_folder_of_all_labs_with_it(
+    root: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = tmp_path / "labs"
+    monkeypatch.setattr(network, "STATE", state)
+    first, last = Network(Topology(new_run_id())), Network(Topology(new_run_id()))
+    first.up()
+    last.up()
+
+    first.down()
+    assert [folder.name for folder in state.iterdir()] == [last.topology.run_id]
+    last.down()
+    assert not state.exists()
