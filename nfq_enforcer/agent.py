@@ -1,57 +1,45 @@
-"""The agent of a node: wires documents, compiler, worker, rules, log and API together, and keeps them in step.
+"""The agent of a node: wires store, replica, worker, rules, log and API together, from start to end.
 
 At start packets are judged before the first rule hands one over, and at the end the rules go before the worker does,
 so there is no moment in which everything or nothing passes.
 """
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
+from collections.abc import Coroutine, Iterable
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nfq_enforcer import __version__, api
+from nfq_enforcer.answers import Answers
 from nfq_enforcer.config import Config
 from nfq_enforcer.core import stamp
-from nfq_enforcer.core.directory import Directory
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.labels import LabelFilter
-from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.dataplane import iptables
 from nfq_enforcer.dataplane.interfaces import Address, host_addresses, mtu
-from nfq_enforcer.dataplane.nfqueue import MAX_COPY, backlog
+from nfq_enforcer.dataplane.nfqueue import MAX_COPY
 from nfq_enforcer.dataplane.pool import WorkerProcess
 from nfq_enforcer.dataplane.ruleset import Ruleset
-from nfq_enforcer.errors import BadInput, NfqError
-from nfq_enforcer.observe import flow as flows
+from nfq_enforcer.errors import BadInput
+from nfq_enforcer.inforce import InForce
+from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.log import FlowLog
-from nfq_enforcer.policy.documents import Document
-from nfq_enforcer.policy.loader import File
-from nfq_enforcer.store import replica
-from nfq_enforcer.store.memory import Applied, MemoryStore
-from nfq_enforcer.store.replica import NodeSettings, View
+from nfq_enforcer.store.laststate import LastState
+from nfq_enforcer.store.member import Member
+from nfq_enforcer.store.memory import MemoryStore
+from nfq_enforcer.store.records import NodeRecord
+from nfq_enforcer.store.replica import NodeSettings, Replica
+from nfq_enforcer.store.server import Server
+from nfq_enforcer.store.source import Store
 
 _log = logging.getLogger(__name__)
 _LEAST_IPV6_MTU = 1280  # RFC 8200 section 5
-_LOOK = 0.15  # seconds between two looks at the documents
-
-
-class Logged(NamedTuple):
-    """An event in the log, with the names that held when it came and its time since the epoch."""
-
-    event: FlowEvent
-    directory: Directory
-    wall_time: float
-
-    def render(self, node: str) -> flows.Flow:
-        """Return the event as a reader gets it."""
-        return flows.render(self.event, self.directory, node, self.wall_time)
 
 
 class Agent:
@@ -63,28 +51,42 @@ class Agent:
         self._config = config
         self._keep_rules = keep_rules
         self._settings = node_settings(config)
-        self._store = MemoryStore(map(Path, config.documents))
-        self._worker = WorkerProcess(config.first_queue, config.conntrack.max, self._on_events)
         self._families = iptables.families()
         self._rules = iptables.Rules(self._ruleset(), self._families)
-        self._flow_log: FlowLog[Logged] = FlowLog()
-        methods: dict[str, api.Method] = {
-            "status": self._status,
-            "observe": self._observe,
-            "endpoints": self._endpoints,
-            "policies": self._policies,
-            "apply": self._apply,
-            "delete": self._delete,
-        }
-        self._server = api.Server(Path(config.api.socket), methods)
-        self._started = time.time()
-        self._refused: tuple[float, str] | None = None  # documents that were not taken, since when
-        self._unfinished = False  # the last change is not in force everywhere
-        self._in_force = 0  # the revision that the worker and the rules follow
-        self._lost = 0
+        self._log: FlowLog[Logged] = FlowLog()
+        self._worker = WorkerProcess(config.first_queue, config.conntrack.max, self._on_events)
+        self._store = self._make_store()
+        self._replica = Replica(self._settings)
+        self._in_force = InForce(self._store, self._replica, self._worker, self._rules)
+        self._server = api.Server(Path(config.api.socket), self._answers().methods())
         self._stop = asyncio.Event()
-        self._changing = asyncio.Lock()
-        self._view = self._build(1, self._store.applied, None)
+
+    def _make_store(self) -> Store:
+        settings, address = self._settings, self._config.store
+        if address.is_memory:
+            return MemoryStore(map(Path, self._config.documents), settings)
+        record = NodeRecord(settings.addresses, __version__)
+        state = LastState(Path(self._config.state), address.cluster)
+        member = Member(settings.name, record, Server(address), state, settings.relevant)
+        member.exempt = self._exempt
+        return member
+
+    async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
+        await asyncio.to_thread(self._rules.exempt, addresses)
+
+    def _answers(self) -> Answers:
+        return Answers(
+            self._config,
+            self._settings,
+            self._families,
+            self._store,
+            self._replica,
+            self._in_force,
+            self._worker,
+            self._rules,
+            self._log,
+            time.time(),
+        )
 
     async def run(self) -> None:
         """Judge packets until SIGTERM, SIGINT or SIGHUP; raise NfqError if that cannot begin."""
@@ -94,18 +96,37 @@ class Agent:
         self._warn()
         await self._server.start()
         try:
-            await self._worker.start(self._view.snapshot)
+            if await self._unless_stopped(self._store.start()):
+                await self._judge()
+        finally:
+            await self._store.stop()
+            await self._server.stop()
+
+    async def _judge(self) -> None:
+        try:
             try:
-                await asyncio.to_thread(self._rules.install, self._view.snapshot)
-                self._in_force = self._view.snapshot.revision
+                await self._in_force.begin()
                 _say_ready()
-                await self._keep_in_step()
+                await self._unless_stopped(self._in_force.follow())
             finally:
                 if self._shall_open():
                     await asyncio.to_thread(iptables.remove)
         finally:
+            await self._in_force.end()
             await self._worker.stop()
-            await self._server.stop()
+
+    async def _unless_stopped(self, doing: Coroutine[Any, Any, None]) -> bool:
+        """Do something until it is done or this agent is told to stop; say whether it was done."""
+        task, stopped = asyncio.create_task(doing), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+            return task.done()
+        finally:
+            for one in (task, stopped):
+                one.cancel()
+            await asyncio.gather(task, stopped, return_exceptions=True)
 
     def _shall_open(self) -> bool:
         """Say whether the rules go with the agent: when told to stop, or if a failure shall leave the host open."""
@@ -118,57 +139,11 @@ class Agent:
             {name: mtu(name) for name in self._settings.cluster_interfaces},
         )
 
-    def _build(self, revision: int, applied: Applied, before: View | None) -> View:
-        nodes = {self._settings.name: self._settings.addresses}
-        known = before.cluster if before else None
-        return replica.build(self._store.load(applied), self._settings, revision, nodes, known)
-
-    async def _keep_in_step(self) -> None:
-        """Look for changed documents until told to stop."""
-        while not self._stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK):
-                    await self._stop.wait()
-            if self._store.changed() or self._unfinished:
-                await self._reload()
-
-    async def _reload(self) -> None:
-        """Enforce the documents as they are now; if they are not right, leave all as it is and say so."""
-        try:
-            await self._adopt(lambda: self._store.applied)
-        except BadInput as error:
-            self._refused, self._unfinished = (time.time(), str(error)), False
-            _log.error("documents refused, revision %d stays in force: %s", self._in_force, error)
-        except NfqError as error:
-            _log.error("revision %d is not in force everywhere, trying again: %s", self._view.snapshot.revision, error)
-
-    async def _adopt(self, change: Callable[[], Applied]) -> list[Document]:
-        """Put the documents in force, with what shall be applied; return which of those are new.
-
-        One change at a time: ``change`` says what shall be applied when nobody else is at it. Raise BadInput, and
-        change nothing, if the documents are not right.
-        """
-        async with self._changing:
-            before, applied = self._store.applied, change()
-            view = await asyncio.to_thread(self._build, self._view.snapshot.revision + 1, applied, self._view)
-            self._refused, self._view, self._store.applied = None, view, applied
-            self._unfinished = True
-            await self._put_in_force(view.snapshot)
-            self._unfinished = False
-            _log.info("revision %d is in force", view.snapshot.revision)
-            return [one.document for key, one in applied.items() if before.get(key) is not one]
-
-    async def _put_in_force(self, snapshot: Snapshot) -> None:
-        """Take packets of endpoints that are gone off the queue, judge by the new snapshot, then queue new ones."""
-        await asyncio.to_thread(self._rules.release, snapshot)
-        await self._worker.enforce(snapshot)
-        await asyncio.to_thread(self._rules.follow, snapshot)
-        self._in_force = snapshot.revision
-
     def _on_events(self, events: tuple[FlowEvent, ...]) -> None:
         wall = time.time() - time.monotonic()
+        directory = self._in_force.view.directory
         for event in events:
-            self._flow_log.add(Logged(event, self._view.directory, event.time + wall))
+            self._log.add(Logged(event, directory.ends(event.opening), event.time + wall))
 
     def _warn(self) -> None:
         if len(self._families) == 1:
@@ -193,94 +168,6 @@ class Agent:
                     "endpoints cannot leave by it",
                     *(name, size, _LEAST_IPV6_MTU, room),
                 )
-
-    async def _status(self, _params: api.Params) -> dict[str, Any]:
-        queued, before = await asyncio.to_thread(self._rules.queued), self._worker.counters.judged
-        waiting = backlog(self._worker.queue)
-        self._lost = max(self._lost, queued - before - (waiting.waiting if waiting else 0))
-        documents = self._view.documents
-        return {
-            "version": __version__,
-            "node": self._settings.name,
-            "addresses": [str(address) for address in self._settings.addresses],
-            "cluster_interfaces": sorted(self._settings.cluster_interfaces),
-            "since": _time(self._started),
-            "enforcement": self._config.enforcement,
-            "audit": self._config.audit,
-            "fail": self._config.fail,
-            "families": [f"IPv{family.version}" for family in self._families],
-            "revision": self._in_force,
-            "documents": {"policies": len(documents.policies), "endpoints": len(documents.endpoints)},
-            "refused": {"since": _time(self._refused[0]), "error": self._refused[1]} if self._refused else None,
-            "endpoints": len({e.name for e in self._view.snapshot.endpoints.values()}),
-            "identities": len(self._view.directory.identities),
-            "worker": {
-                "queue": self._worker.queue,
-                "driver": "netfilterqueue",
-                "pid": self._worker.pid,
-                "restarts": self._worker.restarts,
-                "failure": self._worker.failure,
-                "lost": self._lost,
-                **self._worker.counters.read(),
-            },
-            "log": {"seen": self._flow_log.seen},
-        }
-
-    async def _observe(self, params: api.Params) -> AsyncIterator[flows.Flow]:
-        wanted = params.get("verdict")
-        if wanted is not None and wanted not in flows.VERDICTS:
-            raise BadInput(f"unknown verdict '{wanted}'; allowed: {', '.join(flows.VERDICTS)}")
-        with self._flow_log.follow() as follower:
-            kept = [logged for logged in self._flow_log.last() if wanted in (None, logged.event.verdict)]
-            for logged in kept[max(0, len(kept) - params.get("last", len(kept))) :]:
-                yield logged.render(self._settings.name)
-            while params.get("follow"):
-                logged = await follower.next()
-                if lost := follower.take_lost():
-                    yield flows.render_lost(lost)
-                if wanted in (None, logged.event.verdict):
-                    yield logged.render(self._settings.name)
-
-    async def _policies(self, _params: api.Params) -> list[dict[str, Any]]:
-        return [
-            {
-                "kind": policy.kind,
-                "namespace": policy.namespace,
-                "name": policy.name,
-                "origin": policy.origin,
-                "document": policy.written,
-            }
-            for policy in self._view.documents.policies
-        ]
-
-    async def _apply(self, params: api.Params) -> dict[str, Any]:
-        """Take files of documents, all or nothing; return when they are in force."""
-        try:
-            files = [File(str(name), str(text)) for name, text in params["files"]]
-        except (KeyError, TypeError, ValueError):
-            raise BadInput("files must be a list of pairs: a name, and the text of the documents") from None
-        new = await self._adopt(lambda: self._store.with_files(files))
-        return {"revision": self._in_force, "documents": ["/".join(filter(None, document.key)) for document in new]}
-
-    async def _delete(self, params: api.Params) -> dict[str, Any]:
-        """Take back an applied policy; return when it is out of force."""
-        namespace, name = str(params.get("namespace", "")), str(params.get("name", ""))
-        await self._adopt(lambda: self._store.without(namespace, name, self._view.documents))
-        return {"revision": self._in_force}
-
-    async def _endpoints(self, _params: api.Params) -> list[dict[str, Any]]:
-        return [
-            {
-                "namespace": endpoint.namespace,
-                "name": endpoint.name,
-                "node": endpoint.node,
-                "identity": endpoint.identity,
-                "labels": [str(label) for label in endpoint.labels],
-                "addresses": list(endpoint.addresses),
-                "interface": endpoint.interface,
-            }
-            for endpoint in self._view.directory.endpoints
-        ]
 
 
 def node_settings(config: Config) -> NodeSettings:
@@ -327,7 +214,3 @@ def _say_ready() -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.connect(f"\0{where[1:]}" if where.startswith("@") else where)
             notify.send(b"READY=1")
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -85,6 +85,14 @@ class EndpointRecord(NamedTuple):
         return {"apiVersion": "nfq-enforcer.io/v1", "kind": "Endpoint", "metadata": metadata, "spec": spec}
 
 
+class Placed(NamedTuple):
+    """An endpoint to be written, with the labels that make its identity and the number it shall have if it is new."""
+
+    record: EndpointRecord
+    labels: Labels
+    preferred: Identity
+
+
 Record = NodeRecord | EndpointRecord | Labels | PolicyDocument | Namespace
 """Labels are the record of an identity: those that make it."""
 

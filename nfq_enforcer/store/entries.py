@@ -1,0 +1,143 @@
+"""What one member holds of the store: every entry, understood as far as this program does. Pure.
+
+A value that cannot be understood is left out and named, and what was known before stays. Entries are whole: with them
+a member restarts while the store is away, and gives back what the store has lost.
+"""
+
+from collections.abc import Mapping
+
+from nfq_enforcer.core.identity import Identity, derive
+from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.policy.documents import Namespace
+from nfq_enforcer.policy.loader import all_labels
+from nfq_enforcer.store import schema
+from nfq_enforcer.store.records import Change, EndpointRecord, Kind, Placed, Record
+from nfq_enforcer.store.schema import Entry, Key, SchemaError
+
+
+class Entries:
+    """The entries, what follows from them for this node, and what has changed since somebody took the changes."""
+
+    def __init__(self, node: str, relevant: LabelFilter) -> None:
+        """Hold nothing yet; ``node`` is whose own endpoints are told apart, ``relevant`` what makes an identity."""
+        self._node = node
+        self._relevant = relevant
+        self.entries: dict[Key, Entry] = {}
+        self.refused: dict[Key, str] = {}  # why each value is not understood
+        self.own: dict[str, EndpointRecord] = {}  # the endpoints of this node
+        self.namespaces: dict[str, Namespace] = {}
+        self.numbers: dict[Labels, Identity] = {}
+        self.labels: dict[Identity, Labels] = {}
+        self._changes: list[Change] = []
+        self._unsaved: dict[Key, Entry | None] = {}
+
+    def accept(self, key: Key, number: int, value: bytes | None) -> None:
+        """Take a change that has this id; ``None``: the entry is gone. One that is not newer changes nothing."""
+        known = self.entries.get(key)
+        if known is not None and known.id >= number:
+            return
+        if value is None:
+            self._forget(key)
+        else:
+            self._take(key, Entry(number, value))
+
+    def assume(self, key: Key, entry: Entry | None) -> None:
+        """Take what this node knows better than the store, whatever the id."""
+        if entry is None:
+            self._forget(key)
+        else:
+            self._take(key, entry)
+
+    def _take(self, key: Key, entry: Entry) -> None:
+        try:
+            record = schema.decode(*key, entry.value)
+        except SchemaError as error:
+            self.refuse(key, str(error))
+            return
+        self.refused.pop(key, None)
+        self.entries[key] = self._unsaved[key] = entry
+        self._note(key, record)
+
+    def refuse(self, key: Key, reason: str) -> None:
+        """Note that a value is not understood."""
+        self.refused[key] = reason
+
+    def replace(self, entries: Mapping[Key, Entry]) -> None:
+        """Hold these entries and no others, but keep what is known where a value is not understood."""
+        for key in [key for key in self.entries if key not in entries and key not in self.refused]:
+            self._forget(key)
+        for key, entry in entries.items():
+            if self.entries.get(key) != entry:
+                self._take(key, entry)
+
+    @property
+    def changed(self) -> bool:
+        """Say whether there are changes that nobody has taken."""
+        return bool(self._changes)
+
+    def take(self) -> list[Change]:
+        """Return the changes since the last time, in their order."""
+        taken, self._changes = self._changes, []
+        return taken
+
+    def take_unsaved(self) -> dict[Key, Entry | None]:
+        """Return the entries that have changed since the last time."""
+        taken, self._unsaved = self._unsaved, {}
+        return taken
+
+    def placed(self, record: EndpointRecord, namespaces: Mapping[str, Namespace] | None = None) -> Placed:
+        """Return an endpoint with the labels that make its identity, and the number that it has or shall have.
+
+        ``namespaces`` by the names of their documents, if they are about to be others than those that are held.
+        """
+        documents = self.namespaces if namespaces is None else namespaces
+        its = documents.get(f"Namespace//{record.namespace}")
+        labels = self._relevant.apply(all_labels(record.labels, record.namespace, record.account, its))
+        known = self.numbers.get(labels)
+        return Placed(record, labels, derive([labels])[labels] if known is None else known)
+
+    def is_mislabelled(self, record: EndpointRecord) -> bool:
+        """Say whether an endpoint has the identity of other labels than its own."""
+        return self.placed(record).labels != self.labels.get(record.identity)
+
+    def counts(self) -> dict[Kind, int]:
+        """Return how many entries there are of each kind."""
+        counts = dict.fromkeys(Kind, 0)
+        for kind, _ in self.entries:
+            counts[kind] += 1
+        return counts
+
+    def described_refusals(self, at_most: int) -> list[dict[str, str]]:
+        """Return the first values that are not understood, each with its reason."""
+        return [
+            {"key": f"{schema.HASHES[kind]} {name}", "reason": reason}
+            for (kind, name), reason in list(self.refused.items())[:at_most]
+        ]
+
+    def _forget(self, key: Key) -> None:
+        self.refused.pop(key, None)
+        if self.entries.pop(key, None) is not None:
+            self._unsaved[key] = None
+            self._note(key, None)
+
+    def _note(self, key: Key, record: Record | None) -> None:
+        kind, name = key
+        self._changes.append(Change(kind, name, record))
+        if kind is Kind.ENDPOINT:
+            self.own.pop(name, None)
+            if isinstance(record, EndpointRecord) and record.node == self._node:
+                self.own[name] = record
+        elif kind is Kind.IDENTITY:
+            self._note_identity(Identity(int(name)), record)
+        elif kind is Kind.DOCUMENT and name.startswith("Namespace/"):
+            self.namespaces.pop(name, None)
+            if isinstance(record, Namespace):
+                self.namespaces[name] = record
+
+    def _note_identity(self, number: Identity, record: Record | None) -> None:
+        before = self.labels.pop(number, None)
+        if before is not None and self.numbers.get(before) == number:
+            del self.numbers[before]
+        if isinstance(record, Labels):
+            self.labels[number] = record
+            self.numbers[record] = number

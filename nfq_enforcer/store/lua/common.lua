@@ -1,0 +1,127 @@
+-- What every script begins with. ARGV[1] is the key prefix, ARGV[2] the version of the schema that the caller knows.
+-- The layout of the store is described in store/schema.py.
+local PREFIX = ARGV[1] .. ':'
+local SCHEMA = ARGV[2]
+local META, CHANGES, SEEN = PREFIX .. 'meta', PREFIX .. 'changes', PREFIX .. 'seen'
+local NUMBERS, UNUSED = PREFIX .. 'numbers', PREFIX .. 'unused'
+local RETIRED, RETIRED_AT = PREFIX .. 'retired', PREFIX .. 'retired-at'
+local IPCACHE, FORKS = PREFIX .. 'ipcache', PREFIX .. 'forks'
+local HASH = {
+    node = PREFIX .. 'nodes',
+    document = PREFIX .. 'documents',
+    identity = PREFIX .. 'identities',
+    endpoint = PREFIX .. 'endpoints',
+}
+local KEPT = 100000 -- changes in the stream, about
+
+local function now()
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function run_id()
+    return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+end
+
+-- A refusal in one word, nil where the caller may go on: nothing is written before a member has joined this very run of
+-- the server, for what a restart or a failover has lost must be known first.
+local function refusal()
+    local meta = redis.call('HMGET', META, 'schema', 'run')
+    if not meta[1] then
+        return 'empty'
+    elseif meta[1] ~= SCHEMA then
+        return 'schema ' .. meta[1]
+    elseif meta[2] ~= run_id() then
+        return 'run'
+    end
+end
+
+local function refuse(why)
+    return cjson.encode({ refused = why })
+end
+
+-- Enter changes into the stream as one, to be read as one; return their id. ``fields`` are further fields of the entry.
+local function publish(changes, fields, trim)
+    local arguments = { 'XADD', CHANGES }
+    if trim then
+        arguments[3], arguments[4], arguments[5] = 'MAXLEN', '~', KEPT
+    end
+    arguments[#arguments + 1] = '*'
+    arguments[#arguments + 1] = 'serial'
+    arguments[#arguments + 1] = redis.call('HINCRBY', META, 'serial', 1)
+    for name, value in pairs(fields) do
+        arguments[#arguments + 1] = name
+        arguments[#arguments + 1] = value
+    end
+    if #changes > 0 then
+        arguments[#arguments + 1] = 'changes'
+        arguments[#arguments + 1] = cjson.encode(changes)
+    end
+    return redis.call(unpack(arguments))
+end
+
+-- Return id and value of an entry: "id value".
+local function parted(entry)
+    local space = string.find(entry, ' ', 1, true)
+    if not space then
+        return '0-0', entry
+    end
+    return string.sub(entry, 1, space - 1), string.sub(entry, space + 1)
+end
+
+local function value_of(kind, name)
+    local entry = redis.call('HGET', HASH[kind], name)
+    if entry then
+        local _, value = parted(entry)
+        return value
+    end
+end
+
+local function set(kind, name, id, value)
+    redis.call('HSET', HASH[kind], name, id .. ' ' .. value)
+end
+
+-- Take an endpoint's entry out, with what leads to it; a value that cannot be read leaves nothing else behind either.
+local function forget_endpoint(name)
+    local value = value_of('endpoint', name)
+    if not value then
+        return
+    end
+    redis.call('HDEL', HASH.endpoint, name)
+    local readable, endpoint = pcall(cjson.decode, value)
+    if not readable or type(endpoint) ~= 'table' or type(endpoint.document) ~= 'table' then
+        return
+    end
+    local spec = type(endpoint.document.spec) == 'table' and endpoint.document.spec or {}
+    for _, ip in ipairs(type(spec.ips) == 'table' and spec.ips or {}) do
+        if redis.call('HGET', IPCACHE, ip) == name then
+            redis.call('HDEL', IPCACHE, ip)
+        end
+    end
+    redis.call('SREM', PREFIX .. 'hosted:' .. tostring(spec.node), name)
+    local references = PREFIX .. 'references:' .. tostring(endpoint.identity)
+    if redis.call('SREM', references, name) == 1 and redis.call('EXISTS', references) == 0 then
+        redis.call('ZADD', UNUSED, now(), endpoint.identity)
+    end
+end
+
+local function set_endpoint(name, id, value, node, identity, ips)
+    forget_endpoint(name)
+    set('endpoint', name, id, value)
+    for _, ip in ipairs(ips) do
+        redis.call('HSET', IPCACHE, ip, name)
+    end
+    redis.call('SADD', PREFIX .. 'hosted:' .. node, name)
+    redis.call('SADD', PREFIX .. 'references:' .. identity, name)
+    redis.call('ZREM', UNUSED, identity)
+end
+
+local function set_identity(number, labels, id, value)
+    set('identity', number, id, value)
+    redis.call('HSET', NUMBERS, labels, number)
+    redis.call('HDEL', RETIRED, number)
+    redis.call('ZREM', RETIRED_AT, number)
+    if redis.call('EXISTS', PREFIX .. 'references:' .. number) == 0 then
+        redis.call('ZADD', UNUSED, now(), number)
+    end
+end

@@ -1,0 +1,15 @@
+-- A member says that it lives. ARGV[3]: its name; ARGV[4]: the revision of the policy that it enforces.
+local refused = refusal()
+if refused then
+    return refuse(refused)
+end
+local registered = redis.call('HEXISTS', HASH.node, ARGV[3]) == 1
+if registered then
+    redis.call('ZADD', SEEN, now(), ARGV[3])
+    redis.call('HSET', PREFIX .. 'enforced', ARGV[3], ARGV[4])
+end
+return cjson.encode({
+    registered = registered,
+    now = now(),
+    fork = redis.call('LINDEX', FORKS, -1) or '',
+})

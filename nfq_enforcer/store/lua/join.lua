@@ -1,0 +1,59 @@
+-- A member comes, or comes back. ARGV[3]: its name; ARGV[4]: the id of the last change it knows; ARGV[5]: the last
+-- revision of the policy it knows.
+--
+-- Makes an empty store one of ours. Where the server is not the one that the store was last written on, it has been
+-- restarted or replaced, and may have lost what came last: that is noted as a fork, "run@marker after", in a list and
+-- in the stream. Ids and revisions never go back, whatever the server's clock or dump says.
+local meta = redis.call('HMGET', META, 'schema', 'run')
+if meta[1] and meta[1] ~= SCHEMA then
+    return refuse('schema ' .. meta[1])
+end
+
+local function later(one, other)
+    local ms, seq = string.match(one, '(%d+)-(%d+)')
+    local other_ms, other_seq = string.match(other, '(%d+)-(%d+)')
+    ms, seq, other_ms, other_seq = tonumber(ms), tonumber(seq), tonumber(other_ms), tonumber(other_seq)
+    return ms > other_ms or (ms == other_ms and seq > other_seq)
+end
+
+local function last_id()
+    if redis.call('EXISTS', CHANGES) == 0 then
+        return '0-0'
+    end
+    local info = redis.call('XINFO', 'STREAM', CHANGES)
+    for place = 1, #info, 2 do
+        if info[place] == 'last-generated-id' then
+            return info[place + 1]
+        end
+    end
+end
+
+local run = run_id()
+local survived = last_id()
+if not meta[1] then
+    redis.call('HSET', META, 'schema', SCHEMA)
+end
+if tonumber(redis.call('HGET', META, 'revision') or '0') < tonumber(ARGV[5]) then
+    redis.call('HSET', META, 'revision', ARGV[5])
+end
+if survived ~= '0-0' and later(ARGV[4], survived) then
+    redis.call('XSETID', CHANGES, ARGV[4])
+end
+if meta[2] ~= run then
+    if survived == '0-0' and later(ARGV[4], '0-0') then
+        redis.call('XADD', CHANGES, ARGV[4], 'serial', redis.call('HINCRBY', META, 'serial', 1))
+    end
+    local fork = run .. ' ' .. survived
+    local marker = publish({}, { fork = fork }, false)
+    redis.call('HSET', META, 'run', run)
+    redis.call('RPUSH', FORKS, run .. '@' .. marker .. ' ' .. survived)
+    redis.call('LTRIM', FORKS, -64, -1)
+end
+return cjson.encode({
+    last = last_id(),
+    serial = tonumber(redis.call('HGET', META, 'serial') or '0'),
+    revision = tonumber(redis.call('HGET', META, 'revision') or '0'),
+    forks = table.concat(redis.call('LRANGE', FORKS, 0, -1), ','),
+    registered = redis.call('HEXISTS', HASH.node, ARGV[3]) == 1,
+    now = now(),
+})

@@ -1,0 +1,76 @@
+-- Give back to a store what it has lost. ARGV[3] is JSON: [[kind, name, id, value or null, more]], of which null says
+-- that the entry has gone; ``more`` is the canonical labels of an identity, and [node, identity, ips] of an endpoint.
+-- An entry that is there and newer, or holds a number, labels or an address that this one claims, is left alone and named
+-- in the answer. The stream is not trimmed, so that others who come back late still find where it forked.
+local refused = refusal()
+if refused then
+    return refuse(refused)
+end
+
+local function newer(name, kind, id)
+    local entry = redis.call('HGET', HASH[kind], name)
+    if not entry then
+        return false
+    end
+    local there = parted(entry)
+    local ms, seq = string.match(there, '(%d+)-(%d+)')
+    local my_ms, my_seq = string.match(id, '(%d+)-(%d+)')
+    ms, seq, my_ms, my_seq = tonumber(ms), tonumber(seq), tonumber(my_ms), tonumber(my_seq)
+    return ms > my_ms or (ms == my_ms and seq >= my_seq)
+end
+
+local function conflict(kind, name, more)
+    if kind == 'identity' then
+        local number = redis.call('HGET', NUMBERS, more)
+        local value = value_of('identity', name)
+        return (number and number ~= name) or (value and number ~= name)
+    elseif kind == 'endpoint' then
+        for _, ip in ipairs(more[3]) do
+            local owner = redis.call('HGET', IPCACHE, ip)
+            if owner and owner ~= name then
+                return true
+            end
+        end
+    end
+end
+
+local restored, left, documents = {}, {}, 0
+for _, one in ipairs(cjson.decode(ARGV[3])) do
+    local kind, name, id, value, more = one[1], one[2], one[3], one[4], one[5]
+    if value == cjson.null then
+        if redis.call('HEXISTS', HASH[kind], name) == 1 and not newer(name, kind, id) then
+            restored[#restored + 1] = { kind, name, cjson.null }
+            if kind == 'endpoint' then
+                forget_endpoint(name)
+            else
+                redis.call('HDEL', HASH[kind], name)
+            end
+            documents = documents + (kind == 'document' and 1 or 0)
+        end
+    elseif newer(name, kind, id) then
+        -- there already, or written anew meanwhile
+    elseif conflict(kind, name, more) then
+        left[#left + 1] = { kind, name }
+    else
+        restored[#restored + 1] = { kind, name, value, id }
+        if kind == 'endpoint' then
+            set_endpoint(name, id, value, more[1], more[2], more[3])
+        elseif kind == 'identity' then
+            set_identity(name, more, id, value)
+        else
+            set(kind, name, id, value)
+        end
+        if kind == 'node' then
+            redis.call('ZADD', SEEN, 'NX', now(), name)
+        end
+        documents = documents + (kind == 'document' and 1 or 0)
+    end
+end
+if #restored > 0 then
+    local revision = tonumber(redis.call('HGET', META, 'revision') or '0')
+    if documents > 0 then
+        revision = redis.call('HINCRBY', META, 'revision', 1)
+    end
+    publish(restored, { revision = revision, restored = 1 }, false)
+end
+return cjson.encode({ restored = #restored, left = left })

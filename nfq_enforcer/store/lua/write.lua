@@ -1,0 +1,123 @@
+-- Write changes, all or nothing. ARGV[3] is JSON:
+--   endpoints: [{name, node, ips, document, labels, identity, preferred}]; ``document`` and ``identity`` are JSON texts,
+--     ``labels`` the canonical text of those that make the identity, ``preferred`` the number it shall have if it has none
+--   values: [[kind, name, value]] of nodes and documents, the value as JSON text
+--   gone: [[kind, name]]
+-- What is there already just so is not written again. Answers with the change's id (none if there was nothing to do),
+-- the policy's revision, the number of each endpoint, which of these are new, and what should have gone and was not there.
+local refused = refusal()
+if refused then
+    return refuse(refused)
+end
+local request = cjson.decode(ARGV[3])
+
+local leaving, after = {}, {}
+for _, one in ipairs(request.gone) do
+    leaving[one[1] .. ' ' .. one[2]] = true
+end
+for _, endpoint in ipairs(request.endpoints) do
+    after[endpoint.name] = {}
+    for _, ip in ipairs(endpoint.ips) do
+        after[endpoint.name][ip] = true
+    end
+end
+local taken = {}
+for _, endpoint in ipairs(request.endpoints) do
+    for _, ip in ipairs(endpoint.ips) do
+        local owner = redis.call('HGET', IPCACHE, ip)
+        if owner and owner ~= endpoint.name and not leaving['endpoint ' .. owner]
+            and (not after[owner] or after[owner][ip]) then
+            taken[#taken + 1] = { ip, owner, endpoint.name }
+        end
+    end
+end
+if #taken > 0 then
+    return cjson.encode({ refused = 'address', taken = taken })
+end
+
+local given = {} -- numbers by labels, of this call
+local held = {} -- the other way round
+local function free(number, labels)
+    local retired = redis.call('HGET', RETIRED, number)
+    return not held[number] and redis.call('HEXISTS', HASH.identity, number) == 0 and (not retired or retired == labels)
+end
+local function number_of(labels, preferred)
+    local known = given[labels] or tonumber(redis.call('HGET', NUMBERS, labels) or nil)
+    if known then
+        return known, false
+    end
+    local number = preferred
+    while not free(number, labels) do
+        number = number < 16777215 and number + 1 or 256
+    end
+    given[labels], held[number] = number, true
+    return number, true
+end
+
+local changes, endpoints, documents = {}, {}, 0
+local numbers, created = {}, {}
+for place, endpoint in ipairs(request.endpoints) do
+    local number, new = number_of(endpoint.labels, endpoint.preferred)
+    numbers[place] = number
+    if new then
+        created[#created + 1] = { number, endpoint.labels, endpoint.identity }
+        changes[#changes + 1] = { 'identity', tostring(number), endpoint.identity }
+    end
+    local value = '{"v":1,"identity":' .. number .. ',"document":' .. endpoint.document .. '}'
+    if value_of('endpoint', endpoint.name) ~= value then
+        endpoints[#endpoints + 1] = { endpoint, number, value }
+        changes[#changes + 1] = { 'endpoint', endpoint.name, value }
+    end
+end
+local values = {}
+for _, one in ipairs(request.values) do
+    if value_of(one[1], one[2]) ~= one[3] then
+        values[#values + 1] = one
+        changes[#changes + 1] = one
+        documents = documents + (one[1] == 'document' and 1 or 0)
+    end
+end
+local gone, missing = {}, {}
+for _, one in ipairs(request.gone) do
+    if redis.call('HEXISTS', HASH[one[1]], one[2]) == 1 then
+        gone[#gone + 1] = one
+        changes[#changes + 1] = { one[1], one[2], cjson.null }
+        documents = documents + (one[1] == 'document' and 1 or 0)
+    else
+        missing[#missing + 1] = one
+    end
+end
+
+local revision = documents > 0 and redis.call('HINCRBY', META, 'revision', 1)
+    or tonumber(redis.call('HGET', META, 'revision') or '0')
+local id
+if #changes > 0 then
+    id = publish(changes, { revision = revision }, true)
+    for _, one in ipairs(gone) do
+        if one[1] == 'endpoint' then
+            forget_endpoint(one[2])
+        else
+            redis.call('HDEL', HASH[one[1]], one[2])
+        end
+        if one[1] == 'node' then
+            redis.call('ZREM', SEEN, one[2])
+        end
+    end
+    for _, one in ipairs(values) do
+        set(one[1], one[2], id, one[3])
+        if one[1] == 'node' then
+            redis.call('ZADD', SEEN, now(), one[2])
+        end
+    end
+    for _, one in ipairs(created) do
+        set_identity(one[1], one[2], id, one[3])
+    end
+    for _, one in ipairs(endpoints) do
+        set_endpoint(one[1].name, id, one[3], one[1].node, one[2], one[1].ips)
+    end
+end
+local new = {}
+for place, one in ipairs(created) do
+    new[place] = one[1]
+end
+return cjson.encode({ id = id, revision = revision, numbers = numbers, new = new, missing = missing })

@@ -1,0 +1,215 @@
+"""How a cluster lies in Redis: schema version 1. Pure: it encodes and decodes, and opens no connection.
+
+Every key begins with the cluster's prefix and a colon (``nfqe:`` by default), so that clusters can share a server.
+
+| key | type | holds |
+|---|---|---|
+| meta | hash | schema (this version), run (of the server, as INFO names it, that a member has joined last), serial (of the last change), revision (of the policy), collected (when garbage was last, ms) |
+| nodes, documents, identities, endpoints | hash | name → entry, named as ``records.Kind`` says |
+| numbers | hash | canonical labels → number of their identity |
+| ipcache | hash | address → endpoint that has it |
+| references:NUMBER | set | the endpoints that have this identity; each lives as long as its node's lease |
+| hosted:NODE | set | the endpoints of this node |
+| seen | sorted set | node → when it was last heard of, ms |
+| enforced | hash | node → revision of the policy that it enforces |
+| unused | sorted set | number that no endpoint has → since when, ms |
+| retired, retired-at | hash, sorted set | collected number → labels it had, when, ms; others do not get it for a while |
+| forks | list | ``run@marker survived``: where the server came back as another run; see ``merge`` |
+| changes | stream | every change: ``changes`` [[kind, name, value or null, id if restored]], ``serial``, ``revision``; or ``fork`` |
+
+An entry is ``ID VALUE``: the id of the stream entry that brought it, and a JSON object with ``"v": 1``. All that is
+written together is one entry of the stream. All writing is done by the scripts in ``lua/``, each of which is atomic.
+"""  # noqa: E501
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from nfq_enforcer.core.identity import Identity, travels
+from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.policy.documents import Namespace, PolicyDocument
+from nfq_enforcer.policy.kinds import KINDS
+from nfq_enforcer.policy.rules import PROTOCOLS, PortOf, PortSet
+from nfq_enforcer.store.records import EndpointRecord, Kind, NodeRecord, Record
+
+VERSION = 1
+Key = tuple[Kind, str]
+
+HASHES = {
+    Kind.NODE: "nodes",
+    Kind.DOCUMENT: "documents",
+    Kind.IDENTITY: "identities",
+    Kind.ENDPOINT: "endpoints",
+}
+
+
+class SchemaError(Exception):
+    """A value is not what this version understands; ``str`` says why."""
+
+
+class Entry(NamedTuple):
+    """A value, and which change brought it: the stream's id as one number, so that the later is the greater."""
+
+    id: int
+    value: bytes
+
+
+def read_id(text: str) -> int:
+    """Return an id of the stream, ``MS-SEQ``, as one number; raise SchemaError if it is none."""
+    ms, dash, seq = text.partition("-")
+    if not (dash and ms.isdecimal() and seq.isdecimal()):
+        raise SchemaError(f"{text!r} is not an id of a change")
+    return int(ms) << 32 | int(seq)
+
+
+def write_id(number: int) -> str:
+    """Return the id as the stream has it."""
+    return f"{number >> 32}-{number & 0xFFFFFFFF}"
+
+
+def read_entry(data: bytes) -> Entry:
+    """Return an entry as a hash holds it; raise SchemaError if it is none."""
+    head, _, value = data.partition(b" ")
+    return Entry(read_id(head.decode("ascii", "replace")), value)
+
+
+def encode_node(record: NodeRecord) -> str:
+    """Return the value of a node."""
+    return _encode({"addresses": [str(address) for address in record.addresses], "version": record.version})
+
+
+def encode_identity(labels: Labels) -> str:
+    """Return the value of an identity."""
+    return _encode({"labels": str(labels)})
+
+
+def encode_document(document: PolicyDocument | Namespace) -> str:
+    """Return the value of a document; it keeps where it was read."""
+    return _encode({"origin": document.origin, "document": document.written})
+
+
+def encode_endpoint(record: EndpointRecord) -> str:
+    """Return the value of an endpoint, byte for byte as ``lua/write.lua`` makes it."""
+    return f'{{"v":1,"identity":{record.identity},"document":{endpoint_document(record)}}}'
+
+
+def endpoint_document(record: EndpointRecord) -> str:
+    """Return the document within an endpoint's value."""
+    return _dump(record.written())
+
+
+def decode(kind: Kind, name: str, value: bytes) -> Record:
+    """Return the record that a value stands for; raise SchemaError for one that this version does not understand."""
+    try:
+        data = json.loads(value)
+    except ValueError:
+        raise SchemaError("it is not JSON") from None
+    if not isinstance(data, dict) or "v" not in data:
+        raise SchemaError("it is not an object with a version, so nothing of ours")
+    if data["v"] != VERSION:
+        raise SchemaError(f"it is of version {data['v']!r}; this program understands {VERSION}")
+    try:
+        return _DECODERS[kind](name, data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise SchemaError(f"{place}: {first['msg']}" if place else first["msg"]) from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise SchemaError(f"it is not a value of kind {kind}: {said}") from None
+
+
+def _encode(data: Mapping[str, Any]) -> str:
+    return _dump({"v": VERSION, **data})
+
+
+def _dump(data: object) -> str:
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False, default=str)
+
+
+def _node(_name: str, data: Mapping[str, Any]) -> NodeRecord:
+    return NodeRecord(tuple(map(ip_address, _strings(data["addresses"]))), _string(data["version"]))
+
+
+def _document(name: str, data: Mapping[str, Any]) -> PolicyDocument | Namespace:
+    written = data["document"]
+    known = KINDS.get(_string(written["kind"]))
+    if known is None or known[0] != written["apiVersion"]:
+        raise ValueError(f"unknown kind {written['kind']} of {written.get('apiVersion')}")
+    document = known[1].model_validate(written)
+    if not isinstance(document, PolicyDocument | Namespace) or "/".join(document.key) != name:
+        raise ValueError("it is not the document that its name says")
+    document.at(_string(data["origin"]), written)
+    return document
+
+
+def _identity(name: str, data: Mapping[str, Any]) -> Labels:
+    if not name.isdecimal() or not travels(int(name)):
+        raise ValueError(f"{name} is not the number of a cluster identity")
+    return labels_of(_string(data["labels"]))
+
+
+def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
+    """Read what the cluster needs, a hundred thousand times in seconds; its writer has checked all the rest."""
+    metadata, spec, number = data["document"]["metadata"], data["document"]["spec"], data["identity"]
+    if not isinstance(number, int) or not travels(number):
+        raise ValueError(f"{number!r} is not the number of a cluster identity")
+    record = EndpointRecord(
+        _string(metadata["namespace"]),
+        _string(metadata["name"]),
+        _string(spec["node"]),
+        Identity(number),
+        tuple(_packed(ip) for ip in _strings(spec["ips"])),
+        None if "interface" not in spec else _string(spec["interface"]),
+        _written_labels(tuple(sorted(metadata["labels"].items()))),
+        _string(spec.get("serviceAccount", "default")),
+        _ports(tuple((p["name"], p["protocol"], p["port"]) for p in spec.get("ports", ()))),
+    )
+    if record.called != name or not record.addresses:
+        raise ValueError("it is not the endpoint that its name says, or has no address")
+    return record
+
+
+_DECODERS = {Kind.NODE: _node, Kind.DOCUMENT: _document, Kind.IDENTITY: _identity, Kind.ENDPOINT: _endpoint}
+
+
+@lru_cache(maxsize=1 << 16)
+def labels_of(text: str) -> Labels:
+    """Return the labels of their canonical text; raise ValueError if it is none."""
+    labels = Labels.parse(dict(part.partition("=")[::2] for part in text.split(";") if part))
+    if str(labels) != text:
+        raise ValueError(f"{text!r} is not the canonical text of labels")
+    return labels
+
+
+@lru_cache(maxsize=1 << 16)
+def _written_labels(items: tuple[tuple[str, str], ...]) -> Labels:
+    return Labels.parse(dict(items))
+
+
+@lru_cache(maxsize=1 << 16)
+def _ports(items: tuple[tuple[Any, Any, Any], ...]) -> PortSet:
+    for name, _, number in items:
+        if not isinstance(name, str) or not isinstance(number, int) or not 0 < number < 1 << 16:
+            raise ValueError("its ports are not ports")
+    return frozenset(PortOf(name.lower(), PROTOCOLS[protocol][0], number) for name, protocol, number in items)
+
+
+def _packed(text: str) -> bytes:
+    return ip_address(text).packed
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not a string")
+    return value
+
+
+def _strings(value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list")
+    return [_string(one) for one in value]
