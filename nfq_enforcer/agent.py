@@ -12,6 +12,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 from nfq_enforcer import __version__, api
 from nfq_enforcer.config import Config
 from nfq_enforcer.core import stamp
-from nfq_enforcer.core.directory import Directory
+from nfq_enforcer.core.directory import Ends
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.core.snapshot import Snapshot
@@ -33,9 +34,8 @@ from nfq_enforcer.observe import flow as flows
 from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.policy.documents import Document
 from nfq_enforcer.policy.loader import File
-from nfq_enforcer.store import replica
 from nfq_enforcer.store.memory import Applied, MemoryStore
-from nfq_enforcer.store.replica import NodeSettings, View
+from nfq_enforcer.store.replica import NodeSettings, Replica, View
 
 _log = logging.getLogger(__name__)
 _LEAST_IPV6_MTU = 1280  # RFC 8200 section 5
@@ -46,12 +46,12 @@ class Logged(NamedTuple):
     """An event in the log, with the names that held when it came and its time since the epoch."""
 
     event: FlowEvent
-    directory: Directory
+    names: Ends
     wall_time: float
 
     def render(self, node: str) -> flows.Flow:
         """Return the event as a reader gets it."""
-        return flows.render(self.event, self.directory, node, self.wall_time)
+        return flows.render(self.event, self.names, node, self.wall_time)
 
 
 class Agent:
@@ -63,7 +63,8 @@ class Agent:
         self._config = config
         self._keep_rules = keep_rules
         self._settings = node_settings(config)
-        self._store = MemoryStore(map(Path, config.documents))
+        self._store = MemoryStore(map(Path, config.documents), self._settings)
+        self._replica = Replica(self._settings)
         self._worker = WorkerProcess(config.first_queue, config.conntrack.max, self._on_events)
         self._families = iptables.families()
         self._rules = iptables.Rules(self._ruleset(), self._families)
@@ -84,7 +85,8 @@ class Agent:
         self._lost = 0
         self._stop = asyncio.Event()
         self._changing = asyncio.Lock()
-        self._view = self._build(1, self._store.applied, None)
+        self._replica.apply(self._store.load())
+        self._view, self._snapshot = self._seen(1)
 
     async def run(self) -> None:
         """Judge packets until SIGTERM, SIGINT or SIGHUP; raise NfqError if that cannot begin."""
@@ -94,10 +96,10 @@ class Agent:
         self._warn()
         await self._server.start()
         try:
-            await self._worker.start(self._view.snapshot)
+            await self._worker.start(self._snapshot)
             try:
-                await asyncio.to_thread(self._rules.install, self._view.snapshot)
-                self._in_force = self._view.snapshot.revision
+                await asyncio.to_thread(self._rules.install, self._snapshot)
+                self._in_force = self._snapshot.revision
                 _say_ready()
                 await self._keep_in_step()
             finally:
@@ -118,10 +120,10 @@ class Agent:
             {name: mtu(name) for name in self._settings.cluster_interfaces},
         )
 
-    def _build(self, revision: int, applied: Applied, before: View | None) -> View:
-        nodes = {self._settings.name: self._settings.addresses}
-        known = before.cluster if before else None
-        return replica.build(self._store.load(applied), self._settings, revision, nodes, known)
+    def _seen(self, revision: int) -> tuple[View, Snapshot]:
+        """Return what the replica makes of the cluster, and with the peers added to it the snapshot for the worker."""
+        view = self._replica.view(revision)
+        return view, replace(view.snapshot, revision=revision, ipcache=self._replica.ipcache(self._replica.peers))
 
     async def _keep_in_step(self) -> None:
         """Look for changed documents until told to stop."""
@@ -140,7 +142,7 @@ class Agent:
             self._refused, self._unfinished = (time.time(), str(error)), False
             _log.error("documents refused, revision %d stays in force: %s", self._in_force, error)
         except NfqError as error:
-            _log.error("revision %d is not in force everywhere, trying again: %s", self._view.snapshot.revision, error)
+            _log.error("revision %d is not in force everywhere, trying again: %s", self._snapshot.revision, error)
 
     async def _adopt(self, change: Callable[[], Applied]) -> list[Document]:
         """Put the documents in force, with what shall be applied; return which of those are new.
@@ -150,12 +152,13 @@ class Agent:
         """
         async with self._changing:
             before, applied = self._store.applied, change()
-            view = await asyncio.to_thread(self._build, self._view.snapshot.revision + 1, applied, self._view)
-            self._refused, self._view, self._store.applied = None, view, applied
-            self._unfinished = True
-            await self._put_in_force(view.snapshot)
+            changes = await asyncio.to_thread(self._store.load, applied)
+            self._refused, self._unfinished = None, True
+            self._replica.apply(changes)  # here and not in a thread: whoever reads the directory does so here too
+            self._view, self._snapshot = await asyncio.to_thread(self._seen, self._snapshot.revision + 1)
+            await self._put_in_force(self._snapshot)
             self._unfinished = False
-            _log.info("revision %d is in force", view.snapshot.revision)
+            _log.info("revision %d is in force", self._in_force)
             return [one.document for key, one in applied.items() if before.get(key) is not one]
 
     async def _put_in_force(self, snapshot: Snapshot) -> None:
@@ -168,7 +171,7 @@ class Agent:
     def _on_events(self, events: tuple[FlowEvent, ...]) -> None:
         wall = time.time() - time.monotonic()
         for event in events:
-            self._flow_log.add(Logged(event, self._view.directory, event.time + wall))
+            self._flow_log.add(Logged(event, self._view.directory.ends(event.opening), event.time + wall))
 
     def _warn(self) -> None:
         if len(self._families) == 1:
@@ -198,7 +201,7 @@ class Agent:
         queued, before = await asyncio.to_thread(self._rules.queued), self._worker.counters.judged
         waiting = backlog(self._worker.queue)
         self._lost = max(self._lost, queued - before - (waiting.waiting if waiting else 0))
-        documents = self._view.documents
+        known = self._view.directory
         return {
             "version": __version__,
             "node": self._settings.name,
@@ -210,10 +213,10 @@ class Agent:
             "fail": self._config.fail,
             "families": [f"IPv{family.version}" for family in self._families],
             "revision": self._in_force,
-            "documents": {"policies": len(documents.policies), "endpoints": len(documents.endpoints)},
+            "documents": {"policies": len(self._view.policies), "endpoints": len(known)},
             "refused": {"since": _time(self._refused[0]), "error": self._refused[1]} if self._refused else None,
-            "endpoints": len({e.name for e in self._view.snapshot.endpoints.values()}),
-            "identities": len(self._view.directory.identities),
+            "endpoints": len({e.name for e in self._snapshot.endpoints.values()}),
+            "identities": len(known.identities) + len(known.cidrs),
             "worker": {
                 "queue": self._worker.queue,
                 "driver": "netfilterqueue",
@@ -250,7 +253,7 @@ class Agent:
                 "origin": policy.origin,
                 "document": policy.written,
             }
-            for policy in self._view.documents.policies
+            for policy in self._view.policies
         ]
 
     async def _apply(self, params: api.Params) -> dict[str, Any]:
@@ -265,7 +268,7 @@ class Agent:
     async def _delete(self, params: api.Params) -> dict[str, Any]:
         """Take back an applied policy; return when it is out of force."""
         namespace, name = str(params.get("namespace", "")), str(params.get("name", ""))
-        await self._adopt(lambda: self._store.without(namespace, name, self._view.documents))
+        await self._adopt(lambda: self._store.without(namespace, name))
         return {"revision": self._in_force}
 
     async def _endpoints(self, _params: api.Params) -> list[dict[str, Any]]:
@@ -279,7 +282,7 @@ class Agent:
                 "addresses": list(endpoint.addresses),
                 "interface": endpoint.interface,
             }
-            for endpoint in self._view.directory.endpoints
+            for endpoint in self._view.directory
         ]
 
 
