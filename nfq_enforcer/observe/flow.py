@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
 
-from nfq_enforcer.core.directory import Directory
+from nfq_enforcer.core.directory import End, Ends
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
@@ -25,13 +25,15 @@ _ICMP = {ICMP: "ICMPv4", ICMPV6: "ICMPv6"}
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 
 
-def render(event: FlowEvent, directory: Directory, node: str, wall_time: float) -> Flow:
-    """Return the event as a JSON object; ``wall_time`` in seconds since the epoch."""
+def render(event: FlowEvent, names: Ends, node: str, wall_time: float) -> Flow:
+    """Return the event as a JSON object; ``names`` as they were when it came, ``wall_time`` in seconds since the epoch.
+
+    A reply has who sends it as its source.
+    """
     asked = event.opening
-    ends = [(asked.src, asked.source, asked.sport), (asked.dst, asked.destination, asked.dport)]
-    if event.is_reply:
-        ends.reverse()
-    (src, source, sport), (dst, destination, dport) = ends
+    opener = (asked.src, asked.sport, _end(asked.source, names.source))
+    other = (asked.dst, asked.dport, _end(asked.destination, names.destination))
+    (src, sport, source), (dst, dport, destination) = (other, opener) if event.is_reply else (opener, other)
     flow: Flow = {
         "time": datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "verdict": str(event.verdict),
@@ -46,8 +48,8 @@ def render(event: FlowEvent, directory: Directory, node: str, wall_time: float) 
         }
         flow["l4"] = _l4(event, sport, dport)
     flow |= {
-        "source": _end(directory, src, source),
-        "destination": _end(directory, dst, destination),
+        "source": source,
+        "destination": destination,
         "Type": "L3_L4",
         "node_name": node,
         "traffic_direction": event.direction.upper(),
@@ -73,14 +75,12 @@ def _l4(event: FlowEvent, sport: int, dport: int) -> Flow:
     return {"protocol": asked.proto}
 
 
-def _end(directory: Directory, address: bytes, identity: Identity) -> Flow:
+def _end(identity: Identity, called: End) -> Flow:
     end: Flow = {"identity": identity}
-    labels = directory.labels(identity)
-    if labels is not None:
-        end["labels"] = [str(label) for label in labels]
-    endpoint = directory.endpoint(address, identity)
-    if endpoint is not None:
-        end |= {"namespace": endpoint.namespace, "pod_name": endpoint.name}
+    if called.labels is not None:
+        end["labels"] = [str(label) for label in called.labels]
+    if called.name:
+        end |= {"namespace": called.namespace, "pod_name": called.name}
     return end
 
 

@@ -105,23 +105,30 @@ def parse(text: str, file: str) -> list[Parsed]:
 
 
 def endpoint_labels(endpoint: Endpoint, namespaces: Iterable[Namespace]) -> Labels:
+    """Return all labels of an endpoint's document: its own, and those made from its namespace and service account."""
+    own = Labels.parse(endpoint.metadata.labels)
+    its = next((one for one in namespaces if one.name == endpoint.namespace), None)
+    return all_labels(own, endpoint.namespace, endpoint.spec.service_account, its)
+
+
+def all_labels(own: Labels, namespace: str, account: str, document: Namespace | None) -> Labels:
     """Return all labels of an endpoint: its own, and those made from its namespace and service account.
 
     Every namespace has the label ``kubernetes.io/metadata.name``, as in Kubernetes, whether it has a document or not.
     """
-    own = Labels.parse(endpoint.metadata.labels)
-    inherited = [
-        Label(label.source, NAMESPACE_LABELS + label.key, label.value)
-        for namespace in namespaces
-        if namespace.name == endpoint.namespace
-        for label in Labels.parse(namespace.metadata.labels)
-    ]
+    inherited = Labels.parse(document.metadata.labels) if document else ()
     made = {
-        NAMESPACE_KEY: endpoint.namespace,
-        ACCOUNT_KEY: endpoint.spec.service_account,
-        f"{NAMESPACE_LABELS}kubernetes.io/metadata.name": endpoint.namespace,
+        NAMESPACE_KEY: namespace,
+        ACCOUNT_KEY: account,
+        f"{NAMESPACE_LABELS}kubernetes.io/metadata.name": namespace,
     }
-    return Labels((*own, *inherited, *(Label(DEFAULT_SOURCE, key, value) for key, value in made.items())))
+    return Labels(
+        (
+            *own,
+            *(Label(label.source, NAMESPACE_LABELS + label.key, label.value) for label in inherited),
+            *(Label(DEFAULT_SOURCE, key, value) for key, value in made.items()),
+        )
+    )
 
 
 Found = tuple[Located, located.Path, object]

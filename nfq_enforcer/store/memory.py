@@ -8,9 +8,12 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from nfq_enforcer import __version__
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.policy import loader
+from nfq_enforcer.policy import enforceable, loader
 from nfq_enforcer.policy.loader import Documents, File, Key, Parsed
+from nfq_enforcer.store.records import Change, Kind, NodeRecord, State, changes_between, described
+from nfq_enforcer.store.replica import NodeSettings
 
 _Print = tuple[tuple[str, int, int, int], ...]
 
@@ -19,14 +22,20 @@ Applied = Mapping[Key, Parsed]
 
 
 class MemoryStore:
-    """Documents in files and folders, read again when something about them has changed, and those applied."""
+    """Documents in files and folders, read again when something about them has changed, and those applied.
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        """Take the files and folders; nothing is read yet."""
+    Identities are derived from the labels of all endpoints, so nodes that have the same documents agree on them.
+    """
+
+    def __init__(self, paths: Iterable[Path], settings: NodeSettings) -> None:
+        """Take the files and folders, and which node this is; nothing is read yet."""
         self._paths = tuple(paths)
+        self._settings = settings
         self._seen: _Print | None = None  # at the last look
         self._loaded: _Print | None = None
+        self._state: State = {}  # as it was handed out
         self.applied: Applied = {}
+        self.documents = Documents()  # as they were loaded last
 
     def changed(self) -> bool:
         """Look; say whether anything has changed since the last load, and has come to rest since the last look.
@@ -36,25 +45,32 @@ class MemoryStore:
         before, self._seen = self._seen, self._print()
         return self._seen == before and self._seen != self._loaded
 
-    def load(self, applied: Applied | None = None) -> Documents:
-        """Return all documents, with those applied (or these instead); raise BadInput with every problem there is.
+    def load(self, applied: Applied | None = None) -> list[Change]:
+        """Take all documents, with those applied (or these instead); return what has changed since the last time.
 
-        With others than those applied it is a trial: what has changed in files meanwhile still counts as changed.
+        Raise BadInput with every problem there is; then nothing is taken, and if it was with others than those applied,
+        what has changed in files meanwhile still counts as changed.
         """
         chosen = self.applied if applied is None else applied
         if chosen is self.applied:
             self._loaded = self._print()
-        return loader.load(self._paths, chosen.values())
+        documents = loader.load(self._paths, chosen.values())
+        enforceable.check(documents.policies)
+        node = {(Kind.NODE, self._settings.name): NodeRecord(self._settings.addresses, __version__)}
+        state: State = {**node, **described(documents, self._settings.name, self._settings.relevant)}
+        changes = changes_between(self._state, state)
+        self._state, self.documents, self.applied = state, documents, chosen
+        return changes
 
     def with_files(self, files: Iterable[File]) -> Applied:
         """Return what is applied once these files are too; raise BadInput for all that is wrong with them."""
         return {**self.applied, **{one.document.key: one for one in loader.parse_all(files)}}
 
-    def without(self, namespace: str, name: str, known: Documents) -> Applied:
+    def without(self, namespace: str, name: str) -> Applied:
         """Return what is applied once the policies of this name are not; raise BadInput where none was applied."""
         left = {key: one for key, one in self.applied.items() if key[1:] != (namespace, name)}
         if len(left) == len(self.applied):
-            raise BadInput(_not_applied(namespace, name, known))
+            raise BadInput(_not_applied(namespace, name, self.documents))
         return left
 
     def _print(self) -> _Print:

@@ -9,10 +9,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.core.packet import SCTP, TCP, UDP
-from nfq_enforcer.policy.cluster import named_ports
+from nfq_enforcer.policy.cluster import members, named_ports
 from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
+from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.rules import PortSet
 
 Address = IPv4Address | IPv6Address
@@ -110,8 +111,26 @@ def document_name(document: PolicyDocument | Namespace) -> str:
     return "/".join(document.key)
 
 
-def changes_between(before: Mapping[tuple[Kind, str], Record], now: Mapping[tuple[Kind, str], Record]) -> list[Change]:
+State = Mapping[tuple[Kind, str], Record]
+"""All records by what they are about."""
+
+
+def described(documents: Documents, node: str, relevant: LabelFilter | None = None) -> State:
+    """Return the records that documents alone make: identities are derived from the labels of all endpoints.
+
+    ``node`` is where an endpoint lives whose document does not say; ``relevant`` says which labels enter an identity.
+    """
+    found = members(documents, relevant)
+    state: dict[tuple[Kind, str], Record] = {}
+    state |= {(Kind.DOCUMENT, document_name(one)): one for one in documents.namespaces}
+    state |= {(Kind.DOCUMENT, document_name(one)): one for one in documents.policies}
+    state |= {(Kind.IDENTITY, str(one.identity)): one.relevant for one in found}
+    state |= {(Kind.ENDPOINT, one.name): EndpointRecord.of(one.document, one.identity, node) for one in found}
+    return state
+
+
+def changes_between(before: State, now: State) -> list[Change]:
     """Return what has changed from one state to another: first what is gone, then what is new or different."""
-    gone = [Change(kind, name, None) for kind, name in before.keys() - now.keys()]
+    gone = [Change(*key, None) for key in before if key not in now]
     new = [Change(*key, record) for key, record in now.items() if before.get(key) != record]
     return gone + new

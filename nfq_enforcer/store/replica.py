@@ -1,22 +1,35 @@
-"""This node's replica of the cluster: documents and nodes in, the snapshot for the workers out. Pure."""
+"""This node's replica of the cluster: changes in, the snapshot for the workers and changed peers out. Pure.
 
-from collections.abc import Iterator, Mapping
+Changes come one by one or a thousand at once, in any order, from whichever store. ``apply`` only notes them, and
+``view`` then compiles what they call for, once. What it comes to depends on what is so, not on how it came about.
+
+An endpoint of another node whose labels and named ports are known changes its address's peer and nothing else: nothing
+is compiled, and the snapshot is the very one of before. So is it after any change that means nothing on this node.
+
+An endpoint may name an identity whose record is not there (yet). It counts with that number, which no selector selects.
+If it lives here, nobody can tell what may pass it: as soon as there is any policy, nothing may.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 
-from nfq_enforcer.core.directory import Directory, EndpointName
-from nfq_enforcer.core.identity import REMOTE_NODE
-from nfq_enforcer.core.ipcache import Peer
-from nfq_enforcer.core.labels import LabelFilter
+from nfq_enforcer.core.directory import Directory
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.ipcache import NO_PREFIXES, Ipcache, Peer, Prefixes
+from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.policymap import PolicyMap
 from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
-from nfq_enforcer.errors import DocumentError, DocumentErrors
-from nfq_enforcer.policy.cilium import CiliumPolicy
-from nfq_enforcer.policy.cluster import Cluster, Member, gather
-from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.documents import PolicyDocument
-from nfq_enforcer.policy.loader import Documents
+from nfq_enforcer.policy.cluster import Compilation
+from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
+from nfq_enforcer.policy.documents import Namespace, PolicyDocument
+from nfq_enforcer.policy.loader import all_labels
+from nfq_enforcer.policy.numbers import Numbers
+from nfq_enforcer.store.records import Address, Change, EndpointRecord, Kind, NodeRecord
+from nfq_enforcer.store.roster import Roster
 
-Address = IPv4Address | IPv6Address
+_SHUT = EndpointMaps(PolicyMap({}, enforced=True), PolicyMap({}, enforced=True))
+_OPEN = EndpointMaps(PolicyMap({}, enforced=False), PolicyMap({}, enforced=False))
 
 
 @dataclass(frozen=True)
@@ -37,109 +50,178 @@ class NodeSettings:
 
 @dataclass(frozen=True)
 class View:
-    """One revision of the cluster, as this node sees it."""
+    """The cluster as this node sees it now, and what is new about it since the view before."""
 
-    snapshot: Snapshot
-    directory: Directory
-    documents: Documents
-    cluster: Cluster
-
-
-def build(
-    documents: Documents,
-    settings: NodeSettings,
-    revision: int,
-    nodes: Mapping[str, tuple[Address, ...]],
-    before: Cluster | None = None,
-) -> View:
-    """Return the view of these documents; ``nodes`` are the addresses of registered nodes by name.
-
-    ``before`` is the cluster of the last view, so that only what has changed is compiled.
-
-    Identities are derived from the labels of all endpoints, so nodes that have the same documents agree on them.
-    """
-    _refuse_unenforceable(documents)
-    cluster = gather(documents, settings.enforcement, settings.relevant, before)
-    snapshot = Snapshot(
-        revision,
-        _local(cluster, settings),
-        cluster.ipcache(_peers(cluster, settings.name, nodes), settings.cluster_networks),
-        settings.cluster_interfaces,
-        {address.version: address.packed for address in reversed(settings.addresses)},
-        audit=settings.audit,
-        allow_localhost=settings.allow_localhost,
-        believe_ipcache=settings.believe_ipcache,
-    )
-    return View(snapshot, _directory(cluster, settings.name), documents, cluster)
+    snapshot: Snapshot  # its ipcache knows no peers
+    changed: bool  # whether the snapshot is another than in the view before; if not, it is the very same
+    peer_changes: tuple[tuple[bytes, Peer | None], ...]  # by address; None: nobody there any more
+    policies: tuple[PolicyDocument, ...]  # in the order of their names
+    directory: Directory  # live: one for all views
+    compilations: int  # how often the policy was compiled or revised so far
 
 
-def _refuse_unenforceable(documents: Documents) -> None:
-    """Raise DocumentErrors for policies that can be understood, but not yet be enforced: half of one is worse."""
-    errors = [
-        DocumentError(document.origin, f"{_called(document)}: {reason}")
-        for document in documents.policies
-        for reason in _unenforceable(document)
-    ]
-    if errors:
-        raise DocumentErrors(errors)
+class Replica:
+    """What this node knows of the cluster."""
 
-
-def _unenforceable(document: PolicyDocument) -> Iterator[str]:
-    rules = document.rules if isinstance(document, CiliumPolicy) else ()
-    lacks = "are understood by validate, trace and matrix, but this version has no"
-    if any(rule.has_http for rule in rules):
-        yield f"http rules {lacks} proxy to enforce them"
-    if any(rule.has_dns for rule in rules):
-        yield f"dns rules {lacks} proxy to enforce them"
-    if any(rule.node_selector is not None for rule in rules):
-        yield f"rules with nodeSelector {lacks} way to judge the host's own packets"
-
-
-def _called(document: PolicyDocument) -> str:
-    return f"{document.kind} {document.namespace}/{document.name}".replace(" /", " ")
-
-
-def _node_of(member: Member, node: str) -> str:
-    return member.document.spec.node or node
-
-
-def _local(cluster: Cluster, settings: NodeSettings) -> dict[bytes, LocalEndpoint]:
-    local: dict[bytes, LocalEndpoint] = {}
-    for one in cluster.members:
-        if _node_of(one, settings.name) == settings.name:
-            spec, maps = one.document.spec, cluster.maps(one)
-            is_host = not settings.own_addresses.isdisjoint(spec.ips)
-            here = LocalEndpoint(one.name, one.identity, spec.interface, maps.ingress, maps.egress, is_host)
-            local.update({ip.packed: here for ip in spec.ips})
-    return local
-
-
-def _peers(cluster: Cluster, node: str, nodes: Mapping[str, tuple[Address, ...]]) -> dict[bytes, Peer]:
-    others = {
-        address.packed: Peer(REMOTE_NODE, remote=True)
-        for name, addresses in nodes.items()
-        for address in addresses
-        if name != node
-    }
-    return others | {
-        ip.packed: Peer(one.identity, remote=True)
-        for one in cluster.members
-        if _node_of(one, node) != node
-        for ip in one.document.spec.ips
-    }
-
-
-def _directory(cluster: Cluster, node: str) -> Directory:
-    identities = {one.identity: one.relevant for one in cluster.members}
-    cidrs = {number: labels for labels, number in cluster.policy.numbers.labels.items()}
-    endpoints: list[EndpointName] = []
-    by_address: dict[bytes, EndpointName] = {}
-    for one in cluster.members:
-        metadata, spec = one.document.metadata, one.document.spec
-        addresses = tuple(map(str, spec.ips))
-        name = EndpointName(
-            metadata.namespace, metadata.name, _node_of(one, node), one.identity, one.labels, addresses, spec.interface
+    def __init__(self, settings: NodeSettings) -> None:
+        """Begin with an empty cluster."""
+        self._settings = settings
+        self._own = frozenset(address.packed for address in settings.own_addresses)
+        self._roster = Roster(settings.name)
+        self._identities: dict[Identity, Labels] = {}
+        self._namespaces: dict[str, Namespace] = {}
+        self._policies: dict[str, PolicyDocument] = {}
+        self._sorted: tuple[PolicyDocument, ...] | None = ()  # None: to be sorted again
+        self._numbers: Mapping[Labels, Identity] | None = {}  # None: to be turned round again
+        self._compiled = Compilation.fresh((), {}, {}, settings.enforcement)
+        self._compilations = 0
+        self._local_numbers = self._compiled.policy.numbers  # those of the last view
+        self._outside, self._blocks, self._sites = NO_PREFIXES, NO_PREFIXES, dict[bytes, Identity]()
+        self._snapshot: Snapshot | None = None
+        known = self._roster
+        self._directory = Directory(
+            settings.name, self._identities, known.nodes, known.endpoints, known.owners, self._labels_of
         )
-        endpoints.append(name)
-        by_address.update((ip.packed, name) for ip in spec.ips)
-    return Directory(identities | cidrs, tuple(endpoints), by_address)
+
+    @property
+    def peers(self) -> dict[bytes, Peer]:
+        """Return all peers by address: what all ``peer_changes`` together come to once nothing waits for a view."""
+        return self._roster.peers()
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Take what is so now; the next view shows it."""
+        for change in changes:
+            match change:
+                case (Kind.ENDPOINT, name, EndpointRecord() | None as endpoint):
+                    self._roster.put(name, endpoint)
+                case (Kind.NODE, name, NodeRecord() | None as node):
+                    self._roster.put_node(name, node)
+                case (Kind.IDENTITY, name, Labels() | None as labels):
+                    self._put_identity(Identity(int(name)), labels)
+                case (Kind.DOCUMENT, name, PolicyDocument() | Namespace() | None as document):
+                    self._put_document(name, document)
+                case _:
+                    raise TypeError(f"a record of another kind: {change}")
+
+    def view(self, revision: int) -> View:
+        """Return the view now; its snapshot has this revision if it is another than before."""
+        noted, old, policies = self._roster.take(), self._snapshot, self._compiled.policies
+        stale = noted.ports or self._sorted is None or self._numbers is None
+        if stale:
+            self._compile()
+        anew = self._look_at_addresses(noted.touched)
+        endpoints = self._local_endpoints() if old is None or stale or noted.local else old.endpoints
+        if old is None or anew or policies is not self._compiled.policies or not _equal(endpoints, old.endpoints):
+            snapshot = self._snapshot = self._new_snapshot(revision, endpoints)
+        else:
+            snapshot = old
+        peers = ((address, had, self._roster.peer(address)) for address, had in noted.touched.items())
+        changes = tuple((address, now) for address, had, now in peers if now != had)
+        return View(snapshot, snapshot is not old, changes, self._in_order(), self._directory, self._compilations)
+
+    def ipcache(self, peers: Mapping[bytes, Peer]) -> Ipcache:
+        """Return an ipcache of these peers that knows what policy says of addresses, as of the last view."""
+        return Ipcache(peers, self._settings.cluster_networks, self._outside, self._blocks, self._sites)
+
+    def _put_identity(self, identity: Identity, labels: Labels | None) -> None:
+        if self._identities.get(identity) == labels:
+            return
+        self._numbers = None
+        if labels is None:
+            del self._identities[identity]
+        else:
+            self._identities[identity] = labels
+
+    def _put_document(self, name: str, document: PolicyDocument | Namespace | None) -> None:
+        if isinstance(document, Namespace):
+            self._namespaces[name] = document
+        elif document is not None:
+            self._policies[name], self._sorted = document, None
+        elif self._namespaces.pop(name, None) is None and self._policies.pop(name, None) is not None:
+            self._sorted = None
+
+    def _in_order(self) -> tuple[PolicyDocument, ...]:
+        """Return the policies in the order of their names, so that rules stand in one order on all nodes."""
+        if self._sorted is None:
+            self._sorted = tuple(one for _, one in sorted(self._policies.items(), key=lambda named: named[0]))
+        return self._sorted
+
+    def _in_numbers(self) -> Mapping[Labels, Identity]:
+        """Return the identities by their labels; of two numbers for one set, which no store gives, the lower."""
+        if self._numbers is None:
+            self._numbers = {labels: number for number, labels in sorted(self._identities.items(), reverse=True)}
+        return self._numbers
+
+    def _compile(self) -> None:
+        """Bring the policy up to date."""
+        numbers, known = self._in_numbers(), self._roster.ports
+        ports = {number: known[number] for number in numbers.values() if number in known}
+        after = self._compiled.followed_by(self._in_order(), numbers, ports, self._settings.enforcement)
+        if after is not self._compiled:
+            self._compiled = after
+            self._compilations += 1
+
+    def _look_at_addresses(self, touched: Collection[bytes]) -> bool:
+        """Bring up to date what policy calls addresses on this node; say whether anything of it is new."""
+        numbers, old = self._compiled.policy.numbers, self._sites
+        if numbers is not self._local_numbers:
+            self._local_numbers = numbers
+            self._outside, self._blocks = Prefixes(numbers.cidrs), Prefixes(numbers.blocks)
+            self._directory.cidrs = {number: labels for labels, number in numbers.labels.items()}
+            self._sites = self._sites_of(numbers, self._roster.owners) if numbers.sites else {}
+            return True
+        if numbers.sites:
+            now = self._sites_of(numbers, touched)
+            kept = {address: site for address, site in old.items() if address not in touched}
+            self._sites = kept | now
+        return self._sites != old
+
+    def _sites_of(self, numbers: Numbers, addresses: Iterable[bytes]) -> dict[bytes, Identity]:
+        """Return what tells apart endpoints of one identity whose named ports differ, of these addresses."""
+        owners = ((address, self._roster.owners.get(address)) for address in addresses)
+        return {
+            address: site
+            for address, owner in owners
+            if owner is not None and (site := numbers.sites.get((owner.identity, owner.ports))) is not None
+        }
+
+    def _local_endpoints(self) -> dict[bytes, LocalEndpoint]:
+        made: dict[str, LocalEndpoint] = {}
+        return {
+            address: made.get(one.called) or made.setdefault(one.called, self._local(one))
+            for address, one in self._roster.local.items()
+        }
+
+    def _local(self, one: EndpointRecord) -> LocalEndpoint:
+        maps = self._maps(one)
+        is_host = not self._own.isdisjoint(one.addresses)
+        return LocalEndpoint(one.called, one.identity, one.interface, maps.ingress, maps.egress, is_host)
+
+    def _maps(self, one: EndpointRecord) -> EndpointMaps:
+        labels = self._directory.labels(one.identity)
+        if labels is not None:
+            return self._compiled.policy.maps_for(labels, one.ports)
+        mode = self._settings.enforcement
+        closed = mode is Enforcement.ALWAYS or (mode is not Enforcement.NEVER and bool(self._policies))
+        return _SHUT if closed else _OPEN
+
+    def _new_snapshot(self, revision: int, endpoints: Mapping[bytes, LocalEndpoint]) -> Snapshot:
+        settings = self._settings
+        return Snapshot(
+            revision,
+            endpoints,
+            self.ipcache({}),
+            settings.cluster_interfaces,
+            {address.version: address.packed for address in reversed(settings.addresses)},
+            audit=settings.audit,
+            allow_localhost=settings.allow_localhost,
+            believe_ipcache=settings.believe_ipcache,
+        )
+
+    def _labels_of(self, called: str) -> Labels:
+        one = self._roster.endpoints[called]
+        return all_labels(one.labels, one.namespace, one.account, self._namespaces.get(f"Namespace//{one.namespace}"))
+
+
+def _equal(some: Mapping[bytes, LocalEndpoint], others: Mapping[bytes, LocalEndpoint]) -> bool:
+    return some is others or some == others

@@ -13,10 +13,9 @@ from nfq_enforcer.core.packet import ICMP, ICMPV6
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.policy import loader
+from nfq_enforcer.policy.enforceable import check
 from nfq_enforcer.policy.ports import PROTOCOLS, Question
 from nfq_enforcer.policy.simulation import Simulation
-from nfq_enforcer.store import replica
-from nfq_enforcer.store.replica import NodeSettings
 from tests.labs import ENDPOINTS, FRONT_TO_BACK, Attempt, Policies, dropped, expect, outcomes, passes, run_in
 
 EXAMPLES = Path("policies")
@@ -28,7 +27,7 @@ def enforceable(example: Path) -> bool:
     """Say whether an agent would take it; rules for a proxy and for hosts are refused as yet."""
     documents = loader.load([example])
     try:
-        replica.build(documents, NodeSettings("n"), 1, {})
+        check(documents.policies)
     except BadInput:
         return False
     return bool(documents.policies)

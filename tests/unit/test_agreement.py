@@ -17,7 +17,8 @@ from nfq_enforcer.policy.loader import Documents, load
 from nfq_enforcer.policy.ports import Question
 from nfq_enforcer.policy.probes import Family
 from nfq_enforcer.policy.simulation import Pair, Simulation
-from nfq_enforcer.store.replica import NodeSettings, build
+from nfq_enforcer.store.replica import NodeSettings
+from tests.replicas import replica_of, whole
 
 FOLDER = Path(__file__).parents[2] / "policies"
 ENDPOINTS = FOLDER / "endpoints.yaml"
@@ -41,9 +42,7 @@ EXAMPLES = [example for example in sorted(set(FOLDER.glob("*.yaml")) - {ENDPOINT
 def snapshots(documents: Documents, mode: Enforcement) -> dict[str, Snapshot]:
     """Return what each node makes of the documents."""
     return {
-        node: build(
-            documents, NodeSettings(node, cluster_interfaces=frozenset((WIRE,)), enforcement=mode), 1, {}
-        ).snapshot
+        node: whole(replica_of(documents, NodeSettings(node, cluster_interfaces=frozenset((WIRE,)), enforcement=mode)))
         for node in NODES
     }
 

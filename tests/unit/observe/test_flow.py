@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.core.conntrack import Opening
-from nfq_enforcer.core.directory import Directory, EndpointName
+from nfq_enforcer.core.directory import End, Ends
 from nfq_enforcer.core.enforcer import FlowEvent
-from nfq_enforcer.core.identity import HOST, REMOTE_NODE, WORLD, Identity
+from nfq_enforcer.core.identity import HOST, REMOTE_NODE, RESERVED, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.core.policymap import RuleRef
@@ -25,12 +25,7 @@ SYN, SYN_ACK = 0x02, 0x12
 LABELS = {FRONT: Labels.parse({"role": "frontend"}), BACK: Labels.parse({"container:role": "backend", "tier": ""})}
 
 
-def endpoint(name: str, identity: Identity, *addresses: str) -> EndpointName:
-    return EndpointName("shop", name, "n1", identity, LABELS[identity], addresses, None)
-
-
-ENDPOINTS = (endpoint("front1", FRONT, FRONT4, FRONT6), endpoint("back1", BACK, BACK4, BACK6))
-DIRECTORY = Directory(LABELS, ENDPOINTS, {packed(a): one for one in ENDPOINTS for a in one.addresses})
+NAMES = {FRONT: "front1", BACK: "back1"}
 
 
 def rule(name: str, direction: Direction = Direction.INGRESS, number: int = 0, namespace: str = "shop") -> RuleRef:
@@ -67,8 +62,14 @@ def unreadable() -> FlowEvent:
     return dropped(DropReason.INVALID_PACKET, nothing, tcp_flags=0)
 
 
+def called(identity: Identity) -> End:
+    labels = {**RESERVED, **LABELS}.get(identity)
+    return End(labels, "shop", NAMES[identity]) if identity in NAMES else End(labels)
+
+
 def render(seen: FlowEvent) -> Flow:
-    return flow.render(seen, DIRECTORY, "n1", AT)
+    names = Ends(called(seen.opening.source), called(seen.opening.destination))
+    return flow.render(seen, names, "n1", AT)
 
 
 def line(seen: FlowEvent) -> str:
@@ -232,10 +233,6 @@ def test_a_reserved_identity_has_its_label_and_no_name(identity: Identity, label
 
 def test_an_identity_that_is_not_known_here_is_a_number() -> None:
     assert render(event(opening("10.3.0.10", source=Identity(9999))))["source"] == {"identity": 9999}
-
-
-def test_who_bears_an_endpoints_address_and_not_its_identity_is_not_that_endpoint() -> None:
-    assert render(event(opening(source=WORLD)))["source"] == {"identity": 2, "labels": ["reserved:world"]}
 
 
 def test_of_very_many_rules_only_some_are_named() -> None:

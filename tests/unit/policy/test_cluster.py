@@ -1,12 +1,15 @@
 """The cluster: what has changed since is compiled, and comes to what a fresh compilation comes to."""
 
+from collections import defaultdict
+
 import pytest
 
-from nfq_enforcer.core.identity import derive
+from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.policy import cluster, loader
-from nfq_enforcer.policy.cluster import Cluster, gather
+from nfq_enforcer.policy.cluster import Compilation, Member, gather, members
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.loader import Documents
+from nfq_enforcer.policy.rules import PortSet
 
 
 def endpoint(name: str, role: str, address: str, port: int = 80) -> str:
@@ -30,19 +33,38 @@ WEB_TO_DB, AD_TO_WEB = policy("web-to-db", "db", "web"), policy("ad-to-web", "we
 BEFORE = WEB + DB + WEB_TO_DB
 
 
-def contents(whole: Cluster) -> dict[str, list[tuple[object, ...]]]:
-    """Return what the maps of every endpoint hold."""
-    return {
-        one.name: [(side.entries, side.enforced, side.enforced_by) for side in whole.maps(one)] for one in whole.members
-    }
+MODE = Enforcement.PER_ENDPOINT
 
 
 def documents(*texts: str) -> Documents:
     return loader.gather(one.document for one in loader.parse("".join(texts), "f.yaml"))
 
 
-def made(*texts: str, before: Cluster | None = None) -> Cluster:
-    return gather(documents(*texts), Enforcement.PER_ENDPOINT, before=before)
+def numbered(*texts: str, by: int = 0) -> tuple[Member, ...]:
+    """Return the endpoints of documents, with numbers that are ``by`` higher than those derived."""
+    return tuple(one._replace(identity=Identity(one.identity + by)) for one in members(documents(*texts)))
+
+
+def made(*texts: str, before: Compilation | None = None, by: int = 0) -> Compilation:
+    found, policies = numbered(*texts, by=by), documents(*texts).policies
+    ports: dict[Identity, set[PortSet]] = defaultdict(set)
+    for one in found:
+        ports[one.identity].add(one.ports)
+    numbers = {one.relevant: one.identity for one in found}
+    if before is None:
+        return Compilation.fresh(policies, numbers, ports, MODE)
+    return before.followed_by(policies, numbers, ports, MODE)
+
+
+def contents(compiled: Compilation, *texts: str) -> dict[str, list[tuple[object, ...]]]:
+    """Return what the maps of every endpoint of the documents hold."""
+    return {
+        one.name: [
+            (side.entries, side.enforced, side.enforced_by)
+            for side in compiled.policy.maps_for(one.relevant, one.ports)
+        ]
+        for one in numbered(*texts)
+    }
 
 
 @pytest.mark.parametrize(
@@ -66,23 +88,45 @@ def test_steps_come_to_what_a_fresh_compilation_comes_to(
 ) -> None:
     monkeypatch.setattr(cluster, "_MANY", many)
 
-    assert contents(made(*after, before=made(BEFORE))) == contents(made(*after))
+    assert contents(made(*after, before=made(BEFORE)), *after) == contents(made(*after), *after)
 
 
 def test_what_a_change_does_not_touch_stays_the_very_same() -> None:
-    before = made(BEFORE)
-    web, db = (before.maps(one).ingress for one in before.members)
+    before, (web, db) = made(BEFORE), numbered(BEFORE)
+    maps = [before.policy.maps_for(one.relevant, one.ports).ingress for one in (web, db)]
     after = made(BEFORE, ADMIN, AD_TO_WEB, before=before)
 
     assert after.policies[0] is before.policies[0]
-    assert after.maps(after.members[0]).ingress is not web
-    assert after.maps(after.members[1]).ingress is db
+    assert after.policy.maps_for(web.relevant, web.ports).ingress is not maps[0]
+    assert after.policy.maps_for(db.relevant, db.ports).ingress is maps[1]
 
 
-def test_numbers_that_move_are_compiled_afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_says_the_same_as_before_is_the_very_same() -> None:
     before = made(BEFORE)
-    monkeypatch.setattr(cluster, "derive", lambda sets: {labels: number + 1 for labels, number in derive(sets).items()})
-    moved = made(BEFORE, before=before)
 
-    assert contents(moved) == contents(made(BEFORE))
-    assert {one.identity for one in moved.members}.isdisjoint(one.identity for one in before.members)
+    assert made(BEFORE, before=before) is before
+    assert before.followed_by(before.policies, before.numbers, before.ports, MODE) is before
+
+
+def test_documents_that_say_the_same_in_another_order_are_read_in_that_order() -> None:
+    before = made(BEFORE, AD_TO_WEB)
+
+    after = made(WEB, DB, AD_TO_WEB, WEB_TO_DB, before=before)
+
+    assert after.policies == before.policies[::-1]
+    assert after.policies[0] is before.policies[1]
+
+
+def test_numbers_that_move_are_compiled_afresh() -> None:
+    moved = made(BEFORE, before=made(BEFORE), by=1)
+
+    assert contents(moved, BEFORE) == contents(made(BEFORE, by=1), BEFORE)
+    assert contents(moved, BEFORE) != contents(made(BEFORE), BEFORE)
+
+
+def test_a_cluster_of_documents_has_the_policy_that_they_make() -> None:
+    whole = gather(documents(BEFORE), MODE)
+
+    assert {
+        one.name: [(side.entries, side.enforced, side.enforced_by) for side in whole.maps(one)] for one in whole.members
+    } == contents(made(BEFORE), BEFORE)

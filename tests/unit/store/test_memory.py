@@ -5,9 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from nfq_enforcer import __version__
+from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.memory import MemoryStore
+from nfq_enforcer.store.records import Change, EndpointRecord, Kind, NodeRecord
+from nfq_enforcer.store.replica import NodeSettings
 
 ENDPOINT = """
 apiVersion: nfq-enforcer.io/v1
@@ -27,13 +31,18 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
+def store_of(*paths: Path) -> MemoryStore:
+    return MemoryStore(paths, NodeSettings("n1"))
+
+
 def names(store: MemoryStore) -> list[str]:
-    return sorted(endpoint.name for endpoint in store.load().endpoints)
+    store.load()
+    return sorted(endpoint.name for endpoint in store.documents.endpoints)
 
 
 def loaded(*paths: Path) -> MemoryStore:
     """Return a store that has loaded its documents and looked at them since."""
-    store = MemoryStore(paths)
+    store = store_of(*paths)
     store.load()
     store.changed()
     return store
@@ -51,9 +60,9 @@ SEEN, NOT_SEEN = [False, True, False], [False, False, False]
 
 
 def test_documents_of_files_and_folders_are_loaded(folder: Path) -> None:
-    assert names(MemoryStore([folder])) == ["db", "web"]
-    assert names(MemoryStore([folder / "web.yaml"])) == ["web"]
-    assert names(MemoryStore([])) == []
+    assert names(store_of(folder)) == ["db", "web"]
+    assert names(store_of(folder / "web.yaml")) == ["web"]
+    assert names(store_of()) == []
 
 
 def test_what_stays_as_it_is_has_not_changed(folder: Path) -> None:
@@ -61,7 +70,7 @@ def test_what_stays_as_it_is_has_not_changed(folder: Path) -> None:
 
 
 def test_what_was_never_loaded_is_to_be_loaded(folder: Path) -> None:
-    assert change(MemoryStore([folder])) == SEEN
+    assert change(store_of(folder)) == SEEN
 
 
 def test_a_file_that_is_written_is_seen_when_it_has_come_to_rest(folder: Path) -> None:
@@ -170,11 +179,12 @@ spec:
 
 
 def policies(store: MemoryStore) -> list[tuple[str, str]]:
-    return [(policy.name, policy.origin) for policy in store.load().policies]
+    store.load()
+    return [(policy.name, policy.origin) for policy in store.documents.policies]
 
 
 def test_what_is_applied_stands_beside_what_is_in_files(folder: Path) -> None:
-    store = MemoryStore([folder])
+    store = store_of(folder)
     store.applied = store.with_files([File("mine.yaml", POLICY)])
 
     assert policies(store) == [("closed", "mine.yaml:2")]
@@ -182,7 +192,7 @@ def test_what_is_applied_stands_beside_what_is_in_files(folder: Path) -> None:
 
 
 def test_what_is_applied_again_takes_the_place_of_what_was() -> None:
-    store = MemoryStore([])
+    store = store_of()
     store.applied = store.with_files([File("old.yaml", POLICY), File("other.yaml", POLICY.replace("closed", "other"))])
     store.applied = store.with_files([File("new.yaml", POLICY)])
 
@@ -197,7 +207,7 @@ def test_what_is_applied_again_takes_the_place_of_what_was() -> None:
     ],
 )
 def test_files_are_applied_all_or_none(files: list[tuple[str, str]], message: str) -> None:
-    store = MemoryStore([])
+    store = store_of()
     with pytest.raises(BadInput, match=message):
         store.with_files([File(*file) for file in files])
 
@@ -206,7 +216,7 @@ def test_files_are_applied_all_or_none(files: list[tuple[str, str]], message: st
 
 def test_a_name_that_a_file_has_is_refused_with_both_places(folder: Path) -> None:
     (folder / "policy.yaml").write_text(POLICY)
-    store = MemoryStore([folder])
+    store = store_of(folder)
     applied = store.with_files([File("mine.yaml", POLICY)])
 
     with pytest.raises(BadInput, match=r"mine.yaml:4:18: .*default/closed is already defined in .*policy.yaml:2"):
@@ -214,27 +224,27 @@ def test_a_name_that_a_file_has_is_refused_with_both_places(folder: Path) -> Non
 
 
 def test_what_was_applied_can_be_taken_back() -> None:
-    store = MemoryStore([])
-    store.applied = store.with_files([File("mine.yaml", POLICY)])
+    store = store_of()
+    store.load(store.with_files([File("mine.yaml", POLICY)]))
 
-    assert store.without("default", "closed", store.load()) == {}
+    assert store.without("default", "closed") == {}
 
 
 def test_what_comes_from_a_file_is_to_be_removed_there(folder: Path) -> None:
     (folder / "policy.yaml").write_text(POLICY)
-    store = MemoryStore([folder])
+    store = loaded(folder)
 
     with pytest.raises(BadInput, match=r"policy default/closed comes from .*policy.yaml:2: remove it there"):
-        store.without("default", "closed", store.load())
+        store.without("default", "closed")
 
 
 @pytest.mark.parametrize(("namespace", "name", "called"), [("", "closed", "closed"), ("shop", "closed", "shop/closed")])
 def test_nobody_takes_back_what_is_not_there(namespace: str, name: str, called: str) -> None:
-    store = MemoryStore([])
-    store.applied = store.with_files([File("mine.yaml", POLICY)])
+    store = store_of()
+    store.load(store.with_files([File("mine.yaml", POLICY)]))
 
     with pytest.raises(BadInput, match=f"there is no policy {called}; 'nfq-enforcer policy list' shows"):
-        store.without(namespace, name, store.load())
+        store.without(namespace, name)
 
 
 def test_a_change_of_files_is_seen_although_a_proposal_was_tried_meanwhile(folder: Path) -> None:
@@ -244,3 +254,72 @@ def test_a_change_of_files_is_seen_although_a_proposal_was_tried_meanwhile(folde
         store.load(store.with_files([File("mine.yaml", POLICY)]))
 
     assert change(store) == SEEN
+
+
+def kinds(changes: list[Change]) -> list[tuple[str, str, bool]]:
+    """Return of each change what it is about, and whether that is there."""
+    return [(str(change.kind), change.name, change.record is not None) for change in changes]
+
+
+def test_the_first_load_hands_out_this_node_and_all_that_documents_say(folder: Path) -> None:
+    changes = store_of(folder / "web.yaml").load()
+
+    node, identity, endpoint = changes
+    assert node == Change(Kind.NODE, "n1", NodeRecord((), __version__))
+    assert isinstance(endpoint.record, EndpointRecord)
+    assert (endpoint.name, endpoint.record.node) == ("default/web", "n1")
+    assert (identity.kind, identity.name) == (Kind.IDENTITY, str(endpoint.record.identity))
+    assert "io.kubernetes.pod.namespace=default" in str(identity.record)
+
+
+def test_only_what_has_changed_is_handed_out_again(folder: Path) -> None:
+    store = loaded(folder)
+    assert store.load() == []
+
+    (folder / "below" / "db.yaml").unlink()
+    assert kinds(store.load()) == [("endpoint", "default/db", False)]
+
+    (folder / "web.yaml").write_text(ENDPOINT.replace(".10", ".11"))
+    assert kinds(store.load()) == [("endpoint", "default/web", True)]
+
+
+def test_what_is_applied_is_handed_out_and_kept(folder: Path) -> None:
+    store = loaded(folder)
+    changes = store.load(store.with_files([File("mine.yaml", POLICY)]))
+
+    assert kinds(changes) == [("document", "CiliumNetworkPolicy/default/closed", True)]
+    assert store.load() == []
+    assert kinds(store.load({})) == [("document", "CiliumNetworkPolicy/default/closed", False)]
+
+
+def test_what_is_refused_changes_nothing(folder: Path) -> None:
+    store = loaded(folder)
+    (folder / "below" / "db.yaml").unlink()
+    (folder / "web.yaml").write_text(ENDPOINT + "nonsense: 1")
+    with pytest.raises(BadInput, match="unknown field 'nonsense'"):
+        store.load()
+
+    (folder / "web.yaml").write_text(ENDPOINT)
+    assert kinds(store.load()) == [("endpoint", "default/db", False)]
+
+
+def test_what_cannot_be_enforced_is_refused(folder: Path) -> None:
+    store = loaded(folder)
+    http = POLICY.replace("{}]", "{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{path: /a}]}}]}]")
+    with pytest.raises(BadInput, match=r"mine.yaml:2: CiliumNetworkPolicy default/closed: http rules are understood"):
+        store.load(store.with_files([File("mine.yaml", http)]))
+
+    assert store.applied == {}
+    assert store.load() == []
+
+
+def test_only_relevant_labels_make_identities(folder: Path) -> None:
+    for name, labels in (("web", "{app: a, version: '1'}"), ("db", "{app: a, version: '2'}")):
+        file = next(folder.rglob(f"{name}.yaml"))
+        file.write_text(file.read_text().replace(f"name: {name}", f"name: {name}, labels: {labels}"))
+
+    alike = MemoryStore([folder], NodeSettings("n1", relevant=LabelFilter(["!version"]))).load()
+    different = store_of(folder).load()
+
+    assert [str(one.kind) for one in alike].count("identity") == 1
+    assert [str(one.kind) for one in different].count("identity") == 2

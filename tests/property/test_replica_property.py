@@ -1,0 +1,158 @@
+"""However a cluster came about, one change after another, a node sees it as if it had heard of all of it at once."""
+
+from ipaddress import ip_address
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from nfq_enforcer.core.directory import Directory, EndpointName
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.ipcache import Peer
+from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.snapshot import Snapshot
+from nfq_enforcer.policy.compiler import Enforcement
+from nfq_enforcer.policy.documents import Namespace
+from nfq_enforcer.policy.rules import PortOf
+from nfq_enforcer.store.records import Address, Change, EndpointRecord, Kind, NodeRecord, Record
+from nfq_enforcer.store.replica import NodeSettings, Replica, View
+from tests.packets import packed
+from tests.property.test_incremental_property import DOCUMENTS, HTTP, HTTP_TOO, KINDS
+
+NUMBERS = [Identity(300 + number) for number in range(6)]
+ADDRESSES = [packed(f"10.1.0.{number}") for number in range(4)] + [packed("fd00::1")]
+NODES = ("here", "n2", "n3")
+HOSTS: list[Address] = [ip_address(address) for address in ("10.1.0.0", "172.16.0.1", "172.16.0.2", "fd00::1")]
+OUTSIDE = [packed(address) for address in ("10.1.7.7", "10.20.20.1", "192.0.2.1", "2001:db8::1")]
+
+ENDPOINTS = st.builds(
+    lambda name, node, identity, addresses, ports: (
+        (Kind.ENDPOINT, f"one/{name}"),
+        EndpointRecord("one", name, node, identity, tuple(addresses), None, Labels(), "default", ports),
+    ),
+    st.sampled_from("abcd"),
+    st.sampled_from(NODES),
+    st.sampled_from(NUMBERS),
+    st.lists(st.sampled_from(ADDRESSES), max_size=3),
+    st.sampled_from([frozenset[PortOf](), HTTP, HTTP_TOO]),
+)
+IDENTITIES = st.builds(
+    lambda number, labels: ((Kind.IDENTITY, str(number)), labels), st.sampled_from(NUMBERS), st.sampled_from(KINDS)
+)
+HOSTED = st.builds(
+    lambda name, addresses: ((Kind.NODE, name), NodeRecord(tuple(addresses))),
+    st.sampled_from(NODES),
+    st.lists(st.sampled_from(HOSTS), max_size=2, unique=True),
+)
+POLICIES = DOCUMENTS.map(lambda document: ((Kind.DOCUMENT, "/".join(document.key)), document))
+SPACES = st.sampled_from([{"team": "red"}, {"team": "blue"}]).map(
+    lambda labels: (
+        (Kind.DOCUMENT, "Namespace//one"),
+        Namespace.model_validate(
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "one", "labels": labels}}
+        ),
+    )
+)
+Key = tuple[Kind, str]
+RECORDS: st.SearchStrategy[tuple[Key, Record]] = st.one_of(
+    ENDPOINTS, ENDPOINTS, ENDPOINTS, IDENTITIES, IDENTITIES, HOSTED, POLICIES, SPACES
+)
+
+Judged = tuple[dict[bytes, tuple[Any, ...]], list[tuple[Any, ...]]]
+
+
+def judged(snapshot: Snapshot) -> Judged:
+    """Return by what a worker judges: the endpoints with all that their maps hold, and what addresses are called."""
+    endpoints = {
+        address: (
+            *(one.name, one.identity, one.interface, one.is_host),
+            *((dict(side.entries), side.enforced, side.enforced_by) for side in (one.ingress, one.egress)),
+        )
+        for address, one in snapshot.endpoints.items()
+    }
+    cache = snapshot.ipcache
+    return endpoints, [(cache.lookup(one), cache.local_identities(one)) for one in (*ADDRESSES, *OUTSIDE)]
+
+
+Named = tuple[dict[str, EndpointName], list[Labels | None], list[Any], list[str]]
+
+
+def named(directory: Directory) -> Named:
+    """Return all that a directory says."""
+    numbers = (*NUMBERS, *directory.cidrs)
+    return (
+        {one.name: one for one in directory},
+        [directory.labels(number) for number in numbers],
+        sorted(directory.addresses()),
+        sorted(directory.nodes),
+    )
+
+
+class Changes(RuleBasedStateMachine):
+    """Records that come, change and go, some at a time."""
+
+    @initialize(mode=st.sampled_from(Enforcement))
+    def begin(self, mode: Enforcement) -> None:
+        self.settings = NodeSettings("here", own_addresses=frozenset(HOSTS[:1]), enforcement=mode)
+        self.replica = Replica(self.settings)
+        self.state: dict[Key, Record] = {}  # in the order in which they came to be as they are
+        self.peers: dict[bytes, Peer] = {}
+        self.view = self.replica.view(1)
+        self.before: list[tuple[View, Judged]] = []
+
+    @rule(records=st.lists(RECORDS, min_size=1, max_size=4))
+    def some_come_or_change(self, records: list[tuple[Key, Record]]) -> None:
+        self.change([Change(*key, record) for key, record in records])
+
+    @rule(data=st.data())
+    def some_go(self, data: st.DataObject) -> None:
+        if self.state:
+            going = st.lists(st.sampled_from(sorted(self.state)), min_size=1, max_size=4)
+            self.change([Change(*key, None) for key in data.draw(going)])
+
+    @rule(records=st.lists(RECORDS, min_size=1, max_size=3), data=st.data())
+    def some_come_while_others_go(self, records: list[tuple[Key, Record]], data: st.DataObject) -> None:
+        keys = sorted({*self.state, *(key for key, _ in records)})
+        come = [Change(*key, record) for key, record in records]
+        gone = [Change(*key, None) for key in data.draw(st.lists(st.sampled_from(keys), max_size=3))]
+        self.change(data.draw(st.permutations(come + gone)))
+
+    def change(self, changes: list[Change]) -> None:
+        for kind, name, record in changes:
+            if self.state.get((kind, name)) != record:
+                self.state.pop((kind, name), None)
+                if record is not None:
+                    self.state[kind, name] = record
+        self.replica.apply(changes)
+        self.before.append((self.view, judged(self.view.snapshot)))
+        self.view = self.replica.view(len(self.before) + 1)
+        for address, peer in self.view.peer_changes:
+            assert self.peers.pop(address, None) != peer
+            if peer is not None:
+                self.peers[address] = peer
+
+    @invariant()
+    def it_is_as_if_all_were_heard_of_at_once(self) -> None:
+        fresh = Replica(self.settings)
+        fresh.apply(Change(*key, record) for key, record in self.state.items())
+        view = fresh.view(1)
+        assert judged(self.view.snapshot) == judged(view.snapshot)
+        assert self.peers == self.replica.peers == fresh.peers == dict(view.peer_changes)
+        assert self.view.policies == view.policies
+        assert named(self.view.directory) == named(view.directory)
+
+    @invariant()
+    def a_view_that_says_so_has_the_snapshot_of_before(self) -> None:
+        if self.before:
+            old = self.before[-1][0]
+            assert self.view.changed == (self.view.snapshot is not old.snapshot)
+            assert self.view.snapshot.revision == (len(self.before) + 1 if self.view.changed else old.snapshot.revision)
+
+    def teardown(self) -> None:
+        for view, seen in self.before:
+            assert judged(view.snapshot) == seen  # what was handed out has not changed
+
+
+TestChanges = Changes.TestCase
+TestChanges.settings = settings(max_examples=100, stateful_step_count=12, deadline=None)
