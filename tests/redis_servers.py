@@ -228,6 +228,7 @@ class Sentinel(RedisServer):
         service: str = "main",
         quorum: int = 2,
         password: str | None = None,
+        acl: Iterable[str] = (),
     ) -> None:
         """Name it; it takes a second for a primary that does not answer to be called down."""
         watch = [
@@ -237,7 +238,7 @@ class Sentinel(RedisServer):
         ]
         if primary.password:
             watch.append(f"sentinel auth-pass {service} {primary.password}")
-        super().__init__(folder, password=password, settings=watch)
+        super().__init__(folder, password=password, acl=acl, settings=watch)
 
     def _options(self) -> list[str]:
         return ["--sentinel"]

@@ -4,16 +4,11 @@ A client is one connection and lives as long as that: what it was told at its st
 is the primary) would not hold for the next one. Who wants to be connected again asks ``locate`` and makes a new client.
 
 One server holds all of a cluster, because its changes are one ordered stream and a step changes several keys at once;
-the shards of a Redis Cluster could promise neither, so it is refused. A user of its own needs this much (PREFIX is the
-address's ``prefix``; the last line is what scripts call, which Redis checks too)::
+the shards of a Redis Cluster could promise neither, so it is refused.
 
-    ACL SETUSER nfq-enforcer on >PASSWORD ~PREFIX:*
-        +ping +info +select +hello +client|setname +eval +evalsha +script|load
-        +xread +xrange +xlen +xinfo +hget +hgetall +hscan +hlen +zrange
-        +hset +hdel +hmget +hexists +xadd +xsetid +xtrim +sadd +srem +scard +smembers
-        +zadd +zrem +zscore +zrangebyscore +time +del +rpush +lrange +llen
-
-Behind Sentinels the ``sentinel_user`` needs ``+sentinel|get-master-addr-by-name`` and ``+client|setname``.
+A user of its own needs what ``PERMISSIONS`` has and the keys below the address's ``prefix``, here ``nfqe``:
+``ACL SETUSER nfq-enforcer on >PASSWORD ~nfqe:* PERMISSIONS``. Behind Sentinels the ``sentinel_user`` needs
+``SENTINEL_PERMISSIONS``.
 """
 
 import asyncio
@@ -21,7 +16,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -38,6 +33,16 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.store.address import HostPort, StoreAddress
 
 Address = IPv4Address | IPv6Address
+
+# What scripts call counts, too: Redis checks it against the user who runs them.
+PERMISSIONS = (
+    "+ping +info +select +client|setname +eval +evalsha +script|load "
+    "+xread +xrange +xlen +xinfo +xadd +xsetid +xtrim "
+    "+hget +hgetall +hmget +hscan +hlen +hexists +hset +hdel "
+    "+sadd +srem +scard +smembers +zadd +zrem +zscore +zrange +zrangebyscore "
+    "+rpush +lrange +llen +del +time"
+)
+SENTINEL_PERMISSIONS = "+client|setname +sentinel|get-master-addr-by-name"
 
 CLIENT_NAME = "nfq-enforcer"
 MIN_VERSION = (6, 2)
@@ -158,10 +163,11 @@ async def check(client: Redis) -> ServerInfo:
         raise StoreError(sentence(error)) from error
     except (AttributeError, TypeError):  # redis-py does not doubt the shape of an answer
         raise StoreError(_STRANGER) from None
-    return _checked(info)
+    return read_info(info)
 
 
-def _checked(info: dict[str, Any]) -> ServerInfo:
+def read_info(info: Mapping[str, Any]) -> ServerInfo:
+    """Return what the answer to INFO says; raise StoreError if it says that the server can hold no cluster."""
     if "redis_version" not in info:
         raise StoreError(_STRANGER)
     if info.get("redis_mode") == "sentinel":
@@ -233,10 +239,10 @@ def _connection_sentence(error: BaseException) -> str:
     return _STRANGER if "client name" in text or "Invalid" in text else _CLOSED
 
 
-def _refusal(error: BaseException) -> str:
-    """Tell what the server said: its first sentence, and never the arguments, among which a password may be."""
+def _words(error: BaseException) -> str:
+    """Return the first sentence of what the server said, without arguments, among which a password may be."""
     text = " ".join(str(error).split()).partition(", with args")[0].partition(". ")[0]
-    return f"it refused a command: {text[:_SERVER_TEXT]}"
+    return text[:_SERVER_TEXT]
 
 
 _SENTENCES: tuple[tuple[type[BaseException], Callable[[BaseException], str]], ...] = (
@@ -246,9 +252,10 @@ _SENTENCES: tuple[tuple[type[BaseException], Callable[[BaseException], str]], ..
     (TimeoutError, lambda _: "it did not answer in time"),
     (redis_errors.TimeoutError, lambda _: "it did not answer in time"),
     (ConnectionResetError, lambda _: _CLOSED),
+    (BrokenPipeError, lambda _: _CLOSED),
     (OSError, _os_sentence),
     (redis_errors.AuthenticationError, _login_sentence),
-    (redis_errors.NoPermissionError, lambda error: f"the user may not do all that is needed: {error}"),
+    (redis_errors.NoPermissionError, lambda error: f"the user may not do all that is needed: {_words(error)}"),
     (redis_errors.ReadOnlyError, lambda _: _REPLICA),
     (redis_errors.MasterDownError, lambda _: _REPLICA),
     (redis_errors.BusyLoadingError, lambda _: _LOADING),
@@ -256,7 +263,7 @@ _SENTENCES: tuple[tuple[type[BaseException], Callable[[BaseException], str]], ..
     (redis_errors.ClusterError, lambda _: _CLUSTER_MODE),
     (redis_errors.AskError, lambda _: _CLUSTER_MODE),
     (redis_errors.ClusterCrossSlotError, lambda _: _CLUSTER_MODE),
-    (redis_errors.ResponseError, _refusal),
+    (redis_errors.ResponseError, lambda error: f"it refused a command: {_words(error)}"),
     (redis_errors.ConnectionError, _connection_sentence),
 )
 

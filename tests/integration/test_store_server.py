@@ -12,13 +12,23 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from nfq_enforcer.store.address import HostPort, parse
-from nfq_enforcer.store.server import FAILURES, Server, ServerInfo, StoreError, check, sentence
+from nfq_enforcer.store.server import (
+    FAILURES,
+    PERMISSIONS,
+    SENTINEL_PERMISSIONS,
+    Server,
+    ServerInfo,
+    StoreError,
+    check,
+    sentence,
+)
 from tests.redis_servers import LOOPBACK, Certificates, RedisServer, Sentinel, free_port, valkey_server, wait_until
 
 SECRET = "geheim-s3cret"
 WRONG = "wr0ng-geheim"
 TIMEOUT = 30.0
 BRIEF = 0.2  # for what never answers
+FULL_ACL = f"full on >{SECRET} ~nfqe:* {PERMISSIONS}"
 ACL = f"nfq on >{SECRET} ~nfqe:* +ping +info +select +client|setname +xread +hget"
 
 
@@ -136,6 +146,15 @@ class TestReached:
         async with connected(urls[way]) as client:
             assert await client.execute_command("HGET", "nfqe:h", "f") is None  # type: ignore[no-untyped-call]
 
+    async def test_a_user_with_the_permissions_of_the_documentation(self, folder: Path) -> None:
+        with RedisServer(folder / "permissions", acl=[FULL_ACL]) as server:
+            async with connected(server.url(login=f"full:{SECRET}", path="/1")) as client:
+                await check(client)
+                script = "redis.call('HSET', KEYS[1], 'f', redis.call('TIME')[1]); return redis.call('HLEN', KEYS[1])"
+                assert await client.eval(script, 1, "nfqe:h") == 1
+                with pytest.raises(redis_errors.ResponseError):
+                    await client.eval(script, 1, "other:h")
+
     async def test_the_password_of_the_default_user(self, locked: RedisServer) -> None:
         assert (await info(locked.url(login=f":{SECRET}"))).product == "Redis"
 
@@ -156,8 +175,9 @@ class TestReached:
         assert (await info(f"rediss://localhost:{guarded.port}{options}")).product == "Redis"
 
     async def test_valkey(self, folder: Path) -> None:
-        with RedisServer(folder / "valkey", binary=valkey_server(), password=SECRET) as server:
+        with RedisServer(folder / "valkey", binary=valkey_server(), password=SECRET, acl=[FULL_ACL]) as server:
             seen = await info(server.url(login=f":{SECRET}"))
+            assert await info(server.url(login=f"full:{SECRET}")) == seen
 
         assert seen.product == "Valkey"
         assert int(seen.version.split(".")[0]) >= 8
@@ -341,13 +361,16 @@ class TestSentinels:
         sentinels[1].kill()
         assert await server.locate() == (LOOPBACK, replica.port)
 
-    async def test_a_service_that_they_do_not_watch(self, folder: Path, plain: RedisServer) -> None:
-        with Sentinel(folder / "lonely", plain) as sentinel:
+    async def test_a_service_that_they_do_not_watch(self, folder: Path, plain: RedisServer, tmp_path: Path) -> None:
+        with Sentinel(folder / "lonely", plain, acl=[f"sam on >{SECRET} {SENTINEL_PERMISSIONS}"]) as sentinel:
             nobody = HostPort(LOOPBACK, free_port())
 
             told = await refusal(f"redis+sentinel://{nobody},{LOOPBACK}:{sentinel.port}/other")
 
             as_redis = await refusal(f"redis://{LOOPBACK}:{sentinel.port}")
+            (tmp_path / "password").write_text(SECRET)
+            options = f"?sentinel_user=sam&sentinel_password_file={tmp_path / 'password'}"
+            found = await Server(parse(f"redis+sentinel://{LOOPBACK}:{sentinel.port}/main{options}")).locate()
 
         assert told == (
             "no Sentinel names a primary of 'other': "
@@ -355,6 +378,7 @@ class TestSentinels:
             f"{LOOPBACK}:{sentinel.port}: it watches nothing called 'other'"
         )
         assert as_redis == "it is a Sentinel; as one it is named redis+sentinel://host/service"
+        assert found == (LOOPBACK, plain.port)
 
 
 def sentinel_url(sentinels: list[Sentinel], folder: Path) -> str:
