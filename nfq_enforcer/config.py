@@ -10,7 +10,8 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput
@@ -19,6 +20,8 @@ from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.fields import Address, InterfaceName, NodeName
 from nfq_enforcer.policy.located import Located, Place, Position
 from nfq_enforcer.policy.validation import Items, Part, validate
+from nfq_enforcer.store import address
+from nfq_enforcer.store.address import MEMORY, StoreAddress
 
 DEFAULT_PATH = Path("/etc/nfq-enforcer/agent.yaml")
 DEFAULT_SOCKET = "/run/nfq-enforcer/agent.sock"
@@ -33,10 +36,16 @@ def _network(written: object) -> IPv4Network | IPv6Network:
         raise ValueError(f"{error}; allowed: a network as in 10.0.0.0/8 or fd00::/8") from None
 
 
-def _store(url: str) -> str:
-    if url != "memory:":
-        raise ValueError(f"store '{url}' is not supported by this version; allowed: 'memory:'")
-    return url
+def _store(written: object) -> StoreAddress:
+    if not isinstance(written, str):
+        raise PydanticCustomError("string_type", "not a string")
+    return address.parse(written)
+
+
+def _folder(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"'{path}' is not allowed; allowed: the absolute path of a folder")
+    return path
 
 
 def _sign(mode: str) -> str:
@@ -87,7 +96,8 @@ def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _Section(Part):
-    model_config = ConfigDict(alias_generator=str, validate_default=True)
+    # what is wrong is told by sentences of ours; pydantic's own would repeat the input, a password among it
+    model_config = ConfigDict(alias_generator=str, validate_default=True, hide_input_in_errors=True)
 
 
 class Node(_Section):
@@ -131,8 +141,10 @@ class Config(_Section):
     unsupported: ClassVar[frozenset[str]] = frozenset({"metrics"})
 
     node: Node = Field(default_factory=Node)
-    store: Annotated[str, AfterValidator(_store)] = "memory:"
-    documents: Items[str] = ()
+    # a default is not validated again, and what is dumped is without the password
+    store: Annotated[StoreAddress, PlainValidator(_store), PlainSerializer(str)] = Field(MEMORY, validate_default=False)
+    state: Annotated[str, AfterValidator(_folder)] = "/var/lib/nfq-enforcer"  # where the last known state is kept
+    documents: Items[str] = ()  # watched; with the store memory: only
     enforcement: Literal["auto", "per-endpoint", "always", "never"] = "auto"
     audit: bool = False
     allow_localhost: Literal["always", "policy"] = "always"
@@ -163,7 +175,21 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     for name, value in sorted(environment.items()):
         if name.startswith(ENVIRONMENT) and name not in NOT_SETTINGS:
             data = _put(data, *_setting(name, value))
-    return Config.model_validate(data)
+    config = Config.model_validate(data)
+    if config.documents and not config.store.is_memory:
+        raise _documents_beside_a_store(written, environment)
+    return config
+
+
+def _documents_beside_a_store(written: Located | None, environment: Mapping[str, str]) -> BadInput:
+    message = (
+        "documents are watched with the store 'memory:' only; allowed: none, "
+        "and to load them into the store once with 'nfq-enforcer policy load'"
+    )
+    variable = f"{ENVIRONMENT}DOCUMENTS"
+    if written is None or variable in environment:
+        written = Located(f"environment variable {variable}", "", {(): _NOWHERE})
+    return written.error(("documents",), message, at_key=True)
 
 
 def _read(path: Path | None) -> Located | None:

@@ -33,7 +33,12 @@ from nfq_enforcer.lab.topology import (
 STATE = Path("/run/nfq-enforcer-lab")
 _IPV6 = Path("/proc/sys/net/ipv6")
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # a plain user's PATH leaves these out; so may cron's
-_PACKAGES = {"ip": "iproute2", "iptables-restore": "iptables", "ip6tables-restore": "iptables"}
+_PACKAGES = {
+    "ip": "iproute2",
+    "iptables-restore": "iptables",
+    "ip6tables-restore": "iptables",
+    "redis-cli": "redis-tools",
+}
 _GRACE = 1.0  # how long a process may take to end before it is killed
 _ROUNDS = 2  # a supervisor may have started another child just before it got its signal
 _COMMAND_TIMEOUT = 30.0

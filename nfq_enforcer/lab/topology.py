@@ -2,12 +2,14 @@
 
     front1 ─┐                    ┌─ front2        db3 ─┐
             n1 ──── segment ──── n2                    n3 (an endpoint itself)
-    back1 ──┘       │     │      └─ back2     front3 ──┘
-                  world   └──────── rtr ── link ───────┘
+    back1 ──┘      │ │ │         └─ back2     front3 ──┘
+                   │ │ └─────────── rtr ── link ───────┘
+                world store
 
 Every machine is a network namespace ``nfqe-<run id>-<machine>`` (and so is the segment: its bridge). Every machine
 has an IPv4 and an IPv6 address and reaches every other in both; ``world`` is outside of the cluster and knows the
-ways to the endpoints all the same, so that it can try. Endpoints hang on their node without a bridge: routed, behind
+ways to the endpoints all the same, so that it can try. ``store`` is the like of it, and runs the nodes' store: no
+policy speaks of it. Endpoints hang on their node without a bridge: routed, behind
 a veth whose host side is named in the endpoint's document.
 """
 
@@ -39,19 +41,20 @@ SEGMENT = "seg"
 BRIDGE = "br0"
 ROUTER = "rtr"
 WORLD = "world"
+STORE = "store"
 UPLINK = "eth0"  # of every machine with only one way out, and of the nodes: the interface that faces the others
 
 _RUN_ID = re.compile(r"[a-z0-9]{1,6}")
 _POD_SUBNETS = ("10.31.{}.0/24", "fd00:31:{}::/64")
 _SEGMENT_SUBNETS = ("172.31.0.0/24", "fd00:31::/64")
 _FAR_SUBNETS = ("172.31.1.0/24", "fd00:31:0:1::/64")  # the link behind the router
-_FIRST_ENDPOINT, _WORLD_NUMBER, _ROUTER_NUMBER = 10, 100, 254
+_FIRST_ENDPOINT, _WORLD_NUMBER, _STORE_NUMBER, _ROUTER_NUMBER = 10, 100, 200, 254
 
 _ENDPOINTS = {"n1": ("front1", "back1"), "n2": ("front2", "back2"), "n3": ("db3", "front3")}
 _ROLES = {"front": "frontend", "back": "backend", "db": "db", "n": "monitor"}
 _BEHIND_ROUTER = "n3"
 NODES = tuple(_ENDPOINTS)
-_ON_SEGMENT = (ROUTER, WORLD, *(node for node in NODES if node != _BEHIND_ROUTER))
+_ON_SEGMENT = (ROUTER, WORLD, STORE, *(node for node in NODES if node != _BEHIND_ROUTER))
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,8 @@ class Topology:
         """Return all machines by name."""
         nodes = [self._node(name) for name in NODES]
         endpoints = [self._endpoint_machine(node, name) for node, names in _ENDPOINTS.items() for name in names]
-        everyone = [self._segment(), self._router(), self._world(), *nodes, *endpoints]
+        outside = [self._outside(WORLD, _WORLD_NUMBER), self._outside(STORE, _STORE_NUMBER)]
+        everyone = [self._segment(), self._router(), *outside, *nodes, *endpoints]
         return {machine.name: machine for machine in everyone}
 
     @cached_property
@@ -198,9 +202,9 @@ class Topology:
         far = Interface("far", _numbered(_FAR_SUBNETS, _ROUTER_NUMBER), self.mtu)
         return Machine(ROUTER, (near, far), tuple(_routes_to_pods(ROUTER)), forwards=True)
 
-    def _world(self) -> Machine:
-        uplink = Interface(UPLINK, _numbered(_SEGMENT_SUBNETS, _WORLD_NUMBER), self.mtu)
-        return Machine(WORLD, (uplink,), (*_routes_to_pods(WORLD), *_routes_to_far_link()))
+    def _outside(self, name: str, number: int) -> Machine:
+        uplink = Interface(UPLINK, _numbered(_SEGMENT_SUBNETS, number), self.mtu)
+        return Machine(name, (uplink,), (*_routes_to_pods(name), *_routes_to_far_link()))
 
     def _node(self, name: str) -> Machine:
         uplink = Interface(UPLINK, _node_addresses(name), self.mtu)

@@ -9,15 +9,20 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from nfq_enforcer import config
 from nfq_enforcer.config import Config
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.compiler import Enforcement
+from nfq_enforcer.store.address import MEMORY, HostPort, StoreAddress
+
+SECRET = "geheim-s3cret"
 
 DEFAULTS: dict[str, object] = {
     "node": {"name": socket.gethostname(), "ips": (), "cluster_interfaces": (), "cluster_cidrs": ()},
-    "store": "memory:",
+    "store": "memory:",  # as it is dumped
+    "state": "/var/lib/nfq-enforcer",
     "documents": (),
     "enforcement": "auto",
     "audit": False,
@@ -41,7 +46,9 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("node.ips", "[192.0.2.1, 'fd00::1']", (ip_address("192.0.2.1"), ip_address("fd00::1"))),
     ("node.cluster_interfaces", "[eth0, eth1]", ("eth0", "eth1")),
     ("node.cluster_cidrs", "[10.0.0.0/8, 'fd00::/8']", (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))),
-    ("store", "'memory:'", "memory:"),
+    ("store", "'memory:'", MEMORY),
+    ("store", "redis://h/1", StoreAddress((HostPort("h", 6379),), db=1)),
+    ("state", "/srv/state", "/srv/state"),
     ("documents", "[/etc/a, b.yaml]", ("/etc/a", "b.yaml")),
     ("enforcement", "per-endpoint", "per-endpoint"),
     ("audit", "true", True),
@@ -64,7 +71,7 @@ SETTINGS: list[tuple[str, str, object]] = [
 
 # one line of a file, where in it the fault is, and what is said of it
 REFUSED = [
-    ("nodes: {}", "1:1: nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, documents, "),
+    ("nodes: {}", "1:1: nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, state, documents, "),
     ("node: {nmae: x}", "1:8: node.nmae: unknown field 'nmae'; did you mean 'name'? allowed: name, ips, "),
     ("node: 3", "1:7: node: must be a mapping, not a number"),
     ("node: {name: [x]}", "1:14: node.name: must be a string, not a list"),
@@ -76,7 +83,14 @@ REFUSED = [
         "node: {cluster_cidrs: [10.0.0.1/8]}",
         "1:24: node.cluster_cidrs[0]: 10.0.0.1/8 has host bits set; allowed: a network as in 10.0.0.0/8 or fd00::/8",
     ),
-    ("store: redis://h", "1:8: store: store 'redis://h' is not supported by this version; allowed: 'memory:'"),
+    ("store: http://h", "1:8: store: this is not the address of a store; allowed: memory:, redis://[user["),
+    ("store: [redis://h]", "1:8: store: must be a string, not a list"),
+    ("store: redis://h:0", "1:8: store: the port of the store is wrong; allowed: 1 to 65535, or none for 6379"),
+    ("state: state", "1:8: state: 'state' is not allowed; allowed: the absolute path of a folder"),
+    (
+        "store: redis://h\ndocuments: [/etc/a]",
+        "2:1: documents: documents are watched with the store 'memory:' only; allowed: none, and to load them ",
+    ),
     ("documents: /etc/a", "1:12: documents: must be a list, not a string"),
     ("enforcement: strict", "1:14: enforcement: 'strict' is not allowed; allowed: 'auto', 'per-endpoint', "),
     ('audit: "yes"', "1:8: audit: must be true or false, not a string"),
@@ -218,10 +232,11 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
     ("name", "value", "told"),
     [
         ("NODE__NAEM", "x", "node.naem: unknown field 'naem'; did you mean 'name'? allowed: name, ips, "),
-        ("NODES", "{}", "nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, documents, "),
+        ("NODES", "{}", "nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, state, documents, "),
         ("NODE__NAME__FIRST", "x", "node.name: must be a string, not a mapping"),
         ("METRICS__ADDRESS", "x:1", "metrics: metrics is not supported by this version"),
-        ("STORE", "redis://h", "store: store 'redis://h' is not supported by this version; allowed: 'memory:'"),
+        ("STORE", "http://h", "store: this is not the address of a store; allowed: memory:, redis://[user["),
+        ("STORE", "redis://h/x", "store: the database of the store is wrong; allowed: 0 to 65535, as in redis"),
         ("STAMP__SIGN", "required", "stamp.sign: signed stamps are not supported by this version; allowed: 'off'"),
         ("STAMP__SIGN", "off", 'stamp.sign: must be a string, not a boolean; quote it: "off"'),
         ("DATAPATH", "per-flow", "datapath: datapath 'per-flow' is not supported by this version; allowed: 'per-pa"),
@@ -247,6 +262,60 @@ def test_a_variable_that_is_not_one_yaml_value_is_refused(value: str, told: str,
     message = refusal(write(tmp_path, ""), {"NFQ_ENFORCER_FAIL": value})
 
     assert message.startswith(f"environment variable NFQ_ENFORCER_FAIL:{told}")
+
+
+@pytest.mark.parametrize("place", ["file", "variable", "both"])
+def test_documents_and_a_store_exclude_each_other_wherever_they_are_said(place: str, tmp_path: Path) -> None:
+    file = write(tmp_path, {"file": "documents: [/a]", "variable": "", "both": "documents: [/b]"}[place])
+    environment = {"NFQ_ENFORCER_STORE": "redis://h"}
+    environment |= {"NFQ_ENFORCER_DOCUMENTS": "[/a]"} if place != "file" else {}
+
+    told = refusal(file, environment)
+
+    where = f"{file}:1:1" if place == "file" else "environment variable NFQ_ENFORCER_DOCUMENTS"
+    assert told.startswith(f"{where}: documents: documents are watched with the store 'memory:' only; ")
+
+
+def test_documents_that_a_variable_takes_away_are_not_refused(tmp_path: Path) -> None:
+    file = write(tmp_path, "documents: [/a]")
+
+    loaded = config.load(file, {"NFQ_ENFORCER_STORE": "redis://h", "NFQ_ENFORCER_DOCUMENTS": "[]"})
+
+    assert (str(loaded.store), loaded.documents) == ("redis://h:6379/0", ())
+
+
+def test_no_text_of_a_configuration_holds_the_password(tmp_path: Path) -> None:
+    loaded = config.load(write(tmp_path, ""), {"NFQ_ENFORCER_STORE": f"redis://eve:{SECRET}@h"})
+
+    assert loaded.store.password is not None
+    assert loaded.store.password.get_secret_value() == SECRET
+    for text in (repr(loaded), str(loaded), repr(loaded.model_dump()), loaded.model_dump_json()):
+        assert "eve" in text
+        assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    "store",
+    [
+        f"redis://eve:{SECRET}",
+        f"redis://:{SECRET}/@h",
+        f"redis://:{SECRET}@h:0",
+        f"redis://:{SECRET}@h?password={SECRET}",
+        f"redis://:{SECRET}@h?{SECRET}",
+        f"redis://:%{SECRET}@h",
+        f"[redis://:{SECRET}@h]",
+        f"{{redis: '{SECRET}'}}",
+        f"http://:{SECRET}@h",
+        f"redis://:{SECRET}@h: x: y",
+    ],
+)
+def test_no_error_about_a_store_holds_the_password(store: str, tmp_path: Path) -> None:
+    in_file = refusal(write(tmp_path, f"store: {store}"), {})
+    in_variable = refusal(write(tmp_path, ""), {"NFQ_ENFORCER_STORE": store})
+    with pytest.raises(ValidationError) as raw:
+        Config.model_validate({"store": [store]})
+
+    assert SECRET not in in_file + in_variable + str(raw.value)
 
 
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:

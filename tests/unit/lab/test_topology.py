@@ -88,7 +88,12 @@ def test_endpoints_leave_room_for_the_stamp() -> None:
 
 
 def test_the_node_behind_the_router_has_no_port_on_the_segment() -> None:
-    assert [i.name for i in LAB.machine(SEGMENT).interfaces] == ["br0", "rtr", "world", "n1", "n2"]
+    assert [i.name for i in LAB.machine(SEGMENT).interfaces] == ["br0", "rtr", "world", "store", "n1", "n2"]
+
+
+def test_the_store_is_on_the_segment_and_no_endpoint() -> None:
+    assert [str(LAB.address("store", family)) for family in (4, 6)] == ["172.31.0.200", "fd00:31::c8"]
+    assert "store" not in {endpoint.name for endpoint in LAB.endpoints}
 
 
 def test_endpoints_are_declared_in_documents() -> None:
@@ -117,5 +122,5 @@ def test_a_run_id_that_fits_no_name_is_refused(run_id: str) -> None:
 
 
 def test_an_unknown_machine_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(BadInput, match="the lab has no machine 'n9'; there are seg, rtr, world, n1"):
+    with pytest.raises(BadInput, match="the lab has no machine 'n9'; there are seg, rtr, world, store, n1"):
         LAB.namespace("n9")
