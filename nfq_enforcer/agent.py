@@ -21,8 +21,8 @@ from nfq_enforcer.config import Config
 from nfq_enforcer.core import stamp
 from nfq_enforcer.core.directory import Directory
 from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.ipcache import changes_between
 from nfq_enforcer.core.labels import LabelFilter
-from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.dataplane import iptables
 from nfq_enforcer.dataplane.interfaces import Address, host_addresses, mtu
 from nfq_enforcer.dataplane.nfqueue import MAX_COPY, backlog
@@ -94,7 +94,7 @@ class Agent:
         self._warn()
         await self._server.start()
         try:
-            await self._worker.start(self._view.snapshot)
+            await self._worker.start(self._view.snapshot, self._view.peers)
             try:
                 await asyncio.to_thread(self._rules.install, self._view.snapshot)
                 self._in_force = self._view.snapshot.revision
@@ -153,14 +153,16 @@ class Agent:
             view = await asyncio.to_thread(self._build, self._view.snapshot.revision + 1, applied, self._view)
             self._refused, self._view, self._store.applied = None, view, applied
             self._unfinished = True
-            await self._put_in_force(view.snapshot)
+            await self._put_in_force(view)
             self._unfinished = False
             _log.info("revision %d is in force", view.snapshot.revision)
             return [one.document for key, one in applied.items() if before.get(key) is not one]
 
-    async def _put_in_force(self, snapshot: Snapshot) -> None:
-        """Take packets of endpoints that are gone off the queue, judge by the new snapshot, then queue new ones."""
+    async def _put_in_force(self, view: View) -> None:
+        """Take packets of endpoints that are gone off the queue, judge by the new view, then queue new ones."""
+        snapshot = view.snapshot
         await asyncio.to_thread(self._rules.release, snapshot)
+        self._worker.change_peers(changes_between(self._worker.peers, view.peers))
         await self._worker.enforce(snapshot)
         await asyncio.to_thread(self._rules.follow, snapshot)
         self._in_force = snapshot.revision

@@ -39,7 +39,8 @@ class NodeSettings:
 class View:
     """One revision of the cluster, as this node sees it."""
 
-    snapshot: Snapshot
+    snapshot: Snapshot  # without the peers
+    peers: Mapping[bytes, Peer]
     directory: Directory
     documents: Documents
     cluster: Cluster
@@ -63,14 +64,15 @@ def build(
     snapshot = Snapshot(
         revision,
         _local(cluster, settings),
-        cluster.ipcache(_peers(cluster, settings.name, nodes), settings.cluster_networks),
+        cluster.ipcache({}, settings.cluster_networks),
         settings.cluster_interfaces,
         {address.version: address.packed for address in reversed(settings.addresses)},
         audit=settings.audit,
         allow_localhost=settings.allow_localhost,
         believe_ipcache=settings.believe_ipcache,
     )
-    return View(snapshot, _directory(cluster, settings.name), documents, cluster)
+    peers = _peers(cluster, settings.name, nodes)
+    return View(snapshot, peers, _directory(cluster, settings.name), documents, cluster)
 
 
 def _refuse_unenforceable(documents: Documents) -> None:

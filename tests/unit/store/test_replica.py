@@ -5,7 +5,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from nfq_enforcer.core.identity import REMOTE_NODE, WORLD, travels
-from nfq_enforcer.core.ipcache import Peer
+from nfq_enforcer.core.ipcache import Ipcache, Peer
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.core.packet import TCP
 from nfq_enforcer.errors import DocumentErrors
@@ -64,6 +64,11 @@ def view(name: str = "n1", *texts: str, enforcement: Enforcement = Enforcement.A
     return build(documents(ENDPOINTS, *texts), settings, 3, NODES)
 
 
+def ipcache_of(one: View) -> Ipcache:
+    """Return what a worker makes of the view."""
+    return one.snapshot.over(one.peers).ipcache
+
+
 def test_the_endpoints_of_a_node_are_local_to_it_under_each_address() -> None:
     endpoints = view("n1").snapshot.endpoints
 
@@ -84,7 +89,7 @@ def test_endpoints_of_other_nodes_and_those_nodes_are_peers_to_be_stamped() -> N
     one = view("n1")
     identities = {f"{e.namespace}/{e.name}": e.identity for e in one.directory.endpoints}
 
-    ipcache = one.snapshot.ipcache
+    ipcache = ipcache_of(one)
     assert len(ipcache) == 5
     assert ipcache.lookup(OTHER_WEB) == Peer(identities["other/web"], remote=True)
     assert ipcache.lookup(packed("fd02::10")) == Peer(identities["other/web"], remote=True)
@@ -94,7 +99,7 @@ def test_endpoints_of_other_nodes_and_those_nodes_are_peers_to_be_stamped() -> N
 
 @pytest.mark.parametrize("address", [WEB, HERE, N1.packed, N1_V6.packed, packed("203.0.113.9")])
 def test_what_is_on_this_node_and_what_nobody_knows_is_no_peer(address: bytes) -> None:
-    assert view("n1").snapshot.ipcache.lookup(address) == Peer(WORLD, remote=False)
+    assert ipcache_of(view("n1")).lookup(address) == Peer(WORLD, remote=False)
 
 
 def test_an_endpoint_that_has_an_address_of_the_host_is_the_host_itself() -> None:
@@ -109,7 +114,7 @@ def test_a_node_that_is_an_endpoint_is_known_as_the_endpoint() -> None:
     settings = NodeSettings("n1", (N1,))
     text = ENDPOINTS.replace("10.2.0.11", str(N2))
 
-    peer = build(documents(text), settings, 1, NODES).snapshot.ipcache.lookup(N2.packed)
+    peer = ipcache_of(build(documents(text), settings, 1, NODES)).lookup(N2.packed)
 
     assert travels(peer.identity)
     assert peer.remote
@@ -217,9 +222,10 @@ def test_a_snapshot_has_what_the_configuration_says() -> None:
 
 
 def test_without_settings_a_snapshot_has_the_defaults() -> None:
-    snapshot = build(Documents(), NodeSettings("n1"), 1, {}).snapshot
+    one = build(Documents(), NodeSettings("n1"), 1, {})
+    snapshot = one.snapshot
 
-    assert (snapshot.cluster_interfaces, snapshot.node_addresses, len(snapshot.ipcache)) == (frozenset(), {}, 0)
+    assert (snapshot.cluster_interfaces, snapshot.node_addresses, one.peers) == (frozenset(), {}, {})
     assert (snapshot.audit, snapshot.allow_localhost, snapshot.believe_ipcache) == (False, True, False)
 
 
@@ -246,7 +252,7 @@ spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.2.0.11/32}}]}]}
 
 def test_addresses_outside_have_the_identities_that_policies_name() -> None:
     one = view("n1", CIDRS)
-    ipcache, web = one.snapshot.ipcache, one.snapshot.endpoints[WEB]
+    ipcache, web = ipcache_of(one), one.snapshot.endpoints[WEB]
 
     inside, hole, other = (ipcache.lookup(packed(f"203.0.{end}")).identity for end in ("113.1", "113.129", "114.1"))
     assert [web.egress.lookup(peer, TCP, 80).allowed for peer in (inside, hole, other)] == [True, False, False]
@@ -260,7 +266,7 @@ def test_addresses_outside_have_the_identities_that_policies_name() -> None:
 
 def test_an_ip_block_is_found_by_the_address_of_an_endpoint_of_another_node() -> None:
     one = view("n1", CIDRS)
-    ipcache, web = one.snapshot.ipcache, one.snapshot.endpoints[WEB]
+    ipcache, web = ipcache_of(one), one.snapshot.endpoints[WEB]
 
     for address, allowed in ((CLIENT, True), (OTHER_WEB, False)):
         identity = ipcache.lookup(address).identity
