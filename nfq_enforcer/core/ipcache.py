@@ -4,11 +4,15 @@ Endpoints of this node are not in it (``Snapshot.endpoints`` has them), nor is t
 goes to the host is known by the hook, not by an address. An address that is nobody's has the identity of the longest
 prefix that a policy names for it, else ``world``.
 
+Peers are many and change one by one, so they are not the ipcache's own: it looks into a mapping that somebody else
+holds, and changes between two look-ups.
+
 Beside its identity an address, whoever has it, may have *local identities*: what policy says of the address and not of
 the labels behind it (see ``policy.numbers``). They mean something on this node only.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping
+from copy import copy
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
@@ -22,6 +26,25 @@ class Peer(NamedTuple):
 
     identity: Identity
     remote: bool  # in the cluster and on another node: packets to it are stamped
+
+
+PeerChange = tuple[bytes, Peer | None]
+"""An address (4 or 16 bytes), and the peer that is now there; None: nobody is."""
+
+
+def change(peers: MutableMapping[bytes, Peer], changes: Iterable[PeerChange]) -> None:
+    """Change the peers, in order."""
+    for address, peer in changes:
+        if peer is None:
+            peers.pop(address, None)
+        else:
+            peers[address] = peer
+
+
+def changes_between(before: Mapping[bytes, Peer], now: Mapping[bytes, Peer]) -> list[PeerChange]:
+    """Return the changes that make of the peers before those of now."""
+    gone: list[PeerChange] = [(address, None) for address in before.keys() - now.keys()]
+    return gone + [(address, peer) for address, peer in now.items() if before.get(address) != peer]
 
 
 class Prefixes:
@@ -72,6 +95,12 @@ class Ipcache:
         self._outside = outside
         self._blocks = blocks
         self._sites = sites or {}
+
+    def over(self, peers: Mapping[bytes, Peer]) -> "Ipcache":
+        """Return the same ipcache over other peers, whose holder may go on changing them."""
+        other = copy(self)
+        other._peers = peers
+        return other
 
     def lookup(self, address: bytes) -> Peer:
         """Return the peer at this address; ``world``, or a part of it, if nobody is known there."""

@@ -1,13 +1,15 @@
-"""The snapshot: all that a verdict needs, immutable, of one policy revision.
+"""The snapshot: all that a verdict needs, of one policy revision.
 
-The agent builds one whenever documents or peers change and sends it to the workers whole; a packet sees exactly one.
+The agent builds one whenever policies or its own endpoints change, and sends it to the workers without the peers: those
+are many and change often, so a worker holds them itself, hears of their changes, and puts each snapshot over them. A
+packet sees exactly one snapshot and one state of the peers, because both change between packets only.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache
+from nfq_enforcer.core.ipcache import Ipcache, Peer
 from nfq_enforcer.core.policymap import PolicyMap
 
 
@@ -46,6 +48,14 @@ class Snapshot:
         """Gather the homes; endpoints may also live behind a cluster interface, which is nobody's own."""
         homes = frozenset(e.interface for e in self.endpoints.values() if e.interface is not None)
         object.__setattr__(self, "homes", homes - self.cluster_interfaces)
+
+    def over(self, peers: Mapping[bytes, Peer]) -> "Snapshot":
+        """Return the same snapshot over these peers, whose holder may go on changing them between packets."""
+        return replace(self, ipcache=self.ipcache.over(peers))
+
+    def renewed(self, revision: int) -> "Snapshot":
+        """Return the same snapshot under another revision number, by which known flows are judged again."""
+        return replace(self, revision=revision)
 
     def source_endpoint(self, address: bytes, interface: str | None) -> LocalEndpoint | None:
         """Return the local endpoint that a packet with this source comes from, None if it is not one's.

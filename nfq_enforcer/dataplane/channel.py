@@ -1,16 +1,18 @@
 """Messages between the agent and its workers: pickled objects, each with its length before it, on a socket pair.
 
 Both ends are ours and started by the agent, so what comes is trusted. Sending never blocks a worker: what the agent
-does not fetch in time is refused, and the sender counts it.
+does not fetch in time is refused, and the sender counts it. What a worker is sent takes effect in the order in which it
+was sent.
 """
 
 import pickle
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.ipcache import Peer, PeerChange
 from nfq_enforcer.core.snapshot import Snapshot
 
 _LENGTH = struct.Struct("!I")
@@ -19,11 +21,24 @@ _MAX_UNSENT = 1 << 22
 
 
 class Setup(NamedTuple):
-    """Agent to worker, first of all: what to be."""
+    """Agent to worker, first of all: what to be. A later Snapshot is a message by itself."""
 
     queue: int
     maximum_flows: int
     snapshot: Snapshot
+    peers: Mapping[bytes, Peer]
+
+
+class Peers(NamedTuple):
+    """Agent to worker: these peers have changed."""
+
+    changes: tuple[PeerChange, ...]
+
+
+class Revision(NamedTuple):
+    """Agent to worker: judge known flows again, by the same snapshot under this number."""
+
+    number: int
 
 
 class Stop(NamedTuple):
@@ -66,16 +81,24 @@ class Decoder:
         self._data = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Any]:
-        """Yield the messages that these bytes complete."""
+        """Yield the messages that are whole with these bytes; those that nobody asks for are kept."""
         self._data += data
-        while len(self._data) >= _LENGTH.size:
-            (length,) = _LENGTH.unpack_from(self._data)
-            end = _LENGTH.size + length
-            if len(self._data) < end:
-                return
+        while end := self._end():
             body = bytes(self._data[_LENGTH.size : end])
             del self._data[:end]
             yield pickle.loads(body)
+
+    @property
+    def has_message(self) -> bool:
+        """Say whether a message is whole and has not been asked for."""
+        return self._end() > 0
+
+    def _end(self) -> int:
+        """Return where the first message ends, 0 if it is not whole."""
+        if len(self._data) < _LENGTH.size:
+            return 0
+        end: int = _LENGTH.size + _LENGTH.unpack_from(self._data)[0]
+        return end if end <= len(self._data) else 0
 
 
 class WorkerChannel:
@@ -93,8 +116,14 @@ class WorkerChannel:
         """Return the socket's descriptor."""
         return self._socket.fileno()
 
+    @property
+    def has_message(self) -> bool:
+        """Say whether a message was received and not yielded; the descriptor is not readable for it any more."""
+        return self._decoder.has_message
+
     def receive(self) -> Iterator[Any]:
-        """Yield the messages that are there."""
+        """Yield the messages that are there; who stops asking gets the others next time."""
+        yield from self._decoder.feed(b"")
         while not self.closed:
             try:
                 data = self._socket.recv(_CHUNK)

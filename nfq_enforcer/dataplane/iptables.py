@@ -5,15 +5,17 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.dataplane import ruleset
-from nfq_enforcer.dataplane.ruleset import IPV4, IPV6, Family, Ruleset
+from nfq_enforcer.dataplane.ruleset import IPV4, IPV6, Family, Ruleset, Service
 from nfq_enforcer.errors import NfqError
 
 _IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
 _LOCK_SECONDS = "5"
+_SETS = ("nfqe-local", "nfqe-store")
 _QUEUED = re.compile(rf"^\[(\d+):\d+\] -A {ruleset.QUEUE} ", re.MULTILINE)
 
 
@@ -44,6 +46,13 @@ class Rules:
         self._families = spoken
         self._addresses: dict[Family, frozenset[str]] = {}
         self._interfaces: frozenset[str] | None = None
+        self._exempted: frozenset[Service] = frozenset()
+
+    def exempt(self, services: Iterable[Service]) -> None:
+        """Have the host itself reach just these services of the store, whatever policy says; before ``install`` too."""
+        self._exempted = frozenset(services)
+        for family in self._families:
+            self._fill_store(family)
 
     def install(self, snapshot: Snapshot) -> None:
         """Bring everything into place, whatever was there of ours; raise NfqError if the kernel refuses.
@@ -54,6 +63,7 @@ class Rules:
         hooked = {family: _hooked(_saved(family)) for family in self._families}
         try:
             for family in self._families:
+                self._fill_store(family)
                 self._fill(family, _addresses(snapshot, family))
                 _restore(family, ruleset.render(self._ruleset, family, snapshot.homes, hooked[family]))
         except NfqError:
@@ -88,6 +98,9 @@ class Rules:
         _run(["ipset", "restore"], ruleset.render_set(family, sorted(addresses)))
         self._addresses[family] = addresses
 
+    def _fill_store(self, family: Family) -> None:
+        _run(["ipset", "restore"], ruleset.render_store(family, sorted(self._exempted, key=str)))
+
 
 def remove() -> list[str]:
     """Take out every rule, chain and set of ours, in both families; return in words what was there."""
@@ -99,7 +112,7 @@ def remove() -> list[str]:
             _restore(family, ruleset.render_removal(hooked, chains))
             removed.append(f"{len(chains)} chains of {family.command}")
     for name in _run(["ipset", "list", "-n"]).split():
-        if name.startswith("nfqe-local"):
+        if name.startswith(_SETS):
             _run(["ipset", "destroy", name])
             removed.append(f"ipset {name}")
     return removed

@@ -1,15 +1,33 @@
-"""The agent's side of a worker: starts it, feeds it, and starts it again when it dies."""
+"""The agent's side of a worker: starts it, feeds it, and starts it again when it dies.
+
+What a worker is told is kept here too, so one that takes another's place begins with all of it. A worker that does not
+read what it is sent is stuck: it is killed and replaced before too much waits for it.
+"""
 
 import asyncio
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
+from nfq_enforcer.core import ipcache
 from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.ipcache import Peer, PeerChange
 from nfq_enforcer.core.snapshot import Snapshot
-from nfq_enforcer.dataplane.channel import Bound, Decoder, Enforced, Events, Failed, Setup, Stop, encode
+from nfq_enforcer.dataplane.channel import (
+    Bound,
+    Decoder,
+    Enforced,
+    Events,
+    Failed,
+    Peers,
+    Revision,
+    Setup,
+    Stop,
+    encode,
+)
 from nfq_enforcer.dataplane.counters import Counters
 from nfq_enforcer.errors import NfqError
 
@@ -17,6 +35,8 @@ _log = logging.getLogger(__name__)
 _CHUNK = 1 << 18
 _PATIENCE = 10.0  # seconds for a worker to bind, to take a snapshot, or to end
 _PAUSE = 0.2  # seconds between two attempts to replace a worker
+_PEERS = 500  # changes to a message: the worker takes one in well under a millisecond
+_MAX_UNREAD = 64 << 20  # bytes; a million peers at once are half of that
 
 
 class WorkerProcess:
@@ -32,6 +52,7 @@ class WorkerProcess:
         self._memory = Counters.create()
         self.counters = Counters(self._memory)
         self._snapshot: Snapshot | None = None
+        self._peers: dict[bytes, Peer] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
@@ -44,21 +65,46 @@ class WorkerProcess:
         """Return the worker's process id, None while there is no worker."""
         return self._process.pid if self._process and self._process.returncode is None else None
 
-    async def start(self, snapshot: Snapshot) -> None:
+    @property
+    def peers(self) -> Mapping[bytes, Peer]:
+        """Return the peers that the worker has, or is about to have."""
+        return self._peers
+
+    async def start(self, snapshot: Snapshot, peers: Mapping[bytes, Peer]) -> None:
         """Start the worker and return when its queue is bound; raise NfqError if it cannot be."""
-        self._snapshot = snapshot
+        self._snapshot, self._peers = snapshot, dict(peers)
         await self._spawn()
         self._watching = asyncio.create_task(self._watch())
+
+    def change_peers(self, changes: Iterable[PeerChange]) -> None:
+        """Send changes of peers; they are in force, at the latest, with the next snapshot or renewal."""
+        rest = iter(changes)
+        while some := tuple(islice(rest, _PEERS)):
+            ipcache.change(self._peers, some)
+            self._send(Peers(some))
 
     async def enforce(self, snapshot: Snapshot) -> None:
         """Send a snapshot and return when every packet is judged by it; raise NfqError if that takes too long."""
         self._snapshot = snapshot
         self._send(snapshot)
+        await self._taken(snapshot.revision)
+
+    async def renew(self, revision: int) -> None:
+        """Have known flows judged again, by the same snapshot under this revision number.
+
+        Return when they are; raise NfqError if that takes too long.
+        """
+        assert self._snapshot is not None
+        self._snapshot = self._snapshot.renewed(revision)
+        self._send(Revision(revision))
+        await self._taken(revision)
+
+    async def _taken(self, revision: int) -> None:
         try:
             async with asyncio.timeout(_PATIENCE), self._progress:
-                await self._progress.wait_for(lambda: self._revision >= snapshot.revision)
+                await self._progress.wait_for(lambda: self._revision >= revision)
         except TimeoutError:
-            raise NfqError(f"the worker of queue {self.queue} has not taken revision {snapshot.revision}") from None
+            raise NfqError(f"the worker of queue {self.queue} has not taken revision {revision}") from None
 
     async def stop(self) -> None:
         """Have the worker answer what waits and end; one that does not end is killed."""
@@ -78,8 +124,6 @@ class WorkerProcess:
         os.close(self._memory)
 
     async def _spawn(self) -> None:
-        assert self._snapshot is not None
-        snapshot = self._snapshot
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
@@ -91,7 +135,10 @@ class WorkerProcess:
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         bound: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read(reader, bound))
-        self._send(Setup(self.queue, self._maximum_flows, snapshot))
+        assert self._snapshot is not None
+        self._send(
+            Setup(self.queue, self._maximum_flows, self._snapshot, self._peers)
+        )  # what changes now is sent after
         try:
             async with asyncio.timeout(_PATIENCE):
                 await bound
@@ -101,9 +148,6 @@ class WorkerProcess:
         except NfqError:
             await self._process.wait()
             raise
-        await self._note(snapshot.revision)
-        if self._snapshot is not snapshot:
-            self._send(self._snapshot)
 
     async def _read(self, reader: asyncio.StreamReader, bound: "asyncio.Future[None]") -> None:
         decoder = Decoder()
@@ -155,8 +199,13 @@ class WorkerProcess:
                 return
 
     def _send(self, message: object) -> None:
-        if self._writer is not None and not self._writer.is_closing():
+        if self._writer is None or self._writer.is_closing():
+            return
+        if self._writer.transport.get_write_buffer_size() < _MAX_UNREAD:
             self._writer.write(encode(message))
+        elif self._process is not None and self._process.returncode is None:
+            _log.error("the worker of queue %d does not read what it is sent; it is killed", self.queue)
+            self._process.kill()
 
     async def _hang_up(self) -> None:
         if self._reading is not None:

@@ -6,13 +6,20 @@ so none is skipped (docs/decisions/0001-security-table.md). Table ``mangle`` low
 cross a cluster interface, to leave room for the stamp.
 
 Each packet meets the queue at most once on a node: in INPUT, FORWARD or OUTPUT. Loopback is judged in OUTPUT.
+
+What the host itself says to the store, and what that answers, meets no queue: policy for the host as an endpoint must
+not cut the agent off what it learns policy from. Endpoints behind the host have no such way.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from nfq_enforcer.core import stamp
+
+Service = tuple[IPv4Address | IPv6Address, int]
+"""An address, and a port of TCP there."""
 
 
 class Family(NamedTuple):
@@ -21,12 +28,13 @@ class Family(NamedTuple):
     version: int
     command: str
     ipset: str  # the set of the addresses of local endpoints
+    store: str  # the set of addresses and ports where the store is
     ipset_family: str
     header: int  # bytes of the fixed IP header
 
 
-IPV4 = Family(4, "iptables", "nfqe-local4", "inet", 20)
-IPV6 = Family(6, "ip6tables", "nfqe-local6", "inet6", 40)
+IPV4 = Family(4, "iptables", "nfqe-local4", "nfqe-store4", "inet", 20)
+IPV6 = Family(6, "ip6tables", "nfqe-local6", "nfqe-store6", "inet6", 40)
 
 QUEUE = "NFQE-QUEUE"  # hands over to the queue; its counter counts every packet that was
 SOURCES = "NFQE-SOURCE"  # one rule for each endpoint's interface, against forged source addresses
@@ -95,17 +103,13 @@ def render_removal(hooked: Collection[tuple[str, str]], chains: Collection[tuple
 
 def render_set(family: Family, addresses: Iterable[str]) -> str:
     """Return the input of ``ipset restore`` that makes the set of local endpoints hold just these addresses."""
-    name, fresh = family.ipset, f"{family.ipset}-new"
-    create = f"hash:ip family {family.ipset_family} maxelem 1048576 -exist"
-    lines = [
-        f"create {name} {create}",
-        f"create {fresh} {create}",
-        f"flush {fresh}",
-        *(f"add {fresh} {address}" for address in addresses),
-        f"swap {fresh} {name}",
-        f"destroy {fresh}",
-    ]
-    return "".join(f"{line}\n" for line in lines)
+    return _replaced(family.ipset, f"hash:ip family {family.ipset_family} maxelem 1048576", addresses)
+
+
+def render_store(family: Family, services: Iterable[Service]) -> str:
+    """Return the input of ``ipset restore`` that exempts just those of these services that the family can reach."""
+    members = (f"{address},tcp:{port}" for address, port in services if address.version == family.version)
+    return _replaced(family.store, f"hash:ip,port family {family.ipset_family}", members)
 
 
 def mss(mtu: int, family: Family) -> int:
@@ -113,11 +117,35 @@ def mss(mtu: int, family: Family) -> int:
     return mtu - family.header - _TCP_HEADER - stamp.overhead(family.version)
 
 
+def _replaced(name: str, kind: str, members: Iterable[str]) -> str:
+    """Return the input that makes a set hold just these members at once, whether it is there or not."""
+    fresh = f"{name}-new"
+    lines = [
+        f"create {name} {kind} -exist",
+        f"create {fresh} {kind} -exist",
+        f"flush {fresh}",
+        *(f"add {fresh} {member}" for member in members),
+        f"swap {fresh} {name}",
+        f"destroy {fresh}",
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _exempt(family: Family) -> list[str]:
+    """Return the rules for connections that the host itself opens to the store; what opens one to it is judged."""
+    store = f"-m set --match-set {family.store}"
+    return [
+        f"-A NFQE-OUTPUT -p tcp {store} dst,dst -m conntrack --ctdir ORIGINAL -j RETURN",
+        f"-A NFQE-INPUT -p tcp {store} src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN",
+    ]
+
+
 def _judged(family: Family) -> list[str]:
     """Return the rules that lead to the queue; ``-g`` so that the end of a chain leaves all of ours."""
     local = f"-m set --match-set {family.ipset}"
     link_local = [f"-A {chain} -p ipv6-icmp -g {_ICMPV6}" for chain in ("NFQE-INPUT", "NFQE-OUTPUT")]
     return [
+        *_exempt(family),
         "-A NFQE-INPUT -i lo -j RETURN",
         *(link_local if family is IPV6 else ()),
         *(f"-A {chain} -g {_ENDS}" for chain in _JUDGED.values()),

@@ -1,7 +1,8 @@
 """A worker: one process, one queue, nothing but verdicts.
 
-Under load a queue is never empty, so whatever else must happen (a new snapshot, expiry, the log, the end) happens
-between two packets as well as when none comes: ``_turn`` is called from both places.
+Under load a queue is never empty, so whatever else must happen (a new snapshot, changed peers, expiry, the log, the
+end) happens between two packets as well as when none comes: ``_turn`` is called from both places. It has few
+milliseconds, because packets wait meanwhile: messages for which there is no time are left to the next turn.
 """
 
 import gc
@@ -15,11 +16,22 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from nfq_enforcer.core import ipcache
 from nfq_enforcer.core.conntrack import Conntrack
 from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
 from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.core.verdict import DropReason, Verdict
-from nfq_enforcer.dataplane.channel import Bound, Enforced, Events, Failed, Setup, Stop, WorkerChannel
+from nfq_enforcer.dataplane.channel import (
+    Bound,
+    Enforced,
+    Events,
+    Failed,
+    Peers,
+    Revision,
+    Setup,
+    Stop,
+    WorkerChannel,
+)
 from nfq_enforcer.dataplane.counters import (
     ACCEPTED,
     EVENTS_LOST,
@@ -34,6 +46,7 @@ from nfq_enforcer.errors import NfqError
 
 _TURN = 0.01  # seconds between two looks at what is not a packet
 _IDLE = 0.5  # the same, while no packet comes
+_LISTEN = 0.002  # seconds of a turn for messages; one is taken in any case
 _FORGET = 1.0  # seconds for which an interface's name and MTU are believed
 _LAST_WORDS = 1.0  # seconds to answer what waits at the end, where the rules go on handing over
 _MAX_EVENTS = 1000  # kept between two turns; more are counted as lost
@@ -53,7 +66,8 @@ class Worker:
         self._clock = clock
         now = clock()
         self._flows = Conntrack(setup.maximum_flows, now)
-        self._enforcer = Enforcer(setup.snapshot, self._flows)
+        self._peers = dict(setup.peers)
+        self._enforcer = Enforcer(setup.snapshot.over(self._peers), self._flows)
         self._interfaces = Interfaces()
         self._events: deque[FlowEvent] = deque()
         self._next_turn = now
@@ -68,12 +82,18 @@ class Worker:
         waiter.register(self._queue.fileno(), select.POLLIN)
         waiter.register(self._channel.fileno(), select.POLLIN)
         while self._end is None:
-            waiter.poll(int((_TURN if self._events else _IDLE) * 1000))
+            waiter.poll(int(self._patience() * 1000))
             self._queue.drain()
             self._turn(self._clock())
         self._queue.drain()
         self._report_events()
         self._queue.close()
+
+    def _patience(self) -> float:
+        """Return for how many seconds nothing but a packet or a message needs a turn."""
+        if self._channel.has_message:
+            return 0
+        return _TURN if self._events else _IDLE
 
     def _judge(self, payload: bytes, indev: int, outdev: int) -> Answer:
         now = self._clock()
@@ -118,8 +138,7 @@ class Worker:
     def _turn(self, now: float) -> None:
         """Do what is not a packet: messages, expiry, the log."""
         self._next_turn = now + _TURN
-        for message in self._channel.receive():
-            self._obey(message, now)
+        self._listen(now)
         if self._channel.closed:
             self._stop(now)
         if self._end is not None and now >= self._end:
@@ -132,13 +151,27 @@ class Worker:
             self._next_forget = now + _FORGET
             self._interfaces.forget()
 
+    def _listen(self, now: float) -> None:
+        for message in self._channel.receive():
+            self._obey(message, now)
+            if self._clock() - now >= _LISTEN:
+                return
+
     def _obey(self, message: object, now: float) -> None:
-        if isinstance(message, Snapshot):
-            self._enforcer.snapshot = message
+        if isinstance(message, Peers):
+            ipcache.change(self._peers, message.changes)
+            gc.freeze()  # a collection would stall the queue by a look at all peers; they make no cycles either
+        elif isinstance(message, Snapshot):
             self._interfaces.forget()
-            self._channel.send(Enforced(message.revision))
+            self._enforce(message.over(self._peers))
+        elif isinstance(message, Revision):
+            self._enforce(self._enforcer.snapshot.renewed(message.number))
         elif isinstance(message, Stop):
             self._stop(now)
+
+    def _enforce(self, snapshot: Snapshot) -> None:
+        self._enforcer.snapshot = snapshot
+        self._channel.send(Enforced(snapshot.revision))
 
     def _stop(self, now: float) -> None:
         if self._end is None:
@@ -177,6 +210,7 @@ def main() -> None:
         channel.send(Failed(str(error)))
         sys.exit(1)
     channel.send(Bound())
+    channel.send(Enforced(setup.snapshot.revision))
     gc.collect()
     gc.freeze()  # a full collection would stall the queue; flows make no cycles
     worker.run()

@@ -8,7 +8,7 @@ import platform
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import core, datapath, policy
+from tests.bench import core, datapath, peers, policy
 
 
 def main() -> None:
@@ -30,6 +30,11 @@ def main() -> None:
     for row in policy.table(policy.measure(repetitions)):
         scale.add_row(*row)
     console.print(scale)
+
+    changes = Table("changes", "median (min to max)", title=f"Changes of peers, {repetitions} repetitions")
+    for row in peers.table(peers.measure(repetitions)):
+        changes.add_row(*row)
+    console.print(changes)
 
     path = Table(
         *("path", "measure", "no rules", "engine", "ratio"),

@@ -5,7 +5,7 @@ from ipaddress import ip_network
 import pytest
 
 from nfq_enforcer.core.identity import LOCAL, REMOTE_NODE, WORLD, Identity
-from nfq_enforcer.core.ipcache import NO_PREFIXES, Ipcache, Peer, Prefixes
+from nfq_enforcer.core.ipcache import NO_PREFIXES, Ipcache, Peer, Prefixes, change, changes_between
 from tests.packets import packed
 
 CLIENT = Peer(Identity(500), remote=True)
@@ -97,3 +97,47 @@ def test_any_address_may_have_local_identities() -> None:
 
 def test_its_length_is_the_number_of_known_addresses() -> None:
     assert (len(CACHE), len(Ipcache({}))) == (3, 0)
+
+
+A, B, C = (packed(f"10.2.0.{number}") for number in (1, 2, 3))
+
+
+def test_an_ipcache_over_other_peers_is_else_the_same_and_sees_them_change() -> None:
+    site = Identity(LOCAL | 9)
+    first = Ipcache({A: CLIENT}, [ip_network("10.9.0.0/16")], PREFIXES, PREFIXES, {A: site})
+    peers = {B: CLIENT}
+
+    other = first.over(peers)
+    change(peers, [(B, None), (C, NODE)])
+
+    assert (first.lookup(A), first.lookup(C)) == (CLIENT, Peer(NARROW, remote=False))
+    assert [other.lookup(at) for at in (A, B, C)] == [Peer(NARROW, remote=False)] * 2 + [NODE]
+    assert other.lookup(packed("10.9.0.9")) == Peer(HOLE, remote=True)
+    assert other.local_identities(A) == (NARROW, site)
+
+
+def test_of_changes_to_one_address_the_last_counts_and_one_to_nobody_may_be_told_twice() -> None:
+    peers = {A: CLIENT}
+
+    change(peers, [(A, None), (A, NODE), (B, CLIENT), (B, None), (B, None)])
+
+    assert peers == {A: NODE}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "count"),
+    [
+        ({}, {}, 0),
+        ({}, {A: CLIENT, B: NODE}, 2),
+        ({A: CLIENT, B: NODE}, {}, 2),
+        ({A: CLIENT, B: CLIENT}, {A: CLIENT, B: NODE}, 1),
+        ({A: CLIENT, B: CLIENT}, {B: CLIENT, C: CLIENT}, 2),
+    ],
+)
+def test_the_changes_between_two_states_lead_from_one_to_the_other_and_are_no_more_than_needed(
+    before: dict[bytes, Peer], now: dict[bytes, Peer], count: int
+) -> None:
+    changes = changes_between(before, now)
+    change(before, changes)
+
+    assert (before, len(changes)) == (now, count)

@@ -1,11 +1,12 @@
 """The snapshot: which source addresses may come from which interfaces; and that it reaches a worker as it was."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
-from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache
+from nfq_enforcer.core.identity import WORLD, Identity
+from nfq_enforcer.core.ipcache import Ipcache, Peer
 from nfq_enforcer.core.policymap import PolicyMap
 from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
 from tests.nodes import V4, Node
@@ -76,3 +77,19 @@ def test_it_reaches_a_worker_as_it_was() -> None:
     assert here.name == "default/web"
     with pytest.raises(LookupError):
         received.source_endpoint(packed(V4.web), "eth0")
+
+
+def test_over_peers_it_sees_them_change_and_is_else_the_same() -> None:
+    peers = {STRANGER: Peer(Identity(500), remote=True)}
+    snapshot = SNAPSHOT.over(peers)
+
+    peers[STRANGER] = Peer(Identity(501), remote=True)
+
+    assert snapshot.ipcache.lookup(STRANGER) == Peer(Identity(501), remote=True)
+    assert SNAPSHOT.ipcache.lookup(STRANGER) == Peer(WORLD, remote=False)
+    assert (snapshot.revision, snapshot.endpoints, snapshot.homes) == (1, SNAPSHOT.endpoints, SNAPSHOT.homes)
+
+
+def test_renewed_it_differs_in_its_number_alone() -> None:
+    assert SNAPSHOT.renewed(9) == replace(SNAPSHOT, revision=9)
+    assert SNAPSHOT.renewed(9).homes == SNAPSHOT.homes

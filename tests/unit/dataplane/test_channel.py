@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from ipaddress import ip_network
 
 import pytest
 
@@ -18,6 +19,8 @@ from nfq_enforcer.dataplane.channel import (
     Enforced,
     Events,
     Failed,
+    Peers,
+    Revision,
     Setup,
     Stop,
     WorkerChannel,
@@ -45,11 +48,13 @@ OPEN, CLOSED = (
 SNAPSHOT = Snapshot(
     3,
     {WEB: LocalEndpoint("default/web", Identity(300), "veth-web", CLOSED, OPEN)},
-    Ipcache({CLIENT: Peer(Identity(500), remote=True)}),
+    Ipcache({}, [ip_network("10.9.0.0/16")]),
     frozenset({"eth0"}),
     {4: packed("172.16.0.1")},
 )
-MESSAGES = [Stop(), Bound(), Failed("queue 100 is taken"), Enforced(3), Events((EVENT,))]
+PEERS = {CLIENT: Peer(Identity(500), remote=True)}
+CHANGES = Peers(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
+MESSAGES = [Stop(), Bound(), Failed("queue 100 is taken"), Enforced(3), Events((EVENT,)), CHANGES, Revision(4)]
 
 Pair = tuple[WorkerChannel, socket.socket]
 
@@ -88,14 +93,15 @@ def test_messages_come_whole_and_in_order_whatever_pieces_they_come_in(size: int
 
 
 def test_a_snapshot_arrives_as_it_was_sent() -> None:
-    (setup,) = Decoder().feed(encode(Setup(100, 1000, SNAPSHOT)))
+    (setup,) = Decoder().feed(encode(Setup(100, 1000, SNAPSHOT, PEERS)))
 
     assert (setup.queue, setup.maximum_flows, setup.snapshot.revision) == (100, 1000, 3)
     web = setup.snapshot.endpoints[WEB]
     assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")
     assert web.ingress.lookup(Identity(500), 6, 80) == Outcome(True, (RULE,))
     assert (web.ingress.enforced, web.ingress.enforced_by, web.egress.enforced) == (True, (RULE,), False)
-    assert setup.snapshot.ipcache.lookup(CLIENT) == Peer(Identity(500), remote=True)
+    assert setup.peers == PEERS
+    assert setup.snapshot.ipcache.lookup(packed("10.9.0.1")) == Peer(WORLD, remote=True)
     assert (setup.snapshot.homes, setup.snapshot.cluster_interfaces) == ({"veth-web"}, {"eth0"})
 
 
@@ -109,6 +115,28 @@ def test_a_worker_hears_what_is_there_and_does_not_wait_for_more(pair: Pair) -> 
     agent.sendall(encode(Stop())[-1:])
     assert list(channel.receive()) == [Stop()]
     assert not channel.closed
+
+
+def test_a_worker_that_stops_asking_gets_the_others_next_time_and_can_tell_that_there_are_some(pair: Pair) -> None:
+    channel, agent = pair
+    agent.sendall(b"".join(map(encode, MESSAGES)))
+
+    assert not channel.has_message
+    assert next(channel.receive()) == MESSAGES[0]
+    assert channel.has_message
+    assert list(channel.receive()) == MESSAGES[1:]
+    assert not channel.has_message
+
+
+def test_half_a_message_is_none(pair: Pair) -> None:
+    channel, agent = pair
+
+    for length in (2, 4, len(encode(Stop())) - 1):  # of the length, all of the length, all but the last byte
+        agent.sendall((encode(Bound()) + encode(Stop()))[: len(encode(Bound())) + length])
+        assert list(channel.receive()) == [Bound()]
+        assert not channel.has_message
+        agent.sendall(encode(Stop())[length:])
+        assert list(channel.receive()) == [Stop()]
 
 
 def test_the_agent_hears_what_a_worker_says(pair: Pair) -> None:

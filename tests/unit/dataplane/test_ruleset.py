@@ -1,5 +1,7 @@
 """The rules, as text, in both families: what meets the queue, what is exempt, and how all of it goes again."""
 
+from ipaddress import ip_address
+
 import pytest
 
 from nfq_enforcer.dataplane import ruleset
@@ -30,6 +32,8 @@ COMMIT
 :NFQE-ENDS - [0:0]
 :NFQE-SOURCE - [0:0]
 :NFQE-QUEUE - [0:0]
+-A NFQE-OUTPUT -p tcp -m set --match-set nfqe-store4 dst,dst -m conntrack --ctdir ORIGINAL -j RETURN
+-A NFQE-INPUT -p tcp -m set --match-set nfqe-store4 src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN
 -A NFQE-INPUT -i lo -j RETURN
 -A NFQE-INPUT -g NFQE-ENDS
 -A NFQE-FORWARD -g NFQE-ENDS
@@ -61,6 +65,8 @@ COMMIT
 :NFQE-ENDS - [0:0]
 :NFQE-SOURCE - [0:0]
 :NFQE-QUEUE - [0:0]
+-A NFQE-OUTPUT -p tcp -m set --match-set nfqe-store6 dst,dst -m conntrack --ctdir ORIGINAL -j RETURN
+-A NFQE-INPUT -p tcp -m set --match-set nfqe-store6 src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN
 -A NFQE-INPUT -i lo -j RETURN
 -A NFQE-INPUT -p ipv6-icmp -g NFQE-ICMPV6
 -A NFQE-OUTPUT -p ipv6-icmp -g NFQE-ICMPV6
@@ -183,8 +189,32 @@ def test_a_set_is_filled_aside_and_swapped_in(family: Family, name: str, kind: s
     )
 
 
+STORE = [(ip_address("10.0.0.9"), 6379), (ip_address("fd00::9"), 6379), (ip_address("10.0.0.9"), 26379)]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "kind", "members"),
+    [
+        (IPV4, "nfqe-store4", "inet", ["10.0.0.9,tcp:6379", "10.0.0.9,tcp:26379"]),
+        (IPV6, "nfqe-store6", "inet6", ["fd00::9,tcp:6379"]),
+    ],
+)
+def test_the_set_of_the_store_has_what_is_of_its_family(
+    family: Family, name: str, kind: str, members: list[str]
+) -> None:
+    assert ruleset.render_store(family, STORE).splitlines() == [
+        f"create {name} hash:ip,port family {kind} -exist",
+        f"create {name}-new hash:ip,port family {kind} -exist",
+        f"flush {name}-new",
+        *(f"add {name}-new {member}" for member in members),
+        f"swap {name}-new {name}",
+        f"destroy {name}-new",
+    ]
+
+
 def test_names_fit_into_what_the_kernel_has_room_for() -> None:
     chains = {chain for chains in ruleset.CHAINS.values() for chain in chains}
 
     assert all(len(chain) <= 28 for chain in chains)  # XT_EXTENSION_MAXNAMELEN - 1
-    assert all(len(f"{family.ipset}-new") <= 31 for family in (IPV4, IPV6))  # IPSET_MAXNAMELEN - 1
+    sets = {name for family in (IPV4, IPV6) for name in (family.ipset, family.store)}
+    assert all(len(f"{name}-new") <= 31 for name in sets)  # IPSET_MAXNAMELEN - 1

@@ -1,0 +1,31 @@
+"""Scenarios in a network namespace of their own, that has nothing but a loopback and ends with the scenario."""
+
+import asyncio
+import ctypes
+import os
+import subprocess
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
+_libc = ctypes.CDLL(None, use_errno=True)
+T = TypeVar("T")
+
+
+def run_apart(scenario: Coroutine[Any, Any, T], *addresses: str) -> T:
+    """Run a scenario in a new namespace whose loopback has these addresses too; return what it returns.
+
+    A namespace belongs to a thread, so it is a thread that runs the scenario, and what this starts is in there with it.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_run, scenario, addresses).result()
+
+
+def _run(scenario: Coroutine[Any, Any, T], addresses: tuple[str, ...]) -> T:
+    if _libc.unshare(_CLONE_NEWNET) != 0:
+        scenario.close()
+        raise OSError(ctypes.get_errno(), f"no network namespace: {os.strerror(ctypes.get_errno())}")
+    lines = ["link set lo up", *(f"address add {address} dev lo" for address in addresses)]
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(lines), text=True, check=True)
+    return asyncio.run(scenario)

@@ -1,0 +1,147 @@
+"""What changes of peers cost: 100,000 of them at once, until all are in force, and how long packets wait meanwhile.
+
+Packets wait while a worker takes a turn at what is not a packet. The longest turn is measured in the worker: this module
+is also the program of one that says at its end how long that was.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from statistics import median
+
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.ipcache import Ipcache, Peer
+from nfq_enforcer.core.packet import TCP
+from nfq_enforcer.core.policymap import Entry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.verdict import Direction
+from nfq_enforcer.dataplane import worker
+from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, encode
+from nfq_enforcer.dataplane.counters import Counters
+from nfq_enforcer.dataplane.pool import WorkerProcess
+from tests.apart import run_apart
+
+_PEERS, _IDENTITIES = 100_000, 5_000
+_MESSAGE = 500
+_ENTRIES = (10_000, 100_000)
+_QUEUE = 100
+
+SENT = f"{_PEERS:,} changes: the agent is busy for, ms"
+IN_FORCE = f"{_PEERS:,} changes: in force after, ms"
+STARTED = f"a worker starts with {_PEERS:,} peers, ms"
+TURN = f"{_PEERS:,} changes: the longest turn, ms"
+SNAPSHOTS = {size: f"a snapshot with {size:,} entries in its policy maps: the longest turn, ms" for size in _ENTRIES}
+
+
+def measure(repetitions: int) -> dict[str, list[float]]:
+    """Return figures for each case, one a repetition."""
+    figures: dict[str, list[float]] = {}
+    for _ in range(repetitions):
+        for name, figure in run_apart(_all()).items():
+            figures.setdefault(name, []).append(figure)
+    return figures
+
+
+def table(figures: dict[str, list[float]]) -> list[tuple[str, str]]:
+    """Return rows of name and figure."""
+    return [(name, f"{median(of):.2f} ({min(of):.2f} to {max(of):.2f})") for name, of in figures.items()]
+
+
+async def _all() -> dict[str, float]:
+    return await _changed() | await _started() | await _turned()
+
+
+async def _changed() -> dict[str, float]:
+    """Return what it takes to tell a worker of all peers."""
+    peers = _peers()
+    one = WorkerProcess(_QUEUE, 1000, lambda events: None)
+    await one.start(_snapshot(1), {})
+    begun = time.perf_counter()
+    one.change_peers(peers.items())
+    sent = time.perf_counter()
+    await one.renew(2)
+    in_force = time.perf_counter()
+    await one.stop()
+    return {SENT: (sent - begun) * 1e3, IN_FORCE: (in_force - begun) * 1e3}
+
+
+async def _started() -> dict[str, float]:
+    """Return what it takes to start a worker, or one in its place, that has all peers."""
+    peers = _peers()
+    one = WorkerProcess(_QUEUE, 1000, lambda events: None)
+    begun = time.perf_counter()
+    await one.start(_snapshot(1), peers)
+    started = time.perf_counter()
+    await one.stop()
+    return {STARTED: (started - begun) * 1e3}
+
+
+async def _turned() -> dict[str, float]:
+    snapshots = {name: await _longest_turn([_snapshot(2, size)]) for size, name in SNAPSHOTS.items()}
+    return {TURN: await _longest_turn(_changes()), **snapshots}
+
+
+async def _longest_turn(messages: Iterable[object]) -> float:
+    """Return how long, in ms, a packet may have waited for a worker that is sent these messages at once."""
+    ours, theirs = socket.socketpair()
+    memory = Counters.create()
+    program = [sys.executable, "-m", "tests.bench.peers", str(theirs.fileno()), str(memory)]
+    with ours, theirs:
+        process = subprocess.Popen(program, pass_fds=(theirs.fileno(), memory), stdout=subprocess.PIPE, text=True)
+        theirs.close()
+        ours.sendall(encode(Setup(_QUEUE, 1000, _snapshot(1), {})))
+        _await_revision(ours, 1)
+        ours.sendall(b"".join(map(encode, messages)))
+        _await_revision(ours, 2)
+        ours.sendall(encode(Stop()))
+        longest, _ = process.communicate()
+    os.close(memory)
+    return float(longest)
+
+
+def _await_revision(end: socket.socket, number: int) -> None:
+    decoder = Decoder()
+    while Enforced(number) not in list(decoder.feed(end.recv(1 << 18))):
+        pass
+
+
+def _peers() -> dict[bytes, Peer]:
+    return {
+        (10 << 24 | place).to_bytes(4, "big"): Peer(Identity(300 + place % _IDENTITIES), remote=True)
+        for place in range(_PEERS)
+    }
+
+
+def _changes() -> list[object]:
+    changes = tuple(_peers().items())
+    return [*(Peers(changes[at : at + _MESSAGE]) for at in range(0, _PEERS, _MESSAGE)), Revision(2)]
+
+
+def _snapshot(revision: int, entries: int = 0) -> Snapshot:
+    rule = RuleRef("CiliumNetworkPolicy", "default", "a", Direction.INGRESS, 0)
+    keys = (PolicyKey(Identity(300 + number), TCP, 80, 16) for number in range(entries))
+    policy = PolicyMap({key: Entry((rule,)) for key in keys}, enforced=True, enforced_by=(rule,))
+    here = LocalEndpoint("default/a", Identity(300), None, policy, PolicyMap({}, enforced=False))
+    return Snapshot(revision, {bytes([10, 255, 0, 1]): here}, Ipcache({}))
+
+
+class _Timed(worker.Worker):
+    """A worker that measures its turns."""
+
+    longest = 0.0
+
+    def _turn(self, now: float) -> None:
+        begun = time.perf_counter()
+        super()._turn(now)
+        _Timed.longest = max(_Timed.longest, time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    worker.Worker = _Timed  # type: ignore[misc]
+    with suppress(SystemExit):
+        worker.main()
+    print(_Timed.longest * 1e3)

@@ -1,0 +1,206 @@
+"""The store's exemption: what a host opens to the store passes, whatever policy says of the host; nothing else does."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.ipcache import Ipcache
+from nfq_enforcer.core.policymap import PolicyMap
+from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.dataplane import iptables
+from nfq_enforcer.dataplane.ruleset import IPV4, IPV6, Ruleset
+from nfq_enforcer.lab.lab import Lab
+from tests.apart import run_apart
+from tests.labs import (
+    BRIEF,
+    FAMILIES,
+    HTTP,
+    HTTPS,
+    PATIENT,
+    Policies,
+    dropped,
+    from_role,
+    outcomes,
+    passes,
+    policy,
+    run_in,
+    to_role,
+)
+from tests.packets import packed
+
+STORE = 6379  # nobody listens there, so a client of the world can have it as its own port
+EXEMPT = """
+import sys
+from ipaddress import ip_address
+from nfq_enforcer.dataplane import iptables
+from nfq_enforcer.dataplane.ruleset import Ruleset
+
+services = [one.rsplit(",", 1) for one in sys.argv[1:]]
+rules = iptables.Rules(Ruleset(100, False, {}), iptables.families())
+rules.exempt((ip_address(address), int(port)) for address, port in services)
+"""
+ASK = """
+import socket, sys
+
+source, port, target, timeout = sys.argv[1:]
+connection = None
+try:
+    for _ in sys.stdin:
+        connection = connection or socket.create_connection((target, 80), float(timeout), (source, int(port)))
+        connection.sendall(b"?0 \\n")
+        connection.recv(1000)
+        print("ok", flush=True)
+except TimeoutError:
+    print("timeout", flush=True)
+"""
+MONITOR = policy("monitor", "monitor", egress=[to_role("backend")], ingress=[from_role("frontend")])
+FRONTEND = policy("frontend", "frontend", egress=[to_role("backend")])
+
+Exempt = Callable[..., None]
+
+
+@pytest.fixture
+def exempt(guarded: Lab) -> Iterator[Exempt]:
+    """Have n3 reach these ports of the world, and no others, whatever policy says; none after the test."""
+
+    def exempt(*ports: int) -> None:
+        services = [f"{guarded.address('world', family)},{port}" for family in FAMILIES for port in ports]
+        run_in(guarded, "n3", sys.executable, "-P", "-c", EXEMPT, *services)
+
+    yield exempt
+    exempt()
+
+
+@contextmanager
+def asking(lab: Lab, port: int, family: int, timeout: float) -> Iterator[Callable[[], str]]:
+    """Give what has the world ask n3, on one connection from this port of its own, and returns the outcome."""
+    ends = (str(lab.address("world", family)), str(port), str(lab.address("n3", family)))
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with lab.network.in_namespace("world", [sys.executable, "-c", ASK, *ends, str(timeout)], **pipes) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        write, flush, read = client.stdin.write, client.stdin.flush, client.stdout.readline
+
+        def ask() -> str:
+            write("\n")
+            flush()
+            return str(read().strip())
+
+        yield ask
+
+
+async def test_the_host_reaches_what_is_exempt_and_nothing_else(
+    guarded: Lab, policies: Policies, exempt: Exempt
+) -> None:
+    await policies.apply("closed", MONITOR)
+    expected = dropped(["n3"], ["world"], ways=("80/TCP", "443/TCP"))
+    assert await outcomes(guarded, expected) == expected
+
+    exempt(HTTP, STORE)
+
+    expected = (
+        passes(["n3"], ["world"], ways=("80/TCP",))
+        | dropped(["n3"], ["world"], ways=("443/TCP", "53/UDP", "ping"))
+        | dropped(["n3"], ["n1"], ways=("80/TCP",))
+    )
+    assert await outcomes(guarded, expected) == expected
+
+
+async def test_endpoints_behind_the_host_are_not_exempt(guarded: Lab, policies: Policies, exempt: Exempt) -> None:
+    await policies.apply("closed", FRONTEND)
+    exempt(HTTP)
+
+    expected = dropped(["front3"], ["world"], ways=("80/TCP",)) | passes(["front3"], ["back1"], ways=("80/TCP",))
+    assert await outcomes(guarded, expected) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_the_store_opens_no_connection_to_the_host_from_whatever_port(
+    guarded: Lab, policies: Policies, exempt: Exempt, family: int
+) -> None:
+    exempt(STORE)
+    await policies.apply("closed", MONITOR)
+
+    for port in (STORE, STORE + 1):
+        with asking(guarded, port, family, BRIEF) as ask:
+            assert ask() == "timeout"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_a_connection_that_the_store_was_allowed_to_open_is_cut_like_any_other(
+    guarded: Lab, policies: Policies, exempt: Exempt, family: int
+) -> None:
+    exempt(STORE)
+    with asking(guarded, STORE, family, PATIENT / 5) as ask:
+        assert [ask(), ask()] == ["ok", "ok"]
+
+        await policies.apply("closed", MONITOR)
+
+        assert ask() == "timeout"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_what_is_exempt_no_longer_is_judged_again_and_cut(
+    guarded: Lab, policies: Policies, exempt: Exempt, family: int
+) -> None:
+    await policies.apply("closed", MONITOR)
+    exempt(HTTP)
+    connection = await guarded.host("n3").hold(guarded.address("world", family), HTTP, PATIENT)
+    assert (await connection.other_end(guarded.host("world")).talk(PATIENT)).answered_by == "n3"
+
+    exempt(HTTPS)
+
+    assert not (await connection.talk(BRIEF)).ok
+    assert (await guarded.host("n3").connect(guarded.address("world", family), HTTPS, PATIENT)).ok
+
+
+async def test_the_administrator_may_still_drop_what_is_exempt(
+    guarded: Lab, policies: Policies, exempt: Exempt
+) -> None:
+    await policies.apply("closed", MONITOR)
+    exempt(HTTP, HTTPS)
+    rule = f"OUTPUT -p tcp --dport {HTTPS} -j DROP".split()
+    for command in ("iptables", "ip6tables"):
+        run_in(guarded, "n3", command, "-t", "security", "-A", *rule)
+    try:
+        expected = passes(["n3"], ["world"], ways=("80/TCP",)) | dropped(["n3"], ["world"], ways=("443/TCP",))
+        assert await outcomes(guarded, expected) == expected
+    finally:
+        for command in ("iptables", "ip6tables"):
+            run_in(guarded, "n3", command, "-t", "security", "-D", *rule)
+
+
+def test_it_is_told_before_or_after_the_rules_are_installed_stays_and_goes_with_them(root: None) -> None:
+    here = LocalEndpoint("default/a", Identity(300), None, *(PolicyMap({}, enforced=False),) * 2, is_host=True)
+    snapshot = Snapshot(1, {packed("10.0.0.1"): here}, Ipcache({}))
+    one, other = (ip_address("192.0.2.1"), STORE), (ip_address("2001:db8::1"), STORE)
+
+    async def scenario() -> list[list[str]]:
+        rules = iptables.Rules(Ruleset(100, fail_open=False, cluster_mtus={}), (IPV4, IPV6))
+        seen = []
+        rules.exempt([one])
+        seen.append(_members())
+        for _ in range(2):
+            rules.install(snapshot)
+            seen.append(_members())
+        rules.exempt([other])
+        seen.append(_members())
+        iptables.Rules(Ruleset(100, fail_open=False, cluster_mtus={}), (IPV4, IPV6)).install(snapshot)
+        seen.append(_members())
+        iptables.remove()
+        return [*seen, iptables._run(["ipset", "list", "-n"]).split()]
+
+    first, second = ["nfqe-store4 192.0.2.1,tcp:6379"], ["nfqe-store6 2001:db8::1,tcp:6379"]
+    local = ["nfqe-local4 10.0.0.1"]
+    assert run_apart(scenario()) == [first, [*local, *first], [*local, *first], [*local, *second], local, []]
+
+
+def _members() -> list[str]:
+    lines = iptables._run(["ipset", "save", "-sorted"]).splitlines()
+    return sorted(line.removeprefix("add ") for line in lines if line.startswith("add "))

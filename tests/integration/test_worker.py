@@ -1,0 +1,191 @@
+"""A worker process by itself: what it makes of changes, in what order, and whatever becomes of it meanwhile."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+
+import pytest
+
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.ipcache import Ipcache, Peer, PeerChange
+from nfq_enforcer.core.packet import UDP
+from nfq_enforcer.core.policymap import Entry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.verdict import Direction
+from nfq_enforcer.dataplane import iptables, pool
+from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, WorkerChannel, encode
+from nfq_enforcer.dataplane.counters import Counters
+from nfq_enforcer.dataplane.pool import WorkerProcess
+from nfq_enforcer.dataplane.ruleset import IPV4, Ruleset
+from nfq_enforcer.dataplane.worker import Worker
+from tests.apart import run_apart
+from tests.labs import PATIENT
+from tests.packets import packed
+
+QUEUE, PORT = 100, 4242
+WEB, ONE, OTHER = "10.0.0.1", "10.0.0.2", "10.0.0.3"
+ALLOWED, REFUSED = Peer(Identity(500), remote=False), Peer(Identity(501), remote=False)
+RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.EGRESS, 0)
+
+
+def snapshot(revision: int, allowed: int = ALLOWED.identity) -> Snapshot:
+    """Return a snapshot in which WEB may send datagrams to one identity alone."""
+    egress = PolicyMap({PolicyKey(Identity(allowed), UDP, 0, 0): Entry((RULE,))}, enforced=True, enforced_by=(RULE,))
+    web = LocalEndpoint("default/web", Identity(300), None, PolicyMap({}, enforced=False), egress, is_host=True)
+    return Snapshot(revision, {packed(WEB): web}, Ipcache({}))
+
+
+def crowd(number: int, peer: Peer | None = ALLOWED) -> Iterator[PeerChange]:
+    """Give changes of addresses that nobody here speaks to."""
+    return (((10 << 24 | 1 << 16 | place).to_bytes(4, "big"), peer) for place in range(number))
+
+
+class Judged:
+    """A worker whose verdicts can be had one by one: what WEB sends is all that meets its queue."""
+
+    def __init__(self) -> None:
+        self.worker = WorkerProcess(QUEUE, 1000, lambda events: None)
+        self._sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sender.bind((WEB, PORT))
+
+    async def passes(self, address: str) -> bool:
+        """Send a datagram, of the same flow each time, and return the verdict on it."""
+        before = self.worker.counters.read()
+        self._sender.sendto(b"?", (address, PORT))
+        async with asyncio.timeout(PATIENT):
+            while (after := self.worker.counters.read())["accepted"] == before["accepted"]:
+                if after["dropped"] > before["dropped"]:
+                    return False
+                await asyncio.sleep(0.001)
+        return True
+
+    async def verdicts(self) -> tuple[bool, bool]:
+        """Return the verdicts on a datagram to ONE and to OTHER."""
+        return await self.passes(ONE), await self.passes(OTHER)
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
+        assert self.worker.pid is not None
+        os.kill(self.worker.pid, number)
+
+    async def until_replaced(self, times: int) -> None:
+        """Return when the worker has died so often; another is then about to start."""
+        async with asyncio.timeout(PATIENT):
+            while self.worker.restarts < times:
+                await asyncio.sleep(0.001)
+
+    async def stop(self) -> None:
+        self._sender.close()
+        await self.worker.stop()
+
+
+@asynccontextmanager
+async def judged(peers: dict[bytes, Peer]) -> AsyncIterator[Judged]:
+    """Give a worker with these peers at revision 1, and all rules that hand packets over to it."""
+    one = Judged()
+    try:
+        await one.worker.start(snapshot(1), peers)
+        iptables.Rules(Ruleset(QUEUE, fail_open=False, cluster_mtus={}), (IPV4,)).install(snapshot(1))
+        yield one
+    finally:
+        await one.stop()
+
+
+def test_changed_peers_count_for_known_flows_with_the_renewal(root: None) -> None:
+    async def scenario() -> list[tuple[bool, bool]]:
+        async with judged({packed(ONE): ALLOWED}) as one:
+            seen = [await one.verdicts()]
+            one.worker.change_peers([(packed(ONE), None), (packed(OTHER), ALLOWED)])
+            await one.worker.renew(2)
+            seen.append(await one.verdicts())
+            one.worker.change_peers([(packed(ONE), ALLOWED), (packed(OTHER), REFUSED)])
+            await one.worker.renew(3)
+            return [*seen, await one.verdicts()]
+
+    assert run_apart(scenario(), WEB, ONE, OTHER) == [(True, False), (False, True), (True, False)]
+
+
+def test_a_snapshot_is_over_the_peers_that_were_changed_before_it(root: None) -> None:
+    async def scenario() -> list[tuple[bool, bool]]:
+        async with judged({packed(ONE): ALLOWED, packed(OTHER): REFUSED}) as one:
+            seen = [await one.verdicts()]
+            await one.worker.enforce(snapshot(2, allowed=REFUSED.identity))
+            seen.append(await one.verdicts())
+            one.worker.change_peers([(packed(ONE), REFUSED), (packed(OTHER), ALLOWED)])
+            await one.worker.enforce(snapshot(3, allowed=ALLOWED.identity))
+            return [*seen, await one.verdicts()]
+
+    assert run_apart(scenario(), WEB, ONE, OTHER) == [(True, False), (False, True), (False, True)]
+
+
+@pytest.mark.parametrize("number", [499, 500, 501, 20_000])
+def test_of_many_changes_the_first_and_the_last_are_in_force_with_the_renewal(root: None, number: int) -> None:
+    async def scenario() -> tuple[bool, bool, int]:
+        async with judged({}) as one:
+            one.worker.change_peers([(packed(ONE), ALLOWED), *crowd(number - 2), (packed(OTHER), ALLOWED)])
+            await one.worker.renew(2)
+            return *await one.verdicts(), len(one.worker.peers)
+
+    assert run_apart(scenario(), WEB, ONE, OTHER) == (True, True, number)
+
+
+def test_a_worker_that_dies_amid_changes_is_replaced_by_one_that_has_them_all(root: None) -> None:
+    async def scenario() -> list[tuple[bool, bool]]:
+        async with judged({packed(ONE): ALLOWED}) as one:
+            seen, revision = [await one.verdicts()], count(2)
+            for here, there in ((OTHER, ONE), (ONE, OTHER)):
+                one.worker.change_peers(crowd(5000))
+                one.kill()
+                one.worker.change_peers([(packed(here), ALLOWED)])  # to nobody, or to who is about to die
+                await one.until_replaced(one.worker.restarts + 1)
+                one.worker.change_peers([(packed(there), None), *crowd(5000, None)])  # to who is about to start
+                await one.worker.renew(next(revision))
+                seen.append(await one.verdicts())
+            return seen
+
+    assert run_apart(scenario(), WEB, ONE, OTHER) == [(True, False), (False, True), (True, False)]
+
+
+def test_a_worker_that_reads_nothing_is_replaced_before_all_memory_waits_for_it(
+    root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_MAX_UNREAD", 1 << 20)
+
+    async def scenario() -> tuple[int, bool, bool]:
+        async with judged({packed(ONE): ALLOWED}) as one:
+            one.kill(signal.SIGSTOP)
+            one.worker.change_peers([(packed(ONE), None), *crowd(1 << 16), (packed(OTHER), ALLOWED)])
+            one.worker.change_peers(crowd(1 << 16, REFUSED))
+            await one.worker.renew(2)
+            return one.worker.restarts, *await one.verdicts()
+
+    assert run_apart(scenario(), WEB, ONE, OTHER) == (1, False, True)
+
+
+def test_messages_that_a_turn_has_no_time_for_are_obeyed_in_the_next_ones_without_a_packet_to_cause_them(
+    root: None,
+) -> None:
+    number = 1000  # half a second for each, if it waited for the next thing to happen
+    ours, theirs = socket.socketpair()
+    memory, seconds = Counters.create(), count(time.monotonic())
+
+    async def scenario() -> None:
+        with warnings.catch_warnings(action="ignore"):  # of the size of the queue's socket
+            setup = Setup(QUEUE, 1000, snapshot(1), {})
+            Worker(setup, WorkerChannel(theirs), Counters(memory), lambda: next(seconds)).run()
+
+    with ours, theirs:
+        ours.sendall(b"".join(map(encode, [*[Peers(tuple(crowd(1)))] * number, Revision(2), Stop()])))
+        run_apart(scenario())
+        theirs.close()
+        decoder, heard = Decoder(), list[object]()
+        while data := ours.recv(1 << 18):
+            heard += decoder.feed(data)
+    os.close(memory)
+
+    assert heard == [Enforced(2)]
