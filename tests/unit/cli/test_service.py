@@ -62,6 +62,11 @@ def test_the_socket_is_where_the_agent_puts_it(settings: Mapping[str, list[str]]
     assert f"/run/{folder}" == str(Path(config.DEFAULT_SOCKET).parent)
 
 
+def test_the_last_known_state_is_in_a_folder_of_its_own(settings: Mapping[str, list[str]]) -> None:
+    assert settings["Service.StateDirectory"] == ["nfq-enforcer"]
+    assert settings["Service.StateDirectoryMode"] == ["0700"]
+
+
 def test_it_may_no_more_than_it_needs(settings: Mapping[str, list[str]]) -> None:
     assert settings["Service.CapabilityBoundingSet"] == ["CAP_NET_ADMIN CAP_NET_RAW"]
     assert settings["Service.RestrictAddressFamilies"] == ["AF_UNIX AF_NETLINK AF_INET AF_INET6"]
