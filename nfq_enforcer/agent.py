@@ -30,6 +30,8 @@ from nfq_enforcer.dataplane.pool import WorkerProcess
 from nfq_enforcer.dataplane.ruleset import Ruleset
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.observe import flow as flows
+from nfq_enforcer.observe import metrics
+from nfq_enforcer.observe.exporter import Exporter
 from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.policy.documents import Document
 from nfq_enforcer.policy.loader import File
@@ -77,6 +79,8 @@ class Agent:
             "delete": self._delete,
         }
         self._server = api.Server(Path(config.api.socket), methods)
+        listening = config.metrics.listening
+        self._exporter = Exporter(*listening, self._metrics) if listening else None
         self._started = time.time()
         self._refused: tuple[float, str] | None = None  # documents that were not taken, since when
         self._unfinished = False  # the last change is not in force everywhere
@@ -95,6 +99,8 @@ class Agent:
         await self._server.start()
         try:
             await self._worker.start(self._view.snapshot)
+            if self._exporter:
+                await self._exporter.start()
             try:
                 await asyncio.to_thread(self._rules.install, self._view.snapshot)
                 self._in_force = self._view.snapshot.revision
@@ -104,6 +110,8 @@ class Agent:
                 if self._shall_open():
                     await asyncio.to_thread(iptables.remove)
         finally:
+            if self._exporter:
+                await self._exporter.stop()
             await self._worker.stop()
             await self._server.stop()
 
@@ -225,6 +233,9 @@ class Agent:
             },
             "log": {"seen": self._flow_log.seen},
         }
+
+    async def _metrics(self) -> list[metrics.Family]:
+        return metrics.families(await self._status({}))
 
     async def _observe(self, params: api.Params) -> AsyncIterator[flows.Flow]:
         wanted = params.get("verdict")
