@@ -21,7 +21,7 @@ Method = Callable[[Params], Awaitable[Any] | AsyncIterator[Any]]
 
 _log = logging.getLogger(__name__)
 _LIMIT = 1 << 24  # bytes of a line
-_TIMEOUT = 10.0
+TIMEOUT = 10.0  # seconds that a call waits for its answer, unless it says otherwise
 
 
 class Server:
@@ -140,9 +140,10 @@ def _answers(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
-def call(path: Path, method: str, **params: Any) -> Any:
-    """Ask an agent and return its result; raise NfqError if there is none or it refuses."""
-    with contextlib.closing(stream(path, method, timeout=_TIMEOUT, **params)) as answers:
+def call(path: Path, method: str, timeout: float | None = None, **params: Any) -> Any:
+    """Ask an agent and return its result; raise NfqError if there is none within the time, or it refuses."""
+    patience = TIMEOUT if timeout is None else timeout
+    with contextlib.closing(stream(path, method, timeout=patience, **params)) as answers:
         for answer in answers:
             return answer
     raise _hung_up(path)

@@ -4,20 +4,21 @@
 does not exist is refused, and so is one whose part is not built yet.
 """
 
+import re
 import socket
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator
+from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError
 
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import located
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.fields import Address, InterfaceName, NodeName
+from nfq_enforcer.policy.fields import MAX_PORT, Address, InterfaceName, NodeName
 from nfq_enforcer.policy.located import Located, Place, Position
 from nfq_enforcer.policy.validation import Items, Part, validate
 from nfq_enforcer.store import address
@@ -27,6 +28,8 @@ DEFAULT_PATH = Path("/etc/nfq-enforcer/agent.yaml")
 DEFAULT_SOCKET = "/run/nfq-enforcer/agent.sock"
 ENVIRONMENT = "NFQ_ENFORCER_"
 NOT_SETTINGS = frozenset({f"{ENVIRONMENT}CONFIG"})
+
+_HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^]:[]+)):(?P<port>[0-9]{1,5})")
 
 
 def _network(written: object) -> IPv4Network | IPv6Network:
@@ -90,6 +93,23 @@ def _flows(number: int) -> int:
     return number
 
 
+def _host_and_port(written: str) -> tuple[str, int] | None:
+    found = _HOST_AND_PORT.fullmatch(written)
+    if found is None or not 1 <= int(found["port"]) <= MAX_PORT:
+        return None
+    try:
+        return str(IPv6Address(found["v6"]) if found["v6"] else IPv4Address(found["v4"])), int(found["port"])
+    except ValueError:
+        return None
+
+
+def _listening(written: str) -> str:
+    if written and _host_and_port(written) is None:
+        allowed = 'allowed: as in 127.0.0.1:9962 or [::1]:9962, or "" for no metrics'
+        raise ValueError(f"'{written}' is not an address with a port; {allowed}")
+    return written
+
+
 def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     LabelFilter(patterns)
     return patterns
@@ -128,6 +148,25 @@ class Api(_Section):
     socket: str = DEFAULT_SOCKET
 
 
+class Metrics(_Section):
+    """Where Prometheus finds the agent's figures; an empty address, or null, is for none."""
+
+    address: Annotated[str, AfterValidator(_listening)] = "127.0.0.1:9962"
+
+    @property
+    def listening(self) -> tuple[str, int] | None:
+        """Return the address and the port; None for no metrics."""
+        return _host_and_port(self.address)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_none(cls, data: object) -> object:
+        """Take null for "none" here: elsewhere it leaves a key at its default."""
+        if isinstance(data, dict) and "address" in data and data["address"] is None:
+            return {**data, "address": ""}
+        return data
+
+
 class Logging(_Section):
     """What the agent says on standard error."""
 
@@ -137,8 +176,6 @@ class Logging(_Section):
 
 class Config(_Section):
     """The whole configuration, with its defaults."""
-
-    unsupported: ClassVar[frozenset[str]] = frozenset({"metrics"})
 
     node: Node = Field(default_factory=Node)
     # a default is not validated again, and what is dumped is without the password
@@ -158,6 +195,7 @@ class Config(_Section):
     first_queue: Annotated[int, AfterValidator(_queue_number)] = 100
     conntrack: Flows = Flows()
     api: Api = Api()
+    metrics: Metrics = Metrics()
     log: Logging = Logging()
 
     @property

@@ -6,7 +6,7 @@ import sys
 import typer
 
 from nfq_enforcer import __version__
-from nfq_enforcer.cli import agent, lab, observe, policy, status
+from nfq_enforcer.cli import agent, endpoint, identity, ipcache, lab, node, observe, policy, status, store
 from nfq_enforcer.dataplane import iptables
 from nfq_enforcer.errors import NfqError
 
@@ -21,7 +21,11 @@ app.command("agent")(agent.agent)
 app.command("status")(status.status)
 app.command("observe")(observe.observe)
 app.add_typer(policy.app, name="policy")
-app.add_typer(status.endpoint, name="endpoint")
+app.add_typer(endpoint.app, name="endpoint")
+app.add_typer(identity.app, name="identity")
+app.add_typer(node.app, name="node")
+app.add_typer(ipcache.app, name="ipcache")
+app.add_typer(store.app, name="store")
 app.add_typer(lab.app, name="lab")
 
 

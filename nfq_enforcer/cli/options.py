@@ -17,5 +17,14 @@ class Format(StrEnum):
     YAML = "yaml"
 
 
+class DataFormat(StrEnum):
+    """How a document is printed."""
+
+    YAML = "yaml"
+    JSON = "json"
+
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="table, json or yaml.")]
+DataOutput = Annotated[DataFormat, typer.Option("--output", "-o", help="yaml or json.")]
 Socket = Annotated[Path, typer.Option("--socket", help="The agent's API socket.", envvar=f"{ENVIRONMENT}API__SOCKET")]
 DEFAULT = Path(DEFAULT_SOCKET)

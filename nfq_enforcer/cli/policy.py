@@ -14,8 +14,9 @@ import yaml
 from rich.console import Console
 
 from nfq_enforcer import api, config
-from nfq_enforcer.cli import tables
-from nfq_enforcer.cli.options import DEFAULT, Format, Socket
+from nfq_enforcer.cli import rollout, tables
+from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Socket
+from nfq_enforcer.cli.output import print_data
 from nfq_enforcer.core.l7 import HttpRequest
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 from nfq_enforcer.policy import loader, located
@@ -65,13 +66,22 @@ def validate(
 @app.command()
 def load(
     paths: Annotated[list[Path], typer.Argument(help="Files and folders of documents.")],
+    wait: Annotated[
+        bool, typer.Option(help="Return when they are in force on every live node of the cluster.")
+    ] = False,
+    timeout: Annotated[int, typer.Option(min=1, help="With --wait: for so many seconds at most.")] = 30,
     socket: Socket = DEFAULT,
 ) -> None:
-    """Give documents to the agent, all or nothing; returns when they are in force. They last as long as the agent."""
-    taken = api.call(socket, "apply", files=loader.read(paths))
+    """Give documents to the agent, all or nothing; returns when they are in force on its node.
+
+    Without a store they last as long as the agent; with one, all nodes enforce them.
+    """
+    patience = api.TIMEOUT + (timeout if wait else 0)
+    files = loader.read(paths)
+    taken = api.call(socket, "apply", timeout=patience, files=files, wait=timeout if wait else None)
     for name in taken["documents"]:
         print(f"{name} applied")
-    print(f"revision {taken['revision']} is in force")
+    rollout.report(taken, timeout)
 
 
 @app.command("list")
@@ -82,13 +92,13 @@ def list_policies(output: Output = None, socket: Socket = DEFAULT) -> None:
     if form is Format.TABLE:
         Console().print(tables.policies(policies))
     else:
-        _print_data(policies, form)
+        print_data(policies, form)
 
 
 @app.command()
 def get(
     name: Annotated[str, typer.Argument(help="NAMESPACE/NAME; NAME alone of one for the whole cluster.")],
-    output: Annotated[Format, typer.Option("--output", "-o", help="yaml or json.")] = Format.YAML,
+    output: DataOutput = DataFormat.YAML,
     socket: Socket = DEFAULT,
 ) -> None:
     """Print a policy's document as the agent has it."""
@@ -97,7 +107,7 @@ def get(
     if not found:
         known = ", ".join(sorted(f"{one['namespace']}/{one['name']}".lstrip("/") for one in policies))
         raise NfqError(f"there is no policy {name}; there are: {known or 'none'}")
-    if output is Format.JSON:
+    if output is DataFormat.JSON:
         print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
     else:
         print(yaml.safe_dump_all(found, sort_keys=False), end="")
@@ -140,7 +150,7 @@ def trace(
     if output is Format.TABLE:
         Console().print(tables.trace(found), soft_wrap=True)
     else:
-        _print_data(found.as_data(), output)
+        print_data(found.as_data(), output)
     raise typer.Exit(0 if found.answer.allowed else 1)
 
 
@@ -296,17 +306,10 @@ def _format(asked: Format | None) -> Format:
 def _print_list(items: Iterable[dict[str, object]], form: Format) -> None:
     """Print as YAML, or as JSON with an item a line, so that thousands are quick and can be read."""
     if form is Format.YAML:
-        _print_data(list(items), form)
+        print_data(list(items), form)
         return
     before = "["
     for item in items:
         print(f"{before}\n{json.dumps(item, ensure_ascii=False)}", end="")
         before = ","
     print("[]" if before == "[" else "\n]")
-
-
-def _print_data(data: object, form: Format) -> None:
-    if form is Format.YAML:
-        print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
-    else:
-        print(json.dumps(data, indent=2, ensure_ascii=False))

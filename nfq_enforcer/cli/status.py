@@ -1,63 +1,22 @@
-"""``nfq-enforcer status`` and ``nfq-enforcer endpoint``: what the agent of this node is doing."""
+"""``nfq-enforcer status``: what the agent of this node is doing."""
 
-import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-import yaml
-from rich import box
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
+from rich.text import Text
 
 from nfq_enforcer import api
-from nfq_enforcer.cli.options import DEFAULT, Format, Socket
+from nfq_enforcer.cli import output, store
+from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.core.verdict import DropReason
 
-Output = Annotated[Format, typer.Option("--output", "-o", help="table, json or yaml.")]
-endpoint = typer.Typer(help="Endpoints.", no_args_is_help=True)
 
-
-def status(output: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
+def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
     """Show what the agent enforces, how its worker fares, and what it could not take."""
-    seen = api.call(socket, "status")
-    if not _printed(seen, output):
-        rows = Table(box=None, show_header=False)
-        for name, value in _status_rows(seen):
-            rows.add_row(name, value)
-        Console().print(rows)
+    output.show(api.call(socket, "status"), form, lambda seen: output.properties(_rows(seen)))
 
 
-@endpoint.callback()
-def _endpoint() -> None:
-    """Endpoints."""
-
-
-@endpoint.command("list")
-def list_endpoints(output: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
-    """List the endpoints of the cluster, as this node knows them."""
-    seen = api.call(socket, "endpoints")
-    if not _printed(seen, output):
-        table = Table(
-            "ENDPOINT", "IDENTITY", "NODE", "ADDRESSES", Column("LABELS", overflow="fold"), box=box.SIMPLE_HEAD
-        )
-        for one in seen:
-            name = f"{one['namespace']}/{one['name']}"
-            cells = (str(one["identity"]), one["node"], "\n".join(one["addresses"]), "\n".join(one["labels"]))
-            table.add_row(name, *cells)
-        Console().print(table)
-
-
-def _printed(seen: Any, output: Format) -> bool:
-    if output is Format.JSON:
-        print(json.dumps(seen, indent=2))
-    elif output is Format.YAML:
-        print(yaml.safe_dump(seen, sort_keys=False), end="")
-    return output is not Format.TABLE
-
-
-def _status_rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     worker, documents = seen["worker"], seen["documents"]
     yield "node", f"{seen['node']} ({', '.join(seen['addresses']) or 'no address'})"
     yield "stamps believed on", ", ".join(seen["cluster_interfaces"]) or "no interface"
@@ -66,13 +25,16 @@ def _status_rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "revision", f"{seen['revision']}: {documents['policies']} policies, {documents['endpoints']} endpoints"
     yield "endpoints here", str(seen["endpoints"])
     if seen["refused"]:
-        yield "documents refused", f"[red]since {seen['refused']['since']}[/red]\n{escape(seen['refused']['error'])}"
+        since = (f"since {seen['refused']['since']}", "red")
+        yield "documents refused", Text.assemble(since, f"\n{seen['refused']['error']}")
+    if seen.get("store"):
+        yield from store.summary(seen["store"])
     yield (
         "worker",
         f"queue {worker['queue']} ({worker['driver']}), process {worker['pid']}, {worker['restarts']} restarts",
     )
     if worker["failure"]:
-        yield "worker failure", f"[red]{escape(worker['failure'])}[/red]"
+        yield "worker failure", Text(worker["failure"], "red")
     yield (
         "packets",
         f"{worker['accepted']} accepted, {worker['dropped']} dropped, {worker['lost']} lost without a verdict",

@@ -1,1 +1,1 @@
-"""What is seen of the verdicts: flows in Hubble's shape, and the log that keeps the last of them."""
+"""What is seen of the verdicts: flows in Hubble's shape, a log of the last of them, and figures for Prometheus."""

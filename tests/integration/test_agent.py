@@ -460,6 +460,24 @@ class TestRefusal:
         assert await outcomes(lab, expected) == expected
         assert node.status()["worker"]["restarts"] == 0
 
+    def test_metrics_at_a_port_that_is_taken(self, lab: Lab) -> None:
+        program = (
+            "import socket, sys; listening = socket.create_server(('127.0.0.1', 9962));"
+            "print('bound', flush=True); sys.stdin.read()"
+        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with lab.network.in_namespace("n1", [sys.executable, "-c", program], **pipes) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "bound\n"
+
+            ended = attempt_agent(lab, "n1")
+
+        assert ended.returncode == 1
+        assert sentence(ended) == (
+            "cannot serve metrics on 127.0.0.1:9962: Address already in use; "
+            'choose another metrics.address, or "" for no metrics'
+        )
+
     def test_without_root(self, lab: Lab) -> None:
         # may read this tree wherever it lies, and nothing else
         capability = ("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search")
@@ -499,6 +517,16 @@ class TestRefusal:
         assert sentence(ended) == (
             "node.cluster_interfaces: there is no interface 'eth7'; there are: eth0, veth-back1, veth-front1"
         )
+
+
+def test_metrics_can_be_switched_off(lab: Lab) -> None:
+    listening = ("ss", "--tcp", "--listening", "--numeric", "--no-header")
+
+    start(lab, "n1")
+    assert "127.0.0.1:9962" in run_in(lab, "n1", *listening)
+    stop_agents(lab)
+    start(lab, "n1", metrics={"address": ""})
+    assert "127.0.0.1:9962" not in run_in(lab, "n1", *listening)
 
 
 @pytest.fixture

@@ -354,10 +354,18 @@ def test_what_is_no_answer_is_told(answer: bytes, path: Path) -> None:
 
 
 def test_an_agent_that_does_not_answer_is_not_waited_for_forever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_TIMEOUT", 0.01)
+    monkeypatch.setattr(api, "TIMEOUT", 0.01)
 
     with stranger(path, answer=None):
         assert error(lambda: api.call(path, "status")) == (NfqError, f"the agent at {path} does not answer")
+
+
+def test_a_call_may_be_given_a_time_of_its_own(path: Path) -> None:
+    with stranger(path, answer=None):
+        assert error(lambda: api.call(path, "status", timeout=0.01)) == (
+            NfqError,
+            f"the agent at {path} does not answer",
+        )
 
 
 def test_an_answer_needs_no_particular_size(serve: Serve, path: Path) -> None:

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, object] = {
     "first_queue": 100,
     "conntrack": {"max": 262_144},
     "api": {"socket": "/run/nfq-enforcer/agent.sock"},
+    "metrics": {"address": "127.0.0.1:9962"},
     "log": {"level": "info", "format": "text"},
 }
 
@@ -65,6 +66,9 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("first_queue", "65535", 65535),
     ("conntrack.max", "1000", 1000),
     ("api.socket", "/tmp/agent.sock", "/tmp/agent.sock"),
+    ("metrics.address", "'[fd00::1]:80'", "[fd00::1]:80"),
+    ("metrics.address", "''", ""),
+    ("metrics.address", "null", ""),
     ("log.level", "debug", "debug"),
     ("log.format", "json", "json"),
 ]
@@ -114,7 +118,17 @@ REFUSED = [
     ("conntrack: {max: 0}", "1:18: conntrack.max: 0 is out of range; allowed: 1 to 100000000"),
     ("conntrack: {max: 1.5}", "1:18: conntrack.max: must be a number, not a fraction"),
     ("api: {socket: 3}", '1:15: api.socket: must be a string, not a number; quote it: "3"'),
-    ("metrics: {address: 'x:1'}", "1:1: metrics: metrics is not supported by this version"),
+    (
+        "metrics: {address: 'x:1'}",
+        "1:20: metrics.address: 'x:1' is not an address with a port; "
+        'allowed: as in 127.0.0.1:9962 or [::1]:9962, or "" for no metrics',
+    ),
+    *(
+        (f"metrics: {{address: '{wrong}'}}", f"1:20: metrics.address: '{wrong}' is not an address with a port; ")
+        for wrong in ("127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1:80", "[127.0.0.1]:80", ":80", "1.2.3.4:")
+    ),
+    ("metrics: {address: 9962}", '1:20: metrics.address: must be a string, not a number; quote it: "9962"'),
+    ("metrics: {port: 80}", "1:11: metrics.port: unknown field 'port'; allowed: address"),
     ("log: {level: loud}", "1:14: log.level: 'loud' is not allowed; allowed: 'debug', 'info', 'warning' or 'error'"),
     ("log: {format: xml}", "1:15: log.format: 'xml' is not allowed; allowed: 'text' or 'json'"),
     ("- node", "1:1: must be a mapping, not a list"),
@@ -169,6 +183,14 @@ def test_without_any_file_everything_has_its_default(monkeypatch: pytest.MonkeyP
 
 def test_the_file_is_looked_for_where_the_documents_say() -> None:
     assert Path("/etc/nfq-enforcer/agent.yaml") == config.DEFAULT_PATH
+
+
+@pytest.mark.parametrize(
+    ("written", "listening"),
+    [("", None), ("127.0.0.1:9962", ("127.0.0.1", 9962)), ("[::]:1", ("::", 1)), ("[0:0::1]:65535", ("::1", 65535))],
+)
+def test_where_metrics_are_to_be_had(written: str, listening: tuple[str, int] | None) -> None:
+    assert config.Metrics(address=written).listening == listening
 
 
 @pytest.mark.parametrize(("key", "written", "value"), SETTINGS)
@@ -234,9 +256,9 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
         ("NODE__NAEM", "x", "node.naem: unknown field 'naem'; did you mean 'name'? allowed: name, ips, "),
         ("NODES", "{}", "nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, state, documents, "),
         ("NODE__NAME__FIRST", "x", "node.name: must be a string, not a mapping"),
-        ("METRICS__ADDRESS", "x:1", "metrics: metrics is not supported by this version"),
         ("STORE", "http://h", "store: this is not the address of a store; allowed: memory:, redis://[user["),
         ("STORE", "redis://h/x", "store: the database of the store is wrong; allowed: 0 to 65535, as in redis"),
+        ("METRICS__ADDRESS", "x:1", "metrics.address: 'x:1' is not an address with a port; allowed: as in "),
         ("STAMP__SIGN", "required", "stamp.sign: signed stamps are not supported by this version; allowed: 'off'"),
         ("STAMP__SIGN", "off", 'stamp.sign: must be a string, not a boolean; quote it: "off"'),
         ("DATAPATH", "per-flow", "datapath: datapath 'per-flow' is not supported by this version; allowed: 'per-pa"),

@@ -10,7 +10,22 @@ import pytest
 from nfq_enforcer import __version__
 from tests.unit.cli.conftest import RunProgram
 
-ASKING = [["status"], ["observe"], ["observe", "--follow"], ["endpoint", "list"]]
+ASKING = [
+    ["status"],
+    ["observe"],
+    ["observe", "--follow"],
+    ["endpoint", "list"],
+    ["endpoint", "get", "web"],
+    ["endpoint", "delete", "web"],
+    ["endpoint", "add", "web", "--ip", "10.0.0.1"],
+    ["identity", "list"],
+    ["identity", "get", "300"],
+    ["node", "list"],
+    ["ipcache", "list"],
+    ["store", "status"],
+    ["store", "export"],
+    ["store", "gc"],
+]
 
 
 def test_the_version_is_the_packages(run: RunProgram) -> None:
@@ -25,6 +40,11 @@ def test_help_is_to_be_had(arguments: list[str], run: RunProgram) -> None:
     assert "Usage: nfq-enforcer" in done.out
 
 
+@pytest.mark.parametrize("group", ["policy", "endpoint", "identity", "node", "ipcache", "store", "lab"])
+def test_each_group_of_commands_has_its_help(group: str, run: RunProgram) -> None:
+    assert f"Usage: nfq-enforcer {group} [OPTIONS] COMMAND" in run(group, "--help").out
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -34,6 +54,13 @@ def test_help_is_to_be_had(arguments: list[str], run: RunProgram) -> None:
         ["observe", "--verdict", "MAYBE"],
         ["observe", "--last", "-1"],
         ["policy", "validate"],
+        ["policy", "get", "web", "-o", "table"],
+        ["policy", "load", "x.yaml", "--wait", "--timeout", "0"],
+        ["endpoint", "delete"],
+        ["endpoint", "get", "web", "-o", "table"],
+        ["identity", "get", "many"],
+        ["store", "gc", "--grace", "-1"],
+        ["store", "import"],
     ],
 )
 def test_a_command_that_is_not_understood_ends_with_2_and_says_so_on_standard_error(

@@ -1,4 +1,4 @@
-"""``nfq-enforcer status`` and ``endpoint list``: what the agent says, for people and for programs."""
+"""``nfq-enforcer status``: what the agent says, for people and for programs."""
 
 import json
 import os
@@ -44,26 +44,13 @@ def status(worker: dict[str, Any] | None = None, **changed: Any) -> dict[str, An
     } | changed
 
 
-ENDPOINTS = [
-    {
-        "namespace": "shop",
-        "name": "front1",
-        "node": "n1",
-        "identity": 300,
-        "labels": ["k8s:role=frontend", "k8s:tier"],
-        "addresses": ["10.1.0.10", "fd01::10"],
-        "interface": "veth-a",
-    },
-    {
-        "namespace": "shop",
-        "name": "n1",
-        "node": "n1",
-        "identity": 301,
-        "labels": [],
-        "addresses": ["172.16.0.1"],
-        "interface": None,
-    },
-]
+STORE: dict[str, Any] = {
+    "store": "redis://[fd00::9]:6379/0",
+    "connected": True,
+    "since": "2026-01-01T00:00:00Z",
+    "error": None,
+    "refused": {"count": 0, "values": []},
+}
 
 
 def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
@@ -136,20 +123,43 @@ def test_the_status_is_to_be_had_for_programs(run: RunProgram, answering: Answer
     assert yaml.safe_load(run("status", "-o", "yaml", "--socket", agent.socket).out) == status()
 
 
-def test_endpoints_are_a_table_with_a_line_for_each_address_and_label(run: RunProgram, answering: Answering) -> None:
-    done = run("endpoint", "list", "--socket", answering(endpoints=ENDPOINTS).socket)
+def test_a_store_that_is_reached_is_a_row(run: RunProgram, answering: Answering) -> None:
+    done = run("status", "--socket", answering(status=status(store=STORE)).socket)
 
-    assert (done.status, done.err) == (0, "")
-    assert [line for line in done.lines if line and not line.startswith("─")] == [
-        "ENDPOINT IDENTITY NODE ADDRESSES LABELS",
-        "shop/front1 300 n1 10.1.0.10 k8s:role=frontend",
-        "fd01::10 k8s:tier",
-        "shop/n1 301 n1 172.16.0.1",
-    ]
+    assert "store redis://[fd00::9]:6379/0, connected since 2026-01-01T00:00:00Z" in done.lines
+    assert "refused" not in done.out
 
 
-def test_endpoints_are_to_be_had_for_programs(run: RunProgram, answering: Answering) -> None:
-    agent = answering(endpoints=ENDPOINTS)
+def test_of_a_store_that_is_not_reached_it_is_told_since_when_and_why(run: RunProgram, answering: Answering) -> None:
+    away = STORE | {"connected": False, "error": "Connection refused [/red]", "refused": None}
 
-    assert json.loads(run("endpoint", "list", "-o", "json", "--socket", agent.socket).out) == ENDPOINTS
-    assert yaml.safe_load(run("endpoint", "list", "-o", "yaml", "--socket", agent.socket).out) == ENDPOINTS
+    done = run("status", "--socket", answering(status=status(store=away)).socket)
+
+    assert (
+        "store redis://[fd00::9]:6379/0, unreachable since 2026-01-01T00:00:00Z (Connection refused [/red]); "
+        "enforcing the last known state"
+    ) in done.lines
+
+
+def test_a_store_that_was_never_reached_has_no_time(run: RunProgram, answering: Answering) -> None:
+    away = dict.fromkeys(STORE) | {"store": "redis://h:6379/0", "connected": False}
+
+    done = run("status", "--socket", answering(status=status(store=away)).socket)
+
+    assert "store redis://h:6379/0, unreachable; enforcing the last known state" in done.lines
+
+
+def test_values_of_the_store_that_were_refused_are_told_each_with_its_reason(
+    run: RunProgram, answering: Answering
+) -> None:
+    values = [{"key": "endpoints default/x", "reason": "no JSON"}, {"key": "nodes n9", "reason": "schema 2"}]
+    seen = status(store=STORE | {"refused": {"count": 2, "values": values}})
+
+    done = run("status", "--socket", answering(status=seen).socket)
+
+    at = done.lines.index("store values refused 2")
+    assert done.lines[at + 1 : at + 3] == ["endpoints default/x: no JSON", "nodes n9: schema 2"]
+
+
+def test_without_a_store_there_is_no_row_of_one(run: RunProgram, answering: Answering) -> None:
+    assert "store" not in run("status", "--socket", answering(status=status(store=None)).socket).out

@@ -1,0 +1,26 @@
+"""``nfq-enforcer ipcache``: which identity an address has."""
+
+import typer
+
+from nfq_enforcer import api
+from nfq_enforcer.cli import output
+from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
+
+app = typer.Typer(help="The ipcache: addresses and their identities.", no_args_is_help=True)
+
+_FIELDS = ("address", "identity", "node", "endpoint", "labels")
+
+
+@app.callback()
+def ipcache() -> None:
+    """Show which identity an address has."""
+
+
+@app.command("list")
+def list_addresses(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
+    """List the addresses whose identity this node knows."""
+    output.show(
+        api.call(socket, "ipcache"),
+        form,
+        lambda seen: output.table(map(str.upper, _FIELDS), ([one[field] for field in _FIELDS] for one in seen)),
+    )

@@ -1,0 +1,167 @@
+"""Metrics: what the agent's status says, by the names and in the units that a user of Prometheus expects."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from nfq_enforcer.core.verdict import DropReason
+from nfq_enforcer.observe.metrics import Sort, families
+
+WORKER: dict[str, Any] = {
+    **{"queue": 100, "driver": "netfilterqueue", "pid": 4711, "restarts": 2, "failure": None, "lost": 4},
+    **{"accepted": 90, "dropped": 5, "events_lost": 6, "internal_errors": 1, "flows": 12, "flows_evicted": 3},
+    **{reason.value: 0 for reason in DropReason},
+    "POLICY_DENIED": 5,
+}
+STATUS: dict[str, Any] = {
+    "version": "0.1",
+    "node": "n1",
+    "since": "2026-01-01T00:00:00Z",
+    "revision": 7,
+    "documents": {"policies": 2, "endpoints": 9},
+    "refused": None,
+    "endpoints": 4,
+    "identities": 5,
+    "worker": WORKER,
+}
+STORE: dict[str, Any] = {
+    "store": "redis://10.0.0.1:6379/0",
+    "prefix": "nfqe",
+    "connected": True,
+    "since": "2026-01-01T00:00:00Z",
+    "error": None,
+    "server": "redis 7.0.15",
+    "schema": 1,
+    "position": "1795-0",
+    "policy_revision": 8,
+    "nodes": 3,
+    "identities": 12,
+    "endpoints": 7,
+    "documents": 4,
+    "changes_kept": 120,
+    "commands": 1234,
+    "resyncs": 2,
+    "refused": {"count": 1, "values": [{"key": "endpoints default/x", "reason": "no JSON"}]},
+    "pending": [],
+    "lag_ms": {"p50": 1.5, "p99": 12.0},
+}
+
+
+def values(status: Mapping[str, Any], nodes: tuple[Mapping[str, Any], ...] = ()) -> dict[str, float]:
+    """Return every value by its name and labels as they are written in a query."""
+    return {
+        family.name
+        + (f"{{{','.join(f'{key}={label}' for key, label in sample.labels.items())}}}" * bool(sample.labels)): (
+            sample.value
+        )
+        for family in families(status, nodes)
+        for sample in family.samples
+    }
+
+
+def test_the_policy_and_the_endpoints_of_the_node_are_told() -> None:
+    assert (
+        values(STATUS).items()
+        >= {
+            "nfq_enforcer_build_info{version=0.1,node=n1}": 1,
+            "nfq_enforcer_start_timestamp_seconds": 1767225600,
+            "nfq_enforcer_policy_revision": 7,
+            "nfq_enforcer_policies": 2,
+            "nfq_enforcer_documents_refused": 0,
+            "nfq_enforcer_endpoints": 4,
+            "nfq_enforcer_identities": 5,
+        }.items()
+    )
+
+
+def test_packets_are_told_by_verdict_and_drops_by_reason() -> None:
+    assert (
+        values(STATUS).items()
+        >= {
+            "nfq_enforcer_packets_total{verdict=ACCEPT}": 90,
+            "nfq_enforcer_packets_total{verdict=DROP}": 5,
+            "nfq_enforcer_drops_total{reason=POLICY_DENIED}": 5,
+            "nfq_enforcer_packets_lost_total": 4,
+            "nfq_enforcer_flows": 12,
+            "nfq_enforcer_flows_evicted_total": 3,
+            "nfq_enforcer_events_lost_total": 6,
+            "nfq_enforcer_internal_errors_total": 1,
+            "nfq_enforcer_worker_up": 1,
+            "nfq_enforcer_worker_restarts_total": 2,
+        }.items()
+    )
+
+
+def test_every_reason_is_there_before_it_has_first_been_counted() -> None:
+    told = [
+        sample.labels["reason"] for family in families(STATUS) if "drops" in family.name for sample in family.samples
+    ]
+
+    assert told == [str(reason) for reason in DropReason]
+
+
+def test_what_is_out_of_the_ordinary_is_told() -> None:
+    refused = {"since": "2026-01-01T00:00:00Z", "error": "a.yaml:1:1: …"}
+
+    told = values(STATUS | {"refused": refused, "worker": WORKER | {"pid": None}})
+
+    assert told["nfq_enforcer_documents_refused"] == 1
+    assert told["nfq_enforcer_worker_up"] == 0
+
+
+@pytest.mark.parametrize("status", [STATUS, STATUS | {"store": None}])
+def test_without_a_store_nothing_is_told_of_one(status: dict[str, Any]) -> None:
+    assert not [name for name in values(status) if "store" in name or "node_live" in name]
+
+
+def test_a_store_that_is_reached_is_told() -> None:
+    told = {name: value for name, value in values(STATUS | {"store": STORE}).items() if "_store_" in name}
+
+    assert told == {
+        "nfq_enforcer_store_connected": 1,
+        "nfq_enforcer_store_unreachable_since_timestamp_seconds": 0,
+        "nfq_enforcer_store_commands_total": 1234,
+        "nfq_enforcer_store_resyncs_total": 2,
+        "nfq_enforcer_store_policy_revision": 8,
+        "nfq_enforcer_store_nodes": 3,
+        "nfq_enforcer_store_identities": 12,
+        "nfq_enforcer_store_endpoints": 7,
+        "nfq_enforcer_store_documents": 4,
+        "nfq_enforcer_store_changes_kept": 120,
+        "nfq_enforcer_store_refused_values": 1,
+        "nfq_enforcer_store_lag_seconds{quantile=0.5}": 0.0015,
+        "nfq_enforcer_store_lag_seconds{quantile=0.99}": 0.012,
+    }
+
+
+def test_of_a_store_that_is_not_reached_it_is_told_since_when_and_what_is_not_known_is_left_out() -> None:
+    store = dict.fromkeys(STORE) | {
+        "connected": False,
+        "since": "2026-01-01T00:00:01Z",
+        "lag_ms": {"p50": None, "p99": 2},
+    }
+
+    told = {name: value for name, value in values(STATUS | {"store": store}).items() if "_store_" in name}
+
+    assert told == {
+        "nfq_enforcer_store_connected": 0,
+        "nfq_enforcer_store_unreachable_since_timestamp_seconds": 1767225601,
+        "nfq_enforcer_store_lag_seconds{quantile=0.99}": 0.002,
+    }
+
+
+def test_nodes_are_told_live_or_not() -> None:
+    told = values(STATUS, ({"name": "n1", "live": True}, {"name": "n2", "live": False}))
+
+    assert (told["nfq_enforcer_node_live{node=n1}"], told["nfq_enforcer_node_live{node=n2}"]) == (1, 0)
+
+
+def test_what_only_grows_is_a_counter_and_named_so() -> None:
+    told = families(STATUS | {"store": STORE})
+
+    assert {family.name for family in told if family.sort is Sort.COUNTER} == {
+        family.name for family in told if family.name.endswith("_total")
+    }
+    assert all(family.help and family.samples for family in told)
+    assert len({family.name for family in told}) == len(told)
