@@ -113,12 +113,18 @@ class Exporter:
             case [b"GET" | b"HEAD" as method, target, version] if version.startswith(b"HTTP/1."):
                 if target.partition(b"?")[0] != b"/metrics":
                     return _response(HTTPStatus.NOT_FOUND, b"the metrics are at /metrics\n")
-                async with self._one_at_a_time:
-                    text = render(await self._read())
-                return _response(HTTPStatus.OK, text, _TEXT_FORMAT, with_body=method == b"GET")
+                return await self._scrape(with_body=method == b"GET")
             case [_, _, version] if version.startswith(b"HTTP/1."):
                 return _response(HTTPStatus.METHOD_NOT_ALLOWED, more="Allow: GET, HEAD\r\n")
         return _response(HTTPStatus.BAD_REQUEST)
+
+    async def _scrape(self, *, with_body: bool) -> bytes:
+        try:
+            async with self._one_at_a_time:
+                text = render(await self._read())
+        except NfqError as error:
+            return _response(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n".encode(), with_body=with_body)
+        return _response(HTTPStatus.OK, text, _TEXT_FORMAT, with_body=with_body)
 
 
 def _response(

@@ -155,6 +155,17 @@ def test_those_who_wait_are_hung_up_on_at_the_end() -> None:
     assert serving(until_stopped) == b""
 
 
+def test_figures_that_cannot_be_had_are_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    async def read() -> Iterable[Family]:
+        raise NfqError("iptables-save is gone")
+
+    answer = serving(lambda served: ask(served, SCRAPE), read)
+
+    assert head_of(answer)[0] == b"HTTP/1.1 503 Service Unavailable"
+    assert answer.endswith(b"\r\n\r\niptables-save is gone\n")
+    assert caplog.records == []
+
+
 def test_a_bug_is_logged_and_costs_nobody_else_anything(caplog: pytest.LogCaptureFixture) -> None:
     faults = [ZeroDivisionError()]
 
