@@ -28,6 +28,7 @@ from nfq_enforcer.dataplane.pool import WorkerProcess
 from nfq_enforcer.dataplane.ruleset import Ruleset
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.inforce import InForce
+from nfq_enforcer.observe.exporter import Exporter
 from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.store.laststate import LastState
@@ -36,6 +37,7 @@ from nfq_enforcer.store.memory import MemoryStore
 from nfq_enforcer.store.records import NodeRecord
 from nfq_enforcer.store.replica import NodeSettings, Replica
 from nfq_enforcer.store.server import Server
+from nfq_enforcer.store.shared import SharedStore
 from nfq_enforcer.store.source import Store
 
 _log = logging.getLogger(__name__)
@@ -58,7 +60,10 @@ class Agent:
         self._store = self._make_store()
         self._replica = Replica(self._settings)
         self._in_force = InForce(self._store, self._replica, self._worker, self._rules)
-        self._server = api.Server(Path(config.api.socket), self._answers().methods())
+        answers = self._answers()
+        self._server = api.Server(Path(config.api.socket), answers.methods())
+        listening = config.metrics.listening
+        self._exporter = Exporter(*listening, answers.metrics) if listening else None
         self._stop = asyncio.Event()
 
     def _make_store(self) -> Store:
@@ -69,7 +74,7 @@ class Agent:
         state = LastState(Path(self._config.state), address.cluster)
         member = Member(settings.name, record, Server(address), state, settings.relevant)
         member.exempt = self._exempt
-        return member
+        return SharedStore(member)
 
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
         await asyncio.to_thread(self._rules.exempt, addresses)
@@ -106,12 +111,16 @@ class Agent:
         try:
             try:
                 await self._in_force.begin()
+                if self._exporter:
+                    await self._exporter.start()
                 _say_ready()
                 await self._unless_stopped(self._in_force.follow())
             finally:
                 if self._shall_open():
                     await asyncio.to_thread(iptables.remove)
         finally:
+            if self._exporter:
+                await self._exporter.stop()
             await self._in_force.end()
             await self._worker.stop()
 

@@ -17,6 +17,7 @@ from nfq_enforcer.dataplane.ruleset import Family
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.inforce import InForce
 from nfq_enforcer.observe import flow as flows
+from nfq_enforcer.observe import metrics
 from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.policy.loader import File
@@ -104,6 +105,10 @@ class Answers:
             **self.worker.counters.read(),
         }
 
+    async def metrics(self) -> list[metrics.Family]:
+        """Return the figures for Prometheus."""
+        return metrics.families(await self.status({}), await self.nodes({}))
+
     async def observe(self, params: api.Params) -> AsyncIterator[flows.Flow]:
         """Yield the flows that are kept, and with ``follow`` those that come; ``verdict`` and ``last`` choose."""
         wanted = params.get("verdict")
@@ -131,7 +136,7 @@ class Answers:
                 "labels": [str(label) for label in endpoint.labels],
                 "addresses": list(endpoint.addresses),
                 "interface": endpoint.interface,
-                "document": self.replica.endpoint(f"{endpoint.namespace}/{endpoint.name}").written(),
+                "document": self.replica.endpoints[f"{endpoint.namespace}/{endpoint.name}"].written(),
             }
             for endpoint in self.in_force.view.directory
         ]
@@ -139,7 +144,7 @@ class Answers:
     async def identities(self, _params: api.Params) -> list[dict[str, Any]]:
         """Return every identity: the reserved, the cluster's and those of this node's prefixes."""
         directory = self.in_force.view.directory
-        having = Counter(address.identity for address in directory.endpoints())
+        having = Counter(endpoint.identity for endpoint in self.replica.endpoints.values())
         known = {**RESERVED, **directory.identities, **directory.cidrs}
         return [
             {
@@ -154,7 +159,7 @@ class Answers:
     async def nodes(self, _params: api.Params) -> list[dict[str, Any]]:
         """Return every node, and whether it has been heard of lately."""
         directory = self.in_force.view.directory
-        hosted = Counter(endpoint.node for endpoint in directory.endpoints())
+        hosted = Counter(endpoint.node for endpoint in self.replica.endpoints.values())
         heard = {one.name: one for one in await self.store.enforced_by(0, 0)}
         return [
             {

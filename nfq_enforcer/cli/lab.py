@@ -19,9 +19,12 @@ RunId = Annotated[str | None, typer.Option("--run-id", help="Which lab; needed o
 
 
 @app.command()
-def up(run_id: RunId = None) -> None:
-    """Build a lab, and start an agent on each of its nodes."""
-    lab = Lab(Topology(run_id or new_run_id()))
+def up(
+    run_id: RunId = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Without a store: the nodes watch one folder.")] = False,
+) -> None:
+    """Build a lab with a store on Redis, and start an agent on each of its nodes."""
+    lab = Lab(Topology(run_id or new_run_id()), memory=memory)
     lab.up()
     try:
         lab.start_agents()
@@ -31,7 +34,10 @@ def up(run_id: RunId = None) -> None:
     name = lab.topology.run_id
     print(f"lab {name} is up: {', '.join(lab.topology.hosts)}")
     print(f"  try      nfq-enforcer lab exec --run-id {name} front1 -- ping -c 1 {lab.address('back2')}")
-    print(f"  policy   put documents into {lab.documents}")
+    if memory:
+        print(f"  policy   put documents into {lab.documents}")
+    else:
+        print(f"  policy   nfq-enforcer policy load FILE... --socket {lab.nodes['n1'].socket}")
     print(f"  observe  nfq-enforcer observe --follow --socket {lab.nodes['n1'].socket}")
 
 

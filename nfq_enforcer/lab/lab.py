@@ -1,48 +1,84 @@
 """The lab as one object: its network, its nodes with their agents, its hosts, its captures, its documents."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nfq_enforcer import api
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.host import Host
 from nfq_enforcer.lab.network import Network, new_run_id
 from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.store import StoreServer
 from nfq_enforcer.lab.topology import NODES, Address, Topology
+from nfq_enforcer.policy.loader import parse
 
 _PATIENCE = 10.0
 _LOOK = 0.02
 
 
 class Lab:
-    """A lab; ``async with Lab() as lab`` builds it and removes it, ``Lab(Topology(run_id))`` joins one that is up."""
+    """A lab; ``async with Lab() as lab`` builds it and removes it, ``Lab(Topology(run_id))`` joins one that is up.
 
-    def __init__(self, topology: Topology | None = None) -> None:
-        """Name the lab; nothing is built or asked yet."""
+    Its nodes share a store on Redis, on a machine of its own. On request they have none (``memory=True``) and watch
+    one folder of documents instead.
+    """
+
+    def __init__(self, topology: Topology | None = None, *, memory: bool = False) -> None:
+        """Name the lab; nothing is built or asked yet. One that is up knows itself which store it has."""
         self.topology = topology or Topology(new_run_id())
         self.network = Network(self.topology)
         self.documents = self.network.state / "documents"
-        self.nodes = {name: Node(self.network, name, self.documents) for name in NODES}
+        self.store = StoreServer(self.network)
+        self._memory_mark = self.network.state / "memory"
+        self._memory = memory or self._memory_mark.exists()
+        self.nodes = {name: Node(self.network, name, self._store_settings(name)) for name in NODES}
         self._hosts: dict[str, Host] = {}
+
+    def _store_settings(self, node: str) -> dict[str, Any]:
+        if self._memory:
+            return {"documents": [str(self.documents)]}
+        return {"store": self.store.url, "state": str(self.network.state / f"{node}-state")}
 
     def up(self) -> None:
         """Build the network."""
         self.network.up()
+        if self._memory:
+            self._memory_mark.touch()
 
     def start_agents(self, *options: str, **settings: Any) -> None:
-        """Declare the endpoints, start an agent on every node and return when all are ready."""
+        """Start the store and an agent on every node, and declare the endpoints; return when all of it is in force."""
         self.documents.mkdir(exist_ok=True)
-        (self.documents / "endpoints.yaml").write_text(self.topology.endpoint_documents())
+        if self._memory:
+            (self.documents / "endpoints.yaml").write_text(self.topology.endpoint_documents())
+        elif not self.store.runs:
+            self.store.start()
         for node in self.nodes.values():
             node.start(*options, **settings)
         for node in self.nodes.values():
             node.wait_until_ready()
+        if not self._memory:
+            self.declare_endpoints()
+
+    def declare_endpoints(self) -> None:
+        """Have each node declare its own endpoints to the store; return when every node knows all of them."""
+        for name, node in self.nodes.items():
+            files = [("endpoints.yaml", self.topology.endpoint_documents(name))]
+            api.call(node.socket, "apply", files=files)
+        deadline = time.monotonic() + _PATIENCE
+        while any(
+            node.status()["documents"]["endpoints"] < len(self.topology.endpoints) for node in self.nodes.values()
+        ):
+            if time.monotonic() > deadline:
+                raise NfqError(f"not all nodes have heard of all endpoints in {_PATIENCE:.0f} seconds")
+            time.sleep(_LOOK)
 
     async def apply(self, name: str, text: str) -> None:
-        """Put a file of documents into the folder and return when all nodes enforce it; raise NfqError if refused."""
+        """Put a file of documents in force, in place of the one of this name; raise NfqError if refused."""
         await self._change(self.documents / f"{name}.yaml", text)
 
     async def withdraw(self, name: str) -> None:
@@ -50,13 +86,30 @@ class Lab:
         await self._change(self.documents / f"{name}.yaml", None)
 
     async def _change(self, file: Path, text: str | None) -> None:
-        before = {name: node.status() for name, node in self.nodes.items()}
+        before = {name: node.status() for name, node in self.nodes.items()} if self._memory else {}
+        had = file.read_text() if file.exists() else ""
+        if not self._memory:
+            await asyncio.to_thread(self._load, file.name, had, text or "")
         if text is None:
             file.unlink()
         else:
             draft = file.with_suffix(".draft")
             draft.write_text(text)
             draft.replace(file)
+        if self._memory:
+            await self._await_change(file, before)
+
+    def _load(self, name: str, before: str, now: str) -> None:
+        """Load the documents of a file that are there now, and delete those that were; return when it is in force."""
+        node = next(iter(self.nodes.values()))
+        kept, gone = _policies(now), _policies(before)
+        if now:
+            _check(api.call(node.socket, "apply", timeout=2 * _PATIENCE, files=[(name, now)], wait=_PATIENCE))
+        for namespace, policy in gone - kept:
+            parameters = {"namespace": namespace, "name": policy, "wait": _PATIENCE}
+            _check(api.call(node.socket, "delete", timeout=2 * _PATIENCE, **parameters))
+
+    async def _await_change(self, file: Path, before: Mapping[str, Any]) -> None:
         try:
             async with asyncio.timeout(_PATIENCE):
                 refusals = [await _follow(node, before[name]) for name, node in self.nodes.items()]
@@ -100,6 +153,17 @@ class Lab:
     ) -> None:
         """Remove it."""
         await self.down()
+
+
+def _policies(text: str) -> set[tuple[str, str]]:
+    """Return namespace and name of each document in a text."""
+    return {one.document.key[1:] for one in parse(text, "")} if text else set()
+
+
+def _check(taken: Mapping[str, Any]) -> None:
+    late = [node["name"] for node in taken["nodes"] if node["live"] and not node["enforced"]]
+    if late:
+        raise NfqError(f"revision {taken['revision']} is not in force on {', '.join(late)} in {_PATIENCE:.0f} seconds")
 
 
 async def _follow(node: Node, before: Mapping[str, Any]) -> str | None:

@@ -1,8 +1,4 @@
-"""A node of the lab: its agent, as a process of its own in the node's namespace.
-
-All agents of a lab watch one folder of documents (a store that they share comes with the cluster), so the identities
-that each derives from them are the same on every node.
-"""
+"""A node of the lab: its agent, as a process of its own in the node's namespace."""
 
 import os
 import select
@@ -10,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -28,22 +24,22 @@ _LOG_LINES = 5
 class Node:
     """One node and its agent; the agent outlives this object, like any daemon."""
 
-    def __init__(self, network: Network, name: str, documents: Path) -> None:
-        """Name the node; whether its agent runs is found out when asked."""
+    def __init__(self, network: Network, name: str, store: Mapping[str, Any]) -> None:
+        """Name the node; whether its agent runs is found out when asked. ``store``: the settings of its store."""
         self.name = name
         self.socket = network.state / f"{name}.sock"
         self.log = network.state / f"{name}-agent.log"
         self._configuration = network.state / f"{name}.yaml"
         self._pid_file = network.state / f"{name}.pid"
         self._network = network
-        self._documents = documents
+        self._store = store
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str, **settings: Any) -> None:
         """Start the agent without waiting; ``settings`` are keys of its configuration beside those of the lab."""
         configuration = {
             "node": {"name": self.name, **settings.pop("node", {})},
-            "documents": [str(self._documents)],
+            **self._store,
             "api": {"socket": str(self.socket)},
             **settings,
         }

@@ -43,6 +43,11 @@ class StoreServer:
         """Return its process id."""
         return int(self._pid_file.read_text())
 
+    @property
+    def runs(self) -> bool:
+        """Say whether it answers."""
+        return self._ask("PING") == "PONG"
+
     def start(self) -> None:
         """Start it with what it has saved, and return when it answers; raise NfqError with the log if it ends."""
         self._check_place()
@@ -82,7 +87,7 @@ class StoreServer:
     def _check_place(self) -> None:
         if not self._network.state.is_dir():
             raise NfqError(f"the lab {self._network.topology.run_id!r} is not up: see `nfq-enforcer lab up`")
-        if self._ask("PING") == "PONG":
+        if self.runs:
             raise NfqError("the lab's store runs already")
         self.folder.mkdir(exist_ok=True)
 
@@ -93,7 +98,7 @@ class StoreServer:
 
     def _wait_until_it_answers(self) -> None:
         deadline = time.monotonic() + _PATIENCE
-        while self._ask("PING") != "PONG":
+        while not self.runs:
             if self._process is not None and self._process.poll() is not None:
                 raise NfqError(f"the lab's store has ended: {self._last_words()}")
             if time.monotonic() > deadline:

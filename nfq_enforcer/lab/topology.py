@@ -189,9 +189,10 @@ class Topology:
         itself = Endpoint(_BEHIND_ROUTER, _BEHIND_ROUTER, self.machine(_BEHIND_ROUTER).addresses, None)
         return (*behind_veths, itself)
 
-    def endpoint_documents(self) -> str:
-        """Render the Endpoint documents of all endpoints as YAML."""
-        return yaml.safe_dump_all([e.document() for e in self.endpoints], sort_keys=False, explicit_start=True)
+    def endpoint_documents(self, node: str | None = None) -> str:
+        """Render the Endpoint documents of all endpoints, or of those on one node, as YAML."""
+        documents = [e.document() for e in self.endpoints if node in {None, e.node}]
+        return yaml.safe_dump_all(documents, sort_keys=False, explicit_start=True)
 
     def _segment(self) -> Machine:
         ports = [Interface(name, mtu=self.mtu) for name in _ON_SEGMENT]

@@ -7,7 +7,7 @@ Names are those of Hubble's ``flow.proto`` (cilium/cilium, api/v1/flow/flow.prot
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, NamedTuple
 
 from nfq_enforcer.core.directory import End, Ends
 from nfq_enforcer.core.enforcer import FlowEvent
@@ -100,6 +100,18 @@ def _summary(event: FlowEvent) -> str:
     if asked.proto in _ICMP:
         return f"{_ICMP[asked.proto]} type {asked.icmp_type} code {asked.icmp_code}"
     return _PORTED.get(asked.proto, f"IP protocol {asked.proto}" if asked.src else "unreadable")
+
+
+class Logged(NamedTuple):
+    """An event in the log, with the names that held when it came and its time since the epoch."""
+
+    event: FlowEvent
+    names: Ends
+    wall_time: float
+
+    def render(self, node: str) -> Flow:
+        """Return the event as a reader gets it."""
+        return render(self.event, self.names, node, self.wall_time)
 
 
 def render_lost(number: int) -> Flow:

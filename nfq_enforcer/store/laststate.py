@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.store.records import Kind
+from nfq_enforcer.store.schema import Entry
 
 _FORMAT = 1
 _APPLICATION = 0x6E667165  # "nfqe", in the header of the file
@@ -46,13 +47,6 @@ _OF_THE_SYSTEM = {
     sqlite3.SQLITE_PERM: "the permissions do not allow it",
     sqlite3.SQLITE_READONLY: "it cannot be written to",
 }
-
-
-class Entry(NamedTuple):
-    """A record as the store has it."""
-
-    id: int  # of the change that made it: its place in the stream, as one number
-    value: bytes
 
 
 class State(NamedTuple):

@@ -25,8 +25,8 @@ from nfq_enforcer.store import schema
 from nfq_enforcer.store.entries import Entries
 from nfq_enforcer.store.laststate import LastState, State
 from nfq_enforcer.store.merge import Fork, compare, unseen
-from nfq_enforcer.store.records import Address, EndpointRecord, Kind, NodeRecord
-from nfq_enforcer.store.redis import Joined, NotJoined, Placed, Published, RedisStore, Request, Written
+from nfq_enforcer.store.records import Address, EndpointRecord, Kind, NodeRecord, Placed
+from nfq_enforcer.store.redis import Joined, NotJoined, Published, RedisStore, Request, Written
 from nfq_enforcer.store.schema import Entry, Key
 from nfq_enforcer.store.server import Server, ServerInfo, StoreError, check
 from nfq_enforcer.store.source import Handed
@@ -112,12 +112,13 @@ class Member:
             self._handed.set()
 
     async def stop(self) -> None:
-        """Hang up, and save what is not saved."""
+        """Say goodbye, hang up, and save what is not saved."""
+        if self.store is not None:
+            with contextlib.suppress(StoreError, NotJoined):
+                await self.store.heartbeat(self.node, self._enforced, ago=LIVE)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self.store is not None:
-            await self.store.close()
         await self._save()
         await asyncio.to_thread(self._state.close)
 
@@ -262,7 +263,7 @@ class Member:
         if not loss.missing and not loss.gone:
             return
         _log.warning(
-            "the store has come back without %d entries that this node knows, and with %d that had gone: setting it right",
+            "the store has come back without %d entries that this node knows, and with %d that had gone; it gets them",
             *(len(loss.missing), len(loss.gone)),
         )
         rest = [(key, entry) for key, entry in loss.missing if key[0] is not Kind.ENDPOINT]

@@ -188,9 +188,9 @@ class RedisStore:
             left.update((Kind(kind), name) for kind, name in said["left"] or ())
         return frozenset(left)
 
-    async def heartbeat(self, node: str, revision: int) -> Pulse:
-        """Say that a node lives and enforces this revision of the policy."""
-        said = await self._run("heartbeat", node, revision)
+    async def heartbeat(self, node: str, revision: int, *, ago: float = 0.0) -> Pulse:
+        """Say that a node lives (or did, so many seconds ago) and enforces this revision of the policy."""
+        said = await self._run("heartbeat", node, revision, int(ago * 1000))
         return Pulse(said["registered"], said["fork"].partition(" ")[0], said["now"] / 1000)
 
     async def collect(self, lease: float, grace: float, retirement: float, interval: float) -> Collected:

@@ -88,6 +88,11 @@ class Replica:
         """Return all peers by address: what all ``peer_changes`` together come to once nothing waits for a view."""
         return self._roster.peers()
 
+    @property
+    def endpoints(self) -> Mapping[str, EndpointRecord]:
+        """Return every endpoint by its ``namespace/name``."""
+        return self._roster.endpoints
+
     def apply(self, changes: Iterable[Change]) -> None:
         """Take what is so now; the next view shows it."""
         for change in changes:

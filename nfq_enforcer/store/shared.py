@@ -1,7 +1,7 @@
-"""The store that the nodes of a cluster share, as this node's agent uses it: ``member`` keeps the connection and the state.
+"""The store that the nodes of a cluster share, as this node's agent uses it: ``member`` keeps connection and state.
 
-Whatever is loaded goes to the store first and counts here at once. Without a store nothing can be agreed on, so policies
-wait until it is back; but an endpoint of this node whose labels have an identity can start and stop.
+Whatever is loaded goes to the store first and counts here at once. Without a store nothing can be agreed on, so
+policies wait until it is back; but an endpoint of this node whose labels have an identity can start and stop.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import Any
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import enforceable, loader
+from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store import schema, transfer
 from nfq_enforcer.store.member import GRACE, LEASE, LIVE, RETIREMENT, Member
@@ -75,7 +76,7 @@ class SharedStore:
             self._entries.placed(EndpointRecord.of(one, Identity(0), self._member.node), namespaces)
             for one in documents.endpoints
         ]
-        others = (*documents.namespaces, *documents.policies)
+        others: tuple[Namespace | PolicyDocument, ...] = (*documents.namespaces, *documents.policies)
         values = [(Kind.DOCUMENT, document_name(one), schema.encode_document(one)) for one in others]
         if self._member.store is None and placed and not values:
             numbers, new = await self._start_alone(placed), frozenset[Identity]()

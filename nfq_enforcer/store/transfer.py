@@ -1,7 +1,7 @@
 """A cluster written down and read back: ``nfq-enforcer store export`` and ``import``.
 
-Identities keep their numbers. What is in the store just so already is left alone, what cannot be taken is named, and the
-rest is taken. Nodes are not written down: each says itself where it is.
+Identities keep their numbers. What is in the store just so already is left alone, what cannot be taken is named, and
+the rest is taken. Nodes are not written down: each says itself where it is.
 """
 
 import json

@@ -1,11 +1,12 @@
--- A member says that it lives. ARGV[3]: its name; ARGV[4]: the revision of the policy that it enforces.
+-- A member says that it lives. ARGV[3]: its name; ARGV[4]: the revision of the policy that it enforces; ARGV[5]: how
+-- many ms ago it did: 0, or more for one that leaves, for whom nobody shall wait.
 local refused = refusal()
 if refused then
     return refuse(refused)
 end
 local registered = redis.call('HEXISTS', HASH.node, ARGV[3]) == 1
 if registered then
-    redis.call('ZADD', SEEN, now(), ARGV[3])
+    redis.call('ZADD', SEEN, now() - tonumber(ARGV[5]), ARGV[3])
     redis.call('HSET', PREFIX .. 'enforced', ARGV[3], ARGV[4])
 end
 return cjson.encode({
