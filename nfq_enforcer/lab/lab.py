@@ -53,9 +53,8 @@ class Lab:
     def start_agents(self, *options: str, **settings: Any) -> None:
         """Start the store and an agent on every node, and declare the endpoints; return when all of it is in force."""
         self.documents.mkdir(exist_ok=True)
-        if self._memory:
-            (self.documents / "endpoints.yaml").write_text(self.topology.endpoint_documents())
-        elif not self.store.runs:
+        (self.documents / "endpoints.yaml").write_text(self.topology.endpoint_documents())
+        if not self._memory and not self.store.runs:
             self.store.start()
         for node in self.nodes.values():
             node.start(*options, **settings)

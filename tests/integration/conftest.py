@@ -49,11 +49,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.fixture(scope="module")
 def make_lab(root: None, runner: asyncio.Runner) -> Iterator[MakeLab]:
-    """Build labs, side by side if called more than once; they end with the module. Options are Topology's."""
+    """Build labs, side by side if called more than once; they end with the module. Other options are Topology's."""
     labs: list[Lab] = []
 
-    def make(**options: int) -> Lab:
-        lab = Lab(Topology(new_run_id(), **options))
+    def make(*, memory: bool = False, **options: int) -> Lab:
+        lab = Lab(Topology(new_run_id(), **options), memory=memory)
         labs.append(lab)
         lab.up()
         return lab
@@ -74,7 +74,7 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
     """Build labs with servers on all hosts, and no agents yet; when agents end, no log may hold a traceback."""
     made: list[Lab] = []
 
-    def make(**options: int) -> Lab:
+    def make(**options: Any) -> Lab:
         lab = make_lab(**options)
         made.append(lab)
         runner.run(serve(lab))

@@ -49,7 +49,7 @@ DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])
 @pytest.fixture(scope="module")
 def shared(make_served: MakeLab) -> Lab:
     """Give the module's lab."""
-    return make_served()
+    return make_served(memory=True)
 
 
 @pytest.fixture
@@ -532,7 +532,7 @@ def test_metrics_can_be_switched_off(lab: Lab) -> None:
 @pytest.fixture
 def other(make_served: MakeLab) -> Lab:
     """Give one more lab."""
-    return make_served()
+    return make_served(memory=True)
 
 
 async def test_with_ipv6_off_the_agent_says_so_and_enforces_ipv4(other: Lab) -> None:

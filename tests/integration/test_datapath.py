@@ -264,7 +264,7 @@ async def _answers(connections: list[Connection]) -> list[str]:
 @pytest.fixture(scope="module")
 def others(make_served: MakeLab) -> Lab:
     """Give a second lab, for agents of other settings."""
-    return make_served()
+    return make_served(memory=True)
 
 
 @pytest.fixture
