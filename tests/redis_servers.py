@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from nfq_enforcer.store.address import HostPort
+
 LOOPBACK = "127.0.0.1"
 PATIENCE = 30.0  # seconds until a server answers, or has ended
 LOOK = 0.02
@@ -33,7 +35,8 @@ def valkey_server() -> str:
 
 def free_port(host: str = LOOPBACK) -> int:
     """Return a port on which nothing listens."""
-    with socket.create_server((host, 0)) as listening:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listening:
         port: int = listening.getsockname()[1]
         return port
 
@@ -105,7 +108,7 @@ class RedisServer:
         """Name it; ``acl`` has lines as of ``ACL SETUSER``, ``prefix`` is a command that runs it elsewhere."""
         self.folder = folder
         self.host = host
-        self.port = port or free_port()
+        self.port = port or free_port(host)
         self.password = password
         self.tls = tls
         self._binary = binary
@@ -166,7 +169,8 @@ class RedisServer:
 
     def url(self, *, login: str = "", path: str = "") -> str:
         """Return its address as the setting ``store`` takes it."""
-        return f"redis{'s' if self.tls else ''}://{f'{login}@' if login else ''}{self.host}:{self.port}{path}"
+        scheme = "rediss" if self.tls else "redis"
+        return f"{scheme}://{f'{login}@' if login else ''}{HostPort(self.host, self.port)}{path}"
 
     def __enter__(self) -> Self:
         return self.start()
@@ -191,7 +195,7 @@ class RedisServer:
             return [f"port {self.port}"]
         certificate, key = self.tls.of("server")
         files = [f"tls-cert-file {certificate}", f"tls-key-file {key}", f"tls-ca-cert-file {self.tls.ca}"]
-        return ["port 0", f"tls-port {self.port}", *files]
+        return ["port 0", f"tls-port {self.port}", "tls-replication yes", *files]
 
     def _client_tls(self) -> list[str]:
         if not self.tls:
@@ -229,6 +233,7 @@ class Sentinel(RedisServer):
         quorum: int = 2,
         password: str | None = None,
         acl: Iterable[str] = (),
+        tls: Certificates | None = None,
     ) -> None:
         """Name it; it takes a second for a primary that does not answer to be called down."""
         watch = [
@@ -238,7 +243,7 @@ class Sentinel(RedisServer):
         ]
         if primary.password:
             watch.append(f"sentinel auth-pass {service} {primary.password}")
-        super().__init__(folder, password=password, acl=acl, settings=watch)
+        super().__init__(folder, password=password, acl=acl, tls=tls, settings=watch)
 
     def _options(self) -> list[str]:
         return ["--sentinel"]
