@@ -1,7 +1,7 @@
 """What changes of peers cost: 100,000 of them at once, until all are in force, and how long packets wait meanwhile.
 
-Packets wait while a worker takes a turn at what is not a packet. The longest turn is measured in the worker: this module
-is also the program of one that says at its end how long that was.
+Packets wait while a worker takes a turn at what is not a packet. The longest turn is measured in the worker: this
+module is also the program of one that says at its end how long that was.
 """
 
 import os
