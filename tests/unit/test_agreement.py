@@ -39,13 +39,10 @@ EXAMPLES = [example for example in sorted(set(FOLDER.glob("*.yaml")) - {ENDPOINT
 
 
 def snapshots(documents: Documents, mode: Enforcement) -> dict[str, Snapshot]:
-    """Return what each node makes of the documents."""
-    return {
-        node: build(
-            documents, NodeSettings(node, cluster_interfaces=frozenset((WIRE,)), enforcement=mode), 1, {}
-        ).snapshot
-        for node in NODES
-    }
+    """Return what the worker of each node makes of the documents."""
+    settings = (NodeSettings(node, cluster_interfaces=frozenset((WIRE,)), enforcement=mode) for node in NODES)
+    views = {one.name: build(documents, one, 1, {}) for one in settings}
+    return {node: view.snapshot.over(view.peers) for node, view in views.items()}
 
 
 def opening(source: bytes, target: bytes, question: Question) -> Opening:
