@@ -101,20 +101,9 @@ class Agent:
         self._warn()
         await self._server.start()
         try:
-            if await self._unless_stopped(self._store.start()):
-                await self._judge()
-        finally:
-            await self._store.stop()
-            await self._server.stop()
-
-    async def _judge(self) -> None:
-        try:
             try:
-                await self._in_force.begin()
-                if self._exporter:
-                    await self._exporter.start()
-                _say_ready()
-                await self._unless_stopped(self._in_force.follow())
+                if await self._unless_stopped(self._store.start()):
+                    await self._judge()
             finally:
                 if self._shall_open():
                     await asyncio.to_thread(iptables.remove)
@@ -123,6 +112,15 @@ class Agent:
                 await self._exporter.stop()
             await self._in_force.end()
             await self._worker.stop()
+            await self._store.stop()
+            await self._server.stop()
+
+    async def _judge(self) -> None:
+        await self._in_force.begin()
+        if self._exporter:
+            await self._exporter.start()
+        _say_ready()
+        await self._unless_stopped(self._in_force.follow())
 
     async def _unless_stopped(self, doing: Coroutine[Any, Any, None]) -> bool:
         """Do something until it is done or this agent is told to stop; say whether it was done."""
@@ -139,7 +137,8 @@ class Agent:
 
     def _shall_open(self) -> bool:
         """Say whether the rules go with the agent: when told to stop, or if a failure shall leave the host open."""
-        return not self._keep_rules and (self._stop.is_set() or self._config.fail == "open")
+        stopped = self._stop.is_set() or self._config.fail == "open"
+        return self._rules.only_exempt or (stopped and not self._keep_rules)
 
     def _ruleset(self) -> Ruleset:
         return Ruleset(

@@ -11,9 +11,10 @@ Beside its identity an address, whoever has it, may have *local identities*: wha
 the labels behind it (see ``policy.numbers``). They mean something on this node only.
 """
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from copy import copy
 from ipaddress import IPv4Network, IPv6Network
+from itertools import chain
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import WORLD, Identity
@@ -30,6 +31,40 @@ class Peer(NamedTuple):
 
 PeerChange = tuple[bytes, Peer | None]
 """An address (4 or 16 bytes), and the peer that is now there; None: nobody is."""
+
+
+_PARTS = 256
+
+
+class PeerTable(MutableMapping[bytes, Peer]):
+    """Peers by address, in many small dicts: a big one, when it has to grow, would stall the packets meanwhile."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self, peers: Mapping[bytes, Peer]) -> None:
+        """Take the peers there are at first."""
+        self._parts: tuple[dict[bytes, Peer], ...] = tuple({} for _ in range(_PARTS))
+        self.update(peers)
+
+    def __getitem__(self, address: bytes) -> Peer:
+        """Return the peer at an address; raise KeyError if nobody is."""
+        return self._parts[hash(address) % _PARTS][address]
+
+    def __setitem__(self, address: bytes, peer: Peer) -> None:
+        """Put a peer at an address."""
+        self._parts[hash(address) % _PARTS][address] = peer
+
+    def __delitem__(self, address: bytes) -> None:
+        """Take the peer from an address; raise KeyError if nobody is there."""
+        del self._parts[hash(address) % _PARTS][address]
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yield all addresses."""
+        return chain.from_iterable(self._parts)
+
+    def __len__(self) -> int:
+        """Return the number of addresses."""
+        return sum(map(len, self._parts))
 
 
 def change(peers: MutableMapping[bytes, Peer], changes: Iterable[PeerChange]) -> None:

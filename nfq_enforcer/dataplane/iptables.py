@@ -47,12 +47,19 @@ class Rules:
         self._addresses: dict[Family, frozenset[str]] = {}
         self._interfaces: frozenset[str] | None = None
         self._exempted: frozenset[Service] = frozenset()
+        self.only_exempt = False  # the exemption is all that there is of ours
 
     def exempt(self, services: Iterable[Service]) -> None:
-        """Have the host itself reach just these services of the store, whatever policy says; before ``install`` too."""
+        """Have the host itself reach just these services of the store, whatever policy says.
+
+        To be called before it connects to them, and so before ``install``, too; see ``ruleset.render_exemption``.
+        """
         self._exempted = frozenset(services)
         for family in self._families:
             self._fill_store(family)
+            if self._interfaces is None and not _hooked(_saved(family)):
+                self.only_exempt = True
+                _restore(family, ruleset.render_exemption(family))
 
     def install(self, snapshot: Snapshot) -> None:
         """Bring everything into place, whatever was there of ours; raise NfqError if the kernel refuses.
@@ -67,10 +74,10 @@ class Rules:
                 self._fill(family, _addresses(snapshot, family))
                 _restore(family, ruleset.render(self._ruleset, family, snapshot.homes, hooked[family]))
         except NfqError:
-            if not any(hooked.values()):
+            if self.only_exempt or not any(hooked.values()):
                 remove()
             raise
-        self._interfaces = snapshot.homes
+        self._interfaces, self.only_exempt = snapshot.homes, False
 
     def release(self, snapshot: Snapshot) -> None:
         """Take out the addresses that the snapshot no longer has, before anything judges by it."""

@@ -136,9 +136,8 @@ class WorkerProcess:
         bound: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read(reader, bound))
         assert self._snapshot is not None
-        self._send(
-            Setup(self.queue, self._maximum_flows, self._snapshot, self._peers)
-        )  # what changes now is sent after
+        # As things are now: what changes from here on is sent after it.
+        self._send(Setup(self.queue, self._maximum_flows, self._snapshot, self._peers))
         try:
             async with asyncio.timeout(_PATIENCE):
                 await bound
@@ -206,6 +205,7 @@ class WorkerProcess:
         elif self._process is not None and self._process.returncode is None:
             _log.error("the worker of queue %d does not read what it is sent; it is killed", self.queue)
             self._process.kill()
+            self._writer.transport.abort()
 
     async def _hang_up(self) -> None:
         if self._reading is not None:

@@ -83,6 +83,17 @@ def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Co
     )
 
 
+def render_exemption(family: Family) -> str:
+    """Return the input that brings only the store's exemption into place, where nothing of ours is yet.
+
+    No packet is queued by it. But the kernel begins to keep its record of connections, so that one which is opened
+    now is known, later, to be one that this host has opened.
+    """
+    chains = _JUDGED["INPUT"], _JUDGED["OUTPUT"]
+    jumps = [_JUMP["security"].format(base, _JUDGED[base]) for base in ("INPUT", "OUTPUT")]
+    return _tables(security=[*(f":{chain} - [0:0]" for chain in chains), *_exempt(family), *jumps])
+
+
 def render_sources(interfaces: Iterable[str]) -> str:
     """Return the input that replaces only the rules of the endpoints' interfaces."""
     return _tables(security=[f":{SOURCES} - [0:0]", *_sources(interfaces)])

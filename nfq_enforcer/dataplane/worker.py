@@ -19,6 +19,7 @@ from contextlib import suppress
 from nfq_enforcer.core import ipcache
 from nfq_enforcer.core.conntrack import Conntrack
 from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
+from nfq_enforcer.core.ipcache import PeerTable
 from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.core.verdict import DropReason, Verdict
 from nfq_enforcer.dataplane.channel import (
@@ -66,7 +67,7 @@ class Worker:
         self._clock = clock
         now = clock()
         self._flows = Conntrack(setup.maximum_flows, now)
-        self._peers = dict(setup.peers)
+        self._peers = PeerTable(setup.peers)
         self._enforcer = Enforcer(setup.snapshot.over(self._peers), self._flows)
         self._interfaces = Interfaces()
         self._events: deque[FlowEvent] = deque()
@@ -203,6 +204,14 @@ def main() -> None:
     end = socket.socket(fileno=int(sys.argv[1]))
     counters = Counters(int(sys.argv[2]))
     channel = WorkerChannel(end)
+    worker = _bound(channel, counters)
+    gc.collect()
+    gc.freeze()  # a full collection would stall the queue; flows make no cycles
+    worker.run()
+
+
+def _bound(channel: WorkerChannel, counters: Counters) -> Worker:
+    """Return the worker that the agent asks for, with its queue; leave if it cannot be had."""
     setup = _first_message(channel)
     try:
         worker = Worker(setup, channel, counters, time.monotonic)
@@ -211,9 +220,7 @@ def main() -> None:
         sys.exit(1)
     channel.send(Bound())
     channel.send(Enforced(setup.snapshot.revision))
-    gc.collect()
-    gc.freeze()  # a full collection would stall the queue; flows make no cycles
-    worker.run()
+    return worker
 
 
 def _first_message(channel: WorkerChannel) -> Setup:

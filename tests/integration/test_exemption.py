@@ -194,7 +194,7 @@ def test_it_is_told_before_or_after_the_rules_are_installed_stays_and_goes_with_
         iptables.Rules(Ruleset(100, fail_open=False, cluster_mtus={}), (IPV4, IPV6)).install(snapshot)
         seen.append(_members())
         iptables.remove()
-        return [*seen, iptables._run(["ipset", "list", "-n"]).split()]
+        return [*seen, _ipset("list", "-n")]
 
     first, second = ["nfqe-store4 192.0.2.1,tcp:6379"], ["nfqe-store6 2001:db8::1,tcp:6379"]
     local = ["nfqe-local4 10.0.0.1"]
@@ -202,5 +202,8 @@ def test_it_is_told_before_or_after_the_rules_are_installed_stays_and_goes_with_
 
 
 def _members() -> list[str]:
-    lines = iptables._run(["ipset", "save", "-sorted"]).splitlines()
-    return sorted(line.removeprefix("add ") for line in lines if line.startswith("add "))
+    return sorted(line.removeprefix("add ") for line in _ipset("save") if line.startswith("add "))
+
+
+def _ipset(*words: str) -> list[str]:
+    return subprocess.run(["ipset", *words], capture_output=True, text=True, check=True).stdout.splitlines()

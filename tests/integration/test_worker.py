@@ -51,13 +51,15 @@ class Judged:
 
     def __init__(self) -> None:
         self.worker = WorkerProcess(QUEUE, 1000, lambda events: None)
-        self._sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._sender.bind((WEB, PORT))
+        # All of them listen, so that no port is closed and no ICMP error meets the queue too.
+        self._sockets = {at: socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for at in (WEB, ONE, OTHER)}
+        for address, one in self._sockets.items():
+            one.bind((address, PORT))
 
     async def passes(self, address: str) -> bool:
         """Send a datagram, of the same flow each time, and return the verdict on it."""
         before = self.worker.counters.read()
-        self._sender.sendto(b"?", (address, PORT))
+        self._sockets[WEB].sendto(b"?", (address, PORT))
         async with asyncio.timeout(PATIENT):
             while (after := self.worker.counters.read())["accepted"] == before["accepted"]:
                 if after["dropped"] > before["dropped"]:
@@ -80,7 +82,8 @@ class Judged:
                 await asyncio.sleep(0.001)
 
     async def stop(self) -> None:
-        self._sender.close()
+        for one in self._sockets.values():
+            one.close()
         await self.worker.stop()
 
 

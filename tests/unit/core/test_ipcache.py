@@ -1,11 +1,12 @@
 """The ipcache: a known address has its identity, any other that of its longest prefix, else it is the world's."""
 
+from collections.abc import Callable, MutableMapping
 from ipaddress import ip_network
 
 import pytest
 
 from nfq_enforcer.core.identity import LOCAL, REMOTE_NODE, WORLD, Identity
-from nfq_enforcer.core.ipcache import NO_PREFIXES, Ipcache, Peer, Prefixes, change, changes_between
+from nfq_enforcer.core.ipcache import NO_PREFIXES, Ipcache, Peer, PeerTable, Prefixes, change, changes_between
 from tests.packets import packed
 
 CLIENT = Peer(Identity(500), remote=True)
@@ -116,8 +117,24 @@ def test_an_ipcache_over_other_peers_is_else_the_same_and_sees_them_change() -> 
     assert other.local_identities(A) == (NARROW, site)
 
 
-def test_of_changes_to_one_address_the_last_counts_and_one_to_nobody_may_be_told_twice() -> None:
-    peers = {A: CLIENT}
+def test_a_table_of_peers_is_a_mapping_like_any_other() -> None:
+    many = {number.to_bytes(4, "big"): Peer(Identity(number), remote=True) for number in range(1000)}
+    table = PeerTable(many)
+
+    assert (len(table), dict(table)) == (1000, many)
+    assert (table.get(packed("0.0.0.7")), table.get(A)) == (Peer(Identity(7), remote=True), None)
+    del table[packed("0.0.0.7")]
+    table[A] = NODE
+    assert table == {address: peer for address, peer in many.items() if peer.identity != 7} | {A: NODE}
+    with pytest.raises(KeyError):
+        del table[packed("0.0.0.7")]
+
+
+@pytest.mark.parametrize("kind", [dict, PeerTable])
+def test_of_changes_to_one_address_the_last_counts_and_one_to_nobody_may_be_told_twice(
+    kind: Callable[[dict[bytes, Peer]], MutableMapping[bytes, Peer]],
+) -> None:
+    peers = kind({A: CLIENT})
 
     change(peers, [(A, None), (A, NODE), (B, CLIENT), (B, None), (B, None)])
 
