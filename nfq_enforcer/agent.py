@@ -101,6 +101,8 @@ class Agent:
         self._warn()
         await self._server.start()
         try:
+            if self._exporter:
+                await self._exporter.start()
             try:
                 if await self._unless_stopped(self._store.start()):
                     await self._judge()
@@ -117,8 +119,6 @@ class Agent:
 
     async def _judge(self) -> None:
         await self._in_force.begin()
-        if self._exporter:
-            await self._exporter.start()
         _say_ready()
         await self._unless_stopped(self._in_force.follow())
 

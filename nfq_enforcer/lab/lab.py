@@ -126,6 +126,7 @@ class Lab:
     async def down(self) -> None:
         """End the hosts' traffic and remove the network with all that runs in it."""
         await self.leave()
+        self.store.stop()
         self.network.down()
 
     def host(self, name: str) -> Host:
@@ -166,10 +167,12 @@ def _check(taken: Mapping[str, Any]) -> None:
 
 
 async def _follow(node: Node, before: Mapping[str, Any]) -> str | None:
-    """Return once the node enforces a later revision than before, or with the reason why it refuses to."""
-    while (status := node.status())["revision"] <= before["revision"]:
+    """Return once the node enforces what the documents are now, or with the reason why it refuses to."""
+    while True:
+        status = node.status()
         refused = status["refused"]
         if refused and refused != before["refused"]:
             return f"{node.name} refuses the documents: {refused['error']}"
+        if status["revision"] > before["revision"] or (before["refused"] and not refused):
+            return None
         await asyncio.sleep(_LOOK)
-    return None
