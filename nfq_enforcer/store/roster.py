@@ -102,11 +102,13 @@ class Roster:
         others = {address: made[one.identity] for address, one in self.owners.items() if address not in self.local}
         return dict.fromkeys(self._hosts, _NODE) | others
 
-    def take(self) -> Noted:
-        """Return what has changed since this was last asked."""
-        noted = Noted(self._touched, self._local_changed, self._ports_changed)
+    def noted(self) -> Noted:
+        """Return what has changed since that was last forgotten."""
+        return Noted(self._touched, self._local_changed, self._ports_changed)
+
+    def forget(self) -> None:
+        """Note anew from here on."""
         self._touched, self._local_changed, self._ports_changed = {}, False, False
-        return noted
 
     def _count(self, name: str, record: NodeRecord, step: int) -> None:
         if name == self._node:
