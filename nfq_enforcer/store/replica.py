@@ -71,8 +71,8 @@ class Replica:
         self._identities: dict[Identity, Labels] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._policies: dict[str, PolicyDocument] = {}
-        self._sorted: tuple[PolicyDocument, ...] | None = ()  # None: to be sorted again
-        self._numbers: Mapping[Labels, Identity] | None = {}  # None: to be turned round again
+        self._sorted: tuple[PolicyDocument, ...] = ()  # as of the last compilation
+        self._stale = False  # the policy is no longer that of these identities and documents
         self._compiled = Compilation.fresh((), {}, {}, settings.enforcement)
         self._compilations = 0
         self._local_numbers = self._compiled.policy.numbers  # those of the last view
@@ -109,20 +109,26 @@ class Replica:
                     raise TypeError(f"a record of another kind: {change}")
 
     def view(self, revision: int) -> View:
-        """Return the view now; its snapshot has this revision if it is another than before."""
-        noted, old, policies = self._roster.take(), self._snapshot, self._compiled.policies
-        stale = noted.ports or self._sorted is None or self._numbers is None
-        if stale:
+        """Return the view now; its snapshot has this revision if it is another than before.
+
+        To be called by one at a time, and not while ``apply`` is. If it fails, the next view is of all that this one
+        was to be of, and new.
+        """
+        old, self._snapshot = self._snapshot, None
+        noted, policies = self._roster.noted(), self._compiled.policies
+        if stale := self._stale or noted.ports:
             self._compile()
-        anew = self._look_at_addresses(noted.touched)
+        anew = self._look_at_addresses(noted.touched) or policies is not self._compiled.policies
         endpoints = self._local_endpoints() if old is None or stale or noted.local else old.endpoints
-        if old is None or anew or policies is not self._compiled.policies or not _equal(endpoints, old.endpoints):
-            snapshot = self._snapshot = self._new_snapshot(revision, endpoints)
+        if old is None or anew or not _equal(endpoints, old.endpoints):
+            snapshot = self._new_snapshot(revision, endpoints)
         else:
             snapshot = old
         peers = ((address, had, self._roster.peer(address)) for address, had in noted.touched.items())
         changes = tuple((address, now) for address, had, now in peers if now != had)
-        return View(snapshot, snapshot is not old, changes, self._in_order(), self._directory, self._compilations)
+        self._snapshot, self._stale = snapshot, False
+        self._roster.forget()
+        return View(snapshot, snapshot is not old, changes, self._sorted, self._directory, self._compilations)
 
     def ipcache(self, peers: Mapping[bytes, Peer]) -> Ipcache:
         """Return an ipcache of these peers that knows what policy says of addresses, as of the last view."""
@@ -131,7 +137,7 @@ class Replica:
     def _put_identity(self, identity: Identity, labels: Labels | None) -> None:
         if self._identities.get(identity) == labels:
             return
-        self._numbers = None
+        self._stale = True
         if labels is None:
             del self._identities[identity]
         else:
@@ -141,27 +147,19 @@ class Replica:
         if isinstance(document, Namespace):
             self._namespaces[name] = document
         elif document is not None:
-            self._policies[name], self._sorted = document, None
-        elif self._namespaces.pop(name, None) is None and self._policies.pop(name, None) is not None:
-            self._sorted = None
-
-    def _in_order(self) -> tuple[PolicyDocument, ...]:
-        """Return the policies in the order of their names, so that rules stand in one order on all nodes."""
-        if self._sorted is None:
-            self._sorted = tuple(one for _, one in sorted(self._policies.items(), key=lambda named: named[0]))
-        return self._sorted
-
-    def _in_numbers(self) -> Mapping[Labels, Identity]:
-        """Return the identities by their labels; of two numbers for one set, which no store gives, the lower."""
-        if self._numbers is None:
-            self._numbers = {labels: number for number, labels in sorted(self._identities.items(), reverse=True)}
-        return self._numbers
+            self._policies[name], self._stale = document, True
+        elif self._namespaces.pop(name, None) is None:
+            self._stale |= self._policies.pop(name, None) is not None
 
     def _compile(self) -> None:
         """Bring the policy up to date."""
-        numbers, known = self._in_numbers(), self._roster.ports
+        # in the order of their names, so that rules stand in one order on all nodes
+        self._sorted = tuple(one for _, one in sorted(self._policies.items(), key=lambda named: named[0]))
+        # of two numbers for the same labels, which no store gives, the lower one counts
+        numbers = {labels: number for number, labels in sorted(self._identities.items(), reverse=True)}
+        known = self._roster.ports
         ports = {number: known[number] for number in numbers.values() if number in known}
-        after = self._compiled.followed_by(self._in_order(), numbers, ports, self._settings.enforcement)
+        after = self._compiled.followed_by(self._sorted, numbers, ports, self._settings.enforcement)
         if after is not self._compiled:
             self._compiled = after
             self._compilations += 1

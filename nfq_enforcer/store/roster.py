@@ -98,14 +98,17 @@ class Roster:
 
     def peers(self) -> dict[bytes, Peer]:
         """Return all peers by address."""
-        others = {address: Peer(one.identity, remote=True) for address, one in self.owners.items()}
-        return dict.fromkeys(self._hosts, _NODE) | {a: peer for a, peer in others.items() if a not in self.local}
+        made = {one: Peer(one, remote=True) for one in {owner.identity for owner in self.owners.values()}}
+        others = {address: made[one.identity] for address, one in self.owners.items() if address not in self.local}
+        return dict.fromkeys(self._hosts, _NODE) | others
 
-    def take(self) -> Noted:
-        """Return what has changed since this was last asked."""
-        noted = Noted(self._touched, self._local_changed, self._ports_changed)
+    def noted(self) -> Noted:
+        """Return what has changed since that was last forgotten."""
+        return Noted(self._touched, self._local_changed, self._ports_changed)
+
+    def forget(self) -> None:
+        """Note anew from here on."""
         self._touched, self._local_changed, self._ports_changed = {}, False, False
-        return noted
 
     def _count(self, name: str, record: NodeRecord, step: int) -> None:
         if name == self._node:

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nfq_enforcer.core.directory import Directory, EndpointName
+from nfq_enforcer.core.directory import Directory, EndpointName, KnownAddress
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.ipcache import Peer
 from nfq_enforcer.core.labels import Labels
@@ -75,15 +75,14 @@ def judged(snapshot: Snapshot) -> Judged:
     return endpoints, [(cache.lookup(one), cache.local_identities(one)) for one in (*ADDRESSES, *OUTSIDE)]
 
 
-Named = tuple[dict[str, EndpointName], list[Labels | None], list[Any], list[str]]
+Named = tuple[dict[str, EndpointName], dict[Identity, Labels | None], list[KnownAddress], list[str]]
 
 
 def named(directory: Directory) -> Named:
     """Return all that a directory says."""
-    numbers = (*NUMBERS, *directory.cidrs)
     return (
         {one.name: one for one in directory},
-        [directory.labels(number) for number in numbers],
+        {number: directory.labels(number) for number in (*NUMBERS, *directory.cidrs)},
         sorted(directory.addresses()),
         sorted(directory.nodes),
     )

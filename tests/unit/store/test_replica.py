@@ -14,6 +14,7 @@ from nfq_enforcer.core.packet import TCP
 from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.compiler import Enforcement
+from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.rules import PortOf
 from nfq_enforcer.store.records import Change, EndpointRecord, Kind, NodeRecord, Record
@@ -350,6 +351,19 @@ def test_an_endpoint_of_a_known_kind_on_another_node_is_a_peer_and_nothing_else(
     assert view.peer_changes == ((X, None),)
     assert view.snapshot is node.first.snapshot
     assert (view.changed, view.compilations, node.replica.peers) == (False, node.first.compilations, {})
+
+
+def test_a_view_that_fails_is_made_good_by_the_next() -> None:
+    data = {"apiVersion": "v1", "kind": "Riddle", "metadata": {"name": "a"}}
+    riddle = Change(Kind.DOCUMENT, "Riddle//a", PolicyDocument.model_validate(data))
+    node, other = Node(), document(A_TO_B.replace("a-to-b", "c-to-b").replace("{app: a}", "{app: c}"))
+    for _ in range(2):
+        with pytest.raises(AssertionError):
+            node.after(endpoint("one"), other, riddle)
+
+    view = node.after(gone(riddle))
+    assert (view.changed, view.peer_changes, len(view.policies)) == (True, ((X, Peer(A, remote=True)),), 2)
+    assert node.lets_in(C)
 
 
 def test_nothing_new_is_nothing_new() -> None:

@@ -49,19 +49,20 @@ def test_names_for_ports_are_known_while_an_endpoint_has_them(roster: Roster) ->
     assert roster.ports == {}
 
 
-def test_it_tells_what_has_changed_since_it_was_last_asked(roster: Roster) -> None:
-    noted = roster.take()
+def test_it_notes_what_has_changed_until_it_forgets(roster: Roster) -> None:
+    noted = roster.noted()
     assert (set(noted.touched), noted.local, noted.ports) == ({packed(f"10.3.0.{n}") for n in range(3)}, False, True)
-    assert roster.take() == ({}, False, False)
+    roster.forget()
+    assert roster.noted() == ({}, False, False)
 
     roster.put("shop/e1", record(1, node="n1"))
-    noted = roster.take()
+    noted = roster.noted()
     assert (list(noted.touched), noted.local, noted.ports) == ([packed("10.3.0.1")], True, False)
 
 
 def test_nothing_is_held_of_who_is_gone(roster: Roster) -> None:
     for number in range(3):
         roster.put(f"shop/e{number}", None)
-    roster.take()
+    roster.forget()
 
     assert not any(held for name, held in vars(roster).items() if name != "_node")
