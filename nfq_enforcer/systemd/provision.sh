@@ -80,7 +80,7 @@ read_options_of_store() {
         esac
         shift 2
     done
-    [[ $prefix =~ ^[A-Za-z0-9._-]+$ ]] || refuse "--prefix '$prefix': allowed are letters, digits and . _ -"
+    [[ $prefix =~ ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$ ]] || refuse "--prefix '$prefix': allowed are letters, digits and . _ -"
     [[ $bind =~ ^[0-9A-Fa-f.:]*$ ]] || refuse "--bind '$bind' is not an address"
     check_password_file
 }

@@ -324,7 +324,7 @@ def test_no_flipped_byte_in_the_log_makes_a_state_that_never_was(state: LastStat
     log = Path(f"{state.path}-wal").read_bytes()
     file, beside = copy / state.path.name, copy / f"{state.path.name}-wal"
 
-    for position in range(0, len(log), 61):
+    for position in range(0, len(log), 157):
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()
         shutil.copy(state.path, file)
