@@ -251,9 +251,10 @@ class _Rows:
         if len(found) > 1:
             raise _Damaged("it has two sums")
         self.were_saved = bool(found)
-        count, digest = found[0] if found else (0, b"")
-        self._count: int = count
-        self._sum = _number(digest)
+        count, digest = found[0] if found else (0, bytes(_DIGEST_SIZE))
+        if not isinstance(count, int):
+            raise _Damaged("its count of rows is not one")
+        self._count, self._sum = count, _number(digest)
 
     def checked(self) -> Iterator[_Row]:
         """Yield all rows; raise _Damaged as soon as one is wrong, or after the last if one is missing."""
@@ -294,7 +295,7 @@ class _Rows:
 
 
 def _number(digest: object) -> int:
-    if not isinstance(digest, bytes):
+    if not (isinstance(digest, bytes) and len(digest) == _DIGEST_SIZE):
         raise _Damaged("a digest is not one")
     return int.from_bytes(digest)
 
