@@ -14,11 +14,13 @@ Only one process at a time has the file open. An object is for one thread at a t
 
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from nfq_enforcer.errors import NfqError
@@ -35,6 +37,8 @@ _WHOLE = "CREATE TABLE whole (count INTEGER NOT NULL, digest BLOB NOT NULL)"
 _MARK, _PENDING = ".mark", ".pending"  # beside the kinds of records, none of which has a dot
 _DIGEST_SIZE = 16
 _PATIENCE = 5.0  # seconds for an agent that is just ending to let go of the file
+_FILES = ("", "-wal")  # endings: the database and its write-ahead log
+_MEMORY = "/dev/shm"
 _LONGEST_LOG = 4 << 20  # bytes that the write-ahead log keeps between saves
 
 # What is wrong with these is not the file; all else that SQLite complains of is.
@@ -81,7 +85,7 @@ class LastState:
         self.path = folder / f"{_readable(cluster)}-{key.hexdigest()[:16]}.state"
         self.problem: str | None = None  # what the last load found wrong, for the log
         self.behind = False
-        self._key = key.digest()
+        self._cluster, self._key = cluster, key.digest()
         self._connection: sqlite3.Connection | None = None
 
     def load(self) -> State | None:
@@ -91,6 +95,8 @@ class LastState:
             with self._telling():
                 if self._connection is None and not self.path.exists():
                     return None
+                if not os.access(self.path, os.W_OK):  # not even root may write on a disk that is read-only
+                    return self._read_copy()
                 return self._read(self._opened())
         except _Damaged as damage:
             self.problem = self._set_aside(damage)
@@ -144,6 +150,19 @@ class LastState:
             self._connection = connection
         return self._connection
 
+    def _read_copy(self) -> State | None:
+        """Return what is on a disk that is read-only, where SQLite would not read the log."""
+        self.close()
+        with TemporaryDirectory(dir=_MEMORY) as folder:
+            copy = LastState(Path(folder), self._cluster)
+            for ending in _FILES:
+                with suppress(FileNotFoundError):
+                    shutil.copyfile(f"{self.path}{ending}", f"{copy.path}{ending}")
+            try:
+                return copy._read(copy._opened())
+            finally:
+                copy.close()
+
     def _make_file(self) -> None:
         """Have a file that only its owner reads; SQLite gives those beside it the same mode."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -195,6 +214,8 @@ class LastState:
             reason = _OF_THE_SYSTEM.get(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF)
             if reason is None:
                 raise _Damaged(str(error)) from None
+            if os.access(self.path, os.F_OK) and not os.access(self.path, os.W_OK):
+                reason = "the disk is read-only"
             raise NfqError(f"{self.path}: the last known state of the cluster is not to be had: {reason}") from None
         except OSError as error:
             reason = error.strerror or str(error)
@@ -204,11 +225,14 @@ class LastState:
         """Rename the file and its log, so that neither is read again; return the sentence that says so."""
         self.close()
         aside = self.path.with_suffix(".corrupt")
-        with self._telling():
-            for ending in ("", "-wal"):
+        try:
+            for ending in _FILES:
                 with suppress(FileNotFoundError):
                     Path(f"{self.path}{ending}").rename(f"{aside}{ending}")
-        return f"{self.path}: is no last known state of this cluster ({damage}); it is now {aside.name}"
+            now = f"it is now {aside.name}"
+        except OSError as error:
+            now = f"it cannot be renamed: {error.strerror}"
+        return f"{self.path}: is no last known state of this cluster ({damage}); {now}"
 
 
 class _Rows:
@@ -221,9 +245,10 @@ class _Rows:
         if len(found) > 1:
             raise _Damaged("it has two sums")
         self.were_saved = bool(found)
-        count, digest = found[0] if found else (0, b"")
-        self._count: int = count
-        self._sum = _number(digest)
+        count, digest = found[0] if found else (0, bytes(_DIGEST_SIZE))
+        if not isinstance(count, int):
+            raise _Damaged("its count of rows is not one")
+        self._count, self._sum = count, _number(digest)
 
     def checked(self) -> Iterator[_Row]:
         """Yield all rows; raise _Damaged as soon as one is wrong, or after the last if one is missing."""
@@ -264,7 +289,7 @@ class _Rows:
 
 
 def _number(digest: object) -> int:
-    if not isinstance(digest, bytes):
+    if not (isinstance(digest, bytes) and len(digest) == _DIGEST_SIZE):
         raise _Damaged("a digest is not one")
     return int.from_bytes(digest)
 

@@ -52,7 +52,7 @@ network_endpoint() {
     local name=$1 number=$3 gateway=10.31.$3.1 gateway6=fd00:31:$3::1 device=veth-$1 address address6
     address=10.31.$number.$4 address6=$(printf 'fd00:31:%s::%x' "$number" "$4")
     [ -e "/run/netns/$name" ] || ip netns add "$name"
-    [ -e "/sys/class/net/$device" ] || ip link add "$device" type veth peer name eth0 netns "$name"
+    ip link show dev "$device" >/dev/null 2>&1 || ip link add "$device" type veth peer name eth0 netns "$name"
 
     ip address replace "$gateway/32" dev "$device"
     ip address replace "$gateway6/128" dev "$device" nodad

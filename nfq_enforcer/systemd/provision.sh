@@ -80,7 +80,7 @@ read_options_of_store() {
         esac
         shift 2
     done
-    [[ $prefix =~ ^[A-Za-z0-9._-]+$ ]] || refuse "--prefix '$prefix': allowed are letters, digits and . _ -"
+    [[ $prefix =~ ^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$ ]] || refuse "--prefix '$prefix': allowed are letters, digits and . _ -"
     [[ $bind =~ ^[0-9A-Fa-f.:]*$ ]] || refuse "--bind '$bind' is not an address"
     check_password_file
 }
@@ -278,9 +278,9 @@ install_program() {
         printf '%s\n' "$print" >$PROGRAM/.installed
         changed=yes
     fi
-    ln -sfn $PROGRAM/bin/nfq-enforcer /usr/local/bin/nfq-enforcer
-    install -d /usr/local/share/doc/nfq_enforcer
-    install -m 644 "$tree/README.md" /usr/local/share/doc/nfq_enforcer/README.md
+    local link=/usr/local/bin/nfq-enforcer doc=/usr/local/share/doc/nfq_enforcer/README.md
+    [ "$(readlink $link)" = $PROGRAM/bin/nfq-enforcer ] || ln -sfn $PROGRAM/bin/nfq-enforcer $link
+    cmp -s "$tree/README.md" $doc || install -D -m 644 "$tree/README.md" $doc
 }
 
 agent_configuration() {
@@ -303,7 +303,7 @@ interface_settings() {
     local device addresses
     device=$(ip -o address show to "$interface" 2>/dev/null | awk 'NR == 1 { print $2 }') || true # a name is no address
     device=${device:-$interface}
-    [ -d "/sys/class/net/$device" ] || fail "--interface $interface: there is no such interface and none has this address"
+    ip link show dev "$device" >/dev/null 2>&1 || fail "--interface $interface: there is no such interface and none has this address"
     addresses=$(global_addresses dev "$device" | paste -sd ' ')
     [ -n "$addresses" ] || fail "--interface $interface: it has no global address, by which other nodes could reach this one"
     echo "  ips: [\"${addresses// /\", \"}\"]"

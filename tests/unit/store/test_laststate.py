@@ -281,6 +281,27 @@ def test_damage_that_a_save_meets_is_said_and_nothing_partial_is_kept(file: Path
     assert reopened_after_close(state) == (WHOLE, None)
 
 
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE whole SET count = 'many'",
+        "UPDATE whole SET digest = zeroblob(17)",
+        "UPDATE record SET digest = zeroblob(17)",
+        "UPDATE record SET digest = 'text'",
+        "INSERT INTO whole VALUES (0, x'')",
+    ],
+)
+def test_a_save_makes_no_whole_of_what_is_damaged(state: LastState, file: Path, sql: str) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute(sql)
+    connection.close()
+
+    with pytest.raises(NfqError, match=r"is no last known state of this cluster .*\.corrupt$"):
+        state.save([(*DB, None)], {})
+    assert state.behind
+    assert reopened_after_close(state) == (None, None)
+
+
 def test_a_file_cut_off_anywhere_is_refused(file: Path) -> None:
     content = file.read_bytes()
 
@@ -324,7 +345,7 @@ def test_no_flipped_byte_in_the_log_makes_a_state_that_never_was(state: LastStat
     log = Path(f"{state.path}-wal").read_bytes()
     file, beside = copy / state.path.name, copy / f"{state.path.name}-wal"
 
-    for position in range(0, len(log), 61):
+    for position in range(0, len(log), 157):
         shutil.rmtree(copy, ignore_errors=True)
         copy.mkdir()
         shutil.copy(state.path, file)

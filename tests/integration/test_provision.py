@@ -1,0 +1,373 @@
+"""Hosts set up by the script for real hosts: its results are there, and a store and a node made by it do their work.
+
+The script changes what a host has under /etc, /opt and /usr. It runs in a copy of this host: an overlay over all of its
+files, in a mount namespace of its own, with network namespaces that only this mount namespace knows. All of it is gone
+when the namespace's processes are.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+import yaml
+
+import nfq_enforcer
+
+pytestmark = pytest.mark.timeout(600)  # of which the installation of the program takes the most
+
+REPOSITORY = Path(nfq_enforcer.__file__).parents[1]
+SCRIPTS = REPOSITORY / "nfq_enforcer" / "systemd"
+PROVISION, ENDPOINTS = str(SCRIPTS / "provision.sh"), str(SCRIPTS / "endpoints.sh")
+N1, N2, STORE = "n1", "n2", "store"
+ADDRESSES = {N1: "172.31.0.11", N2: "172.31.0.12", STORE: "172.31.0.200"}
+PATIENCE = 60.0
+PASSWORD = "/etc/nfq-enforcer/store-password"
+CONFIGURATION = "/etc/nfq-enforcer/agent.yaml"
+
+_COPY = """
+set -e
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
+for folder in proc sys dev; do mount --rbind /$folder /mnt/root/$folder; done
+mount -t tmpfs tmpfs /mnt/root/run
+echo made
+read -r _ || true
+"""
+
+
+class Copy:
+    """A copy of this host, with its own files and network namespaces."""
+
+    def __enter__(self) -> Self:
+        """Make the copy."""
+        command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", _COPY]
+        self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._started: list[subprocess.Popen[str]] = []
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "made\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what was started in the copy; with that it is gone."""
+        for process in self._started:
+            process.kill()
+            process.communicate()
+        self._holder.communicate("\n")
+
+    def command(self, *argv: str, at: str | None = None) -> list[str]:
+        """Return the command line that runs a command in the copy, in one of its network namespaces or the host's."""
+        space = [f"--mount=/proc/{self._holder.pid}/ns/mnt"]
+        space += [f"--net={self.file(f'/run/netns/{at}')}"] if at else []
+        return ["nsenter", *space, "chroot", "/mnt/root", *argv]
+
+    def attempt(self, *argv: str, at: str | None = None) -> "subprocess.CompletedProcess[str]":
+        """Run a command to its end."""
+        environment = {name: text for name, text in os.environ.items() if not name.startswith("NFQ_ENFORCER_")}
+        return subprocess.run(
+            self.command(*argv, at=at), capture_output=True, text=True, cwd="/", check=False, env=environment
+        )
+
+    def run(self, *argv: str, at: str | None = None) -> str:
+        """Run a command that has to succeed; return what it printed."""
+        done = self.attempt(*argv, at=at)
+        assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def start(self, *argv: str, at: str) -> "subprocess.Popen[str]":
+        """Start a command that ends with the copy, if not before."""
+        process = subprocess.Popen(
+            self.command(*argv, at=at), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/"
+        )
+        self._started.append(process)
+        return process
+
+    def file(self, path: str) -> Path:
+        """Return where a file of the copy is for the tests."""
+        return Path(f"/proc/{self._holder.pid}/root/mnt/root{path}")
+
+    def mode(self, path: str) -> tuple[str, str, str]:
+        """Return a file's mode, owner and group."""
+        found = self.file(path)
+        return f"{found.stat().st_mode & 0o7777:o}", found.owner(), found.group()
+
+
+@pytest.fixture(scope="module")
+def host(root: None) -> Iterator[Copy]:
+    """Give a copy of this host with the network namespaces of a store and two nodes, on one segment."""
+    with Copy() as copy:
+        for name in ADDRESSES:
+            copy.run("ip", "netns", "add", name)
+        copy.run("ip", "-n", STORE, "link", "add", "br0", "type", "bridge")
+        for name in (N1, N2):
+            copy.run("ip", "-n", name, "link", "add", "eth1", "type", "veth", "peer", "name", name, "netns", STORE)
+            copy.run("ip", "-n", STORE, "link", "set", name, "master", "br0", "up")
+        for name, address in ADDRESSES.items():
+            device = "br0" if name == STORE else "eth1"
+            copy.run("ip", "-n", name, "address", "add", f"{address}/24", "dev", device)
+            copy.run("ip", "-n", name, "link", "set", device, "up")
+            copy.run("ip", "-n", name, "link", "set", "lo", "up")
+        yield copy
+
+
+@pytest.fixture(scope="module")
+def installed(host: Copy) -> Copy:
+    """Give the host with the program on it: what needs the host's own network is done."""
+    said = host.run(PROVISION, "node", "--store", "memory:")
+    assert "installing the program in /opt/nfq-enforcer" in said
+    return host
+
+
+@pytest.fixture(scope="module")
+def store(host: Copy) -> Copy:
+    """Give the host with a running store, started as the script says."""
+    said = host.run(PROVISION, "store", "--bind", ADDRESSES[STORE], at=STORE)
+    (command,) = (line.partition("this starts it: ")[2] for line in said.splitlines() if "this starts it" in line)
+    server = host.start(*command.split(), at=STORE)
+    until(lambda: "PONG" in redis(host, "PING") or server.poll() is not None)
+    assert server.poll() is None, server.communicate()[0]
+    return host
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Return when the condition holds; fail if it does not in a long time."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def redis(host: Copy, *command: str, user: str = "nfqe", password: str | None = None) -> str:
+    """Return the store's answer to a command from a node."""
+    secret = host.file(PASSWORD).read_text().strip() if password is None else password
+    login = ["--user", user, "--pass", secret, "--no-auth-warning"] if user else []
+    return host.attempt("redis-cli", "-h", ADDRESSES[STORE], *login, *command, at=N1).stdout.strip()
+
+
+def marks(host: Copy, *folders: str) -> dict[str, tuple[int, int, int, int]]:
+    """Return of every file below these folders its mode, its owner, its size and when it was written."""
+    return {
+        str(file): (status.st_mode, status.st_uid, status.st_size, status.st_mtime_ns)
+        for folder in folders
+        for file in host.file(folder).rglob("*")
+        for status in [file.lstat()]
+    }
+
+
+def test_the_store_is_started_with_its_own_files(store: Copy) -> None:
+    assert store.mode("/etc/redis/redis-nfq-enforcer.conf") == ("640", "root", "redis")
+    assert store.mode(PASSWORD) == ("600", "root", "root")
+    assert store.mode("/var/lib/redis/nfq-enforcer") == ("750", "redis", "redis")
+    assert store.file("/var/lib/redis/nfq-enforcer/appendonlydir").is_dir()
+    assert store.file(PASSWORD).read_text().strip() not in store.file("/etc/redis/redis-nfq-enforcer.conf").read_text()
+
+
+def test_only_the_user_of_the_nodes_can_log_in_to_the_store(store: Copy) -> None:
+    assert redis(store, "PING") == "PONG"
+    assert redis(store, "PING", user="").startswith("NOAUTH")
+    for user, password in (("default", None), ("default", ""), ("nfqe", "wrong"), ("nfqe", "")):
+        answer = redis(store, "PING", user=user, password=password)
+        assert "NOAUTH" in answer or "WRONGPASS" in answer or answer == "", (user, answer)
+
+
+@pytest.mark.parametrize(
+    "command, answer",
+    [
+        (["HSET", "nfqe:a", "field", "1"], "1"),
+        (["EVAL", "return redis.call('hget', KEYS[1], 'field')", "1", "nfqe:a"], "1"),
+        (["EVAL", "return type(redis.call('time')[1])", "0"], "string"),
+        (["XADD", "nfqe:changes", "1-1", "field", "1"], "1-1"),
+        (["XSETID", "nfqe:changes", "2-0"], "OK"),
+        (["ZADD", "nfqe:z", "1", "a"], "1"),
+        (["SADD", "nfqe:s", "a"], "1"),
+        (["RPUSH", "nfqe:l", "a"], "1"),
+        (["DEL", "nfqe:l"], "1"),
+        (["SCRIPT", "LOAD", "return 1"], "e0e1f9fabfc9d4800c877a703b823ac0578ff8db"),
+        (["CLIENT", "SETNAME", "nfq-enforcer"], "OK"),
+        (["SET", "another", "1"], "NOPERM"),
+        (["EVAL", "return redis.call('get', 'another')", "0"], "ERR The user executing the script can't access"),
+        (["FLUSHALL"], "NOPERM"),
+        (["KEYS", "*"], "NOPERM"),
+        (["CONFIG", "GET", "*"], "NOPERM"),
+        (["ACL", "LIST"], "NOPERM"),
+        (["SCRIPT", "FLUSH"], "NOPERM"),
+        (["FUNCTION", "FLUSH"], "NOPERM"),
+        (["CLIENT", "LIST"], "NOPERM"),
+    ],
+    ids=lambda given: " ".join(given[:2]) if isinstance(given, list) else given[:6],
+)
+def test_a_node_may_use_the_keys_of_its_cluster_and_no_more(store: Copy, command: list[str], answer: str) -> None:
+    assert redis(store, *command).startswith(answer)
+
+
+def test_a_node_may_ask_what_server_it_is(store: Copy) -> None:
+    assert "redis_version:" in redis(store, "INFO", "server")
+
+
+def test_a_second_run_for_a_store_changes_nothing(store: Copy) -> None:
+    before = marks(store, "/etc", "/var/lib/redis")
+
+    said = store.run(PROVISION, "store", "--bind", ADDRESSES[STORE], at=STORE)
+
+    assert marks(store, "/etc", "/var/lib/redis") == before
+    assert "written" not in said
+    assert f"provision.sh node --store 'redis://nfqe@{ADDRESSES[STORE]}:6379' --password-file FILE" in said
+
+
+def test_the_program_is_installed_with_its_unit(installed: Copy) -> None:
+    assert installed.run("/usr/local/bin/nfq-enforcer", "version").strip() == nfq_enforcer.__version__
+    assert installed.file("/usr/local/bin/nfq-enforcer").readlink() == Path("/opt/nfq-enforcer/bin/nfq-enforcer")
+    assert installed.mode("/etc/systemd/system/nfq-enforcer.service") == ("644", "root", "root")
+    unit = installed.file("/etc/systemd/system/nfq-enforcer.service").read_text()
+    assert unit == (SCRIPTS / "nfq-enforcer.service").read_text()
+
+
+def test_the_repository_is_left_as_it_was(installed: Copy) -> None:
+    assert not any(installed.file(str(REPOSITORY / name)).exists() for name in ("build", "nfq_enforcer/build"))
+
+
+def test_a_second_run_for_a_node_changes_nothing(installed: Copy) -> None:
+    arguments = ["node", "--store", "memory:", "--interface", "eth1", "--name", N1]
+    installed.run(PROVISION, *arguments, at=N1)
+    before = marks(installed, "/etc", "/opt", "/usr/local")
+
+    said = installed.run(PROVISION, *arguments, at=N1)
+
+    assert marks(installed, "/etc", "/opt", "/usr/local") == before
+    assert said == "systemd does not run here; this starts it: nfq-enforcer agent\n"
+
+
+def test_a_host_that_works_alone_enforces_its_documents(installed: Copy) -> None:
+    installed.run(PROVISION, "node", "--store", "memory:", "--interface", "eth1", "--name", N1, at=N1)
+    shutil.copy(REPOSITORY / "policies" / "frontend-to-backend.yaml", installed.file("/etc/nfq-enforcer/documents"))
+
+    agent = installed.start("nfq-enforcer", "agent", at=N1)
+    assert agent.stdout is not None
+    said = []
+    while "ready\n" not in said:
+        said.append(agent.stdout.readline())
+        assert said[-1], said  # it has ended
+    status = json.loads(installed.run("nfq-enforcer", "status", "-o", "json", at=N1))
+    agent.send_signal(signal.SIGTERM)
+    agent.wait(PATIENCE)
+
+    assert (status["node"], status["cluster_interfaces"]) == (N1, ["eth1"])
+    assert "NFQE" not in installed.run("iptables-save", at=N1)
+
+
+def configuration(host: Copy) -> Any:
+    return yaml.safe_load(host.file(CONFIGURATION).read_text())
+
+
+def test_a_node_of_a_cluster_is_told_its_store_and_its_password_file(store: Copy, installed: Copy) -> None:
+    password = store.file("/root/handed-over")
+    password.write_text("of the store\n")
+    url = f"redis://nfqe@{ADDRESSES[STORE]}:6379"
+
+    arguments = [
+        "node",
+        "--store",
+        url,
+        "--interface",
+        ADDRESSES[N1],
+        "--name",
+        N1,
+        "--password-file",
+        "/root/handed-over",
+    ]
+    before = store.file(PASSWORD).read_text()
+    try:
+        installed.run(PROVISION, *arguments, at=N1)
+        handed_over, mode = store.file(PASSWORD).read_text(), store.mode(PASSWORD)
+    finally:
+        store.file(PASSWORD).write_text(before)
+
+    assert configuration(installed) == {
+        "node": {"name": N1, "ips": [ADDRESSES[N1]], "cluster_interfaces": ["eth1"]},
+        "store": f"{url}?password_file={PASSWORD}",
+        "state": "/var/lib/nfq-enforcer",
+    }
+    assert installed.mode(CONFIGURATION) == ("600", "root", "root")
+    assert (handed_over, mode) == ("of the store\n", ("600", "root", "root"))
+
+
+def test_an_option_of_the_url_stays_beside_the_password_file(store: Copy, installed: Copy) -> None:
+    installed.run(PROVISION, "node", "--store", "redis://nfqe@h:1/2?prefix=x", "--password-file", PASSWORD)
+
+    assert configuration(installed)["store"] == f"redis://nfqe@h:1/2?prefix=x&password_file={PASSWORD}"
+
+
+def test_a_configuration_changed_by_hand_is_kept(installed: Copy) -> None:
+    installed.run(PROVISION, "node", "--store", "memory:", "--name", "before")
+    file, beside = installed.file(CONFIGURATION), installed.file(f"{CONFIGURATION}.new")
+    changed = file.read_text() + "audit: true\n"
+    file.write_text(changed)
+
+    done = installed.attempt(PROVISION, "node", "--store", "memory:", "--name", "after")
+
+    assert done.returncode == 0
+    assert done.stderr == (
+        f"provision.sh: {CONFIGURATION} was changed by hand and is kept; "
+        f"what these arguments say is in {CONFIGURATION}.new\n"
+    )
+    assert file.read_text() == changed
+    assert yaml.safe_load(beside.read_text())["node"] == {"name": "after"}
+
+    file.unlink()
+    installed.run(PROVISION, "node", "--store", "memory:", "--name", "after")
+    assert configuration(installed)["node"] == {"name": "after"}
+    assert not beside.exists()
+
+
+def test_an_interface_that_is_not_there_is_said(installed: Copy) -> None:
+    before = installed.file(CONFIGURATION).read_text()
+
+    refused = installed.attempt(PROVISION, "node", "--store", "memory:", "--interface", "eth7", at=N1)
+
+    assert refused.returncode == 1
+    assert refused.stderr == ("provision.sh: --interface eth7: there is no such interface and none has this address\n")
+    assert installed.file(CONFIGURATION).read_text() == before
+
+
+def test_endpoints_to_try_with_reach_those_of_the_other_node(host: Copy) -> None:
+    for _ in range(2):  # as after a restart of the machine, and as before one
+        host.run(ENDPOINTS, "network", "1", "front1=frontend", "back1=backend", at=N1)
+        host.run(ENDPOINTS, "network", "2", "front2=frontend", "back2=backend", at=N2)
+
+    for address in ("10.31.1.11", "10.31.2.10", "10.31.2.11", "172.31.0.12"):
+        await_answer(host, "front1", address)
+    for address in ("fd00:31:1::b", "fd00:31:2::a", "fd00:31:2::b", "fd00:31::12"):
+        await_answer(host, "front1", address)
+
+
+def await_answer(host: Copy, source: str, address: str) -> None:
+    """Return when an echo request is answered; right after links come up, some are not."""
+    until(lambda: host.attempt("ping", "-c", "1", "-W", "5", address, at=source).returncode == 0)
+
+
+@pytest.mark.skipif(shutil.which("vagrant") is None, reason="needs vagrant, which Ubuntu has not got")
+def test_vagrant_finds_no_fault_in_the_vagrantfile(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "VAGRANT_HOME": str(tmp_path / "home"),
+        "VAGRANT_DOTFILE_PATH": str(tmp_path / "machines"),
+    }
+
+    done = subprocess.run(
+        ["vagrant", "validate", "--ignore-provider"],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "machines" / "store-password").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,103 @@
+"""The scripts that set hosts up: no fault in them, and one sentence for arguments that cannot be used."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nfq_enforcer
+from nfq_enforcer.lab.topology import Topology
+
+SCRIPTS = Path(nfq_enforcer.__file__).parent / "systemd"
+PROVISION, ENDPOINTS = SCRIPTS / "provision.sh", SCRIPTS / "endpoints.sh"
+VAGRANTFILE = Path(nfq_enforcer.__file__).parents[1] / "Vagrantfile"
+REDIS = "redis://nfqe@10.0.0.1"
+
+
+def run(*command: str | Path) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("script", [PROVISION, ENDPOINTS], ids=lambda script: script.name)
+def test_shellcheck_finds_no_fault(script: Path) -> None:
+    checked = run(Path(sys.executable).with_name("shellcheck"), script)
+
+    assert checked.returncode == 0, checked.stdout
+    assert script.stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize("script", [PROVISION, ENDPOINTS], ids=lambda script: script.name)
+def test_help_names_every_option(script: Path) -> None:
+    shown = run(script, "--help")
+
+    assert shown.returncode == 0
+    assert set(re.findall(r"^ +(--[a-z-]+)\)", script.read_text(), re.MULTILINE)) <= set(
+        re.findall(r"--[a-z-]+", shown.stdout)
+    )
+    assert run(PROVISION, "node", "--help").stdout == run(PROVISION, "store", "-h").stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "what is this host to be? allowed: store, node"),
+        (["router"], "'router' is not something to set up; allowed: store, node"),
+        (["store", "--port", "1"], "'--port' is not an option of 'store'; allowed: --bind, --prefix, --password-file"),
+        (["store", "--bind"], "--bind needs a value"),
+        (["store", "--bind", ""], "--bind needs a value"),
+        (["store", "--bind", "here"], "--bind 'here' is not an address"),
+        (["store", "--prefix", "a b"], "--prefix 'a b': allowed are letters, digits and . _ -"),
+        (["store", "--password-file", "/nowhere"], "--password-file /nowhere cannot be read"),
+        (["store", "--password-file", "/dev/null"], "--password-file /dev/null is empty"),
+        (["node"], "a node needs --store URL; 'memory:' for a host that works alone"),
+        (
+            ["node", "--bind", "1"],
+            "'--bind' is not an option of 'node'; allowed: --store, --interface, --name, --password-file",
+        ),
+        (["node", "--store", "10.0.0.1"], "--store is not a URL of a store; allowed: memory:, redis://…"),
+        (["node", "--store", f'{REDIS}"'], "--store is not a URL of a store; allowed: memory:, redis://…"),
+        (["node", "--store", "redis://nfqe:secret@10.0.0.1"], "--store bears a password, which everybody on this host"),
+        (["node", "--store", REDIS, "--name", "a b"], "--name 'a b': allowed are letters, digits and . _ -"),
+        (["node", "--store", REDIS, "--interface", "a b"], "--interface 'a b' is no name of an interface"),
+        (
+            ["node", "--store", "memory:", "--password-file", "/dev/null"],
+            "--password-file: the store memory: has no password",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_said(arguments: list[str], said: str) -> None:
+    refused = run(PROVISION, *arguments)
+
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    assert refused.stderr.startswith(f"provision.sh: {said}")
+    assert refused.stderr.count("\n") == 1
+    assert "secret" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "'' is nothing to do; allowed: network, register"),
+        (["network"], "'' is no node; allowed: 1, 2, 3"),
+        (["register", "4", "a=b"], "'4' is no node; allowed: 1, 2, 3"),
+        (["network", "1", "front1"], "'front1' is no endpoint; allowed: NAME=ROLE"),
+    ],
+)
+def test_what_cannot_be_an_endpoint_is_said(arguments: list[str], said: str) -> None:
+    refused = run(ENDPOINTS, *arguments)
+
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"endpoints.sh: {said}")
+    assert refused.stderr.count("\n") == 1
+
+
+def test_the_endpoints_on_virtual_machines_are_those_of_the_lab() -> None:
+    found = re.findall(r'"(n\d)" => \["([0-9.]+)", %w\[(.*)\]\]', VAGRANTFILE.read_text())
+    behind_veths = [endpoint for endpoint in Topology("x").endpoints if endpoint.interface]
+
+    given = {(node, *endpoint.split("=")) for node, _, endpoints in found for endpoint in endpoints.split()}
+    assert given == {(endpoint.node, endpoint.name, endpoint.role) for endpoint in behind_veths}
+    assert [address for _, address, _ in found] == ["172.31.0.11", "172.31.0.12", "172.31.0.13"]
