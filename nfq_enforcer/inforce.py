@@ -40,6 +40,7 @@ class InForce:
 
     async def begin(self) -> None:
         """Put the store's first state in force: first who judges, then the rules that hand packets over."""
+        await self._store.wait()
         handed = self._store.take()
         self._replica.apply(handed.changes)
         self.view = await asyncio.to_thread(self._replica.view, self._number)

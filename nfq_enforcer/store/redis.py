@@ -24,7 +24,7 @@ from nfq_enforcer.store.schema import HASHES, Entry, Key, SchemaError
 from nfq_enforcer.store.server import StoreError, sentence
 
 _SCAN = 2000  # entries a step of a scan
-_READ = 5000  # entries of the stream at once
+_READ = 200  # entries of the stream at once; each may hold hundreds of changes
 _GIVEN_BACK = 500  # entries a restoring step
 
 
@@ -115,20 +115,20 @@ class RedisStore:
             said["now"] / 1000,
         )
 
-    async def scan(self) -> tuple[dict[Key, Entry], list[tuple[Key, str]]]:
-        """Return every entry there is, and what cannot be read at all with the reason.
+    async def scan(self) -> tuple[dict[Key, Entry], dict[Key, str]]:
+        """Return every entry there is, and of what is none the reason.
 
         What is written meanwhile may be among them or not: the stream, read on from before the scan, says.
         """
         found: dict[Key, Entry] = {}
-        bad: list[tuple[Key, str]] = []
+        bad: dict[Key, str] = {}
         for kind, name in HASHES.items():
             async for field_name, data in self._scan_hash(f"{self._prefix}:{name}"):
                 key = kind, field_name.decode("utf-8", "replace")
                 try:
                     found[key] = schema.read_entry(data)
                 except SchemaError as error:
-                    bad.append((key, str(error)))
+                    bad[key] = str(error)
         return found, bad
 
     async def _scan_hash(self, name: str) -> AsyncIterator[tuple[bytes, bytes]]:

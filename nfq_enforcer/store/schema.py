@@ -77,6 +77,11 @@ def read_entry(data: bytes) -> Entry:
     return Entry(read_id(head.decode("ascii", "replace")), value)
 
 
+def is_namespace(key: Key) -> bool:
+    """Say whether an entry is a Namespace document."""
+    return key[0] is Kind.DOCUMENT and key[1].startswith("Namespace/")
+
+
 def encode_node(record: NodeRecord) -> str:
     """Return the value of a node."""
     return _encode({"addresses": [str(address) for address in record.addresses], "version": record.version})

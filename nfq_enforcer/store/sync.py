@@ -1,0 +1,112 @@
+"""Getting up to date with the store, and staying so: from where a member is to where the store is.
+
+Where nothing is missing in between, the stream is read on. Where something is (the member was away for long, the stream
+was trimmed, the server was replaced) all entries are taken anew and the stream is read on from before that, so that
+what was written meanwhile is not missed. A store that has lost something gets it back first (``merge``).
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+from nfq_enforcer.store.entries import Entries
+from nfq_enforcer.store.merge import Fork, compare, unseen
+from nfq_enforcer.store.records import Kind
+from nfq_enforcer.store.redis import Joined, NotJoined, Published, RedisStore
+from nfq_enforcer.store.schema import Entry, Key, write_id
+
+_log = logging.getLogger(__name__)
+
+
+async def get_up_to_date(entries: Entries, store: RedisStore, joined: Joined, pending: Mapping[str, bytes]) -> bool:
+    """Bring the entries to where the store is; say whether it may have lost the endpoints of this node.
+
+    ``pending`` are endpoints of this node that the store has not been told of: their values, empty for those that are
+    gone. Raise StoreError or NotJoined if it fails; the entries are then as whole as they were.
+    """
+    new = unseen(joined.forks, entries.forks)
+    stay = bool(new) or not joined.registered  # of this node's endpoints only this node knows whether they are
+    if new or not await _can_resume(entries, store, joined):
+        await _take_all(entries, store, joined, new, pending, own_stay=stay)
+    while published := await store.read(entries.position, None):
+        for one in published:
+            take(entries, one)
+    return stay
+
+
+def take(entries: Entries, published: Published) -> None:
+    """Take an entry of the stream; raise NotJoined if one before it is missing."""
+    if published.foreign or not published.serial:
+        entries.skip(f"changes {write_id(published.id)}", published.foreign or "it is nothing of ours")
+        entries.position = published.id
+        entries.serial += bool(published.serial)
+        return
+    if published.serial != entries.serial + 1:
+        raise NotJoined(f"change {entries.serial + 1} is missing, the next is {published.serial}")
+    entries.position, entries.serial = published.id, published.serial
+    for key, number, value in published.changes:
+        if not (published.collected and entries.is_own(key)):  # who collected it has lost sight of this node
+            entries.accept(key, number, value)
+    if published.revision is not None:
+        entries.revision = max(entries.revision, published.revision)
+
+
+async def _can_resume(entries: Entries, store: RedisStore, joined: Joined) -> bool:
+    """Say whether nothing is missing between what is known and what the stream has."""
+    if not entries.position or joined.serial <= entries.serial:
+        return bool(entries.position) and joined.serial == entries.serial
+    following = await store.read(entries.position, None)
+    return bool(following) and following[0].serial == entries.serial + 1
+
+
+async def _take_all(
+    entries: Entries,
+    store: RedisStore,
+    joined: Joined,
+    new: Sequence[Fork],
+    pending: Mapping[str, bytes],
+    *,
+    own_stay: bool,
+) -> None:
+    """Hold what the store holds, having given back what it has lost."""
+    theirs, bad = await store.scan()
+    anew = await store.since(new[0].marker) if new else None
+    if anew is not None:
+        survived = min(fork.survived for fork in new)
+        if entries.entries and entries.position >= survived:
+            await _give_back(entries, store, theirs, survived, anew)
+    for name in entries.own if own_stay else ():
+        key = Kind.ENDPOINT, name
+        if key not in theirs and key not in (anew or ()):
+            theirs[key] = entries.entries[key]
+    for name, value in pending.items():
+        theirs.pop((Kind.ENDPOINT, name), None)
+        if value:
+            theirs[Kind.ENDPOINT, name] = Entry(entries.position, value)
+    entries.replace(theirs, bad)
+    entries.position, entries.serial, entries.revision = joined.last, joined.serial, joined.revision
+
+
+async def _give_back(
+    entries: Entries, store: RedisStore, theirs: dict[Key, Entry], survived: int, anew: frozenset[Key]
+) -> None:
+    """Give the store what it has lost, and add to ``theirs`` what it took of that."""
+    loss = compare(entries.entries, theirs, survived, anew | entries.refused.keys())
+    if not loss.missing and not loss.gone:
+        return
+    _log.warning(
+        "the store has come back without %d entries that this node knows, and with %d that had gone; it gets them",
+        *(len(loss.missing), len(loss.gone)),
+    )
+    others = [(key, entry) for key, entry in loss.missing if key[0] is not Kind.ENDPOINT]
+    left = await store.restore(others)
+    taken = {name for kind, name in left if kind is Kind.IDENTITY}  # numbers that mean something else by now
+    endpoints = [
+        (key, entry)
+        for key, entry in loss.missing
+        if key[0] is Kind.ENDPOINT and not (taken and str(json.loads(entry.value)["identity"]) in taken)
+    ]
+    left |= await store.restore(endpoints, loss.gone, entries.position)
+    theirs.update(one for one in (*others, *endpoints) if one[0] not in left)
+    for key in loss.gone:
+        theirs.pop(key, None)
