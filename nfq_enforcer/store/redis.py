@@ -307,7 +307,7 @@ def _published(raw_id: bytes, fields: Mapping[bytes, bytes] | None) -> Published
         entry.serial = int(fields.get(b"serial", b"0"))
         if b"revision" in fields:
             entry.revision = int(fields[b"revision"])
-        for kind, name, value, *own in json.loads(fields.get(b"changes", b"[]")):
+        for kind, name, value, *own in schema.read_json(fields.get(b"changes", b"[]")):
             change_id = schema.read_id(own[0]) if own else entry.id
             entry.changes.append(((Kind(kind), str(name)), change_id, None if value is None else str(value).encode()))
     except (ValueError, TypeError, SchemaError) as error:
