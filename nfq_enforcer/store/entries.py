@@ -36,6 +36,7 @@ class Entries:
         self.skips = 0  # how many there were
         self.position = 0  # id of the last change in the stream that is in here
         self.serial = 0  # its serial
+        self._reach = 0  # id of the last change, of those made by this node before they came by in the stream
         self.revision = 0  # of the policy
         self.forks: frozenset[str] = frozenset()  # those that this node has seen, by their names
         self.resyncs = 0  # how often all entries were taken anew
@@ -45,6 +46,7 @@ class Entries:
 
     def accept(self, key: Key, number: int, value: bytes | None) -> None:
         """Take a change that has this id; ``None``: the entry is gone. One that is not newer changes nothing."""
+        self._reach = max(self._reach, number)
         known = self.entries.get(key)
         if known is not None and known.id >= number:
             return
@@ -103,6 +105,11 @@ class Entries:
         """Return how far the entries go, to be saved with them."""
         numbers = (self.position, self.serial, self.revision)
         return {**dict(zip(_MARKS, map(str, numbers), strict=True)), "forks": ",".join(sorted(self.forks))}
+
+    @property
+    def reach(self) -> int:
+        """Return the id of the last change that is known; of others between ``position`` and this, some may not be."""
+        return max(self._reach, self.position)
 
     @property
     def changed(self) -> bool:

@@ -174,19 +174,24 @@ class RedisStore:
         )
 
     async def restore(
-        self, missing: Iterable[tuple[Key, Entry]], gone: Iterable[Key] = (), at: int = 0
+        self, missing: Iterable[tuple[Key, Entry]], gone: Iterable[Key] = (), at: int = 0, *, fork: str = ""
     ) -> frozenset[Key]:
         """Give back entries, and take away others that had gone by ``at``; return those that could not be given back.
 
         An identity cannot if its number or its labels have gone to another, an endpoint if one of its addresses has.
+        With ``fork``, the first over which they were lost, those are left out that a member who knew more has not.
         """
         orders = [order for key, entry in missing if (order := _order(key, entry)) is not None]
         orders += [[*key, schema.write_id(at), None] for key in gone]
         left: set[Key] = set()
         for place in range(0, len(orders), _GIVEN_BACK):
-            said = await self._run("restore", json.dumps(orders[place : place + _GIVEN_BACK]))
+            said = await self._run("restore", json.dumps(orders[place : place + _GIVEN_BACK]), fork, "")
             left.update((Kind(kind), name) for kind, name in said["left"] or ())
         return frozenset(left)
+
+    async def note_restored(self, fork: str, position: int) -> None:
+        """Note that all is given back that was known at this position, from this fork on."""
+        await self._run("restore", "[]", fork, schema.write_id(position))
 
     async def heartbeat(self, node: str, revision: int, *, ago: float = 0.0) -> Pulse:
         """Say that a node lives (or did, so many seconds ago) and enforces this revision of the policy."""

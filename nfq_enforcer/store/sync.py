@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 
 from nfq_enforcer.store.entries import Entries
-from nfq_enforcer.store.merge import Fork, compare, unseen
+from nfq_enforcer.store.merge import Fork, gone, lost, unseen
 from nfq_enforcer.store.records import Kind
 from nfq_enforcer.store.redis import Joined, NotJoined, Published, RedisStore
 from nfq_enforcer.store.schema import Entry, Key, write_id
@@ -71,10 +71,9 @@ async def _take_all(
     """Hold what the store holds, having given back what it has lost."""
     theirs, bad = await store.scan()
     anew = await store.since(new[0].marker) if new else None
-    if anew is not None:
-        survived = min(fork.survived for fork in new)
-        if entries.entries and entries.position >= survived:
-            await _give_back(entries, store, theirs, survived, anew)
+    if anew is not None and entries.entries and entries.reach > min(fork.survived for fork in new):
+        await _give_back(entries, store, theirs, new, anew)
+        theirs, bad = await _without_gone(entries, store, new)
     for name in entries.own if own_stay else ():
         key = Kind.ENDPOINT, name
         if key not in theirs and key not in (anew or ()):
@@ -88,25 +87,39 @@ async def _take_all(
 
 
 async def _give_back(
-    entries: Entries, store: RedisStore, theirs: dict[Key, Entry], survived: int, anew: frozenset[Key]
+    entries: Entries, store: RedisStore, theirs: Mapping[Key, Entry], new: Sequence[Fork], anew: frozenset[Key]
 ) -> None:
-    """Give the store what it has lost, and add to ``theirs`` what it took of that."""
-    loss = compare(entries.entries, theirs, survived, anew | entries.refused.keys())
-    if not loss.missing and not loss.gone:
-        return
-    _log.warning(
-        "the store has come back without %d entries that this node knows, and with %d that had gone; it gets them",
-        *(len(loss.missing), len(loss.gone)),
-    )
-    others = [(key, entry) for key, entry in loss.missing if key[0] is not Kind.ENDPOINT]
-    left = await store.restore(others)
+    """Give the store what it has lost."""
+    fork, since = new[0].name, anew | entries.refused.keys()
+    missing = lost(entries.entries, theirs, min(fork.survived for fork in new), since)
+    away = gone(entries.entries, entries.position, theirs, since)
+    if missing or away:
+        _log.warning(
+            "the store has come back without %d entries that this node knows, and with %d that had gone; it gets them",
+            *(len(missing), len(away)),
+        )
+    others = [(key, entry) for key, entry in missing if key[0] is not Kind.ENDPOINT]
+    left = await store.restore(others, fork=fork)
     taken = {name for kind, name in left if kind is Kind.IDENTITY}  # numbers that mean something else by now
     endpoints = [
         (key, entry)
-        for key, entry in loss.missing
+        for key, entry in missing
         if key[0] is Kind.ENDPOINT and not (taken and str(json.loads(entry.value)["identity"]) in taken)
     ]
-    left |= await store.restore(endpoints, loss.gone, entries.position)
-    theirs.update(one for one in (*others, *endpoints) if one[0] not in left)
-    for key in loss.gone:
-        theirs.pop(key, None)
+    await store.restore(endpoints, away, entries.position, fork=fork)
+    if not entries.refused:  # else: who understands those knows more
+        await store.note_restored(fork, entries.position)
+
+
+async def _without_gone(
+    entries: Entries, store: RedisStore, new: Sequence[Fork]
+) -> tuple[dict[Key, Entry], dict[Key, str]]:
+    """Return what is in the store now, without what a member that was behind has brought back at the same time."""
+    theirs, bad = await store.scan()
+    anew = await store.since(new[0].marker)
+    if anew is not None:
+        away = gone(entries.entries, entries.position, theirs, anew | entries.refused.keys())
+        await store.restore((), away, entries.position, fork=new[0].name)
+        for key in away:
+            del theirs[key]
+    return theirs, bad
