@@ -239,7 +239,7 @@ class Member:
                     raise NotJoined("the store has been on another server")
                 sync.take(self.entries, one)
             self._look_for_namesakes()
-            if self.entries.changed:
+            if published and self.entries.changed:
                 self._arrived = self._arrived or (published[0].id >> 32) / 1000 - self.offset
                 self._handed.set()
             if namespaces != self.entries.namespaces:
@@ -293,16 +293,19 @@ class Member:
             self._conflicts[name] = str(error)
 
     async def _tell_pending(self, store: RedisStore) -> None:
-        """Tell the store what was started and stopped here without it."""
-        for name, value in list(self._pending.items()):
-            record = self.entries.own.get(name)
-            if value and record is not None:
-                await self._enter_or_keep(store, self.entries.placed(record))
-            elif not value:
-                await self._enter(store, Request(gone=[(Kind.ENDPOINT, name)]))
-            if name not in self._conflicts:
-                del self._pending[name]
-        await self._keep_pending()
+        """Tell the store what was started and stopped here without it; also what is while it is being told."""
+        told: set[tuple[str, bytes]] = set()
+        while untold := [one for one in self._pending.items() if one not in told]:
+            for name, value in untold:
+                record = self.entries.own.get(name)
+                if value and record is not None:
+                    await self._enter_or_keep(store, self.entries.placed(record))
+                elif not value:
+                    await self._enter(store, Request(gone=[(Kind.ENDPOINT, name)]))
+                if name not in self._conflicts and self._pending.get(name) == value:
+                    del self._pending[name]
+            told.update(untold)
+            await self._keep_pending()
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from nfq_enforcer.store.server import StoreError, sentence
 _SCAN = 2000  # entries a step of a scan
 _READ = 200  # entries of the stream at once; each may hold hundreds of changes
 _GIVEN_BACK = 500  # entries a restoring step
+NO_LABELS: Mapping[Identity, Labels] = {}
 
 
 class NotJoined(Exception):
@@ -174,14 +175,21 @@ class RedisStore:
         )
 
     async def restore(
-        self, missing: Iterable[tuple[Key, Entry]], gone: Iterable[Key] = (), at: int = 0, *, fork: str = ""
+        self,
+        missing: Iterable[tuple[Key, Entry]],
+        gone: Iterable[Key] = (),
+        at: int = 0,
+        *,
+        labels: Mapping[Identity, Labels] = NO_LABELS,
+        fork: str = "",
     ) -> frozenset[Key]:
         """Give back entries, and take away others that had gone by ``at``; return those that could not be given back.
 
-        An identity cannot if its number or its labels have gone to another, an endpoint if one of its addresses has.
-        With ``fork``, the first over which they were lost, those are left out that a member who knew more has not.
+        An identity cannot if its number or its labels have gone to another, an endpoint if one of its addresses has,
+        or its number, of which ``labels`` says what it meant. With ``fork``, the first over which they were lost, those
+        are left out that a member who knew more has not.
         """
-        orders = [order for key, entry in missing if (order := _order(key, entry)) is not None]
+        orders = [order for key, entry in missing if (order := _order(key, entry, labels)) is not None]
         orders += [[*key, schema.write_id(at), None] for key in gone]
         left: set[Key] = set()
         for place in range(0, len(orders), _GIVEN_BACK):
@@ -282,7 +290,7 @@ def _request(request: Request) -> dict[str, Any]:
     }
 
 
-def _order(key: Key, entry: Entry) -> list[Any] | None:
+def _order(key: Key, entry: Entry, labels: Mapping[Identity, Labels]) -> list[Any] | None:
     """Return an entry as ``lua/restore.lua`` takes it."""
     kind, name = key
     try:
@@ -293,7 +301,9 @@ def _order(key: Key, entry: Entry) -> list[Any] | None:
     if isinstance(record, Labels):
         more = str(record)
     elif isinstance(record, EndpointRecord):
-        more = [record.node, record.identity, [str(ip_address(address)) for address in record.addresses]]
+        its = labels.get(record.identity)
+        ips = [str(ip_address(address)) for address in record.addresses]
+        more = [record.node, record.identity, ips, None if its is None else str(its)]
     return [kind, name, schema.write_id(entry.id), entry.value.decode(), more]
 
 

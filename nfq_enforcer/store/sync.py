@@ -5,7 +5,6 @@ was trimmed, the server was replaced) all entries are taken anew and the stream 
 what was written meanwhile is not missed. A store that has lost something gets it back first (``merge``).
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -39,7 +38,7 @@ def take(entries: Entries, published: Published) -> None:
     if published.foreign or not published.serial:
         entries.skip(f"changes {write_id(published.id)}", published.foreign or "it is nothing of ours")
         entries.position = published.id
-        entries.serial += bool(published.serial)
+        entries.serial += published.serial == entries.serial + 1  # ours, but of a version that says more
         return
     if published.serial != entries.serial + 1:
         raise NotJoined(f"change {entries.serial + 1} is missing, the next is {published.serial}")
@@ -53,10 +52,10 @@ def take(entries: Entries, published: Published) -> None:
 
 async def _can_resume(entries: Entries, store: RedisStore, joined: Joined) -> bool:
     """Say whether nothing is missing between what is known and what the stream has."""
-    if not entries.position or joined.serial <= entries.serial:
-        return bool(entries.position) and joined.serial == entries.serial
+    if not entries.position:
+        return False
     following = await store.read(entries.position, None)
-    return bool(following) and following[0].serial == entries.serial + 1
+    return following[0].serial == entries.serial + 1 if following else joined.serial == entries.serial
 
 
 async def _take_all(
@@ -98,15 +97,7 @@ async def _give_back(
             "the store has come back without %d entries that this node knows, and with %d that had gone; it gets them",
             *(len(missing), len(away)),
         )
-    others = [(key, entry) for key, entry in missing if key[0] is not Kind.ENDPOINT]
-    left = await store.restore(others, fork=fork)
-    taken = {name for kind, name in left if kind is Kind.IDENTITY}  # numbers that mean something else by now
-    endpoints = [
-        (key, entry)
-        for key, entry in missing
-        if key[0] is Kind.ENDPOINT and not (taken and str(json.loads(entry.value)["identity"]) in taken)
-    ]
-    await store.restore(endpoints, away, entries.position, fork=fork)
+    await store.restore(missing, away, entries.position, labels=entries.labels, fork=fork)
     if not entries.refused:  # else: who understands those knows more
         await store.note_restored(fork, entries.position)
 

@@ -1,7 +1,7 @@
 -- Give back to a store what it has lost. ARGV[3] is JSON: [[kind, name, id, value or null, more]], of which null says
--- that the entry has gone; ``more`` is the canonical labels of an identity, and [node, identity, ips] of an endpoint.
--- An entry that is there and newer, or holds a number, labels or an address that this one claims, is left alone and named
--- in the answer. ARGV[4]: the first of the forks over which they were lost, or nothing; then an entry that is not later
+-- that the entry has gone; ``more`` is the canonical labels of an identity, and [node, identity, ips, labels] of an endpoint.
+-- An entry that is there and newer, or holds a number, labels or an address that this one claims, is left alone; what
+-- could not be given back for that, or because its number means other labels by now, is named in the answer. ARGV[4]: the first of the forks over which they were lost, or nothing; then an entry that is not later
 -- than what survived them is left out: a member that knew more has given back all there was. ARGV[5]: the id up to which
 -- this one knew all, once it has given all that back, or nothing. The stream is not trimmed, so that others who come back
 -- late still find where it forked.
@@ -34,6 +34,9 @@ local function conflict(kind, name, more)
         local value = value_of('identity', name)
         return (number and number ~= name) or (value and number ~= name)
     elseif kind == 'endpoint' then
+        if type(more[4]) == 'string' and redis.call('HGET', NUMBERS, more[4]) ~= tostring(more[2]) then
+            return true
+        end
         for _, ip in ipairs(more[3]) do
             local owner = redis.call('HGET', IPCACHE, ip)
             if owner and owner ~= name then
