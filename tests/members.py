@@ -120,10 +120,15 @@ class Node:
     async def stop(self) -> None:
         """End it as an agent does."""
         if self._taking is not None:
-            self._taking.cancel()
-            await asyncio.gather(self._taking, return_exceptions=True)
+            await self.pause()
             self._taking = None
             await self.store.stop()
+
+    async def pause(self) -> None:
+        """Take nothing more of what is handed over."""
+        if self._taking is not None:
+            self._taking.cancel()
+            await asyncio.gather(self._taking, return_exceptions=True)
 
     async def _take(self) -> None:
         while True:
@@ -192,10 +197,15 @@ async def agreed(url: str, nodes: Iterable[Node]) -> dict[Key, bytes]:
 
     async def equal() -> bool:
         nonlocal held
-        if not all(node.connected for node in everyone):
-            return False
-        held = await held_by(url)
-        return all(node.known == held for node in everyone)
+        held, fork = await held_by(url), await last_fork(url)
+        return all(node.connected and fork in node.member.entries.forks and node.known == held for node in everyone)
 
-    await until(equal, "all nodes hold what the store holds")
+    await until(equal, "all nodes have joined the server as it is now, and hold what it holds")
     return held
+
+
+async def last_fork(url: str) -> str:
+    """Return the name of the store's last fork."""
+    async with connection(url) as client:
+        found: Any = await client.lindex(f"{parse(url).prefix}:forks", -1)
+    return (found or b"").decode().partition(" ")[0]

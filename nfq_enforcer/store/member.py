@@ -262,10 +262,24 @@ class Member:
                 raise NotJoined("the store has been on another server")
             if not pulse.registered:  # it was not heard of for so long that it was taken for gone
                 await self._set_right(store, self.entries.own.values())
+            await self._retry_conflicts(store)
             await store.collect(LEASE, GRACE, RETIREMENT, COLLECT)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT):
                     await self._beat.wait()
+
+    async def _retry_conflicts(self, store: RedisStore) -> None:
+        """Try again what the store did not take: whose address it was may have let go of it."""
+        for name in list(self._conflicts):
+            if name in self.entries.own:
+                await self._enter_or_keep(store, self.entries.placed(self.entries.own[name]))
+            else:
+                self._conflicts.pop(name, None)
+        settled = [name for name in self._pending if name not in self._conflicts]
+        if settled and self.store is store:
+            for name in settled:
+                del self._pending[name]
+            await self._keep_pending()
 
     async def _set_right(self, store: RedisStore, own: Iterable[EndpointRecord]) -> None:
         """Register this node, and of its endpoints these and those whose labels have become others."""
@@ -286,7 +300,6 @@ class Member:
         name = one.record.called
         try:
             await self._enter(store, Request([one]))
-            self._conflicts.pop(name, None)
         except BadInput as error:
             if self._conflicts.get(name) != str(error):
                 _log.error("the store does not take endpoint %s of this node: %s", name, error)
@@ -302,7 +315,7 @@ class Member:
                     await self._enter_or_keep(store, self.entries.placed(record))
                 elif not value:
                     await self._enter(store, Request(gone=[(Kind.ENDPOINT, name)]))
-                if name not in self._conflicts and self._pending.get(name) == value:
+                if self._pending.get(name) == value and name not in self._conflicts:
                     del self._pending[name]
             told.update(untold)
             await self._keep_pending()
@@ -315,7 +328,7 @@ class Member:
             return await self._write(request)
         except NotJoined:
             self._joined.clear()
-            return await self._write(request)
+            return await self._write(request)  # what is so already is not written again
 
     async def _write(self, request: Request) -> Written:
         store = await self.reachable()
@@ -373,6 +386,10 @@ class Member:
     async def _enter(self, store: RedisStore, request: Request) -> Written:
         """Write, and hold what was written as if it had come by in the stream."""
         written = await store.write(request)
+        for key in written.missing:
+            self.entries.assume(key, None)  # the store has not known it: it was not taken, or has gone meanwhile
+        for name in (*(one.record.called for one in request.endpoints), *(name for _, name in request.gone)):
+            self._conflicts.pop(name, None)
         if written.id is None:
             return written
         for one, number in zip(request.endpoints, written.numbers, strict=True):

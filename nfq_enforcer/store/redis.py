@@ -29,8 +29,8 @@ _GIVEN_BACK = 500  # entries a restoring step
 NO_LABELS: Mapping[Identity, Labels] = {}
 
 
-class NotJoined(Exception):
-    """The server is not, or is no longer, the one that this member has joined."""
+class NotJoined(StoreError):
+    """The server is not, or is no longer, the one that this member has joined; once it has, it can ask again."""
 
 
 class Joined(NamedTuple):
@@ -102,6 +102,7 @@ class RedisStore:
         self._reader = reader
         self._prefix = prefix
         self._scripts = {name: client.register_script(_script(name)) for name in _SCRIPTS}
+        self._closed = False
         self.commands = 0
 
     async def join(self, node: str, last: int, revision: int) -> Joined:
@@ -232,6 +233,7 @@ class RedisStore:
 
     async def close(self) -> None:
         """Hang up."""
+        self._closed = True
         for client in (self._client, self._reader):
             try:
                 await client.aclose()
@@ -252,17 +254,25 @@ class RedisStore:
                 f"{schema.VERSION}: upgrade this node, or choose another prefix"
             )
         if refused is not None:
-            raise NotJoined(refused)
+            raise NotJoined(_NOT_JOINED[refused])
         return said
 
     async def _ask(self, asked: Any) -> Any:
         self.commands += 1
         try:
             return await asked
-        except (RedisError, OSError) as error:
-            raise StoreError(sentence(error)) from error
+        except Exception as error:
+            if self._closed:  # under a command that waits; redis-py then trips in one way or another
+                raise NotJoined("this node is about to connect to it anew") from None
+            if isinstance(error, RedisError | OSError):
+                raise StoreError(sentence(error)) from error
+            raise
 
 
+_NOT_JOINED = {
+    "empty": "it has been emptied, and this node is about to join it anew",
+    "run": "it has been restarted or replaced, and this node is about to join it anew",
+}
 _SCRIPTS = ("join", "write", "restore", "heartbeat", "collect")
 
 
