@@ -17,6 +17,9 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput, NfqError
@@ -49,6 +52,8 @@ _LOOK = 0.05  # seconds between two looks at what other nodes enforce
 _AT_ONCE = 500  # endpoints written together
 _NAMED = 20  # refused values that status names
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Exempt = Callable[[frozenset[tuple[Address, int]]], Awaitable[None]]
 
 
@@ -81,6 +86,7 @@ class Member:
         self._beat = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._saving = asyncio.Lock()
+        self._file = ThreadPoolExecutor(1, "last-state")  # the file is for one thread at a time
         self._loaded = False  # what was saved is known, so more can be
         self._saved_marks: dict[str, str] = {}
         self._unsaved_because: str | None = None
@@ -95,7 +101,7 @@ class Member:
 
     async def start(self) -> None:
         """Return when there is a state to enforce: the store's if it can be had soon, else the last known one."""
-        known = await asyncio.to_thread(self._state.load)
+        known = await self._with_state(self._state.load)
         self._loaded = True
         if self._state.problem:
             _log.warning("%s", self._state.problem)
@@ -119,7 +125,8 @@ class Member:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._save()
-        await asyncio.to_thread(self._state.close)
+        await self._with_state(self._state.close)
+        self._file.shutdown()
 
     async def wait(self) -> None:
         """Return when there are changes to be taken."""
@@ -381,7 +388,7 @@ class Member:
     async def _keep_pending(self) -> None:
         self._handed.set()
         async with self._saving:
-            await asyncio.to_thread(self._state.save_pending, list(self._pending.items()))
+            await self._with_state(self._state.save_pending, list(self._pending.items()))
 
     async def _enter(self, store: RedisStore, request: Request) -> Written:
         """Write, and hold what was written as if it had come by in the stream."""
@@ -418,6 +425,10 @@ class Member:
             await asyncio.sleep(_SAVE)
             await self._save()
 
+    async def _with_state(self, doing: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Return what a call about the saved state comes to; one after the other, also if who waits for it gives up."""
+        return await asyncio.get_running_loop().run_in_executor(self._file, partial(doing, *arguments, **options))
+
     async def _save(self) -> None:
         """Save what has changed, together with how far it goes."""
         async with self._saving:
@@ -429,7 +440,7 @@ class Member:
             entries = self.entries.entries if unsaved is None or replace else unsaved
             changes = [(*key, entry) for key, entry in entries.items()]
             try:
-                await asyncio.to_thread(self._state.save, changes, marks, replace=replace)
+                await self._with_state(self._state.save, changes, marks, replace=replace)
             except NfqError as error:
                 if str(error) != self._unsaved_because:
                     _log.error("%s", error)
