@@ -200,7 +200,14 @@ async def agreed(url: str, nodes: Iterable[Node]) -> dict[Key, bytes]:
         held, fork = await held_by(url), await last_fork(url)
         return all(node.connected and fork in node.member.entries.forks and node.known == held for node in everyone)
 
-    await until(equal, "all nodes have joined the server as it is now, and hold what it holds")
+    try:
+        await until(equal, "all nodes have joined the server as it is now, and hold what it holds")
+    except AssertionError as error:
+        for node in everyone:
+            keys = {key for key in node.known.keys() | held.keys() if node.known.get(key) != held.get(key)}
+            error.add_note(f"{node.name}: connected {node.connected}, pending {node.member.pending}")
+            error.add_note("\n".join(f"{key}: {node.known.get(key)!r}, store {held.get(key)!r}" for key in keys))
+        raise
     return held
 
 

@@ -79,6 +79,7 @@ class Member:
         self.offset = 0.0  # how far the server's clock is ahead of this one
         self.lags: deque[float] = deque(maxlen=_SAMPLES)
         self._arrived: float | None = None  # when the first of the changes was written that wait to be taken
+        self._own_there = False  # the endpoints of this node are in the store, and stay there if it loses nothing
         self._settled = asyncio.Event()  # not set while getting up to date: what is held is neither old nor new
         self._settled.set()
         self._handed = asyncio.Event()
@@ -213,9 +214,10 @@ class Member:
         self._settled.clear()
         joined = await store.join(self.node, self.entries.position, self.entries.revision)
         self.offset = joined.now - time.time()
-        lost = await sync.get_up_to_date(self.entries, store, joined, self._pending)
-        await self._set_right(store, self.entries.own.values() if lost else ())
-        self.entries.forks = frozenset(fork.name for fork in joined.forks)
+        self._own_there = self._own_there and not sync.may_lack_own(self.entries, joined)
+        await sync.get_up_to_date(self.entries, store, joined, self._untold)
+        await self._set_right(store, () if self._own_there else self.entries.own.values())
+        self._own_there = True
         await self._tell_pending(store)
         self.store = store
         self._settled.set()
@@ -384,6 +386,12 @@ class Member:
     def pending(self) -> dict[str, str | None]:
         """Return the endpoints that the store does not know as they are here, and why it does not take them."""
         return {name: self._conflicts.get(name) for name in {**self._pending, **self._conflicts}}
+
+    @property
+    def _untold(self) -> dict[str, bytes]:
+        """Return the values of those endpoints, empty for one that is gone."""
+        refused = (name for name in self._conflicts if name in self.entries.own)
+        return {name: self.entries.entries[Kind.ENDPOINT, name].value for name in refused} | self._pending
 
     async def _keep_pending(self) -> None:
         self._handed.set()

@@ -187,8 +187,8 @@ class RedisStore:
         """Give back entries, and take away others that had gone by ``at``; return those that could not be given back.
 
         An identity cannot if its number or its labels have gone to another, an endpoint if one of its addresses has,
-        or its number, of which ``labels`` says what it meant. With ``fork``, the first over which they were lost, those
-        are left out that a member who knew more has not.
+        or its number, of which ``labels`` says what it meant; nor is taken away what is newer. With ``fork``, the first
+        over which they were lost, those are left out that a member who knew more has not.
         """
         orders = [order for key, entry in missing if (order := _order(key, entry, labels)) is not None]
         orders += [[*key, schema.write_id(at), None] for key in gone]

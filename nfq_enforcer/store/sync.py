@@ -6,7 +6,7 @@ what was written meanwhile is not missed. A store that has lost something gets i
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from nfq_enforcer.store.entries import Entries
 from nfq_enforcer.store.merge import Fork, gone, lost, unseen
@@ -17,20 +17,24 @@ from nfq_enforcer.store.schema import Entry, Key, write_id
 _log = logging.getLogger(__name__)
 
 
-async def get_up_to_date(entries: Entries, store: RedisStore, joined: Joined, pending: Mapping[str, bytes]) -> bool:
-    """Bring the entries to where the store is; say whether it may have lost the endpoints of this node.
+async def get_up_to_date(entries: Entries, store: RedisStore, joined: Joined, pending: Mapping[str, bytes]) -> None:
+    """Bring the entries to where the store is.
 
-    ``pending`` are endpoints of this node that the store has not been told of: their values, empty for those that are
-    gone. Raise StoreError or NotJoined if it fails; the entries are then as whole as they were.
+    ``pending`` are endpoints of this node that the store has not been told of, or has not taken: their values, empty
+    for those that are gone. They are told later, as news, for nobody else has ever known them. Raise StoreError or
+    NotJoined if it fails; the entries are then as whole as they were.
     """
     new = unseen(joined.forks, entries.forks)
-    stay = bool(new) or not joined.registered  # of this node's endpoints only this node knows whether they are
     if new or not await _can_resume(entries, store, joined):
-        await _take_all(entries, store, joined, new, pending, own_stay=stay)
+        await _take_all(entries, store, joined, new, pending)
     while published := await store.read(entries.position, None):
         for one in published:
             take(entries, one)
-    return stay
+
+
+def may_lack_own(entries: Entries, joined: Joined) -> bool:
+    """Say whether the store may have lost endpoints of this node: only this node knows whether they are."""
+    return not joined.registered or bool(unseen(joined.forks, entries.forks))
 
 
 def take(entries: Entries, published: Published) -> None:
@@ -64,16 +68,15 @@ async def _take_all(
     joined: Joined,
     new: Sequence[Fork],
     pending: Mapping[str, bytes],
-    *,
-    own_stay: bool,
 ) -> None:
     """Hold what the store holds, having given back what it has lost."""
     theirs, bad = await store.scan()
     anew = await store.since(new[0].marker) if new else None
     if anew is not None and entries.entries and entries.reach > min(fork.survived for fork in new):
-        await _give_back(entries, store, theirs, new, anew)
-        theirs, bad = await _without_gone(entries, store, new)
-    for name in entries.own if own_stay else ():
+        unclear = entries.refused.keys() | {(Kind.ENDPOINT, name) for name in pending}
+        await _give_back(entries, store, theirs, new, anew | unclear)
+        theirs, bad = await _without_gone(entries, store, new, unclear)
+    for name in entries.own if may_lack_own(entries, joined) else ():
         key = Kind.ENDPOINT, name
         if key not in theirs and key not in (anew or ()):
             theirs[key] = entries.entries[key]
@@ -83,13 +86,14 @@ async def _take_all(
             theirs[Kind.ENDPOINT, name] = Entry(entries.position, value)
     entries.replace(theirs, bad)
     entries.position, entries.serial, entries.revision = joined.last, joined.serial, joined.revision
+    entries.forks = frozenset(fork.name for fork in joined.forks)  # with them, for it is on this side of them now
 
 
 async def _give_back(
-    entries: Entries, store: RedisStore, theirs: Mapping[Key, Entry], new: Sequence[Fork], anew: frozenset[Key]
+    entries: Entries, store: RedisStore, theirs: Mapping[Key, Entry], new: Sequence[Fork], since: Set[Key]
 ) -> None:
     """Give the store what it has lost."""
-    fork, since = new[0].name, anew | entries.refused.keys()
+    fork = new[0].name
     missing = lost(entries.entries, theirs, min(fork.survived for fork in new), since)
     away = gone(entries.entries, entries.position, theirs, since)
     if missing or away:
@@ -103,14 +107,14 @@ async def _give_back(
 
 
 async def _without_gone(
-    entries: Entries, store: RedisStore, new: Sequence[Fork]
+    entries: Entries, store: RedisStore, new: Sequence[Fork], unclear: Set[Key]
 ) -> tuple[dict[Key, Entry], dict[Key, str]]:
     """Return what is in the store now, without what a member that was behind has brought back at the same time."""
     theirs, bad = await store.scan()
     anew = await store.since(new[0].marker)
     if anew is not None:
-        away = gone(entries.entries, entries.position, theirs, anew | entries.refused.keys())
-        await store.restore((), away, entries.position, fork=new[0].name)
-        for key in away:
+        away = gone(entries.entries, entries.position, theirs, anew | unclear)
+        left = await store.restore((), away, entries.position, fork=new[0].name)
+        for key in set(away) - left:
             del theirs[key]
     return theirs, bad

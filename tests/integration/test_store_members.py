@@ -350,6 +350,27 @@ class TestWithoutTheStore:
             assert three.endpoints.keys() ^ before.keys() == {"default/new", "default/n1-1"}
             assert (await one.status())["pending"] == []
 
+    @pytest.mark.parametrize("empty", [False, True], ids=["with an old dump", "empty"])
+    async def test_what_started_without_the_store_is_news_to_one_that_has_lost_something(
+        self, server: RedisServer, tmp_path: Path, empty: bool
+    ) -> None:
+        async with cluster(server.url(), tmp_path) as nodes:
+            await populated(server.url(), nodes)
+            server.save()
+            await nodes[0].run_endpoint("late", "10.9.0.9", "app1")
+            before = await agreed(server.url(), nodes)
+            server.kill()
+            await cut(nodes)
+            for place, node in enumerate(nodes):
+                await node.run_endpoint(f"new{place}", f"10.9.0.{place}", "app0")
+                await node.store.delete_endpoints([f"default/{node.name}-2"])
+            server.restart(empty=empty)
+            held = await agreed(server.url(), nodes)
+
+            new = {(Kind.ENDPOINT, f"default/new{place}") for place in range(3)}
+            old = {(Kind.ENDPOINT, f"default/{name}-2") for name in NAMES}
+            assert {key for key in held.keys() ^ before.keys() if key[0] is not Kind.IDENTITY} == new | old
+
     async def test_what_needs_the_store_is_refused_with_a_sentence(self, server: RedisServer, tmp_path: Path) -> None:
         async with cluster(server.url(), tmp_path) as nodes:
             await populated(server.url(), nodes)

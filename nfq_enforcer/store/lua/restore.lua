@@ -50,7 +50,9 @@ local restored, left, documents = {}, {}, 0
 for _, one in ipairs(cjson.decode(ARGV[3])) do
     local kind, name, id, value, more = one[1], one[2], one[3], one[4], one[5]
     if value == cjson.null then
-        if redis.call('HEXISTS', HASH[kind], name) == 1 and not newer(name, kind, id) then
+        if newer(name, kind, id) then
+            left[#left + 1] = { kind, name }
+        elseif redis.call('HEXISTS', HASH[kind], name) == 1 then
             restored[#restored + 1] = { kind, name, cjson.null }
             if kind == 'endpoint' then
                 forget_endpoint(name)
