@@ -4,7 +4,7 @@ A value that cannot be understood is left out and named, and what was known befo
 a member restarts while the store is away, and gives back what the store has lost.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from nfq_enforcer.core.identity import Identity, derive
 from nfq_enforcer.core.labels import LabelFilter, Labels
@@ -13,6 +13,8 @@ from nfq_enforcer.policy.loader import all_labels
 from nfq_enforcer.store import schema
 from nfq_enforcer.store.records import Change, EndpointRecord, Kind, Placed, Record
 from nfq_enforcer.store.schema import Entry, Key, SchemaError
+
+_PART = 1000  # entries: some ten milliseconds
 
 
 class Entries:
@@ -64,11 +66,18 @@ class Entries:
 
     def replace(self, entries: Mapping[Key, Entry]) -> None:
         """Hold these entries and no others, but keep what is known where a value is not understood."""
+        for _ in self.replacing(entries):
+            pass
+
+    def replacing(self, entries: Mapping[Key, Entry]) -> Iterator[None]:
+        """Replace as ``replace`` does, in parts: yield after each, so that others have their turn meanwhile."""
         for key in [key for key in self.entries if key not in entries and key not in self.refused]:
             self._forget(key)
-        for key, entry in entries.items():
+        for count, (key, entry) in enumerate(entries.items(), 1):
             if self.entries.get(key) != entry:
                 self._take(key, entry)
+            if count % _PART == 0:
+                yield
 
     @property
     def changed(self) -> bool:

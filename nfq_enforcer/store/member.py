@@ -17,7 +17,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput, NfqError
@@ -102,7 +102,7 @@ class Member:
         if self._state.problem:
             _log.warning("%s", self._state.problem)
         if known is not None:
-            self._recall(known)
+            await self._recall(known)
         self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._keep_saved())]
         try:
             async with asyncio.timeout(_FIRST_STATE if known is not None else None):
@@ -142,8 +142,8 @@ class Member:
             self._enforced = handed.revision
             self._beat.set()
 
-    def _recall(self, known: State) -> None:
-        self.entries.replace(known.entries)
+    async def _recall(self, known: State) -> None:
+        await self._replace(known.entries)
         self.entries.take_unsaved()
         self._pending = dict(known.pending)
         marks = known.marks
@@ -250,11 +250,17 @@ class Member:
             theirs.pop((Kind.ENDPOINT, name), None)
             if value:
                 theirs[Kind.ENDPOINT, name] = Entry(self.position, value)
-        self.entries.replace(theirs)
+        await self._replace(theirs)
         for key, reason in bad:
             self.entries.refuse(key, reason)
+        for name, value in self._pending.items():  # those, too, that have come up meanwhile
+            self.entries.assume((Kind.ENDPOINT, name), Entry(self.position, value) if value else None)
         self.position, self._serial, self.revision = joined.last, joined.serial, joined.revision
         self._replace_saved = True
+
+    async def _replace(self, entries: Mapping[Key, Entry]) -> None:
+        for _ in self.entries.replacing(entries):
+            await asyncio.sleep(0)  # a hundred thousand take a second, in which the agent answers
 
     async def _give_back(
         self, store: RedisStore, theirs: dict[Key, Entry], survived: int, anew: frozenset[Key]

@@ -8,6 +8,7 @@ An endpoint of this node is believed before those of others (it is here, and not
 the one that came last; when that one goes, the address is again that of who still claims it.
 """
 
+import operator
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -145,7 +146,9 @@ class Roster:
         self._sorts[sort] = sort, count + 1
         if not count:
             self._name(sort, 1)
-        return record._replace(**sort._asdict(), node=sys.intern(record.node))
+        node = sys.intern(record.node)
+        shared = node is record.node and all(map(operator.is_, given, sort))
+        return record if shared else record._replace(**sort._asdict(), node=node)
 
     def _leave(self, record: EndpointRecord) -> None:
         given = _Sort(record.namespace, record.account, record.identity, record.labels, record.ports)
