@@ -49,6 +49,7 @@ _SAVE = 0.2  # seconds between two savings of the state
 _SAMPLES = 1000
 _LOOK = 0.05  # seconds between two looks at what other nodes enforce
 _AT_ONCE = 500  # endpoints written together
+_MANY = 100  # changes after which others have a turn
 _NAMED = 20  # refused values that status names
 
 Exempt = Callable[[frozenset[tuple[Address, int]]], Awaitable[None]]
@@ -143,14 +144,14 @@ class Member:
             self._beat.set()
 
     async def _recall(self, known: State) -> None:
-        await self._replace(known.entries)
-        self.entries.take_unsaved()
         self._pending = dict(known.pending)
         marks = known.marks
         self.position, self._serial, self.revision = (
             int(marks.get(name, "0")) for name in ("position", "serial", "revision")
         )
         self._forks = frozenset(filter(None, marks.get("forks", "").split(",")))
+        await self._replace(known.entries)
+        self.entries.take_unsaved()
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -237,7 +238,8 @@ class Member:
         """Hold what the store holds, having given back what it has lost."""
         self.resyncs += 1
         theirs, bad = await store.scan()
-        anew = await store.since(new[0].marker) if new else None
+        # who knows nothing has nothing to give back, and need not read the whole stream
+        anew = await store.since(new[0].marker) if new and self.entries.entries else None
         if anew is not None:
             survived = min(fork.survived for fork in new)
             if self.entries.entries and self.position >= survived:
@@ -250,17 +252,23 @@ class Member:
             theirs.pop((Kind.ENDPOINT, name), None)
             if value:
                 theirs[Kind.ENDPOINT, name] = Entry(self.position, value)
+        self.position, self._serial, self.revision = joined.last, joined.serial, joined.revision
+        self._replace_saved = True
         await self._replace(theirs)
         for key, reason in bad:
             self.entries.refuse(key, reason)
         for name, value in self._pending.items():  # those, too, that have come up meanwhile
             self.entries.assume((Kind.ENDPOINT, name), Entry(self.position, value) if value else None)
-        self.position, self._serial, self.revision = joined.last, joined.serial, joined.revision
-        self._replace_saved = True
 
     async def _replace(self, entries: Mapping[Key, Entry]) -> None:
-        for _ in self.entries.replacing(entries):
-            await asyncio.sleep(0)  # a hundred thousand take a second, in which the agent answers
+        """Hold these entries; while that lasts, a second for a hundred thousand, the agent answers and saves nothing."""
+        parts = self.entries.replacing(entries)
+        async with self._saving:
+            try:
+                for _ in parts:
+                    await asyncio.sleep(0)
+            finally:
+                deque(parts, 0)  # all of it, also where this member is told to stop
 
     async def _give_back(
         self, store: RedisStore, theirs: dict[Key, Entry], survived: int, anew: frozenset[Key]
@@ -288,9 +296,9 @@ class Member:
     async def _catch_up(self, store: RedisStore) -> None:
         while published := await store.read(self.position, None):
             for one in published:
-                self._take_published(one)
+                await self._take_published(one)
 
-    def _take_published(self, published: Published) -> None:
+    async def _take_published(self, published: Published) -> None:
         """Take an entry of the stream; raise NotJoined if one before it is missing, or the server is another."""
         if published.foreign or not published.serial:
             reason = published.foreign or "it is nothing of ours"
@@ -307,6 +315,8 @@ class Member:
                 self.entries.accept(key, number, value)  # else: who says that they are gone has lost sight of this node
         if published.revision is not None:
             self.revision = max(self.revision, published.revision)
+        if len(published.changes) > _MANY:
+            await asyncio.sleep(0)
 
     # -- being up to date ---------------------------------------------------------------------------------------------
 
@@ -330,7 +340,7 @@ class Member:
             for one in published:
                 if one.fork and not self._knows(one):
                     raise NotJoined("the store has been on another server")
-                self._take_published(one)
+                await self._take_published(one)
             if self.entries.changed:
                 self._arrived = self._arrived or (published[0].id >> 32) / 1000 - self.offset
                 self._handed.set()
@@ -489,7 +499,8 @@ class Member:
             unsaved = self.entries.take_unsaved()
             if not unsaved and not replace and marks == self._saved_marks:
                 return
-            changes = [(*key, entry) for key, entry in (self.entries.entries if replace else unsaved).items()]
+            changed = list((self.entries.entries if replace else unsaved).items())
+            changes = ((*key, entry) for key, entry in changed)  # made in the thread, one by one
             try:
                 await asyncio.to_thread(self._state.save, changes, marks, replace=replace)
             except NfqError as error:

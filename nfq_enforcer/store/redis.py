@@ -24,7 +24,7 @@ from nfq_enforcer.store.schema import HASHES, Entry, Key, SchemaError
 from nfq_enforcer.store.server import StoreError, sentence
 
 _SCAN = 2000  # entries a step of a scan
-_READ = 5000  # entries of the stream at once
+_READ = 200  # entries of the stream at once; each may be a few hundred endpoints
 _GIVEN_BACK = 500  # entries a restoring step
 
 
