@@ -129,9 +129,9 @@ class Member:
 
     def take(self) -> Handed:
         """Return the changes since the last time; none while this member is getting up to date."""
+        self._handed.clear()  # also while settling, or who waits would be told again and again, and nobody else have a turn
         if self._settling:
             return Handed([], self._enforced, None)
-        self._handed.clear()
         arrived, self._arrived = self._arrived, None
         return Handed(self.entries.take(), self.revision, arrived)
 
@@ -191,6 +191,8 @@ class Member:
         finally:
             self._commands += store.commands
             self.store, self._settling = None, False
+            if self.entries.changed:
+                self._handed.set()
             self._joined.clear()
             await store.close()
 
