@@ -129,7 +129,7 @@ class Member:
 
     def take(self) -> Handed:
         """Return the changes since the last time; none while this member is getting up to date."""
-        self._handed.clear()  # also while settling, or who waits would be told again and again, and nobody else have a turn
+        self._handed.clear()  # also while settling: who waits would be told over and over, and nobody else have a turn
         if self._settling:
             return Handed([], self._enforced, None)
         arrived, self._arrived = self._arrived, None
@@ -263,7 +263,7 @@ class Member:
             self.entries.assume((Kind.ENDPOINT, name), Entry(self.position, value) if value else None)
 
     async def _replace(self, entries: Mapping[Key, Entry]) -> None:
-        """Hold these entries; while that lasts, a second for a hundred thousand, the agent answers and saves nothing."""
+        """Hold these entries; while that lasts, a second for a hundred thousand, the agent answers and saves none."""
         parts = self.entries.replacing(entries)
         async with self._saving:
             try:
@@ -328,11 +328,12 @@ class Member:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for reason in ended:
-            if isinstance(reason, Exception):
+            while not all(task.done() for task in tasks):
+                for task in tasks:
+                    task.cancel()  # again and again: where an answer comes just then, it can go unheard
+                await asyncio.wait(tasks, timeout=_PAUSES[0])
+        for task in tasks:
+            if not task.cancelled() and (reason := task.exception()) is not None:
                 raise reason
 
     async def _listen(self, store: RedisStore) -> None:
@@ -343,7 +344,7 @@ class Member:
                 if one.fork and not self._knows(one):
                     raise NotJoined("the store has been on another server")
                 await self._take_published(one)
-            if self.entries.changed:
+            if published and self.entries.changed:
                 self._arrived = self._arrived or (published[0].id >> 32) / 1000 - self.offset
                 self._handed.set()
             if before != self.entries.namespaces:

@@ -47,8 +47,7 @@ def echoed(lab: Lab, host: str, port: int) -> Iterator[tuple[str, int]]:
 
 
 def _echo(server: socket.socket, end: int) -> None:
-    while end not in (ready := select.select([server, end], [], [])[0]):
-        assert ready
+    while end not in select.select([server.fileno(), end], [], [])[0]:
         data, sender = server.recvfrom(100)
         server.sendto(data, sender)
 

@@ -23,6 +23,7 @@ from tests.labs import FRONT_TO_BACK, run_in
 ENDPOINTS = 100_000
 _NODE, _SOURCE, _TARGET = "n1", "front1", "back1"
 _OTHER_KINDS = 999  # than at first, so that nearly every endpoint has changed
+_TRIM = ("XTRIM", "nfqe:changes", "MAXLEN", "1")
 _PORT = 7000
 _LOOK = 0.02
 _PATIENCE = 60.0
@@ -84,7 +85,7 @@ async def _fall_behind(lab: Lab, node: Node) -> dict[str, float]:
         try:
             os.kill(node.pid, signal.SIGSTOP)
             await simulate(lab, "fill", Simulation(lab.store.url, endpoints=ENDPOINTS, kinds=_OTHER_KINDS))
-            run_in(lab, STORE, "redis-cli", "-h", str(lab.address(STORE)), "XTRIM", "nfqe:changes", "MAXLEN", "0")
+            run_in(lab, STORE, "redis-cli", "-h", str(lab.address(STORE)), *_TRIM)
             begun = time.perf_counter()
         finally:
             os.kill(node.pid, signal.SIGCONT)

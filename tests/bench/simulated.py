@@ -75,9 +75,7 @@ def endpoint(number: int, labels: Labels, nodes: int) -> Placed:
     address = (_FIRST_ENDPOINT + number).packed
     namespace, name = endpoint_name(number).split("/")
     node, interface = node_name(number % nodes), f"veth{number % 1000}"
-    record = EndpointRecord(
-        namespace, name, node, Identity(0), (address,), interface, labels, "default", frozenset()
-    )
+    record = EndpointRecord(namespace, name, node, Identity(0), (address,), interface, labels, "default", frozenset())
     return _PLACES.placed(record)
 
 
@@ -89,8 +87,8 @@ async def connected(url: str, name: str = "observer") -> AsyncIterator[RedisStor
     """Give a connection of the store that has joined, as a node's."""
     address = parse(url)
     server = Server(address)
-    clients = [server.client(*address.servers[0], timeout=_TIMEOUT) for _ in range(2)]
-    store = RedisStore(*clients, address.prefix)
+    client, reader = (server.client(*address.servers[0], timeout=_TIMEOUT) for _ in range(2))
+    store = RedisStore(client, reader, address.prefix)
     try:
         await store.join(name, 0, 0)
         yield store

@@ -1,4 +1,4 @@
-"""What starting an endpoint costs whose labels are known: commands to the store, and time until its first packet passes.
+"""What the start of an endpoint with known labels costs: commands to the store, and time until its first packet passes.
 
 Endpoints start one after the other on a node of the lab, each with an address of its own, and send at once when the
 call returns. On another node nothing is compiled for it, and no snapshot is made.
@@ -38,7 +38,9 @@ async def measure(starts: int) -> list[Startup]:
     async with Lab() as lab:
         lab.start_agents()
         await lab.apply("front-to-back", FRONT_TO_BACK)
-        run_in(lab, _HOST, "ip", "-batch", "-", text="".join(f"address add {one}/32 dev eth0\n" for one in _addresses()))
+        run_in(
+            lab, _HOST, "ip", "-batch", "-", text="".join(f"address add {one}/32 dev eth0\n" for one in _addresses())
+        )
         routes = "".join(f"route add {one}/32 dev veth-{_HOST}\n" for one in _addresses())
         run_in(lab, _NODE, "ip", "-batch", "-", text=routes)
         return [_path(lab, path, target, starts) for path, target in _TARGETS.items()]
