@@ -151,7 +151,6 @@ class Member:
         )
         self._forks = frozenset(filter(None, marks.get("forks", "").split(",")))
         await self._replace(known.entries)
-        self.entries.take_unsaved()
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -263,7 +262,10 @@ class Member:
             self.entries.assume((Kind.ENDPOINT, name), Entry(self.position, value) if value else None)
 
     async def _replace(self, entries: Mapping[Key, Entry]) -> None:
-        """Hold these entries; while that lasts, a second for a hundred thousand, the agent answers and saves none."""
+        """Hold these entries, which are saved already or will be as a whole.
+
+        While that lasts, a second for a hundred thousand, the agent answers, and saves nothing.
+        """
         parts = self.entries.replacing(entries)
         async with self._saving:
             try:
@@ -271,6 +273,7 @@ class Member:
                     await asyncio.sleep(0)
             finally:
                 deque(parts, 0)  # all of it, also where this member is told to stop
+                self.entries.take_unsaved()
 
     async def _give_back(
         self, store: RedisStore, theirs: dict[Key, Entry], survived: int, anew: frozenset[Key]
