@@ -5,7 +5,7 @@ a member restarts while the store is away, and gives back what the store has los
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from nfq_enforcer.core.identity import Identity, derive
 from nfq_enforcer.core.labels import LabelFilter, Labels
@@ -17,6 +17,7 @@ from nfq_enforcer.store.schema import Entry, Key, SchemaError
 
 _MARKS = ("position", "serial", "revision")
 _SKIPPED = 8
+_PART = 1000  # entries: some ten milliseconds
 
 
 class Entries:
@@ -41,6 +42,7 @@ class Entries:
         self.forks: frozenset[str] = frozenset()  # those that this node has seen, by their names
         self.resyncs = 0  # how often all entries were taken anew
         self._known_as: dict[Labels, Identity] = {}  # what labels of this node's endpoints have ever had
+        self.whole = True  # not in the middle of being replaced
         self._changes: list[Change] = []
         self._unsaved: dict[Key, Entry | None] | None = {}  # None: all
 
@@ -83,19 +85,29 @@ class Entries:
 
         ``bad`` are those of the store that are not even entries.
         """
+        deque(self.replacing(entries, bad), 0)
+
+    def replacing(self, entries: Mapping[Key, Entry], bad: Mapping[Key, str]) -> Iterator[None]:
+        """Replace as ``replace`` does, in parts: yield after each, so that others have their turn meanwhile."""
         self.resyncs += 1
+        self.whole = False
         self._unsaved = None
         for key in [key for key in self.entries if key not in entries and key not in bad]:
             self._forget(key)
         self.refused = dict(bad)
-        for key, entry in entries.items():
+        yield from self._taking(entries)
+        self.whole = True
+
+    def _taking(self, entries: Mapping[Key, Entry]) -> Iterator[None]:
+        for count, (key, entry) in enumerate(entries.items(), 1):
             if self.entries.get(key) != entry:
                 self._take(key, entry)
+            if count % _PART == 0:
+                yield
 
-    def recall(self, entries: Mapping[Key, Entry], marks: Mapping[str, str]) -> None:
-        """Hold what was saved."""
-        for key, entry in entries.items():
-            self._take(key, entry)
+    def recalling(self, entries: Mapping[Key, Entry], marks: Mapping[str, str]) -> Iterator[None]:
+        """Hold what was saved; yield from time to time, as ``replacing`` does."""
+        yield from self._taking(entries)
         self.position, self.serial, self.revision = (int(marks.get(name, "0")) for name in _MARKS)
         self.forks = frozenset(filter(None, marks.get("forks", "").split(",")))
         self._unsaved = {}

@@ -107,7 +107,8 @@ class Member:
         if self._state.problem:
             _log.warning("%s", self._state.problem)
         if known is not None:
-            self.entries.recall(known.entries, known.marks)
+            for _ in self.entries.recalling(known.entries, known.marks):
+                await asyncio.sleep(0)
             self._pending = dict(known.pending)
         self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._keep_saved())]
         try:
@@ -232,11 +233,12 @@ class Member:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for reason in ended:
-            if isinstance(reason, Exception):
+            while not all(task.done() for task in tasks):
+                for task in tasks:
+                    task.cancel()  # again and again: where an answer comes just then, it can go unheard
+                await asyncio.wait(tasks, timeout=_PAUSES[0])
+        for task in tasks:
+            if not task.cancelled() and (reason := task.exception()) is not None:
                 raise reason
 
     async def _listen(self, store: RedisStore) -> None:
@@ -246,7 +248,7 @@ class Member:
             for one in published:
                 if one.fork and not self.entries.knows(one.id):
                     raise NotJoined("the store has been on another server")
-                sync.take(self.entries, one)
+                await sync.take(self.entries, one)
             self._look_for_namesakes()
             if published and self.entries.changed:
                 self._arrived = self._arrived or (published[0].id >> 32) / 1000 - self.offset
@@ -440,13 +442,15 @@ class Member:
     async def _save(self) -> None:
         """Save what has changed, together with how far it goes."""
         async with self._saving:
+            if not self.entries.whole:
+                return
             marks = self.entries.marks
             unsaved = self.entries.take_unsaved()
             replace = unsaved is None or self._state.behind
             if not self._loaded or (marks == self._saved_marks and not unsaved and not replace):
                 return
-            entries = self.entries.entries if unsaved is None or replace else unsaved
-            changes = [(*key, entry) for key, entry in entries.items()]
+            changed = list((self.entries.entries if unsaved is None or replace else unsaved).items())
+            changes = ((*key, entry) for key, entry in changed)  # made in the thread, one by one
             try:
                 await self._with_state(self._state.save, changes, marks, replace=replace)
             except NfqError as error:

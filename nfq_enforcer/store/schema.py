@@ -26,6 +26,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import ip_address
+from sys import intern
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -181,18 +182,16 @@ def _identity(name: str, data: Mapping[str, Any]) -> Labels:
 
 def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
     """Read what the cluster needs, a hundred thousand times in seconds; its writer has checked all the rest."""
-    metadata, spec, number = data["document"]["metadata"], data["document"]["spec"], data["identity"]
-    if not isinstance(number, int) or not travels(number):
-        raise ValueError(f"{number!r} is not the number of a cluster identity")
+    metadata, spec = data["document"]["metadata"], data["document"]["spec"]
     record = EndpointRecord(
-        _string(metadata["namespace"]),
+        intern(_string(metadata["namespace"])),
         _string(metadata["name"]),
-        _string(spec["node"]),
-        Identity(number),
+        intern(_string(spec["node"])),
+        _cluster_identity(data["identity"]),
         tuple(_packed(ip) for ip in _strings(spec["ips"])),
-        None if "interface" not in spec else _string(spec["interface"]),
+        None if "interface" not in spec else intern(_string(spec["interface"])),
         _written_labels(tuple(sorted(metadata["labels"].items()))),
-        _string(spec.get("serviceAccount", "default")),
+        intern(_string(spec.get("serviceAccount", "default"))),
         _ports(tuple((p["name"], p["protocol"], p["port"]) for p in spec.get("ports", ()))),
     )
     if record.called != name or not record.addresses:
@@ -201,6 +200,16 @@ def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
 
 
 _DECODERS = {Kind.NODE: _node, Kind.DOCUMENT: _document, Kind.IDENTITY: _identity, Kind.ENDPOINT: _endpoint}
+
+
+# What many endpoints have in common is kept once for all of them.
+
+
+@lru_cache(maxsize=1 << 16)
+def _cluster_identity(number: object) -> Identity:
+    if not isinstance(number, int) or not travels(number):
+        raise ValueError(f"{number!r} is not the number of a cluster identity")
+    return Identity(number)
 
 
 @lru_cache(maxsize=1 << 16)

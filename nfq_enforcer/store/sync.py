@@ -5,6 +5,7 @@ was trimmed, the server was replaced) all entries are taken anew and the stream 
 what was written meanwhile is not missed. A store that has lost something gets it back first (``merge``).
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping, Sequence, Set
 
@@ -15,6 +16,7 @@ from nfq_enforcer.store.redis import Joined, NotJoined, Published, RedisStore
 from nfq_enforcer.store.schema import Entry, Key, write_id
 
 _log = logging.getLogger(__name__)
+_MANY = 100  # changes after which others have a turn
 
 
 async def get_up_to_date(entries: Entries, store: RedisStore, joined: Joined, pending: Mapping[str, bytes]) -> None:
@@ -29,7 +31,7 @@ async def get_up_to_date(entries: Entries, store: RedisStore, joined: Joined, pe
         await _take_all(entries, store, joined, new, pending)
     while published := await store.read(entries.position, None):
         for one in published:
-            take(entries, one)
+            await take(entries, one)
 
 
 def may_lack_own(entries: Entries, joined: Joined) -> bool:
@@ -37,7 +39,7 @@ def may_lack_own(entries: Entries, joined: Joined) -> bool:
     return not joined.registered or bool(unseen(joined.forks, entries.forks))
 
 
-def take(entries: Entries, published: Published) -> None:
+async def take(entries: Entries, published: Published) -> None:
     """Take an entry of the stream; raise NotJoined if one before it is missing."""
     if published.foreign or not published.serial:
         entries.skip(f"changes {write_id(published.id)}", published.foreign or "it is nothing of ours")
@@ -52,6 +54,8 @@ def take(entries: Entries, published: Published) -> None:
             entries.accept(key, number, value)
     if published.revision is not None:
         entries.revision = max(entries.revision, published.revision)
+    if len(published.changes) > _MANY:
+        await asyncio.sleep(0)
 
 
 async def _can_resume(entries: Entries, store: RedisStore, joined: Joined) -> bool:
@@ -71,8 +75,9 @@ async def _take_all(
 ) -> None:
     """Hold what the store holds, having given back what it has lost."""
     theirs, bad = await store.scan()
-    anew = await store.since(new[0].marker) if new else None
-    if anew is not None and entries.entries and entries.reach > min(fork.survived for fork in new):
+    # who knows nothing has nothing to give back, and need not read the whole stream
+    anew = await store.since(new[0].marker) if new and entries.entries else None
+    if anew is not None and entries.reach > min(fork.survived for fork in new):
         unclear = entries.refused.keys() | {(Kind.ENDPOINT, name) for name in pending}
         await _give_back(entries, store, theirs, new, anew | unclear)
         theirs, bad = await _without_gone(entries, store, new, unclear)
@@ -84,7 +89,10 @@ async def _take_all(
         theirs.pop((Kind.ENDPOINT, name), None)
         if value:
             theirs[Kind.ENDPOINT, name] = Entry(entries.position, value)
-    entries.replace(theirs, bad)
+    for _ in entries.replacing(theirs, bad):
+        await asyncio.sleep(0)
+    for name, value in pending.items():  # those, too, that have come up meanwhile
+        entries.assume((Kind.ENDPOINT, name), Entry(entries.position, value) if value else None)
     entries.position, entries.serial, entries.revision = joined.last, joined.serial, joined.revision
     entries.forks = frozenset(fork.name for fork in joined.forks)  # with them, for it is on this side of them now
 
