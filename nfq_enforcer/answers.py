@@ -165,7 +165,7 @@ class Answers:
             {
                 "name": name,
                 "addresses": [str(address) for address in node.addresses],
-                **_life(heard.get(name) or NodeStatus(name, live=False)),
+                **_life(heard.get(name) or NodeStatus(name, live=None)),
                 "version": node.version,
                 "endpoints": hosted[name],
             }

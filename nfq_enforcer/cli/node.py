@@ -15,6 +15,9 @@ app = typer.Typer(help="Nodes.", no_args_is_help=True)
 _COLUMNS = ("NODE", "LIVE", "LAST SEEN", "REVISION", "ENDPOINTS", "ADDRESSES", "VERSION")
 
 
+_LIVE = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("unknown", "yellow")}  # without the store
+
+
 @app.callback()
 def node() -> None:
     """Nodes."""
@@ -27,6 +30,6 @@ def list_nodes(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
 
 
 def _row(one: Mapping[str, Any]) -> list[object]:
-    live = Text("yes", "green") if one["live"] else Text("no", "red")
+    live = _LIVE[one["live"]]
     rest = (one[key] for key in ("last_seen", "revision", "endpoints", "addresses", "version"))
     return [one["name"], live, *rest]

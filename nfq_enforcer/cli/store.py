@@ -121,10 +121,14 @@ def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         if seen.get(key) is not None:
             yield name, seen[key]
     if seen.get("pending"):
-        yield "waiting to be written", seen["pending"]
+        yield "waiting to be written", "\n".join(map(_waiting, seen["pending"]))
     lag = seen.get("lag_ms")
     if lag and None not in (lag["p50"], lag["p99"]):
         yield "lag of changes", f"median {lag['p50']} ms, p99 {lag['p99']} ms"
+
+
+def _waiting(one: Mapping[str, Any]) -> str:
+    return f"{one['endpoint']}: {one['reason']}" if one.get("reason") else str(one["endpoint"])
 
 
 def _reason(refused: Mapping[str, str]) -> str:

@@ -43,7 +43,7 @@ def families(status: Data, nodes: Iterable[Data] = ()) -> list[Family]:
     """Return what an agent's status says, and its list of nodes, as its API gives them."""
     store = status.get("store")
     found = [*_of_policy(status), *_of_packets(status["worker"]), *(_of_store(store) if store else ())]
-    live = [Sample(node["live"], {"node": node["name"]}) for node in nodes]
+    live = [Sample(node["live"], {"node": node["name"]}) for node in nodes if node["live"] is not None]
     if live:
         found.append(_family("node_live", "1 for each node that has been heard of lately, 0 for others.", *live))
     return found

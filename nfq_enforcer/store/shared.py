@@ -133,7 +133,9 @@ class SharedStore:
     async def nodes(self) -> list[NodeStatus]:
         """Return every node; without the store nobody knows who lives."""
         store = self._member.store
-        seen = await store.nodes() if store is not None else {}
+        if store is None:
+            return [NodeStatus(name, live=None) for kind, name in self._entries.entries if kind is Kind.NODE]
+        seen = await store.nodes()
         now = time.time() + self._member.offset
         names = [name for kind, name in self._entries.entries if kind is Kind.NODE]
         return [

@@ -37,7 +37,7 @@ class NodeStatus(NamedTuple):
     """A node, as the store has heard of it."""
 
     name: str
-    live: bool
+    live: bool | None  # None: without the store nobody knows
     seen: float | None = None  # seconds since the epoch, on the store's clock
     revision: int | None = None  # of the policy that it enforces
 

@@ -117,7 +117,6 @@ class TestCommands:
         [
             (["load", "FILE"], 2, "mine.yaml:3:14: spec.ingres: unknown field 'ingres'"),
             (["delete", "default/nobody"], 2, "there is no policy default/nobody; 'nfq-enforcer policy list' shows"),
-            (["delete", "default/from-a-file"], 2, "policy default/from-a-file comes from "),
             (["get", "default/nobody"], 1, "there is no policy default/nobody; there are: default/from-a-file"),
         ],
     )

@@ -29,7 +29,7 @@ STATUS: dict[str, Any] = {
     "commands": 1234,
     "resyncs": 0,
     "refused": {"count": 1, "values": [{"key": "endpoints default/x", "reason": "[/red] is no JSON"}]},
-    "pending": ["endpoint default/a", "endpoint default/b"],
+    "pending": [{"endpoint": "default/a", "reason": None}, {"endpoint": "default/b", "reason": "its address is taken"}],
     "lag_ms": {"p50": 1.5, "p99": 12.0},
 }
 HEADER: dict[str, Any] = {"nfq_enforcer_export": 1, "entries": 2, "prefix": "nfqe"}
