@@ -54,7 +54,7 @@ demo: _root setup ## Show real connections in a lab of three nodes, allowed and 
 	$(LAB) up --run-id $$run; $(LAB) demo --run-id $$run
 
 .PHONY: bench
-bench: _root setup ## Measure what judging every packet costs (root)
+bench: _root setup ## Measure what judging every packet and being one of many nodes cost (root)
 	$(BIN)/python -m tests.bench
 
 .PHONY: clean

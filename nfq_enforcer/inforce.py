@@ -8,17 +8,19 @@ against the new peers within a second, all at once, however many changes come in
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from nfq_enforcer.core.ipcache import PeerChange
 from nfq_enforcer.dataplane.iptables import Rules
 from nfq_enforcer.dataplane.pool import WorkerProcess
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.store.records import Change
 from nfq_enforcer.store.replica import Replica, View
 from nfq_enforcer.store.source import Store
 
 _log = logging.getLogger(__name__)
 _RENEWAL = 1.0  # seconds for which open flows may go by peers that have changed
+_PART = 1000  # changes after which others have a turn
 _AGAIN = 0.15  # seconds until a step that failed is tried again
 
 
@@ -40,8 +42,9 @@ class InForce:
 
     async def begin(self) -> None:
         """Put the store's first state in force: first who judges, then the rules that hand packets over."""
+        await self._store.wait()
         handed = self._store.take()
-        self._replica.apply(handed.changes)
+        await self._apply(handed.changes)
         self.view = await asyncio.to_thread(self._replica.view, self._number)
         await self._worker.start(self.view.snapshot, self._replica.peers)
         await asyncio.to_thread(self._rules.install, self.view.snapshot)
@@ -65,13 +68,19 @@ class InForce:
             handed = self._store.take()
             if handed.changes or self._unfinished:
                 self._number += 1
-                self._replica.apply(handed.changes)  # here and not in a thread: the directory is read here, too
+                await self._apply(handed.changes)
                 self.view = await asyncio.to_thread(self._replica.view, self._number)
                 again, self._unfinished = self._unfinished, True
                 await self._put_in_force(self.view, anew=self.view.changed or again)
                 self._unfinished = False
                 self.revision = self._number
             self._store.enforced(handed)
+
+    async def _apply(self, changes: Sequence[Change]) -> None:
+        """Tell the replica; here and not in a thread, because the directory is read here, too."""
+        for start in range(0, len(changes), _PART):
+            self._replica.apply(changes[start : start + _PART])
+            await asyncio.sleep(0)
 
     async def _put_in_force(self, view: View, *, anew: bool) -> None:
         self._change_peers(view.peer_changes)

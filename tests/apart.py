@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
@@ -29,3 +30,10 @@ def _run(scenario: Coroutine[Any, Any, T], addresses: tuple[str, ...]) -> T:
     lines = ["link set lo up", *(f"address add {address} dev lo" for address in addresses)]
     subprocess.run(["ip", "-batch", "-"], input="\n".join(lines), text=True, check=True)
     return asyncio.run(scenario)
+
+
+def enter(namespace: Path) -> None:
+    """Move this thread into a network namespace that has a name."""
+    with namespace.open() as file:
+        if _libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}: {os.strerror(ctypes.get_errno())}")

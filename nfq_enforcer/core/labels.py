@@ -6,6 +6,7 @@ Cilium's source prefix; a label without a prefix has source ``k8s``, as document
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 DEFAULT_SOURCE = "k8s"
@@ -54,26 +55,35 @@ def check_value(text: str) -> str:
     return text
 
 
-class Labels:
-    """An immutable set of labels, at most one value for a (source, key); equal sets are equal keys of a dict."""
+@lru_cache(maxsize=1 << 14)
+def _label(key: str, value: str) -> Label:
+    """Return a label as it is written; endpoints have the same ones over and over, and so share them."""
+    return Label(*split_key(key), check_value(value))
 
-    __slots__ = ("_by_key", "_text")
+
+class Labels:
+    """An immutable set of labels, at most one value for a (source, key); equal sets are equal keys of a dict.
+
+    There may be as many as endpoints, and few of them are ever searched: the index is made when it is asked for.
+    """
+
+    __slots__ = ("_by_key", "_ordered", "_text")
 
     def __init__(self, labels: Iterable[Label] = ()) -> None:
         """Take labels in any order; of two with the same source and key the last one counts."""
-        ordered = sorted({(label.source, label.key): label for label in labels}.values())
-        self._by_key: dict[str, tuple[Label, ...]] = {}
-        for label in ordered:
-            self._by_key[label.key] = (*self._by_key.get(label.key, ()), label)
-        self._text = ";".join(map(str, ordered))
+        self._ordered = tuple(sorted({(label.source, label.key): label for label in labels}.values()))
+        self._by_key: dict[str, tuple[Label, ...]] | None = None
+        self._text = ";".join(map(str, self._ordered))
 
     @classmethod
     def parse(cls, written: Mapping[str, str]) -> "Labels":
         """Return the labels of a document's ``labels`` mapping; raise ValueError for a bad key or value."""
-        return cls(Label(*split_key(key), check_value(value)) for key, value in written.items())
+        return cls(_label(key, value) for key, value in written.items())
 
     def find(self, source: str, key: str) -> tuple[Label, ...]:
         """Return the labels with this key and source (``any``: every source); empty if there are none."""
+        if self._by_key is None:
+            self._by_key = self._indexed()
         found = self._by_key.get(key, ())
         return found if source == ANY_SOURCE else tuple(label for label in found if label.source == source)
 
@@ -81,14 +91,19 @@ class Labels:
         """Return both sets in one; where both have a value for a key, the other's counts."""
         return Labels((*self, *other))
 
+    def _indexed(self) -> dict[str, tuple[Label, ...]]:
+        by_key: dict[str, tuple[Label, ...]] = {}
+        for label in self._ordered:
+            by_key[label.key] = (*by_key.get(label.key, ()), label)
+        return by_key
+
     def __iter__(self) -> Iterator[Label]:
-        """Yield the labels, grouped by key."""
-        for labels in self._by_key.values():
-            yield from labels
+        """Yield the labels, in order of their sources and keys."""
+        return iter(self._ordered)
 
     def __len__(self) -> int:
         """Return how many labels there are."""
-        return sum(map(len, self._by_key.values()))
+        return len(self._ordered)
 
     def __eq__(self, other: object) -> bool:
         """Compare as sets."""

@@ -4,7 +4,8 @@ A value that cannot be understood is left out and named, and what was known befo
 a member restarts while the store is away, and gives back what the store has lost.
 """
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 
 from nfq_enforcer.core.identity import Identity, derive
 from nfq_enforcer.core.labels import LabelFilter, Labels
@@ -13,6 +14,10 @@ from nfq_enforcer.policy.loader import all_labels
 from nfq_enforcer.store import schema
 from nfq_enforcer.store.records import Change, EndpointRecord, Kind, Placed, Record
 from nfq_enforcer.store.schema import Entry, Key, SchemaError
+
+_MARKS = ("position", "serial", "revision")
+_SKIPPED = 8
+_PART = 1000  # entries: some ten milliseconds
 
 
 class Entries:
@@ -28,11 +33,22 @@ class Entries:
         self.namespaces: dict[str, Namespace] = {}
         self.numbers: dict[Labels, Identity] = {}
         self.labels: dict[Identity, Labels] = {}
+        self.skipped: deque[tuple[str, str]] = deque(maxlen=_SKIPPED)  # the last foreign changes, each with the reason
+        self.skips = 0  # how many there were
+        self.position = 0  # id of the last change in the stream that is in here
+        self.serial = 0  # its serial
+        self._reach = 0  # id of the last change, of those made by this node before they came by in the stream
+        self.revision = 0  # of the policy
+        self.forks: frozenset[str] = frozenset()  # those that this node has seen, by their names
+        self.resyncs = 0  # how often all entries were taken anew
+        self._known_as: dict[Labels, Identity] = {}  # what labels of this node's endpoints have ever had
+        self.whole = True  # not in the middle of being replaced
         self._changes: list[Change] = []
-        self._unsaved: dict[Key, Entry | None] = {}
+        self._unsaved: dict[Key, Entry | None] | None = {}  # None: all
 
     def accept(self, key: Key, number: int, value: bytes | None) -> None:
         """Take a change that has this id; ``None``: the entry is gone. One that is not newer changes nothing."""
+        self._reach = max(self._reach, number)
         known = self.entries.get(key)
         if known is not None and known.id >= number:
             return
@@ -52,23 +68,60 @@ class Entries:
         try:
             record = schema.decode(*key, entry.value)
         except SchemaError as error:
-            self.refuse(key, str(error))
+            self.refused[key] = str(error)
             return
         self.refused.pop(key, None)
-        self.entries[key] = self._unsaved[key] = entry
+        self.entries[key] = entry
+        self._note_unsaved(key, entry)
         self._note(key, record)
 
-    def refuse(self, key: Key, reason: str) -> None:
-        """Note that a value is not understood."""
-        self.refused[key] = reason
+    def skip(self, what: str, reason: str) -> None:
+        """Note something in the stream that is nobody's change."""
+        self.skips += 1
+        self.skipped.append((what, reason))
 
-    def replace(self, entries: Mapping[Key, Entry]) -> None:
-        """Hold these entries and no others, but keep what is known where a value is not understood."""
-        for key in [key for key in self.entries if key not in entries and key not in self.refused]:
+    def replace(self, entries: Mapping[Key, Entry], bad: Mapping[Key, str]) -> None:
+        """Hold these entries and no others, but keep what is known where a value is not understood.
+
+        ``bad`` are those of the store that are not even entries.
+        """
+        deque(self.replacing(entries, bad), 0)
+
+    def replacing(self, entries: Mapping[Key, Entry], bad: Mapping[Key, str]) -> Iterator[None]:
+        """Replace as ``replace`` does, in parts: yield after each, so that others have their turn meanwhile."""
+        self.resyncs += 1
+        self.whole = False
+        self._unsaved = None
+        for key in [key for key in self.entries if key not in entries and key not in bad]:
             self._forget(key)
-        for key, entry in entries.items():
+        self.refused = dict(bad)
+        yield from self._taking(entries)
+        self.whole = True
+
+    def _taking(self, entries: Mapping[Key, Entry]) -> Iterator[None]:
+        for count, (key, entry) in enumerate(entries.items(), 1):
             if self.entries.get(key) != entry:
                 self._take(key, entry)
+            if count % _PART == 0:
+                yield
+
+    def recalling(self, entries: Mapping[Key, Entry], marks: Mapping[str, str]) -> Iterator[None]:
+        """Hold what was saved; yield from time to time, as ``replacing`` does."""
+        yield from self._taking(entries)
+        self.position, self.serial, self.revision = (int(marks.get(name, "0")) for name in _MARKS)
+        self.forks = frozenset(filter(None, marks.get("forks", "").split(",")))
+        self._unsaved = {}
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """Return how far the entries go, to be saved with them."""
+        numbers = (self.position, self.serial, self.revision)
+        return {**dict(zip(_MARKS, map(str, numbers), strict=True)), "forks": ",".join(sorted(self.forks))}
+
+    @property
+    def reach(self) -> int:
+        """Return the id of the last change that is known; of others between ``position`` and this, some may not be."""
+        return max(self._reach, self.position)
 
     @property
     def changed(self) -> bool:
@@ -80,10 +133,21 @@ class Entries:
         taken, self._changes = self._changes, []
         return taken
 
-    def take_unsaved(self) -> dict[Key, Entry | None]:
-        """Return the entries that have changed since the last time."""
+    def take_unsaved(self) -> dict[Key, Entry | None] | None:
+        """Return the entries that have changed since the last time; None: all may have."""
         taken, self._unsaved = self._unsaved, {}
         return taken
+
+    def is_own(self, key: Key) -> bool:
+        """Say whether an entry is an endpoint of this node, or the identity of one."""
+        kind, name = key
+        if kind is Kind.IDENTITY:
+            return any(str(one.identity) == name for one in self.own.values())
+        return kind is Kind.ENDPOINT and name in self.own
+
+    def knows(self, fork: int) -> bool:
+        """Say whether this node has seen the fork that an entry of the stream, of this id, tells of."""
+        return any(name.endswith(f"@{schema.write_id(fork)}") for name in self.forks)
 
     def placed(self, record: EndpointRecord, namespaces: Mapping[str, Namespace] | None = None) -> Placed:
         """Return an endpoint with the labels that make its identity, and the number that it has or shall have.
@@ -93,7 +157,7 @@ class Entries:
         documents = self.namespaces if namespaces is None else namespaces
         its = documents.get(f"Namespace//{record.namespace}")
         labels = self._relevant.apply(all_labels(record.labels, record.namespace, record.account, its))
-        known = self.numbers.get(labels)
+        known = self.numbers.get(labels) or self._known_as.get(labels)
         return Placed(record, labels, derive([labels])[labels] if known is None else known)
 
     def is_mislabelled(self, record: EndpointRecord) -> bool:
@@ -109,16 +173,18 @@ class Entries:
 
     def described_refusals(self, at_most: int) -> list[dict[str, str]]:
         """Return the first values that are not understood, each with its reason."""
-        return [
-            {"key": f"{schema.HASHES[kind]} {name}", "reason": reason}
-            for (kind, name), reason in list(self.refused.items())[:at_most]
-        ]
+        values = [(f"{schema.HASHES[kind]} {name}", reason) for (kind, name), reason in self.refused.items()]
+        return [{"key": key, "reason": reason} for key, reason in [*values, *self.skipped][:at_most]]
 
     def _forget(self, key: Key) -> None:
         self.refused.pop(key, None)
         if self.entries.pop(key, None) is not None:
-            self._unsaved[key] = None
+            self._note_unsaved(key, None)
             self._note(key, None)
+
+    def _note_unsaved(self, key: Key, entry: Entry | None) -> None:
+        if self._unsaved is not None:
+            self._unsaved[key] = entry
 
     def _note(self, key: Key, record: Record | None) -> None:
         kind, name = key
@@ -127,9 +193,11 @@ class Entries:
             self.own.pop(name, None)
             if isinstance(record, EndpointRecord) and record.node == self._node:
                 self.own[name] = record
+                if record.identity in self.labels:
+                    self._known_as[self.labels[record.identity]] = record.identity
         elif kind is Kind.IDENTITY:
             self._note_identity(Identity(int(name)), record)
-        elif kind is Kind.DOCUMENT and name.startswith("Namespace/"):
+        elif schema.is_namespace(key):
             self.namespaces.pop(name, None)
             if isinstance(record, Namespace):
                 self.namespaces[name] = record

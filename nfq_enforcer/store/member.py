@@ -12,21 +12,22 @@ What is written by this member counts here at once, and comes by again in the st
 
 import asyncio
 import contextlib
-import json
 import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
 
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput, NfqError
-from nfq_enforcer.store import schema
+from nfq_enforcer.store import schema, sync
 from nfq_enforcer.store.entries import Entries
-from nfq_enforcer.store.laststate import LastState, State
-from nfq_enforcer.store.merge import Fork, compare, unseen
+from nfq_enforcer.store.laststate import LastState
 from nfq_enforcer.store.records import Address, EndpointRecord, Kind, NodeRecord, Placed
-from nfq_enforcer.store.redis import Joined, NotJoined, Published, RedisStore, Request, Written
+from nfq_enforcer.store.redis import NotJoined, RedisStore, Request, Written
 from nfq_enforcer.store.schema import Entry, Key
 from nfq_enforcer.store.server import Server, ServerInfo, StoreError, check
 from nfq_enforcer.store.source import Handed
@@ -51,6 +52,8 @@ _LOOK = 0.05  # seconds between two looks at what other nodes enforce
 _AT_ONCE = 500  # endpoints written together
 _NAMED = 20  # refused values that status names
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Exempt = Callable[[frozenset[tuple[Address, int]]], Awaitable[None]]
 
 
@@ -60,13 +63,12 @@ class Member:
     def __init__(self, node: str, record: NodeRecord, server: Server, state: LastState, relevant: LabelFilter) -> None:
         """Take who this node is and where its store is; nothing is connected yet."""
         self.node = node
-        self._record = record
+        self._registration = schema.encode_node(record)
+        self._namesake: Entry | None = None
         self.server = server
         self._state = state
         self.exempt: Exempt | None = None  # is told whom this node must be able to reach, before it connects
         self.entries = Entries(node, relevant)
-        self.position = self._serial = self.revision = 0
-        self._forks: frozenset[str] = frozenset()
         self._pending: dict[str, bytes] = {}  # endpoints started (their value) or stopped (empty) without the store
         self._conflicts: dict[str, str] = {}  # why the store does not take one of these
         self.store: RedisStore | None = None
@@ -77,17 +79,19 @@ class Member:
         self.offset = 0.0  # how far the server's clock is ahead of this one
         self.lags: deque[float] = deque(maxlen=_SAMPLES)
         self._arrived: float | None = None  # when the first of the changes was written that wait to be taken
-        self._settling = False  # getting up to date: what is held is neither what it was nor what it will be
+        self._own_there = False  # the endpoints of this node are in the store, and stay there if it loses nothing
+        self._settled = asyncio.Event()  # not set while getting up to date: what is held is neither old nor new
+        self._settled.set()
         self._handed = asyncio.Event()
         self._joined = asyncio.Event()
         self._beat = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._saving = asyncio.Lock()
-        self._replace_saved = False
+        self._file = ThreadPoolExecutor(1, "last-state")  # the file is for one thread at a time
+        self._loaded = False  # what was saved is known, so more can be
         self._saved_marks: dict[str, str] = {}
         self._unsaved_because: str | None = None
         self._commands = 0
-        self.resyncs = 0
 
     @property
     def commands(self) -> int:
@@ -98,17 +102,20 @@ class Member:
 
     async def start(self) -> None:
         """Return when there is a state to enforce: the store's if it can be had soon, else the last known one."""
-        known = await asyncio.to_thread(self._state.load)
+        known = await self._with_state(self._state.load)
+        self._loaded = True
         if self._state.problem:
             _log.warning("%s", self._state.problem)
         if known is not None:
-            self._recall(known)
+            for _ in self.entries.recalling(known.entries, known.marks):
+                await asyncio.sleep(0)
+            self._pending = dict(known.pending)
         self._tasks = [asyncio.create_task(self._live()), asyncio.create_task(self._keep_saved())]
         try:
             async with asyncio.timeout(_FIRST_STATE if known is not None else None):
                 await self._joined.wait()
         except TimeoutError:
-            _log.warning("the store is unreachable (%s): enforcing the last known state", self.error)
+            _log.warning("no state from the store yet (%s): enforcing the last known one", self.error)
             self._handed.set()
 
     async def stop(self) -> None:
@@ -120,19 +127,22 @@ class Member:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._save()
-        await asyncio.to_thread(self._state.close)
+        await self._with_state(self._state.close)
+        self._file.shutdown()
 
     async def wait(self) -> None:
         """Return when there are changes to be taken."""
-        await self._handed.wait()
+        while not (self._handed.is_set() and self._settled.is_set()):
+            await self._handed.wait()
+            await self._settled.wait()
 
     def take(self) -> Handed:
         """Return the changes since the last time; none while this member is getting up to date."""
-        if self._settling:
-            return Handed([], self._enforced, None)
+        if not self._settled.is_set():
+            return Handed([], self._enforced)
         self._handed.clear()
         arrived, self._arrived = self._arrived, None
-        return Handed(self.entries.take(), self.revision, arrived)
+        return Handed(self.entries.take(), self.entries.revision, arrived)
 
     def enforced(self, handed: Handed) -> None:
         """Note that what was handed over is in force on this node; the store is told soon which policy that is."""
@@ -141,16 +151,6 @@ class Member:
         if handed.revision != self._enforced:
             self._enforced = handed.revision
             self._beat.set()
-
-    def _recall(self, known: State) -> None:
-        self.entries.replace(known.entries)
-        self.entries.take_unsaved()
-        self._pending = dict(known.pending)
-        marks = known.marks
-        self.position, self._serial, self.revision = (
-            int(marks.get(name, "0")) for name in ("position", "serial", "revision")
-        )
-        self._forks = frozenset(filter(None, marks.get("forks", "").split(",")))
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -189,7 +189,8 @@ class Member:
             yield store
         finally:
             self._commands += store.commands
-            self.store, self._settling = None, False
+            self.store = None
+            self._settled.set()
             self._joined.clear()
             await store.close()
 
@@ -211,96 +212,18 @@ class Member:
 
     async def _synchronise(self, store: RedisStore) -> None:
         """Join, get up to date, and put right what concerns this node; then hand over."""
-        self._settling = True
-        joined = await store.join(self.node, self.position, self.revision)
+        self._settled.clear()
+        joined = await store.join(self.node, self.entries.position, self.entries.revision)
         self.offset = joined.now - time.time()
-        new = unseen(joined.forks, self._forks)
-        stay = bool(new) or not joined.registered  # of this node's endpoints only this node knows whether they are
-        if new or not await self._can_resume(store, joined):
-            await self._take_all(store, joined, new, own_stay=stay)
-        await self._catch_up(store)
-        await self._set_right(store, self.entries.own.values() if stay else ())
-        self._forks = frozenset(fork.name for fork in joined.forks)
+        self._own_there = self._own_there and not sync.may_lack_own(self.entries, joined)
+        await sync.get_up_to_date(self.entries, store, joined, self._untold)
+        await self._set_right(store, () if self._own_there else self.entries.own.values())
+        self._own_there = True
         await self._tell_pending(store)
-        self.store, self._settling = store, False
+        self.store = store
+        self._settled.set()
         self._joined.set()
         self._handed.set()
-
-    async def _can_resume(self, store: RedisStore, joined: Joined) -> bool:
-        """Say whether nothing is missing between what is known and what the stream has."""
-        if not self.position or joined.serial <= self._serial:
-            return bool(self.position) and joined.serial == self._serial
-        following = await store.read(self.position, None)
-        return bool(following) and following[0].serial == self._serial + 1
-
-    async def _take_all(self, store: RedisStore, joined: Joined, new: Sequence[Fork], *, own_stay: bool) -> None:
-        """Hold what the store holds, having given back what it has lost."""
-        self.resyncs += 1
-        theirs, bad = await store.scan()
-        anew = await store.since(new[0].marker) if new else None
-        if anew is not None:
-            survived = min(fork.survived for fork in new)
-            if self.entries.entries and self.position >= survived:
-                await self._give_back(store, theirs, survived, anew)
-        for name in self.entries.own if own_stay else ():
-            key = Kind.ENDPOINT, name
-            if key not in theirs and key not in (anew or ()):
-                theirs[key] = self.entries.entries[key]
-        for name, value in self._pending.items():
-            theirs.pop((Kind.ENDPOINT, name), None)
-            if value:
-                theirs[Kind.ENDPOINT, name] = Entry(self.position, value)
-        self.entries.replace(theirs)
-        for key, reason in bad:
-            self.entries.refuse(key, reason)
-        self.position, self._serial, self.revision = joined.last, joined.serial, joined.revision
-        self._replace_saved = True
-
-    async def _give_back(
-        self, store: RedisStore, theirs: dict[Key, Entry], survived: int, anew: frozenset[Key]
-    ) -> None:
-        loss = compare(self.entries.entries, theirs, survived, anew | self.entries.refused.keys())
-        if not loss.missing and not loss.gone:
-            return
-        _log.warning(
-            "the store has come back without %d entries that this node knows, and with %d that had gone; it gets them",
-            *(len(loss.missing), len(loss.gone)),
-        )
-        rest = [(key, entry) for key, entry in loss.missing if key[0] is not Kind.ENDPOINT]
-        left = await store.restore(rest)
-        other = {name for kind, name in left if kind is Kind.IDENTITY}  # numbers that mean something else by now
-        endpoints = [
-            (key, entry)
-            for key, entry in loss.missing
-            if key[0] is Kind.ENDPOINT and not (other and str(json.loads(entry.value)["identity"]) in other)
-        ]
-        left |= await store.restore(endpoints, loss.gone, self.position)
-        theirs.update(one for one in (*rest, *endpoints) if one[0] not in left)
-        for key in loss.gone:
-            theirs.pop(key, None)
-
-    async def _catch_up(self, store: RedisStore) -> None:
-        while published := await store.read(self.position, None):
-            for one in published:
-                self._take_published(one)
-
-    def _take_published(self, published: Published) -> None:
-        """Take an entry of the stream; raise NotJoined if one before it is missing, or the server is another."""
-        if published.foreign or not published.serial:
-            reason = published.foreign or "it is nothing of ours"
-            _log.warning("an entry of the stream is skipped: %s", reason)
-            self.entries.refuse((Kind.DOCUMENT, f"(change {schema.write_id(published.id)})"), reason)
-            self.position = published.id
-            self._serial += bool(published.serial)
-            return
-        if published.serial != self._serial + 1:
-            raise NotJoined(f"change {self._serial + 1} is missing, the next is {published.serial}")
-        self.position, self._serial = published.id, published.serial
-        for key, number, value in published.changes:
-            if not (published.collected and key[0] is Kind.ENDPOINT and key[1] in self.entries.own):
-                self.entries.accept(key, number, value)  # else: who says that they are gone has lost sight of this node
-        if published.revision is not None:
-            self.revision = max(self.revision, published.revision)
 
     # -- being up to date ---------------------------------------------------------------------------------------------
 
@@ -310,29 +233,35 @@ class Member:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-        for reason in ended:
-            if isinstance(reason, Exception):
+            while not all(task.done() for task in tasks):
+                for task in tasks:
+                    task.cancel()  # again and again: where an answer comes just then, it can go unheard
+                await asyncio.wait(tasks, timeout=_PAUSES[0])
+        for task in tasks:
+            if not task.cancelled() and (reason := task.exception()) is not None:
                 raise reason
 
     async def _listen(self, store: RedisStore) -> None:
         while True:
-            published = await store.read(self.position, _WAIT)
-            before = dict(self.entries.namespaces)
+            published = await store.read(self.entries.position, _WAIT)
+            namespaces = dict(self.entries.namespaces)
             for one in published:
-                if one.fork and not self._knows(one):
+                if one.fork and not self.entries.knows(one.id):
                     raise NotJoined("the store has been on another server")
-                self._take_published(one)
-            if self.entries.changed:
+                await sync.take(self.entries, one)
+            self._look_for_namesakes()
+            if published and self.entries.changed:
                 self._arrived = self._arrived or (published[0].id >> 32) / 1000 - self.offset
                 self._handed.set()
-            if before != self.entries.namespaces:
+            if namespaces != self.entries.namespaces:
                 await self._set_right(store, ())
 
-    def _knows(self, fork: Published) -> bool:
-        return any(name.endswith(f"@{schema.write_id(fork.id)}") for name in self._forks)
+    def _look_for_namesakes(self) -> None:
+        """Say so if another host registers under this node's name: what one of them does undoes the other's."""
+        entry = self.entries.entries.get((Kind.NODE, self.node))
+        if entry is not None and entry.value != self._registration.encode() and entry != self._namesake:
+            _log.error("another agent has registered as node %s, too: each node needs a name of its own", self.node)
+            self._namesake = entry
 
     async def _pulse(self, store: RedisStore) -> None:
         """Say from time to time that this node lives, and what it enforces; collect garbage if nobody else has."""
@@ -340,14 +269,28 @@ class Member:
             self._beat.clear()
             pulse = await store.heartbeat(self.node, self._enforced)
             self.offset = pulse.now - time.time()
-            if pulse.fork not in self._forks:
+            if pulse.fork not in self.entries.forks:
                 raise NotJoined("the store has been on another server")
             if not pulse.registered:  # it was not heard of for so long that it was taken for gone
                 await self._set_right(store, self.entries.own.values())
+            await self._retry_conflicts(store)
             await store.collect(LEASE, GRACE, RETIREMENT, COLLECT)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT):
                     await self._beat.wait()
+
+    async def _retry_conflicts(self, store: RedisStore) -> None:
+        """Try again what the store did not take: whose address it was may have let go of it."""
+        for name in list(self._conflicts):
+            if name in self.entries.own:
+                await self._enter_or_keep(store, self.entries.placed(self.entries.own[name]))
+            else:
+                self._conflicts.pop(name, None)
+        settled = [name for name in self._pending if name not in self._conflicts]
+        if settled and self.store is store:
+            for name in settled:
+                del self._pending[name]
+            await self._keep_pending()
 
     async def _set_right(self, store: RedisStore, own: Iterable[EndpointRecord]) -> None:
         """Register this node, and of its endpoints these and those whose labels have become others."""
@@ -361,41 +304,53 @@ class Member:
                 for one in some:
                     await self._enter_or_keep(store, one)
         # last of all: while it is not registered, the above is tried again
-        await self._enter(store, Request(values=[(Kind.NODE, self.node, schema.encode_node(self._record))]))
+        await self._enter(store, Request(values=[(Kind.NODE, self.node, self._registration)]))
 
     async def _enter_or_keep(self, store: RedisStore, one: Placed) -> None:
         """Write an endpoint of this node; one that the store does not take goes on here, and status names it."""
         name = one.record.called
         try:
             await self._enter(store, Request([one]))
-            self._conflicts.pop(name, None)
         except BadInput as error:
             if self._conflicts.get(name) != str(error):
                 _log.error("the store does not take endpoint %s of this node: %s", name, error)
             self._conflicts[name] = str(error)
 
     async def _tell_pending(self, store: RedisStore) -> None:
-        """Tell the store what was started and stopped here without it."""
-        for name, value in list(self._pending.items()):
-            record = self.entries.own.get(name)
-            if value and record is not None:
-                await self._enter_or_keep(store, self.entries.placed(record))
-            elif not value:
-                await self._enter(store, Request(gone=[(Kind.ENDPOINT, name)]))
-            if name not in self._conflicts:
-                del self._pending[name]
-        await self._keep_pending()
+        """Tell the store what was started and stopped here without it; also what is while it is being told."""
+        told: set[tuple[str, bytes]] = set()
+        while untold := [one for one in self._pending.items() if one not in told]:
+            for name, value in untold:
+                record = self.entries.own.get(name)
+                if value and record is not None:
+                    await self._enter_or_keep(store, self.entries.placed(record))
+                elif not value:
+                    await self._enter(store, Request(gone=[(Kind.ENDPOINT, name)]))
+                if self._pending.get(name) == value and name not in self._conflicts:
+                    del self._pending[name]
+            told.update(untold)
+            await self._keep_pending()
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
     async def write(self, request: Request) -> Written:
         """Write, as soon as there is a store; raise StoreError if there is none for a while."""
         try:
-            return await self._enter(await self.reachable(), request)
+            return await self._write(request)
         except NotJoined:
             self._joined.clear()
-            self._beat.set()  # and who follows the store will find out, too
-            return await self._enter(await self.reachable(), request)
+            return await self._write(request)  # what is so already is not written again
+
+    async def _write(self, request: Request) -> Written:
+        store = await self.reachable()
+        try:
+            written = await self._enter(store, request)
+            if any(schema.is_namespace(key) for key in (*request.gone, *(one[:2] for one in request.values))):
+                await self._set_right(store, ())
+        except (NotJoined, StoreError):
+            self._beat.set()  # so that who follows the store finds out, too
+            raise
+        return written
 
     async def reachable(self) -> RedisStore:
         """Return the store, waiting for it if it has just gone; raise StoreError if there is none."""
@@ -417,7 +372,7 @@ class Member:
         """Have endpoints of this node that the store has not been told of yet."""
         for record in records:
             value = schema.encode_endpoint(record).encode()
-            self.entries.assume((Kind.ENDPOINT, record.called), Entry(self.position, value))
+            self.entries.assume((Kind.ENDPOINT, record.called), Entry(self.entries.position, value))
             self._pending[record.called] = value
         await self._keep_pending()
 
@@ -434,14 +389,24 @@ class Member:
         """Return the endpoints that the store does not know as they are here, and why it does not take them."""
         return {name: self._conflicts.get(name) for name in {**self._pending, **self._conflicts}}
 
+    @property
+    def _untold(self) -> dict[str, bytes]:
+        """Return the values of those endpoints, empty for one that is gone."""
+        refused = (name for name in self._conflicts if name in self.entries.own)
+        return {name: self.entries.entries[Kind.ENDPOINT, name].value for name in refused} | self._pending
+
     async def _keep_pending(self) -> None:
         self._handed.set()
         async with self._saving:
-            await asyncio.to_thread(self._state.save_pending, list(self._pending.items()))
+            await self._with_state(self._state.save_pending, list(self._pending.items()))
 
     async def _enter(self, store: RedisStore, request: Request) -> Written:
         """Write, and hold what was written as if it had come by in the stream."""
         written = await store.write(request)
+        for key in written.missing:
+            self.entries.assume(key, None)  # the store has not known it: it was not taken, or has gone meanwhile
+        for name in (*(one.record.called for one in request.endpoints), *(name for _, name in request.gone)):
+            self._conflicts.pop(name, None)
         if written.id is None:
             return written
         for one, number in zip(request.endpoints, written.numbers, strict=True):
@@ -453,8 +418,8 @@ class Member:
             self._accept((kind, name), written.id, value)
         for key in request.gone:
             self.entries.accept(key, written.id, None)
-        self.revision = max(self.revision, written.revision)
-        if self.entries.changed and not self._settling:
+        self.entries.revision = max(self.entries.revision, written.revision)
+        if self.entries.changed and self._settled.is_set():
             self._handed.set()
         return written
 
@@ -470,22 +435,24 @@ class Member:
             await asyncio.sleep(_SAVE)
             await self._save()
 
+    async def _with_state(self, doing: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Return what a call about the saved state comes to; one after the other, also if who waits for it gives up."""
+        return await asyncio.get_running_loop().run_in_executor(self._file, partial(doing, *arguments, **options))
+
     async def _save(self) -> None:
         """Save what has changed, together with how far it goes."""
         async with self._saving:
-            replace, self._replace_saved = self._replace_saved or self._state.behind, False
-            marks = {
-                "position": str(self.position),
-                "serial": str(self._serial),
-                "revision": str(self.revision),
-                "forks": ",".join(sorted(self._forks)),
-            }
-            unsaved = self.entries.take_unsaved()
-            if not unsaved and not replace and marks == self._saved_marks:
+            if not self.entries.whole:
                 return
-            changes = [(*key, entry) for key, entry in (self.entries.entries if replace else unsaved).items()]
+            marks = self.entries.marks
+            unsaved = self.entries.take_unsaved()
+            replace = unsaved is None or self._state.behind
+            if not self._loaded or (marks == self._saved_marks and not unsaved and not replace):
+                return
+            changed = list((self.entries.entries if unsaved is None or replace else unsaved).items())
+            changes = ((*key, entry) for key, entry in changed)  # made in the thread, one by one
             try:
-                await asyncio.to_thread(self._state.save, changes, marks, replace=replace)
+                await self._with_state(self._state.save, changes, marks, replace=replace)
             except NfqError as error:
                 if str(error) != self._unsaved_because:
                     _log.error("%s", error)

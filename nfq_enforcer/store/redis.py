@@ -24,12 +24,13 @@ from nfq_enforcer.store.schema import HASHES, Entry, Key, SchemaError
 from nfq_enforcer.store.server import StoreError, sentence
 
 _SCAN = 2000  # entries a step of a scan
-_READ = 5000  # entries of the stream at once
+_READ = 200  # entries of the stream at once; each may hold hundreds of changes
 _GIVEN_BACK = 500  # entries a restoring step
+NO_LABELS: Mapping[Identity, Labels] = {}
 
 
-class NotJoined(Exception):
-    """The server is not, or is no longer, the one that this member has joined."""
+class NotJoined(StoreError):
+    """The server is not, or is no longer, the one that this member has joined; once it has, it can ask again."""
 
 
 class Joined(NamedTuple):
@@ -101,6 +102,7 @@ class RedisStore:
         self._reader = reader
         self._prefix = prefix
         self._scripts = {name: client.register_script(_script(name)) for name in _SCRIPTS}
+        self._closed = False
         self.commands = 0
 
     async def join(self, node: str, last: int, revision: int) -> Joined:
@@ -115,20 +117,20 @@ class RedisStore:
             said["now"] / 1000,
         )
 
-    async def scan(self) -> tuple[dict[Key, Entry], list[tuple[Key, str]]]:
-        """Return every entry there is, and what cannot be read at all with the reason.
+    async def scan(self) -> tuple[dict[Key, Entry], dict[Key, str]]:
+        """Return every entry there is, and of what is none the reason.
 
         What is written meanwhile may be among them or not: the stream, read on from before the scan, says.
         """
         found: dict[Key, Entry] = {}
-        bad: list[tuple[Key, str]] = []
+        bad: dict[Key, str] = {}
         for kind, name in HASHES.items():
             async for field_name, data in self._scan_hash(f"{self._prefix}:{name}"):
                 key = kind, field_name.decode("utf-8", "replace")
                 try:
                     found[key] = schema.read_entry(data)
                 except SchemaError as error:
-                    bad.append((key, str(error)))
+                    bad[key] = str(error)
         return found, bad
 
     async def _scan_hash(self, name: str) -> AsyncIterator[tuple[bytes, bytes]]:
@@ -174,19 +176,31 @@ class RedisStore:
         )
 
     async def restore(
-        self, missing: Iterable[tuple[Key, Entry]], gone: Iterable[Key] = (), at: int = 0
+        self,
+        missing: Iterable[tuple[Key, Entry]],
+        gone: Iterable[Key] = (),
+        at: int = 0,
+        *,
+        labels: Mapping[Identity, Labels] = NO_LABELS,
+        fork: str = "",
     ) -> frozenset[Key]:
         """Give back entries, and take away others that had gone by ``at``; return those that could not be given back.
 
-        An identity cannot if its number or its labels have gone to another, an endpoint if one of its addresses has.
+        An identity cannot if its number or its labels have gone to another, an endpoint if one of its addresses has,
+        or its number, of which ``labels`` says what it meant; nor is taken away what is newer. With ``fork``, the first
+        over which they were lost, those are left out that a member who knew more has not.
         """
-        orders = [order for key, entry in missing if (order := _order(key, entry)) is not None]
+        orders = [order for key, entry in missing if (order := _order(key, entry, labels)) is not None]
         orders += [[*key, schema.write_id(at), None] for key in gone]
         left: set[Key] = set()
         for place in range(0, len(orders), _GIVEN_BACK):
-            said = await self._run("restore", json.dumps(orders[place : place + _GIVEN_BACK]))
+            said = await self._run("restore", json.dumps(orders[place : place + _GIVEN_BACK]), fork, "")
             left.update((Kind(kind), name) for kind, name in said["left"] or ())
         return frozenset(left)
+
+    async def note_restored(self, fork: str, position: int) -> None:
+        """Note that all is given back that was known at this position, from this fork on."""
+        await self._run("restore", "[]", fork, schema.write_id(position))
 
     async def heartbeat(self, node: str, revision: int, *, ago: float = 0.0) -> Pulse:
         """Say that a node lives (or did, so many seconds ago) and enforces this revision of the policy."""
@@ -219,6 +233,7 @@ class RedisStore:
 
     async def close(self) -> None:
         """Hang up."""
+        self._closed = True
         for client in (self._client, self._reader):
             try:
                 await client.aclose()
@@ -239,17 +254,25 @@ class RedisStore:
                 f"{schema.VERSION}: upgrade this node, or choose another prefix"
             )
         if refused is not None:
-            raise NotJoined(refused)
+            raise NotJoined(_NOT_JOINED[refused])
         return said
 
     async def _ask(self, asked: Any) -> Any:
         self.commands += 1
         try:
             return await asked
-        except (RedisError, OSError) as error:
-            raise StoreError(sentence(error)) from error
+        except Exception as error:
+            if self._closed:  # under a command that waits; redis-py then trips in one way or another
+                raise NotJoined("this node is about to connect to it anew") from None
+            if isinstance(error, RedisError | OSError):
+                raise StoreError(sentence(error)) from error
+            raise
 
 
+_NOT_JOINED = {
+    "empty": "it has been emptied, and this node is about to join it anew",
+    "run": "it has been restarted or replaced, and this node is about to join it anew",
+}
 _SCRIPTS = ("join", "write", "restore", "heartbeat", "collect")
 
 
@@ -277,7 +300,7 @@ def _request(request: Request) -> dict[str, Any]:
     }
 
 
-def _order(key: Key, entry: Entry) -> list[Any] | None:
+def _order(key: Key, entry: Entry, labels: Mapping[Identity, Labels]) -> list[Any] | None:
     """Return an entry as ``lua/restore.lua`` takes it."""
     kind, name = key
     try:
@@ -288,7 +311,9 @@ def _order(key: Key, entry: Entry) -> list[Any] | None:
     if isinstance(record, Labels):
         more = str(record)
     elif isinstance(record, EndpointRecord):
-        more = [record.node, record.identity, [str(ip_address(address)) for address in record.addresses]]
+        its = labels.get(record.identity)
+        ips = [str(ip_address(address)) for address in record.addresses]
+        more = [record.node, record.identity, ips, None if its is None else str(its)]
     return [kind, name, schema.write_id(entry.id), entry.value.decode(), more]
 
 
@@ -307,7 +332,7 @@ def _published(raw_id: bytes, fields: Mapping[bytes, bytes] | None) -> Published
         entry.serial = int(fields.get(b"serial", b"0"))
         if b"revision" in fields:
             entry.revision = int(fields[b"revision"])
-        for kind, name, value, *own in json.loads(fields.get(b"changes", b"[]")):
+        for kind, name, value, *own in schema.read_json(fields.get(b"changes", b"[]")):
             change_id = schema.read_id(own[0]) if own else entry.id
             entry.changes.append(((Kind(kind), str(name)), change_id, None if value is None else str(value).encode()))
     except (ValueError, TypeError, SchemaError) as error:

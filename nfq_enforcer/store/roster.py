@@ -8,9 +8,11 @@ An endpoint of this node is believed before those of others (it is here, and not
 the one that came last; when that one goes, the address is again that of who still claims it.
 """
 
+import operator
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import REMOTE_NODE, Identity
@@ -93,13 +95,12 @@ class Roster:
         """Return the peer on another node that has this address; None: there is none."""
         owner = self.owners.get(address)
         if owner is not None and owner.node != self._node:
-            return Peer(owner.identity, remote=True)
+            return _remote(owner.identity)
         return _NODE if address in self._hosts else None
 
     def peers(self) -> dict[bytes, Peer]:
         """Return all peers by address."""
-        made = {one: Peer(one, remote=True) for one in {owner.identity for owner in self.owners.values()}}
-        others = {address: made[one.identity] for address, one in self.owners.items() if address not in self.local}
+        others = {address: _remote(one.identity) for address, one in self.owners.items() if address not in self.local}
         return dict.fromkeys(self._hosts, _NODE) | others
 
     def noted(self) -> Noted:
@@ -145,7 +146,9 @@ class Roster:
         self._sorts[sort] = sort, count + 1
         if not count:
             self._name(sort, 1)
-        return record._replace(**sort._asdict(), node=sys.intern(record.node))
+        node = sys.intern(record.node)
+        shared = node is record.node and all(map(operator.is_, given, sort))
+        return record if shared else record._replace(**sort._asdict(), node=node)
 
     def _leave(self, record: EndpointRecord) -> None:
         given = _Sort(record.namespace, record.account, record.identity, record.labels, record.ports)
@@ -169,6 +172,12 @@ class Roster:
         elif self.ports.get(sort.identity) != found:
             self.ports[sort.identity] = found
             self._ports_changed = True
+
+
+@lru_cache(maxsize=1 << 16)
+def _remote(identity: Identity) -> Peer:
+    """Return the peer that endpoints of an identity are, the very same for all of them."""
+    return Peer(identity, remote=True)
 
 
 def _set(owners: dict[bytes, EndpointRecord], address: bytes, claims: list[EndpointRecord]) -> None:

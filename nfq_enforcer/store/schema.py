@@ -22,9 +22,11 @@ written together is one entry of the stream. All writing is done by the scripts 
 """  # noqa: E501
 
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import ip_address
+from sys import intern
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -38,6 +40,18 @@ from nfq_enforcer.store.records import EndpointRecord, Kind, NodeRecord, Record
 
 VERSION = 1
 Key = tuple[Kind, str]
+
+_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,7}")  # one way to write it, so that no identity has two names
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # half of a pair that makes a character; alone, nothing can print it
+_SHOWN = 100  # characters of what is wrong that are repeated
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(name)
+
+
+_JSON = json.JSONDecoder(parse_constant=_no_number)  # made once: it reads a hundred thousand values
 
 HASHES = {
     Kind.NODE: "nodes",
@@ -60,9 +74,9 @@ class Entry(NamedTuple):
 
 def read_id(text: str) -> int:
     """Return an id of the stream, ``MS-SEQ``, as one number; raise SchemaError if it is none."""
-    ms, dash, seq = text.partition("-")
-    if not (dash and ms.isdecimal() and seq.isdecimal()):
-        raise SchemaError(f"{text!r} is not an id of a change")
+    if not _ID.fullmatch(text):
+        raise SchemaError(f"{text[:_SHOWN]!r} is not an id of a change")
+    ms, seq = text.split("-")
     return int(ms) << 32 | int(seq)
 
 
@@ -75,6 +89,22 @@ def read_entry(data: bytes) -> Entry:
     """Return an entry as a hash holds it; raise SchemaError if it is none."""
     head, _, value = data.partition(b" ")
     return Entry(read_id(head.decode("ascii", "replace")), value)
+
+
+def read_json(data: bytes) -> Any:
+    """Return what JSON says; raise SchemaError if it is none, or has what cannot be written on."""
+    try:
+        read = _JSON.decode(data.decode())
+        if _HALF.search(data):
+            json.dumps(read, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise SchemaError("it is not JSON") from None
+    return read
+
+
+def is_namespace(key: Key) -> bool:
+    """Say whether an entry is a Namespace document."""
+    return key[0] is Kind.DOCUMENT and key[1].startswith("Namespace/")
 
 
 def encode_node(record: NodeRecord) -> str:
@@ -104,10 +134,7 @@ def endpoint_document(record: EndpointRecord) -> str:
 
 def decode(kind: Kind, name: str, value: bytes) -> Record:
     """Return the record that a value stands for; raise SchemaError for one that this version does not understand."""
-    try:
-        data = json.loads(value)
-    except ValueError:
-        raise SchemaError("it is not JSON") from None
+    data = read_json(value)
     if not isinstance(data, dict) or "v" not in data:
         raise SchemaError("it is not an object with a version, so nothing of ours")
     if data["v"] != VERSION:
@@ -148,25 +175,23 @@ def _document(name: str, data: Mapping[str, Any]) -> PolicyDocument | Namespace:
 
 
 def _identity(name: str, data: Mapping[str, Any]) -> Labels:
-    if not name.isdecimal() or not travels(int(name)):
-        raise ValueError(f"{name} is not the number of a cluster identity")
+    if not _NUMBER.fullmatch(name) or not travels(int(name)):
+        raise ValueError(f"{name[:_SHOWN]} is not the number of a cluster identity")
     return labels_of(_string(data["labels"]))
 
 
 def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
     """Read what the cluster needs, a hundred thousand times in seconds; its writer has checked all the rest."""
-    metadata, spec, number = data["document"]["metadata"], data["document"]["spec"], data["identity"]
-    if not isinstance(number, int) or not travels(number):
-        raise ValueError(f"{number!r} is not the number of a cluster identity")
+    metadata, spec = data["document"]["metadata"], data["document"]["spec"]
     record = EndpointRecord(
-        _string(metadata["namespace"]),
+        intern(_string(metadata["namespace"])),
         _string(metadata["name"]),
-        _string(spec["node"]),
-        Identity(number),
+        intern(_string(spec["node"])),
+        _cluster_identity(data["identity"]),
         tuple(_packed(ip) for ip in _strings(spec["ips"])),
-        None if "interface" not in spec else _string(spec["interface"]),
+        None if "interface" not in spec else intern(_string(spec["interface"])),
         _written_labels(tuple(sorted(metadata["labels"].items()))),
-        _string(spec.get("serviceAccount", "default")),
+        intern(_string(spec.get("serviceAccount", "default"))),
         _ports(tuple((p["name"], p["protocol"], p["port"]) for p in spec.get("ports", ()))),
     )
     if record.called != name or not record.addresses:
@@ -175,6 +200,16 @@ def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
 
 
 _DECODERS = {Kind.NODE: _node, Kind.DOCUMENT: _document, Kind.IDENTITY: _identity, Kind.ENDPOINT: _endpoint}
+
+
+# What many endpoints have in common is kept once for all of them.
+
+
+@lru_cache(maxsize=1 << 16)
+def _cluster_identity(number: object) -> Identity:
+    if not isinstance(number, int) or not travels(number):
+        raise ValueError(f"{number!r} is not the number of a cluster identity")
+    return Identity(number)
 
 
 @lru_cache(maxsize=1 << 16)

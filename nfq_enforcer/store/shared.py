@@ -64,7 +64,7 @@ class SharedStore:
     @property
     def revision(self) -> int:
         """Return the revision of the policy, as far as this node knows."""
-        return self._member.revision
+        return self._member.entries.revision
 
     async def apply(self, files: Sequence[File]) -> Applied:
         """Take files of documents, all or nothing; raise BadInput for all that is wrong with them, or StoreError."""
@@ -163,16 +163,16 @@ class SharedStore:
             "error": member.error,
             "server": f"{member.info.product} {member.info.version}" if member.info else None,
             "schema": schema.VERSION,
-            "position": schema.write_id(member.position),
-            "policy_revision": member.revision,
+            "position": schema.write_id(member.entries.position),
+            "policy_revision": member.entries.revision,
             "nodes": counts[Kind.NODE],
             "identities": counts[Kind.IDENTITY],
             "endpoints": counts[Kind.ENDPOINT],
             "documents": counts[Kind.DOCUMENT],
             "commands": member.commands,
-            "resyncs": member.resyncs,
+            "resyncs": member.entries.resyncs,
             "refused": {
-                "count": len(self._entries.refused),
+                "count": len(self._entries.refused) + self._entries.skips,
                 "values": self._entries.described_refusals(_NAMED),
             },
             "pending": [{"endpoint": name, "reason": reason} for name, reason in member.pending.items()],
@@ -191,8 +191,7 @@ class SharedStore:
     def export(self) -> Iterator[dict[str, Any]]:
         """Yield a header, then all that the cluster has agreed on."""
         member = self._member
-        yield transfer.header(member.server.address.redacted, member.position, member.revision)
-        yield from transfer.export(self._entries)
+        yield from transfer.export(self._entries, member.server.address.redacted)
 
     async def take_in(self, entries: Iterable[Any]) -> dict[str, Any]:
         """Give the store what was exported; see ``transfer``."""

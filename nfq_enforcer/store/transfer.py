@@ -24,23 +24,20 @@ _KINDS = (Kind.IDENTITY, Kind.DOCUMENT, Kind.ENDPOINT)
 _OLDEST = 1  # an id below those of all changes: what is in the store wins
 
 
-def header(store: str, position: int, revision: int) -> dict[str, Any]:
-    """Return what stands before the entries."""
-    return {
+def export(entries: Entries, store: str) -> Iterator[dict[str, Any]]:
+    """Yield a header, then all that the cluster has agreed on; ``store`` says in the header where that was."""
+    chosen = sorted((_KINDS.index(kind), name) for kind, name in entries.entries if kind in _KINDS)
+    yield {
         "nfq_enforcer_export": VERSION,
         "schema": schema.VERSION,
         "store": store,
-        "position": schema.write_id(position),
-        "policy_revision": revision,
+        "position": schema.write_id(entries.position),
+        "policy_revision": entries.revision,
+        "entries": len(chosen),
     }
-
-
-def export(entries: Entries) -> Iterator[dict[str, Any]]:
-    """Yield all that the cluster has agreed on."""
-    for kind in _KINDS:
-        for (one, name), entry in sorted(entries.entries.items()):
-            if one is kind:
-                yield {"kind": kind, "name": name, "value": json.loads(entry.value)}
+    for place, name in chosen:
+        key = _KINDS[place], name
+        yield {"kind": key[0], "name": name, "value": json.loads(entries.entries[key].value)}
 
 
 async def take_in(member: Member, exported: Iterable[Any]) -> dict[str, Any]:

@@ -40,6 +40,14 @@ local function refuse(why)
     return cjson.encode({ refused = why })
 end
 
+-- Say whether one id of the stream is greater than another.
+local function later(one, other)
+    local ms, seq = string.match(one, '(%d+)-(%d+)')
+    local other_ms, other_seq = string.match(other, '(%d+)-(%d+)')
+    ms, seq, other_ms, other_seq = tonumber(ms), tonumber(seq), tonumber(other_ms), tonumber(other_seq)
+    return ms > other_ms or (ms == other_ms and seq > other_seq)
+end
+
 -- Enter changes into the stream as one, to be read as one; return their id. ``fields`` are further fields of the entry.
 local function publish(changes, fields, trim)
     local arguments = { 'XADD', CHANGES }

@@ -9,13 +9,6 @@ if meta[1] and meta[1] ~= SCHEMA then
     return refuse('schema ' .. meta[1])
 end
 
-local function later(one, other)
-    local ms, seq = string.match(one, '(%d+)-(%d+)')
-    local other_ms, other_seq = string.match(other, '(%d+)-(%d+)')
-    ms, seq, other_ms, other_seq = tonumber(ms), tonumber(seq), tonumber(other_ms), tonumber(other_seq)
-    return ms > other_ms or (ms == other_ms and seq > other_seq)
-end
-
 local function last_id()
     if redis.call('EXISTS', CHANGES) == 0 then
         return '0-0'

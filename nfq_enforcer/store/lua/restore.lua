@@ -1,10 +1,22 @@
 -- Give back to a store what it has lost. ARGV[3] is JSON: [[kind, name, id, value or null, more]], of which null says
--- that the entry has gone; ``more`` is the canonical labels of an identity, and [node, identity, ips] of an endpoint.
--- An entry that is there and newer, or holds a number, labels or an address that this one claims, is left alone and named
--- in the answer. The stream is not trimmed, so that others who come back late still find where it forked.
+-- that the entry has gone; ``more`` is the canonical labels of an identity, and [node, identity, ips, labels] of an endpoint.
+-- An entry that is there and newer, or holds a number, labels or an address that this one claims, is left alone; what
+-- could not be given back for that, or because its number means other labels by now, is named in the answer. ARGV[4]: the first of the forks over which they were lost, or nothing; then an entry that is not later
+-- than what survived them is left out: a member that knew more has given back all there was. ARGV[5]: the id up to which
+-- this one knew all, once it has given all that back, or nothing. The stream is not trimmed, so that others who come back
+-- late still find where it forked.
 local refused = refusal()
 if refused then
     return refuse(refused)
+end
+
+local places, survived = {}, nil -- of these forks in the list, and the least that survived one of them
+for place, fork in ipairs(ARGV[4] ~= '' and redis.call('LRANGE', FORKS, 0, -1) or {}) do
+    local name, after = string.match(fork, '^(%S+) (%S+)$')
+    if survived or name == ARGV[4] then
+        places[#places + 1] = { place - 1, name, after }
+        survived = (survived and later(after, survived)) and survived or after
+    end
 end
 
 local function newer(name, kind, id)
@@ -12,11 +24,8 @@ local function newer(name, kind, id)
     if not entry then
         return false
     end
-    local there = parted(entry)
-    local ms, seq = string.match(there, '(%d+)-(%d+)')
-    local my_ms, my_seq = string.match(id, '(%d+)-(%d+)')
-    ms, seq, my_ms, my_seq = tonumber(ms), tonumber(seq), tonumber(my_ms), tonumber(my_seq)
-    return ms > my_ms or (ms == my_ms and seq >= my_seq)
+    local there = string.match(parted(entry), '^%d+%-%d+$')
+    return there and not later(id, there)
 end
 
 local function conflict(kind, name, more)
@@ -25,6 +34,9 @@ local function conflict(kind, name, more)
         local value = value_of('identity', name)
         return (number and number ~= name) or (value and number ~= name)
     elseif kind == 'endpoint' then
+        if type(more[4]) == 'string' and redis.call('HGET', NUMBERS, more[4]) ~= tostring(more[2]) then
+            return true
+        end
         for _, ip in ipairs(more[3]) do
             local owner = redis.call('HGET', IPCACHE, ip)
             if owner and owner ~= name then
@@ -38,7 +50,9 @@ local restored, left, documents = {}, {}, 0
 for _, one in ipairs(cjson.decode(ARGV[3])) do
     local kind, name, id, value, more = one[1], one[2], one[3], one[4], one[5]
     if value == cjson.null then
-        if redis.call('HEXISTS', HASH[kind], name) == 1 and not newer(name, kind, id) then
+        if newer(name, kind, id) then
+            left[#left + 1] = { kind, name }
+        elseif redis.call('HEXISTS', HASH[kind], name) == 1 then
             restored[#restored + 1] = { kind, name, cjson.null }
             if kind == 'endpoint' then
                 forget_endpoint(name)
@@ -47,8 +61,8 @@ for _, one in ipairs(cjson.decode(ARGV[3])) do
             end
             documents = documents + (kind == 'document' and 1 or 0)
         end
-    elseif newer(name, kind, id) then
-        -- there already, or written anew meanwhile
+    elseif newer(name, kind, id) or (survived and not later(id, survived)) then
+        -- there already, or written anew meanwhile, or known to have gone
     elseif conflict(kind, name, more) then
         left[#left + 1] = { kind, name }
     else
@@ -72,5 +86,10 @@ if #restored > 0 then
         revision = redis.call('HINCRBY', META, 'revision', 1)
     end
     publish(restored, { revision = revision, restored = 1 }, false)
+end
+for _, one in ipairs(ARGV[5] ~= '' and places or {}) do
+    if later(ARGV[5], one[3]) then
+        redis.call('LSET', FORKS, one[1], one[2] .. ' ' .. ARGV[5])
+    end
 end
 return cjson.encode({ restored = #restored, left = left })

@@ -21,14 +21,17 @@ for _, endpoint in ipairs(request.endpoints) do
         after[endpoint.name][ip] = true
     end
 end
-local taken = {}
+local taken, claimed = {}, {}
 for _, endpoint in ipairs(request.endpoints) do
     for _, ip in ipairs(endpoint.ips) do
         local owner = redis.call('HGET', IPCACHE, ip)
-        if owner and owner ~= endpoint.name and not leaving['endpoint ' .. owner]
+        if claimed[ip] and claimed[ip] ~= endpoint.name then
+            taken[#taken + 1] = { ip, claimed[ip], endpoint.name }
+        elseif owner and owner ~= endpoint.name and not leaving['endpoint ' .. owner]
             and (not after[owner] or after[owner][ip]) then
             taken[#taken + 1] = { ip, owner, endpoint.name }
         end
+        claimed[ip] = endpoint.name
     end
 end
 if #taken > 0 then
@@ -41,12 +44,20 @@ local function free(number, labels)
     local retired = redis.call('HGET', RETIRED, number)
     return not held[number] and redis.call('HEXISTS', HASH.identity, number) == 0 and (not retired or retired == labels)
 end
+local function means_others(number, labels)
+    local value = value_of('identity', number)
+    local readable, identity = pcall(cjson.decode, value or '{}')
+    return not value or (readable and type(identity) == 'table' and identity.labels ~= labels)
+end
 local function number_of(labels, preferred)
-    local known = given[labels] or tonumber(redis.call('HGET', NUMBERS, labels) or nil)
-    if known then
+    if given[labels] then
+        return given[labels], false
+    end
+    local known = tonumber(redis.call('HGET', NUMBERS, labels) or nil)
+    if known and not means_others(known, labels) then
         return known, false
     end
-    local number = preferred
+    local number = known or preferred -- the identity was taken out by hand: it comes back if nobody else has the number
     while not free(number, labels) do
         number = number < 16777215 and number + 1 or 256
     end

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.store.laststate import Entry, LastState, State
+from nfq_enforcer.store.laststate import LastState, State
 from nfq_enforcer.store.records import Kind
+from nfq_enforcer.store.schema import Entry
 
 CLUSTER = "redis://store:6379/0 production"
 WEB, DB, DOCUMENT = (Kind.ENDPOINT, "default/web"), (Kind.ENDPOINT, "default/db"), (Kind.DOCUMENT, "Namespace//shop")
@@ -358,6 +359,7 @@ import itertools, sys
 from pathlib import Path
 from nfq_enforcer.store.laststate import Entry, LastState
 from nfq_enforcer.store.records import Kind
+from nfq_enforcer.store.schema import Entry
 
 state = LastState(Path(sys.argv[1]), sys.argv[2])
 loaded = state.load()

@@ -1,0 +1,245 @@
+"""Nodes that are simulated as far as the store sees them: each writes its endpoints through the real store code.
+
+This module is also the program that does so, in the namespace of the lab that has the store: a JSON object says what to
+do, another what came of it.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address
+from statistics import quantiles
+from typing import Any
+
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.topology import STORE
+from nfq_enforcer.store import schema
+from nfq_enforcer.store.address import parse
+from nfq_enforcer.store.entries import Entries
+from nfq_enforcer.store.member import COLLECT, GRACE, HEARTBEAT, LEASE, RETIREMENT
+from nfq_enforcer.store.records import EndpointRecord, Kind, NodeRecord, Placed
+from nfq_enforcer.store.redis import RedisStore, Request, Written
+from nfq_enforcer.store.server import Server
+
+_FIRST_ENDPOINT, _FIRST_NODE = IPv4Address("10.64.0.0"), IPv4Address("10.200.0.1")
+_AT_ONCE = 500  # endpoints a step, where many are written at once
+_TIMEOUT = 30.0
+_TICK = 0.005  # seconds between two looks at which changes are due
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What to simulate."""
+
+    url: str
+    nodes: int = 200
+    endpoints: int = 10_000
+    kinds: int = 1000  # sets of labels that endpoints have at first
+    rate: float = 500.0  # starts a second, and as many stops
+    duration: float = 60.0
+    news: float = 0.0  # share of the starts whose labels nobody has had
+    clients: int = 50  # of ``allocate``
+
+
+def kind(number: int) -> Labels:
+    """Return the labels of the kind of this number, as a deployment has them."""
+    return Labels.parse(
+        {
+            "app": f"app-{number}",
+            "app.kubernetes.io/part-of": f"system-{number % 50}",
+            "role": f"role-{number % 100}",
+            "tier": ("front", "middle", "back")[number % 3],
+        }
+    )
+
+
+def node_name(number: int) -> str:
+    """Return the name of a simulated node."""
+    return f"simulated-{number:03}"
+
+
+def endpoint_name(number: int) -> str:
+    """Return what an endpoint is called, ``namespace/name``."""
+    return f"default/endpoint-{number:06}"
+
+
+def endpoint(number: int, labels: Labels, nodes: int) -> Placed:
+    """Return an endpoint of this number; which node it is on and which address it has follows from that."""
+    address = (_FIRST_ENDPOINT + number).packed
+    namespace, name = endpoint_name(number).split("/")
+    node, interface = node_name(number % nodes), f"veth{number % 1000}"
+    record = EndpointRecord(namespace, name, node, Identity(0), (address,), interface, labels, "default", frozenset())
+    return _PLACES.placed(record)
+
+
+_PLACES = Entries("", LabelFilter())  # knows of nothing, so each identity is asked for by its labels
+
+
+@asynccontextmanager
+async def connected(url: str, name: str = "observer") -> AsyncIterator[RedisStore]:
+    """Give a connection of the store that has joined, as a node's."""
+    address = parse(url)
+    server = Server(address)
+    client, reader = (server.client(*address.servers[0], timeout=_TIMEOUT) for _ in range(2))
+    store = RedisStore(client, reader, address.prefix)
+    try:
+        await store.join(name, 0, 0)
+        yield store
+    finally:
+        await store.close()
+
+
+async def fill(simulation: Simulation) -> dict[str, float]:
+    """Register the nodes and start the endpoints, many at once."""
+    begun = time.perf_counter()
+    async with connected(simulation.url) as store:
+        for number in range(simulation.nodes):
+            value = schema.encode_node(NodeRecord((_FIRST_NODE + number,), "simulated"))
+            await store.write(Request(values=[(Kind.NODE, node_name(number), value)]))
+        kinds = [kind(number) for number in range(simulation.kinds)]
+        for start in range(0, simulation.endpoints, _AT_ONCE):
+            numbers = range(start, min(start + _AT_ONCE, simulation.endpoints))
+            placed = [endpoint(one, kinds[one % len(kinds)], simulation.nodes) for one in numbers]
+            await store.write(Request(placed))
+        return {"commands": store.commands, "seconds": time.perf_counter() - begun}
+
+
+class _Churn:
+    """Endpoints that come and go, each written by the node that has it."""
+
+    def __init__(self, simulation: Simulation, stores: Sequence[RedisStore]) -> None:
+        """Take what there is at first: what ``fill`` has written."""
+        self._simulation = simulation
+        self._stores = stores
+        self._kinds = [kind(number) for number in range(simulation.kinds)]
+        self._random = random.Random(1)
+        self._alive = list(range(simulation.endpoints))
+        self._next = simulation.endpoints
+        self._writing: set[asyncio.Task[None]] = set()
+        self.starts = self.stops = self.allocated = 0
+        self.took: list[float] = []  # seconds for each write
+
+    async def run(self) -> float:
+        """Start and stop endpoints at the rate, for as long as it shall last; return how long it took."""
+        begun, pairs = time.perf_counter(), 0
+        while (elapsed := time.perf_counter() - begun) < self._simulation.duration:
+            while pairs < elapsed * self._simulation.rate:
+                pairs += 1
+                self._begin(self._stop())
+                self._begin(self._start())
+            await asyncio.sleep(_TICK)
+        await asyncio.gather(*self._writing)
+        return time.perf_counter() - begun
+
+    def _begin(self, change: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(change)
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _start(self) -> None:
+        number, self._next = self._next, self._next + 1
+        new = self._random.random() < self._simulation.news
+        labels = kind(number) if new else self._random.choice(self._kinds)
+        written = await self._write(number, Request([endpoint(number, labels, self._simulation.nodes)]))
+        self._alive.append(number)
+        self.starts += 1
+        self.allocated += len(written.new)
+
+    async def _stop(self) -> None:
+        place = self._random.randrange(len(self._alive))
+        self._alive[place], self._alive[-1] = self._alive[-1], self._alive[place]
+        number = self._alive.pop()
+        await self._write(number, Request(gone=[(Kind.ENDPOINT, endpoint_name(number))]))
+        self.stops += 1
+
+    async def _write(self, number: int, request: Request) -> Written:
+        begun = time.perf_counter()
+        written = await self._stores[number % len(self._stores)].write(request)
+        self.took.append(time.perf_counter() - begun)
+        return written
+
+
+async def churn(simulation: Simulation) -> dict[str, float]:
+    """Have every node write its starts and stops and give its signs of life, as ``member`` does."""
+    async with AsyncExitStack() as stack:
+        nodes = [node_name(number) for number in range(simulation.nodes)]
+        stores = [await stack.enter_async_context(connected(simulation.url, name)) for name in nodes]
+        for store in stores:
+            store.commands = 0
+        living = [asyncio.create_task(_live(*one)) for one in zip(stores, nodes, strict=True)]
+        one = _Churn(simulation, stores)
+        seconds = await one.run()
+        for task in living:
+            task.cancel()
+        signs = sum(await asyncio.gather(*living))
+        return {
+            "seconds": seconds,
+            "starts": one.starts,
+            "stops": one.stops,
+            "allocated": one.allocated,
+            "commands": sum(store.commands for store in stores),
+            "signs_of_life": signs,
+            "write_p50": quantiles(one.took, n=100)[49],
+            "write_p99": quantiles(one.took, n=100)[98],
+        }
+
+
+async def _live(store: RedisStore, node: str) -> int:
+    """Give signs of life until told not to; return how many commands that took."""
+    own = 0
+    with suppress(asyncio.CancelledError):
+        await asyncio.sleep(random.uniform(0, HEARTBEAT))
+        while True:
+            await store.heartbeat(node, 1)
+            await store.collect(LEASE, GRACE, RETIREMENT, COLLECT)
+            own += 2
+            await asyncio.sleep(HEARTBEAT)
+    return own
+
+
+async def allocate(simulation: Simulation) -> dict[str, float]:
+    """Start all endpoints, each by a command of its own, from many clients at once; return how many a second."""
+    async with AsyncExitStack() as stack:
+        clients = range(simulation.clients)
+        stores = [await stack.enter_async_context(connected(simulation.url, node_name(one))) for one in clients]
+        kinds = [kind(number) for number in range(simulation.kinds)]
+        placed = [endpoint(one, kinds[one % len(kinds)], len(stores)) for one in range(simulation.endpoints)]
+        begun = time.perf_counter()
+        new = await asyncio.gather(*(_allocate(store, placed[at :: len(stores)]) for at, store in enumerate(stores)))
+        return {"seconds": time.perf_counter() - begun, "allocated": sum(new)}
+
+
+async def _allocate(store: RedisStore, placed: Sequence[Placed]) -> int:
+    return sum([len((await store.write(Request([one]))).new) for one in placed])
+
+
+VERBS = {"fill": fill, "churn": churn, "allocate": allocate}
+
+
+async def simulate(lab: Lab, verb: str, simulation: Simulation) -> dict[str, Any]:
+    """Do so in another process, beside the store; return what came of it."""
+    argv = [sys.executable, "-m", "tests.bench.simulated", verb, json.dumps(asdict(simulation))]
+    command = lab.network.command(STORE, argv)
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the simulation ended with status {process.returncode}")
+    result: dict[str, Any] = json.loads(output)
+    return result
+
+
+def main() -> None:
+    """Simulate what the arguments say."""
+    verb, what = sys.argv[1:]
+    print(json.dumps(asyncio.run(VERBS[verb](Simulation(**json.loads(what))))))
+
+
+if __name__ == "__main__":
+    main()
