@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from nfq_enforcer import api
 from nfq_enforcer.lab.host import Connection
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import STORE
+from nfq_enforcer.store.server import PERMISSIONS
 from tests.labs import (
     BRIEF,
     DNS,
@@ -35,8 +36,10 @@ from tests.labs import (
     passes,
     policy,
     run_in,
+    stop_agents,
     to_role,
 )
+from tests.redis_servers import Certificates, RedisServer, Sentinel
 
 STEADY = 60.0  # for a connection that must not be cut: it may wait, on a busy machine long, but not end
 PACE = 0.05  # seconds between two attempts of one who attempts all the time
@@ -398,3 +401,117 @@ async def test_values_that_are_not_understood_are_named_and_do_no_harm(guarded: 
     assert named["endpoints default/corrupt"] == "it is not JSON"
     assert named["documents CiliumNetworkPolicy/default/newer"] == "it is of version 2; this program understands 1"
     assert "nodes foreign" in named
+
+
+# -- other deployments ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def other(make_served: Callable[..., Lab]) -> Lab:
+    """Give a lab whose agents the test starts, each with the store that it is about."""
+    return make_served()
+
+
+@pytest.fixture
+def unstarted(other: Lab) -> Iterator[Lab]:
+    """Give that lab with neither agents nor a store, and leave it so, without a traceback in a log."""
+    yield other
+    stop_agents(other)
+    other.store.kill()
+    for node in other.nodes:
+        assert "NFQE" not in run_in(other, node, "iptables-save")
+
+
+def at_store(lab: Lab, tmp_path: Path, port: int, **options: Any) -> RedisServer:
+    """Return a server on the machine of the store, at another port than the lab's own."""
+    host, prefix = str(lab.address(STORE)), lab.network.command(STORE, [])
+    return RedisServer(tmp_path / str(port), port, host=host, prefix=prefix, **options)
+
+
+async def test_a_failover_by_sentinels_changes_nothing_that_is_enforced(unstarted: Lab, tmp_path: Path) -> None:
+    lab = unstarted
+    with ExitStack() as stack:
+        primary = stack.enter_context(at_store(lab, tmp_path, 7001))
+        replica = stack.enter_context(at_store(lab, tmp_path, 7002, replica_of=primary))
+        command_at = lab.network.command(STORE, [])
+        sentinels = [
+            stack.enter_context(Sentinel(tmp_path / f"s{port}", primary, port=port, prefix=command_at))
+            for port in (7011, 7012)
+        ]
+        until(lambda: all(map(_knows_the_others, sentinels)), "the Sentinels know each other and the replica")
+        servers = ",".join(f"{one.host}:{one.port}" for one in sentinels)
+        lab.start_agents(store=f"redis+sentinel://{servers}/main")
+        await lab.apply("front-to-back", FRONT_TO_BACK)
+        before, traffic = agreed(lab), Traffic(lab)
+
+        async with traffic.going_on():
+            await asyncio.to_thread(primary.kill)
+            await wait(lambda: are_cut_off(lab), "the nodes notice")
+            await wait(lambda: "role:master" in replica.ask("INFO", "replication"), "the replica takes over")
+            await wait(lambda: in_step(lab), "the cluster is in step again")
+
+        assert traffic.wrong == []
+        assert agreed(lab) == before
+        for node in lab.nodes.values():
+            node.stop()
+
+
+def _knows_the_others(sentinel: Sentinel) -> bool:
+    state = sentinel.ask("SENTINEL", "MASTER", "main").split()
+    seen = dict(zip(state[::2], state[1::2], strict=False))
+    return (seen.get("num-slaves"), seen.get("num-other-sentinels")) == ("1", "1")
+
+
+async def test_a_first_start_without_the_store_waits_for_it_and_says_so(unstarted: Lab) -> None:
+    node = unstarted.nodes["n3"]
+    node.start(state=str(unstarted.network.state / "never"))
+    until(node.socket.exists, "the agent answers")
+    until(lambda: "unreachable" in node.log.read_text(), "the log says so")
+    status = node.status()
+
+    said = [line for line in node.log.read_text().splitlines() if "unreachable" in line]
+    assert len(said) == 1
+    assert "Connection refused" in said[0]
+    assert not status["store"]["connected"]
+    assert "ready" not in node.log.read_text().splitlines()
+
+    unstarted.store.start()
+    node.wait_until_ready()
+    assert store_of(unstarted, "n3")["connected"]
+
+
+async def test_a_first_start_that_waits_for_the_store_can_be_ended(unstarted: Lab) -> None:
+    node = unstarted.nodes["n3"]
+    node.start(state=str(unstarted.network.state / "nothing"))
+    until(lambda: "unreachable" in node.log.read_text(), "the log says so")
+
+    node.stop()
+
+    assert node._process is not None
+    assert node._process.returncode == 0
+    assert "NFQE" not in run_in(unstarted, "n3", "iptables-save")
+    assert "nfqe" not in run_in(unstarted, "n3", "ipset", "list", "-name")
+
+
+async def test_a_secret_is_nowhere_to_be_read(unstarted: Lab, tmp_path: Path) -> None:
+    host, secret, node = str(unstarted.address(STORE)), "geheim-s3cret", unstarted.nodes["n1"]
+    certificates = Certificates.make(tmp_path / "tls", host)
+    (tmp_path / "password").write_text(f"{secret}\n")
+    acl = [f"nfqe on >{secret} ~nfqe:* {PERMISSIONS}"]
+    certificate, key = certificates.of("client")
+    options = f"password_file={tmp_path / 'password'}&ca_file={certificates.ca}&cert_file={certificate}&key_file={key}"
+
+    with at_store(unstarted, tmp_path, 7003, tls=certificates, acl=acl):
+        node.start(store=f"rediss://nfqe@{host}:7003?{options}")
+        node.wait_until_ready()
+        added = await asyncio.to_thread(command, unstarted, "n1", "endpoint", "add", "one", "--ip", "10.31.1.10")
+        status = await asyncio.to_thread(command, unstarted, "n1", "status", "-o", "json")
+        processes = [node.pid, node.status()["worker"]["pid"]]
+        lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in processes]
+        node.stop()
+
+    assert added.returncode == 0
+    assert json.loads(status.stdout)["store"]["connected"]
+    assert all("nfq_enforcer" in line for line in lines)
+    for text in (status.stdout, node.log.read_text(), *lines):
+        assert secret not in text
