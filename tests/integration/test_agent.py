@@ -449,7 +449,7 @@ class TestRefusal:
         node = start(lab, "n1", documents=FRONT_TO_BACK)
 
         same_socket = attempt_agent(lab, "n1", api={"socket": str(node.socket)})
-        same_queue = attempt_agent(lab, "n1")
+        same_queue = attempt_agent(lab, "n1", metrics={"address": ""})
 
         assert (same_socket.returncode, same_queue.returncode) == (1, 1)
         assert sentence(same_socket) == (

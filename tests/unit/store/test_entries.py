@@ -1,5 +1,6 @@
 """What a member holds: it follows the store, keeps what it understands, and tells once what has changed."""
 
+from collections import deque
 from ipaddress import ip_address
 
 import pytest
@@ -172,7 +173,7 @@ class TestRecalled:
         entries.accept(WEB, 5, value(endpoint()))
         entries.position, entries.serial, entries.revision, entries.forks = 5, 4, 3, frozenset({"b@2-0", "a@1-0"})
         again = Entries("n1", LabelFilter())
-        again.recall(entries.entries, entries.marks)
+        deque(again.recalling(entries.entries, entries.marks), 0)
 
         assert again.entries == entries.entries
         assert (again.position, again.serial, again.revision, again.forks) == (5, 4, 3, entries.forks)
@@ -180,7 +181,7 @@ class TestRecalled:
         assert again.take_unsaved() == {}
 
     def test_nothing_was_ever_saved(self, entries: Entries) -> None:
-        entries.recall({}, {})
+        deque(entries.recalling({}, {}), 0)
 
         assert (entries.position, entries.serial, entries.revision, entries.forks) == (0, 0, 0, frozenset())
 

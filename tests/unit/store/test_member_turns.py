@@ -44,7 +44,7 @@ def identities(count: int, number: int = 1) -> dict[Key, Entry]:
 def test_who_has_looked_while_it_settles_waits_until_it_has_settled(tmp_path: Path) -> None:
     async def scenario() -> None:
         one = member(tmp_path)
-        one._settling = True
+        one._settled.clear()
         one._handed.set()
         assert one.take().changes == []
         async with asyncio.timeout(0):
@@ -78,10 +78,10 @@ def test_entries_are_replaced_in_parts_and_come_to_the_same() -> None:
     there, anew = identities(10), identities(2500, number=2)
     at_once, in_parts = (Entries("n1", LabelFilter()) for _ in range(2))
     for one in (at_once, in_parts):
-        one.replace({**there, (Kind.IDENTITY, "9000"): Entry(1, b'{"v":1,"labels":"k8s:app=gone"}')})
+        one.replace({**there, (Kind.IDENTITY, "9000"): Entry(1, b'{"v":1,"labels":"k8s:app=gone"}')}, {})
 
-    at_once.replace(anew)
-    parts = len(list(in_parts.replacing(anew)))
+    at_once.replace(anew, {})
+    parts = len(list(in_parts.replacing(anew, {})))
 
     assert parts == 2
     assert in_parts.entries == at_once.entries == anew
