@@ -23,7 +23,7 @@ async def take_every_step(store: RedisStore) -> None:
     known, _ = await store.scan()
     await store.write(Request(gone=[(Kind.ENDPOINT, "default/front")]))
     assert not await store.restore(known.items())
-    assert not await store.restore((), [(Kind.ENDPOINT, "default/front")], written.id or 0)
+    assert not await store.restore((), [(Kind.ENDPOINT, "default/front")], (written.id or 0) + 1)
     await store.write(Request([one]))
 
     assert (await store.heartbeat("n1", 1)).registered
@@ -32,6 +32,8 @@ async def take_every_step(store: RedisStore) -> None:
     assert await store.since(joined.forks[-1].marker) is not None
     assert "n1" in await store.nodes()
     assert await store.kept() > 0
+
+    await store.note_restored(joined.forks[-1].name, joined.last)
 
     await store.heartbeat("n1", 1, ago=10.0)
     gone = await store.collect(1.0, 0.0, 0.0, 0.0)

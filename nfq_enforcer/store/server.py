@@ -40,7 +40,7 @@ PERMISSIONS = (
     "+xread +xrange +xlen +xinfo|stream +xadd +xsetid "
     "+hget +hgetall +hmget +hscan +hexists +hset +hincrby +hdel "
     "+sadd +srem +scard +srandmember +zadd +zrem +zrange +zrangebyscore "
-    "+rpush +lrange +lindex +ltrim"
+    "+rpush +lrange +lindex +lset +ltrim"
 )
 SENTINEL_PERMISSIONS = "+client|setname +sentinel|get-master-addr-by-name"
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.labs import (
     HTTP,
     PATIENT,
     PROGRAM,
+    Attempt,
     Policies,
     dropped,
     from_role,
@@ -187,7 +189,7 @@ async def test_a_load_that_waits_returns_when_every_node_enforces_it(
     for node, role in zip(("n1", "n2", "n3", "n1"), ("db", "backend", "db", "frontend"), strict=True):
         file.write_text(policy("turn", "backend", ingress=[from_role(role)]))
         loaded = await asyncio.to_thread(command, guarded, node, "policy", "load", "--wait", str(file))
-        expected = {}
+        expected: dict[Attempt, str] = {}
         for source, target in pairs:
             allowed = (role == "db") == (source == "db3") and role != "frontend"
             expected |= (passes if allowed else dropped)([source], [target], ["80/TCP", "53/UDP"])
@@ -242,7 +244,7 @@ class Traffic:
         made = []
         for family in FAMILIES:
             to, what = self._lab.address(target, family), f"{source} to {target} by IPv{family}"
-            tcp, udp = (lambda a=to: host.connect(a, HTTP, timeout)), (lambda a=to: host.send_udp(a, DNS, timeout))
+            tcp, udp = partial(host.connect, to, HTTP, timeout), partial(host.send_udp, to, DNS, timeout)
             made.append(self._until_over(kind, f"TCP {what}", expected, tcp))
             made.append(self._until_over(kind, f"UDP {what}", expected, udp))
         return made
@@ -254,7 +256,7 @@ class Traffic:
     async def going_on(self, *, opening: bool = True) -> AsyncIterator[None]:
         """Have it go on; ``opening``: new allowed connections, too."""
         held = [one for pair in TALKING for one in await self._held(*pair)]
-        loops = [self._until_over("talked", c.host.name, "ok", lambda c=c: c.talk(STEADY)) for c in held]
+        loops = [self._until_over("talked", c.host.name, "ok", partial(c.talk, STEADY)) for c in held]
         for pair in TALKING if opening else ():
             loops += self._attempts("opened", *pair, PATIENT, "ok")
         for pair in FORBIDDEN:
