@@ -56,14 +56,14 @@ class Certificates:
     folder: Path
 
     @classmethod
-    def make(cls, folder: Path) -> "Certificates":
-        """Make them with the ``openssl`` command."""
+    def make(cls, folder: Path, host: str = LOOPBACK) -> "Certificates":
+        """Make them with the ``openssl`` command; ``host`` is an address of the server."""
         folder.mkdir(parents=True)
         made = cls(folder)
         _openssl(
             folder, *_REQUEST, "-x509", "-days", "2", "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.crt"
         )
-        (folder / "names").write_text(f"subjectAltName = IP:{LOOPBACK}, IP:::1, DNS:localhost")
+        (folder / "names").write_text(f"subjectAltName = IP:{host}, IP:::1, DNS:localhost")
         for name in ("server", "client"):
             _openssl(folder, *_REQUEST, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
             authority = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names")
@@ -234,6 +234,8 @@ class Sentinel(RedisServer):
         password: str | None = None,
         acl: Iterable[str] = (),
         tls: Certificates | None = None,
+        port: int | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         """Name it; it takes a second for a primary that does not answer to be called down."""
         watch = [
@@ -243,7 +245,9 @@ class Sentinel(RedisServer):
         ]
         if primary.password:
             watch.append(f"sentinel auth-pass {service} {primary.password}")
-        super().__init__(folder, password=password, acl=acl, tls=tls, settings=watch)
+        super().__init__(
+            folder, port, host=primary.host, password=password, acl=acl, tls=tls, settings=watch, prefix=prefix
+        )
 
     def _options(self) -> list[str]:
         return ["--sentinel"]

@@ -30,14 +30,18 @@ class Lab:
 
     def __init__(self, topology: Topology | None = None, *, memory: bool = False) -> None:
         """Name the lab; nothing is built or asked yet. One that is up knows itself which store it has."""
-        self.topology = topology or Topology(new_run_id())
-        self.network = Network(self.topology)
+        self.network = Network(topology or Topology(new_run_id()))
         self.documents = self.network.state / "documents"
         self.store = StoreServer(self.network)
         self._memory_mark = self.network.state / "memory"
         self._memory = memory or self._memory_mark.exists()
         self.nodes = {name: Node(self.network, name, self._store_settings(name)) for name in NODES}
         self._hosts: dict[str, Host] = {}
+
+    @property
+    def topology(self) -> Topology:
+        """Return what the lab looks like now."""
+        return self.network.topology
 
     def _store_settings(self, node: str) -> dict[str, Any]:
         if self._memory:
@@ -116,6 +120,11 @@ class Lab:
             raise NfqError(f"not all nodes have taken the change of {file.name} in {_PATIENCE:.0f} seconds") from None
         for refusal in filter(None, refusals):
             raise NfqError(refusal)
+
+    def attach(self, name: str, node: str) -> Host:
+        """Add a workload to a node, as a new container or VM would come to it; nobody has declared it yet."""
+        self.network.attach(name, node)
+        return self.host(name)
 
     async def leave(self) -> None:
         """End the hosts' traffic, but leave the network."""

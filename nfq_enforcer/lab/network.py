@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,19 @@ class Network:
     def down(self) -> None:
         """End the lab's processes and remove its namespaces and its state folder; no harm if there are none."""
         remove(self.topology.run_id)
+
+    def attach(self, name: str, node: str) -> None:
+        """Build one more machine, a workload on this node, while the others run; it ends with the lab."""
+        topology = self.topology.attach(name, node)
+        new, host = topology.machine(name), topology.machine(node)
+        interface = topology.attached[-1].interface
+        namespace, beside = topology.namespace(name), topology.namespace(node)
+        _batch([f"netns add {namespace}"])
+        self.topology = topology
+        _run(self.command(name, ["sh", "-c", _sysctl_script(new)]))
+        _batch([f"link add {interface} netns {beside} type veth peer name {UPLINK} netns {namespace}"])
+        _batch(_set_up_port(host, interface), beside)
+        _batch(_set_up(new), namespace)
 
     def masquerade(self, on: bool) -> None:
         """Let the router hide the source of what it forwards onto the segment, or no longer; new connections only."""
@@ -205,6 +219,13 @@ def _set_up(machine: Machine) -> list[str]:
         port = f" master {BRIDGE}" if machine.name == SEGMENT and interface.name != BRIDGE else ""
         lines.append(f"link set {interface.name} mtu {interface.mtu}{port} up")
     return [*lines, *map(_route, machine.routes)]
+
+
+def _set_up_port(machine: Machine, port: str) -> list[str]:
+    """Return the commands for an interface that a machine has got later, and for the ways through it."""
+    interfaces = tuple(one for one in machine.interfaces if one.name == port)
+    routes = tuple(one for one in machine.routes if one.device == port)
+    return _set_up(replace(machine, interfaces=interfaces, routes=routes))
 
 
 def _route(route: Route) -> str:

@@ -14,7 +14,7 @@ a veth whose host side is named in the endpoint's document.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import (
     IPv4Address,
@@ -45,6 +45,7 @@ STORE = "store"
 UPLINK = "eth0"  # of every machine with only one way out, and of the nodes: the interface that faces the others
 
 _RUN_ID = re.compile(r"[a-z0-9]{1,6}")
+_MACHINE = re.compile(r"[a-z0-9]{1,10}")  # behind "veth-" it is the name of an interface, which has 15 characters
 _POD_SUBNETS = ("10.31.{}.0/24", "fd00:31:{}::/64")
 _SEGMENT_SUBNETS = ("172.31.0.0/24", "fd00:31::/64")
 _FAR_SUBNETS = ("172.31.1.0/24", "fd00:31:0:1::/64")  # the link behind the router
@@ -128,6 +129,19 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
+class Attached:
+    """A machine that has come to a node while the lab was up; whether policy speaks of it is for others to declare."""
+
+    name: str
+    node: str
+
+    @property
+    def interface(self) -> str:
+        """Return the node's end of its cable."""
+        return f"veth-{self.name}"
+
+
+@dataclass(frozen=True)
 class Topology:
     """The whole lab of one run."""
 
@@ -136,11 +150,22 @@ class Topology:
     # keeps the full MTU, because what it receives is longer by a stamp, and a veth drops what its MTU does not allow.
     stamp_room: int = 16
     mtu: int = 1500
+    attached: tuple[Attached, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a run id that does not fit the names of namespaces."""
         if not _RUN_ID.fullmatch(self.run_id):
             raise BadInput(f"{self.run_id!r} is not a run id of a lab: it has 1 to 6 of the characters a-z and 0-9")
+
+    def attach(self, name: str, node: str) -> "Topology":
+        """Return the same lab with one more machine, a workload on this node; raise BadInput for a wrong name."""
+        if not _MACHINE.fullmatch(name):
+            raise BadInput(f"{name!r} is not a name of a machine: it has 1 to 10 of the characters a-z and 0-9")
+        if name in self.machines:
+            raise BadInput(f"the lab has a machine {name!r} already")
+        if node not in NODES:
+            raise BadInput(f"the lab has no node {node!r}; there are {', '.join(NODES)}")
+        return replace(self, attached=(*self.attached, Attached(name, node)))
 
     def namespace(self, machine: str) -> str:
         """Return the name of a machine's network namespace."""
@@ -167,7 +192,8 @@ class Topology:
         nodes = [self._node(name) for name in NODES]
         endpoints = [self._endpoint_machine(node, name) for node, names in _ENDPOINTS.items() for name in names]
         outside = [self._outside(WORLD, _WORLD_NUMBER), self._outside(STORE, _STORE_NUMBER)]
-        everyone = [self._segment(), self._router(), *outside, *nodes, *endpoints]
+        attached = [self._endpoint_machine(one.node, one.name) for one in self.attached]
+        everyone = [self._segment(), self._router(), *outside, *nodes, *endpoints, *attached]
         return {machine.name: machine for machine in everyone}
 
     @cached_property
@@ -182,7 +208,7 @@ class Topology:
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Return all endpoints, the node that is one itself at the end."""
         behind_veths = [
-            Endpoint(name, node, tuple(address.ip for address in _pod_addresses(node, name)), f"veth-{name}")
+            Endpoint(name, node, tuple(address.ip for address in self._pod_addresses(node, name)), f"veth-{name}")
             for node, names in _ENDPOINTS.items()
             for name in names
         ]
@@ -210,20 +236,35 @@ class Topology:
     def _node(self, name: str) -> Machine:
         uplink = Interface(UPLINK, _node_addresses(name), self.mtu)
         gateways = tuple(_single(address) for address in _numbered(_pod_subnets(name), 1))
-        pods = [Interface(f"veth-{pod}", gateways, self.mtu) for pod in _ENDPOINTS[name]]
+        pods = [Interface(f"veth-{pod}", gateways, self.mtu) for pod in self._pods(name)]
         if name in _ON_SEGMENT:
             routes = [*_routes_to_pods(name), *_routes_to_far_link()]
         else:
             routes = [Route(_everything(g), via=g.ip) for g in _numbered(_FAR_SUBNETS, _ROUTER_NUMBER)]
-        return Machine(name, (uplink, *pods), (*_routes_to_own_pods(name), *routes), forwards=True)
+        return Machine(name, (uplink, *pods), (*self._routes_to_own_pods(name), *routes), forwards=True)
 
     def _endpoint_machine(self, node: str, name: str) -> Machine:
-        uplink = Interface(UPLINK, _pod_addresses(node, name), self.mtu)
+        uplink = Interface(UPLINK, self._pod_addresses(node, name), self.mtu)
         fitting = self.mtu - self.stamp_room
         gateways = [_single(address) for address in _numbered(_pod_subnets(node), 1)]
         on_link = [Route(gateway.network, device=UPLINK, mtu=fitting) for gateway in gateways]
         default = [Route(_everything(gateway), via=gateway.ip, device=UPLINK, mtu=fitting) for gateway in gateways]
         return Machine(name, (uplink,), (*on_link, *default))
+
+    def _pods(self, node: str) -> tuple[str, ...]:
+        return (*_ENDPOINTS[node], *(one.name for one in self.attached if one.node == node))
+
+    def _pod_addresses(self, node: str, pod: str) -> tuple[InterfaceAddress, ...]:
+        number = _FIRST_ENDPOINT + self._pods(node).index(pod)
+        return tuple(_single(address) for address in _numbered(_pod_subnets(node), number))
+
+    def _routes_to_own_pods(self, node: str) -> list[Route]:
+        # A node that is an endpoint speaks to its pods, too, with the address that its document names.
+        return [
+            Route(address.network, device=f"veth-{pod}", source=own.ip)
+            for pod in self._pods(node)
+            for address, own in zip(self._pod_addresses(node, pod), _node_addresses(node), strict=True)
+        ]
 
 
 def namespace_prefix(run_id: str) -> str:
@@ -249,22 +290,8 @@ def _pod_subnets(node: str) -> tuple[str, ...]:
     return tuple(subnet.format(NODES.index(node) + 1) for subnet in _POD_SUBNETS)
 
 
-def _pod_addresses(node: str, endpoint: str) -> tuple[InterfaceAddress, ...]:
-    number = _FIRST_ENDPOINT + _ENDPOINTS[node].index(endpoint)
-    return tuple(_single(address) for address in _numbered(_pod_subnets(node), number))
-
-
 def _node_addresses(node: str) -> tuple[InterfaceAddress, ...]:
     return _numbered(_SEGMENT_SUBNETS if node in _ON_SEGMENT else _FAR_SUBNETS, NODES.index(node) + 1)
-
-
-def _routes_to_own_pods(node: str) -> list[Route]:
-    # A node that is an endpoint speaks to its pods, too, with the address that its document names.
-    return [
-        Route(address.network, device=f"veth-{pod}", source=own.ip)
-        for pod in _ENDPOINTS[node]
-        for address, own in zip(_pod_addresses(node, pod), _node_addresses(node), strict=True)
-    ]
 
 
 def _routes_to_pods(machine: str) -> list[Route]:

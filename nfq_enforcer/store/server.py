@@ -36,11 +36,11 @@ Address = IPv4Address | IPv6Address
 
 # What scripts call counts, too: Redis checks it against the user who runs them.
 PERMISSIONS = (
-    "+ping +info +select +client|setname +eval +evalsha +script|load "
-    "+xread +xrange +xlen +xinfo +xadd +xsetid +xtrim "
-    "+hget +hgetall +hmget +hscan +hlen +hexists +hset +hdel "
-    "+sadd +srem +scard +smembers +zadd +zrem +zscore +zrange +zrangebyscore "
-    "+rpush +lrange +llen +del +time"
+    "+ping +info +select +client|setname +evalsha +script|load +time +exists "
+    "+xread +xrange +xlen +xinfo|stream +xadd +xsetid "
+    "+hget +hgetall +hmget +hscan +hexists +hset +hincrby +hdel "
+    "+sadd +srem +scard +srandmember +zadd +zrem +zrange +zrangebyscore "
+    "+rpush +lrange +lindex +lset +ltrim"
 )
 SENTINEL_PERMISSIONS = "+client|setname +sentinel|get-master-addr-by-name"
 

@@ -52,7 +52,7 @@ def make_lab(root: None, runner: asyncio.Runner) -> Iterator[MakeLab]:
     """Build labs, side by side if called more than once; they end with the module. Other options are Topology's."""
     labs: list[Lab] = []
 
-    def make(*, memory: bool = False, **options: int) -> Lab:
+    def make(*, memory: bool = False, **options: Any) -> Lab:
         lab = Lab(Topology(new_run_id(), **options), memory=memory)
         labs.append(lab)
         lab.up()

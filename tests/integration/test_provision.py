@@ -5,6 +5,7 @@ files, in a mount namespace of its own, with network namespaces that only this m
 when the namespace's processes are.
 """
 
+import asyncio
 import json
 import os
 import shutil
@@ -12,13 +13,19 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 import yaml
+from redis.asyncio import Redis
 
 import nfq_enforcer
+from nfq_enforcer.store.redis import RedisStore
+from nfq_enforcer.store.server import check
+from tests.redis_servers import RedisServer
+from tests.store_steps import take_every_step
 
 pytestmark = pytest.mark.timeout(600)  # of which the installation of the program takes the most
 
@@ -296,6 +303,46 @@ def test_a_node_of_a_cluster_is_told_its_store_and_its_password_file(store: Copy
     }
     assert installed.mode(CONFIGURATION) == ("600", "root", "root")
     assert (handed_over, mode) == ("of the store\n", ("600", "root", "root"))
+
+
+def test_the_user_of_the_nodes_may_do_all_that_the_store_does(store: Copy, tmp_path: Path) -> None:
+    written = store.file("/etc/redis/redis-nfq-enforcer.conf").read_text().splitlines()
+    (user,) = (line.removeprefix("user ") for line in written if line.startswith("user nfqe "))
+    secret = store.file(PASSWORD).read_text().strip()
+
+    async def use(port: int) -> None:
+        login: dict[str, Any] = {"port": port, "username": "nfqe", "password": secret}
+        async with aclosing(Redis(**login)) as client, aclosing(Redis(**login)) as reader:
+            await check(client)
+            await take_every_step(RedisStore(client, reader, "nfqe"))
+
+    with RedisServer(tmp_path / "server", acl=[user]) as server:
+        asyncio.run(use(server.port))
+
+
+def test_a_node_of_a_cluster_enforces_and_registers_endpoints(store: Copy, installed: Copy) -> None:
+    url = f"redis://nfqe@{ADDRESSES[STORE]}:6379"
+    login = ["--store", url, "--password-file", PASSWORD]
+    installed.run(PROVISION, "node", *login, "--interface", "eth1", "--name", N2, at=N2)
+    installed.run(ENDPOINTS, "network", "2", "front2=frontend", "back2=backend", at=N2)
+
+    agent = installed.start("nfq-enforcer", "agent", at=N2)
+    assert agent.stdout is not None
+    said = []
+    while "ready\n" not in said:
+        said.append(agent.stdout.readline())
+        assert said[-1], said  # it has ended
+    installed.run(ENDPOINTS, "register", "2", "front2=frontend", "back2=backend", at=N2)
+    endpoints = json.loads(installed.run("nfq-enforcer", "endpoint", "list", "-o", "json", at=N2))
+    status = json.loads(installed.run("nfq-enforcer", "status", "-o", "json", at=N2))
+    agent.send_signal(signal.SIGTERM)
+    agent.wait(PATIENCE)
+
+    assert {one["name"]: (one["node"], one["addresses"]) for one in endpoints} == {
+        "front2": (N2, ["10.31.2.10", "fd00:31:2::a"]),
+        "back2": (N2, ["10.31.2.11", "fd00:31:2::b"]),
+    }
+    assert (status["store"]["connected"], status["store"]["store"]) == (True, f"{url}/0")
 
 
 def test_an_option_of_the_url_stays_beside_the_password_file(store: Copy, installed: Copy) -> None:

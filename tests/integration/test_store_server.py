@@ -12,6 +12,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from nfq_enforcer.store.address import HostPort, parse
+from nfq_enforcer.store.redis import RedisStore
 from nfq_enforcer.store.server import (
     FAILURES,
     PERMISSIONS,
@@ -23,6 +24,7 @@ from nfq_enforcer.store.server import (
     sentence,
 )
 from tests.redis_servers import LOOPBACK, Certificates, RedisServer, Sentinel, free_port, valkey_server, wait_until
+from tests.store_steps import take_every_step
 
 SECRET = "geheim-s3cret"
 WRONG = "wr0ng-geheim"
@@ -153,12 +155,12 @@ class TestReached:
 
     async def test_a_user_with_the_permissions_of_the_documentation(self, folder: Path) -> None:
         with RedisServer(folder / "permissions", acl=[FULL_ACL]) as server:
-            async with connected(server.url(login=f"full:{SECRET}", path="/1")) as client:
+            url = server.url(login=f"full:{SECRET}", path="/1")
+            async with connected(url) as client, connected(url) as reader:
                 await check(client)
-                script = "redis.call('HSET', KEYS[1], 'f', redis.call('TIME')[1]); return redis.call('HLEN', KEYS[1])"
-                assert await client.eval(script, 1, "nfqe:h") == 1
-                with pytest.raises(redis_errors.ResponseError):
-                    await client.eval(script, 1, "other:h")
+                await take_every_step(RedisStore(client, reader, "nfqe"))
+                with pytest.raises(redis_errors.NoPermissionError):
+                    await client.hget("other:h", "f")
 
     async def test_the_password_of_the_default_user(self, locked: RedisServer) -> None:
         assert (await info(locked.url(login=f":{SECRET}"))).product == "Redis"

@@ -124,3 +124,27 @@ def test_a_run_id_that_fits_no_name_is_refused(run_id: str) -> None:
 def test_an_unknown_machine_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(BadInput, match="the lab has no machine 'n9'; there are seg, rtr, world, store, n1"):
         LAB.namespace("n9")
+
+
+def test_a_machine_attached_later_is_one_more_workload_of_its_node() -> None:
+    more = LAB.attach("late", "n1").attach("later", "n1")
+
+    assert [str(more.address("later", family)) for family in (4, 6)] == ["10.31.1.13", "fd00:31:1::d"]
+    assert [one.name for one in more.machine("n1").interfaces][-1] == "veth-later"
+    assert {name: more.machine(name) for name in LAB.machines if name != "n1"} == {
+        name: machine for name, machine in LAB.machines.items() if name != "n1"
+    }
+    assert more.endpoints == LAB.endpoints
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "told"),
+    [
+        ("Late", "n1", "is not a name of a machine"),
+        ("front1", "n1", "has a machine .front1. already"),
+        ("late", "n4", "has no node .n4.; there are n1, n2, n3"),
+    ],
+)
+def test_what_cannot_be_attached_is_said(name: str, node: str, told: str) -> None:
+    with pytest.raises(BadInput, match=told):
+        LAB.attach(name, node)

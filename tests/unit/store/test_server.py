@@ -1,12 +1,15 @@
 """What is said of a server that fails in ways that are hard to bring about, and of what it says about itself."""
 
+import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import exceptions as redis_errors
 
-from nfq_enforcer.store.server import HandshakeError, ServerInfo, StoreError, read_info, sentence
+from nfq_enforcer.store import redis as store
+from nfq_enforcer.store.server import PERMISSIONS, HandshakeError, ServerInfo, StoreError, read_info, sentence
 
 CLUSTER = "it runs in cluster mode, which is not supported: one ordered stream and steps that change several keys at "
 GOOD = {"redis_version": "7.0.15", "redis_mode": "standalone", "role": "master", "run_id": "abc", "loading": 0}
@@ -111,3 +114,19 @@ def test_a_server_that_can_hold_no_cluster_is_refused(said: dict[str, Any], told
 def test_what_says_nothing_of_itself_is_no_redis() -> None:
     with pytest.raises(StoreError, match="it does not answer as a Redis server does"):
         read_info({})
+
+
+def test_a_user_may_do_what_the_store_does_and_no_more() -> None:
+    folder = Path(store.__file__).parent
+    scripts = "".join(script.read_text() for script in (folder / "lua").glob("*.lua"))
+    called = re.findall(r"redis\.call\('(\w+)'", scripts) + re.findall(r"local arguments = { '(\w+)'", scripts)
+    asked = re.findall(r"self\._(?:client|reader)\.(\w+)\(", (folder / "redis.py").read_text())
+    own = {name.lower() for name in (*called, *asked)} - {"register_script", "aclose"}
+    connecting = {"ping", "info", "select", "client|setname", "evalsha", "script|load"}
+
+    assert own >= {"time", "xadd", "hincrby", "hscan", "xread"}
+    assert {name.partition("|")[0] if name.startswith("xinfo") else name for name in allowed()} == own | connecting
+
+
+def allowed() -> set[str]:
+    return {permission.removeprefix("+") for permission in PERMISSIONS.split()}
