@@ -48,9 +48,8 @@ _PAUSES = (0.05, 5.0)  # seconds between two attempts to connect: the first, and
 _RECONNECTED = 5.0  # seconds that a command waits for a connection that is being renewed
 _SAVE = 0.2  # seconds between two savings of the state
 _SAMPLES = 1000
-_LOOK = 0.05  # seconds between two looks at what other nodes enforce
 _AT_ONCE = 500  # endpoints written together
-_NAMED = 20  # refused values that status names
+_NOT_YET = "not connected yet"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,7 +73,7 @@ class Member:
         self.store: RedisStore | None = None
         self.info: ServerInfo | None = None
         self.since = time.time()  # connected, or not, since when
-        self.error: str | None = "not connected yet"
+        self.error: str | None = _NOT_YET
         self._enforced = 0
         self.offset = 0.0  # how far the server's clock is ahead of this one
         self.lags: deque[float] = deque(maxlen=_SAMPLES)
@@ -204,6 +203,8 @@ class Member:
         if self.error is None:
             self.since = time.time()
             _log.warning("the store is unreachable, enforcing the last known state: %s", reason)
+        elif self.error == _NOT_YET:
+            _log.warning("the store is unreachable: %s", reason)
         elif reason != self.error:
             _log.warning("the store is still unreachable: %s", reason)
         self.error = reason

@@ -21,6 +21,10 @@ NODES: list[dict[str, Any]] = [
         **{"name": "n2", "addresses": [], "live": False, "last_seen": None},
         **{"revision": None, "version": "", "endpoints": 0},
     },
+    {
+        **{"name": "n3", "addresses": [], "live": None, "last_seen": None},
+        **{"revision": None, "version": "", "endpoints": 0},
+    },
 ]
 IPCACHE: list[dict[str, Any]] = [
     {"address": "10.1.0.10", "identity": 300, "node": "n1", "endpoint": "shop/front1", "labels": ["k8s:a", "k8s:b"]},
@@ -49,6 +53,7 @@ def test_nodes_are_a_table(run: RunProgram, answering: Answering) -> None:
         "n1 yes 2026-01-01T00:00:00Z 7 2 172.16.0.1 0.1",
         "fd00::1",
         "n2 no 0",
+        "n3 unknown 0",
     ]
 
 

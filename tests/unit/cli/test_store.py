@@ -65,8 +65,8 @@ def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
         "changes kept 120",
         "commands sent 1234",
         "times read anew 0",
-        "waiting to be written endpoint default/a",
-        "endpoint default/b",
+        "waiting to be written default/a",
+        "default/b: its address is taken",
         "lag of changes median 1.5 ms, p99 12.0 ms",
     ]
 
