@@ -65,6 +65,7 @@ class Agent:
         listening = config.metrics.listening
         self._exporter = Exporter(*listening, answers.metrics) if listening else None
         self._stop = asyncio.Event()
+        self._exempting: asyncio.Task[None] | None = None
 
     def _make_store(self) -> Store:
         settings, address = self._settings, self._config.store
@@ -77,7 +78,8 @@ class Agent:
         return SharedStore(member)
 
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
-        await asyncio.to_thread(self._rules.exempt, addresses)
+        self._exempting = asyncio.create_task(asyncio.to_thread(self._rules.exempt, addresses))
+        await asyncio.shield(self._exempting)  # what has begun to change rules goes on, whoever waits for it
 
     def _answers(self) -> Answers:
         return Answers(
@@ -107,15 +109,23 @@ class Agent:
                 if await self._unless_stopped(self._store.start()):
                     await self._judge()
             finally:
-                if self._shall_open():
-                    await asyncio.to_thread(iptables.remove)
+                await self._leave()
         finally:
             if self._exporter:
                 await self._exporter.stop()
             await self._in_force.end()
             await self._worker.stop()
-            await self._store.stop()
             await self._server.stop()
+
+    async def _leave(self) -> None:
+        """Leave the store, which may just have asked for rules, and take the rules along if that shall be."""
+        try:
+            await self._store.stop()
+            if self._exempting is not None:
+                await asyncio.wait({self._exempting})
+        finally:
+            if self._shall_open():
+                await asyncio.to_thread(iptables.remove)
 
     async def _judge(self) -> None:
         await self._in_force.begin()
