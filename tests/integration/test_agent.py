@@ -208,7 +208,8 @@ async def stream(
 ) -> AsyncIterator[list[tuple[float, Outcome]]]:
     """Have attempts follow each other without a pause; the list that is given holds when each began, and how it ended.
 
-    With enough patience an attempt that fails has lost a packet, and is not just late on a busy machine. Attempts that are under way at the end are awaited.
+    With enough patience an attempt that fails has lost a packet, and is not just late on a busy machine. Attempts that
+    are under way at the end are awaited.
     """
     ended, made, host = False, list[tuple[float, Outcome]](), lab.host(source)
 
