@@ -203,18 +203,19 @@ class Answers:
         """Take files of documents, all or nothing; return when they are in force, with ``wait`` on all live nodes."""
         try:
             files = [File(str(name), str(text)) for name, text in params["files"]]
-            patience = min(float(params.get("wait") or 0), _MOST_PATIENCE)
         except (KeyError, TypeError, ValueError):
             raise BadInput("files must be a list of pairs: a name, and the text of the documents") from None
+        patience = _patience(params)
         applied = await self.store.apply(files)
         await self.in_force.step()
         return {**_applied(applied), **await self._reached(patience)}
 
     async def delete(self, params: api.Params) -> dict[str, Any]:
         """Take back an applied policy; return when it is out of force."""
+        patience = _patience(params)
         await self.store.delete_policy(str(params.get("namespace", "")), str(params.get("name", "")))
         await self.in_force.step()
-        return await self._reached(min(float(params.get("wait") or 0), _MOST_PATIENCE))
+        return await self._reached(patience)
 
     async def delete_endpoints(self, params: api.Params) -> dict[str, Any]:
         """Take endpoints out; return which there were when they are out of force."""
@@ -267,6 +268,14 @@ class Answers:
 def as_time(seconds: float) -> str:
     """Return a time as RFC 3339 has it, in UTC."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _patience(params: api.Params) -> float:
+    """Return how many seconds a client waits for other nodes."""
+    wait = params.get("wait") or 0
+    if not isinstance(wait, int | float) or wait < 0:
+        raise BadInput("wait must be a number of seconds, 0 or more, or null")
+    return min(wait, _MOST_PATIENCE)
 
 
 def _life(one: NodeStatus) -> dict[str, Any]:

@@ -16,11 +16,10 @@ from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.errors import BadInput, DocumentError, NfqError
 from nfq_enforcer.policy import located
+from nfq_enforcer.store.transfer import FORMAT, VERSION
 
 app = typer.Typer(help="The store that the nodes of a cluster share.", no_args_is_help=True)
 
-FORMAT = "nfq_enforcer_export"
-_VERSION = 1
 _BATCH = 4 << 20  # bytes of entries in one request to the API, which takes four times as much
 _LONG = 300.0  # seconds for an answer that all of the store may be read or written for
 
@@ -139,7 +138,7 @@ def _exported(socket: Path) -> Iterator[Entry]:
     """Yield the header and the entries; raise NfqError if they end before all are there."""
     items = api.stream(socket, "store_export", _LONG)
     header = next(items, None)
-    if not isinstance(header, dict) or header.get(FORMAT) != _VERSION:
+    if not isinstance(header, dict) or header.get(FORMAT) != VERSION:
         raise NfqError(f"the agent at {socket} does not export in a format that is known here: is it of this version?")
     yield header
     count = 0
@@ -186,8 +185,8 @@ def _read(file: Path) -> list[Entry]:
         (number, _entry(line, str(file), number)) for number, line in enumerate(text.split("\n"), 1) if line.strip()
     ]
     header = lines[0][1] if lines else {}
-    if header.get(FORMAT) != _VERSION:
-        wanted = f"allowed: what 'nfq-enforcer store export' writes, which begins with {{\"{FORMAT}\": {_VERSION}, …}}"
+    if header.get(FORMAT) != VERSION:
+        wanted = f"allowed: what 'nfq-enforcer store export' writes, which begins with {{\"{FORMAT}\": {VERSION}, …}}"
         raise DocumentError(str(file), f"not an export of this version; {wanted}", line=1, column=1)
     try:
         _check_count(header, len(lines) - 1, "the export")

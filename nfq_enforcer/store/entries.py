@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from nfq_enforcer.core.identity import Identity, derive
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.policy.documents import Namespace
-from nfq_enforcer.policy.loader import all_labels
 from nfq_enforcer.store import schema
 from nfq_enforcer.store.records import Change, EndpointRecord, Kind, Placed, Record
 from nfq_enforcer.store.schema import Entry, Key, SchemaError
@@ -154,9 +153,7 @@ class Entries:
 
         ``namespaces`` by the names of their documents, if they are about to be others than those that are held.
         """
-        documents = self.namespaces if namespaces is None else namespaces
-        its = documents.get(f"Namespace//{record.namespace}")
-        labels = self._relevant.apply(all_labels(record.labels, record.namespace, record.account, its))
+        labels = self._relevant.apply(record.all_labels(self.namespaces if namespaces is None else namespaces))
         known = self.numbers.get(labels) or self._known_as.get(labels)
         return Placed(record, labels, derive([labels])[labels] if known is None else known)
 

@@ -120,7 +120,7 @@ class Member:
     async def stop(self) -> None:
         """Say goodbye, hang up, and save what is not saved."""
         if self.store is not None:
-            with contextlib.suppress(StoreError, NotJoined):
+            with contextlib.suppress(StoreError):
                 await self.store.heartbeat(self.node, self._enforced, ago=LIVE)
         for task in self._tasks:
             task.cancel()
@@ -348,7 +348,7 @@ class Member:
             written = await self._enter(store, request)
             if any(schema.is_namespace(key) for key in (*request.gone, *(one[:2] for one in request.values))):
                 await self._set_right(store, ())
-        except (NotJoined, StoreError):
+        except StoreError:
             self._beat.set()  # so that who follows the store finds out, too
             raise
         return written

@@ -13,7 +13,7 @@ from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.core.packet import SCTP, TCP, UDP
 from nfq_enforcer.policy.cluster import members, named_ports
 from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
-from nfq_enforcer.policy.loader import Documents
+from nfq_enforcer.policy.loader import Documents, all_labels
 from nfq_enforcer.policy.rules import PortSet
 
 Address = IPv4Address | IPv6Address
@@ -70,6 +70,10 @@ class EndpointRecord(NamedTuple):
             spec.service_account,
             named_ports(document),
         )
+
+    def all_labels(self, namespaces: Mapping[str, Namespace]) -> Labels:
+        """Return its own labels, and those of namespace and account; ``namespaces`` by the names of their records."""
+        return all_labels(self.labels, self.namespace, self.account, namespaces.get(f"Namespace//{self.namespace}"))
 
     def written(self) -> dict[str, Any]:
         """Return the Endpoint document that says so, as data."""

@@ -23,7 +23,6 @@ from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.policy.cluster import Compilation
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
-from nfq_enforcer.policy.loader import all_labels
 from nfq_enforcer.policy.numbers import Numbers
 from nfq_enforcer.store.records import Address, Change, EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.store.roster import Roster
@@ -222,8 +221,7 @@ class Replica:
         )
 
     def _labels_of(self, called: str) -> Labels:
-        one = self._roster.endpoints[called]
-        return all_labels(one.labels, one.namespace, one.account, self._namespaces.get(f"Namespace//{one.namespace}"))
+        return self._roster.endpoints[called].all_labels(self._namespaces)
 
 
 def _equal(some: Mapping[bytes, LocalEndpoint], others: Mapping[bytes, LocalEndpoint]) -> bool:

@@ -19,7 +19,7 @@ from nfq_enforcer.store.records import EndpointRecord, Kind, NodeRecord, Record
 from nfq_enforcer.store.redis import Request
 from nfq_enforcer.store.schema import Entry, Key, SchemaError
 
-VERSION = 1
+FORMAT, VERSION = "nfq_enforcer_export", 1  # the header's first field
 _KINDS = (Kind.IDENTITY, Kind.DOCUMENT, Kind.ENDPOINT)
 _OLDEST = 1  # an id below those of all changes: what is in the store wins
 
@@ -28,7 +28,7 @@ def export(entries: Entries, store: str) -> Iterator[dict[str, Any]]:
     """Yield a header, then all that the cluster has agreed on; ``store`` says in the header where that was."""
     chosen = sorted((_KINDS.index(kind), name) for kind, name in entries.entries if kind in _KINDS)
     yield {
-        "nfq_enforcer_export": VERSION,
+        FORMAT: VERSION,
         "schema": schema.VERSION,
         "store": store,
         "position": schema.write_id(entries.position),
