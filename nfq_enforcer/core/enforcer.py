@@ -59,13 +59,17 @@ _ACCEPT = Decision(Verdict.ACCEPT)
 class Enforcer:
     """Decides packets, one after another, by the snapshot that was last put in ``snapshot``."""
 
-    def __init__(self, snapshot: Snapshot, flows: Conntrack) -> None:
-        """Start with this snapshot and table of flows."""
+    def __init__(self, snapshot: Snapshot, flows: Conntrack, *, hands_on: bool = False) -> None:
+        """Start with this snapshot and table of flows; ``hands_on``: other queues may judge in place of a drop."""
+        self._hands_on = hands_on
+        self._skb = 0
         self.snapshot = snapshot
         self.flows = flows
         self._identification = 0
 
-    def decide(self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float) -> Decision:
+    def decide(
+        self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int = 0
+    ) -> Decision:
         """Return the decision on an IP packet; never raise, whatever the bytes.
 
         ``payload`` may be cut short by the queue as long as its headers are whole. ``indev`` is None for a packet
@@ -73,6 +77,7 @@ class Enforcer:
         back.
         """
         packet = None
+        self._skb = skb
         try:
             packet = parse(payload)
             return self._decide(payload, packet, indev, outdev, now)
@@ -200,8 +205,19 @@ class Enforcer:
         if mark is None and not forged:
             return Decision(Verdict.ACCEPT, event=event) if event else _ACCEPT
         if packet.truncated:
+            if self._hands_on:
+                return Decision(Verdict.HAND_ON_WHOLE)
             raise PacketError(DropReason.PAYLOAD_TOO_LONG)
-        changed = stamp.write(payload, packet, mark) if mark else stamp.strip(payload, packet)
+        try:
+            changed = stamp.write(payload, packet, mark) if mark else stamp.strip(payload, packet)
+        except PacketError:
+            if self._hands_on and self._skb & 2:
+                return Decision(Verdict.HAND_ON_SEGMENTED)
+            raise
+        if self._skb & 2:
+            return Decision(Verdict.ACCEPT, changed, event=event)
+        if self._skb & 1:
+            changed = _summed(changed)
         if outdev is not None and packet.df and len(changed) > outdev.mtu:
             return self._fit(payload, changed, packet, indev, outdev, now, event)
         return Decision(Verdict.ACCEPT, changed, event=event)
@@ -296,6 +312,16 @@ def _claim(snapshot: Snapshot, payload: bytes, packet: Packet, indev: Interface 
     if indev.name not in snapshot.cluster_interfaces:
         raise PacketError(DropReason.STAMP_UNTRUSTED)
     return found.identity
+
+
+def _summed(changed: bytes) -> bytes:
+    packet = parse(changed)
+    at = packet.l4_offset + {6: 16, 17: 6, 58: 2}.get(packet.proto, 0)
+    if at == packet.l4_offset:
+        return changed
+    l4 = changed[packet.l4_offset :]
+    total = (int.from_bytes(l4, "big") << 8 * (len(l4) % 2)) % 65535
+    return changed[:at] + (0xFFFF - total or 0xFFFF).to_bytes(2, "big") + changed[at + 2 :]
 
 
 def _opens_anew(packet: Packet, flow: Flow) -> bool:

@@ -12,6 +12,8 @@ class Verdict(Enum):
 
     ACCEPT = "ACCEPT"
     DROP = "DROP"
+    HAND_ON_WHOLE = "HAND_ON_WHOLE"  # to a queue that copies all of it: it must be rewritten, and was cut short
+    HAND_ON_SEGMENTED = "HAND_ON_SEGMENTED"  # to a queue before which the kernel cuts it into segments
 
 
 class FlowVerdict(StrEnum):
