@@ -257,7 +257,7 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
         ("NODES", "{}", "nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, state, documents, "),
         ("NODE__NAME__FIRST", "x", "node.name: must be a string, not a mapping"),
         ("STORE", "http://h", "store: this is not the address of a store; allowed: memory:, redis://[user["),
-        ("STORE", "redis://h/x", "store: the database of the store is wrong; allowed: 0 to 65533, as in redis"),
+        ("STORE", "redis://h/x", "store: the database of the store is wrong; allowed: 0 to 65535, as in redis"),
         ("METRICS__ADDRESS", "x:1", "metrics.address: 'x:1' is not an address with a port; allowed: as in "),
         ("STAMP__SIGN", "required", "stamp.sign: signed stamps are not supported by this version; allowed: 'off'"),
         ("STAMP__SIGN", "off", 'stamp.sign: must be a string, not a boolean; quote it: "off"'),
