@@ -40,7 +40,7 @@ _TYPE, _OF_QUEUE, _ID = slice(4, 6), slice(18, 20), slice(24, 28)
 _PROTOCOL, _HOOK, _FIRST = 28, 30, 32
 _LOW_BYTE = _ATTRIBUTE.size - 2 if sys.byteorder == "little" else _ATTRIBUTE.size - 1  # of an attribute's type
 _PACKET_TYPE, _ERROR_TYPE = struct.pack("=H", _PACKET), struct.pack("=H", _ERROR)
-_MOST_KNOWN = 4096  # kinds of messages: interfaces, and the neighbours behind them
+MOST_KNOWN = 4096  # kinds of messages: interfaces, and the neighbours behind them
 
 
 class MessageError(Exception):
@@ -59,6 +59,11 @@ class Packets:
         self._known: dict[bytes, tuple[int, int, int]] = {}
         self._ends = [_FIRST] * 256  # by hook: where what is alike ends
 
+    @property
+    def known(self) -> int:
+        """Return how many kinds of messages are known."""
+        return len(self._known)
+
     def read(self, message: bytes) -> tuple[bytes, int, int, int, bytes]:
         """Return id, interfaces (in, out; 0: none), ``skb`` flags and bytes of a packet; raise MessageError for others.
 
@@ -72,6 +77,9 @@ class Packets:
                 size, kind = _ATTRIBUTE.unpack_from(message, place)
                 if kind == _SKB_INFO:
                     (skb,) = _NUMBER.unpack_from(message, place + 4)
+                elif kind in _ALIKE:  # it begins like a known one, and says more
+                    indev, outdev, place = self._learn(message)
+                    continue
                 place = _behind(place, size)
         except (IndexError, struct.error):
             raise MessageError("the message of a packet breaks off") from None
@@ -81,17 +89,19 @@ class Packets:
         """Return the interfaces, and where what is said of the single packet begins."""
         if message[_TYPE] != _PACKET_TYPE or _ATTRIBUTE.unpack_from(message, _START)[1] != _PACKET_HEADER:
             raise MessageError("not the message of a packet")
-        place, seen = _FIRST, dict.fromkeys(_ALIKE, 0)
-        size, kind = _ATTRIBUTE.unpack_from(message, place)
-        while kind in _ALIKE:
-            (seen[kind],) = _NUMBER.unpack_from(message, place + 4)
-            place = _behind(place, size)
-            size, kind = _ATTRIBUTE.unpack_from(message, place)
-        found = seen[_PHYSINDEV] or seen[_INDEV], seen[_PHYSOUTDEV] or seen[_OUTDEV], place
-        if len(self._known) >= _MOST_KNOWN:
+        end, seen = _FIRST, dict.fromkeys(_ALIKE, 0)
+        place, (size, kind) = _FIRST, _ATTRIBUTE.unpack_from(message, _FIRST)
+        while kind != _PAYLOAD:
+            behind = _behind(place, size)
+            if kind in _ALIKE:
+                (seen[kind],) = _NUMBER.unpack_from(message, place + 4)
+                end = behind
+            place, (size, kind) = behind, _ATTRIBUTE.unpack_from(message, behind)
+        found = seen[_PHYSINDEV] or seen[_INDEV], seen[_PHYSOUTDEV] or seen[_OUTDEV], end
+        if len(self._known) >= MOST_KNOWN:
             self._known.clear()
-        self._ends[message[_HOOK]] = place
-        self._known[message[_PROTOCOL:place]] = found
+        self._ends[message[_HOOK]] = end
+        self._known[message[_PROTOCOL:end]] = found
         return found
 
 
