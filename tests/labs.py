@@ -239,6 +239,12 @@ def ends(packet: bytes) -> tuple[Address, Address]:
     return ip_address(packet[start : start + size]), ip_address(packet[start + size : start + 2 * size])
 
 
+def length(packet: bytes) -> int:
+    """Return the length of a packet, of which a capture may have cut something off."""
+    start, rest = (2, 0) if packet[0] >> 4 == 4 else (4, 40)
+    return int.from_bytes(packet[start : start + 2], "big") + rest
+
+
 def between(capture: Capture, one: Iterable[Address], other: Iterable[Address]) -> list[bytes]:
     """Return the captured packets that went between the ones and the others, in either direction."""
     pairs = {(a, b) for a in one for b in other} | {(b, a) for a in one for b in other}

@@ -25,6 +25,7 @@ from tests.labs import (
     ends,
     from_role,
     identities,
+    length,
     now,
     outcomes,
     passes,
@@ -50,12 +51,6 @@ def driver(request: pytest.FixtureRequest) -> str:
 
 def every_address(lab: Lab, hosts: Iterable[str]) -> list[Address]:
     return [lab.address(host, family) for host in hosts for family in FAMILIES]
-
-
-def length(packet: bytes) -> int:
-    """Return the length of a packet, of which a capture may have cut something off."""
-    start, rest = (2, 0) if packet[0] >> 4 == 4 else (4, IP_HEADER[6])
-    return int.from_bytes(packet[start : start + 2], "big") + rest
 
 
 def payload(mtu: int, family: int) -> int:

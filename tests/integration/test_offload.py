@@ -1,0 +1,182 @@
+"""Large pieces of data that the sender leaves to others to cut (GSO): stamped uncut, whoever cuts them, and intact."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nfq_enforcer.lab.lab import Lab
+from tests.labs import DRIVERS, FAMILIES, HTTP, PATIENT, between, identities, length, run_in, stamps_on
+
+BULK = 20_000_000
+SEEN = 2_000_000  # of a transfer that is captured
+OFFLOADS = ("tso", "gso", "gro", "tx-udp-segmentation")
+PORT, SEGMENT_SIZE, BURSTS = 5353, 1200, 200
+WAYS = [("front1", "back2"), ("n3", "back2"), ("front1", "n3")]  # forwarded, sent by the host itself, delivered to one
+
+both_families = pytest.mark.parametrize("family", FAMILIES)
+all_ways = pytest.mark.parametrize(("source", "target"), WAYS)
+
+# What a program of the senders' side may do since Linux 4.18: one call, many datagrams (UDP_SEGMENT, udp(7)).
+BLAST = """
+import hashlib, os, socket, sys
+
+family, address, port, size, bursts, most = sys.argv[1:]
+sender = socket.socket({"4": socket.AF_INET, "6": socket.AF_INET6}[family], socket.SOCK_DGRAM)
+sender.connect((address, int(port)))
+digest = hashlib.sha256()
+for burst in range(int(bursts)):
+    sender.setsockopt(socket.IPPROTO_UDP, 103, int(size))
+    data = os.urandom(int(size) * (1 + burst % int(most)) - burst % 7)
+    digest.update(data)
+    sender.send(data)
+    sender.recv(1)  # its last datagram has arrived
+print(digest.hexdigest())
+"""
+SINK = """
+import hashlib, socket, sys
+
+family, address, port, size, bursts, most = sys.argv[1:]
+receiver = socket.socket({"4": socket.AF_INET, "6": socket.AF_INET6}[family], socket.SOCK_DGRAM)
+receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+receiver.bind((address, int(port)))
+receiver.settimeout(10)
+print("ready", flush=True)
+digest = hashlib.sha256()
+for burst in range(int(bursts)):
+    left = int(size) * (1 + burst % int(most)) - burst % 7
+    while left:
+        data, sender = receiver.recvfrom(1 << 16)
+        digest.update(data)
+        left -= len(data)
+    receiver.sendto(b"!", sender)
+print(digest.hexdigest())
+"""
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    """Run all of this module with each driver."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=["on", "off"])
+def offloads(request: pytest.FixtureRequest, guarded: Lab) -> Iterator[str]:
+    """Have every interface of the lab leave segments to others, or see to them itself."""
+    _switch(guarded, request.param)
+    yield str(request.param)
+    _switch(guarded, "on")
+
+
+def _switch(lab: Lab, state: str) -> None:
+    """Switch all offloads of segments on or off; what an interface does not know of it leaves as it is."""
+    for machine in lab.topology.machines.values():
+        for interface in machine.interfaces:
+            for offload in OFFLOADS:
+                command = lab.network.command(machine.name, ["ethtool", "-K", interface.name, offload, state])
+                subprocess.run(command, capture_output=True, check=False)
+
+
+def counters(lab: Lab, machine: str) -> dict[str, int]:
+    """Return the kernel's counters of a machine (SNMP), both families' by one name."""
+    found: dict[str, int] = {}
+    lines = run_in(lab, machine, "cat", "/proc/net/snmp").splitlines()
+    for names, numbers in zip(lines[::2], lines[1::2], strict=True):
+        (group, *keys), (_, *values) = names.split(), numbers.split()
+        found |= {group.rstrip(":") + key: int(value) for key, value in zip(keys, values, strict=True)}
+    for line in run_in(lab, machine, "cat", "/proc/net/snmp6").splitlines():
+        name, value = line.split()
+        name = name.replace("6", "", 1)
+        found[name] = found.get(name, 0) + int(value)
+    return found
+
+
+class Unharmed:
+    """Says of the kernels on the way what has gone wrong since it was made."""
+
+    NAMES = ("IpFragFails", "IpReasmFails", "TcpInErrs", "TcpInCsumErrors", "UdpInErrors", "UdpInCsumErrors")
+
+    def __init__(self, lab: Lab, *machines: str) -> None:
+        self._lab = lab
+        self._before = {machine: counters(lab, machine) for machine in machines}
+
+    def since(self) -> dict[tuple[str, str], int]:
+        """Return the counters that have grown, by machine and name."""
+        now = {machine: counters(self._lab, machine) for machine in self._before}
+        return {
+            (machine, name): now[machine][name] - before[name]
+            for machine, before in self._before.items()
+            for name in self.NAMES
+            if now[machine][name] != before[name]
+        }
+
+    def retransmitted(self, machine: str) -> tuple[int, int]:
+        """Return how many TCP segments were sent again, and how many were sent."""
+        now, before = counters(self._lab, machine), self._before[machine]
+        again, sent = (now[name] - before[name] for name in ("TcpRetransSegs", "TcpOutSegs"))
+        return again, sent
+
+
+@both_families
+@all_ways
+async def test_a_bulk_transfer_arrives_intact_and_no_kernel_on_the_way_complains(
+    guarded: Lab, offloads: str, source: str, target: str, family: int
+) -> None:
+    unharmed = Unharmed(guarded, source, target, "n1", "n2", "n3")
+
+    outcome = await guarded.host(source).bulk(guarded.address(target, family), HTTP, BULK, 3 * PATIENT)
+
+    assert (outcome.status, outcome.received, outcome.intact) == ("ok", BULK, True)
+    assert unharmed.since() == {}
+    again, sent = unharmed.retransmitted(source)
+    assert again <= sent // 100
+
+
+@both_families
+@all_ways
+async def test_every_segment_of_it_bears_the_stamp(
+    guarded: Lab, offloads: str, source: str, target: str, family: int
+) -> None:
+    names = identities(guarded)
+    owner = {guarded.address(host, family): names[host] for host in (source, target)}
+
+    async with guarded.capture() as capture:
+        outcome = await guarded.host(source).bulk(guarded.address(target, family), HTTP, SEEN)
+
+    assert (outcome.status, outcome.received, outcome.intact) == ("ok", SEEN, True)
+    seen = between(capture, [guarded.address(source, family)], [guarded.address(target, family)])
+    assert sum(map(length, seen)) > SEEN
+    assert {tuple(stamps_on(packet)) for packet in seen} == {(identity,) for identity in owner.values()}
+    if offloads == "off":
+        assert max(map(length, seen)) <= guarded.topology.mtu
+
+
+@both_families
+@all_ways
+async def test_datagrams_that_are_sent_many_at_once_arrive_intact_and_stamped(
+    guarded: Lab, offloads: str, source: str, target: str, family: int
+) -> None:
+    unharmed = Unharmed(guarded, source, target, "n1", "n2", "n3")
+
+    async with guarded.capture() as capture:
+        sent, received = blast(guarded, source, target, family)
+
+    assert sent == received
+    assert unharmed.since() == {}
+    seen = between(capture, [guarded.address(source, family)], [guarded.address(target, family)])
+    names = identities(guarded)
+    assert {tuple(stamps_on(packet)) for packet in seen} == {(names[source],), (names[target],)}
+
+
+def blast(lab: Lab, source: str, target: str, family: int, most: int = 40) -> tuple[str, str]:
+    """Send bursts of datagrams, up to so many at once; return the digests of what was sent and of what came."""
+    numbers = (PORT, SEGMENT_SIZE, BURSTS, most)
+    arguments = [str(family), str(lab.address(target, family)), *map(str, numbers)]
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
+    with lab.network.in_namespace(target, [sys.executable, "-c", SINK, *arguments], **pipe) as sink:
+        assert sink.stdout is not None
+        assert sink.stdout.readline() == "ready\n"
+        sent = run_in(lab, source, sys.executable, "-c", BLAST, *arguments)
+        return sent, sink.communicate(timeout=PATIENT)[0]
