@@ -1,7 +1,7 @@
 """What the kernel sends to a queue's socket, built from bytes as nfqnl_build_packet_message does it."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 INDEV, OUTDEV, PHYSINDEV, PHYSOUTDEV, PAYLOAD = 5, 6, 7, 8, 10
 MARK, TIMESTAMP, HARDWARE_ADDRESS, LENGTH, SKB_INFO = 3, 4, 9, 13, 14
@@ -52,3 +52,12 @@ def attributes(data: bytes) -> dict[int, bytes]:
         found[kind] = data[place + 4 : place + size]
         place += size + 3 & ~3
     return found
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, dict[int, bytes]]]:
+    """Yield type, queue and attributes of messages that follow each other."""
+    while data:
+        length, kind = struct.unpack_from("=IH", data)
+        assert 20 <= length <= len(data)
+        yield kind, struct.unpack_from("!H", data, 18)[0], attributes(data[20:length])
+        data = data[length + 3 & ~3 :]

@@ -204,6 +204,8 @@ class Enforcer:
         forged = packet.options and packet.src in self.snapshot.endpoints
         if mark is None and not forged:
             return Decision(Verdict.ACCEPT, event=event) if event else _ACCEPT
+        if self._skb & 2 and packet.proto != TCP and self._hands_on:
+            return Decision(Verdict.HAND_ON_SEGMENTED)
         if packet.truncated:
             if self._hands_on:
                 return Decision(Verdict.HAND_ON_WHOLE)

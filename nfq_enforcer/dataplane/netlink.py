@@ -36,7 +36,8 @@ _COMMAND, _PARAMETERS, _LONGEST_QUEUE, _MASK, _FLAGS = 1, 2, 3, 4, 5
 _BIND, _COPY_PACKET = 1, 2
 
 # Where things stand in the message of a packet, whose header is its first attribute: id, protocol, hook.
-_TYPE, _OF_QUEUE, _ID = slice(4, 6), slice(18, 20), slice(24, 28)
+OF_QUEUE = slice(18, 20)  # the number of the queue, as ``queue_number`` writes it
+_TYPE, _ID = slice(4, 6), slice(24, 28)
 _PROTOCOL, _HOOK, _FIRST = 28, 30, 32
 _LOW_BYTE = _ATTRIBUTE.size - 2 if sys.byteorder == "little" else _ATTRIBUTE.size - 1  # of an attribute's type
 _PACKET_TYPE, _ERROR_TYPE = struct.pack("=H", _PACKET), struct.pack("=H", _ERROR)
@@ -105,9 +106,34 @@ class Packets:
         return found
 
 
-def queue_of(message: bytes) -> bytes:
-    """Return the number of the queue that a packet waits in, as ``queue_number`` writes it."""
-    return message[_OF_QUEUE]
+class Answers:
+    """Collects answers to packets until they are sent: each queue's in the order in which its packets came.
+
+    What is accepted as it is gets no message of its own: one verdict accepts all that wait up to a packet. So whatever
+    is answered otherwise is told behind those before it, and by then waits no more.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.accepted: dict[bytes, bytes] = {}  # queue: the last packet that is accepted as it is; to be written to
+        self.size = 0  # bytes of the messages so far
+        self._messages: list[bytes] = []
+
+    def add(self, queue: bytes, packet: bytes, what: int | bytes) -> None:
+        """Add the verdict on a packet, or the bytes with which it is accepted."""
+        before = self.accepted.pop(queue, None)
+        messages = [] if before is None else [verdicts_up_to(queue, before)]
+        messages += [verdict(queue, packet, what)] if isinstance(what, int) else accept_as(queue, packet, what)
+        self._messages += messages
+        self.size += sum(map(len, messages))
+
+    def take(self) -> list[bytes]:
+        """Return all messages, in parts; they are not kept."""
+        messages = self._messages
+        messages += [verdicts_up_to(queue, packet) for queue, packet in self.accepted.items()]
+        self.accepted.clear()
+        self._messages, self.size = [], 0
+        return messages
 
 
 def error(message: bytes) -> int:

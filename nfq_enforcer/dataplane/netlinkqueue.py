@@ -16,7 +16,7 @@ import socket
 
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.dataplane import netlink
-from nfq_enforcer.dataplane.netlink import MessageError, Packets
+from nfq_enforcer.dataplane.netlink import Answers, MessageError, Packets
 from nfq_enforcer.dataplane.nfqueue import LONGEST_REWRITTEN, MAX_WAITING, Judge, Numbers, why_not_bound
 from nfq_enforcer.errors import NfqError
 
@@ -55,10 +55,8 @@ class NetlinkQueue:
         self.numbers = numbers
         self._judge = judge
         self._packets = Packets()
-        self._accepted: dict[bytes, bytes] = {}  # queue: the last packet that is accepted as it is, with all before it
-        self._answers: list[bytes] = []  # not sent yet, and before what is accepted
-        self._unsent = 0  # bytes of these
-        self._verdicts = {
+        self._answers = Answers()
+        self._verdicts: dict[Verdict, int] = {
             Verdict.DROP: netlink.DROP,
             Verdict.HAND_ON_WHOLE: netlink.hand_on(numbers.stamped),
             Verdict.HAND_ON_SEGMENTED: netlink.hand_on(numbers.segmented),
@@ -83,54 +81,39 @@ class NetlinkQueue:
 
         Each queue's packets are answered in the order in which they came.
         """
-        receive, read, judge, accepted = self._socket.recv, self._packets.read, self._judge, self._accepted
+        receive, read, judge, answers = self._socket.recv, self._packets.read, self._judge, self._answers
+        accepted = answers.accepted
         try:
             for _ in range(_AT_ONCE):
                 message = receive(netlink.LONGEST_MESSAGE)
                 try:
                     packet, indev, outdev, skb, payload = read(message)
                 except MessageError:
-                    netlink.error(message)  # of a packet that is gone already, with the interface it came by
+                    netlink.error(message)  # a verdict came too late: the packet went with its interface
                     continue
                 verdict = judge(payload, indev, outdev, skb)
                 if verdict is _ACCEPT:
-                    accepted[message[18:20]] = packet
+                    accepted[message[netlink.OF_QUEUE]] = packet
                 else:
-                    self._answer(netlink.queue_of(message), packet, verdict)
+                    what = verdict if isinstance(verdict, bytes) else self._verdicts[verdict]
+                    answers.add(message[netlink.OF_QUEUE], packet, what)
+                    if answers.size > _UNSENT:
+                        self._send()
         except BlockingIOError:
-            self._send()
             return False
-        self._send()
+        finally:
+            self._send()
         return True
 
     def close(self) -> None:
         """Unbind the queues."""
         self._socket.close()
 
-    def _answer(self, queue: bytes, packet: bytes, verdict: Verdict | bytes) -> None:
-        """Note the answer to one packet, behind that to those before it in its queue."""
-        before = self._accepted.pop(queue, None)
-        if before is not None:
-            self._note(netlink.verdicts_up_to(queue, before))
-        if isinstance(verdict, bytes):
-            self._note(*netlink.accept_as(queue, packet, verdict))
-        else:
-            self._note(netlink.verdict(queue, packet, self._verdicts[verdict]))
-
-    def _note(self, *parts: bytes) -> None:
-        self._answers += parts
-        self._unsent += sum(map(len, parts))
-        if self._unsent >= _UNSENT:
-            self._send()
-
     def _send(self) -> None:
-        """Send all answers that are not sent."""
-        while self._accepted:
-            self._answers.append(netlink.verdicts_up_to(*self._accepted.popitem()))
-        if self._answers:
-            self._socket.sendmsg(self._answers)
-            self._answers.clear()
-            self._unsent = 0
+        """Send the answers that are not sent."""
+        messages = self._answers.take()
+        if messages:
+            self._socket.sendmsg(messages)
 
     def _set_up(self) -> None:
         """Give the socket room, and have it go on after an overflow with what fits, rather than with nothing."""

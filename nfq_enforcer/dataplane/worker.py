@@ -98,7 +98,12 @@ class Worker:
         while self._clock() < self._end and self._packets_wait():
             self._queue.answer()
         self._report_events()
+        self._close()
+
+    def _close(self) -> None:
         self._queue.close()
+        for raw in filter(None, self._raw.values()):
+            raw.close()
 
     def _wait(self) -> bool:
         """Wait until packets come, a message comes, or it is time for a turn; say whether a message has come."""

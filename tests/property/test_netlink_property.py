@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_enforcer.dataplane import netlink
-from nfq_enforcer.dataplane.netlink import MessageError, Packets
+from nfq_enforcer.dataplane.netlink import Answers, MessageError, Packets
 from tests import netlink as kernel
 
 NUMBER = st.integers(0, 2**32 - 1)
@@ -62,3 +62,50 @@ def test_any_bytes_are_a_packet_or_an_error(
         reader.read(bytes(damaged))
     with suppress(MessageError):
         netlink.error(bytes(damaged))
+
+
+class KernelQueue:
+    """Packets that wait, and what verdicts do to them (net/netfilter/nfnetlink_queue.c)."""
+
+    def __init__(self, first: int, number: int) -> None:
+        self.waiting = [(first + place) % 2**32 for place in range(number)]
+        self.gone: list[tuple[int, int, bytes | None]] = []
+
+    def obey(self, kind: int, attributes: dict[int, bytes]) -> None:
+        what, packet = struct.unpack("!II", attributes[2])
+        if kind == 3 << 8 | 3:
+            while self.waiting and (self.waiting[0] - packet) % 2**32 in (0, *range(2**31, 2**32)):
+                self.gone.append((self.waiting.pop(0), what, None))
+        else:
+            self.waiting.remove(packet)
+            self.gone.append((packet, what, attributes.get(10)))
+
+
+WHAT = st.sampled_from([netlink.ACCEPT, netlink.DROP, netlink.hand_on(102), b"other bytes"])
+FIRST = st.sampled_from([0, 1, 2**31 - 3, 2**32 - 3, 2**32 - 1])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), WHAT, st.booleans()), max_size=30), st.lists(FIRST, min_size=3, max_size=3)
+)
+def test_every_packet_gets_its_own_verdict_in_the_order_of_its_queue(
+    verdicts: list[tuple[int, int | bytes, bool]], first: list[int]
+) -> None:
+    numbers = [queue for queue, _, _ in verdicts]
+    queues = [KernelQueue(first[queue], numbers.count(queue)) for queue in range(3)]
+    expected: list[list[tuple[int, int, bytes | None]]] = [[], [], []]
+    answers, sent = Answers(), b""
+    for queue, what, send in verdicts:
+        packet = (first[queue] + len(expected[queue])) % 2**32
+        expected[queue].append((packet, 1, what) if isinstance(what, bytes) else (packet, what, None))
+        if what == netlink.ACCEPT:
+            answers.accepted[netlink.queue_number(queue)] = struct.pack("!I", packet)
+        else:
+            answers.add(netlink.queue_number(queue), struct.pack("!I", packet), what)
+        sent += b"".join(answers.take()) if send else b""
+
+    for kind, queue, attributes in kernel.messages(sent + b"".join(answers.take())):
+        queues[queue].obey(kind, attributes)
+
+    assert [queue.gone for queue in queues] == expected
+    assert [queue.waiting for queue in queues] == [[], [], []]

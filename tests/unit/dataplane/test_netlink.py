@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from nfq_enforcer.dataplane import netlink
-from nfq_enforcer.dataplane.netlink import MessageError, Packets
+from nfq_enforcer.dataplane.netlink import Answers, MessageError, Packets
 from tests.netlink import (
     FORWARD,
     HARDWARE_ADDRESS,
@@ -89,7 +89,7 @@ def test_what_is_known_is_bounded() -> None:
 
 
 def test_the_queue_of_a_packet_can_be_told() -> None:
-    assert netlink.queue_of(of_packet(1, PACKET, IN, queue=258)) == netlink.queue_number(258)
+    assert of_packet(1, PACKET, IN, queue=258)[netlink.OF_QUEUE] == netlink.queue_number(258)
 
 
 @pytest.mark.parametrize("length", range(len(of_packet(1, b"", IN)) - 1))
@@ -114,6 +114,44 @@ def test_a_message_that_breaks_off_before_the_packet_is_refused(length: int) -> 
 def test_what_is_not_the_message_of_a_packet_is_refused(data: bytes) -> None:
     with pytest.raises(MessageError):
         Packets().read(data)
+
+
+def test_a_run_of_accepted_packets_is_told_as_one() -> None:
+    answers = Answers()
+    for packet in (b"id 1", b"id 2", b"id 3"):
+        answers.accepted[QUEUE] = packet
+
+    assert answers.take() == [netlink.verdicts_up_to(QUEUE, b"id 3")]
+    assert answers.take() == []
+
+
+def test_each_queues_packets_are_answered_in_their_order() -> None:
+    answers, other = Answers(), netlink.queue_number(101)
+    answers.accepted[QUEUE] = b"id 1"
+    answers.accepted[other] = b"ID 1"
+    answers.add(QUEUE, b"id 2", netlink.DROP)
+    answers.add(QUEUE, b"id 3", PACKET)
+    answers.accepted[QUEUE] = b"id 4"
+
+    messages = answers.take()
+
+    assert messages == [
+        netlink.verdicts_up_to(QUEUE, b"id 1"),
+        netlink.verdict(QUEUE, b"id 2", netlink.DROP),
+        *netlink.accept_as(QUEUE, b"id 3", PACKET),
+        netlink.verdicts_up_to(other, b"ID 1"),
+        netlink.verdicts_up_to(QUEUE, b"id 4"),
+    ]
+
+
+def test_the_size_of_what_is_to_be_sent_is_known() -> None:
+    answers = Answers()
+    answers.add(QUEUE, ID, netlink.DROP)
+    answers.accepted[QUEUE] = b"id 1"
+    answers.add(QUEUE, ID, PACKET)
+
+    assert answers.size == sum(map(len, answers.take()))
+    assert answers.size == 0
 
 
 @pytest.mark.parametrize("errno", [0, 1, 95])
