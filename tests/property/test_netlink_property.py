@@ -74,7 +74,7 @@ class KernelQueue:
     def obey(self, kind: int, attributes: dict[int, bytes]) -> None:
         what, packet = struct.unpack("!II", attributes[2])
         if kind == 3 << 8 | 3:
-            while self.waiting and (self.waiting[0] - packet) % 2**32 in (0, *range(2**31, 2**32)):
+            while self.waiting and (packet - self.waiting[0]) % 2**32 < 2**31:
                 self.gone.append((self.waiting.pop(0), what, None))
         else:
             self.waiting.remove(packet)
