@@ -13,40 +13,49 @@ from tests.labs import DRIVERS, FAMILIES, HTTP, PATIENT, between, identities, le
 BULK = 20_000_000
 SEEN = 2_000_000  # of a transfer that is captured
 OFFLOADS = ("tso", "gso", "gro", "tx-udp-segmentation")
-PORT, SEGMENT_SIZE, BURSTS = 5353, 1200, 200
+PORT = 5353
+MUCH = {"netlink": (1 << 30, 5000), "netfilterqueue": (1 << 26, 5000)}  # bytes over TCP; bursts, of 20 datagrams each
 WAYS = [("front1", "back2"), ("n3", "back2"), ("front1", "n3")]  # forwarded, sent by the host itself, delivered to one
 
 both_families = pytest.mark.parametrize("family", FAMILIES)
 all_ways = pytest.mark.parametrize(("source", "target"), WAYS)
 
-# What a program of the senders' side may do since Linux 4.18: one call, many datagrams (UDP_SEGMENT, udp(7)).
+# What a program may do since Linux 4.18: one call, many datagrams of one size (UDP_SEGMENT, udp(7)).
+BURSTS = """
+import random
+
+def bursts(number):
+    chance = random.Random(1)
+    for _ in range(number):
+        size = chance.randint(1, 1400)
+        yield size, size * chance.randint(1, min(40, 65000 // size)) - chance.randint(0, size - 1)
+"""
 BLAST = """
 import hashlib, os, socket, sys
 
-family, address, port, size, bursts, most = sys.argv[1:]
-sender = socket.socket({"4": socket.AF_INET, "6": socket.AF_INET6}[family], socket.SOCK_DGRAM)
+family, address, port, number = sys.argv[1:]
+sender = socket.socket(socket.AF_INET if family == "4" else socket.AF_INET6, socket.SOCK_DGRAM)
 sender.connect((address, int(port)))
 digest = hashlib.sha256()
-for burst in range(int(bursts)):
-    sender.setsockopt(socket.IPPROTO_UDP, 103, int(size))
-    data = os.urandom(int(size) * (1 + burst % int(most)) - burst % 7)
+for size, length in bursts(int(number)):
+    sender.setsockopt(socket.IPPROTO_UDP, 103, size)
+    data = os.urandom(length)
     digest.update(data)
     sender.send(data)
-    sender.recv(1)  # its last datagram has arrived
+    sender.recv(1)  # all of them have arrived
 print(digest.hexdigest())
 """
 SINK = """
 import hashlib, socket, sys
 
-family, address, port, size, bursts, most = sys.argv[1:]
-receiver = socket.socket({"4": socket.AF_INET, "6": socket.AF_INET6}[family], socket.SOCK_DGRAM)
+family, address, port, number = sys.argv[1:]
+receiver = socket.socket(socket.AF_INET if family == "4" else socket.AF_INET6, socket.SOCK_DGRAM)
 receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
 receiver.bind((address, int(port)))
 receiver.settimeout(10)
 print("ready", flush=True)
 digest = hashlib.sha256()
-for burst in range(int(bursts)):
-    left = int(size) * (1 + burst % int(most)) - burst % 7
+for _, left in bursts(int(number)):
     while left:
         data, sender = receiver.recvfrom(1 << 16)
         digest.update(data)
@@ -170,13 +179,23 @@ async def test_datagrams_that_are_sent_many_at_once_arrive_intact_and_stamped(
     assert {tuple(stamps_on(packet)) for packet in seen} == {(names[source],), (names[target],)}
 
 
-def blast(lab: Lab, source: str, target: str, family: int, most: int = 40) -> tuple[str, str]:
-    """Send bursts of datagrams, up to so many at once; return the digests of what was sent and of what came."""
-    numbers = (PORT, SEGMENT_SIZE, BURSTS, most)
-    arguments = [str(family), str(lab.address(target, family)), *map(str, numbers)]
+@pytest.mark.timeout(240)
+async def test_much_of_either_kind_arrives_intact(guarded: Lab, driver: str) -> None:
+    size, bursts = MUCH[driver]
+
+    outcome = await guarded.host("front1").bulk(guarded.address("back2"), HTTP, size, 6 * PATIENT)
+    sent, received = blast(guarded, "front1", "back2", 4, bursts)
+
+    assert (outcome.status, outcome.received, outcome.intact) == ("ok", size, True)
+    assert sent == received
+
+
+def blast(lab: Lab, source: str, target: str, family: int, bursts: int = 200) -> tuple[str, str]:
+    """Send bursts of datagrams of random sizes; return the digests of what was sent and of what came."""
+    arguments = [str(family), str(lab.address(target, family)), str(PORT), str(bursts)]
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
-    with lab.network.in_namespace(target, [sys.executable, "-c", SINK, *arguments], **pipe) as sink:
+    with lab.network.in_namespace(target, [sys.executable, "-c", BURSTS + SINK, *arguments], **pipe) as sink:
         assert sink.stdout is not None
         assert sink.stdout.readline() == "ready\n"
-        sent = run_in(lab, source, sys.executable, "-c", BLAST, *arguments)
-        return sent, sink.communicate(timeout=PATIENT)[0]
+        with lab.network.in_namespace(source, [sys.executable, "-c", BURSTS + BLAST, *arguments], **pipe) as sender:
+            return sender.communicate(timeout=6 * PATIENT)[0], sink.communicate(timeout=PATIENT)[0]
