@@ -39,9 +39,18 @@ _MARK_HEADER = bytes.fromhex("020000000001 020000000002 88b5")
 INBOUND = f"inbound or ether proto {_MARK_TYPE}"
 """A filter: what comes in at an interface, and what marks the end of the capture."""
 
-# tcpdump ends when this end hangs up, also where a signal would only end what leads to it. A program that a shell runs
-# in the background ignores SIGINT.
-_UNTIL_HANG_UP = '"$@" & process=$!; cat >/dev/null; kill $process; wait $process'
+# Run where the capture is: a program that ends when it is done, or when this end hangs up, which reaches it where a
+# signal would only end what leads to it, too.
+_UNTIL_HANG_UP = """
+import os, select, subprocess, sys
+program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+waiting = select.poll()
+waiting.register(os.pidfd_open(program.pid), select.POLLIN)
+waiting.register(0, select.POLLIN)
+waiting.poll()
+program.terminate()
+sys.exit(program.wait())
+"""
 
 # Run in the capture's namespace: what comes before this frame has been written when the frame has.
 _SEND = """
@@ -87,9 +96,10 @@ class Capture:
         # Each packet is in the file at once (-U, immediate mode).
         options = ["-n", "-U", "--immediate-mode", "-B", str(_BUFFER_KIB), "-s", str(_LONGEST)]
         command = [self._machines.find("tcpdump"), *options, "-i", self._interface, "-w", "-", *self._only.split()]
+        ending = [self._machines.python, "-I", "-S", "-c", _UNTIL_HANG_UP]
         with self.file.open("wb") as file:
             self._process = await asyncio.create_subprocess_exec(
-                *self._machines.command(self._machine, ["sh", "-c", _UNTIL_HANG_UP, "sh", *command]),
+                *self._machines.command(self._machine, [*ending, *command]),
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.PIPE,

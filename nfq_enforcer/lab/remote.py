@@ -61,7 +61,7 @@ class Remote:
 
     def run(self, machine: str, *argv: str, text: str = "") -> str:
         """Run a command on a machine to its end; return what it prints, raise NfqError with its complaint."""
-        return _run(self.command(machine, argv), f"{machine}: {argv[0]}", text)
+        return _run(self.command(machine, argv), machine, text)
 
     def _machine(self, name: str) -> Machine:
         if name not in self._machines:
@@ -84,16 +84,19 @@ class _Link:
         user = str(os.geteuid()) if self._destination is None else self._connect(self._destination)
         if user != _ROOT:
             self._as_root = ["sudo", "-n"]
-            _run(self.command(["true"]), f"no root on {self._destination or 'this host'} without a password: sudo")
+            _run(self.command(["true"]), f"no root on {self._destination or 'this host'} without a password")
 
     def command(self, argv: Sequence[str]) -> list[str]:
+        """Return the command line that runs a command there as root."""
         full = ["sh", "-c", _WITH_PATH, "sh", *self._as_root, *argv]
         if self._destination is None:
             return full
         return ["ssh", *self._options("no"), self._destination, shlex.join(full)]
 
     def close(self) -> None:
+        """Cut the connection, whatever still uses it; at the other end that is a closed standard input."""
         if self._holder is not None:
+            self._holder.terminate()
             self._holder.communicate()
 
     def _connect(self, destination: str) -> str:
