@@ -39,15 +39,5 @@ class Arrival:
     def opening(self) -> Opening:
         """Return what it would open, both identities yet to be found."""
         packet = self.packet
-        return Opening(
-            packet.src,
-            packet.dst,
-            packet.proto,
-            packet.sport,
-            packet.dport,
-            packet.icmp_type,
-            packet.icmp_code,
-            self.outdev is None,
-            _UNKNOWN,
-            _UNKNOWN,
-        )
+        ends = packet.src, packet.dst, packet.proto, packet.sport, packet.dport
+        return Opening(*ends, packet.icmp_type, packet.icmp_code, self.outdev is None, _UNKNOWN, _UNKNOWN)

@@ -178,7 +178,7 @@ class Enforcer:
             mark = judgement.reply_stamp if reply else judgement.stamp
             passage = _Passage(_imprint(mark, packet.key), flow, judgement, renews=True, answers=reply)
         if reply:
-            check_reply(self.snapshot, flow.opening, origin)
+            check_reply(self.snapshot, packet.src, packet.dst, flow.to_host, origin)
         return passage
 
     def _judge_opener(self, flow: Flow, opener: Origin) -> Judgement:

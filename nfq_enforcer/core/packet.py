@@ -75,6 +75,11 @@ class Packet:
         return int.from_bytes(self.key[-2:], "big") if self.proto in _WITH_PORTS else 0
 
     @property
+    def is_bare(self) -> bool:
+        """Say whether there are neither options nor extension headers."""
+        return self.l4_offset == (IPV4_HEADER if self.version == 4 else IPV6_HEADER)
+
+    @property
     def opens(self) -> bool:
         """Say whether it can only be a connection's first packet: a TCP SYN, or an ICMP request."""
         return self.tcp_flags & (_SYN | _ACK) == _SYN or self.icmp_type in _REQUESTS[self.version]

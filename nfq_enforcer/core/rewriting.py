@@ -52,7 +52,9 @@ def rewrite(arrival: Arrival, mark: Imprint | None, *, hands_on: bool) -> bytes:
         raise PacketError(DropReason.STAMP_NO_ROOM)
     if arrival.skb & UNFINISHED and not arrival.segments:
         payload = offload.finish(payload, packet.proto, packet.l4_offset)
-    return stamp.put(payload, packet, mark) if mark else stamp.strip(payload, packet)
+    if mark is None:
+        return stamp.strip(payload, packet)
+    return mark.press(payload) if packet.is_bare else stamp.put(payload, packet, mark)
 
 
 def _hindrance(arrival: Arrival, too_long: bool) -> Verdict | None:

@@ -39,6 +39,7 @@ IPV6_OPTION = 0x1E
 _BODY, _TAG = 8, 8
 _LONGEST = 65535  # what the 16-bit length field of either family can say
 _LONGEST_IPV4_HEADER = 60
+_ALONE_IPV4 = bytes((IPV4_OPTION, _BODY))  # two words of options begin so: an unsigned stamp, and nothing else
 
 
 class Stamp(NamedTuple):
@@ -53,6 +54,8 @@ def read(payload: bytes, packet: Packet) -> Stamp | None:
     """Return the packet's stamp, None if it bears none; raise PacketError if it is not to be believed."""
     if not packet.options:
         return None
+    if packet.version == 4 and packet.l4_offset == 28 and payload[20:22] == _ALONE_IPV4:
+        return _decode(payload[20:28])
     found = list(_stamps(payload, packet))
     if len(found) > 1:
         raise PacketError(DropReason.STAMP_DUPLICATE)
