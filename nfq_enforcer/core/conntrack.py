@@ -129,10 +129,6 @@ class _Ages:
             yield flow
             flow = flow.younger
 
-    @property
-    def oldest(self) -> Flow | None:
-        return None if self._end.younger is self._end else self._end.younger
-
     def join(self, flow: Flow) -> None:
         last, end = self._end.elder, self._end
         flow.elder, flow.younger = last, end
@@ -243,10 +239,8 @@ class Conntrack:
         return removed
 
     def _evict(self) -> None:
-        oldest = self._unconfirmed.oldest or self._confirmed.oldest
-        if oldest is not None:
-            self.remove(oldest)
-            self.evicted += 1
+        self.remove(next(iter(self._unconfirmed), None) or next(iter(self._confirmed)))
+        self.evicted += 1
 
 
 def _due(now: float) -> int:

@@ -7,6 +7,7 @@ for another node gets its sender's stamp.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from nfq_enforcer.core import icmp, stamp
@@ -23,7 +24,6 @@ from nfq_enforcer.core.stamp import Imprint, Stamp, imprint
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, PacketError, Verdict
 
 _NAMED = 8  # rules that an event names at most
-_SHARED = 4096  # origins that are kept to be shared among flows
 _ICMP_REPLIES = {ICMP: frozenset({0, 14, 16, 18}), ICMPV6: frozenset({129})}
 _IPV4_KEY = 13
 _UNREADABLE = Packet(4, 0, b"", 0, False, 0, False, False, 0, -1, -1)
@@ -80,7 +80,6 @@ class Enforcer:
         self.snapshot = snapshot
         self.flows = flows
         self._hands_on = hands_on
-        self._origins: dict[Origin, Origin] = {}
         self._identification = 0
 
     def decide(
@@ -126,21 +125,14 @@ class Enforcer:
         arrival = Arrival(payload, _UNREADABLE, indev, outdev, now, skb, (None, None))
         try:
             arrival.packet = parse(payload, segments=arrival.segments)
-            arrival.origin = self._origin(arrival)
+            claim = _claim(self.snapshot, arrival) if arrival.packet.options else None
+            arrival.origin = _origin(arrival.indev.name if arrival.indev else None, claim)
             passage = self._relate(arrival) if arrival.packet.error else self._admit(arrival)
             return self._forward(arrival, passage)
         except HandOn as handed:
             return Decision(handed.verdict)
         except PacketError as error:
             return Decision(Verdict.DROP, event=self._dropped(arrival, error))
-
-    def _origin(self, arrival: Arrival) -> Origin:
-        """Return where the packet comes from, as one object for all flows that come from there."""
-        claim = _claim(self.snapshot, arrival) if arrival.packet.options else None
-        origin = (arrival.indev.name if arrival.indev else None, claim)
-        if len(self._origins) >= _SHARED:
-            self._origins.clear()
-        return self._origins.setdefault(origin, origin)
 
     def _admit(self, arrival: Arrival) -> _Passage:
         """Return by what right the packet passes: its flow's, or a rule's."""
@@ -312,6 +304,12 @@ class Enforcer:
             enforced_by=judged.enforced_by[:_NAMED],
             denied_by=judged.denied_by[:_NAMED],
         )
+
+
+@lru_cache(maxsize=4096)
+def _origin(interface: str | None, claim: Identity | None) -> Origin:
+    """Return where packets come from, as one object for all flows that come from there."""
+    return interface, claim
 
 
 def _imprint(mark: Stamp | None, key: bytes) -> Imprint | None:
