@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
+from nfq_enforcer.core.arrival import Interface
 from nfq_enforcer.core.conntrack import Conntrack
-from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent, Interface
+from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
 from nfq_enforcer.core.identity import REMOTE_NODE, Identity
 from nfq_enforcer.core.ipcache import Ipcache, Peer
 from nfq_enforcer.core.policymap import PORT_BITS, Entry, PolicyKey, PolicyMap, RuleRef
@@ -84,10 +85,11 @@ _PEERS = {
 class Node:
     """An enforcer on the node that the module's picture shows; nothing is enforced before ``load``."""
 
-    def __init__(self, maximum_flows: int = 1000) -> None:
+    def __init__(self, maximum_flows: int = 1000, *, hands_on: bool = False, glances: bool = True) -> None:
         self.now = 1000.0
         self.flows = Conntrack(maximum_flows, self.now)
-        self._enforcer = Enforcer(self.snapshot(0), self.flows)
+        self._enforcer = Enforcer(self.snapshot(0), self.flows, hands_on=hands_on)
+        self._decide = self._enforcer.decide if glances else self._enforcer.consider
 
     def snapshot(
         self,
@@ -121,17 +123,17 @@ class Node:
         """Put a new revision of policy in force; ``changed`` are other fields of the snapshot."""
         self._enforcer.snapshot = self.snapshot(self._enforcer.snapshot.revision + 1, ingress, egress, **changed)
 
-    def receive(self, payload: bytes, come_by: str) -> Decision:
+    def receive(self, payload: bytes, come_by: str, skb: int = 0) -> Decision:
         """Decide a packet in INPUT."""
-        return self._enforcer.decide(payload, Interface(come_by, MTU), None, self.now)
+        return self._decide(payload, Interface(come_by, MTU), None, self.now, skb)
 
-    def send(self, payload: bytes, leave_by: str, mtu: int = MTU) -> Decision:
+    def send(self, payload: bytes, leave_by: str, mtu: int = MTU, skb: int = 0) -> Decision:
         """Decide a packet in OUTPUT."""
-        return self._enforcer.decide(payload, None, Interface(leave_by, mtu), self.now)
+        return self._decide(payload, None, Interface(leave_by, mtu), self.now, skb)
 
-    def forward(self, payload: bytes, come_by: str, leave_by: str, mtu: int = MTU) -> Decision:
+    def forward(self, payload: bytes, come_by: str, leave_by: str, mtu: int = MTU, skb: int = 0) -> Decision:
         """Decide a packet in FORWARD."""
-        return self._enforcer.decide(payload, Interface(come_by, MTU), Interface(leave_by, mtu), self.now)
+        return self._decide(payload, Interface(come_by, MTU), Interface(leave_by, mtu), self.now, skb)
 
 
 def accepted(decision: Decision) -> bool:

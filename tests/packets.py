@@ -106,6 +106,18 @@ def sctp(src: str, dst: str, port: int = 3868) -> bytes:
     return ip(src, dst, SCTP, pack("!HHII", CLIENT_PORT, port, 0, 0))
 
 
+_CHECKSUMS = {TCP: 16, UDP: 6, ICMPV6: 2}
+
+
+def unfinished(payload: bytes) -> bytes:
+    """Return the packet as the kernel leaves it to a device: its transport checksum covers the pseudo header only."""
+    packet = parse(payload)
+    body = len(payload) - packet.l4_offset
+    pseudo_header = packet.src + packet.dst + pack("!II", body, packet.proto)
+    at = packet.l4_offset + _CHECKSUMS[packet.proto]
+    return payload[:at] + (0xFFFF - checksum(pseudo_header)).to_bytes(2, "big") + payload[at + 2 :]
+
+
 def icmp(src: str, dst: str, kind: int, code: int, rest: bytes) -> bytes:
     """Return an ICMP message of the addresses' family; ``rest`` is all behind its checksum."""
     proto = ICMP if ip_address(src).version == 4 else ICMPV6

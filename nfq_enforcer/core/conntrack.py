@@ -3,9 +3,12 @@
 A flow stands in the table under two keys, that of the packets of its opener and that of the replies, so a packet of
 either direction meets it with one look-up. The table is bounded: when it is full the oldest flow that not both sides
 have confirmed makes room, then the oldest of all; a flood of forged openers drives out nothing but itself. Time-outs
-are those of Linux (Documentation/networking/nf_conntrack-sysctl.rst) where it has them. Expiry is a ring of one-second
-slots: a packet only moves its flow's ``expires``; when the hand meets the flow's slot, about a minute on at the
-latest, the flow goes or moves to a later slot.
+are those of Linux (Documentation/networking/nf_conntrack-sysctl.rst) where it has them.
+
+Nothing here takes longer because there are many flows. The table is cut into many small dicts, because a big one that
+has to grow would stall the packets meanwhile. A flow knows its neighbours in age, so it leaves from any place at once.
+A packet only moves its flow's ``expires``; a sweep goes round the parts and meets every flow within half a minute.
+What flows have in common (origins, imprints) they share, so one takes some 400 bytes, its two keys included.
 """
 
 from collections.abc import Iterator
@@ -13,8 +16,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, UDP, Packet, reply_key
-from nfq_enforcer.core.stamp import Stamp
+from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, UDP, Packet, read_key, reply_key
+from nfq_enforcer.core.stamp import Imprint
 
 
 class State(IntEnum):
@@ -27,7 +30,9 @@ class State(IntEnum):
     CLOSED = 4  # TCP: one side has reset it
 
 
-_FIN = 0x01
+_NEW, _ANSWERED = State.NEW, State.ANSWERED  # looking a member up takes longer than the packet path has
+_FIN, _SYN, _RST, _SYN_ACK = 0x01, 0x02, 0x04, 0x12
+_FIN_RST = _FIN | _RST
 
 _SECONDS: dict[int, tuple[int, int, int, int, int]] = {
     TCP: (60, 60, 432_000, 120, 10),
@@ -61,26 +66,34 @@ class Flow:
     """One connection, or what passes for one, as this node sees it."""
 
     __slots__ = (
+        "destination",
+        "elder",
         "expires",
         "key",
-        "opening",
+        "lifetime",
         "origin",
         "reply_key",
         "reply_origin",
         "reply_stamp",
         "revision",
-        "slot",
+        "source",
         "stamp",
         "state",
+        "to_host",
+        "younger",
     )
 
-    opening: Opening
+    to_host: bool  # delivered on this host itself
+    source: Identity  # the opener's
+    destination: Identity
     origin: Origin  # of the opener's packets
     revision: int  # of the policy that allowed it
-    stamp: Stamp | None  # put on the opener's packets
-    reply_stamp: Stamp | None  # put on replies
+    stamp: Imprint | None  # put on the opener's packets
+    reply_stamp: Imprint | None  # put on replies
+    lifetime: int  # for how many seconds it may be silent in its state
     expires: float
-    slot: int  # of the table's ring
+    elder: "Flow"  # its neighbours in the table
+    younger: "Flow"
 
     def __init__(self, key: bytes, answer_key: bytes) -> None:
         """Make an unanswered flow; who judges it says the rest, the table sets its time."""
@@ -89,16 +102,46 @@ class Flow:
         self.reply_origin: Origin | None = None  # learned from the first reply
         self.state = State.NEW
 
+    @property
+    def opening(self) -> Opening:
+        """Return what policy has judged."""
+        return Opening(*read_key(self.key), self.to_host, self.source, self.destination)
+
     def origin_of(self, packet: Packet) -> Origin | None:
         """Return where packets of this one's direction come from; None before the first reply."""
         return self.origin if packet.key == self.key else self.reply_origin
 
-    def stamp_on(self, packet: Packet) -> Stamp | None:
+    def stamp_on(self, packet: Packet) -> Imprint | None:
         """Return the stamp that packets of this one's direction bear when they leave."""
         return self.stamp if packet.key == self.key else self.reply_stamp
 
 
-_RING = 64  # slots of one second
+class _Ages:
+    """Flows by age, the oldest first, in a ring of neighbours that a flow leaves at no cost, wherever it stands."""
+
+    def __init__(self) -> None:
+        self._end = Flow(b"", b"")
+        self._end.elder = self._end.younger = self._end
+
+    def __iter__(self) -> Iterator[Flow]:
+        flow = self._end.younger
+        while flow is not self._end:
+            yield flow
+            flow = flow.younger
+
+    def join(self, flow: Flow) -> None:
+        last, end = self._end.elder, self._end
+        flow.elder, flow.younger = last, end
+        last.younger = end.elder = flow
+
+
+def _leave(flow: Flow) -> None:
+    flow.elder.younger, flow.younger.elder = flow.younger, flow.elder
+
+
+_PARTS = 1024
+_ROUND = 32  # seconds in which the sweep meets every flow
+_AT_ONCE = 32  # parts that it looks at in one step, however late it is
 
 
 class Conntrack:
@@ -107,25 +150,25 @@ class Conntrack:
     def __init__(self, maximum: int, now: float) -> None:
         """Make an empty table for at most ``maximum`` flows (at least 1); ``now`` in seconds, of any steady clock."""
         self._maximum = maximum
-        self._flows: dict[bytes, Flow] = {}
-        self._unconfirmed: dict[bytes, Flow] = {}  # both in order of creation
-        self._confirmed: dict[bytes, Flow] = {}
-        self._ring: list[dict[bytes, Flow]] = [{} for _ in range(_RING)]
-        self._hand = int(now)
+        self._parts: tuple[dict[bytes, Flow], ...] = tuple({} for _ in range(_PARTS))
+        self._unconfirmed = _Ages()
+        self._confirmed = _Ages()
+        self._length = 0
+        self._swept = _due(now)
         self.evicted = 0
 
     def __len__(self) -> int:
         """Return the number of flows."""
-        return len(self._unconfirmed) + len(self._confirmed)
+        return self._length
 
     def __iter__(self) -> Iterator[Flow]:
         """Yield every flow, those that only one side has confirmed first."""
-        yield from self._unconfirmed.values()
-        yield from self._confirmed.values()
+        yield from self._unconfirmed
+        yield from self._confirmed
 
     def lookup(self, key: bytes, now: float) -> Flow | None:
         """Return the live flow that a packet with this key belongs to, in either direction."""
-        flow = self._flows.get(key)
+        flow = self._parts[hash(key) % _PARTS].get(key)
         if flow is not None and flow.expires <= now:
             self.remove(flow)
             return None
@@ -135,70 +178,71 @@ class Conntrack:
         """Enter the flow that this packet opens, in place of any that has one of its keys."""
         flow = Flow(packet.key, reply_key(packet))
         for key in (flow.key, flow.reply_key):
-            old = self._flows.get(key)
+            old = self._parts[hash(key) % _PARTS].get(key)
             if old is not None:
                 self.remove(old)
-        if len(self) >= self._maximum:
+        if self._length >= self._maximum:
             self._evict()
-        self._flows[flow.key] = self._flows[flow.reply_key] = flow
-        self._unconfirmed[flow.key] = flow
-        self.see(flow, packet, now)
-        self._schedule(flow)
+        for key in (flow.key, flow.reply_key):
+            self._parts[hash(key) % _PARTS][key] = flow
+        self._unconfirmed.join(flow)
+        self._length += 1
+        flow.lifetime = _SECONDS.get(packet.proto, _OTHER_SECONDS)[State.NEW]
+        self.see(flow, False, packet.tcp_flags, now)
         return flow
 
-    def see(self, flow: Flow, packet: Packet, now: float) -> None:
-        """Note a packet of the flow: its state may move on, its time is renewed."""
-        if flow.state < State.ESTABLISHED:
-            self._advance(flow, packet)
-        if packet.is_rst:
-            flow.state = State.CLOSED
-        elif packet.tcp_flags & _FIN and flow.state is not State.CLOSED:
-            flow.state = State.CLOSING
-        flow.expires = now + _SECONDS.get(packet.proto, _OTHER_SECONDS)[flow.state]
+    def see(self, flow: Flow, reply: bool, tcp_flags: int, now: float) -> None:
+        """Note a packet of the flow, of its opener or a reply: its state may move on, its time is renewed."""
+        if tcp_flags & _FIN_RST or flow.state is _ANSWERED or (reply and flow.state is _NEW):
+            self._move(flow, reply, tcp_flags)
+        flow.expires = now + flow.lifetime
 
-    def _advance(self, flow: Flow, packet: Packet) -> None:
-        reply = packet.key != flow.key
-        if reply and packet.proto == TCP:
+    def _move(self, flow: Flow, reply: bool, tcp_flags: int) -> None:
+        proto = flow.key[0]
+        if flow.state is _NEW or flow.state is _ANSWERED:
+            self._answer(flow, reply, proto == TCP, tcp_flags)
+        if tcp_flags & _RST:
+            flow.state = State.CLOSED
+        elif tcp_flags & _FIN and flow.state is not State.CLOSED:
+            flow.state = State.CLOSING
+        flow.lifetime = _SECONDS.get(proto, _OTHER_SECONDS)[flow.state]
+
+    def _answer(self, flow: Flow, reply: bool, confirms: bool, tcp_flags: int) -> None:
+        """Take a reply, or what follows one: if the protocol ``confirms``, the opener must have spoken again."""
+        if reply and confirms:
             flow.state = State.ANSWERED
-        elif reply or (flow.state is State.ANSWERED and not packet.opens):
+        elif reply or (flow.state is _ANSWERED and tcp_flags & _SYN_ACK != _SYN):
             flow.state = State.ESTABLISHED
-            self._confirmed[flow.key] = self._unconfirmed.pop(flow.key)
+            _leave(flow)
+            self._confirmed.join(flow)
 
     def remove(self, flow: Flow) -> None:
         """Forget the flow, which must be in the table."""
         for key in {flow.key, flow.reply_key}:
-            del self._flows[key]
-        self._ring[flow.slot].pop(flow.key, None)  # the sweep has taken it out already
-        if self._unconfirmed.pop(flow.key, None) is None:
-            del self._confirmed[flow.key]
+            del self._parts[hash(key) % _PARTS][key]
+        _leave(flow)
+        self._length -= 1
 
     def expire(self, now: float, budget: int = 1000) -> int:
-        """Remove flows whose time is over, looking at ``budget`` flows at most; return how many went."""
-        removed = 0
-        self._hand = max(self._hand, int(now) - _RING)
-        while self._hand < int(now):
-            slot = self._ring[self._hand % _RING]
-            while slot:
-                if budget == 0:
-                    return removed
-                budget -= 1
-                removed += self._settle(slot.popitem()[1], now)
-            self._hand += 1
+        """Go on with the sweep: remove flows whose time is over, ``budget`` of them at most; return how many went."""
+        removed, due = 0, _due(now)
+        self._swept = max(self._swept, due - _PARTS)
+        for turn in range(self._swept, min(due, self._swept + _AT_ONCE)):
+            part = self._parts[turn % _PARTS]
+            over = [flow for key, flow in part.items() if flow.expires <= now and key == flow.key]
+            for flow in over[: budget - removed]:
+                self.remove(flow)
+            removed += len(over)
+            if removed >= budget:
+                return budget
+            self._swept = turn + 1
         return removed
 
-    def _settle(self, flow: Flow, now: float) -> bool:
-        if flow.expires > now:
-            self._schedule(flow)
-            return False
-        self.remove(flow)
-        return True
-
-    def _schedule(self, flow: Flow) -> None:
-        # Never the slot under the hand, however late the sweep: it would meet the same flow again and again.
-        flow.slot = min(int(flow.expires) + 1, self._hand + _RING - 1) % _RING
-        self._ring[flow.slot][flow.key] = flow
-
     def _evict(self) -> None:
-        oldest = next(iter(self._unconfirmed.values()), None) or next(iter(self._confirmed.values()))
-        self.remove(oldest)
+        self.remove(next(iter(self._unconfirmed), None) or next(iter(self._confirmed)))
         self.evicted += 1
+
+
+def _due(now: float) -> int:
+    """Return how many parts the sweep has met by this time, since the clock began."""
+    return int(now * _PARTS / _ROUND)

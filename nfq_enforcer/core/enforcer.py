@@ -1,32 +1,32 @@
 """The verdict on one packet.
 
-A packet is parsed. If it belongs to a flow that was judged under the policy in force, and comes from where that flow
-comes from, it passes. Else the identities of both ends are found, and policy says whether the first of them may open
-this flow to the second; what may, makes a flow. A packet that leaves for another node gets its sender's stamp.
+A plain packet of a flow that was judged under the policy in force, and that comes from where the flow comes from,
+passes at a glance. Any other is parsed. If no known flow lets it pass, the identities of both ends are found, and
+policy says whether the first of them may open this flow to the second; what may, makes a flow. A packet that leaves
+for another node gets its sender's stamp.
 """
 
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from nfq_enforcer.core import icmp, stamp
+from nfq_enforcer.core.arrival import Arrival, Interface
 from nfq_enforcer.core.conntrack import Conntrack, Flow, Opening, Origin, State
+from nfq_enforcer.core.glance import glance
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.judgement import Judgement, Refused, check_reply, judge, source_endpoint, stamp_toward
 from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted
 from nfq_enforcer.core.policymap import RuleRef
+from nfq_enforcer.core.rewriting import HandOn, press, rewrite
 from nfq_enforcer.core.snapshot import Snapshot
-from nfq_enforcer.core.stamp import Stamp
+from nfq_enforcer.core.stamp import Imprint, Stamp, imprint
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, PacketError, Verdict
 
-_UNKNOWN = Identity(0)
 _NAMED = 8  # rules that an event names at most
 _ICMP_REPLIES = {ICMP: frozenset({0, 14, 16, 18}), ICMPV6: frozenset({129})}
-
-
-class Interface(NamedTuple):
-    """A network interface of this host, as far as a verdict needs it."""
-
-    name: str
-    mtu: int
+_IPV4_KEY = 13
+_UNREADABLE = Packet(4, 0, b"", 0, False, 0, False, False, 0, -1, -1)
 
 
 class FlowEvent(NamedTuple):
@@ -44,7 +44,8 @@ class FlowEvent(NamedTuple):
     denied_by: tuple[RuleRef, ...] = ()  # the deny rules that refuse it
 
 
-class Decision(NamedTuple):
+@dataclass(slots=True)
+class Decision:
     """What to do with a packet: the verdict, and what else follows."""
 
     verdict: Verdict
@@ -56,15 +57,29 @@ class Decision(NamedTuple):
 _ACCEPT = Decision(Verdict.ACCEPT)
 
 
+@dataclass(slots=True)
+class _Passage:
+    """By what right a packet passes, and what is to be noted of it once it does."""
+
+    mark: Imprint | None  # the stamp that it shall bear
+    flow: Flow | None = None  # the known flow to which it belongs
+    judgement: Judgement | None = None
+    opens: bool = False  # the judgement makes a flow
+    renews: bool = False  # the judgement takes the place of the one that the flow was opened by
+    answers: bool = False  # it comes from the flow's other end, which has just been checked
+
+
 class Enforcer:
     """Decides packets, one after another, by the snapshot that was last put in ``snapshot``."""
 
     def __init__(self, snapshot: Snapshot, flows: Conntrack, *, hands_on: bool = False) -> None:
-        """Start with this snapshot and table of flows; ``hands_on``: other queues may judge in place of a drop."""
-        self._hands_on = hands_on
-        self._skb = 0
+        """Start with this snapshot and table of flows.
+
+        ``hands_on``: there are other queues, for packets that have to be rewritten and cannot be as they came.
+        """
         self.snapshot = snapshot
         self.flows = flows
+        self._hands_on = hands_on
         self._identification = 0
 
     def decide(
@@ -74,166 +89,168 @@ class Enforcer:
 
         ``payload`` may be cut short by the queue as long as its headers are whole. ``indev`` is None for a packet
         that this host sends itself, ``outdev`` for one that is delivered to it. ``now`` is in seconds and never goes
-        back.
+        back. ``skb`` are bits of NFQA_SKB_INFO (see ``offload``).
         """
-        packet = None
-        self._skb = skb
+        decision = self._at_a_glance(payload, indev, outdev, now, skb)
+        return decision or self.consider(payload, indev, outdev, now, skb)
+
+    def _at_a_glance(
+        self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int
+    ) -> Decision | None:
+        """Decide a plain packet that only goes on with its flow; return None if there is more to it."""
+        seen = glance(payload)
+        if seen is None:
+            return None
+        key, claim, flags, _, _ = seen
+        flow = self.flows.lookup(key, now)
+        if flow is None or flow.revision != self.snapshot.revision:
+            return None
+        reply = key != flow.key
+        origin, mark = (flow.reply_origin, flow.reply_stamp) if reply else (flow.origin, flow.stamp)
+        if origin != (indev.name if indev else None, claim):
+            return None
+        decision = _ACCEPT
+        if mark is not None:
+            stamped = press(payload, seen, mark, outdev, skb)
+            if stamped is None:
+                return None
+            decision = Decision(Verdict.ACCEPT, stamped)
+        self.flows.see(flow, reply, flags, now)
+        return decision
+
+    def consider(
+        self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int
+    ) -> Decision:
+        """Return the same decision without a glance, as it takes for all that is not plain or not of a known flow."""
+        arrival = Arrival(payload, _UNREADABLE, indev, outdev, now, skb, (None, None))
         try:
-            packet = parse(payload)
-            return self._decide(payload, packet, indev, outdev, now)
+            arrival.packet = parse(payload, segments=arrival.segments)
+            claim = _claim(self.snapshot, arrival) if arrival.packet.options else None
+            arrival.origin = _origin(arrival.indev.name if arrival.indev else None, claim)
+            passage = self._relate(arrival) if arrival.packet.error else self._admit(arrival)
+            return self._forward(arrival, passage)
+        except HandOn as handed:
+            return Decision(handed.verdict)
         except PacketError as error:
-            return Decision(Verdict.DROP, event=self._dropped(packet, error, indev, outdev, now))
+            return Decision(Verdict.DROP, event=self._dropped(arrival, error))
 
-    def _decide(
-        self, payload: bytes, packet: Packet, indev: Interface | None, outdev: Interface | None, now: float
-    ) -> Decision:
-        snapshot = self.snapshot  # read once: a packet sees one revision
-        claim = _claim(snapshot, payload, packet, indev) if packet.options else None
-        origin = (indev.name if indev else None, claim)
-        if packet.error:
-            return self._relate(payload, packet, origin, indev, outdev, now)
-        flow, event = self.flows.lookup(packet.key, now), None
+    def _admit(self, arrival: Arrival) -> _Passage:
+        """Return by what right the packet passes: its flow's, or a rule's."""
+        packet = arrival.packet
+        flow = self.flows.lookup(packet.key, arrival.now)
         if flow is None or _opens_anew(packet, flow):
-            if _only_answers(packet):
-                return self._judge_alone(payload, packet, origin, indev, outdev, now)
-            flow, event = self._open(packet, origin, outdev, now)
-        elif flow.revision != snapshot.revision or origin != flow.origin_of(packet):
-            event = self._judge_again(flow, packet, origin, now)
-        self.flows.see(flow, packet, now)
-        return self._forward(payload, packet, flow.stamp_on(packet), indev, outdev, now, event)
+            return self._judge_alone(arrival) if _only_answers(packet) else self._open(arrival, flow)
+        if flow.revision != self.snapshot.revision or arrival.origin != flow.origin_of(packet):
+            return self._judge_again(arrival, flow)
+        return _Passage(flow.stamp_on(packet), flow)
 
-    def _judge_alone(
-        self,
-        payload: bytes,
-        packet: Packet,
-        origin: Origin,
-        indev: Interface | None,
-        outdev: Interface | None,
-        now: float,
-    ) -> Decision:
-        """Decide a packet that belongs to no known flow and can open none: an answer, or an ICMP error."""
-        judgement = judge(self.snapshot, _opening(packet, outdev), origin, answers=not packet.error)
-        event = self._audited(packet, judgement, now)
-        return self._forward(payload, packet, judgement.stamp, indev, outdev, now, event)
+    def _judge_alone(self, arrival: Arrival) -> _Passage:
+        """Judge a packet that belongs to no known flow and can open none: an answer, or an ICMP error."""
+        packet = arrival.packet
+        judgement = judge(self.snapshot, arrival.opening, arrival.origin, answers=not packet.error)
+        return _Passage(_imprint(judgement.stamp, packet.key), judgement=judgement)
 
-    def _open(
-        self, packet: Packet, origin: Origin, outdev: Interface | None, now: float
-    ) -> tuple[Flow, FlowEvent | None]:
-        """Return the flow that the packet opens, and its event."""
-        judgement = judge(self.snapshot, _opening(packet, outdev), origin)
-        flow = self.flows.lookup(packet.key, now)
-        if flow is not None and flow.state < State.CLOSING and flow.revision == self.snapshot.revision:
+    def _open(self, arrival: Arrival, known: Flow | None) -> _Passage:
+        """Judge a packet that opens a flow."""
+        packet = arrival.packet
+        judgement = judge(self.snapshot, arrival.opening, arrival.origin)
+        if known is not None and known.state < State.CLOSING and known.revision == self.snapshot.revision:
             # Both ends open at once (RFC 9293 section 3.5): one flow.
-            return flow, self._audited(packet, judgement, now)
-        flow = self.flows.create(packet, now)
-        self._settle(flow, judgement)
-        return flow, self._judged(packet, judgement, now)
+            return _Passage(known.stamp_on(packet), known, judgement)
+        return _Passage(_imprint(judgement.stamp, packet.key), judgement=judgement, opens=True)
 
-    def _judge_again(self, flow: Flow, packet: Packet, origin: Origin, now: float) -> FlowEvent | None:
+    def _judge_again(self, arrival: Arrival, flow: Flow) -> _Passage:
         """Hold a known flow against the policy in force, and its packet against where the flow comes from."""
+        packet, origin = arrival.packet, arrival.origin
         reply = packet.key != flow.key
         opener = flow.origin if reply else origin
-        event = None
+        passage = _Passage(flow.stamp_on(packet), flow, answers=reply)
         if flow.revision != self.snapshot.revision or opener != flow.origin:
-            event = self._renew(flow, packet, opener, now)
-        if reply and origin != flow.reply_origin:
-            check_reply(self.snapshot, flow.opening, origin)
-            flow.reply_origin = origin
-        return event
+            judgement = self._judge_opener(flow, opener)
+            mark = judgement.reply_stamp if reply else judgement.stamp
+            passage = _Passage(_imprint(mark, packet.key), flow, judgement, renews=True, answers=reply)
+        if reply:
+            check_reply(self.snapshot, packet.src, packet.dst, flow.to_host, origin)
+        return passage
 
-    def _renew(self, flow: Flow, packet: Packet, opener: Origin, now: float) -> FlowEvent | None:
-        """Judge the opening of a known flow as if ``opener`` were at it now; return an event if only audit allows it.
+    def _judge_opener(self, flow: Flow, opener: Origin) -> Judgement:
+        """Judge the opening of a known flow as if ``opener`` were at it now.
 
         A stranger's packet must not cut the flow. One of TCP that is cut stays known, and is judged at each packet:
         else its other end, if it may open connections of its own, would revive it with its next segment.
         """
+        opening = flow.opening
         try:
-            judgement = judge(self.snapshot, flow.opening, opener)
+            return judge(self.snapshot, opening, opener)
         except PacketError:
-            if opener == flow.origin and flow.opening.proto != TCP:
+            if opener == flow.origin and opening.proto != TCP:
                 self.flows.remove(flow)
             raise
-        self._settle(flow, judgement)
-        return self._audited(packet, judgement, now)
 
-    def _settle(self, flow: Flow, judgement: Judgement) -> None:
-        flow.opening = judgement.opening
-        flow.origin = judgement.origin
-        flow.stamp = judgement.stamp
-        flow.reply_stamp = judgement.reply_stamp
-        flow.reply_origin = None  # to be learned again
-        flow.revision = self.snapshot.revision
-
-    def _relate(
-        self,
-        payload: bytes,
-        packet: Packet,
-        origin: Origin,
-        indev: Interface | None,
-        outdev: Interface | None,
-        now: float,
-    ) -> Decision:
-        """Decide an ICMP error: it passes with the flow of the packet that it quotes, else as policy says of it.
+    def _relate(self, arrival: Arrival) -> _Passage:
+        """Return by what right an ICMP error passes: its flow's whose packet it quotes, else a rule's.
 
         It goes to the sender of what it quotes. Any router may have sent it, but an endpoint only speaks of what it
         was sent itself.
         """
-        quoted = parse_quoted(payload, packet)
-        source = source_endpoint(self.snapshot, packet.src, origin)
+        packet = arrival.packet
+        quoted = parse_quoted(arrival.payload, packet)
+        source = source_endpoint(self.snapshot, packet.src, arrival.origin)
         concerns = source is None or self.snapshot.endpoints.get(quoted.dst) is source
-        flow = self.flows.lookup(quoted.key, now) if concerns and quoted.src == packet.dst else None
+        flow = self.flows.lookup(quoted.key, arrival.now) if concerns and quoted.src == packet.dst else None
         if flow is None:
-            return self._judge_alone(payload, packet, origin, indev, outdev, now)
-        event = None
-        if flow.revision != self.snapshot.revision:
-            event = self._renew(flow, quoted, flow.origin, now)
-        mark = stamp_toward(self.snapshot, _opening(packet, outdev), source)
-        return self._forward(payload, packet, mark, indev, outdev, now, event)
+            return self._judge_alone(arrival)
+        mark = _imprint(stamp_toward(self.snapshot, arrival.opening, source), packet.key)
+        if flow.revision == self.snapshot.revision:
+            return _Passage(mark)
+        return _Passage(mark, flow, self._judge_opener(flow, flow.origin), renews=True)
 
-    def _forward(
-        self,
-        payload: bytes,
-        packet: Packet,
-        mark: Stamp | None,
-        indev: Interface | None,
-        outdev: Interface | None,
-        now: float,
-        event: FlowEvent | None = None,
-    ) -> Decision:
+    def _forward(self, arrival: Arrival, passage: _Passage) -> Decision:
         """Let the packet go on, with the stamp it shall bear and no other."""
-        forged = packet.options and packet.src in self.snapshot.endpoints
-        if mark is None and not forged:
+        changed = None
+        if passage.mark or self._is_forged(arrival):
+            changed = rewrite(arrival, passage.mark, hands_on=self._hands_on)
+        event = self._note(arrival, passage)
+        if changed is None:
             return Decision(Verdict.ACCEPT, event=event) if event else _ACCEPT
-        if self._skb & 2 and packet.proto != TCP and self._hands_on:
-            return Decision(Verdict.HAND_ON_SEGMENTED)
-        if packet.truncated:
-            if self._hands_on:
-                return Decision(Verdict.HAND_ON_WHOLE)
-            raise PacketError(DropReason.PAYLOAD_TOO_LONG)
-        try:
-            changed = stamp.write(payload, packet, mark) if mark else stamp.strip(payload, packet)
-        except PacketError:
-            if self._hands_on and self._skb & 2:
-                return Decision(Verdict.HAND_ON_SEGMENTED)
-            raise
-        if self._skb & 2:
-            return Decision(Verdict.ACCEPT, changed, event=event)
-        if self._skb & 1:
-            changed = _summed(changed)
-        if outdev is not None and packet.df and len(changed) > outdev.mtu:
-            return self._fit(payload, changed, packet, indev, outdev, now, event)
+        outdev = arrival.outdev
+        if outdev is not None and arrival.packet.df and len(changed) > outdev.mtu and not arrival.segments:
+            return self._fit(arrival, changed, outdev, event)
         return Decision(Verdict.ACCEPT, changed, event=event)
 
-    def _fit(
-        self,
-        payload: bytes,
-        changed: bytes,
-        packet: Packet,
-        indev: Interface | None,
-        outdev: Interface,
-        now: float,
-        event: FlowEvent | None,
-    ) -> Decision:
+    def _is_forged(self, arrival: Arrival) -> bool:
+        """Say whether an endpoint of this node has put a stamp there itself."""
+        packet = arrival.packet
+        return packet.options and packet.src in self.snapshot.endpoints and stamp.is_stamped(arrival.payload, packet)
+
+    def _note(self, arrival: Arrival, passage: _Passage) -> FlowEvent | None:
+        """Note a packet that passes in its flow; return what is to be logged: a new flow, or what only audit lets pass.
+
+        What is handed on is noted when it comes again.
+        """
+        packet, flow, judgement = arrival.packet, passage.flow, passage.judgement
+        if passage.opens:
+            flow = self.flows.create(packet, arrival.now)
+        elif flow is not None and not packet.error:
+            self.flows.see(flow, packet.key != flow.key, packet.tcp_flags, arrival.now)
+        if flow is not None and judgement is not None and (passage.opens or passage.renews):
+            self._settle(flow, judgement)
+        if flow is not None and passage.answers:
+            flow.reply_origin = arrival.origin
+        if judgement is None or not (passage.opens or judgement.refused):
+            return None
+        return self._judged(arrival, judgement)
+
+    def _settle(self, flow: Flow, judgement: Judgement) -> None:
+        opening = judgement.opening
+        flow.to_host, flow.source, flow.destination = opening.to_host, opening.source, opening.destination
+        flow.origin = judgement.origin
+        flow.stamp = _imprint(judgement.stamp, flow.key)
+        flow.reply_stamp = _imprint(judgement.reply_stamp, flow.key)
+        flow.reply_origin = None  # to be learned again
+        flow.revision = self.snapshot.revision
+
+    def _fit(self, arrival: Arrival, changed: bytes, outdev: Interface, event: FlowEvent | None) -> Decision:
         """Deal with a packet that its stamp has made too long for the way, and that must not be fragmented.
 
         What this host sends itself is given to the kernel to fragment (it does so with IPv6 of its own anyway);
@@ -241,7 +258,8 @@ class Enforcer:
         that was too long before came in fragments, which the kernel has put together and will cut again. An IPv6
         packet may have, and does not show it: it goes on too, for the kernel to cut again or to refuse.
         """
-        if indev is None:
+        packet = arrival.packet
+        if arrival.indev is None:
             self._identification = self._identification % 0xFFFF + 1
             fragmentable = icmp.clear_df(changed, self._identification) if packet.version == 4 else changed
             return Decision(Verdict.ACCEPT, fragmentable, event=event)
@@ -249,81 +267,69 @@ class Enforcer:
             return Decision(Verdict.ACCEPT, changed, event=event)
         source = self.snapshot.node_addresses.get(packet.version)
         fitting = outdev.mtu - stamp.overhead(packet.version)
-        answer = icmp.too_big(payload, packet, fitting, source) if source and not packet.error else None
+        answer = icmp.too_big(arrival.payload, packet, fitting, source) if source and not packet.error else None
         if packet.version == 6:
             return Decision(Verdict.ACCEPT, changed, answer, event)
-        dropped = self._dropped(packet, PacketError(DropReason.FRAG_NEEDED), indev, outdev, now)
+        dropped = self._dropped(arrival, PacketError(DropReason.FRAG_NEEDED))
         return Decision(Verdict.DROP, answer=answer, event=dropped)
 
-    def _audited(self, packet: Packet, judgement: Judgement, now: float) -> FlowEvent | None:
-        """Return an event for what only audit lets pass."""
-        return self._judged(packet, judgement, now) if judgement.refused else None
-
-    def _judged(self, packet: Packet, judgement: Judgement, now: float) -> FlowEvent:
+    def _judged(self, arrival: Arrival, judgement: Judgement) -> FlowEvent:
         both_pass = Direction.INGRESS if judgement.opening.dst in self.snapshot.endpoints else Direction.EGRESS
         return FlowEvent(
-            now,
+            arrival.now,
             FlowVerdict.AUDIT if judgement.refused else FlowVerdict.FORWARDED,
             judgement.reason,
             judgement.refused or both_pass,
             judgement.opening,
-            packet.tcp_flags,
-            is_reply=packet.src != judgement.opening.src,
+            arrival.packet.tcp_flags,
+            is_reply=arrival.packet.src != judgement.opening.src,
             allowed_by=judgement.allowed_by[:_NAMED],
             enforced_by=judgement.enforced_by[:_NAMED],
             denied_by=judgement.denied_by[:_NAMED],
         )
 
-    def _dropped(
-        self,
-        packet: Packet | None,
-        error: PacketError,
-        indev: Interface | None,
-        outdev: Interface | None,
-        now: float,
-    ) -> FlowEvent:
-        if isinstance(error, Refused):
-            judged = error.judgement
-            opening, side, closed_by, denied_by = judged.opening, judged.refused, judged.enforced_by, judged.denied_by
-        else:
-            opening, side, closed_by, denied_by = _opening(packet, outdev), None, (), ()
-        leaves = self.snapshot.leaves(packet.src if packet else b"", indev.name if indev else None)
+    def _dropped(self, arrival: Arrival, error: PacketError) -> FlowEvent:
+        packet = arrival.packet
+        judged = error.judgement if isinstance(error, Refused) else Judgement(arrival.opening, arrival.origin)
+        opening, side = judged.opening, judged.refused
+        leaves = self.snapshot.leaves(packet.src, arrival.indev.name if arrival.indev else None)
         return FlowEvent(
-            now,
+            arrival.now,
             FlowVerdict.DROPPED,
             error.reason,
             side or (Direction.EGRESS if leaves else Direction.INGRESS),
             opening,
-            packet.tcp_flags if packet else 0,
-            is_reply=packet is not None and packet.src != opening.src,
-            enforced_by=closed_by[:_NAMED],
-            denied_by=denied_by[:_NAMED],
+            packet.tcp_flags,
+            is_reply=packet.src != opening.src,
+            enforced_by=judged.enforced_by[:_NAMED],
+            denied_by=judged.denied_by[:_NAMED],
         )
 
 
-def _claim(snapshot: Snapshot, payload: bytes, packet: Packet, indev: Interface | None) -> Identity | None:
+@lru_cache(maxsize=4096)
+def _origin(interface: str | None, claim: Identity | None) -> Origin:
+    """Return where packets come from, as one object for all flows that come from there."""
+    return interface, claim
+
+
+def _imprint(mark: Stamp | None, key: bytes) -> Imprint | None:
+    """Return the stamp ready for packets of a flow with this key."""
+    return imprint(mark, 4 if len(key) == _IPV4_KEY else 6, key[0]) if mark else None
+
+
+def _claim(snapshot: Snapshot, arrival: Arrival) -> Identity | None:
     """Return the identity on the packet's stamp, None without one; raise PacketError for a stamp not to be believed.
 
     What a local endpoint or the host itself puts there counts for nothing: it is replaced on the way out.
     """
-    if indev is None or packet.src in snapshot.endpoints:
+    if arrival.indev is None or arrival.packet.src in snapshot.endpoints:
         return None
-    found = stamp.read(payload, packet)
+    found = stamp.read(arrival.payload, arrival.packet)
     if found is None:
         return None
-    if indev.name not in snapshot.cluster_interfaces:
+    if arrival.indev.name not in snapshot.cluster_interfaces:
         raise PacketError(DropReason.STAMP_UNTRUSTED)
     return found.identity
-
-
-def _summed(changed: bytes) -> bytes:
-    packet = parse(changed)
-    at = packet.l4_offset + {6: 16, 17: 6, 58: 2}.get(packet.proto, 0)
-    if at == packet.l4_offset:
-        return changed
-    l4 = changed[packet.l4_offset :]
-    total = (int.from_bytes(l4, "big") << 8 * (len(l4) % 2)) % 65535
-    return changed[:at] + (0xFFFF - total or 0xFFFF).to_bytes(2, "big") + changed[at + 2 :]
 
 
 def _opens_anew(packet: Packet, flow: Flow) -> bool:
@@ -337,20 +343,3 @@ def _opens_anew(packet: Packet, flow: Flow) -> bool:
 def _only_answers(packet: Packet) -> bool:
     """Say whether the packet can only answer another one, so that it opens no flow."""
     return packet.is_syn_ack or packet.is_rst or packet.icmp_type in _ICMP_REPLIES.get(packet.proto, ())
-
-
-def _opening(packet: Packet | None, outdev: Interface | None) -> Opening:
-    if packet is None:
-        return Opening(b"", b"", 0, 0, 0, -1, -1, outdev is None, _UNKNOWN, _UNKNOWN)
-    return Opening(
-        packet.src,
-        packet.dst,
-        packet.proto,
-        packet.sport,
-        packet.dport,
-        packet.icmp_type,
-        packet.icmp_code,
-        outdev is None,
-        _UNKNOWN,
-        _UNKNOWN,
-    )

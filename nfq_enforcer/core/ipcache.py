@@ -95,6 +95,10 @@ class Prefixes:
             family.setdefault(int(network.netmask), {})[int(network.network_address)] = identity
         self._families = {size: sorted(by_mask.items(), reverse=True) for size, by_mask in lengths.items() if by_mask}
 
+    def __bool__(self) -> bool:
+        """Say whether there is any network."""
+        return bool(self._families)
+
     def lookup(self, address: bytes) -> Identity | None:
         """Return the identity of the longest prefix that the address (4 or 16 bytes) is in, None if it is in none."""
         number = int.from_bytes(address, "big")
@@ -143,6 +147,8 @@ class Ipcache:
 
     def local_identities(self, address: bytes) -> tuple[Identity, ...]:
         """Return what else policy may call this address on this node, whoever has it."""
+        if not self._sites and not self._blocks:
+            return ()
         found = (self._blocks.lookup(address), self._sites.get(address))
         return tuple(identity for identity in found if identity is not None)
 

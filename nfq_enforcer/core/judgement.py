@@ -44,33 +44,24 @@ def judge(snapshot: Snapshot, asked: Opening, origin: Origin, *, answers: bool =
     destination = snapshot.endpoints.get(asked.dst)
     if source is None and destination is None:
         raise PacketError(DropReason.NO_ENDPOINT)
-    opening = asked._replace(
-        source=_source_identity(snapshot, source, asked.src, origin),
-        destination=_destination_identity(snapshot, destination, asked),
-    )
-    judgement = Judgement(
-        opening,
-        origin,
-        stamp=stamp_toward(snapshot, asked, source),
-        reply_stamp=_stamp_back(snapshot, asked, origin, source, destination),
-    )
+    peers = _source_identity(snapshot, source, asked.src, origin), _destination_identity(snapshot, destination, asked)
+    opening = Opening(*asked[:-2], *peers)
+    mark = stamp_toward(snapshot, asked, source)
+    reply_mark = _stamp_back(snapshot, asked, origin, source, destination)
+    allowed_by: tuple[RuleRef, ...] = ()
     for direction, policy, peer, address in _guarded_sides(source, destination, opening):
         also = snapshot.ipcache.local_identities(address)
         outcome = policy.lookup(peer, opening.proto, _port(opening), also)
         reason = _refusal(snapshot, outcome, policy, opening, direction, answers=answers)
         if reason is not None:
-            refusal = judgement._replace(
-                refused=direction,
-                reason=reason,
-                allowed_by=(),
-                enforced_by=() if outcome.denied else policy.enforced_by,
-                denied_by=outcome.rules if outcome.denied else (),
-            )
+            enforced_by = () if outcome.denied else policy.enforced_by
+            denied_by = outcome.rules if outcome.denied else ()
+            refusal = Judgement(opening, origin, direction, reason, (), enforced_by, denied_by, mark, reply_mark)
             if snapshot.audit:
                 return refusal
             raise Refused(refusal, reason)
-        judgement = judgement._replace(allowed_by=judgement.allowed_by + outcome.rules)
-    return judgement
+        allowed_by += outcome.rules
+    return Judgement(opening, origin, allowed_by=allowed_by, stamp=mark, reply_stamp=reply_mark)
 
 
 def _port(opening: Opening) -> int:
@@ -110,23 +101,24 @@ def unstamped_identity(snapshot: Snapshot, address: bytes) -> Identity:
     return WORLD if travels(identity) and not snapshot.believe_ipcache else identity
 
 
-def check_reply(snapshot: Snapshot, opening: Opening, origin: Origin) -> None:
-    """Raise PacketError for a reply that does not come from the other end of the flow that was opened so.
+def check_reply(snapshot: Snapshot, replier: bytes, opener: bytes, to_host: bool, origin: Origin) -> None:
+    """Raise PacketError for a reply that does not come from the other end of its flow.
 
-    What the host answers comes from nowhere else. What an endpoint of another node answers bears that node's stamp,
-    or somebody else has sent it; this is asked for where policy guards the opener.
+    ``replier`` and ``opener`` are the addresses of its ends; ``to_host``: it was opened to this host itself. What the
+    host answers comes from nowhere else. What an endpoint of another node answers bears that node's stamp, or somebody
+    else has sent it; this is asked for where policy guards the opener.
     """
     interface, claim = origin
     if interface is None:
         return
-    if opening.to_host:
+    if to_host:
         raise PacketError(DropReason.INVALID_SOURCE_IP)
-    if source_endpoint(snapshot, opening.dst, origin) or claim is not None:
+    if source_endpoint(snapshot, replier, origin) or claim is not None:
         return
-    opener = snapshot.endpoints.get(opening.src)
-    if opener is None or not opener.guarded or snapshot.audit or snapshot.believe_ipcache:
+    endpoint = snapshot.endpoints.get(opener)
+    if endpoint is None or not endpoint.guarded or snapshot.audit or snapshot.believe_ipcache:
         return
-    if travels(snapshot.ipcache.lookup(opening.dst).identity):
+    if travels(snapshot.ipcache.lookup(replier).identity):
         raise PacketError(DropReason.STAMP_MISSING)
 
 

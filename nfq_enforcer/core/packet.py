@@ -33,6 +33,7 @@ _NO_PORTS = bytes(4)
 _NOT_A_QUERY = b"\xff\xff"  # where a query's key has its type, which is never 255: no such key can meet a query's
 
 _IPV4 = Struct("!BxHxxHxB")
+_BEYOND = 0x10000  # more than a length field can say
 _DF, _MORE_OR_OFFSET, _OFFSET = 0x4000, 0x3FFF, 0x1FFF
 _IPV6_MORE_OR_OFFSET, _IPV6_OFFSET = 0xFFF9, 0xFFF8
 
@@ -74,6 +75,11 @@ class Packet:
         return int.from_bytes(self.key[-2:], "big") if self.proto in _WITH_PORTS else 0
 
     @property
+    def is_bare(self) -> bool:
+        """Say whether there are neither options nor extension headers."""
+        return self.l4_offset == (IPV4_HEADER if self.version == 4 else IPV6_HEADER)
+
+    @property
     def opens(self) -> bool:
         """Say whether it can only be a connection's first packet: a TCP SYN, or an ICMP request."""
         return self.tcp_flags & (_SYN | _ACK) == _SYN or self.icmp_type in _REQUESTS[self.version]
@@ -98,13 +104,17 @@ _Transport = tuple[bytes, int, int, int]  # the last four bytes of the key, TCP 
 _NO_TRANSPORT: _Transport = (_NO_PORTS, 0, -1, -1)
 
 
-def parse(payload: bytes) -> Packet:
-    """Return what the headers say; raise PacketError for anything that cannot be judged."""
+def parse(payload: bytes, *, segments: bool = False) -> Packet:
+    """Return what the headers say; raise PacketError for anything that cannot be judged.
+
+    A packet that the kernel will yet cut into ``segments`` may be longer than its length field can say, which is 0 then
+    (BIG TCP). It counts as cut short: nobody hands over so much.
+    """
     version = payload[0] >> 4 if payload else 0
     if version == 4:
-        return _parse_ipv4(payload)
+        return _parse_ipv4(payload, unsaid=_BEYOND if segments else 0)
     if version == 6:
-        return _parse_ipv6(payload)
+        return _parse_ipv6(payload, unsaid=_BEYOND if segments else 0)
     raise PacketError(DropReason.INVALID_PACKET)
 
 
@@ -130,17 +140,33 @@ def reply_key(packet: Packet) -> bytes:
     return key[:1] + packet.dst + packet.src + ports
 
 
+def read_key(key: bytes) -> tuple[bytes, bytes, int, int, int, int, int]:
+    """Return what a flow's key says: source, destination, protocol, both ports, and of ICMP the type and code.
+
+    A query's code is not in its key; it is 0.
+    """
+    proto, size, first, last = key[0], (len(key) - 5) // 2, key[-4:-2], key[-2:]
+    src, dst = key[1 : 1 + size], key[1 + size : -4]
+    if proto in _WITH_PORTS:
+        return src, dst, proto, int.from_bytes(first, "big"), int.from_bytes(last, "big"), -1, -1
+    if proto not in (ICMP, ICMPV6):
+        return src, dst, proto, 0, 0, -1, -1
+    kind, code = first if last == _NOT_A_QUERY else last
+    return src, dst, proto, 0, 0, kind, code
+
+
 def checksum(data: bytes | bytearray) -> int:
     """Return the Internet checksum (RFC 1071) of data whose own checksum field is zero."""
     # 2**16 is 1 modulo 65535, so the remainder of the whole number is the end-around-carry sum of its 16-bit words.
     return -(int.from_bytes(data, "big") << 8 * (len(data) % 2)) % 65535
 
 
-def _parse_ipv4(payload: bytes, *, quoted: bool = False) -> Packet:
+def _parse_ipv4(payload: bytes, *, quoted: bool = False, unsaid: int = 0) -> Packet:
     size = len(payload)
     if size < IPV4_HEADER:
         raise PacketError(DropReason.INVALID_PACKET)
     ver_ihl, length, fragment, proto = _IPV4.unpack_from(payload)
+    length = length or unsaid
     l4 = (ver_ihl & 0x0F) * 4
     end = size if quoted or size < length else length
     if not IPV4_HEADER <= l4 <= end:
@@ -154,11 +180,11 @@ def _parse_ipv4(payload: bytes, *, quoted: bool = False) -> Packet:
     return Packet(4, proto, key, length, length > size, l4, l4 > 20, df, tcp_flags, icmp_type, icmp_code)
 
 
-def _parse_ipv6(payload: bytes, *, quoted: bool = False) -> Packet:
+def _parse_ipv6(payload: bytes, *, quoted: bool = False, unsaid: int = 0) -> Packet:
     size = len(payload)
     if size < IPV6_HEADER:
         raise PacketError(DropReason.INVALID_PACKET)
-    length = IPV6_HEADER + (payload[4] << 8 | payload[5])
+    length = IPV6_HEADER + (payload[4] << 8 | payload[5] or unsaid)
     end = size if quoted or size < length else length
     proto, l4, options = payload[6], IPV6_HEADER, False
     if proto in _EXTENSIONS:

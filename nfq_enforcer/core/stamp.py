@@ -8,10 +8,15 @@ Options header ("skip if unknown"). Both are 8 bytes, 16 if signed::
 Reading says exactly why a stamp is not believed; writing replaces whatever stamps are there. Other options stay, in
 their order and at their alignment. Transport checksums cover none of this and stay right.
 
-``write`` and ``strip`` need the whole packet: not to call them on a truncated one is the caller's duty.
+``write`` and ``strip`` need the whole packet: not to call them on a truncated one is the caller's duty. A stamp that
+goes on many packets is made ready once, as an ``Imprint``: on a packet without options or extension headers, as nearly
+all are, it is then *pressed* between two slices, and the header's checksum moves by what is known beforehand.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from struct import Struct
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity, travels
@@ -34,6 +39,7 @@ IPV6_OPTION = 0x1E
 _BODY, _TAG = 8, 8
 _LONGEST = 65535  # what the 16-bit length field of either family can say
 _LONGEST_IPV4_HEADER = 60
+_ALONE_IPV4 = bytes((IPV4_OPTION, _BODY))  # two words of options begin so: an unsigned stamp, and nothing else
 
 
 class Stamp(NamedTuple):
@@ -48,24 +54,73 @@ def read(payload: bytes, packet: Packet) -> Stamp | None:
     """Return the packet's stamp, None if it bears none; raise PacketError if it is not to be believed."""
     if not packet.options:
         return None
+    if packet.version == 4 and packet.l4_offset == 28 and payload[20:22] == _ALONE_IPV4:
+        return _decode(payload[20:28])
     found = list(_stamps(payload, packet))
     if len(found) > 1:
         raise PacketError(DropReason.STAMP_DUPLICATE)
     return _decode(found[0]) if found else None
 
 
+_IPV4_START = Struct("!BBH6sH8s")  # up to the options: version and size, TOS, length, (…), checksum, addresses
+_IPV6_START = Struct("!4sHB33s")  # the fixed header: (…), length of the rest, next header, (…)
+
+
+@dataclass(frozen=True, slots=True)
+class Imprint:
+    """A stamp made ready for packets of one IP version and transport protocol."""
+
+    version: int
+    header: bytes  # the IPv4 option, or the Destination Options header
+    growth: int  # bytes by which a packet without options grows
+    sum: int  # what it adds to the ones'-complement sum of an IPv4 header
+
+    def press(self, payload: bytes) -> bytes:
+        """Return a whole packet of this version and protocol, without options or extension headers, with the stamp."""
+        if self.version == 4:
+            start, tos, length, rest, checksum, ends = _IPV4_START.unpack_from(payload)
+            # RFC 1624: the checksum falls by as much as the rest of the header rises.
+            checksum = (checksum - self.sum) % 65535
+            start, length = start + self.growth // 4, length + self.growth
+            return _IPV4_START.pack(start, tos, length, rest, checksum, ends) + self.header + payload[IPV4_HEADER:]
+        start, length, _, rest = _IPV6_START.unpack_from(payload)
+        start = _IPV6_START.pack(start, length + self.growth, DESTINATION_OPTIONS, rest)
+        return start + self.header + payload[IPV6_HEADER:]
+
+
+@lru_cache(maxsize=4096)
+def imprint(stamp: Stamp, version: int, proto: int) -> Imprint:
+    """Return the stamp ready for packets of this IP version and transport protocol."""
+    option = _encode(stamp, version)
+    if version == 6:
+        header = bytes((proto,)) + _destination_options(option, ())[1:]
+        return Imprint(6, header, len(header), 0)
+    in_words = len(option) // 4 << 8  # the header's size, and its place in the first word
+    return Imprint(4, option, len(option), (in_words + len(option) + int.from_bytes(option, "big")) % 65535)
+
+
 def write(payload: bytes, packet: Packet, stamp: Stamp) -> bytes:
     """Return the packet with this stamp and no other; raise PacketError if there is no room for it."""
+    return put(payload, packet, imprint(stamp, packet.version, packet.proto))
+
+
+def put(payload: bytes, packet: Packet, mark: Imprint) -> bytes:
+    """Return the packet with this stamp and no other, whatever else is there; raise PacketError if there is no room."""
     _refuse_truncated(packet)
-    return _rebuild(payload, packet, _encode(stamp, packet.version))
+    return _rebuild(payload, packet, mark.header)
 
 
 def strip(payload: bytes, packet: Packet) -> bytes:
     """Return the packet without any stamp, the same object if it bears none."""
     _refuse_truncated(packet)
-    if packet.options and any(_stamps(payload, packet)):
+    if is_stamped(payload, packet):
         return _rebuild(payload, packet, b"")
     return payload
+
+
+def is_stamped(payload: bytes, packet: Packet) -> bool:
+    """Say whether the packet bears a stamp, believable or not; raise PacketError if its options cannot be read."""
+    return packet.options and any(_stamps(payload, packet))
 
 
 def overhead(version: int, signed: bool = False) -> int:
@@ -178,7 +233,7 @@ def _others(header: bytes, offset: int, syntax: _Syntax) -> list[_Option]:
 
 
 def _rebuild(payload: bytes, packet: Packet, stamp: bytes) -> bytes:
-    """Return the packet with ``stamp`` (none if empty) in place of all stamps in it."""
+    """Return the packet with ``stamp``, an imprint's header (none if empty), in place of all stamps in it."""
     if packet.version == 4:
         header = _ipv4_header(payload[: packet.l4_offset], packet, stamp)
     else:
@@ -203,7 +258,7 @@ def _ipv6_headers(payload: bytes, packet: Packet, stamp: bytes) -> bytearray:
     chain = _unstamped_chain(payload, packet)
     if stamp:  # a Hop-by-Hop header must stay the first
         place = 1 if chain and chain[0][0] == HOP_BY_HOP else 0
-        chain.insert(place, (DESTINATION_OPTIONS, _destination_options(stamp, ())))
+        chain.insert(place, (DESTINATION_OPTIONS, stamp))
     kinds = [kind for kind, _ in chain] + [packet.proto]
     headers = bytearray(payload[:IPV6_HEADER])
     headers[6] = kinds[0]

@@ -12,8 +12,8 @@ class Verdict(Enum):
 
     ACCEPT = "ACCEPT"
     DROP = "DROP"
-    HAND_ON_WHOLE = "HAND_ON_WHOLE"  # to a queue that copies all of it: it must be rewritten, and was cut short
-    HAND_ON_SEGMENTED = "HAND_ON_SEGMENTED"  # to a queue before which the kernel cuts it into segments
+    HAND_ON_WHOLE = "HAND_ON_WHOLE"  # to a queue that copies all of a packet; it is decided when it comes from there
+    HAND_ON_SEGMENTED = "HAND_ON_SEGMENTED"  # to a queue where it comes in segments, their checksums finished
 
 
 class FlowVerdict(StrEnum):

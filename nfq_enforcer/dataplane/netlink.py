@@ -14,7 +14,6 @@ LONGEST_MESSAGE = 0xFFFF + 512  # with all attributes that may come before the p
 
 DROP, ACCEPT, QUEUE = 0, 1, 3  # NF_DROP, NF_ACCEPT, NF_QUEUE (linux/netfilter.h)
 FAIL_OPEN, GSO = 1, 4  # NFQA_CFG_F_FAIL_OPEN, NFQA_CFG_F_GSO
-CHECKSUM_UNFINISHED, SEGMENTS = 1, 2  # NFQA_SKB_CSUMNOTREADY, NFQA_SKB_GSO: bits of ``skb``
 
 _SUBSYSTEM = 3  # NFNL_SUBSYS_QUEUE
 _PACKET, _VERDICT, _CONFIG, _BATCH = (_SUBSYSTEM << 8 | kind for kind in range(4))

@@ -43,8 +43,6 @@ from nfq_enforcer.dataplane.counters import (
     Counters,
 )
 from nfq_enforcer.dataplane.interfaces import Interfaces
-from nfq_enforcer.dataplane.netlink import SEGMENTS
-from nfq_enforcer.dataplane.nfqueue import LONGEST_REWRITTEN
 from nfq_enforcer.errors import NfqError
 
 _TURN = 0.01  # seconds between two turns
@@ -128,27 +126,12 @@ class Worker:
             self._counters.row[INTERNAL_ERRORS] += 1
             self._counters.count_drop(DropReason.INTERNAL_ERROR)
             return Verdict.DROP
-        verdict, changed, answer, event = decision
-        if event is not None or answer is not None:
+        if decision.event is not None or decision.answer is not None:
             self._follow(decision)
-        if verdict is Verdict.ACCEPT:
-            if changed is None:
-                self._counters.row[ACCEPTED] += 1
-                return verdict
-            if len(changed) <= LONGEST_REWRITTEN:
-                self._counters.row[ACCEPTED] += 1
-                return changed
-            return self._too_long(skb)
-        if verdict is Verdict.HAND_ON_WHOLE and len(payload) >= LONGEST_REWRITTEN:
-            return self._too_long(skb)
-        return verdict
-
-    def _too_long(self, skb: int) -> Verdict:
-        """Return the answer to a packet that must be rewritten, and that no queue can copy or take back whole."""
-        if skb & SEGMENTS:
-            return Verdict.HAND_ON_SEGMENTED
-        self._counters.count_drop(DropReason.PAYLOAD_TOO_LONG)
-        return Verdict.DROP
+        if decision.verdict is Verdict.ACCEPT:
+            self._counters.row[ACCEPTED] += 1
+            return decision.payload or Verdict.ACCEPT
+        return decision.verdict
 
     def _follow(self, decision: Decision) -> None:
         event = decision.event

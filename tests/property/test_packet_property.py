@@ -21,7 +21,7 @@ from scapy.layers.sctp import SCTP
 
 from nfq_enforcer.core.identity import CLUSTER_MAX, CLUSTER_MIN, Identity
 from nfq_enforcer.core.packet import Packet, checksum, parse, parse_quoted, reply_key
-from nfq_enforcer.core.stamp import Stamp, read, strip, write
+from nfq_enforcer.core.stamp import Stamp, imprint, read, strip, write
 from nfq_enforcer.core.verdict import PacketError
 
 T = TypeVar("T")
@@ -156,6 +156,14 @@ def test_stripping_undoes_writing_and_other_options_survive(payload: bytes, stam
     stamped = write(payload, parse(payload), stamp)
 
     assert strip(stamped, parse(stamped)) == payload
+
+
+@SAME_EVERY_TIME
+@given(st.sampled_from([payload for payload in PLAIN if parse(payload).is_bare]), STAMPS)
+def test_pressing_a_stamp_on_a_bare_packet_is_writing_it(payload: bytes, stamp: Stamp) -> None:
+    packet = parse(payload)
+
+    assert imprint(stamp, packet.version, packet.proto).press(payload) == write(payload, packet, stamp)
 
 
 @SAME_EVERY_TIME

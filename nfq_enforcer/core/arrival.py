@@ -1,0 +1,43 @@
+"""A packet as it arrives at a hook of the kernel."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from nfq_enforcer.core.conntrack import Opening, Origin
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.offload import SEGMENTS
+from nfq_enforcer.core.packet import Packet
+
+_UNKNOWN = Identity(0)
+
+
+class Interface(NamedTuple):
+    """A network interface of this host, as far as a verdict needs it."""
+
+    name: str
+    mtu: int
+
+
+@dataclass(slots=True)
+class Arrival:
+    """A packet, what its headers say, where it comes from and where it goes."""
+
+    payload: bytes
+    packet: Packet
+    indev: Interface | None  # None: this host sends it itself
+    outdev: Interface | None  # None: it is delivered to this host
+    now: float
+    skb: int  # bits of NFQA_SKB_INFO, see ``offload``
+    origin: Origin
+
+    @property
+    def segments(self) -> bool:
+        """Say whether the kernel will yet cut it into segments."""
+        return bool(self.skb & SEGMENTS)
+
+    @property
+    def opening(self) -> Opening:
+        """Return what it would open, both identities yet to be found."""
+        packet = self.packet
+        ends = packet.src, packet.dst, packet.proto, packet.sport, packet.dport
+        return Opening(*ends, packet.icmp_type, packet.icmp_code, self.outdev is None, _UNKNOWN, _UNKNOWN)

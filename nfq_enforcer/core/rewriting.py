@@ -1,0 +1,73 @@
+"""The bytes with which a packet goes on: with its sender's stamp, or without one that the sender has put there.
+
+What is rewritten is final, so an unfinished checksum is finished. What cannot be rewritten as it came is handed on to
+another queue, where it comes whole or in segments; nothing must have been noted of it until then.
+"""
+
+from nfq_enforcer.core import offload, stamp
+from nfq_enforcer.core.arrival import Arrival, Interface
+from nfq_enforcer.core.glance import Glimpse
+from nfq_enforcer.core.offload import SEGMENTS, UNFINISHED
+from nfq_enforcer.core.packet import TCP, UDP
+from nfq_enforcer.core.stamp import Imprint
+from nfq_enforcer.core.verdict import DropReason, PacketError, Verdict
+
+_LONGEST = 65_531  # what a netlink attribute, and so a verdict, can carry
+
+
+class HandOn(Exception):
+    """A packet that another queue hands over as it is needed; ``verdict`` says how."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        """Keep the verdict; it is all there is to say."""
+        super().__init__(verdict.value)
+        self.verdict = verdict
+
+
+def press(payload: bytes, seen: Glimpse, mark: Imprint, outdev: Interface | None, skb: int) -> bytes | None:
+    """Return a plain packet with this stamp; None where it takes more than that."""
+    key, claim, _, l4, whole = seen
+    if not whole or claim is not None or outdev is None:
+        return None
+    if len(payload) + mark.growth > (_LONGEST if skb & SEGMENTS else min(outdev.mtu, _LONGEST)):
+        return None
+    if skb & (UNFINISHED | SEGMENTS):
+        if not offload.is_left(payload, key, l4):
+            return None
+        if not skb & SEGMENTS:
+            payload = offload.finish(payload, key[0], l4)
+    return mark.press(payload)
+
+
+def rewrite(arrival: Arrival, mark: Imprint | None, *, hands_on: bool) -> bytes:
+    """Return the packet with this stamp, or with none; raise HandOn, or without ``hands_on`` PacketError."""
+    payload, packet = arrival.payload, arrival.packet
+    too_long = packet.length + (mark.growth if mark else 0) > _LONGEST
+    hindrance = _hindrance(arrival, too_long)
+    if hindrance is not None and hands_on:
+        raise HandOn(hindrance)
+    if packet.truncated:
+        raise PacketError(DropReason.PAYLOAD_TOO_LONG)
+    if hindrance is not None or too_long:
+        raise PacketError(DropReason.STAMP_NO_ROOM)
+    if arrival.skb & UNFINISHED and not arrival.segments:
+        payload = offload.finish(payload, packet.proto, packet.l4_offset)
+    if mark is None:
+        return stamp.strip(payload, packet)
+    return mark.press(payload) if packet.is_bare else stamp.put(payload, packet, mark)
+
+
+def _hindrance(arrival: Arrival, too_long: bool) -> Verdict | None:
+    """Return how another queue has to hand the packet over so that it can be rewritten, None if none helps or needs to.
+
+    Of segments only those of TCP and UDP get their checksums from the kernel whatever has been done to the packet.
+    """
+    packet = arrival.packet
+    if arrival.segments and (too_long or packet.proto not in (TCP, UDP)):
+        return Verdict.HAND_ON_SEGMENTED
+    if packet.truncated:
+        return None if too_long else Verdict.HAND_ON_WHOLE
+    left = arrival.skb & (UNFINISHED | SEGMENTS)
+    if left and not offload.is_left(arrival.payload, packet.key, packet.l4_offset):
+        return Verdict.HAND_ON_SEGMENTED
+    return None

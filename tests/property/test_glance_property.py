@@ -1,0 +1,166 @@
+"""Two nodes see the same packets, one of them without a glance at any: they agree on all, and know the same flows."""
+
+from random import Random
+from typing import Any
+
+from nfq_enforcer.core.conntrack import Conntrack
+from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.glance import glance
+from nfq_enforcer.core.identity import travels
+from nfq_enforcer.core.packet import TCP, UDP, checksum, parse
+from nfq_enforcer.core.stamp import read
+from nfq_enforcer.core.verdict import Verdict
+from tests.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
+from tests.packets import (
+    Build,
+    error,
+    fin,
+    ping,
+    pong,
+    request,
+    response,
+    server_rst,
+    server_syn,
+    stamped,
+    syn,
+    syn_ack,
+    tcp,
+    udp,
+    udp_answer,
+    unfinished,
+)
+
+COUNT = 60_000
+
+LARGE = bytes(MTU - 50)
+FORWARD: list[Build] = [syn, request, request, request, fin, udp, udp, udp, ping]
+BACK: list[Build] = [syn_ack, response, response, response, server_syn, server_rst, udp_answer, udp_answer, pong]
+WAYS = [  # source, destination, by which interfaces
+    way
+    for at in FAMILIES
+    for one, home, other, hers in (
+        (at.web, VETH_WEB, at.client, ETH0),
+        (at.web, VETH_WEB, at.client, ETH0),
+        (at.web, VETH_WEB, at.world, WAN0),
+        (at.web, VETH_WEB, at.db, VETH_DB),
+        (at.db, VETH_DB, at.host, None),
+        (at.db, None, at.other, ETH0),
+    )
+    for way in ((one, other, home, hers), (other, one, hers, home))
+]
+STRANGE = [ETH0, WAN0, VETH_WEB, VETH_DB, None]
+POLICIES: list[dict[str, Any]] = [
+    {},
+    {"ingress": {"web": [(CLIENT, TCP, 0), (CLIENT, UDP, 0), (DB, 0, 0)]}},
+    {"ingress": {"web": [(CLIENT, 0, 0), (OTHER, 0, 0)]}, "egress": {"web": [(CLIENT, 0, 0), (DB, TCP, 80)]}},
+    {"ingress": {"web": [], "db": []}, "audit": True},
+    {"ingress": {"web": []}, "egress": {"web": [], "db": [(WEB, 0, 0)]}},
+    {"believe_ipcache": True},
+]
+
+
+def sound(payload: bytes) -> bytes:
+    """Return the packet with a right checksum of its IPv4 header: the kernel drops others before our hooks."""
+    size = (payload[0] & 0x0F) * 4 if payload and payload[0] >> 4 == 4 else 0
+    if not 20 <= size <= len(payload):
+        return payload
+    header = bytearray(payload[:size])
+    header[10:12] = bytes(2)
+    return payload[:10] + checksum(header).to_bytes(2, "big") + payload[12:]
+
+
+def build(random: Random, src: str, dst: str, *, opens: bool) -> bytes:
+    made = random.choice(FORWARD if opens else BACK)(src, dst)
+    chance = random.random()
+    if chance < 0.03:
+        return error(src, dst, random.choice(BACK if opens else FORWARD)(dst, src))
+    if chance < 0.06:
+        return tcp(src, dst, 40_000, 80, random.randrange(256))
+    if chance < 0.1:
+        return udp(src, dst, data=LARGE[: random.randrange(len(LARGE))], df=random.random() < 0.9)
+    return made
+
+
+def damage(random: Random, payload: bytes) -> bytes:
+    """Return the packet with some byte of its headers changed, or its end cut off."""
+    if not payload:
+        return payload
+    place = random.randrange(min(len(payload), 84))
+    value = random.choice((0, 1, 4, 5, 0x45, 0x47, 0x60, 6, 17, 30, 60, 158, 255, random.randrange(256)))
+    if random.random() < 0.5:
+        return payload[:place] + bytes((value,)) + payload[place + 1 :]
+    return payload[: random.randrange(len(payload))]
+
+
+def draw(random: Random) -> tuple[bytes, str | None, str | None, int]:
+    """Return a packet, the interfaces it comes and goes by, and what the kernel has left undone."""
+    src, dst, indev, outdev = random.choice(WAYS)
+    payload = build(random, src, dst, opens=random.random() < 0.5)
+    skb = random.choice((0, 0, 0, 1, 3))
+    if skb and parse(payload).proto in (TCP, UDP) and random.random() < 0.9:
+        payload = unfinished(payload)
+    if (indev == ETH0 and random.random() < 0.8) or random.random() < 0.05:
+        payload = stamped(payload, CLIENT if random.random() < 0.9 else OTHER)
+    if random.random() < 0.1:
+        payload = damage(random, payload)
+    if random.random() < 0.05:
+        indev, outdev = random.choice(STRANGE), random.choice(STRANGE)
+    return sound(payload), indev, outdev, skb
+
+
+def decide(node: Node, payload: bytes, indev: str | None, outdev: str | None, skb: int) -> Decision:
+    if indev is None:
+        return node.send(payload, outdev or ETH0, skb=skb)
+    return node.receive(payload, indev, skb) if outdev is None else node.forward(payload, indev, outdev, skb=skb)
+
+
+def known(flows: Conntrack, now: float) -> list[object]:
+    """Return all that is known of every flow but those whose time is over, which only a look-up removes."""
+    return [
+        (f.key, f.state, f.expires, f.revision, f.origin, f.reply_origin, f.stamp, f.reply_stamp, f.opening)
+        for f in flows
+        if f.expires > now
+    ]
+
+
+def test_a_glance_and_the_long_way_agree_on_every_packet_and_know_the_same_flows() -> None:
+    random, pressed, passed = Random(5), 0, 0
+    nodes = [Node(60, hands_on=True), Node(60, hands_on=True, glances=False)]
+    for number in range(COUNT):
+        policy = random.choice(POLICIES) if number % 300 == 0 else None
+        step = random.choice((0.0, 0.01, 0.1, 40.0 if number % 50 == 0 else 0.0))
+        drawn = draw(random)
+        for node in nodes:
+            node.now += step
+            if policy is not None:
+                node.load(**policy)
+        quick, slow = (decide(node, *drawn) for node in nodes)
+
+        assert quick == slow
+        if number % 100 == 0:
+            assert known(nodes[0].flows, nodes[0].now) == known(nodes[1].flows, nodes[1].now)
+        if quick.verdict is Verdict.ACCEPT and glance(drawn[0]) is not None:
+            pressed += quick.payload is not None
+            passed += quick.payload is None
+
+    assert pressed > COUNT // 20  # the corpus has enough of both
+    assert passed > COUNT // 20
+
+
+def test_what_a_glance_tells_is_what_parsing_and_reading_the_stamp_tell() -> None:
+    random, plain = Random(6), 0
+    for _ in range(COUNT):
+        payload = damage(random, draw(random)[0])
+        seen = glance(payload)
+        if seen is None:
+            continue
+        plain += 1
+        packet = parse(payload)
+        claim = seen[1]
+        if claim is None or travels(claim):  # no flow comes from another
+            mark = read(payload, packet)
+            assert claim == (mark and mark.identity)
+        assert (seen[0], *seen[2:]) == (packet.key, packet.tcp_flags, packet.l4_offset, not packet.truncated)
+        assert not packet.opens
+
+    assert plain > COUNT // 20
