@@ -69,6 +69,7 @@ class Flow:
         "destination",
         "elder",
         "expires",
+        "fits",
         "key",
         "lifetime",
         "origin",
@@ -101,6 +102,7 @@ class Flow:
         self.reply_key = answer_key
         self.reply_origin: Origin | None = None  # learned from the first reply
         self.state = State.NEW
+        self.fits = False  # TCP: its SYN passed here, where it was given an MSS that leaves room for a stamp
 
     @property
     def opening(self) -> Opening:
@@ -188,6 +190,7 @@ class Conntrack:
             self._parts[hash(key) % _PARTS][key] = flow
         self._unconfirmed.join(flow)
         self._length += 1
+        flow.fits = packet.opens
         flow.lifetime = _SECONDS.get(packet.proto, _OTHER_SECONDS)[State.NEW]
         self.see(flow, False, packet.tcp_flags, now)
         return flow
