@@ -30,6 +30,7 @@ from tests.labs import (
     BRIEF,
     DNS,
     DRIVERS,
+    FAMILIES,
     FRONT_TO_BACK,
     HTTP,
     OTHER_TCP,
@@ -54,6 +55,19 @@ family, address, number = sys.argv[1:]
 with socket.socket(int(family), socket.SOCK_DGRAM) as sender:
     for _ in range(int(number)):
         sender.sendto(b"no question", (address, 53))
+"""
+SEND_LATER = """
+import hashlib, os, socket, sys
+
+address, size = sys.argv[1:]
+with socket.create_connection((address, 80)) as connection:
+    print("open", flush=True)
+    sys.stdin.readline()
+    data = os.urandom(int(size))
+    connection.sendall(f"#0 {size} \\n".encode() + data)
+    received, digest = connection.recv(1000).decode().split()[1:]
+if (received, digest) == (size, hashlib.sha256(data).hexdigest()):
+    print("all has arrived")
 """
 each_driver = pytest.mark.parametrize("driver", DRIVERS)
 DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])
@@ -387,6 +401,25 @@ async def save(node: Node, file: Path, text: str) -> None:
     draft.write_text(text)
     draft.replace(file)
     await until(lambda: node.status()["revision"] > before)
+
+
+class TestStart:
+    @each_driver
+    @pytest.mark.parametrize("source", ["front1", "n3"])
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_a_connection_that_was_open_before_goes_on_with_segments_that_leave_no_room_for_a_stamp(
+        self, lab: Lab, driver: str, source: str, family: int
+    ) -> None:
+        command = [sys.executable, "-c", SEND_LATER, str(lab.address("back2", family)), "5000000"]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with lab.network.in_namespace(source, command, **pipes) as sender:
+            assert sender.stdout is not None
+            assert sender.stdout.readline() == "open\n"
+            start_all(lab, driver=driver)
+
+            said, _ = sender.communicate("now\n", timeout=3 * PATIENT)
+
+        assert said == "all has arrived\n"
 
 
 class TestOverflow:
