@@ -36,6 +36,7 @@ from tests.labs import (
     OTHER_TCP,
     PATIENT,
     PROGRAM,
+    Unharmed,
     dropped,
     from_role,
     outcomes,
@@ -416,10 +417,12 @@ class TestStart:
             assert sender.stdout is not None
             assert sender.stdout.readline() == "open\n"
             start_all(lab, driver=driver)
+            unharmed = Unharmed(lab, *lab.nodes)
 
             said, _ = sender.communicate("now\n", timeout=3 * PATIENT)
 
         assert said == "all has arrived\n"
+        assert unharmed.since() == {}
 
 
 class TestOverflow:
