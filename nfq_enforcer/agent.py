@@ -1,6 +1,6 @@
-"""The agent of a node: wires store, replica, worker, rules, log and API together, from start to end.
+"""The agent of a node: wires store, replica, workers, rules, log and API together, from start to end.
 
-At start packets are judged before the first rule hands one over, and at the end the rules go before the worker does,
+At start packets are judged before the first rule hands one over, and at the end the rules go before the workers do,
 so there is no moment in which everything or nothing passes.
 """
 
@@ -24,7 +24,7 @@ from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.dataplane import iptables
 from nfq_enforcer.dataplane.interfaces import Address, host_addresses, mtu
 from nfq_enforcer.dataplane.libraryqueue import DRIVER, LONGEST_COPY
-from nfq_enforcer.dataplane.pool import WorkerProcess
+from nfq_enforcer.dataplane.workers import Workers
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.inforce import InForce
 from nfq_enforcer.observe.exporter import Exporter
@@ -59,7 +59,8 @@ class Agent:
             cluster_mtus={name: mtu(name) for name in self._settings.cluster_interfaces},
         )
         self._log: FlowLog[Logged] = FlowLog()
-        self._worker = WorkerProcess(
+        self._workers = Workers(
+            None if config.queues == "auto" else config.queues,
             config.first_queue,
             config.conntrack.max,
             self._on_events,
@@ -68,7 +69,7 @@ class Agent:
         )
         self._store = self._make_store()
         self._replica = Replica(self._settings)
-        self._in_force = InForce(self._store, self._replica, self._worker, self._rules)
+        self._in_force = InForce(self._store, self._replica, self._workers, self._rules)
         answers = self._answers()
         self._server = api.Server(Path(config.api.socket), answers.methods())
         listening = config.metrics.listening
@@ -98,7 +99,7 @@ class Agent:
             self._store,
             self._replica,
             self._in_force,
-            self._worker,
+            self._workers,
             self._rules,
             self._log,
             time.time(),
@@ -123,7 +124,7 @@ class Agent:
             if self._exporter:
                 await self._exporter.stop()
             await self._in_force.end()
-            await self._worker.stop()
+            await self._workers.stop()
             await self._server.stop()
 
     async def _leave(self) -> None:
@@ -188,7 +189,7 @@ class Agent:
         """Say which packets the library, where it is the driver, cannot copy whole."""
         longest = LONGEST_COPY - stamp.overhead(6)
         for name in sorted(self._settings.cluster_interfaces):
-            if self._worker.driver == DRIVER and (size := mtu(name)) > longest:
+            if self._workers.driver == DRIVER and (size := mtu(name)) > longest:
                 _log.warning(
                     "interface %s has an MTU of %d, but the driver %s copies %d bytes of a packet: longer ones that "
                     "need a stamp are dropped (PAYLOAD_TOO_LONG); an MTU of %d or less avoids it",

@@ -12,8 +12,8 @@ from nfq_enforcer.config import Config
 from nfq_enforcer.core.identity import RESERVED
 from nfq_enforcer.dataplane.iptables import Rules
 from nfq_enforcer.dataplane.nfqueue import backlog
-from nfq_enforcer.dataplane.pool import WorkerProcess
 from nfq_enforcer.dataplane.ruleset import Family
+from nfq_enforcer.dataplane.workers import Workers
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.inforce import InForce
 from nfq_enforcer.observe import flow as flows
@@ -38,7 +38,7 @@ class Answers:
     store: Store
     replica: Replica
     in_force: InForce
-    worker: WorkerProcess
+    workers: Workers
     rules: Rules
     log: FlowLog[Logged]
     started: float
@@ -83,7 +83,8 @@ class Answers:
             "endpoints": len({endpoint.name for endpoint in view.snapshot.endpoints.values()}),
             "identities": len(directory.identities) + len(directory.cidrs),
             "store": await self.store.status(),
-            "worker": await self._worker(),
+            "worker": await self._all_workers(),
+            "workers": self._each_worker(),
             "log": {"seen": self.log.seen},
         }
 
@@ -91,20 +92,35 @@ class Answers:
         refused = self.store.refused
         return {"since": as_time(refused[0]), "error": refused[1]} if refused else None
 
-    async def _worker(self) -> dict[str, Any]:
-        queued, before = await asyncio.to_thread(self.rules.queued), self.worker.counters.judged
-        waiting = backlog(*self.worker.queues)
-        self.lost = max(self.lost, queued - before - (waiting.waiting if waiting else 0))
+    async def _all_workers(self) -> dict[str, Any]:
+        """Return what there is to say of the workers as one; its process is the first's."""
+        workers = self.workers
+        numbers = sorted(number for queues in workers.queues for number in queues.all)
+        queued, judged = await asyncio.to_thread(self.rules.queued), workers.judged
+        waiting = backlog(*numbers)
+        self.lost = max(self.lost, queued - judged - (waiting.waiting if waiting else 0))
         return {
-            "queue": self.worker.queue,
-            "queues": sorted(self.worker.queues.all),
-            "driver": self.worker.driver,
-            "pid": self.worker.pid,
-            "restarts": self.worker.restarts,
-            "failure": self.worker.failure,
+            "queue": workers.first_queue,
+            "queues": numbers,
+            "driver": workers.driver,
+            "pid": workers.each[0].pid,
+            "restarts": workers.restarts,
+            "failure": workers.failure,
             "lost": self.lost,
-            **self.worker.counters.read(),
+            **workers.read(),
         }
+
+    def _each_worker(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "queues": sorted(worker.queues.all),
+                "pid": worker.pid,
+                "restarts": worker.restarts,
+                "failure": worker.failure,
+                **worker.counters.read(),
+            }
+            for worker in self.workers.each
+        ]
 
     async def metrics(self) -> list[metrics.Family]:
         """Return the figures for Prometheus."""

@@ -6,7 +6,7 @@ does not exist is refused, and so is one whose part is not built yet.
 
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,8 @@ DEFAULT_SOCKET = "/run/nfq-enforcer/agent.sock"
 ENVIRONMENT = "NFQ_ENFORCER_"
 NOT_SETTINGS = frozenset({f"{ENVIRONMENT}CONFIG"})
 
+_MOST_WORKERS = 256
+_LAST_QUEUE = 65535
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^]:[]+)):(?P<port>[0-9]{1,5})")
 
 
@@ -73,14 +75,16 @@ def _driver(name: str) -> str:
     return name
 
 
-def _queues(given: object) -> int:
-    if given == "auto" or (given == 1 and not isinstance(given, bool)):
-        return 1
-    raise ValueError(f"{given!r} is not supported by this version; allowed: 'auto' or 1")
+def _queues(given: object) -> int | Literal["auto"]:
+    if given == "auto":
+        return "auto"
+    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= _MOST_WORKERS:
+        return given
+    raise ValueError(f"{given!r} is not allowed; allowed: 'auto', or 1 to {_MOST_WORKERS}")
 
 
 def _queue_number(number: int) -> int:
-    if not 0 <= number <= 65533:  # it is the first of three
+    if not 0 <= number <= _LAST_QUEUE - 2:  # it is the first of three
         raise ValueError(f"{number} is out of range; allowed: 0 to 65533")
     return number
 
@@ -135,7 +139,7 @@ class Stamping(_Section):
 
 
 class Flows(_Section):
-    """The table of flows."""
+    """The tables of flows, which each worker has of its own: they share ``max`` evenly."""
 
     max: Annotated[int, AfterValidator(_flows)] = 262_144
 
@@ -189,7 +193,8 @@ class Config(_Section):
     fail: Literal["closed", "open"] = "closed"
     datapath: Annotated[str, AfterValidator(_datapath)] = "per-packet"
     driver: Annotated[str, AfterValidator(_driver)] = "auto"
-    queues: Annotated[int, PlainValidator(_queues)] = 1
+    # how many workers: each has three queues in the rows that begin at first_queue (driver netfilterqueue: one has one)
+    queues: Annotated[int | Literal["auto"], PlainValidator(_queues)] = "auto"
     first_queue: Annotated[int, AfterValidator(_queue_number)] = 100
     conntrack: Flows = Flows()
     api: Api = Api()
@@ -212,20 +217,36 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
         if name.startswith(ENVIRONMENT) and name not in NOT_SETTINGS:
             data = _put(data, *_setting(name, value))
     config = Config.model_validate(data)
-    if config.documents and not config.store.is_memory:
-        raise _documents_beside_a_store(written, environment)
+    for key, message in _contradictions(config):
+        raise _contradiction(key, message, written, environment)
     return config
 
 
-def _documents_beside_a_store(written: Located | None, environment: Mapping[str, str]) -> BadInput:
-    message = (
-        "documents are watched with the store 'memory:' only; allowed: none, "
-        "and to load them into the store once with 'nfq-enforcer policy load'"
-    )
-    variable = f"{ENVIRONMENT}DOCUMENTS"
+def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
+    """Return what does not go together: the key that has to change, and the sentence."""
+    if config.documents and not config.store.is_memory:
+        yield (
+            "documents",
+            "documents are watched with the store 'memory:' only; allowed: none, "
+            "and to load them into the store once with 'nfq-enforcer policy load'",
+        )
+    queues = 1 if config.queues == "auto" else config.queues
+    if queues > 1 and config.driver == "netfilterqueue":
+        yield "queues", f"{queues} is not supported by the driver 'netfilterqueue'; allowed: 'auto' or 1"
+    room = (_LAST_QUEUE + 1 - config.first_queue) // 3
+    if queues > room:
+        yield (
+            "queues",
+            f"{queues} workers need {3 * queues} queues, and from first_queue {config.first_queue} on "
+            f"there are numbers for no more than {room} workers; allowed: 'auto', or 1 to {room}",
+        )
+
+
+def _contradiction(key: str, message: str, written: Located | None, environment: Mapping[str, str]) -> BadInput:
+    variable = f"{ENVIRONMENT}{key.upper()}"
     if written is None or variable in environment:
         written = Located(f"environment variable {variable}", "", {(): _NOWHERE})
-    return written.error(("documents",), message, at_key=True)
+    return written.error((key,), message, at_key=True)
 
 
 def _read(path: Path | None) -> Located | None:

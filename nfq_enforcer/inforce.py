@@ -1,7 +1,7 @@
-"""What is in force on this node: takes what the store hands over and brings worker and rules to it, in the right order.
+"""What is in force on this node: takes what the store hands over and brings workers and rules to it, in order.
 
-A step is one revision. Where only peers changed (an endpoint of a known kind has started on another node) the worker
-hears of these alone: nothing is compiled, no snapshot is sent, no rule touched. Flows that are open then are held
+A step is one revision. Where only peers changed (an endpoint of a known kind has started on another node) the workers
+hear of these alone: nothing is compiled, no snapshot is sent, no rule touched. Flows that are open then are held
 against the new peers within a second, all at once, however many changes come in it.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from nfq_enforcer.core.ipcache import PeerChange
 from nfq_enforcer.dataplane.iptables import Rules
-from nfq_enforcer.dataplane.pool import WorkerProcess
+from nfq_enforcer.dataplane.workers import Workers
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.store.records import Change
 from nfq_enforcer.store.replica import Replica, View
@@ -27,11 +27,11 @@ _AGAIN = 0.15  # seconds until a step that failed is tried again
 class InForce:
     """The cluster as this node enforces it, revision by revision."""
 
-    def __init__(self, store: Store, replica: Replica, worker: WorkerProcess, rules: Rules) -> None:
+    def __init__(self, store: Store, replica: Replica, workers: Workers, rules: Rules) -> None:
         """Take the parts; nothing is in force yet."""
         self._store = store
         self._replica = replica
-        self._worker = worker
+        self._workers = workers
         self._rules = rules
         self._stepping = asyncio.Lock()
         self._number = 1  # of the last revision that was made, in force or not
@@ -46,8 +46,8 @@ class InForce:
         handed = self._store.take()
         await self._apply(handed.changes)
         self.view = await asyncio.to_thread(self._replica.view, self._number)
-        await self._worker.start(self.view.snapshot, self._replica.peers)
-        await asyncio.to_thread(self._rules.install, self.view.snapshot, self._worker.queues)
+        await self._workers.start(self.view.snapshot, self._replica.peers)
+        await asyncio.to_thread(self._rules.install, self.view.snapshot, self._workers.queues)
         self.revision = self._number
         self._store.enforced(handed)
 
@@ -86,15 +86,15 @@ class InForce:
         self._change_peers(view.peer_changes)
         if not anew:
             return
-        # Packets of endpoints that are gone are taken off the queue before it judges without these, and those of new
-        # ones are queued when it knows them.
+        # Packets of endpoints that are gone are taken off the queues before these judge without them, and those of new
+        # ones are queued when they are known.
         await asyncio.to_thread(self._rules.release, view.snapshot)
-        await self._worker.enforce(view.snapshot.renewed(self._number))
+        await self._workers.enforce(view.snapshot.renewed(self._number))
         await asyncio.to_thread(self._rules.follow, view.snapshot)
         _log.info("revision %d is in force", self._number)
 
     def _change_peers(self, changes: Iterable[PeerChange]) -> None:
-        self._worker.change_peers(changes)
+        self._workers.change_peers(changes)
         if changes and self._renewing is None:
             self._renewing = asyncio.create_task(self._renew())
 
@@ -104,7 +104,7 @@ class InForce:
             self._renewing = None
             self._number += 1
             try:
-                await self._worker.renew(self._number)
+                await self._workers.renew(self._number)
             except NfqError as error:
                 self._unfinished = True
                 _log.error("open flows have not been judged again: %s", error)

@@ -85,10 +85,12 @@ _PEERS = {
 class Node:
     """An enforcer on the node that the module's picture shows; nothing is enforced before ``load``."""
 
-    def __init__(self, maximum_flows: int = 1000, *, hands_on: bool = False, glances: bool = True) -> None:
+    def __init__(
+        self, maximum_flows: int = 1000, *, hands_on: bool = False, has_next: bool = False, glances: bool = True
+    ) -> None:
         self.now = 1000.0
         self.flows = Conntrack(maximum_flows, self.now)
-        self._enforcer = Enforcer(self.snapshot(0), self.flows, hands_on=hands_on)
+        self._enforcer = Enforcer(self.snapshot(0), self.flows, hands_on=hands_on, has_next=has_next)
         self._decide = self._enforcer.decide if glances else self._enforcer.consider
 
     def snapshot(

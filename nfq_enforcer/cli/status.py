@@ -12,7 +12,7 @@ from nfq_enforcer.core.verdict import DropReason
 
 
 def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
-    """Show what the agent enforces, how its worker fares, and what it could not take."""
+    """Show what the agent enforces, how its workers fare, and what it could not take."""
     output.show(api.call(socket, "status"), form, lambda seen: output.properties(_rows(seen)))
 
 
@@ -29,10 +29,7 @@ def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield "documents refused", Text.assemble(since, f"\n{seen['refused']['error']}")
     if seen.get("store"):
         yield from store.summary(seen["store"])
-    yield (
-        "worker",
-        f"{_queues(worker['queues'])} ({worker['driver']}), process {worker['pid']}, {worker['restarts']} restarts",
-    )
+    yield from _workers(worker, seen["workers"])
     if worker["failure"]:
         yield "worker failure", Text(worker["failure"], "red")
     yield (
@@ -44,6 +41,21 @@ def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
             yield f"  {reason}", f"{worker[reason]} ({reason.description})"
     yield "flows", f"{worker['flows']} open, {worker['flows_evicted']} evicted"
     yield "log", f"{seen['log']['seen']} events, {worker['events_lost']} lost"
+
+
+def _workers(together: Mapping[str, Any], each: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, object]]:
+    """Tell of one worker in a row; of several in a row each, behind one for all."""
+    queues, restarts = f"{_queues(together['queues'])} ({together['driver']})", f"{together['restarts']} restarts"
+    if len(each) == 1:
+        yield "worker", f"{queues}, process {each[0]['pid']}, {restarts}"
+        return
+    yield "workers", f"{len(each)}, {queues}, {restarts}"
+    for one in each:
+        yield (
+            f"  queues {', '.join(map(str, one['queues']))}",
+            f"process {one['pid']}, {one['accepted']} accepted, {one['dropped']} dropped, {one['flows']} flows, "
+            f"{one['restarts']} restarts",
+        )
 
 
 def _queues(numbers: Sequence[int]) -> str:

@@ -72,14 +72,16 @@ class _Passage:
 class Enforcer:
     """Decides packets, one after another, by the snapshot that was last put in ``snapshot``."""
 
-    def __init__(self, snapshot: Snapshot, flows: Conntrack, *, hands_on: bool = False) -> None:
+    def __init__(self, snapshot: Snapshot, flows: Conntrack, *, hands_on: bool = False, has_next: bool = False) -> None:
         """Start with this snapshot and table of flows.
 
         ``hands_on``: there are other queues, for packets that have to be rewritten and cannot be as they came.
+        ``has_next``: there is another worker, with flows of its own, to be asked about what is not known here.
         """
         self.snapshot = snapshot
         self.flows = flows
         self._hands_on = hands_on
+        self._has_next = has_next
         self._identification = 0
 
     def decide(
@@ -193,13 +195,15 @@ class Enforcer:
         """Return by what right an ICMP error passes: its flow's whose packet it quotes, else a rule's.
 
         It goes to the sender of what it quotes. Any router may have sent it, but an endpoint only speaks of what it
-        was sent itself.
+        was sent itself. Whose flow it is about cannot be told from its addresses, so workers are asked one by one.
         """
         packet = arrival.packet
         quoted = parse_quoted(arrival.payload, packet)
         source = source_endpoint(self.snapshot, packet.src, arrival.origin)
         concerns = source is None or self.snapshot.endpoints.get(quoted.dst) is source
         flow = self.flows.lookup(quoted.key, arrival.now) if concerns and quoted.src == packet.dst else None
+        if flow is None and self._has_next:
+            raise HandOn(Verdict.HAND_ON_NEXT)
         if flow is None:
             return self._judge_alone(arrival)
         mark = _imprint(stamp_toward(self.snapshot, arrival.opening, source), packet.key)

@@ -16,7 +16,7 @@ _LONGEST = 65_531  # what a netlink attribute, and so a verdict, can carry
 
 
 class HandOn(Exception):
-    """A packet that another queue hands over as it is needed; ``verdict`` says how."""
+    """A packet for another queue, of this worker or the next; ``verdict`` says which."""
 
     def __init__(self, verdict: Verdict) -> None:
         """Keep the verdict; it is all there is to say."""

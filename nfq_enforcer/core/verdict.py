@@ -14,6 +14,7 @@ class Verdict(Enum):
     DROP = "DROP"
     HAND_ON_WHOLE = "HAND_ON_WHOLE"  # to a queue that copies all of a packet; it is decided when it comes from there
     HAND_ON_SEGMENTED = "HAND_ON_SEGMENTED"  # to a queue where it comes in segments, their checksums finished
+    HAND_ON_NEXT = "HAND_ON_NEXT"  # to the next worker, who may know the flow that it is about
 
 
 class FlowVerdict(StrEnum):

@@ -25,7 +25,8 @@ class Setup(NamedTuple):
     """Agent to worker, first of all: what to be. A later Snapshot is a message by itself."""
 
     driver: str  # as the configuration names it
-    first_queue: int
+    queues: Numbers
+    next_worker: int | None  # the queue to which an ICMP error goes that concerns no flow of this worker
     fail_open: bool
     maximum_flows: int
     snapshot: Snapshot

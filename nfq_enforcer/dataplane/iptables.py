@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nfq_enforcer.core.snapshot import Snapshot
@@ -17,7 +17,7 @@ from nfq_enforcer.errors import NfqError
 _IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
 _LOCK_SECONDS = "5"
 _SETS = ("nfqe-local", "nfqe-store")
-_QUEUED = re.compile(rf"^\[(\d+):\d+\] -A {ruleset.QUEUE} ", re.MULTILINE)
+_QUEUED = re.compile(rf"^\[(\d+):\d+\] -A (?:{ruleset.QUEUE}|{ruleset.ERRORS}) .*-j NFQUEUE ", re.MULTILINE)
 
 
 def families() -> tuple[Family, ...]:
@@ -63,8 +63,10 @@ class Rules:
                 self.only_exempt = True
                 _restore(family, ruleset.render_exemption(family))
 
-    def install(self, snapshot: Snapshot, queues: Numbers) -> None:
+    def install(self, snapshot: Snapshot, queues: Sequence[Numbers]) -> None:
         """Bring everything into place, whatever was there of ours; raise NfqError if the kernel refuses.
+
+        ``queues`` are those of each worker.
 
         What an earlier agent left stays until each table is replaced at once. Where nothing was, a failure leaves
         nothing; where something was, it leaves that, so that a host that was closed stays closed.

@@ -19,19 +19,14 @@ _AT_ONCE = 64  # packets
 _SOCKET_BYTES = MAX_WAITING * (LONGEST_COPY + 256)
 
 
-def numbers(first: int) -> Numbers:
-    """Return the queues that this driver binds from a number on: one."""
-    return Numbers(first, first, first)
-
-
 class LibraryQueue:
     """A queue bound by the library."""
 
     driver = DRIVER
 
     def __init__(self, numbers: Numbers, judge: Judge) -> None:
-        """Bind the queue; raise NfqError with the reason if the kernel refuses."""
-        self.numbers = numbers
+        """Bind the first of these queues, for all; raise NfqError with the reason if the kernel refuses."""
+        self.numbers = Numbers(numbers.judged, numbers.judged, numbers.judged)
         self._judge = judge
         self._left = 0  # packets to answer until the library's loop is to be left
         try:

@@ -13,6 +13,7 @@ NETLINK_NETFILTER = 12  # linux/netlink.h
 LONGEST_MESSAGE = 0xFFFF + 512  # with all attributes that may come before the payload
 
 DROP, ACCEPT, QUEUE = 0, 1, 3  # NF_DROP, NF_ACCEPT, NF_QUEUE (linux/netfilter.h)
+_BYPASS = 0x8000  # NF_VERDICT_FLAG_QUEUE_BYPASS
 FAIL_OPEN, GSO = 1, 4  # NFQA_CFG_F_FAIL_OPEN, NFQA_CFG_F_GSO
 
 _SUBSYSTEM = 3  # NFNL_SUBSYS_QUEUE
@@ -169,9 +170,12 @@ def accept_as(queue: bytes, packet: bytes, payload: bytes) -> tuple[bytes, bytes
     return _message(_VERDICT, queue, attributes, more=len(payload) + len(fill)), payload, fill
 
 
-def hand_on(number: int) -> int:
-    """Return the verdict that sends a packet to another queue (NF_QUEUE_NR)."""
-    return number << 16 | QUEUE
+def hand_on(number: int, *, bypass: bool = False) -> int:
+    """Return the verdict that sends a packet to another queue (NF_QUEUE_NR).
+
+    ``bypass``: it passes if nobody is bound to that one; else it is dropped.
+    """
+    return number << 16 | QUEUE | (_BYPASS if bypass else 0)
 
 
 def bind(queue: bytes, most_waiting: int, flags: int) -> bytes:

@@ -37,21 +37,18 @@ class Unsupported(NfqError):
     """The kernel has NFQUEUE, but not what this driver needs of it."""
 
 
-def numbers(first: int) -> Numbers:
-    """Return the queues that this driver binds from a number on.
-
-    Each kind begins where the one before ends: the kernel spreads packets over queues with numbers in a row.
-    """
-    return Numbers(first, first + 1, first + 2)
-
-
 class NetlinkQueue:
     """Three queues, bound to one socket."""
 
     driver = DRIVER
 
-    def __init__(self, numbers: Numbers, judge: Judge, *, fail_open: bool = False) -> None:
-        """Bind the queues; raise NfqError with the reason if the kernel refuses, Unsupported if it cannot."""
+    def __init__(
+        self, numbers: Numbers, judge: Judge, *, fail_open: bool = False, next_worker: int | None = None
+    ) -> None:
+        """Bind the queues; raise NfqError with the reason if the kernel refuses, Unsupported if it cannot.
+
+        ``next_worker``: the queue of another worker for what is to be handed on to that one.
+        """
         self.numbers = numbers
         self._judge = judge
         self._packets = Packets()
@@ -61,6 +58,8 @@ class NetlinkQueue:
             Verdict.HAND_ON_WHOLE: netlink.hand_on(numbers.stamped),
             Verdict.HAND_ON_SEGMENTED: netlink.hand_on(numbers.segmented),
         }
+        if next_worker is not None:  # who may just be away
+            self._verdicts[Verdict.HAND_ON_NEXT] = netlink.hand_on(next_worker, bypass=fail_open)
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
         except OSError as error:

@@ -30,6 +30,7 @@ LONGEST_REWRITTEN = (
     0xFFFF - 4
 )  # bytes of a packet that can be copied, or put in its place: a netlink attribute's length has 16 bits
 
+_NUMBERS = 1 << 16  # of queues
 _PROC = Path("/proc/net/netfilter/nfnetlink_queue")
 
 
@@ -57,7 +58,12 @@ class Queue(Protocol):
 
 
 class Numbers(NamedTuple):
-    """The queues of one worker. A driver that needs but one has the same number three times."""
+    """The queues of one worker. A driver that needs but one has the same number three times.
+
+    Of several workers each kind is in a row: the kernel spreads packets over queues with numbers in a row. It does so
+    by a hash of both addresses, the same for either direction (``nfqueue_hash``, include/net/netfilter/nf_queue.h), and
+    rows are of one length. So whichever way a packet of a flow goes, it meets a queue of the same worker.
+    """
 
     judged: int  # what is only judged: of these packets the headers are copied
     stamped: int  # what leaves toward other nodes, and so may be rewritten: copied whole
@@ -67,6 +73,16 @@ class Numbers(NamedTuple):
     def all(self) -> frozenset[int]:
         """Return each number once."""
         return frozenset(self)
+
+
+def in_rows(first: int, workers: int) -> tuple[Numbers, ...]:
+    """Return the queues of so many workers, from a number on."""
+    return tuple(Numbers(judged, judged + workers, judged + 2 * workers) for judged in range(first, first + workers))
+
+
+def most_workers(first: int) -> int:
+    """Return for how many workers there are numbers, from this one on."""
+    return (_NUMBERS - first) // len(Numbers._fields)
 
 
 class Backlog(NamedTuple):
@@ -96,6 +112,6 @@ def why_not_bound(number: int, error: OSError) -> str:
     if backlog(number) is not None:
         return (
             f"queue {number} is taken by another program: stop it, or choose other numbers with "
-            f"first_queue (0 to 65533) in the configuration"
+            f"first_queue in the configuration"
         )
     return f"queue {number} cannot be bound: {error}"

@@ -7,6 +7,8 @@ cross a cluster interface, to leave room for the stamp.
 
 Each packet meets a queue at most once on a node: in INPUT, FORWARD or OUTPUT. Loopback is judged in OUTPUT. Where the
 driver has a queue of its own for packets that may be stamped, those that leave by a cluster interface meet that one.
+Of several workers there is a row of queues of either kind, over which the kernel spreads packets by their addresses.
+An ICMP error has other addresses than the flow that it is about, so all of them meet the first worker.
 
 What the host itself says to the store, and what that answers, meets no queue: policy for the host as an endpoint must
 not cut the agent off what it learns policy from. Endpoints behind the host have no such way.
@@ -38,7 +40,8 @@ class Family(NamedTuple):
 IPV4 = Family(4, "iptables", "nfqe-local4", "nfqe-store4", "inet", 20)
 IPV6 = Family(6, "ip6tables", "nfqe-local6", "nfqe-store6", "inet6", 40)
 
-QUEUE = "NFQE-QUEUE"  # hands over to the queues; its counters count every packet that was
+QUEUE = "NFQE-QUEUE"  # hands over to the queues
+ERRORS = "NFQE-ERRORS"  # hands ICMP errors over to the first worker
 SOURCES = "NFQE-SOURCE"  # one rule for each endpoint's interface, against forged source addresses
 _ENDS = "NFQE-ENDS"  # whether an end of the packet is a local endpoint
 _ICMPV6 = "NFQE-ICMPV6"  # lets pass what IPv6 itself needs
@@ -47,26 +50,28 @@ _CLAMPED = {"PREROUTING": "NFQE-MSS-IN", "POSTROUTING": "NFQE-MSS-OUT"}
 HOOKS = {"security": _JUDGED, "mangle": _CLAMPED}
 # Behind what the administrator has in the table that ends with our verdict; before what may end the one that does not.
 _JUMP = {"security": "-A {} -j {}", "mangle": "-I {} 1 -j {}"}
-CHAINS = {"security": (*_JUDGED.values(), _ICMPV6, _ENDS, SOURCES, QUEUE), "mangle": tuple(_CLAMPED.values())}
+CHAINS = {"security": (*_JUDGED.values(), _ICMPV6, _ENDS, SOURCES, QUEUE, ERRORS), "mangle": tuple(_CLAMPED.values())}
 
 _TCP_HEADER, _LONGEST_TCP_HEADER = 20, 60
 _SPARE = 8
 _NEIGHBOUR_DISCOVERY = (133, 134, 135, 136, 137)  # RFC 4861; valid only with hop limit 255, so never forwarded
 _LISTENER_DISCOVERY = (130, 131, 132, 143)  # RFC 3810; link-local too, with hop limit 1
+_ICMP = {4: ("icmp", "icmp --icmp-type"), 6: ("ipv6-icmp", "icmp6 --icmpv6-type")}
+_ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}  # what ``Packet.error`` takes for one
 
 
 @dataclass(frozen=True)
 class Ruleset:
     """What the rules depend on."""
 
-    queues: Numbers
+    queues: Sequence[Numbers]  # of each worker
     fail_open: bool  # with nobody bound to the queues, packets pass (else they are dropped)
     cluster_mtus: Mapping[str, int]  # cluster interface: its MTU
 
     @property
     def uncut(self) -> bool:
         """Say whether large pieces of data are stamped before they are cut into segments."""
-        return self.queues.stamped != self.queues.judged
+        return self.queues[0].stamped != self.queues[0].judged
 
 
 def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Collection[tuple[str, str]]) -> str:
@@ -85,7 +90,7 @@ def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Co
             *chains["security"],
             *_judged(family),
             *_sources(interfaces),
-            *_queue(rules),
+            *_queue(rules, family),
             *jumps["security"],
         ],
     )
@@ -196,17 +201,32 @@ def _sources(interfaces: Iterable[str]) -> list[str]:
     return [f"-A {SOURCES} -i {interface} -j {QUEUE}" for interface in sorted(set(interfaces))]
 
 
-def _queue(rules: Ruleset) -> list[str]:
+def _queue(rules: Ruleset, family: Family) -> list[str]:
     # The state match matches everything: it is there because it has the kernel reassemble fragments before our hooks
     # and keep its own record of connections.
     every_state = "-m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED"
-    bypass = " --queue-bypass" if rules.fail_open else ""
     stamped = (
-        f"-A {QUEUE} -o {name} -j NFQUEUE --queue-num {rules.queues.stamped}{bypass}"
+        f"-A {QUEUE} -o {name} {_nfqueue(rules, [queues.stamped for queues in rules.queues])}"
         for name in sorted(rules.cluster_mtus)
         if rules.uncut
     )
-    return [*stamped, f"-A {QUEUE} {every_state} -j NFQUEUE --queue-num {rules.queues.judged}{bypass}"]
+    judged = f"-A {QUEUE} {every_state} {_nfqueue(rules, [queues.judged for queues in rules.queues])}"
+    return [*(_errors(rules, family) if len(rules.queues) > 1 else ()), *stamped, judged]
+
+
+def _errors(rules: Ruleset, family: Family) -> list[str]:
+    proto, match = _ICMP[family.version]
+    first = _nfqueue(rules, [rules.queues[0].judged])
+    return [
+        *(f"-A {ERRORS} -p {proto} -m {match} {kind} {first}" for kind in _ERRORS[family.version]),
+        f"-A {QUEUE} -p {proto} -j {ERRORS}",
+    ]
+
+
+def _nfqueue(rules: Ruleset, row: Sequence[int]) -> str:
+    """Return the target that spreads packets over queues with numbers in a row."""
+    where = f"--queue-num {row[0]}" if len(row) == 1 else f"--queue-balance {row[0]}:{row[-1]}"
+    return f"-j NFQUEUE {where}{' --queue-bypass' if rules.fail_open else ''}"
 
 
 def _clamps(rules: Ruleset, family: Family) -> list[str]:

@@ -72,9 +72,15 @@ class Worker:
         self._raw = {4: _raw_socket(socket.AF_INET), 6: _raw_socket(socket.AF_INET6)}
         self._end: float | None = None  # once told to stop: when to leave, whatever still waits
         self._waiting = select.poll()
-        self._queue = drivers.bind(setup.driver, setup.first_queue, self._judge, fail_open=setup.fail_open)
+        self._queue = drivers.bind(
+            *(setup.driver, setup.queues, self._judge), fail_open=setup.fail_open, next_worker=setup.next_worker
+        )
+        hands_on = self._queue.driver != libraryqueue.DRIVER
         self._enforcer = Enforcer(
-            setup.snapshot.over(self._peers), self._flows, hands_on=self._queue.driver != libraryqueue.DRIVER
+            setup.snapshot.over(self._peers),
+            self._flows,
+            hands_on=hands_on,
+            has_next=hands_on and setup.next_worker is not None,
         )
         self._waiting.register(self._queue.fileno(), select.POLLIN)
         self._waiting.register(channel.fileno(), select.POLLIN)

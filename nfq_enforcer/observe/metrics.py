@@ -4,7 +4,7 @@ What the agent does not know is left out, rather than told as a zero that means 
 families of a store.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -42,7 +42,12 @@ class Family(NamedTuple):
 def families(status: Data, nodes: Iterable[Data] = ()) -> list[Family]:
     """Return what an agent's status says, and its list of nodes, as its API gives them."""
     store = status.get("store")
-    found = [*_of_policy(status), *_of_packets(status["worker"]), *(_of_store(store) if store else ())]
+    found = [
+        *_of_policy(status),
+        *_of_packets(status["worker"]),
+        *_of_workers(status["workers"]),
+        *(_of_store(store) if store else ()),
+    ]
     live = [Sample(node["live"], {"node": node["name"]}) for node in nodes if node["live"] is not None]
     if live:
         found.append(_family("node_live", "1 for each node that has been heard of lately, 0 for others.", *live))
@@ -71,8 +76,19 @@ def _of_packets(worker: Data) -> Iterator[Family]:
     yield _single("flows_evicted_total", "Flows given up for new ones, the table being full.", worker["flows_evicted"])
     yield _single("events_lost_total", "Events that did not reach the log.", worker["events_lost"])
     yield _single("internal_errors_total", "Packets whose judging failed by a bug.", worker["internal_errors"])
-    yield _single("worker_up", "1 while a worker judges packets.", worker["pid"] is not None)
-    yield _single("worker_restarts_total", "Times that a worker has been replaced.", worker["restarts"])
+
+
+def _of_workers(workers: Sequence[Data]) -> Iterator[Family]:
+    """Tell of each worker what shows that one is away or has more to do than the others; all else is told in sum."""
+    figures: dict[tuple[str, str], Callable[[Data], float]] = {
+        ("worker_up", "1 while this worker judges packets."): lambda one: one["pid"] is not None,
+        ("worker_restarts_total", "Times that this worker has been replaced."): lambda one: one["restarts"],
+        ("worker_packets_total", "Packets that this worker has judged."): lambda one: one["accepted"] + one["dropped"],
+        ("worker_flows", "Open flows of this worker."): lambda one: one["flows"],
+    }
+    for (name, meaning), figure in figures.items():
+        samples = (Sample(figure(one), {"worker": str(place)}) for place, one in enumerate(workers))
+        yield _family(name, meaning, *samples)
 
 
 _COUNTS = {  # what the store's status counts, and what that means

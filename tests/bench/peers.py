@@ -22,13 +22,15 @@ from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.dataplane import worker
 from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, encode
 from nfq_enforcer.dataplane.counters import Counters
-from nfq_enforcer.dataplane.pool import WorkerProcess
+from nfq_enforcer.dataplane.nfqueue import Numbers
+from nfq_enforcer.dataplane.workers import Workers
 from tests.apart import run_apart
 
 _PEERS, _IDENTITIES = 100_000, 5_000
 _MESSAGE = 500
 _ENTRIES = (10_000, 100_000)
 _QUEUE = 100
+_QUEUES = Numbers(_QUEUE, _QUEUE + 1, _QUEUE + 2)
 
 SENT = f"{_PEERS:,} changes: the agent is busy for, ms"
 IN_FORCE = f"{_PEERS:,} changes: in force after, ms"
@@ -58,7 +60,7 @@ async def _all() -> dict[str, float]:
 async def _changed() -> dict[str, float]:
     """Return what it takes to tell a worker of all peers."""
     peers = _peers()
-    one = WorkerProcess(_QUEUE, 1000, lambda events: None)
+    one = Workers(1, _QUEUE, 1000, lambda events: None)
     await one.start(_snapshot(1), {})
     begun = time.perf_counter()
     one.change_peers(peers.items())
@@ -72,7 +74,7 @@ async def _changed() -> dict[str, float]:
 async def _started() -> dict[str, float]:
     """Return what it takes to start a worker, or one in its place, that has all peers."""
     peers = _peers()
-    one = WorkerProcess(_QUEUE, 1000, lambda events: None)
+    one = Workers(1, _QUEUE, 1000, lambda events: None)
     begun = time.perf_counter()
     await one.start(_snapshot(1), peers)
     started = time.perf_counter()
@@ -93,7 +95,7 @@ async def _longest_turn(messages: Iterable[object]) -> float:
     with ours, theirs:
         process = subprocess.Popen(program, pass_fds=(theirs.fileno(), memory), stdout=subprocess.PIPE, text=True)
         theirs.close()
-        ours.sendall(encode(Setup("auto", _QUEUE, False, 1000, _snapshot(1), {})))
+        ours.sendall(encode(Setup("auto", _QUEUES, None, False, 1000, _snapshot(1), {})))
         _await_revision(ours, 1)
         ours.sendall(b"".join(map(encode, messages)))
         _await_revision(ours, 2)

@@ -528,8 +528,8 @@ class TestRefusal:
 
         assert ended.returncode == 1
         assert sentence(ended) == (
-            "queue 100 is taken by another program: stop it, or choose other numbers with first_queue (0 to 65535) "
-            "in the configuration"
+            "queue 100 is taken by another program: stop it, or choose other numbers with first_queue in "
+            "the configuration"
         )
 
     async def test_a_second_agent(self, lab: Lab) -> None:

@@ -37,7 +37,8 @@ assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buff
 
 nfqueue._PROC = Path("/proc/net/netfilter/there_is_none")
 try:
-    drivers.bind(sys.argv[1], 100, lambda payload, indev, outdev, skb: Verdict.DROP, fail_open=False)
+    queues = nfqueue.Numbers(100, 101, 102)
+    drivers.bind(sys.argv[1], queues, lambda payload, indev, outdev, skb: Verdict.DROP, fail_open=False)
 except NfqError as error:
     sys.exit(str(error))
 """

@@ -21,9 +21,10 @@ from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.dataplane import iptables, pool
 from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, WorkerChannel, encode
 from nfq_enforcer.dataplane.counters import Counters
-from nfq_enforcer.dataplane.pool import WorkerProcess
+from nfq_enforcer.dataplane.nfqueue import Numbers
 from nfq_enforcer.dataplane.ruleset import IPV4
 from nfq_enforcer.dataplane.worker import Worker
+from nfq_enforcer.dataplane.workers import Workers
 from tests.apart import run_apart
 from tests.labs import PATIENT
 from tests.packets import packed
@@ -50,7 +51,7 @@ class Judged:
     """A worker whose verdicts can be had one by one: what WEB sends is all that meets its queue."""
 
     def __init__(self) -> None:
-        self.worker = WorkerProcess(QUEUE, 1000, lambda events: None)
+        self.worker = Workers(1, QUEUE, 1000, lambda events: None)
         # All of them listen, so that no port is closed and no ICMP error meets the queue too.
         self._sockets = {at: socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for at in (WEB, ONE, OTHER)}
         for address, one in self._sockets.items():
@@ -58,10 +59,10 @@ class Judged:
 
     async def passes(self, address: str) -> bool:
         """Send a datagram, of the same flow each time, and return the verdict on it."""
-        before = self.worker.counters.read()
+        before = self.worker.read()
         self._sockets[WEB].sendto(b"?", (address, PORT))
         async with asyncio.timeout(PATIENT):
-            while (after := self.worker.counters.read())["accepted"] == before["accepted"]:
+            while (after := self.worker.read())["accepted"] == before["accepted"]:
                 if after["dropped"] > before["dropped"]:
                     return False
                 await asyncio.sleep(0.001)
@@ -72,8 +73,9 @@ class Judged:
         return await self.passes(ONE), await self.passes(OTHER)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        assert self.worker.pid is not None
-        os.kill(self.worker.pid, number)
+        pid = self.worker.each[0].pid
+        assert pid is not None
+        os.kill(pid, number)
 
     async def until_replaced(self, times: int) -> None:
         """Return when the worker has died so often; another is then about to start."""
@@ -179,7 +181,7 @@ def test_messages_that_a_turn_has_no_time_for_are_obeyed_in_the_next_ones_withou
 
     async def scenario() -> None:
         with warnings.catch_warnings(action="ignore"):  # of the size of the queue's socket
-            setup = Setup("auto", QUEUE, False, 1000, snapshot(1), {})
+            setup = Setup("auto", Numbers(QUEUE, QUEUE + 1, QUEUE + 2), None, False, 1000, snapshot(1), {})
             Worker(setup, WorkerChannel(theirs), Counters(memory), lambda: next(seconds)).run()
 
     with ours, theirs:

@@ -157,13 +157,13 @@ def test_output_that_cannot_be_written_is_one_sentence_and_1(unbuffered: str) ->
 
 
 def test_a_wrong_variable_is_refused_by_its_name(run: RunProgram, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NFQ_ENFORCER_QUEUES", "2")
+    monkeypatch.setenv("NFQ_ENFORCER_QUEUES", "0")
 
     assert run("agent", "--config", "/dev/null") == (
         2,
         "",
         "nfq-enforcer: environment variable NFQ_ENFORCER_QUEUES: queues: "
-        "2 is not supported by this version; allowed: 'auto' or 1\n",
+        "0 is not allowed; allowed: 'auto', or 1 to 256\n",
     )
 
 

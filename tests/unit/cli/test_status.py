@@ -25,6 +25,7 @@ def counters(**counted: int) -> dict[str, int]:
 def status(worker: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
     queues = {"queue": 100, "queues": [100, 101, 102], "driver": "netlink"}
     well = queues | {"pid": 4711, "restarts": 0, "failure": None, "lost": 0}
+    together = well | counters(accepted=90, dropped=3, POLICY_DENIED=3, flows=12) | (worker or {})
     return {
         "version": "0.1",
         "node": "n1",
@@ -40,7 +41,8 @@ def status(worker: dict[str, Any] | None = None, **changed: Any) -> dict[str, An
         "refused": None,
         "endpoints": 4,
         "identities": 5,
-        "worker": well | counters(accepted=90, dropped=3, POLICY_DENIED=3, flows=12) | (worker or {}),
+        "worker": together,
+        "workers": [together],
         "log": {"seen": 15},
     } | changed
 
@@ -70,6 +72,20 @@ def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
         "POLICY_DENIED 3 (no rule allows it)",
         "flows 12 open, 0 evicted",
         "log 15 events, 0 lost",
+    ]
+
+
+def test_of_several_workers_each_is_told_behind_what_they_are_together(run: RunProgram, answering: Answering) -> None:
+    first = {"queues": [100, 102, 104], "pid": 4711, "restarts": 0, "failure": None} | counters(accepted=60, flows=8)
+    second = {"queues": [101, 103, 105], "pid": None, "restarts": 2, "failure": None} | counters(dropped=3, flows=4)
+    seen = status({"queues": [100, 101, 102, 103, 104, 105], "restarts": 2}, workers=[first, second])
+
+    done = run("status", "--socket", answering(status=seen).socket)
+
+    at = done.lines.index("workers 2, queues 100 to 105 (netlink), 2 restarts")
+    assert done.lines[at + 1 : at + 3] == [
+        "queues 100, 102, 104 process 4711, 60 accepted, 0 dropped, 8 flows, 0 restarts",
+        "queues 101, 103, 105 process None, 0 accepted, 3 dropped, 4 flows, 2 restarts",
     ]
 
 

@@ -798,6 +798,42 @@ def test_an_error_about_an_unknown_flow_is_held_against_policy(node: Node, at: A
     assert len(node.flows) == 0
 
 
+@pytest.mark.parametrize("last", [1, 2])
+def test_an_error_is_handed_on_until_it_meets_the_worker_that_knows_the_flow(last: int, at: Addresses) -> None:
+    workers = [Node(has_next=place < last) for place in range(last + 1)]
+    for worker in workers:
+        worker.load(ingress=CLOSED)
+    about = udp(at.web, at.client)
+    workers[last].forward(about, VETH_WEB, ETH0)
+    packet = error(at.world, at.web, about, TOO_BIG)
+
+    for worker in workers[:last]:
+        assert worker.forward(packet, WAN0, VETH_WEB) == Decision(Verdict.HAND_ON_NEXT)
+        assert len(worker.flows) == 0
+    assert accepted(workers[last].forward(packet, WAN0, VETH_WEB))
+
+
+def test_an_error_that_concerns_a_worker_is_decided_there_though_there_is_another(at: Addresses) -> None:
+    node = Node(has_next=True)
+    about = udp(at.web, at.client)
+    node.forward(about, VETH_WEB, ETH0)
+
+    assert accepted(node.forward(error(at.world, at.web, about), WAN0, VETH_WEB))
+    node.load(egress={"web": NOBODY})
+    assert refused(node.forward(error(at.world, at.web, about), WAN0, VETH_WEB)) is DropReason.POLICY_DENIED
+
+
+def test_nothing_but_an_error_that_can_be_read_is_handed_to_another_worker(at: Addresses) -> None:
+    node = Node(has_next=True)
+    about = udp(at.web, at.client)
+
+    assert refused(from_client(node, error(at.client, at.web, b""))) is DropReason.INVALID_PACKET
+    assert refused(node.forward(error(at.client, at.web, about), VETH_DB, VETH_WEB)) is DropReason.INVALID_SOURCE_IP
+    node.load(ingress=CLOSED)
+    assert refused(from_client(node, pong(at.client, at.web))) is DropReason.CT_NO_MATCH
+    assert refused(from_client(node, udp(at.client, at.web))) is DropReason.POLICY_DENIED
+
+
 def test_an_error_about_somebody_elses_flow_is_held_against_policy(node: Node, at: Addresses) -> None:
     node.load(ingress=CLOSED)
     node.forward(udp(at.web, at.client), VETH_WEB, ETH0)

@@ -95,9 +95,9 @@ def test_messages_come_whole_and_in_order_whatever_pieces_they_come_in(size: int
 
 
 def test_a_snapshot_arrives_as_it_was_sent() -> None:
-    (setup,) = Decoder().feed(encode(Setup("auto", 100, False, 1000, SNAPSHOT, PEERS)))
+    (setup,) = Decoder().feed(encode(Setup("auto", Numbers(100, 102, 104), 101, False, 1000, SNAPSHOT, PEERS)))
 
-    assert (setup.driver, setup.first_queue, setup.maximum_flows) == ("auto", 100, 1000)
+    assert (setup.driver, setup.queues, setup.maximum_flows) == ("auto", Numbers(100, 102, 104), 1000)
     assert (setup.fail_open, setup.snapshot.revision) == (False, 3)
     web = setup.snapshot.endpoints[WEB]
     assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")

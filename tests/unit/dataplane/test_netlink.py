@@ -172,6 +172,7 @@ def test_what_is_no_answer_is_refused(data: bytes) -> None:
         (netlink.ACCEPT, 1),
         (netlink.hand_on(102), 102 << 16 | 3),
         (netlink.hand_on(65535), 0xFFFF0003),
+        (netlink.hand_on(102, bypass=True), 102 << 16 | 0x8003),
     ],
 )
 def test_a_verdict_is_on_one_packet(what: int, word: int) -> None:

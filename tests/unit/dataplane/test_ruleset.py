@@ -1,15 +1,18 @@
 """The rules, as text, in both families: what meets the queue, what is exempt, and how all of it goes again."""
 
+import re
 from ipaddress import ip_address
 
 import pytest
 
+from nfq_enforcer.core.packet import parse
 from nfq_enforcer.dataplane import ruleset
-from nfq_enforcer.dataplane.nfqueue import Numbers
+from nfq_enforcer.dataplane.nfqueue import Numbers, in_rows
 from nfq_enforcer.dataplane.ruleset import HOOKS, IPV4, IPV6, Family, Ruleset
+from tests.packets import icmp
 
-CLOSED = Ruleset(Numbers(100, 100, 100), fail_open=False, cluster_mtus={"eth1": 9000, "eth0": 1500})
-OPEN = Ruleset(Numbers(7, 8, 9), fail_open=True, cluster_mtus={})
+CLOSED = Ruleset([Numbers(100, 100, 100)], fail_open=False, cluster_mtus={"eth1": 9000, "eth0": 1500})
+OPEN = Ruleset([Numbers(7, 8, 9)], fail_open=True, cluster_mtus={})
 ALL_HOOKED = {(table, base) for table, hooks in HOOKS.items() for base in hooks}
 BASE_CHAINS = {base for _, base in ALL_HOOKED}
 ALL_CHAINS = {(table, chain) for table, chains in ruleset.CHAINS.items() for chain in chains}
@@ -33,6 +36,7 @@ COMMIT
 :NFQE-ENDS - [0:0]
 :NFQE-SOURCE - [0:0]
 :NFQE-QUEUE - [0:0]
+:NFQE-ERRORS - [0:0]
 -A NFQE-OUTPUT -p tcp -m set --match-set nfqe-store4 dst,dst -m conntrack --ctdir ORIGINAL -j RETURN
 -A NFQE-INPUT -p tcp -m set --match-set nfqe-store4 src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN
 -A NFQE-INPUT -i lo -j RETURN
@@ -66,6 +70,7 @@ COMMIT
 :NFQE-ENDS - [0:0]
 :NFQE-SOURCE - [0:0]
 :NFQE-QUEUE - [0:0]
+:NFQE-ERRORS - [0:0]
 -A NFQE-OUTPUT -p tcp -m set --match-set nfqe-store6 dst,dst -m conntrack --ctdir ORIGINAL -j RETURN
 -A NFQE-INPUT -p tcp -m set --match-set nfqe-store6 src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN
 -A NFQE-INPUT -i lo -j RETURN
@@ -121,7 +126,7 @@ def test_the_largest_segment_leaves_room_for_headers_and_stamp(mtu: int, family:
 
 
 def test_what_leaves_by_a_cluster_interface_meets_a_queue_of_its_own_where_there_is_one() -> None:
-    rules = Ruleset(Numbers(100, 101, 102), fail_open=True, cluster_mtus={"eth1": 9000, "eth0": 1500})
+    rules = Ruleset([Numbers(100, 101, 102)], fail_open=True, cluster_mtus={"eth1": 9000, "eth0": 1500})
 
     lines = ruleset.render(rules, IPV4, [], hooked=ALL_HOOKED).splitlines()
 
@@ -132,6 +137,52 @@ def test_what_leaves_by_a_cluster_interface_meets_a_queue_of_its_own_where_there
         "-j NFQUEUE --queue-num 100 --queue-bypass",
     ]
     assert [line.split()[-1] for line in lines if "TCPMSS" in line] == ["1404", "1404", "8904", "8904"]
+
+
+@pytest.mark.parametrize(
+    ("fail_open", "bypass"),
+    [(False, ""), (True, " --queue-bypass")],
+)
+def test_several_workers_have_their_queues_in_rows_and_the_first_gets_every_icmp_error(
+    fail_open: bool, bypass: str
+) -> None:
+    rules = Ruleset(in_rows(100, 3), fail_open, cluster_mtus={"eth0": 1500})
+
+    lines = {
+        family: [line for line in ruleset.render(rules, family, [], ALL_HOOKED).splitlines() if "-A NFQE-QUEUE" in line]
+        for family in (IPV4, IPV6)
+    }
+    errors = {
+        family: [line for line in ruleset.render(rules, family, [], ALL_HOOKED).splitlines() if "-A NFQE-ERRO" in line]
+        for family in (IPV4, IPV6)
+    }
+
+    assert lines == {
+        family: [
+            f"-A NFQE-QUEUE -p {proto} -j NFQE-ERRORS",
+            f"-A NFQE-QUEUE -o eth0 -j NFQUEUE --queue-balance 103:105{bypass}",
+            "-A NFQE-QUEUE -m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED "
+            f"-j NFQUEUE --queue-balance 100:102{bypass}",
+        ]
+        for family, proto in ((IPV4, "icmp"), (IPV6, "ipv6-icmp"))
+    }
+    assert errors[IPV4] == [
+        f"-A NFQE-ERRORS -p icmp -m icmp --icmp-type {kind} -j NFQUEUE --queue-num 100{bypass}" for kind in (3, 11, 12)
+    ]
+    assert errors[IPV6] == [
+        f"-A NFQE-ERRORS -p ipv6-icmp -m icmp6 --icmpv6-type {kind} -j NFQUEUE --queue-num 100{bypass}"
+        for kind in (1, 2, 3, 4)
+    ]
+
+
+def test_what_the_rules_take_for_an_icmp_error_is_one() -> None:
+    """What is none is judged by one worker alone, and need not meet the first."""
+    rules = Ruleset(in_rows(100, 2), fail_open=False, cluster_mtus={})
+    for family, source, target in ((IPV4, "10.0.0.1", "10.0.0.2"), (IPV6, "fd00::1", "fd00::2")):
+        text = ruleset.render(rules, family, [], ALL_HOOKED)
+        found = {int(kind) for kind in re.findall(r"-A NFQE-ERRORS .*-type (\d+) ", text)}
+
+        assert found == {kind for kind in range(256) if parse(icmp(source, target, kind, 0, bytes(4))).error}
 
 
 def test_the_interfaces_of_endpoints_are_replaced_alone() -> None:
@@ -157,6 +208,7 @@ def test_removal_unhooks_first_and_deletes_chains_when_all_are_empty() -> None:
         "-F NFQE-ENDS\n"
         "-F NFQE-SOURCE\n"
         "-F NFQE-QUEUE\n"
+        "-F NFQE-ERRORS\n"
         "-X NFQE-INPUT\n"
         "-X NFQE-FORWARD\n"
         "-X NFQE-OUTPUT\n"
@@ -164,6 +216,7 @@ def test_removal_unhooks_first_and_deletes_chains_when_all_are_empty() -> None:
         "-X NFQE-ENDS\n"
         "-X NFQE-SOURCE\n"
         "-X NFQE-QUEUE\n"
+        "-X NFQE-ERRORS\n"
         "COMMIT\n"
         "*mangle\n"
         "-D PREROUTING -j NFQE-MSS-IN\n"

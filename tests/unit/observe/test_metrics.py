@@ -32,6 +32,10 @@ STATUS: dict[str, Any] = {
     "endpoints": 4,
     "identities": 5,
     "worker": WORKER,
+    "workers": [
+        {**WORKER, "queues": [100, 102, 104], "accepted": 60, "dropped": 5, "flows": 8, "restarts": 2},
+        {**WORKER, "queues": [101, 103, 105], "accepted": 30, "dropped": 0, "flows": 4, "restarts": 0, "pid": None},
+    ],
 }
 STORE: dict[str, Any] = {
     "store": "redis://10.0.0.1:6379/0",
@@ -95,10 +99,25 @@ def test_packets_are_told_by_verdict_and_drops_by_reason() -> None:
             "nfq_enforcer_flows_evicted_total": 3,
             "nfq_enforcer_events_lost_total": 6,
             "nfq_enforcer_internal_errors_total": 1,
-            "nfq_enforcer_worker_up": 1,
-            "nfq_enforcer_worker_restarts_total": 2,
         }.items()
     )
+
+
+def test_of_each_worker_is_told_whether_it_is_there_and_how_much_it_has_to_do() -> None:
+    told = {
+        name.removeprefix("nfq_enforcer_worker_"): value for name, value in values(STATUS).items() if "{worker" in name
+    }
+
+    assert told == {
+        "up{worker=0}": 1,
+        "up{worker=1}": 0,
+        "restarts_total{worker=0}": 2,
+        "restarts_total{worker=1}": 0,
+        "packets_total{worker=0}": 65,
+        "packets_total{worker=1}": 30,
+        "flows{worker=0}": 8,
+        "flows{worker=1}": 4,
+    }
 
 
 def test_every_reason_is_there_before_it_has_first_been_counted() -> None:
@@ -112,10 +131,7 @@ def test_every_reason_is_there_before_it_has_first_been_counted() -> None:
 def test_what_is_out_of_the_ordinary_is_told() -> None:
     refused = {"since": "2026-01-01T00:00:00Z", "error": "a.yaml:1:1: …"}
 
-    told = values(STATUS | {"refused": refused, "worker": WORKER | {"pid": None}})
-
-    assert told["nfq_enforcer_documents_refused"] == 1
-    assert told["nfq_enforcer_worker_up"] == 0
+    assert values(STATUS | {"refused": refused})["nfq_enforcer_documents_refused"] == 1
 
 
 @pytest.mark.parametrize("status", [STATUS, STATUS | {"store": None}])

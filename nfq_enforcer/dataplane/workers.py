@@ -1,0 +1,153 @@
+"""All workers of this node, as one: each is told the same, and what is in force is so in all of them.
+
+The kernel spreads packets over the workers by their addresses (see ``nfqueue.Numbers``). So each has flows of its own,
+and a worker that dies takes only these along: it is replaced alone, and the others go on. What all are told is kept
+here once, for the one that starts next.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+
+from nfq_enforcer.core import ipcache
+from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.ipcache import Peer, PeerChange
+from nfq_enforcer.core.snapshot import Snapshot
+from nfq_enforcer.dataplane import drivers, libraryqueue, netlinkqueue
+from nfq_enforcer.dataplane.channel import Peers, Revision, Setup, encode
+from nfq_enforcer.dataplane.nfqueue import Numbers, in_rows, most_workers
+from nfq_enforcer.dataplane.pool import WorkerProcess
+
+_MOST = 8  # workers that nobody has asked for
+_PEERS = 500  # changes to a message: the worker takes one in well under a millisecond
+
+
+def fitting(first_queue: int) -> int:
+    """Return how many workers suit this machine: half of its cores, because who sends and receives needs some too."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores // 2, _MOST, most_workers(first_queue)))
+
+
+class Workers:
+    """The workers, started and stopped together."""
+
+    def __init__(
+        self,
+        number: int | None,
+        first_queue: int,
+        maximum_flows: int,
+        on_events: Callable[[tuple[FlowEvent, ...]], None],
+        *,
+        driver: str = drivers.AUTO,
+        fail_open: bool = False,
+    ) -> None:
+        """Say what the workers shall be; nothing is started yet.
+
+        ``number`` is None for as many as suit driver and machine. ``maximum_flows`` they share evenly.
+        """
+        if driver == drivers.AUTO and (number or 1) > 1:
+            driver = netlinkqueue.DRIVER  # the other has but one queue
+        if number is None:
+            number = 1 if driver == libraryqueue.DRIVER else fitting(first_queue)
+        self.driver = driver  # from the start on, that which was chosen
+        self.first_queue = first_queue
+        self._maximum_flows = maximum_flows
+        self._fail_open = fail_open
+        self._snapshot: Snapshot | None = None
+        self._peers: dict[bytes, Peer] = {}
+        self.each = tuple(
+            WorkerProcess(queues, lambda place=place: self._setup(place), on_events)  # type: ignore[misc]
+            for place, queues in enumerate(in_rows(first_queue, number))
+        )
+
+    @property
+    def queues(self) -> tuple[Numbers, ...]:
+        """Return the queues of each."""
+        return tuple(worker.queues for worker in self.each)
+
+    @property
+    def peers(self) -> Mapping[bytes, Peer]:
+        """Return the peers that the workers have, or are about to have."""
+        return self._peers
+
+    @property
+    def restarts(self) -> int:
+        """Return how often any of them has been replaced."""
+        return sum(worker.restarts for worker in self.each)
+
+    @property
+    def failure(self) -> str | None:
+        """Return why a worker cannot be replaced at the moment."""
+        return next((worker.failure for worker in self.each if worker.failure), None)
+
+    @property
+    def judged(self) -> int:
+        """Return how many packets have had their verdict."""
+        return sum(worker.counters.judged for worker in self.each)
+
+    def read(self) -> Mapping[str, int]:
+        """Return what they count, in sum."""
+        counted = [worker.counters.read() for worker in self.each]
+        return {name: sum(one[name] for one in counted) for name in counted[0]}
+
+    async def start(self, snapshot: Snapshot, peers: Mapping[bytes, Peer]) -> None:
+        """Start all and return when all queues are bound; raise NfqError if one cannot be.
+
+        The first finds out which driver works here, and that is everybody's.
+        """
+        self._snapshot, self._peers = snapshot, dict(peers)
+        await self.each[0].start()
+        self.driver = self.each[0].driver
+        if self.driver == libraryqueue.DRIVER:
+            await self._keep_the_first()
+        started = await asyncio.gather(*(worker.start() for worker in self.each[1:]), return_exceptions=True)
+        for failed in filter(None, started):
+            raise failed
+
+    def change_peers(self, changes: Iterable[PeerChange]) -> None:
+        """Send changes of peers; they are in force, at the latest, with the next snapshot or renewal."""
+        rest = iter(changes)
+        while some := tuple(islice(rest, _PEERS)):
+            ipcache.change(self._peers, some)
+            self._send(Peers(some))
+
+    async def enforce(self, snapshot: Snapshot) -> None:
+        """Send a snapshot and return when every packet is judged by it; raise NfqError if that takes too long."""
+        self._snapshot = snapshot
+        self._send(snapshot)
+        await self._taken(snapshot.revision)
+
+    async def renew(self, revision: int) -> None:
+        """Have known flows judged again, by the same snapshot under this revision number.
+
+        Return when they are; raise NfqError if that takes too long.
+        """
+        assert self._snapshot is not None
+        self._snapshot = self._snapshot.renewed(revision)
+        self._send(Revision(revision))
+        await self._taken(revision)
+
+    async def stop(self) -> None:
+        """Have all answer what waits and end."""
+        await asyncio.gather(*(worker.stop() for worker in self.each))
+
+    def _send(self, message: object) -> None:
+        encoded = encode(message)
+        for worker in self.each:
+            worker.send(encoded)
+
+    async def _taken(self, revision: int) -> None:
+        await asyncio.gather(*(worker.taken(revision) for worker in self.each))
+
+    async def _keep_the_first(self) -> None:
+        self.each, others = self.each[:1], self.each[1:]
+        await asyncio.gather(*(other.stop() for other in others))
+
+    def _setup(self, place: int) -> Setup:
+        assert self._snapshot is not None
+        following = self.each[place + 1].queues.judged if place + 1 < len(self.each) else None
+        flows = -(-self._maximum_flows // len(self.each))
+        return Setup(
+            *(self.driver, self.each[place].queues, following, self._fail_open, flows, self._snapshot, self._peers)
+        )
