@@ -28,6 +28,7 @@ from nfq_enforcer.lab.topology import UPLINK, Address
 HTTP, HTTPS, OTHER_TCP, DNS, CLOSED = 80, 443, 8080, 53, 81
 FAMILIES = (4, 6)
 DRIVERS = ("netlink", "netfilterqueue")
+DATAPATHS = (("netlink", 1), ("netlink", 2), ("netfilterqueue", 1))  # driver, number of workers
 PATIENT = 10.0  # for what is expected to pass
 BRIEF = 0.4  # for what is expected to be dropped
 FRONTENDS, BACKENDS = ("front1", "front2", "front3"), ("back1", "back2")

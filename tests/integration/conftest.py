@@ -87,16 +87,28 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
 
 
 @pytest.fixture(scope="module")
-def driver() -> str:
-    """Name the driver of the queues; a module that has its own fixture of this name runs with each driver."""
-    return AUTO
+def datapath() -> tuple[str, int | str]:
+    """Name the driver of the queues, and the number of workers; a module's own fixture of this name may have several."""
+    return AUTO, AUTO
 
 
 @pytest.fixture(scope="module")
-def guarded(make_served: MakeLab, driver: str) -> Lab:
+def driver(datapath: tuple[str, int | str]) -> str:
+    """Name the driver of the queues; a module may have its own fixture of this name, too."""
+    return datapath[0]
+
+
+@pytest.fixture(scope="module")
+def queues(datapath: tuple[str, int | str]) -> int | str:
+    """Give the number of workers."""
+    return datapath[1]
+
+
+@pytest.fixture(scope="module")
+def guarded(make_served: MakeLab, driver: str, queues: int | str) -> Lab:
     """Give the module's lab with agents of the default settings; its policies are those of ``policies``."""
     lab = make_served()
-    lab.start_agents(driver=driver)
+    lab.start_agents(driver=driver, queues=queues)
     return lab
 
 

@@ -21,7 +21,7 @@ from tests.labs import (
     BRIEF,
     CLOSED,
     DNS,
-    DRIVERS,
+    DATAPATHS,
     ENDPOINTS,
     FAMILIES,
     FRONT_TO_BACK,
@@ -55,10 +55,11 @@ StartAgents = Callable[..., Lab]
 both_families = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
-def driver(request: pytest.FixtureRequest) -> str:
-    """Run all of this module with each driver."""
-    return str(request.param)
+@pytest.fixture(scope="module", params=DATAPATHS, ids=lambda one: f"{one[0]}-{one[1]}")
+def datapath(request: pytest.FixtureRequest) -> tuple[str, int]:
+    """Run all of this module with each driver, and with several workers."""
+    driver, queues = request.param
+    return driver, queues
 
 
 class TestIngress:
@@ -282,13 +283,13 @@ def others(make_served: MakeLab) -> Lab:
 
 
 @pytest.fixture
-def start(others: Lab, driver: str) -> Iterator[StartAgents]:
+def start(others: Lab, driver: str, queues: int) -> Iterator[StartAgents]:
     """Start agents with these documents and settings, for one test."""
     others.documents.mkdir(exist_ok=True)
 
     def start(*documents: str, **settings: Any) -> Lab:
         (others.documents / "policies.yaml").write_text("".join(documents))
-        others.start_agents(driver=driver, **settings)
+        others.start_agents(driver=driver, queues=queues, **settings)
         return others
 
     yield start

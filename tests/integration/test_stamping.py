@@ -13,7 +13,7 @@ from tests.integration.conftest import MakeLab
 from tests.labs import (
     BRIEF,
     DNS,
-    DRIVERS,
+    DATAPATHS,
     ENDPOINTS,
     FAMILIES,
     HTTP,
@@ -43,10 +43,11 @@ TCP, SYN = 6, 0x02
 both_families = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
-def driver(request: pytest.FixtureRequest) -> str:
-    """Run all of this module with each driver."""
-    return str(request.param)
+@pytest.fixture(scope="module", params=DATAPATHS, ids=lambda one: f"{one[0]}-{one[1]}")
+def datapath(request: pytest.FixtureRequest) -> tuple[str, int]:
+    """Run all of this module with each driver, and with several workers."""
+    driver, queues = request.param
+    return driver, queues
 
 
 def every_address(lab: Lab, hosts: Iterable[str]) -> list[Address]:
@@ -153,10 +154,10 @@ class TestMasquerade:
 
 
 @pytest.fixture(scope="module")
-def tight(make_served: MakeLab, driver: str) -> Lab:
+def tight(make_served: MakeLab, driver: str, queues: int) -> Lab:
     """Give a lab whose endpoints have the MTU of the segment."""
     lab = make_served(stamp_room=0)
-    lab.start_agents(driver=driver)
+    lab.start_agents(driver=driver, queues=queues)
     return lab
 
 
@@ -301,10 +302,10 @@ class TestSize:
         assert [(outcome.received, outcome.intact) for outcome in outcomes] == [(BULK, True)] * 2
 
 
-def test_an_mtu_that_the_queue_cannot_copy_is_warned_of(make_served: MakeLab, driver: str) -> None:
+def test_an_mtu_that_the_queue_cannot_copy_is_warned_of(make_served: MakeLab, driver: str, queues: int) -> None:
     jumbo = make_served(mtu=9000)
 
-    jumbo.start_agents(driver=driver)
+    jumbo.start_agents(driver=driver, queues=queues)
 
     warning = "WARNING interface eth0 has an MTU of 9000, but the driver netfilterqueue copies 4016 bytes"
     assert (warning in jumbo.nodes["n1"].log.read_text()) == (driver == "netfilterqueue")
