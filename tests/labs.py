@@ -6,6 +6,9 @@ machine makes tests slower and not wrong.
 
 import asyncio
 import contextlib
+import os
+import select
+import signal
 import struct
 import subprocess
 import sys
@@ -29,6 +32,14 @@ HTTP, HTTPS, OTHER_TCP, DNS, CLOSED = 80, 443, 8080, 53, 81
 FAMILIES = (4, 6)
 DRIVERS = ("netlink", "netfilterqueue")
 DATAPATHS = (("netlink", 1), ("netlink", 2), ("netfilterqueue", 1))  # driver, number of workers
+FLOOD = """
+import socket, sys
+
+family, address, number = sys.argv[1:]
+with socket.socket(int(family), socket.SOCK_DGRAM) as sender:
+    for _ in range(int(number)):
+        sender.sendto(b"no question", (address, 53))
+"""
 PATIENT = 10.0  # for what is expected to pass
 BRIEF = 0.4  # for what is expected to be dropped
 FRONTENDS, BACKENDS = ("front1", "front2", "front3"), ("back1", "back2")
@@ -135,6 +146,23 @@ async def serve(lab: Lab) -> None:
     await asyncio.gather(*tcp, *(host.serve("UDP", DNS) for host in hosts))
 
 
+def start(lab: Lab, name: str, *options: str, documents: str = "", **settings: Any) -> Node:
+    """Start the agent of one node alone; it judges what its endpoints say to each other and to the world."""
+    lab.documents.mkdir(exist_ok=True)
+    (lab.documents / "endpoints.yaml").write_text(lab.topology.endpoint_documents())
+    (lab.documents / "policies.yaml").write_text(documents)
+    lab.nodes[name].start(*options, **settings)
+    lab.nodes[name].wait_until_ready()
+    return lab.nodes[name]
+
+
+def start_all(lab: Lab, documents: str = "", **settings: Any) -> None:
+    """Start the agents of all nodes."""
+    lab.documents.mkdir(exist_ok=True)
+    (lab.documents / "policies.yaml").write_text(documents)
+    lab.start_agents(**settings)
+
+
 def stop_agents(lab: Lab) -> None:
     """End all agents; none may have failed in a way that nobody has foreseen."""
     for node in lab.nodes.values():
@@ -147,6 +175,24 @@ def check_logs(lab: Lab) -> None:
     for node in lab.nodes.values():
         if node.log.exists():
             assert "Traceback" not in (log := node.log.read_text()), f"{node.name}: {log}"
+
+
+def kill(pid: int) -> None:
+    """Kill a process and return when it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        gone = select.poll()
+        gone.register(descriptor, select.POLLIN)
+        gone.poll(PATIENT * 1000)
+        os.close(descriptor)
+
+
+async def until(condition: Any, timeout: float = PATIENT) -> None:
+    """Return when the condition, which only a look can tell, holds."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 class Policies:

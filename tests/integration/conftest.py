@@ -88,13 +88,13 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
 
 @pytest.fixture(scope="module")
 def datapath() -> tuple[str, int | str]:
-    """Name the driver of the queues, and the number of workers; a module's own fixture of this name may have several."""
+    """Name the driver of the queues, and give the number of workers; a module may have its own fixture of this name."""
     return AUTO, AUTO
 
 
 @pytest.fixture(scope="module")
 def driver(datapath: tuple[str, int | str]) -> str:
-    """Name the driver of the queues; a module may have its own fixture of this name, too."""
+    """Name the driver of the queues; a module may have its own fixture of this name, instead of the other."""
     return datapath[0]
 
 

@@ -6,14 +6,13 @@ The tests share one lab with servers on every host; each starts the agents that 
 import asyncio
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from tests.labs import (
     DNS,
     DRIVERS,
     FAMILIES,
+    FLOOD,
     FRONT_TO_BACK,
     HTTP,
     OTHER_TCP,
@@ -39,24 +39,20 @@ from tests.labs import (
     Unharmed,
     dropped,
     from_role,
+    kill,
     outcomes,
     passes,
     policy,
     run_in,
+    start,
+    start_all,
     stop_agents,
+    until,
 )
 
 SECOND = 1.0
 SECONDS_OF_BULK = {"netlink": 400_000_000, "netfilterqueue": 40_000_000}
 SAVE_COMMANDS = ("iptables-save", "ip6tables-save")
-FLOOD = """
-import socket, sys
-
-family, address, number = sys.argv[1:]
-with socket.socket(int(family), socket.SOCK_DGRAM) as sender:
-    for _ in range(int(number)):
-        sender.sendto(b"no question", (address, 53))
-"""
 SEND_LATER = """
 import hashlib, os, socket, sys
 
@@ -94,23 +90,6 @@ def lab(shared: Lab) -> Iterator[Lab]:
             file.unlink()
 
 
-def start(lab: Lab, name: str, *options: str, documents: str = "", **settings: Any) -> Node:
-    """Start the agent of one node alone; it judges what its endpoints say to each other and to the world."""
-    lab.documents.mkdir(exist_ok=True)
-    (lab.documents / "endpoints.yaml").write_text(lab.topology.endpoint_documents())
-    (lab.documents / "policies.yaml").write_text(documents)
-    lab.nodes[name].start(*options, **settings)
-    lab.nodes[name].wait_until_ready()
-    return lab.nodes[name]
-
-
-def start_all(lab: Lab, documents: str = "", **settings: Any) -> None:
-    """Start the agents of all nodes."""
-    lab.documents.mkdir(exist_ok=True)
-    (lab.documents / "policies.yaml").write_text(documents)
-    lab.start_agents(**settings)
-
-
 def rules(lab: Lab, name: str) -> list[str]:
     """Return every rule, chain and set of a node, without counters and the seeds of hashes.
 
@@ -134,17 +113,6 @@ def administrators_rules(lab: Lab, name: str, *written: str) -> Iterator[list[st
         for rule in written:
             for command in ("iptables", "ip6tables"):
                 run_in(lab, name, command, *rule.replace("-A ", "-D ").split())
-
-
-def kill(pid: int) -> None:
-    """Kill a process and return when it is gone."""
-    with suppress(ProcessLookupError):
-        descriptor = os.pidfd_open(pid)
-        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        gone = select.poll()
-        gone.register(descriptor, select.POLLIN)
-        gone.poll(PATIENT * 1000)
-        os.close(descriptor)
 
 
 class TestTrace:
@@ -257,13 +225,6 @@ async def stream(
             yield made
         finally:
             ended = True
-
-
-async def until(condition: Any, timeout: float = PATIENT) -> None:
-    """Return when the condition, which only a look can tell, holds."""
-    async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 class TestWorkersDeath:

@@ -12,8 +12,8 @@ from nfq_enforcer.lab.topology import Address
 from tests.integration.conftest import MakeLab
 from tests.labs import (
     BRIEF,
-    DNS,
     DATAPATHS,
+    DNS,
     ENDPOINTS,
     FAMILIES,
     HTTP,

@@ -1,0 +1,427 @@
+"""Several workers on one node: whose a packet is, whatever way it takes, and what becomes of one worker's flows."""
+
+import asyncio
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.ipcache import Ipcache
+from nfq_enforcer.core.packet import parse, reply_key
+from nfq_enforcer.core.policymap import PolicyMap
+from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.dataplane import iptables
+from nfq_enforcer.dataplane.netlinkqueue import NetlinkQueue
+from nfq_enforcer.dataplane.nfqueue import MAX_WAITING, Numbers, backlog, in_rows
+from nfq_enforcer.dataplane.ruleset import IPV4, IPV6
+from nfq_enforcer.dataplane.workers import Workers
+from nfq_enforcer.errors import NfqError
+from nfq_enforcer.lab.host import Host
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.topology import UPLINK, Address
+from tests.apart import enter, run_apart
+from tests.integration.conftest import MakeLab
+from tests.labs import (
+    BACKENDS,
+    BRIEF,
+    CLOSED,
+    DNS,
+    ENDPOINTS,
+    FAMILIES,
+    FLOOD,
+    FRONT_TO_BACK,
+    FRONTENDS,
+    HTTP,
+    PATIENT,
+    Attempt,
+    dropped,
+    expect,
+    from_role,
+    kill,
+    outcomes,
+    passes,
+    policy,
+    run_in,
+    start,
+    start_all,
+    stop_agents,
+    until,
+)
+from tests.packets import packed
+
+ELSEWHERE = ("front2", "back2", "front3", "db3", "n3", "world")
+FIRST = 100  # number of a queue
+NOTHING = Snapshot(1, {}, Ipcache({}))
+SERVICE = 8088  # a port that nobody listens on, but where NAT says so
+
+
+class Sight(NamedTuple):
+    """A packet that has met a worker."""
+
+    worker: int
+    key: bytes
+    flow: frozenset[bytes]  # both keys
+    error: bool
+
+
+class Onlookers:
+    """So many workers of a node, in one thread: they let everything pass, and keep in mind what they have met."""
+
+    def __init__(self, lab: Lab, node: str, number: int) -> None:
+        self.sights: list[Sight] = []
+        self._namespace = Path("/run/netns") / lab.topology.namespace(node)
+        self._snapshot = _snapshot(lab, node)
+        self._numbers = in_rows(FIRST, number)
+        self._end, self._ours = socket.socketpair()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Meet what the node's endpoints send and are sent."""
+        self._thread.start()
+        try:
+            assert self._ready.wait(PATIENT)
+            yield
+        finally:
+            self._ours.close()
+            self._thread.join()
+            self._end.close()
+
+    def _look(self) -> None:
+        enter(self._namespace)
+        queues = [NetlinkQueue(numbers, partial(self._see, place)) for place, numbers in enumerate(self._numbers)]
+        try:
+            rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={UPLINK: 1500})
+            rules.install(self._snapshot, self._numbers)
+            self._ready.set()
+            waiting = select.poll()
+            for descriptor in (self._end.fileno(), *(queue.fileno() for queue in queues)):
+                waiting.register(descriptor, select.POLLIN)
+            while self._end.fileno() not in dict(waiting.poll()):
+                for queue in queues:
+                    queue.answer()
+        finally:
+            iptables.remove()
+            for queue in queues:
+                queue.close()
+
+    def _see(self, worker: int, payload: bytes, _indev: int, _outdev: int, _skb: int) -> Verdict:
+        packet = parse(payload)
+        self.sights.append(Sight(worker, packet.key, frozenset({packet.key, reply_key(packet)}), packet.error))
+        return Verdict.ACCEPT
+
+    def flows(self) -> dict[frozenset[bytes], set[int]]:
+        """Return the flows of which both directions were met, with the workers that met any packet of them."""
+        met = {sight.key for sight in self.sights if not sight.error}
+        found: dict[frozenset[bytes], set[int]] = {}
+        for sight in self.sights:
+            if not sight.error and sight.flow <= met:
+                found.setdefault(sight.flow, set()).add(sight.worker)
+        return found
+
+
+def _snapshot(lab: Lab, node: str) -> Snapshot:
+    free = PolicyMap({}, enforced=False)
+    return Snapshot(
+        1,
+        {
+            packed(str(address)): LocalEndpoint(f"default/{e.name}", Identity(300), e.interface, free, free)
+            for e in lab.topology.endpoints
+            if e.node == node
+            for address in e.addresses
+        },
+        Ipcache({}),
+    )
+
+
+@contextmanager
+def translated(lab: Lab, node: str) -> Iterator[None]:
+    """Have a node hide its endpoints behind its own address, and lead SERVICE there to one of them."""
+    rules = {
+        command: f"*nat\n-A POSTROUTING -o {UPLINK} -j MASQUERADE\n"
+        + "".join(
+            f"-A {chain} -p {proto} -d {lab.address(node, family)} --dport {SERVICE} -j DNAT --to-destination {target}\n"
+            for chain in ("PREROUTING", "OUTPUT")
+            for proto, target in (("tcp", f"{_written(lab, family)}:{HTTP}"), ("udp", f"{_written(lab, family)}:{DNS}"))
+        )
+        + "COMMIT\n"
+        for family, command in ((4, "iptables-restore"), (6, "ip6tables-restore"))
+    }
+    try:
+        for command, text in rules.items():
+            run_in(lab, node, command, text=text)
+        yield
+    finally:
+        for command in rules:
+            run_in(lab, node, command, text="*nat\nCOMMIT\n")
+
+
+def _written(lab: Lab, family: int) -> str:
+    address = lab.address("back1", family)
+    return str(address) if family == 4 else f"[{address}]"
+
+
+@pytest.fixture(scope="module")
+def shared(make_served: MakeLab) -> Lab:
+    """Give the module's lab."""
+    return make_served(memory=True)
+
+
+@pytest.fixture
+def lab(shared: Lab) -> Iterator[Lab]:
+    """Give the lab without an agent; those that the test starts end with it."""
+    yield shared
+    stop_agents(shared)
+
+
+class TestWhose:
+    """The kernel spreads packets by their addresses: no flow is met by two workers, in whatever hook and queue."""
+
+    def check(self, onlookers: Onlookers, least: int) -> None:
+        flows = onlookers.flows()
+        assert len(flows) >= least
+        assert {len(workers) for workers in flows.values()} == {1}
+        assert {worker for workers in flows.values() for worker in workers} == set(range(3))
+
+    @pytest.mark.parametrize(("node", "own"), [("n1", ("front1", "back1")), ("n3", ("db3", "front3", "n3"))])
+    @pytest.mark.parametrize("masqueraded", [False, True])
+    async def test_a_flow_within_a_node_or_between_nodes(
+        self, lab: Lab, node: str, own: tuple[str, ...], masqueraded: bool
+    ) -> None:
+        """With ``masqueraded`` a router on the way hides who sends from n3."""
+        onlookers = Onlookers(lab, node, 3)
+        expected = passes(own, ENDPOINTS) | passes((*ENDPOINTS, "world"), own)
+        lab.masquerade(masqueraded)
+        try:
+            with onlookers.looking():
+                assert await outcomes(lab, expected) == expected
+        finally:
+            lab.masquerade(False)
+
+        self.check(onlookers, len(expected))
+
+    async def test_a_flow_whose_addresses_the_node_itself_translates(self, lab: Lab) -> None:
+        """FORWARD is behind DNAT and before SNAT; of replies it is before DNAT is undone, and behind where SNAT is."""
+        onlookers, clients = Onlookers(lab, "n1", 3), ("front1", "world", "front2", "db3")
+        outward = passes(("front1", "back1"), ELSEWHERE)
+        with translated(lab, "n1"), onlookers.looking():
+            assert await outcomes(lab, outward) == outward
+            through = [
+                attempt(lab.host(client), lab.address("n1", family))
+                for client in clients
+                for family in FAMILIES
+                for attempt in (_ask_tcp, _ask_udp)
+            ]
+            answered = await asyncio.gather(*through)
+
+        assert answered == ["back1"] * len(through)
+        self.check(onlookers, len(outward) + len(through))
+
+    async def test_every_icmp_error_meets_the_first(self, lab: Lab) -> None:
+        onlookers = Onlookers(lab, "n1", 3)
+        expected = expect("refused", ("front1", "back1"), ELSEWHERE, [f"{CLOSED}/UDP"])
+        with onlookers.looking():
+            assert await outcomes(lab, expected) == expected
+
+        errors = [sight.worker for sight in onlookers.sights if sight.error]
+        assert len(errors) >= len(expected)
+        assert set(errors) == {0}
+
+
+async def _ask_tcp(host: Host, address: Address) -> str:
+    return (await host.connect(address, SERVICE, PATIENT)).answered_by
+
+
+async def _ask_udp(host: Host, address: Address) -> str:
+    return (await host.send_udp(address, SERVICE, PATIENT)).answered_by
+
+
+class TestErrors:
+    """ICMP errors pass with the flow that they are about, whichever worker knows it."""
+
+    @pytest.mark.parametrize("queues", [2, 3])
+    async def test_a_closed_port_refuses_whoever_asks(self, lab: Lab, queues: int) -> None:
+        start_all(lab, FRONT_TO_BACK, queues=queues)
+        closed = [f"{CLOSED}/UDP"]
+        expected = expect("refused", FRONTENDS, BACKENDS, closed) | dropped(["db3", "n3"], BACKENDS, closed)
+
+        assert await outcomes(lab, expected) == expected
+        assert [node.status()["worker"]["lost"] for node in lab.nodes.values()] == [0, 0, 0]
+
+    @pytest.mark.parametrize("queues", [2, 3])
+    async def test_a_router_tells_whoever_sends_what_does_not_fit(self, lab: Lab, queues: int) -> None:
+        """Its address is not the flow's, so in neither family the kernel can tell whose flow it speaks of."""
+        start_all(lab, FRONT_TO_BACK, queues=queues)
+        senders = ("front1", "back1", "front2", "back2")
+
+        with narrow(lab, senders):
+            told = await asyncio.gather(
+                *(
+                    lab.host(sender).send_udp(lab.address(target, family), DNS, PATIENT, size=1400, dont_fragment=True)
+                    for sender in senders
+                    for target in ("db3", "front3", "n3")
+                    for family in FAMILIES
+                )
+            )
+
+        assert {outcome.status for outcome in told} == {"too-big"}
+
+
+@contextmanager
+def narrow(lab: Lab, senders: Iterable[str]) -> Iterator[None]:
+    """Have the link behind the router take no more than 1,400 bytes; what senders learn of that is forgotten again."""
+    run_in(lab, "rtr", "ip", "link", "set", "far", "mtu", "1400")
+    try:
+        yield
+    finally:
+        run_in(lab, "rtr", "ip", "link", "set", "far", "mtu", "1500")
+        for sender in senders:
+            for family in ("-4", "-6"):
+                run_in(lab, sender, "ip", family, "route", "flush", "cache")
+
+
+class TestOneOfTwo:
+    """What one worker suffers, the flows of the other do not feel."""
+
+    async def test_that_dies_is_replaced_alone_and_its_flows_go_on_once_their_openers_speak(self, lab: Lab) -> None:
+        closed = policy("front", "frontend", ingress=[from_role("db")])
+        start_all(lab, closed, enforcement="per-endpoint", queues=2)
+        node = lab.nodes["n1"]
+        connections = [
+            await lab.host(source).hold(lab.address(target, family), HTTP, PATIENT)
+            for source in ("front1", "back1")
+            for target in ("back2", "db3", "n3", "world")
+            for family in FAMILIES
+        ]
+        stays, dies = (worker["pid"] for worker in node.status()["workers"])
+        with stopped(dies):
+            heard = await asyncio.gather(*(connection.talk(BRIEF) for connection in connections))
+            assert {outcome.status for outcome in heard} == {"ok", "timeout"}
+            others = [one for one, outcome in zip(connections, heard, strict=True) if outcome.ok]
+
+            kill(dies)
+
+            for outcome in await asyncio.gather(*(connection.talk(PATIENT) for connection in others)):
+                assert outcome.ok
+
+        await until(lambda: node.status()["workers"][1]["pid"] not in (None, dies))
+        for outcome in await asyncio.gather(*(connection.talk(PATIENT) for connection in connections)):
+            assert outcome.ok
+        first, second = node.status()["workers"]
+        assert (first["pid"], first["restarts"], second["restarts"]) == (stays, 0, 1)
+        assert node.status()["worker"]["restarts"] == 1
+
+    @pytest.mark.parametrize("fail", ["closed", "open"])
+    async def test_whose_queues_are_full_loses_what_is_its_own_or_lets_it_pass(self, lab: Lab, fail: str) -> None:
+        node = start(lab, "n1", queues=2, fail=fail)
+        pairs = [Attempt("front1", target, "53/UDP", family) for target in ELSEWHERE for family in FAMILIES]
+        with stopped(node.status()["workers"][1]["pid"]):
+            own = [pair for pair, answered in zip(pairs, await _answered(lab, pairs), strict=True) if not answered]
+            assert own
+            assert len(own) < len(pairs)
+
+            target, address = own[0].target, partial(lab.address, family=own[0].family)
+            flood(lab, "front1", address(target))
+            flood(lab, target, address("front1"))
+            assert node.status()["worker"]["lost"] >= 2 * MAX_WAITING
+            answered = await _answered(lab, pairs)
+        await until(lambda: node.status()["workers"][1]["accepted"] >= 2 * MAX_WAITING)
+
+        assert answered == [fail == "open" or pair not in own for pair in pairs]
+        expected = dict.fromkeys(pairs, "ok")
+        assert await outcomes(lab, expected) == expected
+        assert [one["restarts"] for one in node.status()["workers"]] == [0, 0]
+
+
+async def _answered(lab: Lab, pairs: Iterable[Attempt]) -> list[bool]:
+    """Say of each whether a datagram is answered; that takes a long time to tell, for it must not be wrong."""
+    asked = (lab.host(pair.source).send_udp(lab.address(pair.target, pair.family), DNS, 5 * BRIEF) for pair in pairs)
+    return [outcome.ok for outcome in await asyncio.gather(*asked)]
+
+
+class TestTogether:
+    """Workers without rules, that are told the same."""
+
+    def test_a_snapshot_is_in_force_when_it_is_so_in_each(self, root: None) -> None:
+        async def scenario() -> tuple[bool, bool]:
+            async with working(Workers(2, FIRST, 1000, lambda events: None)) as workers:
+                first, second = workers.each
+                assert second.pid is not None
+                with stopped(second.pid):
+                    enforcing = asyncio.create_task(workers.enforce(NOTHING.renewed(2)))
+                    await first.taken(2)
+                    before = enforcing.done()
+                await enforcing
+                await second.taken(2)
+                return before, enforcing.done()
+
+        assert run_apart(scenario()) == (False, True)
+
+    def test_numbers_that_are_taken_are_told_whichever_workers_they_are(self, root: None) -> None:
+        async def scenario() -> tuple[str, object]:
+            workers = Workers(3, FIRST, 1000, lambda events: None)
+            other = NetlinkQueue(Numbers(FIRST + 5, FIRST + 10, FIRST + 11), _drop)
+            try:
+                with pytest.raises(NfqError) as refused:
+                    await workers.start(NOTHING, {})
+            finally:
+                await workers.stop()
+                other.close()
+            return str(refused.value), backlog(*range(FIRST, FIRST + 9))
+
+        assert run_apart(scenario()) == (
+            "queue 105 is taken by another program: stop it, or choose other numbers with first_queue in the "
+            "configuration",
+            None,
+        )
+
+    def test_the_library_gets_one_worker_whatever_the_machine_is(self, root: None) -> None:
+        async def scenario() -> tuple[str, tuple[Numbers, ...]]:
+            workers = Workers(None, FIRST, 1000, lambda events: None, driver="netfilterqueue")
+            async with working(workers):
+                return workers.driver, workers.queues
+
+        assert run_apart(scenario()) == ("netfilterqueue", (Numbers(FIRST, FIRST, FIRST),))
+
+
+def _drop(payload: bytes, indev: int, outdev: int, skb: int) -> Verdict:
+    return Verdict.DROP
+
+
+@asynccontextmanager
+async def working(workers: Workers) -> AsyncIterator[Workers]:
+    """Start workers, and stop them at the end."""
+    try:
+        await workers.start(NOTHING, {})
+        yield workers
+    finally:
+        await workers.stop()
+
+
+@contextmanager
+def stopped(process: int) -> Iterator[None]:
+    """Have a process do nothing for a while."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+
+
+def flood(lab: Lab, source: str, address: Address) -> None:
+    """Send more datagrams than may wait for a verdict, and as many again."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    run_in(lab, source, sys.executable, "-c", FLOOD, str(int(family)), str(address), str(2 * MAX_WAITING))
