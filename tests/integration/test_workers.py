@@ -149,28 +149,24 @@ def _snapshot(lab: Lab, node: str) -> Snapshot:
 @contextmanager
 def translated(lab: Lab, node: str) -> Iterator[None]:
     """Have a node hide its endpoints behind its own address, and lead SERVICE there to one of them."""
-    rules = {
-        command: f"*nat\n-A POSTROUTING -o {UPLINK} -j MASQUERADE\n"
-        + "".join(
-            f"-A {chain} -p {proto} -d {lab.address(node, family)} --dport {SERVICE} -j DNAT --to-destination {target}\n"
-            for chain in ("PREROUTING", "OUTPUT")
-            for proto, target in (("tcp", f"{_written(lab, family)}:{HTTP}"), ("udp", f"{_written(lab, family)}:{DNS}"))
-        )
-        + "COMMIT\n"
-        for family, command in ((4, "iptables-restore"), (6, "ip6tables-restore"))
-    }
+    commands = {4: "iptables-restore", 6: "ip6tables-restore"}
     try:
-        for command, text in rules.items():
-            run_in(lab, node, command, text=text)
+        for family, command in commands.items():
+            here, there = lab.address(node, family), lab.address("back1", family)
+            rules = [
+                f"-A PREROUTING -p {proto} -d {here} --dport {SERVICE} -j DNAT --to-destination {_at(there, port)}"
+                for proto, port in (("tcp", HTTP), ("udp", DNS))
+            ]
+            hidden = f"-A POSTROUTING -o {UPLINK} -j MASQUERADE"
+            run_in(lab, node, command, text="\n".join(["*nat", hidden, *rules, "COMMIT", ""]))
         yield
     finally:
-        for command in rules:
+        for command in commands.values():
             run_in(lab, node, command, text="*nat\nCOMMIT\n")
 
 
-def _written(lab: Lab, family: int) -> str:
-    address = lab.address("back1", family)
-    return str(address) if family == 4 else f"[{address}]"
+def _at(address: Address, port: int) -> str:
+    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
 @pytest.fixture(scope="module")
