@@ -136,7 +136,8 @@ class NetlinkQueue:
             refused = netlink.error(self._socket.recv(netlink.LONGEST_MESSAGE))
             if refused == errno.EOPNOTSUPP:
                 raise Unsupported(
-                    f"this kernel cannot queue what the driver {DRIVER} needs (NFQA_CFG_F_GSO, Linux 3.11)"
+                    f"this kernel's NFQUEUE cannot do what the driver '{DRIVER}' needs (NFQA_CFG_F_GSO, since Linux "
+                    "3.11): choose the driver 'auto' or 'netfilterqueue'"
                 )
             if refused:
                 raise NfqError(why_not_bound(number, OSError(refused, os.strerror(refused))))
