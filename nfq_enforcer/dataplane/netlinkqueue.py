@@ -101,6 +101,9 @@ class NetlinkQueue:
                         self._send()
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # the kernel had no memory for a message; the rules' counters tell
+                raise
         finally:
             self._send()
         return True
