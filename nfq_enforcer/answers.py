@@ -92,11 +92,12 @@ class Answers:
 
     async def _worker(self) -> dict[str, Any]:
         queued, before = await asyncio.to_thread(self.rules.queued), self.worker.counters.judged
-        waiting = backlog(self.worker.queue)
+        waiting = backlog(*self.worker.queues)
         self.lost = max(self.lost, queued - before - (waiting.waiting if waiting else 0))
         return {
             "queue": self.worker.queue,
-            "driver": "netfilterqueue",
+            "queues": sorted(self.worker.queues.all),
+            "driver": self.worker.driver,
             "pid": self.worker.pid,
             "restarts": self.worker.restarts,
             "failure": self.worker.failure,

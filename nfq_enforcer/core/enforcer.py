@@ -16,6 +16,7 @@ from nfq_enforcer.core.conntrack import Conntrack, Flow, Opening, Origin, State
 from nfq_enforcer.core.glance import glance
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.judgement import Judgement, Refused, check_reply, judge, source_endpoint, stamp_toward
+from nfq_enforcer.core.offload import SEGMENTS
 from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted
 from nfq_enforcer.core.policymap import RuleRef
 from nfq_enforcer.core.rewriting import HandOn, press, rewrite
@@ -44,8 +45,7 @@ class FlowEvent(NamedTuple):
     denied_by: tuple[RuleRef, ...] = ()  # the deny rules that refuse it
 
 
-@dataclass(slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do with a packet: the verdict, and what else follows."""
 
     verdict: Verdict
@@ -111,6 +111,8 @@ class Enforcer:
             return None
         decision = _ACCEPT
         if mark is not None:
+            if skb & SEGMENTS and not flow.fits:
+                return None
             stamped = press(payload, seen, mark, outdev, skb)
             if stamped is None:
                 return None
@@ -209,7 +211,8 @@ class Enforcer:
         """Let the packet go on, with the stamp it shall bear and no other."""
         changed = None
         if passage.mark or self._is_forged(arrival):
-            changed = rewrite(arrival, passage.mark, hands_on=self._hands_on)
+            fits = passage.flow is not None and passage.flow.fits
+            changed = rewrite(arrival, passage.mark, hands_on=self._hands_on, fits=fits)
         event = self._note(arrival, passage)
         if changed is None:
             return Decision(Verdict.ACCEPT, event=event) if event else _ACCEPT

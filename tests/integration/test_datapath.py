@@ -21,6 +21,7 @@ from tests.labs import (
     BRIEF,
     CLOSED,
     DNS,
+    DRIVERS,
     ENDPOINTS,
     FAMILIES,
     FRONT_TO_BACK,
@@ -52,6 +53,12 @@ WEB = ((HTTP, "TCP"), (HTTPS, "TCP"))
 StartAgents = Callable[..., Lab]
 
 both_families = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    """Run all of this module with each driver."""
+    return str(request.param)
 
 
 class TestIngress:
@@ -275,13 +282,13 @@ def others(make_served: MakeLab) -> Lab:
 
 
 @pytest.fixture
-def start(others: Lab) -> Iterator[StartAgents]:
+def start(others: Lab, driver: str) -> Iterator[StartAgents]:
     """Start agents with these documents and settings, for one test."""
     others.documents.mkdir(exist_ok=True)
 
     def start(*documents: str, **settings: Any) -> Lab:
         (others.documents / "policies.yaml").write_text("".join(documents))
-        others.start_agents(**settings)
+        others.start_agents(driver=driver, **settings)
         return others
 
     yield start
