@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from nfq_enforcer import __version__, api
@@ -23,7 +22,7 @@ from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.replica import NodeSettings, Replica
 from nfq_enforcer.store.shared import SharedStore
-from nfq_enforcer.store.source import Applied, NodeStatus, Store
+from nfq_enforcer.store.source import Applied, NodeStatus, Store, as_time
 
 _MOST_PATIENCE = 600.0  # seconds that a load may wait for other nodes
 
@@ -280,11 +279,6 @@ class Answers:
         if not isinstance(self.store, SharedStore):
             raise BadInput("this agent has no store but its own memory (store: memory:)")
         return self.store
-
-
-def as_time(seconds: float) -> str:
-    """Return a time as RFC 3339 has it, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _patience(params: api.Params) -> float:

@@ -118,11 +118,12 @@ class Answers:
         self.accepted: dict[bytes, bytes] = {}  # queue: the last packet that is accepted as it is; to be written to
         self.size = 0  # bytes of the messages so far
         self._messages: list[bytes] = []
+        self._heads: dict[bytes, bytes] = {}  # queue: its verdicts_up_to, but for the packet
 
     def add(self, queue: bytes, packet: bytes, what: int | bytes) -> None:
         """Add the verdict on a packet, or the bytes with which it is accepted."""
         before = self.accepted.pop(queue, None)
-        messages = [] if before is None else [verdicts_up_to(queue, before)]
+        messages = [] if before is None else [self._up_to(queue, before)]
         messages += [verdict(queue, packet, what)] if isinstance(what, int) else accept_as(queue, packet, what)
         self._messages += messages
         self.size += sum(map(len, messages))
@@ -130,10 +131,17 @@ class Answers:
     def take(self) -> list[bytes]:
         """Return all messages, in parts; they are not kept."""
         messages = self._messages
-        messages += [verdicts_up_to(queue, packet) for queue, packet in self.accepted.items()]
-        self.accepted.clear()
+        if self.accepted:
+            messages += [self._up_to(queue, packet) for queue, packet in self.accepted.items()]
+            self.accepted.clear()
         self._messages, self.size = [], 0
         return messages
+
+    def _up_to(self, queue: bytes, packet: bytes) -> bytes:
+        head = self._heads.get(queue)
+        if head is None:
+            self._heads[queue] = head = verdicts_up_to(queue, b"")
+        return head + packet
 
 
 def error(message: bytes) -> int:
@@ -158,8 +166,8 @@ def verdict(queue: bytes, packet: bytes, what: int) -> bytes:
 
 
 def verdicts_up_to(queue: bytes, packet: bytes) -> bytes:
-    """Return the message that accepts all packets that wait in the queue up to this one."""
-    return _message(_BATCH, queue, _attribute(_VERDICT_HEADER, _NUMBER.pack(ACCEPT) + packet))
+    """Return the message that accepts all packets that wait in the queue up to this one, with which it ends."""
+    return _message(_BATCH, queue, _attribute(_VERDICT_HEADER, _NUMBER.pack(ACCEPT) + bytes(4)))[:-4] + packet
 
 
 def accept_as(queue: bytes, packet: bytes, payload: bytes) -> tuple[bytes, bytes, bytes]:

@@ -71,6 +71,7 @@ class Worker:
         self._next_forget = now
         self._raw = {4: _raw_socket(socket.AF_INET), 6: _raw_socket(socket.AF_INET6)}
         self._end: float | None = None  # once told to stop: when to leave, whatever still waits
+        self._unheard = False  # messages have been received that the last turn had no time for
         self._waiting = select.poll()
         self._queue = drivers.bind(
             *(setup.driver, setup.queues, self._judge), fail_open=setup.fail_open, next_worker=setup.next_worker
@@ -82,6 +83,7 @@ class Worker:
             hands_on=hands_on,
             has_next=hands_on and setup.next_worker is not None,
         )
+        self._only_packets = [(self._queue.fileno(), select.POLLIN)]
         self._waiting.register(self._queue.fileno(), select.POLLIN)
         self._waiting.register(channel.fileno(), select.POLLIN)
 
@@ -110,18 +112,12 @@ class Worker:
             raw.close()
 
     def _wait(self) -> bool:
-        """Wait until packets come, a message comes, or it is time for a turn; say whether a message has come."""
-        ready = self._waiting.poll(self._patience())
-        return not ready or any(descriptor != self._queue.fileno() for descriptor, _ in ready)
-
-    def _patience(self) -> float:
-        """Return for how many milliseconds nothing but a packet or a message needs a turn."""
-        if self._channel.has_message:
-            return 0
-        return (_TURN if self._events else _IDLE) * 1000
+        """Wait until packets come, or a turn is due; say whether it is, for another reason than the time."""
+        patience = 0 if self._unheard else _TURN if self._events else _IDLE
+        return self._waiting.poll(patience * 1000) != self._only_packets
 
     def _packets_wait(self) -> bool:
-        return any(descriptor == self._queue.fileno() for descriptor, _ in self._waiting.poll(0))
+        return self._only_packets[0] in self._waiting.poll(0)
 
     def _judge(self, payload: bytes, indev: int, outdev: int, skb: int) -> Verdict | bytes:
         """Return the answer to a packet; never raise, for every packet gets one."""
@@ -180,7 +176,8 @@ class Worker:
         for message in self._channel.receive():
             self._obey(message, now)
             if self._clock() - now >= _LISTEN:
-                return
+                break
+        self._unheard = self._channel.has_message
 
     def _obey(self, message: object, now: float) -> None:
         if isinstance(message, Peers):
