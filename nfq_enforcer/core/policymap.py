@@ -134,8 +134,12 @@ class PolicyMap:
         self._outcomes: dict[tuple[int, ...], Outcome] = {}  # by the identities (in Python's sense) of the entries
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what it was made of: objects have other identities in another process."""
-        return _remake, (self.entries, self.enforced, self.enforced_by)
+        """Pickle what it was made of, and what that came to: objects have other identities in another process."""
+        return _remake, (self.entries, self.enforced, self.enforced_by, self._masks, self.can_refuse)
+
+    def over(self, entries: Mapping[PolicyKey, Entry]) -> "PolicyMap":
+        """Return the same map over other entries, of the same shapes, without a look at them."""
+        return _remake(entries, self.enforced, self.enforced_by, self._masks, self.can_refuse)
 
     def closed_by(self, rules: tuple[RuleRef, ...], *, enforced: bool) -> "PolicyMap":
         """Return a map of the same entries that is closed, or not, by other rules."""
@@ -155,10 +159,8 @@ class PolicyMap:
         """
         if any(_mask(bits) not in self._masks.get(proto, ()) for proto, bits in set(map(_SHAPE, changed)) if proto):
             return PolicyMap(entries, enforced=enforced, enforced_by=enforced_by)
-        other = PolicyMap({}, enforced=enforced, enforced_by=enforced_by)
-        other.entries, other._masks = entries, self._masks
-        other.can_refuse = enforced or any(entry.denied_by for entry in entries.values())
-        return other
+        can_refuse = enforced or any(entry.denied_by for entry in entries.values())
+        return _remake(entries, enforced, enforced_by, self._masks, can_refuse)
 
     def lookup(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> Outcome:
         """Return what the map says of a peer's opening to this port; of ICMP the port is the type.
@@ -194,8 +196,16 @@ class PolicyMap:
         return [entry for entry in found if entry is not None]
 
 
-def _remake(entries: Mapping[PolicyKey, Entry], enforced: bool, enforced_by: tuple[RuleRef, ...]) -> PolicyMap:
-    return PolicyMap(entries, enforced=enforced, enforced_by=enforced_by)
+def _remake(
+    entries: Mapping[PolicyKey, Entry],
+    enforced: bool,
+    enforced_by: tuple[RuleRef, ...],
+    masks: dict[int, tuple[tuple[int, int], ...]],
+    can_refuse: bool,
+) -> PolicyMap:
+    made = PolicyMap({}, enforced=enforced, enforced_by=enforced_by)
+    made.entries, made._masks, made.can_refuse = entries, masks, can_refuse
+    return made
 
 
 def _mask(bits: int) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.ipcache import Peer, PeerChange
-from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.dataplane.nfqueue import Numbers
+from nfq_enforcer.dataplane.policymaps import Named
 
 _LENGTH = struct.Struct("!I")
 _CHUNK = 1 << 18
@@ -22,14 +22,14 @@ _MAX_UNSENT = 1 << 22
 
 
 class Setup(NamedTuple):
-    """Agent to worker, first of all: what to be. A later Snapshot is a message by itself."""
+    """Agent to worker, behind the pieces of policy maps: what to be. A later snapshot is a message by itself."""
 
     driver: str  # as the configuration names it
     queues: Numbers
     next_worker: int | None  # the queue to which an ICMP error goes that concerns no flow of this worker
     fail_open: bool
     maximum_flows: int
-    snapshot: Snapshot
+    snapshot: Named
     peers: Mapping[bytes, Peer]
 
 

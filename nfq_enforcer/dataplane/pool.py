@@ -9,10 +9,10 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from nfq_enforcer.core.enforcer import FlowEvent
-from nfq_enforcer.dataplane.channel import Bound, Decoder, Enforced, Events, Failed, Setup, Stop, encode
+from nfq_enforcer.dataplane.channel import Bound, Decoder, Enforced, Events, Failed, Stop, encode
 from nfq_enforcer.dataplane.counters import Counters
 from nfq_enforcer.dataplane.nfqueue import Numbers
 from nfq_enforcer.errors import NfqError
@@ -28,9 +28,9 @@ class WorkerProcess:
     """One worker, or the one that has taken its place; counters go on from one to the next."""
 
     def __init__(
-        self, queues: Numbers, setup: Callable[[], Setup], on_events: Callable[[tuple[FlowEvent, ...]], None]
+        self, queues: Numbers, setup: Callable[[], Iterable[bytes]], on_events: Callable[[tuple[FlowEvent, ...]], None]
     ) -> None:
-        """Take the worker's queues, and whom to ask what one that starts has to be told; nothing is started yet."""
+        """Take the worker's queues, and whom to ask what one that starts is to be sent; nothing is started yet."""
         self.queues = queues  # from the start on, those that the driver has bound
         self.driver = ""  # from the start on, that which was chosen
         self.restarts = 0
@@ -104,7 +104,8 @@ class WorkerProcess:
         reader, self._writer = await asyncio.open_unix_connection(sock=ours)
         bound: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read(reader, bound))
-        self.send(encode(self._setup()))  # as things are now: what changes from here on is sent after it
+        for message in self._setup():  # as things are now: what changes from here on is sent after it
+            self.send(message)
         try:
             async with asyncio.timeout(_PATIENCE):
                 await bound

@@ -43,6 +43,7 @@ from nfq_enforcer.dataplane.counters import (
     Counters,
 )
 from nfq_enforcer.dataplane.interfaces import Interfaces
+from nfq_enforcer.dataplane.policymaps import Forgotten, Named, Piece, Received
 from nfq_enforcer.errors import NfqError
 
 _TURN = 0.01  # seconds between two turns
@@ -57,8 +58,16 @@ _BATCH = 100  # events to a message
 class Worker:
     """Judges the packets of its queues by the snapshots that the agent sends."""
 
-    def __init__(self, setup: Setup, channel: WorkerChannel, counters: Counters, clock: Callable[[], float]) -> None:
-        """Make a worker that has its first snapshot and no queue yet."""
+    def __init__(
+        self,
+        setup: Setup,
+        maps: Received,
+        channel: WorkerChannel,
+        counters: Counters,
+        clock: Callable[[], float],
+    ) -> None:
+        """Make a worker that has its first snapshot and no queue yet; ``maps`` has what this snapshot names."""
+        self._maps = maps
         self._channel = channel
         self._counters = counters
         self._clock = clock
@@ -78,7 +87,7 @@ class Worker:
         )
         hands_on = self._queue.driver != libraryqueue.DRIVER
         self._enforcer = Enforcer(
-            setup.snapshot.over(self._peers),
+            maps.fill(setup.snapshot).over(self._peers),
             self._flows,
             hands_on=hands_on,
             has_next=hands_on and setup.next_worker is not None,
@@ -165,6 +174,7 @@ class Worker:
         if self._channel.closed:
             self._stop(now)
         self._flows.expire(now)
+        self._maps.let_go()
         self._counters.row[FLOWS] = len(self._flows)
         self._counters.row[FLOWS_EVICTED] = self._flows.evicted
         self._report_events()
@@ -182,9 +192,13 @@ class Worker:
     def _obey(self, message: object, now: float) -> None:
         if isinstance(message, Peers):
             ipcache.change(self._peers, message.changes)
-        elif isinstance(message, Snapshot):
+        elif isinstance(message, Piece):
+            self._maps.add(message)
+        elif isinstance(message, Named):
             self._interfaces.forget()
-            self._enforce(message.over(self._peers))
+            self._enforce(self._maps.fill(message).over(self._peers))
+        elif isinstance(message, Forgotten):
+            self._maps.forget(message)
         elif isinstance(message, Revision):
             self._enforce(self._enforcer.snapshot.renewed(message.number))
         elif isinstance(message, Stop):
@@ -231,18 +245,20 @@ def main() -> None:
 
 def _bound(channel: WorkerChannel, counters: Counters) -> Worker:
     """Return the worker that the agent asks for, with its queues; leave if they cannot be had."""
-    setup = _first_message(channel)
+    maps = Received()
+    setup = _setup(channel, maps)
     try:
-        worker = Worker(setup, channel, counters, time.monotonic)
+        worker = Worker(setup, maps, channel, counters, time.monotonic)
     except NfqError as error:
         channel.send(Failed(str(error)))
         sys.exit(1)
     channel.send(worker.bound)
-    channel.send(Enforced(setup.snapshot.revision))
+    channel.send(Enforced(setup.snapshot.snapshot.revision))
     return worker
 
 
-def _first_message(channel: WorkerChannel) -> Setup:
+def _setup(channel: WorkerChannel, maps: Received) -> Setup:
+    """Await what to be, and what comes before it."""
     waiter = select.poll()
     waiter.register(channel.fileno(), select.POLLIN)
     while not channel.closed:
@@ -250,6 +266,7 @@ def _first_message(channel: WorkerChannel) -> Setup:
         for message in channel.receive():
             if isinstance(message, Setup):
                 return message
+            maps.add(message)
     sys.exit(1)
 
 

@@ -7,7 +7,7 @@ here once, for the one that starts next.
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
 from nfq_enforcer.core import ipcache
@@ -17,6 +17,7 @@ from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.dataplane import drivers, libraryqueue, netlinkqueue
 from nfq_enforcer.dataplane.channel import Peers, Revision, Setup, encode
 from nfq_enforcer.dataplane.nfqueue import Numbers, in_rows, most_workers
+from nfq_enforcer.dataplane.policymaps import Sent
 from nfq_enforcer.dataplane.pool import WorkerProcess
 
 _MOST = 8  # workers that nobody has asked for
@@ -55,6 +56,7 @@ class Workers:
         self._maximum_flows = maximum_flows
         self._fail_open = fail_open
         self._snapshot: Snapshot | None = None
+        self._maps = Sent()
         self._peers: dict[bytes, Peer] = {}
         self.each = tuple(
             WorkerProcess(queues, lambda place=place: self._setup(place), on_events)  # type: ignore[misc]
@@ -97,6 +99,8 @@ class Workers:
         The first finds out which driver works here, and that is everybody's.
         """
         self._snapshot, self._peers = snapshot, dict(peers)
+        for _ in self._maps.add(snapshot):  # each is sent them when it starts
+            pass
         await self.each[0].start()
         self.driver = self.each[0].driver
         if self.driver == libraryqueue.DRIVER:
@@ -115,7 +119,10 @@ class Workers:
     async def enforce(self, snapshot: Snapshot) -> None:
         """Send a snapshot and return when every packet is judged by it; raise NfqError if that takes too long."""
         self._snapshot = snapshot
-        self._send(snapshot)
+        for piece in self._maps.add(snapshot):
+            self._send(piece)
+        self._send(self._maps.name(snapshot))
+        self._send(self._maps.keep(snapshot))
         await self._taken(snapshot.revision)
 
     async def renew(self, revision: int) -> None:
@@ -144,10 +151,13 @@ class Workers:
         self.each, others = self.each[:1], self.each[1:]
         await asyncio.gather(*(other.stop() for other in others))
 
-    def _setup(self, place: int) -> Setup:
+    def _setup(self, place: int) -> Iterator[bytes]:
+        """Yield what a worker that starts is sent."""
         assert self._snapshot is not None
+        yield from map(encode, self._maps.pieces())
         following = self.each[place + 1].queues.judged if place + 1 < len(self.each) else None
         flows = -(-self._maximum_flows // len(self.each))
-        return Setup(
-            *(self.driver, self.each[place].queues, following, self._fail_open, flows, self._snapshot, self._peers)
+        snapshot = self._maps.name(self._snapshot)
+        yield encode(
+            Setup(self.driver, self.each[place].queues, following, self._fail_open, flows, snapshot, self._peers)
         )

@@ -23,6 +23,7 @@ from nfq_enforcer.dataplane import worker
 from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, encode
 from nfq_enforcer.dataplane.counters import Counters
 from nfq_enforcer.dataplane.nfqueue import Numbers
+from nfq_enforcer.dataplane.policymaps import Named, Sent
 from nfq_enforcer.dataplane.workers import Workers
 from tests.apart import run_apart
 
@@ -83,8 +84,16 @@ async def _started() -> dict[str, float]:
 
 
 async def _turned() -> dict[str, float]:
-    snapshots = {name: await _longest_turn([_snapshot(2, size)]) for size, name in SNAPSHOTS.items()}
+    snapshots = {name: await _longest_turn(_come_and_go(size)) for size, name in SNAPSHOTS.items()}
     return {TURN: await _longest_turn(_changes()), **snapshots}
+
+
+def _come_and_go(size: int) -> list[object]:
+    """Return the messages of a snapshot with so many entries, and of one without them."""
+    maps, messages = Sent(), list[object]()
+    for snapshot in (_snapshot(0, size), _snapshot(2)):
+        messages += [*maps.add(snapshot), maps.name(snapshot), maps.keep(snapshot)]
+    return messages
 
 
 async def _longest_turn(messages: Iterable[object]) -> float:
@@ -95,7 +104,7 @@ async def _longest_turn(messages: Iterable[object]) -> float:
     with ours, theirs:
         process = subprocess.Popen(program, pass_fds=(theirs.fileno(), memory), stdout=subprocess.PIPE, text=True)
         theirs.close()
-        ours.sendall(encode(Setup("auto", _QUEUES, None, False, 1000, _snapshot(1), {})))
+        ours.sendall(encode(Setup("auto", _QUEUES, None, False, 1000, Named(Snapshot(1, {}, Ipcache({})), {}), {})))
         _await_revision(ours, 1)
         ours.sendall(b"".join(map(encode, messages)))
         _await_revision(ours, 2)

@@ -22,6 +22,7 @@ from nfq_enforcer.dataplane import iptables, pool
 from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, WorkerChannel, encode
 from nfq_enforcer.dataplane.counters import Counters
 from nfq_enforcer.dataplane.nfqueue import Numbers
+from nfq_enforcer.dataplane.policymaps import Named, Received
 from nfq_enforcer.dataplane.ruleset import IPV4
 from nfq_enforcer.dataplane.worker import Worker
 from nfq_enforcer.dataplane.workers import Workers
@@ -181,8 +182,9 @@ def test_messages_that_a_turn_has_no_time_for_are_obeyed_in_the_next_ones_withou
 
     async def scenario() -> None:
         with warnings.catch_warnings(action="ignore"):  # of the size of the queue's socket
-            setup = Setup("auto", Numbers(QUEUE, QUEUE + 1, QUEUE + 2), None, False, 1000, snapshot(1), {})
-            Worker(setup, WorkerChannel(theirs), Counters(memory), lambda: next(seconds)).run()
+            queues = Numbers(QUEUE, QUEUE + 1, QUEUE + 2)
+            setup = Setup("auto", queues, None, False, 1000, Named(Snapshot(1, {}, Ipcache({})), {}), {})
+            Worker(setup, Received(), WorkerChannel(theirs), Counters(memory), lambda: next(seconds)).run()
 
     with ours, theirs:
         ours.sendall(b"".join(map(encode, [*[Peers(tuple(crowd(1)))] * number, Revision(2), Stop()])))

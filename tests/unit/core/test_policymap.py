@@ -194,6 +194,20 @@ def test_a_map_means_the_same_in_another_process() -> None:
     assert (second.enforced, second.enforced_by, second.entries) == (True, first.enforced_by, entries)
 
 
+@pytest.mark.parametrize("enforced", [True, False])
+def test_a_map_over_the_same_entries_means_the_same(enforced: bool) -> None:
+    entries = {key(WEB, TCP, 80): Entry((ref("allow"),)), key(ANY, TCP, 80): Entry((), (ref("deny"),))}
+    first = PolicyMap(entries, enforced=enforced, enforced_by=(ref("allow"),) if enforced else ())
+    asked = [(WEB, TCP, 80), (DB, TCP, 80), (DB, TCP, 81), (DB, UDP, 80)]
+
+    empty = pickle.loads(pickle.dumps(first.over({})))
+    again = empty.over(dict(entries))
+
+    assert [again.lookup(*one) for one in asked] == [first.lookup(*one) for one in asked]
+    assert (again.can_refuse, again.closes_host, again.enforced_by) == (True, first.closes_host, first.enforced_by)
+    assert [empty.lookup(*one).allowed for one in asked] == [not enforced] * 4
+
+
 def test_a_look_up_names_the_rules_of_an_entry_without_counting_them() -> None:
     many = tuple(ref(str(number)) for number in range(1000))
     found = PolicyMap({key(WEB, TCP, 80): Entry(many), key(ANY, 0, 0): Entry(many)}, enforced=True)

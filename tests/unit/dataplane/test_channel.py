@@ -27,6 +27,7 @@ from nfq_enforcer.dataplane.channel import (
     encode,
 )
 from nfq_enforcer.dataplane.nfqueue import Numbers
+from nfq_enforcer.dataplane.policymaps import Received, Sent
 from tests.packets import packed
 
 RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
@@ -95,17 +96,22 @@ def test_messages_come_whole_and_in_order_whatever_pieces_they_come_in(size: int
 
 
 def test_a_snapshot_arrives_as_it_was_sent() -> None:
-    (setup,) = Decoder().feed(encode(Setup("auto", Numbers(100, 102, 104), 101, False, 1000, SNAPSHOT, PEERS)))
+    sent, received = Sent(), Received()
+    for piece in sent.add(SNAPSHOT):
+        received.add(piece)
+    named = sent.name(SNAPSHOT)
+    (setup,) = Decoder().feed(encode(Setup("auto", Numbers(100, 102, 104), 101, False, 1000, named, PEERS)))
 
     assert (setup.driver, setup.queues, setup.maximum_flows) == ("auto", Numbers(100, 102, 104), 1000)
-    assert (setup.fail_open, setup.snapshot.revision) == (False, 3)
-    web = setup.snapshot.endpoints[WEB]
+    snapshot = received.fill(setup.snapshot)
+    assert (setup.fail_open, snapshot.revision) == (False, 3)
+    web = snapshot.endpoints[WEB]
     assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")
     assert web.ingress.lookup(Identity(500), 6, 80) == Outcome(True, (RULE,))
     assert (web.ingress.enforced, web.ingress.enforced_by, web.egress.enforced) == (True, (RULE,), False)
     assert setup.peers == PEERS
-    assert setup.snapshot.ipcache.lookup(packed("10.9.0.1")) == Peer(WORLD, remote=True)
-    assert (setup.snapshot.homes, setup.snapshot.cluster_interfaces) == ({"veth-web"}, {"eth0"})
+    assert snapshot.ipcache.lookup(packed("10.9.0.1")) == Peer(WORLD, remote=True)
+    assert (snapshot.homes, snapshot.cluster_interfaces) == (frozenset({"veth-web"}), frozenset({"eth0"}))
 
 
 def test_a_worker_hears_what_is_there_and_does_not_wait_for_more(pair: Pair) -> None:
