@@ -1,0 +1,112 @@
+"""What stands at the gates of a lab: nothing, the kernel alone, what others would write, and the engine.
+
+Every contender has a lab of its own, in which it is at work as long as the lab lives: so a run can turn from one to the
+other at once, and a contender that is not being measured has nothing to do.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address
+
+from nfq_enforcer.errors import NfqError
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.topology import NODES
+from tests.bench.generators import ACCEPT_ALL, ACCEPT_BATCHES, Programs
+from tests.bench.places import PLACES
+from tests.bench.population import populate
+from tests.bench.variants import Variant
+from tests.labs import run_in
+
+_QUEUE = 0
+_HOOKS = ("INPUT", "FORWARD", "OUTPUT")
+_ADDRESSES, _FIRST = 100_000, IPv4Address("10.64.0.0")
+_SET = "bench"
+_READY = "ready"
+
+NOTHING = "no netfilter"
+KERNEL = f"stateful iptables, ipset of {_ADDRESSES:,}"
+C_ACCEPT = "C, accepts every packet"
+C_BATCH = "C, accepts batches, GSO"
+NULL = "NetfilterQueue, null callback"
+
+Processes = Mapping[str, int]
+"""By node: the process that judges there, with its children."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to be measured."""
+
+    name: str
+    begin: Callable[[Lab], Processes]  # has it at work in a lab, on all nodes
+
+
+def references(programs: Programs) -> list[Contender]:
+    """Return what the engine is held against."""
+    return [
+        Contender(NOTHING, lambda lab: {}),
+        Contender(KERNEL, _stateful),
+        Contender(C_ACCEPT, partial(_loop, [programs.path(ACCEPT_ALL)])),
+        Contender(C_BATCH, partial(_loop, [programs.path(ACCEPT_BATCHES)])),
+        Contender(NULL, partial(_loop, [sys.executable, "-m", "tests.bench.nullqueue"])),
+    ]
+
+
+def engine(variant: Variant) -> Contender:
+    """Return the engine in one of its variants."""
+    return Contender(variant.name, partial(_engine, variant))
+
+
+def _stateful(lab: Lab) -> Processes:
+    """Let in who is in the set, and what belongs to connections."""
+    senders = [lab.topology.machine(place.source).interfaces[-1].addresses[0].ip for place in PLACES]
+    members = {*senders, *(_FIRST + number for number in range(_ADDRESSES - len(set(senders))))}
+    lines = [f"create {_SET} hash:ip maxelem 1048576", *(f"add {_SET} {member}" for member in members)]
+    rules = [
+        rule
+        for hook in _HOOKS
+        for rule in (
+            f"-A {hook} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+            f"-A {hook} -m set --match-set {_SET} src -j ACCEPT",
+            f"-A {hook} -j DROP",
+        )
+    ]
+    for node in NODES:
+        run_in(lab, node, "ipset", "restore", text="".join(f"{line}\n" for line in lines))
+        _restore(lab, node, rules)
+    return {}
+
+
+def _loop(argv: Sequence[str], lab: Lab) -> Processes:
+    """Queue every packet to a program that takes the queue's number."""
+    for node in NODES:
+        _restore(lab, node, [f"-A {hook} -j NFQUEUE --queue-num {_QUEUE}" for hook in _HOOKS])
+    return {node: _started(lab, node, [*argv, str(_QUEUE)]) for node in NODES}
+
+
+def _started(lab: Lab, node: str, argv: Sequence[str]) -> int:
+    process = lab.network.in_namespace(
+        node, argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    with process.stdout as said:
+        if said.readline().strip() != _READY:
+            raise NfqError(f"{argv[0]} does not start on {node}")
+    return int(process.pid)
+
+
+def _engine(variant: Variant, lab: Lab) -> Processes:
+    """Start the nodes one after the other: with many policies each has much to compile."""
+    lab.store.start()
+    populate(lab, variant.policies)
+    for node in lab.nodes.values():
+        node.start(**variant.settings)
+        node.wait_until_ready()
+    lab.declare_endpoints()
+    return {name: node.pid for name, node in lab.nodes.items()}
+
+
+def _restore(lab: Lab, node: str, rules: Sequence[str]) -> None:
+    run_in(lab, node, "iptables-restore", text="".join(f"{line}\n" for line in ("*filter", *rules, "COMMIT")))
