@@ -91,6 +91,7 @@ def _started(lab: Lab, node: str, argv: Sequence[str]) -> int:
     process = lab.network.in_namespace(
         node, argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
+    assert process.stdout is not None
     with process.stdout as said:
         if said.readline().strip() != _READY:
             raise NfqError(f"{argv[0]} does not start on {node}")

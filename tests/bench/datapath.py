@@ -1,8 +1,8 @@
 """What the data path costs, beside no netfilter, the kernel alone, and what others would write.
 
 One interleaved run: in each repetition every contender has its turn at every place, and which begins changes, so that
-what disturbs the machine for a while disturbs all. Processes are pinned to no core: where there are two, a queue's reader
-pinned to one of them waits for the sender that the scheduler has put there.
+what disturbs the machine for a while disturbs all. Nothing is pinned to a core: with the traffic on one of two cores
+and the queue's reader on the other, figures were the same, as long as the machine had nothing else to do.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -20,8 +21,10 @@ from tests.bench.contenders import Contender, Processes, engine, references
 from tests.bench.figures import Figures, Measure
 from tests.bench.generators import Programs
 from tests.bench.places import PLACES, Place
+from tests.bench.processes import busy
 from tests.bench.variants import VARIANTS, Variant, refusal
 
+_LISTEN = 0.2  # seconds for which one looks whether the machine is busy with other things
 _WARM_UP = 0.2  # seconds of each kind of traffic before any is measured
 
 
@@ -52,7 +55,14 @@ class Plan:
         return {one.name: reason for one in VARIANTS if self.contenders in one.name and (reason := refusal(one))}
 
 
-class _Entrant:
+class Run(NamedTuple):
+    """What a run came to."""
+
+    figures: Figures
+    busy: list[float]  # shares of all cores that others took, as seen between the contenders' turns
+
+
+class Entrant:
     """A contender at work in its lab."""
 
     def __init__(self, name: str, lab: Lab, processes: Processes) -> None:
@@ -65,47 +75,49 @@ class _Entrant:
         return [self._processes[node] for node in place.gates if node in self._processes]
 
 
-def measure(plan: Plan, console: Console) -> Figures:
-    """Return the figures of a run; labs, processes and programs are gone when it ends, however it ends."""
+def measure(plan: Plan, console: Console) -> Run:
+    """Return what a run came to; labs, processes and programs are gone when it ends, however it ends."""
     with ExitStack() as stack:
         programs = Programs(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         entrants = []
         for contender in plan.wanted(programs):
             console.print(f"  begins: {contender.name}")
-            entrants.append(stack.enter_context(_at_work(contender)))
+            entrants.append(stack.enter_context(at_work(contender)))
         for place in plan.ways():
             for entrant in entrants:
                 _turn(programs, entrant, place, _WARM_UP)
         return _interleaved(programs, entrants, plan, console)
 
 
-def _interleaved(programs: Programs, entrants: Sequence["_Entrant"], plan: Plan, console: Console) -> Figures:
-    figures = Figures()
+def _interleaved(programs: Programs, entrants: Sequence[Entrant], plan: Plan, console: Console) -> Run:
+    run = Run(Figures(), [])
     for repetition in range(plan.repetitions):
         for place in plan.ways():
             console.print(f"  repetition {repetition + 1} of {plan.repetitions}: {place.name}")
+            run.busy.append(busy(_LISTEN))
             for entrant in _rotated(entrants, repetition):
                 for one, figure in _turn(programs, entrant, place, plan.seconds).items():
-                    figures.note(entrant.name, place.name, one, figure)
-    return figures
+                    run.figures.note(entrant.name, place.name, one, figure)
+    return run
 
 
 @contextmanager
-def _at_work(contender: Contender) -> Iterator[_Entrant]:
+def at_work(contender: Contender) -> Iterator[Entrant]:
+    """Give a contender that is at work in a lab of its own."""
     lab = Lab()
     try:
         lab.up()
-        yield _Entrant(contender.name, lab, contender.begin(lab))
+        yield Entrant(contender.name, lab, contender.begin(lab))
     finally:
         asyncio.run(lab.down())
 
 
-def _rotated(entrants: Sequence[_Entrant], by: int) -> list[_Entrant]:
+def _rotated(entrants: Sequence[Entrant], by: int) -> list[Entrant]:
     by %= len(entrants)
     return [*entrants[by:], *entrants[:by]]
 
 
-def _turn(programs: Programs, entrant: _Entrant, place: Place, seconds: float) -> dict[Measure, float]:
+def _turn(programs: Programs, entrant: Entrant, place: Place, seconds: float) -> dict[Measure, float]:
     place.enter(entrant.lab)
     try:
         return turn.take(programs, entrant.lab, entrant.at(place), place, seconds)

@@ -90,4 +90,5 @@ class Figures:
 
 
 def _plain(spread: Spread) -> dict[str, object]:
-    return {"median": spread.median, "min": spread.least, "max": spread.most, "each": list(spread.each)}
+    middle, least, most, *each = (float(f"{number:.6g}") for number in (*spread[:3], *spread.each))
+    return {"median": middle, "min": least, "max": most, "each": each}

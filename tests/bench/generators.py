@@ -57,7 +57,11 @@ class Programs:
         namespace = f"/run/netns/{lab.topology.namespace(place.target)}"
         argv = [self.path(name), namespace, str(lab.address(place.target)), str(_PORT), str(seconds), *map(str, more)]
         done = subprocess.run(
-            lab.network.command(place.source, argv), capture_output=True, text=True, timeout=seconds + _GRACE, check=False
+            lab.network.command(place.source, argv),
+            capture_output=True,
+            text=True,
+            timeout=seconds + _GRACE,
+            check=False,
         )
         if done.returncode != 0:
             said = done.stderr.strip() or f"it ended with {done.returncode}"

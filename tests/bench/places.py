@@ -1,4 +1,4 @@
-"""Where traffic is measured: from which machine of a lab to which, and the nodes on the way whose packets are judged."""
+"""Where traffic is measured: from which machine of a lab to which, and the nodes on the way that judge it."""
 
 from dataclasses import dataclass
 

@@ -1,8 +1,8 @@
 """What engines are loaded with: policies for the lab's endpoints and others, and 5,000 identities that they speak of.
 
-It is written straight into the store, as loading it would have done, so that a run does not wait for 10,000 documents to
-be read. This module is also the program that does so, beside the store. Then it gives the signs of life of the node that
-has the 5,000 endpoints, until nobody listens any more: without them, the store would take the endpoints out.
+It is written straight into the store, as loading it would have done, so that a run does not wait for 10,000 documents
+to be read. This module is also the program that does so, beside the store. Then it gives the signs of life of the node
+that has the 5,000 endpoints, as long as the lab lives: without them, the store would take the endpoints out.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _READY = "ready"
 
 
 def policies(count: int) -> Iterator[dict[str, Any]]:
-    """Return so many policies; the first three open what is measured, each 33rd of the others is about a measured role."""
+    """Return so many policies; three open what is measured, three of 100 others are about the same endpoints."""
     yield _policy(0, "backend", ingress=[{"fromEndpoints": [_role("frontend")]}])
     yield _policy(1, "frontend", egress=[{"toEndpoints": [_role("backend")]}])
     yield _policy(2, "monitor", ingress=[{"fromEntities": ["world"]}])
@@ -61,7 +61,7 @@ def _policy(number: int, role: str, **sections: list[dict[str, Any]]) -> dict[st
 
 
 def populate(lab: Lab, count: int) -> None:
-    """Write so many policies into the lab's store, and with more than a few of them the identities; return when done."""
+    """Write so many policies into the lab's store, and if they are many, the identities; return when done."""
     process = subprocess.Popen(
         lab.network.command(STORE, [sys.executable, "-m", "tests.bench.population", lab.store.url, str(count)]),
         stdout=subprocess.PIPE,

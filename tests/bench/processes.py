@@ -1,6 +1,7 @@
 """What a process costs, as /proc says."""
 
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -48,6 +49,7 @@ class Machine(NamedTuple):
     """What all cores together have done, in seconds."""
 
     softirq: float
+    idle: float
     all: float
 
     @classmethod
@@ -55,7 +57,19 @@ class Machine(NamedTuple):
         """Return what they have done since the machine was started."""
         line = Path("/proc/stat").read_text().splitlines()[0]
         ticks = [int(field) for field in line.split()[1:9]]  # without guests, who are in user's already, see proc(5)
-        return cls(ticks[6] / _TICKS, sum(ticks) / _TICKS)
+        return cls(ticks[6] / _TICKS, (ticks[3] + ticks[4]) / _TICKS, sum(ticks) / _TICKS)
+
+    def since(self, before: "Machine") -> "Machine":
+        """Return what they have done between the two moments."""
+        return Machine(*(after - ago for after, ago in zip(self, before, strict=True)))
+
+
+def busy(seconds: float) -> float:
+    """Return how busy the cores are with other things, as a share of all; nothing of ours may run."""
+    before = Machine.read()
+    time.sleep(seconds)
+    spent = Machine.read().since(before)
+    return 1 - spent.idle / spent.all
 
 
 class Queued(NamedTuple):

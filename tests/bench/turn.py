@@ -32,9 +32,8 @@ class Spent(NamedTuple):
 
     def since(self, before: "Spent") -> "Spent":
         """Return what was spent between the two moments."""
-        softirq, all_ = (after - ago for after, ago in zip(self.machine, before.machine, strict=True))
-        spent = (after - ago for after, ago in zip(self[:3], before[:3], strict=True))
-        return Spent(*spent, Machine(softirq, all_))
+        machine = self.machine.since(before.machine)
+        return Spent(self.cpu - before.cpu, self.packets - before.packets, self.lost - before.lost, machine)
 
     def a_packet(self) -> float | None:
         """Return microseconds for each packet that was queued."""

@@ -34,7 +34,7 @@ class Variant(NamedTuple):
 
 
 VARIANTS = tuple(
-    Variant(driver, datapath, policies) for policies in (FEW, MANY) for driver in DRIVERS for datapath in DATAPATHS
+    Variant(driver, datapath, policies) for driver in DRIVERS for datapath in DATAPATHS for policies in (FEW, MANY)
 )
 
 
