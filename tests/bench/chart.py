@@ -45,6 +45,7 @@ def _panel(panel: Axes, figures: Figures, contenders: list[str], place: str, mea
     panel.set_yticks(range(len(contenders)), contenders)
     panel.set_ylim(len(contenders) - 0.5, -0.5)
     panel.margins(x=0.25)
+    panel.locator_params(axis="x", nbins=4)
     panel.set_title(f"{measure.title} ({'more' if measure.more_is_better else 'less'} is better)", fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)
 
