@@ -1,0 +1,26 @@
+"""What a soak comes to."""
+
+from tests.bench.soak import Sample, Soaked, quarters
+
+
+def _soaked(*memory: float) -> Soaked:
+    return Soaked("engine", tuple(Sample(minute, one, 1.0, 1.0, 1.0) for minute, one in enumerate(memory)))
+
+
+def test_the_second_quarter_is_held_against_the_last() -> None:
+    assert quarters([0, 1, 10, 12, 50, 60, 70, 74]) == (11, 72)
+
+
+def test_tables_that_fill_at_first_are_no_growth() -> None:
+    soaked = _soaked(10, 40, 50, 50, 50, 50, 50, 50.2)
+
+    assert soaked.growth < 0.2
+    assert not soaked.grew
+
+
+def test_what_grows_all_the_time_has_grown() -> None:
+    assert _soaked(50, 51, 52, 53, 54, 55, 56, 57).grew
+
+
+def test_one_look_shows_no_growth() -> None:
+    assert _soaked(50).growth == 0
