@@ -100,7 +100,8 @@ def _measure(chosen: argparse.Namespace) -> None:
 def _datapath(console: Console, chosen: argparse.Namespace, about: dict[str, str]) -> None:
     """Print what judging packets costs, and keep it."""
     plan = datapath.Plan(chosen.repetitions, chosen.seconds or _TRAFFIC, chosen.contender, chosen.place)
-    console.print(f"The data path in the lab, {plan.repetitions} interleaved repetitions")
+    plan.check()
+    console.print(f"The data path in the lab, repetitions (interleaved): {plan.repetitions}")
     left_out = plan.left_out()
     for name, reason in left_out.items():
         console.print(f"  left out: {name}: {reason}")

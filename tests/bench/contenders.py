@@ -6,13 +6,16 @@ other at once, and a contender that is not being measured has nothing to do.
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
+from typing import Any
 
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.node import Node
 from nfq_enforcer.lab.topology import NODES
 from tests.bench.generators import ACCEPT_ALL, ACCEPT_BATCHES, Programs
 from tests.bench.places import PLACES
@@ -25,12 +28,14 @@ _HOOKS = ("INPUT", "FORWARD", "OUTPUT")
 _ADDRESSES, _FIRST = 100_000, IPv4Address("10.64.0.0")
 _SET = "bench"
 _READY = "ready"
+_PATIENCE, _LOOK = 60.0, 0.1
 
 NOTHING = "no netfilter"
 KERNEL = f"stateful iptables, ipset of {_ADDRESSES:,}"
 C_ACCEPT = "C, accepts every packet"
 C_BATCH = "C, accepts batches, GSO"
 NULL = "NetfilterQueue, null callback"
+REFERENCES = (NOTHING, KERNEL, C_ACCEPT, C_BATCH, NULL)
 
 Processes = Mapping[str, int]
 """By node: the process that judges there, with its children."""
@@ -106,7 +111,22 @@ def _engine(variant: Variant, lab: Lab) -> Processes:
         node.start(**variant.settings)
         node.wait_until_ready()
     lab.declare_endpoints()
+    for name, node in lab.nodes.items():
+        _await_load(node, variant.policies, sum(one.node == name for one in lab.topology.endpoints))
     return {name: node.pid for name, node in lab.nodes.items()}
+
+
+def _await_load(node: Node, policies: int, endpoints: int) -> None:
+    """Return when a node has so many policies and endpoints of its own: what nobody judges is quick."""
+    deadline = time.monotonic() + _PATIENCE
+    while (has := _loaded(node.status())) != (policies, endpoints):
+        if time.monotonic() > deadline:
+            raise NfqError(f"{node.name} has {has} policies and endpoints, not {(policies, endpoints)}")
+        time.sleep(_LOOK)
+
+
+def _loaded(status: Mapping[str, Any]) -> tuple[int, int]:
+    return status["documents"]["policies"], status["endpoints"]
 
 
 def _restore(lab: Lab, node: str, rules: Sequence[str]) -> None:

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from nfq_enforcer.errors import BadInput
 from nfq_enforcer.lab.lab import Lab
 from tests.bench import turn
-from tests.bench.contenders import Contender, Processes, engine, references
+from tests.bench.contenders import REFERENCES, Contender, Processes, engine, references
 from tests.bench.figures import Figures, Measure
 from tests.bench.generators import Programs
 from tests.bench.places import PLACES, Place
@@ -42,6 +43,12 @@ class Plan:
         named = [one for one in references(programs) if self.contenders in one.name]
         return [*named, *map(engine, self.variants())]
 
+    def check(self) -> None:
+        """Raise BadInput if nothing is wanted that there is."""
+        names = [*REFERENCES, *(one.name for one in VARIANTS if refusal(one) is None)]
+        _check("contender", self.contenders, names)
+        _check("place", self.places, [place.name for place in PLACES])
+
     def ways(self) -> list[Place]:
         """Return the places that are wanted."""
         return [place for place in PLACES if self.places in place.name]
@@ -53,6 +60,11 @@ class Plan:
     def left_out(self) -> dict[str, str]:
         """Return the names of the engine's variants that there are not, and why."""
         return {one.name: reason for one in VARIANTS if self.contenders in one.name and (reason := refusal(one))}
+
+
+def _check(what: str, wanted: str, names: Sequence[str]) -> None:
+    if not any(wanted in name for name in names):
+        raise BadInput(f"no {what} has '{wanted}' in its name; there are: {'; '.join(names)}")
 
 
 class Run(NamedTuple):

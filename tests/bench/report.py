@@ -18,7 +18,8 @@ Each contender has a lab of its own, is loaded once and then measured in turn. T
 
 - **datagrams** of 64 bytes in one flow, as many as the way carries (256 on the way at most); *CPU a packet* is what the
   judging processes and their children computed meanwhile (`/proc/PID/stat`), by the number of packets that were queued.
-  What the kernel does in their name, from the verdict to the next queue or socket, is in it;
+  What the kernel does in their name, from the verdict to the next queue or socket, is in it; how much of the machine's
+  time was spent in softirqs is in `datapath.json`;
 - **connections** one after the other: opened, accepted and closed by the other side, closed; timed is `connect()`;
 - **bulk TCP** over one connection.
 
@@ -46,7 +47,7 @@ class Report:
     def about(self) -> str:
         """Return one sentence on where and how."""
         what = ", ".join(f"{name} {value}" for name, value in self.machine.items())
-        return f"{self.day}: {what}; {self.repetitions} interleaved repetitions of {self.seconds:g} s each"
+        return f"{self.day}: {what}; interleaved repetitions: {self.repetitions}, of {self.seconds:g} s each"
 
     @property
     def warning(self) -> str:

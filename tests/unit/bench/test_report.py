@@ -44,7 +44,7 @@ def test_a_goal_says_what_was_reached_or_that_it_was_not_measured() -> None:
 def test_the_document_names_the_machine_what_was_left_out_and_why() -> None:
     text = report.markdown(_report())
 
-    assert "2026-01-02: cpu some, cores 2; 3 interleaved repetitions of 1 s each." in text
+    assert "2026-01-02: cpu some, cores 2; interleaved repetitions: 3, of 1 s each." in text
     assert "Not there: a driver (not supported)." in text
     assert "| bulk | here | ≥ 0.50 | 0.25 | no |" in text
 
