@@ -13,13 +13,14 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import Any
 
+from nfq_enforcer import api
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import Node
 from nfq_enforcer.lab.topology import NODES
 from tests.bench.generators import ACCEPT_ALL, ACCEPT_BATCHES, Programs
 from tests.bench.places import PLACES
-from tests.bench.population import populate
+from tests.bench.population import HOST_ROLES, host_document, populate
 from tests.bench.variants import Variant
 from tests.labs import run_in
 
@@ -67,8 +68,8 @@ def engine(variant: Variant) -> Contender:
 
 def _stateful(lab: Lab) -> Processes:
     """Let in who is in the set, and what belongs to connections."""
-    senders = [lab.topology.machine(place.source).interfaces[-1].addresses[0].ip for place in PLACES]
-    members = {*senders, *(_FIRST + number for number in range(_ADDRESSES - len(set(senders))))}
+    senders = {address for place in PLACES for address in _addresses(lab, place.source)}
+    members = [*senders, *(_FIRST + number for number in range(_ADDRESSES - len(senders)))]
     lines = [f"create {_SET} hash:ip maxelem 1048576", *(f"add {_SET} {member}" for member in members)]
     rules = [
         rule
@@ -83,6 +84,11 @@ def _stateful(lab: Lab) -> Processes:
         run_in(lab, node, "ipset", "restore", text="".join(f"{line}\n" for line in lines))
         _restore(lab, node, rules)
     return {}
+
+
+def _addresses(lab: Lab, machine: str) -> set[IPv4Address]:
+    every = {address.ip for interface in lab.topology.machine(machine).interfaces for address in interface.addresses}
+    return {address for address in every if isinstance(address, IPv4Address)}
 
 
 def _loop(argv: Sequence[str], lab: Lab) -> Processes:
@@ -111,8 +117,11 @@ def _engine(variant: Variant, lab: Lab) -> Processes:
         node.start(**variant.settings)
         node.wait_until_ready()
     lab.declare_endpoints()
+    for name, role in HOST_ROLES.items():
+        api.call(lab.nodes[name].socket, "apply", files=[("host.yaml", host_document(lab, name, role))])
     for name, node in lab.nodes.items():
-        _await_load(node, variant.policies, sum(one.node == name for one in lab.topology.endpoints))
+        own = sum(one.node == name for one in lab.topology.endpoints) + (name in HOST_ROLES)
+        _await_load(node, variant.policies, own)
     return {name: node.pid for name, node in lab.nodes.items()}
 
 

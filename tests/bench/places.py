@@ -45,4 +45,6 @@ HOST = Place("at the host", ROUTER, "n3", ("n3",))
 FORWARDED = Place("forwarded, one node", "front1", "back1", ("n1",))
 STAMPED = Place("stamped, two nodes", "front1", "back2", ("n1", "n2"))
 SEGMENTED = Place("stamped, two nodes, offloads off", "front1", "back2", ("n1", "n2"), offloads=False)
-PLACES = (HOST, FORWARDED, STAMPED, SEGMENTED)
+# what a host itself sends is segmented behind the queue, whatever its interface can do
+HOSTS = Place("stamped, host to host, offloads off", "n1", "n2", ("n1", "n2"), offloads=False)
+PLACES = (HOST, FORWARDED, STAMPED, SEGMENTED, HOSTS)

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import yaml
+
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import STORE
 from nfq_enforcer.policy.cilium import CiliumNetworkPolicy
@@ -25,6 +27,7 @@ from tests.bench.simulated import Simulation, connected, fill, node_name
 IDENTITIES = 5000
 FEW, MANY = 10, 10_000
 _MEASURED = ("frontend", "backend", "monitor")  # roles of the lab's endpoints that traffic is measured with
+HOST_ROLES = {"n1": "frontend", "n2": "backend"}  # of nodes that shall be endpoints themselves, as n3 is in any lab
 _ROLES = 100  # of the others; see ``simulated.kind``
 _AT_ONCE = 500
 _READY = "ready"
@@ -58,6 +61,17 @@ def _policy(number: int, role: str, **sections: list[dict[str, Any]]) -> dict[st
         "metadata": {"name": f"policy-{number}"},
         "spec": {"endpointSelector": _role(role), **sections},
     }
+
+
+def host_document(lab: Lab, node: str, role: str) -> str:
+    """Return the document that declares a node to be an endpoint."""
+    document = {
+        "apiVersion": "nfq-enforcer.io/v1",
+        "kind": "Endpoint",
+        "metadata": {"name": node, "labels": {"role": role}},
+        "spec": {"ips": [str(lab.address(node))]},
+    }
+    return yaml.safe_dump(document)
 
 
 def populate(lab: Lab, count: int) -> None:

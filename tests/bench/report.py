@@ -25,9 +25,9 @@ Each contender has a lab of its own, is loaded once and then measured in turn. T
 
 *At the host*: the endpoint is the host itself (INPUT and OUTPUT). *Forwarded*: both endpoints are behind veths of one
 node. *Stamped*: two nodes, each with a queue; CPU and memory are means over both. *Offloads off*: `tso gso gro off` on
-every interface on the way. The rules of the C and NetfilterQueue loops queue every packet and keep no state; those of
-the engine match an ipset, have the kernel keep connection state, and queue what has a local endpoint at an end. Memory
-is PSS."""
+every interface on the way; what a host itself sends is segmented behind its queue all the same. The rules of the C and
+NetfilterQueue loops queue every packet and keep no state; those of the engine match an ipset, have the kernel keep
+connection state, and queue what has a local endpoint at an end. Memory is PSS."""
 
 
 @dataclass(frozen=True)
