@@ -34,6 +34,7 @@ _KEPT = Path(__file__).parents[2] / "docs" / "benchmarks"
 _CHURN = 60.0  # seconds
 _TRAFFIC = 1.0  # seconds of each kind, in each repetition
 _REPETITIONS = 5
+_SOAK = 30.0  # minutes that are worth keeping
 
 
 def main() -> None:
@@ -86,7 +87,7 @@ def _measure(chosen: argparse.Namespace) -> None:
     about = machine.describe()
     console.print(", ".join(about.values()))
     if chosen.soak:
-        _soak(console, chosen.soak)
+        _soak(console, chosen, about)
         return
     parts = ["cluster"] if chosen.cluster else chosen.only or _PARTS
     if alone := {"core", "policy", "peers"}.intersection(parts):
@@ -144,12 +145,15 @@ def _keep(made: report.Report, folder: Path) -> None:
     chart.draw(made.figures, made.about, folder / "datapath.svg")
 
 
-def _soak(console: Console, minutes: float) -> None:
-    soaked = soak.measure(minutes, console)
-    console.print(
-        f"{soaked.contender}: memory {'grew' if soaked.grew else 'did not grow'} "
-        f"({soaked.growth:+.2f} MiB from the second quarter of the time to the last)"
-    )
+def _soak(console: Console, chosen: argparse.Namespace, about: dict[str, str]) -> None:
+    """Print whether the engine grows, and keep it; exit with status 1 if it does."""
+    soaked = soak.measure(chosen.soak, console)
+    console.print(soaked.verdict)
+    if folder := chosen.output or (_KEPT if chosen.soak >= _SOAK else None):
+        folder.mkdir(parents=True, exist_ok=True)
+        what = f"{datetime.now(UTC).date()}: {', '.join(about.values())}; {chosen.soak:g} minutes"
+        (folder / "soak.md").write_text(soak.markdown(soaked, what))
+        console.print(f"kept in {folder}: soak.md")
     sys.exit(soaked.grew)
 
 

@@ -19,6 +19,7 @@ from tests.bench.places import FORWARDED
 from tests.bench.population import FEW
 from tests.bench.variants import VARIANTS, Variant, refusal
 
+_HEADS = ["minute", "memory, MiB", "UDP packets/s", "new connections/s", "bulk TCP, Gb/s"]
 _TURN = 10.0  # seconds of each kind of traffic
 NOISE = 0.01  # of the memory: less is not growth
 
@@ -50,6 +51,13 @@ class Soaked(NamedTuple):
         """Say whether that is more than noise."""
         return self.growth > NOISE * quarters([one.memory for one in self.samples])[0]
 
+    @property
+    def verdict(self) -> str:
+        """Return the sentence that says so."""
+        grew = "grew" if self.grew else "did not grow"
+        since = "from the second quarter of the time to the last"
+        return f"{self.contender}: memory {grew} ({self.growth:+.2f} MiB {since})."
+
 
 def quarters(figures: Sequence[float]) -> tuple[float, float]:
     """Return the medians of the second and of the last quarter."""
@@ -63,12 +71,13 @@ def measure(minutes: float, console: Console) -> Soaked:
     with ExitStack() as stack:
         programs = Programs(Path(stack.enter_context(tempfile.TemporaryDirectory())))
         entrant = stack.enter_context(at_work(engine(variant)))
+        console.print("  " + " | ".join(_HEADS))
         samples: list[Sample] = []
         begun = time.monotonic()
         while (minute := (time.monotonic() - begun) / 60) < minutes or not samples:
             taken = turn.take(programs, entrant.lab, entrant.at(FORWARDED), FORWARDED, min(_TURN, minutes * 10))
             samples.append(Sample(minute, *(taken[one] for one in (MEMORY, DATAGRAMS, CONNECTIONS, BULK))))
-            console.print("  " + ", ".join(line(samples[-1])))
+            console.print("  " + " | ".join(line(samples[-1])))
     return Soaked(variant.name, tuple(samples))
 
 
@@ -76,13 +85,21 @@ def _first() -> Variant:
     return next(one for one in VARIANTS if one.policies == FEW and refusal(one) is None)
 
 
+def markdown(soaked: Soaked, about: str) -> str:
+    """Return a soak as a document, with about ten looks and the last."""
+    looks = soaked.samples[:: max(1, len(soaked.samples) // 10)]
+    lines = [_HEADS, ["---"] * len(_HEADS), *map(line, (*looks, soaked.samples[-1]))]
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"# The engine at full rate\n\n{about}; by `--soak` of `make bench`.\n\n{soaked.verdict}\n\n{table}\n"
+
+
 def line(sample: Sample) -> list[str]:
     """Return what a row of the table has."""
     minute, memory, datagrams, connections, bulk = sample
     return [
-        f"{minute:.1f} min",
-        f"{memory:.2f} MiB",
-        f"{datagrams:,.0f} UDP packets/s",
-        f"{connections:,.0f} connections/s",
-        f"{bulk:.2f} Gb/s",
+        f"{minute:.1f}",
+        f"{memory:.2f}",
+        f"{datagrams:,.0f}",
+        f"{connections:,.0f}",
+        f"{bulk:.2f}",
     ]

@@ -19,7 +19,7 @@ def test_a_run_is_of_all_places_and_of_each_variant_that_there_is_or_is_left_out
 
 
 def test_a_part_of_a_name_chooses() -> None:
-    plan = Plan(5, 1.0, contenders="netfilterqueue, per-packet", places="offloads off")
+    plan = Plan(5, 1.0, contenders="netfilterqueue, per-packet", places="two nodes, offloads off")
 
     assert [one.policies for one in plan.variants()] == [10, 10_000]
     assert plan.left_out() == {}

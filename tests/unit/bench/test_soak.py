@@ -1,6 +1,6 @@
 """What a soak comes to."""
 
-from tests.bench.soak import Sample, Soaked, quarters
+from tests.bench.soak import Sample, Soaked, markdown, quarters
 
 
 def _soaked(*memory: float) -> Soaked:
@@ -24,3 +24,13 @@ def test_what_grows_all_the_time_has_grown() -> None:
 
 def test_one_look_shows_no_growth() -> None:
     assert _soaked(50).growth == 0
+
+
+def test_the_document_has_the_verdict_and_some_looks_with_the_last() -> None:
+    text = markdown(_soaked(*[50.0] * 39, 51.0), "a machine")
+
+    assert "engine: memory did not grow (+0.00 MiB from the second quarter of the time to the last)." in text
+    assert "a machine; by `--soak`" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 2 + 10 + 1
+    assert rows[-1] == "| 39.0 | 51.00 | 1 | 1 | 1.00 |"
