@@ -85,7 +85,7 @@ def _number(kind: Callable[[str], float], least: float, most: float) -> Callable
 def _measure(chosen: argparse.Namespace) -> None:
     console = Console(width=140)
     about = machine.describe()
-    console.print(", ".join(about.values()))
+    console.print(machine.sentence(about))
     if chosen.soak:
         _soak(console, chosen, about)
         return
@@ -151,7 +151,7 @@ def _soak(console: Console, chosen: argparse.Namespace, about: dict[str, str]) -
     console.print(soaked.verdict)
     if folder := chosen.output or (_KEPT if chosen.soak >= _SOAK else None):
         folder.mkdir(parents=True, exist_ok=True)
-        what = f"{datetime.now(UTC).date()}: {', '.join(about.values())}; {chosen.soak:g} minutes"
+        what = f"{datetime.now(UTC).date()}: {machine.sentence(about)}; {chosen.soak:g} minutes"
         (folder / "soak.md").write_text(soak.markdown(soaked, what))
         console.print(f"kept in {folder}: soak.md")
     sys.exit(soaked.grew)

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -17,6 +18,11 @@ def describe() -> dict[str, str]:
         "python": platform.python_version(),
         "iptables": subprocess.run(["iptables", "-V"], check=True, capture_output=True, text=True).stdout.split()[1],
     }
+
+
+def sentence(described: Mapping[str, str]) -> str:
+    """Return it on one line."""
+    return ", ".join(f"{name} {value}" for name, value in described.items())
 
 
 def _first(pattern: str, text: str) -> str:

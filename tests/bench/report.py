@@ -10,6 +10,7 @@ from typing import Any
 from tests.bench.contenders import C_ACCEPT, NOTHING
 from tests.bench.figures import CPU, IN_TABLES, MEMORY, Figures, Measure
 from tests.bench.goals import Result
+from tests.bench.machine import sentence
 
 _BUSY = 0.05  # of the cores with other things: more than that, and figures say little
 _METHOD = """\
@@ -46,8 +47,7 @@ class Report:
     @property
     def about(self) -> str:
         """Return one sentence on where and how."""
-        what = ", ".join(f"{name} {value}" for name, value in self.machine.items())
-        return f"{self.day}: {what}; interleaved repetitions: {self.repetitions}, of {self.seconds:g} s each"
+        return f"{self.day}: {sentence(self.machine)}; interleaved repetitions: {self.repetitions}, of {self.seconds:g} s each"
 
     @property
     def warning(self) -> str:

@@ -87,8 +87,8 @@ def _first() -> Variant:
 
 def markdown(soaked: Soaked, about: str) -> str:
     """Return a soak as a document, with about ten looks and the last."""
-    looks = soaked.samples[:: max(1, len(soaked.samples) // 10)]
-    lines = [_HEADS, ["---"] * len(_HEADS), *map(line, (*looks, soaked.samples[-1]))]
+    looks = dict.fromkeys((*soaked.samples[:: max(1, len(soaked.samples) // 10)], soaked.samples[-1]))
+    lines = [_HEADS, ["---"] * len(_HEADS), *map(line, looks)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return f"# The engine at full rate\n\n{about}; by `--soak` of `make bench`.\n\n{soaked.verdict}\n\n{table}\n"
 
