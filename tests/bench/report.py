@@ -47,7 +47,8 @@ class Report:
     @property
     def about(self) -> str:
         """Return one sentence on where and how."""
-        return f"{self.day}: {sentence(self.machine)}; interleaved repetitions: {self.repetitions}, of {self.seconds:g} s each"
+        how = f"interleaved repetitions: {self.repetitions}, of {self.seconds:g} s each"
+        return f"{self.day}: {sentence(self.machine)}; {how}"
 
     @property
     def warning(self) -> str:
