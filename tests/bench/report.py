@@ -21,7 +21,8 @@ Each contender has a lab of its own, is loaded once and then measured in turn. T
   judging processes and their children computed meanwhile (`/proc/PID/stat`), by the number of packets that were queued.
   What the kernel does in their name, from the verdict to the next queue or socket, is in it; how much of the machine's
   time was spent in softirqs is in `datapath.json`;
-- **connections** one after the other: opened, accepted and closed by the other side, closed; timed is `connect()`;
+- **connections** opened and closed one after the other; the server, which accepts and closes, may be 256 of them behind.
+  Timed is `connect()`;
 - **bulk TCP** over one connection.
 
 *At the host*: the endpoint is the host itself (INPUT and OUTPUT). *Forwarded*: both endpoints are behind veths of one
