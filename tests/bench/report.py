@@ -21,7 +21,7 @@ Each contender has a lab of its own, is loaded once and then measured in turn. T
   judging processes and their children computed meanwhile (`/proc/PID/stat`), by the number of packets that were queued.
   What the kernel does in their name, from the verdict to the next queue or socket, is in it; how much of the machine's
   time was spent in softirqs is in `datapath.json`;
-- **connections** opened and closed one after the other; the server, which accepts and closes, may be 256 of them behind.
+- **connections** opened and closed one after the other; the server, which accepts and closes, may be 256 behind.
   Timed is `connect()`;
 - **bulk TCP** over one connection.
 
