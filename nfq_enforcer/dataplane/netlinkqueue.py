@@ -101,6 +101,9 @@ class NetlinkQueue:
                         self._send()
         except BlockingIOError:
             return False
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:  # the kernel had no memory for a message; the rules' counters tell
+                raise
         finally:
             self._send()
         return True
@@ -136,7 +139,8 @@ class NetlinkQueue:
             refused = netlink.error(self._socket.recv(netlink.LONGEST_MESSAGE))
             if refused == errno.EOPNOTSUPP:
                 raise Unsupported(
-                    f"this kernel cannot queue what the driver {DRIVER} needs (NFQA_CFG_F_GSO, Linux 3.11)"
+                    f"this kernel's NFQUEUE cannot do what the driver '{DRIVER}' needs (NFQA_CFG_F_GSO, since Linux "
+                    "3.11): choose the driver 'auto' or 'netfilterqueue'"
                 )
             if refused:
                 raise NfqError(why_not_bound(number, OSError(refused, os.strerror(refused))))

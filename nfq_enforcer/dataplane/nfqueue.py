@@ -30,7 +30,7 @@ LONGEST_REWRITTEN = (
     0xFFFF - 4
 )  # bytes of a packet that can be copied, or put in its place: a netlink attribute's length has 16 bits
 
-_PROC = Path("/proc/net/netfilter/nfnetlink_queue")
+_PROC = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 
 
 Judge = Callable[[bytes, int, int, int], Verdict | bytes]

@@ -528,7 +528,7 @@ class TestRefusal:
 
         assert ended.returncode == 1
         assert sentence(ended) == (
-            "queue 100 is taken by another program: stop it, or choose other numbers with first_queue (0 to 65535) "
+            "queue 100 is taken by another program: stop it, or choose other numbers with first_queue (0 to 65533) "
             "in the configuration"
         )
 

@@ -1,9 +1,16 @@
-"""The queue where there is none: a kernel without NFQUEUE."""
+"""Which driver is taken, and what is said where the kernel refuses: old ones, ones without NFQUEUE, taken queues."""
 
 import subprocess
 import sys
+import warnings
 
 import pytest
+
+from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.dataplane import drivers, netlink
+from nfq_enforcer.dataplane.nfqueue import Numbers, backlog
+from nfq_enforcer.errors import NfqError
+from tests.apart import run_apart
 
 # No kernel here is without it, so the program has the kernel answer as one that is: a seccomp filter refuses the
 # netlink family of netfilter (seccomp(2); offsets in struct seccomp_data, linux/seccomp.h).
@@ -52,3 +59,66 @@ def test_a_kernel_without_nfqueue_is_one_sentence(root: None, driver: str) -> No
         "or use a kernel built with CONFIG_NETFILTER_NETLINK_QUEUE\n"
     )
     assert done.returncode == 1
+
+
+def accept(payload: bytes, indev: int, outdev: int, skb: int) -> Verdict:
+    return Verdict.ACCEPT
+
+
+def test_the_better_driver_is_taken_where_it_works(root: None) -> None:
+    async def scenario() -> tuple[str, Numbers, bool]:
+        queue = drivers.bind("auto", 100, accept, fail_open=False)
+        bound = backlog(100, 101, 102) is not None
+        queue.close()
+        return queue.driver, queue.numbers, bound
+
+    assert run_apart(scenario()) == ("netlink", Numbers(100, 101, 102), True)
+
+
+def test_where_the_kernel_refuses_what_it_needs_the_library_is_taken(
+    root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netlink, "GSO", 1 << 20)  # no kernel has a flag of this value, as old ones have none for GSO
+
+    async def scenario() -> tuple[str, Numbers]:
+        with warnings.catch_warnings(action="ignore"):  # of the size of the library's socket
+            queue = drivers.bind("auto", 100, accept, fail_open=False)
+        queue.close()
+        return queue.driver, queue.numbers
+
+    assert run_apart(scenario()) == ("netfilterqueue", Numbers(100, 100, 100))
+
+
+def test_a_driver_that_is_asked_for_and_cannot_work_is_one_sentence(
+    root: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(netlink, "GSO", 1 << 20)
+
+    async def scenario() -> None:
+        drivers.bind("netlink", 100, accept, fail_open=False)
+
+    with pytest.raises(NfqError) as caught:
+        run_apart(scenario())
+    assert str(caught.value) == (
+        "this kernel's NFQUEUE cannot do what the driver 'netlink' needs (NFQA_CFG_F_GSO, since Linux 3.11): "
+        "choose the driver 'auto' or 'netfilterqueue'"
+    )
+
+
+@pytest.mark.parametrize(("first", "taken"), [(100, 100), (99, 100), (98, 100)])
+def test_each_of_its_queues_may_be_taken(root: None, first: int, taken: int) -> None:
+    async def scenario() -> None:
+        with warnings.catch_warnings(action="ignore"):
+            other = drivers.bind("netfilterqueue", taken, accept, fail_open=False)
+        try:
+            drivers.bind("netlink", first, accept, fail_open=False)
+        finally:
+            assert [number for number in range(98, 103) if backlog(number)] == [taken]
+            other.close()
+
+    with pytest.raises(NfqError) as caught:
+        run_apart(scenario())
+    assert str(caught.value) == (
+        f"queue {taken} is taken by another program: stop it, or choose other numbers with "
+        "first_queue (0 to 65533) in the configuration"
+    )

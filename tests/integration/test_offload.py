@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.lab.lab import Lab
-from tests.labs import DRIVERS, FAMILIES, HTTP, PATIENT, Unharmed, between, identities, length, stamps_on
+from nfq_enforcer.lab.topology import UPLINK
+from tests.labs import DRIVERS, FAMILIES, HTTP, PATIENT, Unharmed, between, identities, length, run_in, stamps_on
 
 BULK = 20_000_000
 SEEN = 2_000_000  # of a transfer that is captured
@@ -159,3 +160,19 @@ def blast(lab: Lab, source: str, target: str, family: int, bursts: int = 200) ->
         assert sink.stdout.readline() == "ready\n"
         with lab.network.in_namespace(source, [sys.executable, "-c", BURSTS + BLAST, *arguments], **pipe) as sender:
             return sender.communicate(timeout=6 * PATIENT)[0], sink.communicate(timeout=PATIENT)[0]
+
+
+@pytest.mark.parametrize("largest", [65_536, 185_000])
+@both_families
+async def test_pieces_that_have_no_room_for_a_stamp_are_not_lost(guarded: Lab, largest: int, family: int) -> None:
+    """Beyond 65,535 bytes IPv6 has BIG TCP; where a stamp has no room the kernel cuts on the way to another queue."""
+    unharmed = Unharmed(guarded, "front1", "back2", "n1", "n2")
+    size = ("ip", "link", "set", UPLINK, "gso_max_size")
+    run_in(guarded, "front1", *size, str(largest))
+    try:
+        outcome = await guarded.host("front1").bulk(guarded.address("back2", family), HTTP, BULK, 3 * PATIENT)
+    finally:
+        run_in(guarded, "front1", *size, "65536")
+
+    assert (outcome.status, outcome.received, outcome.intact) == ("ok", BULK, True)
+    assert unharmed.since() == {}
