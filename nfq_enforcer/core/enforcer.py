@@ -44,8 +44,7 @@ class FlowEvent(NamedTuple):
     denied_by: tuple[RuleRef, ...] = ()  # the deny rules that refuse it
 
 
-@dataclass(slots=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do with a packet: the verdict, and what else follows."""
 
     verdict: Verdict

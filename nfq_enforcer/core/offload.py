@@ -4,7 +4,7 @@ As long as a packet goes on as it is, the kernel or the device does this. But it
 so in a packet that gets others the checksum has to be right: of TCP, UDP and ICMPv6 its field holds the sum of the
 pseudo header and lacks the rest (``CHECKSUM_PARTIAL``, include/linux/skbuff.h); of SCTP it is empty.
 
-A packet that the kernel will yet cut into segments (GSO) gets its checksums then, from the field as it is.
+A TCP packet that the kernel will yet cut into segments (GSO) gets its checksums then.
 """
 
 from nfq_enforcer.core.packet import ICMPV6, SCTP, TCP, UDP, checksum

@@ -8,7 +8,7 @@ from nfq_enforcer.core import offload, stamp
 from nfq_enforcer.core.arrival import Arrival, Interface
 from nfq_enforcer.core.glance import Glimpse
 from nfq_enforcer.core.offload import SEGMENTS, UNFINISHED
-from nfq_enforcer.core.packet import TCP, UDP
+from nfq_enforcer.core.packet import TCP
 from nfq_enforcer.core.stamp import Imprint
 from nfq_enforcer.core.verdict import DropReason, PacketError, Verdict
 
@@ -32,10 +32,11 @@ def press(payload: bytes, seen: Glimpse, mark: Imprint, outdev: Interface | None
     if len(payload) + mark.growth > (_LONGEST if skb & SEGMENTS else min(outdev.mtu, _LONGEST)):
         return None
     if skb & (UNFINISHED | SEGMENTS):
-        if not offload.is_left(payload, key, l4):
+        proto = key[0]
+        if not offload.is_left(payload, key, l4) or (skb & SEGMENTS and proto != TCP):
             return None
         if not skb & SEGMENTS:
-            payload = offload.finish(payload, key[0], l4)
+            payload = offload.finish(payload, proto, l4)
     return mark.press(payload)
 
 
@@ -60,10 +61,12 @@ def rewrite(arrival: Arrival, mark: Imprint | None, *, hands_on: bool) -> bytes:
 def _hindrance(arrival: Arrival, too_long: bool) -> Verdict | None:
     """Return how another queue has to hand the packet over so that it can be rewritten, None if none helps or needs to.
 
-    Of segments only those of TCP and UDP get their checksums from the kernel whatever has been done to the packet.
+    Only segments of TCP get their checksums from the kernel although the packet has been changed: a rewritten skb is
+    CHECKSUM_NONE, which ``tcp4_gso_segment`` mends and others do not. Datagrams are better cut before anyway: each is
+    held against the MTU then.
     """
     packet = arrival.packet
-    if arrival.segments and (too_long or packet.proto not in (TCP, UDP)):
+    if arrival.segments and (too_long or packet.proto != TCP):
         return Verdict.HAND_ON_SEGMENTED
     if packet.truncated:
         return None if too_long else Verdict.HAND_ON_WHOLE
