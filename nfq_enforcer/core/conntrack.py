@@ -47,6 +47,12 @@ Origin = tuple[str | None, Identity | None]
 """Where packets come from: the interface (None: this host), and the identity on their stamp (None: no stamp)."""
 
 
+UNSEEN: Origin = ("", None)
+"""The origin of a flow that was learned, until its opener is seen: no interface has this name."""
+
+UNJUDGED = -1  # the revision of a flow that was learned, until it is judged
+
+
 class Opening(NamedTuple):
     """What policy judges: the first packet of a flow, and who sends it to whom."""
 
@@ -116,6 +122,14 @@ class Flow:
         return self.stamp if packet.key == self.key else self.reply_stamp
 
 
+class KnownFlow(NamedTuple):
+    """A flow that somebody else remembers, the kernel for example."""
+
+    key: bytes  # of its opener's packets
+    state: State
+    expires_in: float  # seconds
+
+
 class _Ages:
     """Flows by age, the oldest first, in a ring of neighbours that a flow leaves at no cost, wherever it stands."""
 
@@ -177,20 +191,36 @@ class Conntrack:
 
     def create(self, packet: Packet, now: float) -> Flow:
         """Enter the flow that this packet opens, in place of any that has one of its keys."""
-        flow = Flow(packet.key, reply_key(packet))
+        flow = Flow(packet.key, reply_key(packet.key))
         for key in (flow.key, flow.reply_key):
             old = self._parts[hash(key) % _PARTS].get(key)
             if old is not None:
                 self.remove(old)
         if self._length >= self._maximum:
             self._evict()
-        for key in (flow.key, flow.reply_key):
-            self._parts[hash(key) % _PARTS][key] = flow
-        self._unconfirmed.join(flow)
-        self._length += 1
-        flow.lifetime = _SECONDS.get(packet.proto, _OTHER_SECONDS)[State.NEW]
+        self._enter(flow)
         self.see(flow, False, packet.tcp_flags, now)
         return flow
+
+    def learn(self, known: KnownFlow, now: float) -> bool:
+        """Enter a flow that somebody else knows, for who judges to meet it; say whether there was room for it."""
+        flow = Flow(known.key, reply_key(known.key))
+        if self._length >= self._maximum or self.lookup(flow.key, now) or self.lookup(flow.reply_key, now):
+            return False
+        flow.state = known.state
+        flow.origin, flow.revision, flow.to_host = UNSEEN, UNJUDGED, False
+        flow.source = flow.destination = Identity(0)
+        flow.stamp = flow.reply_stamp = None
+        self._enter(flow)
+        flow.expires = now + min(known.expires_in, flow.lifetime)
+        return True
+
+    def _enter(self, flow: Flow) -> None:
+        for key in (flow.key, flow.reply_key):
+            self._parts[hash(key) % _PARTS][key] = flow
+        (self._unconfirmed if flow.state < State.ESTABLISHED else self._confirmed).join(flow)
+        self._length += 1
+        flow.lifetime = _SECONDS.get(flow.key[0], _OTHER_SECONDS)[flow.state]
 
     def see(self, flow: Flow, reply: bool, tcp_flags: int, now: float) -> None:
         """Note a packet of the flow, of its opener or a reply: its state may move on, its time is renewed."""
