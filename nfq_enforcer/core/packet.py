@@ -141,8 +141,13 @@ def reply_key(key: bytes) -> bytes:
     return key[:1] + key[middle:-4] + key[1:middle] + ports
 
 
-def flow_key(proto: int, src: bytes, dst: bytes, ports: bytes) -> bytes:
-    """Return the key of a TCP, UDP or SCTP flow; ``ports`` are both, two bytes each."""
+def has_ports(proto: int) -> bool:
+    """Say whether flows of this protocol have ports in their keys."""
+    return proto in _WITH_PORTS
+
+
+def flow_key(proto: int, src: bytes, dst: bytes, ports: bytes = _NO_PORTS) -> bytes:
+    """Return the key of a flow that is no ICMP query's; ``ports`` are both, two bytes each, where it has some."""
     return bytes((proto,)) + src + dst + ports
 
 
