@@ -8,7 +8,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 
 PACKAGES := build-essential conntrack ethtool iproute2 ipset iptables iputils-ping libnetfilter-queue-dev \
-	libnfnetlink-dev openssl procps python3-dev python3-venv redis-server tcpdump
+	libnfnetlink-dev openssh-client openssl procps python3-dev python3-venv redis-server tcpdump
 
 PYTHON ?= $(shell for python in /usr/bin/python3 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)

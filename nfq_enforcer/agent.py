@@ -23,9 +23,8 @@ from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.dataplane import iptables
 from nfq_enforcer.dataplane.interfaces import Address, host_addresses, mtu
-from nfq_enforcer.dataplane.nfqueue import MAX_COPY
+from nfq_enforcer.dataplane.libraryqueue import DRIVER, LONGEST_COPY
 from nfq_enforcer.dataplane.pool import WorkerProcess
-from nfq_enforcer.dataplane.ruleset import Ruleset
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.inforce import InForce
 from nfq_enforcer.observe.exporter import Exporter
@@ -54,9 +53,19 @@ class Agent:
         self._keep_rules = keep_rules
         self._settings = node_settings(config)
         self._families = iptables.families()
-        self._rules = iptables.Rules(self._ruleset(), self._families)
+        self._rules = iptables.Rules(
+            self._families,
+            fail_open=config.fail == "open",
+            cluster_mtus={name: mtu(name) for name in self._settings.cluster_interfaces},
+        )
         self._log: FlowLog[Logged] = FlowLog()
-        self._worker = WorkerProcess(config.first_queue, config.conntrack.max, self._on_events)
+        self._worker = WorkerProcess(
+            config.first_queue,
+            config.conntrack.max,
+            self._on_events,
+            driver=config.driver,
+            fail_open=config.fail == "open",
+        )
         self._store = self._make_store()
         self._replica = Replica(self._settings)
         self._in_force = InForce(self._store, self._replica, self._worker, self._rules)
@@ -129,6 +138,7 @@ class Agent:
 
     async def _judge(self) -> None:
         await self._in_force.begin()
+        self._warn_of_long_packets()
         _say_ready()
         await self._unless_stopped(self._in_force.follow())
 
@@ -150,13 +160,6 @@ class Agent:
         stopped = self._stop.is_set() or self._config.fail == "open"
         return self._rules.only_exempt or (stopped and not self._keep_rules)
 
-    def _ruleset(self) -> Ruleset:
-        return Ruleset(
-            self._config.first_queue,
-            self._config.fail == "open",
-            {name: mtu(name) for name in self._settings.cluster_interfaces},
-        )
-
     def _on_events(self, events: tuple[FlowEvent, ...]) -> None:
         wall = time.time() - time.monotonic()
         directory = self._in_force.view.directory
@@ -174,17 +177,22 @@ class Agent:
         room = stamp.overhead(6)
         for name in sorted(self._settings.cluster_interfaces):
             size = mtu(name)
-            if size + room > MAX_COPY:
-                _log.warning(
-                    "interface %s has an MTU of %d, but the queue copies %d bytes of a packet: longer ones that need a "
-                    "stamp are dropped (PAYLOAD_TOO_LONG); an MTU of %d or less avoids it",
-                    *(name, size, MAX_COPY, MAX_COPY - room),
-                )
             if size < _LEAST_IPV6_MTU + room:
                 _log.warning(
                     "interface %s has an MTU of %d: IPv6 needs %d and a stamp %d more, so full-size IPv6 packets of "
                     "endpoints cannot leave by it",
                     *(name, size, _LEAST_IPV6_MTU, room),
+                )
+
+    def _warn_of_long_packets(self) -> None:
+        """Say which packets the library, where it is the driver, cannot copy whole."""
+        longest = LONGEST_COPY - stamp.overhead(6)
+        for name in sorted(self._settings.cluster_interfaces):
+            if self._worker.driver == DRIVER and (size := mtu(name)) > longest:
+                _log.warning(
+                    "interface %s has an MTU of %d, but the driver %s copies %d bytes of a packet: longer ones that "
+                    "need a stamp are dropped (PAYLOAD_TOO_LONG); an MTU of %d or less avoids it",
+                    *(name, size, DRIVER, LONGEST_COPY, longest),
                 )
 
 

@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from nfq_enforcer import __version__, api
@@ -23,7 +22,7 @@ from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.replica import NodeSettings, Replica
 from nfq_enforcer.store.shared import SharedStore
-from nfq_enforcer.store.source import Applied, NodeStatus, Store
+from nfq_enforcer.store.source import Applied, NodeStatus, Store, as_time
 
 _MOST_PATIENCE = 600.0  # seconds that a load may wait for other nodes
 
@@ -93,11 +92,12 @@ class Answers:
 
     async def _worker(self) -> dict[str, Any]:
         queued, before = await asyncio.to_thread(self.rules.queued), self.worker.counters.judged
-        waiting = backlog(self.worker.queue)
+        waiting = backlog(*self.worker.queues)
         self.lost = max(self.lost, queued - before - (waiting.waiting if waiting else 0))
         return {
             "queue": self.worker.queue,
-            "driver": "netfilterqueue",
+            "queues": sorted(self.worker.queues.all),
+            "driver": self.worker.driver,
             "pid": self.worker.pid,
             "restarts": self.worker.restarts,
             "failure": self.worker.failure,
@@ -263,11 +263,6 @@ class Answers:
         if not isinstance(self.store, SharedStore):
             raise BadInput("this agent has no store but its own memory (store: memory:)")
         return self.store
-
-
-def as_time(seconds: float) -> str:
-    """Return a time as RFC 3339 has it, in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _patience(params: api.Params) -> float:

@@ -68,10 +68,8 @@ def _datapath(mode: str) -> str:
 
 
 def _driver(name: str) -> str:
-    if name == "netlink":
-        raise ValueError("driver 'netlink' is not supported by this version; allowed: 'auto' or 'netfilterqueue'")
-    if name not in ("auto", "netfilterqueue"):
-        raise ValueError(f"'{name}' is not allowed; allowed: 'auto' or 'netfilterqueue'")
+    if name not in ("auto", "netlink", "netfilterqueue"):
+        raise ValueError(f"'{name}' is not allowed; allowed: 'auto', 'netlink' or 'netfilterqueue'")
     return name
 
 
@@ -82,8 +80,8 @@ def _queues(given: object) -> int:
 
 
 def _queue_number(number: int) -> int:
-    if not 0 <= number <= 65535:
-        raise ValueError(f"{number} is out of range; allowed: 0 to 65535")
+    if not 0 <= number <= 65533:  # it is the first of three
+        raise ValueError(f"{number} is out of range; allowed: 0 to 65533")
     return number
 
 

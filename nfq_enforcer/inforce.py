@@ -47,7 +47,7 @@ class InForce:
         await self._apply(handed.changes)
         self.view = await asyncio.to_thread(self._replica.view, self._number)
         await self._worker.start(self.view.snapshot, self._replica.peers)
-        await asyncio.to_thread(self._rules.install, self.view.snapshot)
+        await asyncio.to_thread(self._rules.install, self.view.snapshot, self._worker.queues)
         self.revision = self._number
         self._store.enforced(handed)
 

@@ -27,6 +27,7 @@ from nfq_enforcer.lab.topology import UPLINK, Address
 
 HTTP, HTTPS, OTHER_TCP, DNS, CLOSED = 80, 443, 8080, 53, 81
 FAMILIES = (4, 6)
+DRIVERS = ("netlink", "netfilterqueue")
 PATIENT = 10.0  # for what is expected to pass
 BRIEF = 0.4  # for what is expected to be dropped
 FRONTENDS, BACKENDS = ("front1", "front2", "front3"), ("back1", "back2")
@@ -229,6 +230,46 @@ def run_in(lab: Lab, machine: str, *command: str, text: str = "") -> str:
     return subprocess.run(argv, input=text, stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENT).stdout
 
 
+def counters(lab: Lab, machine: str) -> dict[str, int]:
+    """Return the kernel's counters of a machine (SNMP), both families' by one name."""
+    found: dict[str, int] = {}
+    lines = run_in(lab, machine, "cat", "/proc/net/snmp").splitlines()
+    for names, numbers in zip(lines[::2], lines[1::2], strict=True):
+        (group, *keys), (_, *values) = names.split(), numbers.split()
+        found |= {group.rstrip(":") + key: int(value) for key, value in zip(keys, values, strict=True)}
+    for line in run_in(lab, machine, "cat", "/proc/net/snmp6").splitlines():
+        name, value = line.split()
+        name = name.replace("6", "", 1)
+        found[name] = found.get(name, 0) + int(value)
+    return found
+
+
+class Unharmed:
+    """Says of the kernels on the way what has gone wrong since it was made."""
+
+    NAMES = ("IpFragFails", "IpReasmFails", "TcpInErrs", "TcpInCsumErrors", "UdpInErrors", "UdpInCsumErrors")
+
+    def __init__(self, lab: Lab, *machines: str) -> None:
+        self._lab = lab
+        self._before = {machine: counters(lab, machine) for machine in machines}
+
+    def since(self) -> dict[tuple[str, str], int]:
+        """Return the counters that have grown, by machine and name."""
+        now = {machine: counters(self._lab, machine) for machine in self._before}
+        return {
+            (machine, name): now[machine][name] - before[name]
+            for machine, before in self._before.items()
+            for name in self.NAMES
+            if now[machine][name] != before[name]
+        }
+
+    def retransmitted(self, machine: str) -> tuple[int, int]:
+        """Return how many TCP segments were sent again, and how many were sent."""
+        now, before = counters(self._lab, machine), self._before[machine]
+        again, sent = (now[name] - before[name] for name in ("TcpRetransSegs", "TcpOutSegs"))
+        return again, sent
+
+
 PROGRAM = (sys.executable, "-P", "-m", "nfq_enforcer.cli")
 
 
@@ -236,6 +277,12 @@ def ends(packet: bytes) -> tuple[Address, Address]:
     """Return source and destination of an IP packet."""
     start, size = (12, 4) if packet[0] >> 4 == 4 else (8, 16)
     return ip_address(packet[start : start + size]), ip_address(packet[start + size : start + 2 * size])
+
+
+def length(packet: bytes) -> int:
+    """Return the length of a packet, of which a capture may have cut something off."""
+    start, rest = (2, 0) if packet[0] >> 4 == 4 else (4, 40)
+    return int.from_bytes(packet[start : start + 2], "big") + rest
 
 
 def between(capture: Capture, one: Iterable[Address], other: Iterable[Address]) -> list[bytes]:

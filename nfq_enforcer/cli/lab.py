@@ -2,15 +2,20 @@
 
 import asyncio
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.lab import hosts as hosts_file
 from nfq_enforcer.lab.demo import Demo
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import list_labs, new_run_id, remove
+from nfq_enforcer.lab.remote import Remote
+from nfq_enforcer.lab.site import Site
 from nfq_enforcer.lab.topology import Topology
 
 app = typer.Typer(help="A lab of three nodes on this host, in network namespaces (root).", no_args_is_help=True)
@@ -42,10 +47,20 @@ def up(
 
 
 @app.command()
-def demo(run_id: RunId = None) -> None:
+def demo(
+    run_id: RunId = None,
+    hosts: Annotated[
+        Path | None, typer.Option(help="Not in a lab, but on the machines that this file names, over ssh.")
+    ] = None,
+) -> None:
     """Show what is allowed and refused by identity; exit status 0 only if all of it is as it must be."""
-    lab = Lab(Topology(_chosen(run_id)))
-    if not asyncio.run(_show(lab)):
+    if hosts is None:
+        right = asyncio.run(_show_in(Lab(Topology(_chosen(run_id)))))
+    elif run_id is None:
+        right = asyncio.run(_show_on(hosts_file.read(hosts)))
+    else:
+        raise BadInput("--run-id names a lab and --hosts machines beside any lab; allowed: one of the two")
+    if not right:
         raise typer.Exit(1)
 
 
@@ -83,8 +98,14 @@ def _chosen(run_id: str | None) -> str:
     return labs[0]
 
 
-async def _show(lab: Lab) -> bool:
+async def _show_in(lab: Lab) -> bool:
     try:
         return await Demo(lab, Console()).show()
     finally:
         await lab.leave()
+
+
+async def _show_on(hosts: hosts_file.Hosts) -> bool:
+    with TemporaryDirectory(prefix="nfqe-") as folder:
+        async with Site(hosts, Remote(hosts, Path(folder))) as site:
+            return await Demo(site, Console()).show()

@@ -47,6 +47,9 @@ AllowLocalhost = Annotated[Localhost, typer.Option("--allow-localhost", help="As
 Endpoints = Annotated[
     list[Path], typer.Option("--endpoints", help="File or folder of Endpoint and Namespace documents; repeatable.")
 ]
+Wait = Annotated[bool, typer.Option(help="Return when it is in force on every live node of the cluster.")]
+Timeout = Annotated[int, typer.Option(min=1, help="With --wait: for so many seconds at most.")]
+Documents = Annotated[list[Path], typer.Argument(help="Files and folders of documents; - for the standard input.")]
 
 
 @app.callback()
@@ -56,7 +59,7 @@ def policy() -> None:
 
 @app.command()
 def validate(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders of documents.")],
+    paths: Documents,
 ) -> None:
     """Say whether an agent would take these documents, all together; name every mistake with its place."""
     documents = loader.load(paths)
@@ -65,11 +68,9 @@ def validate(
 
 @app.command()
 def load(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders of documents.")],
-    wait: Annotated[
-        bool, typer.Option(help="Return when they are in force on every live node of the cluster.")
-    ] = False,
-    timeout: Annotated[int, typer.Option(min=1, help="With --wait: for so many seconds at most.")] = 30,
+    paths: Documents,
+    wait: Wait = False,
+    timeout: Timeout = 30,
     socket: Socket = DEFAULT,
 ) -> None:
     """Give documents to the agent, all or nothing; returns when they are in force on its node.
@@ -116,12 +117,17 @@ def get(
 @app.command()
 def delete(
     name: Annotated[str, typer.Argument(help="NAMESPACE/NAME; NAME alone of one for the whole cluster.")],
+    wait: Wait = False,
+    timeout: Timeout = 30,
     socket: Socket = DEFAULT,
 ) -> None:
     """Take back a policy that 'policy load' gave; one that the agent has from a file is removed there."""
     namespace, plain = _split(name)
-    taken = api.call(socket, "delete", namespace=namespace, name=plain)
-    print(f"{name} deleted; revision {taken['revision']} is in force")
+    patience = api.TIMEOUT + (timeout if wait else 0)
+    parameters = {"namespace": namespace, "name": plain, "wait": timeout if wait else None}
+    taken = api.call(socket, "delete", timeout=patience, **parameters)
+    print(f"{name} deleted")
+    rollout.report(taken, timeout)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """``nfq-enforcer status``: what the agent of this node is doing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -31,7 +31,7 @@ def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         yield from store.summary(seen["store"])
     yield (
         "worker",
-        f"queue {worker['queue']} ({worker['driver']}), process {worker['pid']}, {worker['restarts']} restarts",
+        f"{_queues(worker['queues'])} ({worker['driver']}), process {worker['pid']}, {worker['restarts']} restarts",
     )
     if worker["failure"]:
         yield "worker failure", Text(worker["failure"], "red")
@@ -44,3 +44,8 @@ def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
             yield f"  {reason}", f"{worker[reason]} ({reason.description})"
     yield "flows", f"{worker['flows']} open, {worker['flows_evicted']} evicted"
     yield "log", f"{seen['log']['seen']} events, {worker['events_lost']} lost"
+
+
+def _queues(numbers: Sequence[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    return f"queue {first}" if first == last else f"queues {first} to {last}"

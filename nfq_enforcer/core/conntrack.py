@@ -75,6 +75,7 @@ class Flow:
         "destination",
         "elder",
         "expires",
+        "fits",
         "key",
         "lifetime",
         "origin",
@@ -107,6 +108,7 @@ class Flow:
         self.reply_key = answer_key
         self.reply_origin: Origin | None = None  # learned from the first reply
         self.state = State.NEW
+        self.fits = False  # TCP: its SYN passed here, where it was given an MSS that leaves room for a stamp
 
     @property
     def opening(self) -> Opening:
@@ -199,6 +201,7 @@ class Conntrack:
         if self._length >= self._maximum:
             self._evict()
         self._enter(flow)
+        flow.fits = packet.opens
         self.see(flow, False, packet.tcp_flags, now)
         return flow
 

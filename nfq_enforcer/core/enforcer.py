@@ -24,6 +24,7 @@ from nfq_enforcer.core.judgement import (
     source_endpoint,
     stamp_toward,
 )
+from nfq_enforcer.core.offload import SEGMENTS
 from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted
 from nfq_enforcer.core.policymap import RuleRef
 from nfq_enforcer.core.rewriting import HandOn, press, rewrite
@@ -118,6 +119,8 @@ class Enforcer:
             return None
         decision = _ACCEPT
         if mark is not None:
+            if skb & SEGMENTS and not flow.fits:
+                return None
             stamped = press(payload, seen, mark, outdev, skb)
             if stamped is None:
                 return None
@@ -225,7 +228,8 @@ class Enforcer:
         """Let the packet go on, with the stamp it shall bear and no other."""
         changed = None
         if passage.mark or self._is_forged(arrival):
-            changed = rewrite(arrival, passage.mark, hands_on=self._hands_on)
+            fits = passage.flow is not None and passage.flow.fits
+            changed = rewrite(arrival, passage.mark, hands_on=self._hands_on, fits=fits)
         event = self._note(arrival, passage)
         if changed is None:
             return Decision(Verdict.ACCEPT, event=event) if event else _ACCEPT

@@ -40,13 +40,19 @@ def press(payload: bytes, seen: Glimpse, mark: Imprint, outdev: Interface | None
     return mark.press(payload)
 
 
-def rewrite(arrival: Arrival, mark: Imprint | None, *, hands_on: bool) -> bytes:
-    """Return the packet with this stamp, or with none; raise HandOn, or without ``hands_on`` PacketError."""
+def rewrite(arrival: Arrival, mark: Imprint | None, *, hands_on: bool, fits: bool) -> bytes:
+    """Return the packet with this stamp, or with none; raise HandOn, or without ``hands_on`` PacketError.
+
+    Nobody says how long the segments will be into which a packet is yet to be cut. Unless they are known to leave room
+    (``fits``), they are better cut first: each is held against the MTU then, and its sender told what fits.
+    """
     payload, packet = arrival.payload, arrival.packet
     too_long = packet.length + (mark.growth if mark else 0) > _LONGEST
     hindrance = _hindrance(arrival, too_long)
     if hindrance is not None and hands_on:
         raise HandOn(hindrance)
+    if mark and arrival.segments and not fits and hands_on:
+        raise HandOn(Verdict.HAND_ON_SEGMENTED)
     if packet.truncated:
         raise PacketError(DropReason.PAYLOAD_TOO_LONG)
     if hindrance is not None or too_long:

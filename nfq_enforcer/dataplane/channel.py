@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.ipcache import Peer, PeerChange
 from nfq_enforcer.core.snapshot import Snapshot
+from nfq_enforcer.dataplane.nfqueue import Numbers
 
 _LENGTH = struct.Struct("!I")
 _CHUNK = 1 << 18
@@ -23,7 +24,9 @@ _MAX_UNSENT = 1 << 22
 class Setup(NamedTuple):
     """Agent to worker, first of all: what to be. A later Snapshot is a message by itself."""
 
-    queue: int
+    driver: str  # as the configuration names it
+    first_queue: int
+    fail_open: bool
     maximum_flows: int
     snapshot: Snapshot
     peers: Mapping[bytes, Peer]
@@ -46,11 +49,14 @@ class Stop(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """Worker to agent: the queue is bound, packets are being judged."""
+    """Worker to agent: the queues are bound, packets are being judged."""
+
+    driver: str  # that was chosen
+    queues: Numbers
 
 
 class Failed(NamedTuple):
-    """Worker to agent: the queue cannot be had, for this reason; the worker ends."""
+    """Worker to agent: the queues cannot be had, for this reason; the worker ends."""
 
     sentence: str
 

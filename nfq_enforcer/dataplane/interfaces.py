@@ -16,31 +16,28 @@ _SIOCGIFMTU = 0x8921  # linux/sockios.h
 _IFREQ = struct.Struct("16si20x")
 
 
-class Interfaces:
-    """Names and MTUs by index, remembered until ``forget``: a packet must not cost a system call."""
+class Interfaces(dict[int, Interface | None]):
+    """Names and MTUs by index, remembered until ``forget``: a packet must not cost a system call.
 
-    def __init__(self) -> None:
-        """Know nothing yet."""
-        self._known: dict[int, Interface] = {}
+    Index 0 has None. An interface that is gone has the name ``if<index>``.
+    """
 
-    def get(self, index: int) -> Interface | None:
-        """Return the interface with this index; None for index 0. One that is gone has the name ``if<index>``."""
-        if index == 0:
-            return None
-        return self._known.get(index) or self._ask(index)
+    def __missing__(self, index: int) -> Interface | None:
+        """Ask the kernel."""
+        self[index] = found = _ask(index) if index else None
+        return found
 
     def forget(self) -> None:
         """Ask the kernel anew: interfaces are renamed, replaced and resized."""
-        self._known.clear()
+        self.clear()
 
-    def _ask(self, index: int) -> Interface:
-        try:
-            name = socket.if_indextoname(index)
-            found = Interface(name, mtu(name))
-        except OSError:
-            found = Interface(f"if{index}", 0xFFFF)
-        self._known[index] = found
-        return found
+
+def _ask(index: int) -> Interface:
+    try:
+        name = socket.if_indextoname(index)
+        return Interface(name, mtu(name))
+    except OSError:
+        return Interface(f"if{index}", 0xFFFF)
 
 
 def mtu(name: str) -> int:

@@ -5,11 +5,12 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.dataplane import ruleset
+from nfq_enforcer.dataplane.nfqueue import Numbers
 from nfq_enforcer.dataplane.ruleset import IPV4, IPV6, Family, Ruleset, Service
 from nfq_enforcer.errors import NfqError
 
@@ -40,10 +41,11 @@ def check() -> None:
 class Rules:
     """The rules of this host, as far as they are ours."""
 
-    def __init__(self, rules: Ruleset, spoken: tuple[Family, ...]) -> None:
-        """Take what to render; nothing is changed yet."""
-        self._ruleset = rules
+    def __init__(self, spoken: tuple[Family, ...], *, fail_open: bool, cluster_mtus: Mapping[str, int]) -> None:
+        """Take what to render, ``fail_open`` and ``cluster_mtus`` as ``Ruleset`` has them; nothing is changed yet."""
         self._families = spoken
+        self._fail_open = fail_open
+        self._cluster_mtus = cluster_mtus
         self._addresses: dict[Family, frozenset[str]] = {}
         self._interfaces: frozenset[str] | None = None
         self._exempted: frozenset[Service] = frozenset()
@@ -61,18 +63,19 @@ class Rules:
                 self.only_exempt = True
                 _restore(family, ruleset.render_exemption(family))
 
-    def install(self, snapshot: Snapshot) -> None:
+    def install(self, snapshot: Snapshot, queues: Numbers) -> None:
         """Bring everything into place, whatever was there of ours; raise NfqError if the kernel refuses.
 
         What an earlier agent left stays until each table is replaced at once. Where nothing was, a failure leaves
         nothing; where something was, it leaves that, so that a host that was closed stays closed.
         """
+        rules = Ruleset(queues, self._fail_open, self._cluster_mtus)
         hooked = {family: _hooked(_saved(family)) for family in self._families}
         try:
             for family in self._families:
                 self._fill_store(family)
                 self._fill(family, _addresses(snapshot, family))
-                _restore(family, ruleset.render(self._ruleset, family, snapshot.homes, hooked[family]))
+                _restore(family, ruleset.render(rules, family, snapshot.homes, hooked[family]))
         except NfqError:
             if self.only_exempt or not any(hooked.values()):
                 remove()
@@ -98,7 +101,7 @@ class Rules:
         self._interfaces = snapshot.homes
 
     def queued(self) -> int:
-        """Return how many packets the rules have handed to the queue since ``install``."""
+        """Return how many packets the rules have handed to the queues since ``install``."""
         return sum(int(count) for family in self._families for count in _QUEUED.findall(_saved(family, counters=True)))
 
     def _fill(self, family: Family, addresses: frozenset[str]) -> None:

@@ -1,117 +1,93 @@
-"""The queue: what NFQUEUE is to the rest of the program.
+"""The queue: what NFQUEUE is to the rest of the program, whichever driver speaks to it.
 
-The kernel parks a packet in a numbered queue and sends a copy to the one socket that is bound to it. Each packet gets
-exactly one verdict: accept, perhaps with other bytes in its place, or drop. A driver is anything with the methods of
-``Queue``; this one is the library NetfilterQueue.
+A rule with the target NFQUEUE parks a packet in a numbered queue of the kernel, which sends a copy of it to the one
+socket that is bound to that number: an id, the interfaces, flags, and as many of its bytes as the socket wants. The
+packet stays where it is until the socket gives a verdict on its id: drop, or accept, perhaps with other bytes in the
+packet's place, or go on to another queue. An accepted packet goes the rest of its way at once, within the system call
+that brings the verdict: that is most of what a packet costs.
+
+A queue holds so many packets and a socket so many bytes. What comes beyond that is dropped by the kernel, or accepted
+unseen if the queue fails open; so is everything while no socket is bound. When a socket is closed, what waits is
+dropped.
+
+Where the sender leaves it to the network card to cut large pieces of data into packets (GSO), a queue may take the
+uncut piece as one packet of up to 64 KiB, which costs little more than one of 1,500 bytes. Its checksum is then not
+finished. Else the kernel cuts it before it queues the pieces.
+
+A driver is anything with the methods of ``Queue``: ``netlinkqueue.py`` speaks to the kernel itself, ``libraryqueue.py``
+leaves that to the library NetfilterQueue.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import netfilterqueue
+from nfq_enforcer.core.verdict import Verdict
 
-from nfq_enforcer.errors import NfqError
+MAX_WAITING = 4096  # packets the kernel keeps for us before it drops, or lets pass
 
-MAX_COPY = 4016  # bytes of a packet that NetfilterQueue 1.1 copies; the rest is cut off without a word
-MAX_WAITING = 4096  # packets the kernel keeps for us before it drops
+LONGEST_REWRITTEN = (
+    0xFFFF - 4
+)  # bytes of a packet that can be copied, or put in its place: a netlink attribute's length has 16 bits
 
 _PROC = Path("/proc/net/netfilter/nfnetlink_queue")
-_SOCKET_BYTES = MAX_WAITING * (MAX_COPY + 256)
 
 
-class Answer(NamedTuple):
-    """The answer to one packet."""
+Judge = Callable[[bytes, int, int, int], Verdict | bytes]
+"""Takes a packet's bytes, the indices of the interfaces it came in by and goes out by (0: none), and its flags.
 
-    accept: bool
-    payload: bytes | None = None  # in place of the packet's own bytes
-
-
-Judge = Callable[[bytes, int, int], Answer]
-"""Takes a packet's bytes and the indices of the interfaces it came in by and goes out by (0: none)."""
+The flags are ``skb`` of ``Enforcer.decide``. The answer is a verdict, or the bytes with which the packet is accepted.
+"""
 
 
 class Queue(Protocol):
-    """A bound queue."""
+    """What is bound to the queues of one worker."""
+
+    driver: str  # its name, as the configuration has it
+    numbers: "Numbers"
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when packets wait."""
 
-    def drain(self) -> None:
-        """Answer packets until none waits; under load that is for ever, unless the judge interrupts."""
-
-    def interrupt(self) -> None:
-        """Have ``drain`` return once the packet at hand is answered; for the judge to call."""
+    def answer(self) -> bool:
+        """Answer packets that wait, a few dozen at most; say whether more may wait."""
 
     def close(self) -> None:
         """Unbind; packets that still wait are dropped by the kernel."""
 
 
-class LibraryQueue:
-    """The library's own loop: one system call to receive each packet, one to answer it."""
+class Numbers(NamedTuple):
+    """The queues of one worker. A driver that needs but one has the same number three times."""
 
-    def __init__(self, number: int, judge: Judge) -> None:
-        """Bind the queue; raise NfqError with the reason if the kernel refuses."""
-        self._judge = judge
-        self._interrupted = False
-        try:
-            self._queue = netfilterqueue.NetfilterQueue()
-            self._queue.bind(number, self._on_packet, MAX_WAITING, range=MAX_COPY, sock_len=_SOCKET_BYTES)
-        except OSError as error:
-            raise NfqError(_why_not_bound(number, error)) from error
+    judged: int  # what is only judged: of these packets the headers are copied
+    stamped: int  # what leaves toward other nodes, and so may be rewritten: copied whole
+    segmented: int  # what cannot be rewritten before the kernel has cut it into segments
 
-    def fileno(self) -> int:
-        """Return the library's socket."""
-        return self._queue.get_fd()
-
-    def drain(self) -> None:
-        """Answer packets until none waits or the judge interrupts."""
-        self._interrupted = False
-        with suppress(_Interrupted):
-            self._queue.run(block=False)
-
-    def interrupt(self) -> None:
-        """Leave the library's loop, by the only way it has: an exception, after the verdict."""
-        self._interrupted = True
-
-    def close(self) -> None:
-        """Unbind the queue."""
-        self._queue.unbind()
-
-    def _on_packet(self, packet: netfilterqueue.Packet) -> None:
-        answer = self._judge(packet.get_payload(), packet.physindev or packet.indev, packet.physoutdev or packet.outdev)
-        if answer.payload is not None:
-            packet.set_payload(answer.payload)
-        if answer.accept:
-            packet.accept()
-        else:
-            packet.drop()
-        if self._interrupted:
-            raise _Interrupted
-
-
-class _Interrupted(Exception):
-    """Leaves the library's loop."""
+    @property
+    def all(self) -> frozenset[int]:
+        """Return each number once."""
+        return frozenset(self)
 
 
 class Backlog(NamedTuple):
-    """What the kernel says of a queue."""
+    """What the kernel says of queues."""
 
     waiting: int
     lost: int  # dropped because the queue or the socket was full
 
 
-def backlog(number: int) -> Backlog | None:
-    """Return the state of a bound queue, None if nobody is bound to it (net/netfilter/nfnetlink_queue.c, seq_show)."""
+def backlog(*numbers: int) -> Backlog | None:
+    """Return the state of bound queues in sum, None if nobody is bound (net/netfilter/nfnetlink_queue.c, seq_show)."""
     try:
         rows = [list(map(int, line.split())) for line in _PROC.read_text().splitlines()]
     except FileNotFoundError:
         return None
-    return next((Backlog(row[2], row[5] + row[6]) for row in rows if row[0] == number), None)
+    ours = [row for row in rows if row[0] in numbers]
+    return Backlog(sum(row[2] for row in ours), sum(row[5] + row[6] for row in ours)) if ours else None
 
 
-def _why_not_bound(number: int, error: OSError) -> str:
+def why_not_bound(number: int, error: OSError) -> str:
+    """Return the sentence for a queue that the kernel refuses."""
     if not _PROC.exists():
         return (
             "this kernel has no NFQUEUE (nfnetlink_queue): load the module nfnetlink_queue "
@@ -120,6 +96,6 @@ def _why_not_bound(number: int, error: OSError) -> str:
     if backlog(number) is not None:
         return (
             f"queue {number} is taken by another program: stop it, or choose other numbers with "
-            f"first_queue (0 to 65535) in the configuration"
+            f"first_queue (0 to 65533) in the configuration"
         )
     return f"queue {number} cannot be bound: {error}"

@@ -16,6 +16,7 @@ from nfq_enforcer.core import ipcache
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.ipcache import Peer, PeerChange
 from nfq_enforcer.core.snapshot import Snapshot
+from nfq_enforcer.dataplane import drivers
 from nfq_enforcer.dataplane.channel import (
     Bound,
     Decoder,
@@ -29,6 +30,7 @@ from nfq_enforcer.dataplane.channel import (
     encode,
 )
 from nfq_enforcer.dataplane.counters import Counters
+from nfq_enforcer.dataplane.nfqueue import Numbers
 from nfq_enforcer.errors import NfqError
 
 _log = logging.getLogger(__name__)
@@ -42,9 +44,20 @@ _MAX_UNREAD = 64 << 20  # bytes; a million peers at once are half of that
 class WorkerProcess:
     """One worker, or the one that has taken its place; counters go on from one to the next."""
 
-    def __init__(self, queue: int, maximum_flows: int, on_events: Callable[[tuple[FlowEvent, ...]], None]) -> None:
-        """Say what the worker shall be; nothing is started yet."""
+    def __init__(
+        self,
+        queue: int,
+        maximum_flows: int,
+        on_events: Callable[[tuple[FlowEvent, ...]], None],
+        *,
+        driver: str = drivers.AUTO,
+        fail_open: bool = False,
+    ) -> None:
+        """Say what the worker shall be, ``queue`` being the first number of its queues; nothing is started yet."""
         self.queue = queue
+        self.driver = driver  # from the start on, that which was chosen
+        self.queues = Numbers(queue, queue, queue)
+        self._fail_open = fail_open
         self.restarts = 0
         self.failure: str | None = None  # why the worker cannot be replaced at the moment
         self._maximum_flows = maximum_flows
@@ -71,7 +84,7 @@ class WorkerProcess:
         return self._peers
 
     async def start(self, snapshot: Snapshot, peers: Mapping[bytes, Peer]) -> None:
-        """Start the worker and return when its queue is bound; raise NfqError if it cannot be."""
+        """Start the worker and return when its queues are bound; raise NfqError if it cannot be."""
         self._snapshot, self._peers = snapshot, dict(peers)
         await self._spawn()
         self._watching = asyncio.create_task(self._watch())
@@ -137,7 +150,7 @@ class WorkerProcess:
         self._reading = asyncio.create_task(self._read(reader, bound))
         assert self._snapshot is not None
         # As things are now: what changes from here on is sent after it.
-        self._send(Setup(self.queue, self._maximum_flows, self._snapshot, self._peers))
+        self._send(Setup(self.driver, self.queue, self._fail_open, self._maximum_flows, self._snapshot, self._peers))
         try:
             async with asyncio.timeout(_PATIENCE):
                 await bound
@@ -165,6 +178,7 @@ class WorkerProcess:
         elif isinstance(message, Enforced):
             await self._note(message.revision)
         elif isinstance(message, Bound):
+            self.driver, self.queues = message  # one that takes its place is to fit the same rules
             bound.set_result(None)
         elif isinstance(message, Failed):
             bound.set_exception(NfqError(message.sentence))

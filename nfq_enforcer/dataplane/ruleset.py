@@ -5,7 +5,8 @@ verdict of a queue ends the base chain that the packet came from; here no rule o
 so none is skipped (docs/decisions/0001-security-table.md). Table ``mangle`` lowers the MSS of TCP connections that
 cross a cluster interface, to leave room for the stamp.
 
-Each packet meets the queue at most once on a node: in INPUT, FORWARD or OUTPUT. Loopback is judged in OUTPUT.
+Each packet meets a queue at most once on a node: in INPUT, FORWARD or OUTPUT. Loopback is judged in OUTPUT. Where the
+driver has a queue of its own for packets that may be stamped, those that leave by a cluster interface meet that one.
 
 What the host itself says to the store, and what that answers, meets no queue: policy for the host as an endpoint must
 not cut the agent off what it learns policy from. Endpoints behind the host have no such way.
@@ -17,6 +18,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from nfq_enforcer.core import stamp
+from nfq_enforcer.dataplane.nfqueue import Numbers
 
 Service = tuple[IPv4Address | IPv6Address, int]
 """An address, and a port of TCP there."""
@@ -36,7 +38,7 @@ class Family(NamedTuple):
 IPV4 = Family(4, "iptables", "nfqe-local4", "nfqe-store4", "inet", 20)
 IPV6 = Family(6, "ip6tables", "nfqe-local6", "nfqe-store6", "inet6", 40)
 
-QUEUE = "NFQE-QUEUE"  # hands over to the queue; its counter counts every packet that was
+QUEUE = "NFQE-QUEUE"  # hands over to the queues; its counters count every packet that was
 SOURCES = "NFQE-SOURCE"  # one rule for each endpoint's interface, against forged source addresses
 _ENDS = "NFQE-ENDS"  # whether an end of the packet is a local endpoint
 _ICMPV6 = "NFQE-ICMPV6"  # lets pass what IPv6 itself needs
@@ -47,7 +49,8 @@ HOOKS = {"security": _JUDGED, "mangle": _CLAMPED}
 _JUMP = {"security": "-A {} -j {}", "mangle": "-I {} 1 -j {}"}
 CHAINS = {"security": (*_JUDGED.values(), _ICMPV6, _ENDS, SOURCES, QUEUE), "mangle": tuple(_CLAMPED.values())}
 
-_TCP_HEADER = 20
+_TCP_HEADER, _LONGEST_TCP_HEADER = 20, 60
+_SPARE = 8
 _NEIGHBOUR_DISCOVERY = (133, 134, 135, 136, 137)  # RFC 4861; valid only with hop limit 255, so never forwarded
 _LISTENER_DISCOVERY = (130, 131, 132, 143)  # RFC 3810; link-local too, with hop limit 1
 
@@ -56,9 +59,14 @@ _LISTENER_DISCOVERY = (130, 131, 132, 143)  # RFC 3810; link-local too, with hop
 class Ruleset:
     """What the rules depend on."""
 
-    queue: int
-    fail_open: bool  # with nobody bound to the queue, packets pass (else they are dropped)
+    queues: Numbers
+    fail_open: bool  # with nobody bound to the queues, packets pass (else they are dropped)
     cluster_mtus: Mapping[str, int]  # cluster interface: its MTU
+
+    @property
+    def uncut(self) -> bool:
+        """Say whether large pieces of data are stamped before they are cut into segments."""
+        return self.queues.stamped != self.queues.judged
 
 
 def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Collection[tuple[str, str]]) -> str:
@@ -77,7 +85,7 @@ def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Co
             *chains["security"],
             *_judged(family),
             *_sources(interfaces),
-            _queue(rules),
+            *_queue(rules),
             *jumps["security"],
         ],
     )
@@ -123,9 +131,14 @@ def render_store(family: Family, services: Iterable[Service]) -> str:
     return _replaced(family.store, f"hash:ip,port family {family.ipset_family}", members)
 
 
-def mss(mtu: int, family: Family) -> int:
-    """Return the largest TCP segment, in bytes of data, that fits into the MTU together with a stamp."""
-    return mtu - family.header - _TCP_HEADER - stamp.overhead(family.version)
+def mss(mtu: int, family: Family, *, uncut: bool) -> int:
+    """Return the largest TCP segment, in bytes of data, that fits into the MTU together with a stamp.
+
+    When a stamp has moved the TCP header of an uncut piece, the kernel holds its segments against the MTU by what now
+    stands where that header began (skb_gso_transport_seglen, net/core/gso.c). It may take it for one of any length.
+    """
+    header = _LONGEST_TCP_HEADER + _SPARE if uncut else _TCP_HEADER
+    return mtu - family.header - header - stamp.overhead(family.version)
 
 
 def _replaced(name: str, kind: str, members: Iterable[str]) -> str:
@@ -183,17 +196,23 @@ def _sources(interfaces: Iterable[str]) -> list[str]:
     return [f"-A {SOURCES} -i {interface} -j {QUEUE}" for interface in sorted(set(interfaces))]
 
 
-def _queue(rules: Ruleset) -> str:
+def _queue(rules: Ruleset) -> list[str]:
     # The state match matches everything: it is there because it has the kernel reassemble fragments before our hooks
     # and keep its own record of connections.
     every_state = "-m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED"
     bypass = " --queue-bypass" if rules.fail_open else ""
-    return f"-A {QUEUE} {every_state} -j NFQUEUE --queue-num {rules.queue}{bypass}"
+    stamped = (
+        f"-A {QUEUE} -o {name} -j NFQUEUE --queue-num {rules.queues.stamped}{bypass}"
+        for name in sorted(rules.cluster_mtus)
+        if rules.uncut
+    )
+    return [*stamped, f"-A {QUEUE} {every_state} -j NFQUEUE --queue-num {rules.queues.judged}{bypass}"]
 
 
 def _clamps(rules: Ruleset, family: Family) -> list[str]:
+    syn = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
     return [
-        f"-A {chain} {side} {name} -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss {mss(mtu, family)}"
+        f"-A {chain} {side} {name} {syn} -j TCPMSS --set-mss {mss(mtu, family, uncut=rules.uncut)}"
         for name, mtu in sorted(rules.cluster_mtus.items())
         for chain, side in (("NFQE-MSS-IN", "-i"), ("NFQE-MSS-OUT", "-o"))
     ]

@@ -1,8 +1,8 @@
-"""A worker: one process, one queue, nothing but verdicts.
+"""A worker: one process, its queues, nothing but verdicts.
 
-Under load a queue is never empty, so whatever else must happen (a new snapshot, changed peers, expiry, the log, the
-end) happens between two packets as well as when none comes: ``_turn`` is called from both places. It has few
-milliseconds, because packets wait meanwhile: messages for which there is no time are left to the next turn.
+It answers packets, a batch at a time. Between two batches it takes a turn, if it is time for one, at whatever else
+must happen: a new snapshot, changed peers, expiry, the log, the end. A turn has few milliseconds, because packets wait
+meanwhile: messages for which there is no time are left to the next one.
 """
 
 import gc
@@ -22,6 +22,7 @@ from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
 from nfq_enforcer.core.ipcache import PeerTable
 from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.core.verdict import DropReason, Verdict
+from nfq_enforcer.dataplane import drivers, libraryqueue
 from nfq_enforcer.dataplane.channel import (
     Bound,
     Enforced,
@@ -42,23 +43,19 @@ from nfq_enforcer.dataplane.counters import (
     Counters,
 )
 from nfq_enforcer.dataplane.interfaces import Interfaces
-from nfq_enforcer.dataplane.nfqueue import Answer, LibraryQueue
 from nfq_enforcer.errors import NfqError
 
-_TURN = 0.01  # seconds between two looks at what is not a packet
-_IDLE = 0.5  # the same, while no packet comes
+_TURN = 0.01  # seconds between two turns
+_IDLE = 0.5  # the same, while no packet comes and nothing is to be told
 _LISTEN = 0.002  # seconds of a turn for messages; one is taken in any case
 _FORGET = 1.0  # seconds for which an interface's name and MTU are believed
 _LAST_WORDS = 1.0  # seconds to answer what waits at the end, where the rules go on handing over
 _MAX_EVENTS = 1000  # kept between two turns; more are counted as lost
 _BATCH = 100  # events to a message
 
-_DROP = Answer(accept=False)
-_ACCEPT = Answer(accept=True)
-
 
 class Worker:
-    """Judges the packets of one queue by the snapshots that the agent sends."""
+    """Judges the packets of its queues by the snapshots that the agent sends."""
 
     def __init__(self, setup: Setup, channel: WorkerChannel, counters: Counters, clock: Callable[[], float]) -> None:
         """Make a worker that has its first snapshot and no queue yet."""
@@ -68,50 +65,69 @@ class Worker:
         now = clock()
         self._flows = Conntrack(setup.maximum_flows, now)
         self._peers = PeerTable(setup.peers)
-        self._enforcer = Enforcer(setup.snapshot.over(self._peers), self._flows)
         self._interfaces = Interfaces()
         self._events: deque[FlowEvent] = deque()
         self._next_turn = now
         self._next_forget = now
         self._raw = {4: _raw_socket(socket.AF_INET), 6: _raw_socket(socket.AF_INET6)}
         self._end: float | None = None  # once told to stop: when to leave, whatever still waits
-        self._queue = LibraryQueue(setup.queue, self._judge)
+        self._unheard = False  # messages have been received that the last turn had no time for
+        self._waiting = select.poll()
+        self._queue = drivers.bind(setup.driver, setup.first_queue, self._judge, fail_open=setup.fail_open)
+        self._enforcer = Enforcer(
+            setup.snapshot.over(self._peers), self._flows, hands_on=self._queue.driver != libraryqueue.DRIVER
+        )
+        self._only_packets = [(self._queue.fileno(), select.POLLIN)]
+        self._waiting.register(self._queue.fileno(), select.POLLIN)
+        self._waiting.register(channel.fileno(), select.POLLIN)
+
+    @property
+    def bound(self) -> Bound:
+        """Return what there is to say of the queues."""
+        return Bound(self._queue.driver, self._queue.numbers)
 
     def run(self) -> None:
         """Judge packets until the agent says stop, or is gone; then answer what still waits and unbind."""
-        waiter = select.poll()
-        waiter.register(self._queue.fileno(), select.POLLIN)
-        waiter.register(self._channel.fileno(), select.POLLIN)
+        more = False
         while self._end is None:
-            waiter.poll(int(self._patience() * 1000))
-            self._queue.drain()
-            self._turn(self._clock())
-        self._queue.drain()
+            told = not more and self._wait()
+            more = self._queue.answer()
+            now = self._clock()
+            if told or now >= self._next_turn:
+                self._turn(now)
+        while self._clock() < self._end and self._packets_wait():
+            self._queue.answer()
         self._report_events()
+        self._close()
+
+    def _close(self) -> None:
         self._queue.close()
+        for raw in filter(None, self._raw.values()):
+            raw.close()
 
-    def _patience(self) -> float:
-        """Return for how many seconds nothing but a packet or a message needs a turn."""
-        if self._channel.has_message:
-            return 0
-        return _TURN if self._events else _IDLE
+    def _wait(self) -> bool:
+        """Wait until packets come, or a turn is due; say whether it is, for another reason than the time."""
+        patience = 0 if self._unheard else _TURN if self._events else _IDLE
+        return self._waiting.poll(patience * 1000) != self._only_packets
 
-    def _judge(self, payload: bytes, indev: int, outdev: int) -> Answer:
-        now = self._clock()
-        if now >= self._next_turn:
-            self._turn(now)
+    def _packets_wait(self) -> bool:
+        return self._only_packets[0] in self._waiting.poll(0)
+
+    def _judge(self, payload: bytes, indev: int, outdev: int, skb: int) -> Verdict | bytes:
+        """Return the answer to a packet; never raise, for every packet gets one."""
+        interfaces = self._interfaces
         try:
-            decision = self._enforcer.decide(payload, self._interfaces.get(indev), self._interfaces.get(outdev), now)
-        except Exception:  # the last line of defence: every packet gets a verdict
+            decision = self._enforcer.decide(payload, interfaces[indev], interfaces[outdev], self._clock(), skb)
+        except Exception:  # the last line of defence
             self._counters.row[INTERNAL_ERRORS] += 1
             self._counters.count_drop(DropReason.INTERNAL_ERROR)
-            return _DROP
+            return Verdict.DROP
         if decision.event is not None or decision.answer is not None:
             self._follow(decision)
-        if decision.verdict is Verdict.DROP:
-            return _DROP
-        self._counters.row[ACCEPTED] += 1
-        return Answer(True, decision.payload) if decision.payload is not None else _ACCEPT
+        if decision.verdict is Verdict.ACCEPT:
+            self._counters.row[ACCEPTED] += 1
+            return decision.payload or Verdict.ACCEPT
+        return decision.verdict
 
     def _follow(self, decision: Decision) -> None:
         event = decision.event
@@ -142,8 +158,6 @@ class Worker:
         self._listen(now)
         if self._channel.closed:
             self._stop(now)
-        if self._end is not None and now >= self._end:
-            self._queue.interrupt()
         self._flows.expire(now)
         self._counters.row[FLOWS] = len(self._flows)
         self._counters.row[FLOWS_EVICTED] = self._flows.evicted
@@ -156,12 +170,12 @@ class Worker:
         for message in self._channel.receive():
             self._obey(message, now)
             if self._clock() - now >= _LISTEN:
-                return
+                break
+        self._unheard = self._channel.has_message
 
     def _obey(self, message: object, now: float) -> None:
         if isinstance(message, Peers):
             ipcache.change(self._peers, message.changes)
-            gc.freeze()  # a collection would stall the queue by a look at all peers; they make no cycles either
         elif isinstance(message, Snapshot):
             self._interfaces.forget()
             self._enforce(message.over(self._peers))
@@ -205,20 +219,19 @@ def main() -> None:
     counters = Counters(int(sys.argv[2]))
     channel = WorkerChannel(end)
     worker = _bound(channel, counters)
-    gc.collect()
-    gc.freeze()  # a full collection would stall the queue; flows make no cycles
+    gc.disable()  # a full collection would stall the queues; nothing that verdicts make has cycles
     worker.run()
 
 
 def _bound(channel: WorkerChannel, counters: Counters) -> Worker:
-    """Return the worker that the agent asks for, with its queue; leave if it cannot be had."""
+    """Return the worker that the agent asks for, with its queues; leave if they cannot be had."""
     setup = _first_message(channel)
     try:
         worker = Worker(setup, channel, counters, time.monotonic)
     except NfqError as error:
         channel.send(Failed(str(error)))
         sys.exit(1)
-    channel.send(Bound())
+    channel.send(worker.bound)
     channel.send(Enforced(setup.snapshot.revision))
     return worker
 

@@ -2,7 +2,8 @@
 
 The default place is the segment's bridge device, which sees every frame between two of its ports exactly once (as it
 goes from one to the other), and every packet between nodes crosses the segment once, those through the router too:
-what is captured there can be counted. Where the sender segments late (GSO), one captured packet may be longer than
+what is captured there can be counted. Where there is no such place, captures of what comes in at each node see the
+same together. Where the sender segments late (GSO), one captured packet may be longer than
 the MTU; what of it is beyond 16 KiB is cut off.
 """
 
@@ -10,18 +11,17 @@ import asyncio
 import os
 import re
 import secrets
-import signal
 import struct
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from heapq import merge
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.network import Network, find_command
+from nfq_enforcer.lab.machines import Machines
 from nfq_enforcer.lab.topology import BRIDGE, SEGMENT
 
 _TIMEOUT = 10.0
@@ -33,7 +33,24 @@ _IP_ETHERTYPES = (b"\x08\x00", b"\x86\xdd")
 _ETHERNET = 14
 _FILE_HEADER = 24
 _RECORD = struct.Struct("=IIII")  # seconds, microseconds, captured length, length; tcpdump writes the host's order
-_MARK_HEADER = bytes.fromhex("020000000001 020000000002 88b5")  # an EtherType for local experiments: nobody answers
+_MARK_TYPE = "0x88b5"  # an EtherType for local experiments: nobody answers
+_MARK_HEADER = bytes.fromhex("020000000001 020000000002 88b5")
+
+INBOUND = f"inbound or ether proto {_MARK_TYPE}"
+"""A filter: what comes in at an interface, and what marks the end of the capture."""
+
+# Run where the capture is: a program that ends when it is done, or when this end hangs up, which reaches it where a
+# signal would only end what leads to it, too.
+_UNTIL_HANG_UP = """
+import os, select, subprocess, sys
+program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+waiting = select.poll()
+waiting.register(os.pidfd_open(program.pid), select.POLLIN)
+waiting.register(0, select.POLLIN)
+waiting.poll()
+program.terminate()
+sys.exit(program.wait())
+"""
 
 # Run in the capture's namespace: what comes before this frame has been written when the frame has.
 _SEND = """
@@ -55,12 +72,19 @@ class Capture:
     """A running capture; ``async with`` starts it, and ends it when all that was sent so far is in the file."""
 
     def __init__(
-        self, network: Network, machine: str = SEGMENT, interface: str = BRIDGE, file: Path | None = None
+        self,
+        machines: Machines,
+        machine: str = SEGMENT,
+        interface: str = BRIDGE,
+        file: Path | None = None,
+        only: str = "",
     ) -> None:
-        self.file = file or network.state / f"{machine}-{interface}-{secrets.token_hex(3)}.pcap"
-        self._network = network
+        """Say where to capture, into which file here, and, as pcap-filter(7) says it, only what."""
+        self.file = file or machines.state / f"{machine}-{interface}-{secrets.token_hex(3)}.pcap"
+        self._machines = machines
         self._machine = machine
         self._interface = interface
+        self._only = only
         self._process: asyncio.subprocess.Process | None = None
 
     def packets(self) -> Iterator[CapturedPacket]:
@@ -69,16 +93,18 @@ class Capture:
 
     async def start(self) -> None:
         """Return once every later packet will be seen."""
-        # Each packet is in the file at once (-U, immediate mode); root is kept (-Z), as the folder is root's.
-        options = ["-n", "-U", "--immediate-mode", "-B", str(_BUFFER_KIB), "-s", str(_LONGEST), "-Z", "root"]
-        command = [find_command("tcpdump"), *options, "-i", self._interface, "-w", str(self.file)]
-        self._process = await asyncio.create_subprocess_exec(
-            *self._network.command(self._machine, command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        # Each packet is in the file at once (-U, immediate mode).
+        options = ["-n", "-U", "--immediate-mode", "-B", str(_BUFFER_KIB), "-s", str(_LONGEST)]
+        command = [self._machines.find("tcpdump"), *options, "-i", self._interface, "-w", "-", *self._only.split()]
+        ending = [self._machines.python, "-I", "-S", "-c", _UNTIL_HANG_UP]
+        with self.file.open("wb") as file:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._machines.command(self._machine, [*ending, *command]),
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
         assert self._process.stderr is not None
         try:
             async with asyncio.timeout(_TIMEOUT):
@@ -106,10 +132,11 @@ class Capture:
     async def _reach_mark(self) -> None:
         """Send a frame of our own, and wait until it is in the file."""
         mark = _MARK_HEADER + secrets.token_bytes(46)
-        send = [sys.executable, "-I", "-S", "-c", _SEND, self._interface, mark.hex()]
+        send = [self._machines.python, "-I", "-S", "-c", _SEND, self._interface, mark.hex()]
         with self.file.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            sender = await asyncio.create_subprocess_exec(*self._network.command(self._machine, send))
+            command = self._machines.command(self._machine, send)
+            sender = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL)
             await sender.wait()
             seen = b""
             while mark not in seen:
@@ -120,10 +147,8 @@ class Capture:
         """End tcpdump; return what it said."""
         process, self._process = self._process, None
         assert process is not None
-        with suppress(ProcessLookupError):
-            process.send_signal(signal.SIGINT)
         try:
-            _, said = await asyncio.wait_for(process.communicate(), _TIMEOUT)
+            _, said = await asyncio.wait_for(process.communicate(b""), _TIMEOUT)  # nothing: we hang up
         except TimeoutError:
             process.kill()
             _, said = await process.communicate()
@@ -137,6 +162,33 @@ class Capture:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.stop()
+
+
+class Captures:
+    """Several captures as one: packets of all of them, in the order of time."""
+
+    def __init__(self, captures: Sequence[Capture]) -> None:
+        """Take captures that have not begun."""
+        self._captures = captures
+        self._running = AsyncExitStack()
+
+    def packets(self) -> Iterator[CapturedPacket]:
+        """Yield the IP packets seen, in order; captures that have ended are complete."""
+        return merge(*(capture.packets() for capture in self._captures))
+
+    async def __aenter__(self) -> Self:
+        """Return once every later packet will be seen."""
+        async with AsyncExitStack() as begun:
+            for capture in self._captures:
+                await begun.enter_async_context(capture)
+            self._running = begun.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End all of them."""
+        await self._running.__aexit__(kind, error, traceback)
 
 
 def read_packets(file: Path) -> Iterator[CapturedPacket]:

@@ -1,4 +1,4 @@
-"""The demo: real connections between the lab's hosts, what policy says of them, and what became of them.
+"""The demo: real connections between hosts, what policy says of them, and what became of them.
 
 Every scene changes something, tries real TCP, UDP and ping, and holds what it sees against what must be. What must be
 is written here by hand, of roles and ports; nothing of it is asked of the engine.
@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from importlib.resources import files
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -16,13 +16,12 @@ from rich.text import Text
 
 from nfq_enforcer.core import stamp
 from nfq_enforcer.core.packet import UDP, parse
-from nfq_enforcer.core.verdict import FlowVerdict, PacketError
+from nfq_enforcer.core.verdict import PacketError
 from nfq_enforcer.lab.host import Outcome
-from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.topology import NODES, ROUTER, WORLD
+from nfq_enforcer.lab.stage import Stage
+from nfq_enforcer.lab.topology import ENDPOINTS, NODES, ROUTER, WORLD
 from nfq_enforcer.observe.flow import compact
 
-_ENDPOINTS = ("front1", "back1", "front2", "back2", "front3", "db3", "n3")
 _TCP_PORTS = (80, 443, 8080)
 _UDP_PORT = 53
 _PATIENCE = 3.0  # seconds for what shall pass
@@ -60,26 +59,26 @@ def _on_web_ports(source: str, target: str, service: str) -> bool:
 
 
 class Demo:
-    """One showing, in one lab."""
+    """One showing, on one stage."""
 
-    def __init__(self, lab: Lab, console: Console) -> None:
-        """Take a lab that is up, with its agents, and the console to print on."""
-        self._lab = lab
+    def __init__(self, stage: Stage, console: Console) -> None:
+        """Take a stage that is up, with its agents, and the console to print on."""
+        self._stage = stage
         self._console = console
         self._seen = 0
         self._wrong: list[str] = []
 
     async def show(self) -> bool:
         """Play all scenes; return whether everything was as it must be."""
-        for name in _ENDPOINTS:
-            await self._lab.host(name).serve("TCP", *_TCP_PORTS)
-            await self._lab.host(name).serve("UDP", _UDP_PORT)
+        for name in ENDPOINTS:
+            await self._stage.host(name).serve("TCP", *_TCP_PORTS)
+            await self._stage.host(name).serve("UDP", _UDP_PORT)
         self._console.print(f"[dim]{_LEGEND}\n")
         for number, (title, scene) in enumerate(self._scenes(), 1):
             self._console.rule(f"[bold]{number}. {title}", align="left")
             await scene()
             self._console.print()
-        self._show_refused()
+        await self._show_refused()
         return self._sum_up()
 
     def _scenes(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
@@ -104,25 +103,25 @@ class Demo:
 
     async def _ports_at_ingress(self) -> None:
         await self._load("backend-web-ports")
-        await self._lab.withdraw("frontend-to-backend")
+        await self._stage.withdraw("frontend-to-backend")
         await self._ports(_on_web_ports)
 
     async def _ports_at_egress(self) -> None:
         await self._load("frontend-to-backend")
         await self._load("frontend-egress")
-        await self._lab.withdraw("backend-web-ports")
+        await self._stage.withdraw("backend-web-ports")
         self._say("Ingress allows all ports now; egress does not, so n1 refuses what front1 sends.")
         await self._ports(_on_web_ports)
-        refused = self._dropped("n1")
+        refused = await self._stage.refused("n1")
         self._check("n1 has refused front1 at egress", any(f["traffic_direction"] == "EGRESS" for f in refused))
-        await self._lab.withdraw("frontend-egress")
+        await self._stage.withdraw("frontend-egress")
 
     async def _every_packet_stamped(self) -> None:
         pairs = [("front1", "back2"), ("front2", "back1"), ("front3", "back1"), ("front3", "back2")]
-        async with self._lab.capture() as capture:
+        async with self._stage.capture() as capture:
             await self._try(pairs, ("80/TCP", "53/UDP", "ping"), _frontend_to_backend)
             for source, target in pairs:
-                outcome = await self._lab.host(source).bulk(self._lab.address(target), 80, 1 << 20, _PATIENCE)
+                outcome = await self._stage.host(source).bulk(self._stage.address(target), 80, 1 << 20, _PATIENCE)
                 self._check(f"1 MiB from {source} to {target} arrives intact", outcome.intact)
         table = Table("between nodes", "packets", "with a stamp", "without")
         for family in (4, 6):
@@ -135,7 +134,7 @@ class Demo:
 
     def _stamped(self, data: bytes) -> tuple[int, int | None] | None:
         """Return version and identity of a packet between endpoints, None for any other packet."""
-        addresses = {address.packed for e in self._lab.topology.endpoints for address in e.addresses}
+        addresses = {self._stage.address(name, family).packed for name in ENDPOINTS for family in (4, 6)}
         try:
             packet = parse(data)
             if packet.src not in addresses or packet.dst not in addresses:
@@ -146,30 +145,32 @@ class Demo:
         return packet.version, found.identity if found else None
 
     async def _masquerade(self) -> None:
-        self._lab.network.masquerade(True)
+        self._stage.masquerade(True)
         for family in (4, 6):
-            outcome = await self._lab.host("front3").connect(self._lab.address("back1", family), 80, _PATIENCE)
-            router = str(self._lab.address(ROUTER, family))
+            outcome = await self._stage.host("front3").connect(self._stage.address("back1", family), 80, _PATIENCE)
+            router = str(self._stage.address(ROUTER, family))
             self._say(f"front3 connects to back1, which sees {outcome.seen_as or 'nobody'} (the router is {router}).")
             self._check(f"back1 sees the router's IPv{family} address", outcome.ok and outcome.seen_as == router)
         await self._list([("front3", "back1"), ("db3", "back1"), ("n3", "back1")], ("80/TCP",), _frontend_to_backend)
-        self._lab.network.masquerade(False)
+        self._stage.masquerade(False)
 
     async def _cut(self) -> None:
         await self._load("backend-to-db")
-        connection = await self._lab.host("front1").hold(self._lab.address("back2"), 80, _PATIENCE)
+        connection = await self._stage.host("front1").hold(self._stage.address("back2"), 80, _PATIENCE)
         self._check("an open connection from front1 to back2 carries data", (await connection.talk(_PATIENCE)).ok)
-        await self._lab.withdraw("frontend-to-backend")
+        await self._stage.withdraw("frontend-to-backend")
         self._say("frontend-to-backend is removed; backend-to-db stays loaded, so enforcement stays on.")
         self._check("the open connection is cut", not (await connection.talk(_IMPATIENCE)).ok)
         await self._list([("front1", "back2"), ("back1", "db3")], ("80/TCP",), lambda source, *_: source == "back1")
         await self._load("frontend-to-backend")
 
     async def _forgery(self) -> None:
-        frontend, backend = self._lab.address("front2"), self._lab.address("back1")
-        self._check("front2 itself reaches back1", (await self._lab.host("front2").connect(backend, 80, _PATIENCE)).ok)
+        frontend, backend = self._stage.address("front2"), self._stage.address("back1")
+        self._check(
+            "front2 itself reaches back1", (await self._stage.host("front2").connect(backend, 80, _PATIENCE)).ok
+        )
         forged = _datagram(frontend.packed, backend.packed, 4242, _UDP_PORT)
-        await self._lab.host(WORLD).send_raw(forged)
+        await self._stage.host(WORLD).send_raw(forged)
         seen = await self._await_drop("n1", str(frontend))
         self._say("The world sends a datagram with front2's address, but it can give it no stamp. n1 says:")
         self._console.print(f"  {seen}", highlight=False, markup=False, soft_wrap=True)
@@ -178,29 +179,26 @@ class Demo:
     async def _await_drop(self, node: str, source: str) -> str:
         """Return the log's line of a dropped packet from this address, once it is there."""
         for _ in range(100):
-            for flow in reversed(self._dropped(node)):
+            for flow in reversed(await self._stage.refused(node)):
                 if flow.get("IP", {}).get("source") == source and flow["source"]["identity"] < 256:
                     return compact(flow)
             await asyncio.sleep(0.02)
         return "nothing"
 
-    def _dropped(self, node: str) -> list[dict[str, Any]]:
-        return self._lab.nodes[node].observe(verdict=FlowVerdict.DROPPED)
-
     async def _load(self, name: str) -> None:
         text = (files("nfq_enforcer.lab") / "policies" / f"{name}.yaml").read_text()
-        await self._lab.apply(name, text)
+        await self._stage.apply(name, text)
         self._say(f"policies/{name}.yaml is in force on all nodes.")
 
     async def _matrix(self, expectation: Expectation) -> None:
         """Try everybody against everybody, and print a square of it."""
-        sources = (*_ENDPOINTS, WORLD)
-        pairs = [(source, target) for source, target in product(sources, _ENDPOINTS) if source != target]
+        sources = (*ENDPOINTS, WORLD)
+        pairs = [(source, target) for source, target in product(sources, ENDPOINTS) if source != target]
         results = await self._try(pairs, _SERVICES, expectation)
-        table = Table("from \\ to", *_ENDPOINTS)
+        table = Table("from \\ to", *ENDPOINTS)
         for source in sources:
             cells = [
-                _cell([r for r in results if (r[0].source, r[0].target) == (source, target)]) for target in _ENDPOINTS
+                _cell([r for r in results if (r[0].source, r[0].target) == (source, target)]) for target in ENDPOINTS
             ]
             table.add_row(source, *cells)
         self._console.print(table)
@@ -241,7 +239,7 @@ class Demo:
         return results
 
     async def _make(self, attempt: Attempt) -> Outcome:
-        host, address = self._lab.host(attempt.source), self._lab.address(attempt.target, attempt.family)
+        host, address = self._stage.host(attempt.source), self._stage.address(attempt.target, attempt.family)
         patience = _PATIENCE if attempt.expected else _IMPATIENCE
         port, _, protocol = attempt.service.partition("/")
         if protocol == "TCP":
@@ -262,11 +260,11 @@ class Demo:
     def _say(self, sentence: str) -> None:
         self._console.print(f"  {sentence}", highlight=False, soft_wrap=True)
 
-    def _show_refused(self) -> None:
+    async def _show_refused(self) -> None:
         self._console.rule("[bold]What the nodes say of the refused connections", align="left")
         for node in NODES:
             self._console.print(f"[dim]{node}# nfq-enforcer observe --verdict DROPPED --last {_SHOWN}")
-            for flow in self._dropped(node)[-_SHOWN:]:
+            for flow in (await self._stage.refused(node))[-_SHOWN:]:
                 self._console.print(compact(flow), highlight=False, markup=False, soft_wrap=True)
 
     def _sum_up(self) -> bool:

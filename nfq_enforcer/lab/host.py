@@ -1,21 +1,22 @@
 """A host of the lab as its user sees it: connections, datagrams and pings with an outcome each.
 
-A host's traffic is made by one process in its namespace (``traffic.py``), started with the first order. Every order
-has a timeout; orders to one host run side by side. If the process dies, orders fail with a sentence that says so.
+A host's traffic is made by one process there (``traffic.py``, whose text is all that is needed), started with the
+first order. Every order has a timeout; orders to one host run side by side. If the process dies, orders fail with a
+sentence that says so.
 """
 
 import asyncio
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from itertools import count
-from pathlib import Path
 from typing import Any, Literal
 
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab import traffic
-from nfq_enforcer.lab.network import Network
+from nfq_enforcer.lab.machines import Machines
 from nfq_enforcer.lab.topology import Address
 
 Status = Literal["ok", "timeout", "refused", "unreachable", "too-big"]
@@ -45,10 +46,12 @@ class Outcome:
 class Host:
     """One host; ``lab.host(name)`` returns it."""
 
-    def __init__(self, network: Network, name: str) -> None:
-        self.name = network.topology.machine(name).name
-        self._network = network
-        self._log = network.state / f"{name}.log"
+    def __init__(self, machines: Machines, name: str) -> None:
+        """Name the host; raise BadInput if there is none of this name."""
+        machines.address(name)
+        self.name = name
+        self._machines = machines
+        self._log = machines.state / f"{name}.log"
         self._numbers = count(1)
         self._awaited: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._starting = asyncio.Lock()
@@ -57,7 +60,7 @@ class Host:
 
     def address(self, family: int = 4) -> Address:
         """Return its own address of IP version 4 or 6."""
-        return self._network.topology.address(self.name, family)
+        return self._machines.address(self.name, family)
 
     async def serve(self, protocol: Protocol, *ports: int, families: tuple[int, ...] = (4, 6)) -> None:
         """Answer on these ports with the host's name and the address seen, as long as the lab lives."""
@@ -141,11 +144,11 @@ class Host:
 
     async def _start(self) -> asyncio.subprocess.Process:
         # Its own session: an interrupt from the keyboard is for the lab's user, who then ends the hosts in order.
-        program = [sys.executable, "-I", "-S", str(Path(traffic.__file__)), self.name]
+        program = [self._machines.python, "-I", "-S", "-c", _program(), self.name]
         try:
             with self._log.open("ab") as log:
                 return await asyncio.create_subprocess_exec(
-                    *self._network.command(self.name, program),
+                    *self._machines.command(self.name, program),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -153,7 +156,7 @@ class Host:
                     start_new_session=True,
                 )
         except FileNotFoundError:
-            raise NfqError(f"the lab {self._network.topology.run_id!r} is not up: see `nfq-enforcer lab up`") from None
+            raise NfqError(f"the lab {self._machines.state.name!r} is not up: see `nfq-enforcer lab up`") from None
         except OSError as error:
             raise NfqError(f"host {self.name} cannot start: {error}") from None
 
@@ -170,6 +173,11 @@ class Host:
 
     def _died(self) -> NfqError:
         return NfqError(f"the process of host {self.name} has ended; see {self._log}")
+
+
+@cache
+def _program() -> str:
+    return (files("nfq_enforcer.lab") / "traffic.py").read_text()
 
 
 @dataclass(frozen=True)

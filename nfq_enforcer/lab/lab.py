@@ -8,20 +8,21 @@ from types import TracebackType
 from typing import Any, Self
 
 from nfq_enforcer import api
+from nfq_enforcer.core.verdict import FlowVerdict
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.host import Host
 from nfq_enforcer.lab.network import Network, new_run_id
 from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.stage import Stage, policies
 from nfq_enforcer.lab.store import StoreServer
-from nfq_enforcer.lab.topology import NODES, Address, Topology
-from nfq_enforcer.policy.loader import parse
+from nfq_enforcer.lab.topology import NODES, Topology
 
 _PATIENCE = 10.0
 _LOOK = 0.02
 
 
-class Lab:
+class Lab(Stage):
     """A lab; ``async with Lab() as lab`` builds it and removes it, ``Lab(Topology(run_id))`` joins one that is up.
 
     Its nodes share a store on Redis, on a machine of its own. On request they have none (``memory=True``) and watch
@@ -36,7 +37,7 @@ class Lab:
         self._memory_mark = self.network.state / "memory"
         self._memory = memory or self._memory_mark.exists()
         self.nodes = {name: Node(self.network, name, self._store_settings(name)) for name in NODES}
-        self._hosts: dict[str, Host] = {}
+        super().__init__(self.network)
 
     @property
     def topology(self) -> Topology:
@@ -105,7 +106,7 @@ class Lab:
     def _load(self, name: str, before: str, now: str) -> None:
         """Load the documents of a file that are there now, and delete those that were; return when it is in force."""
         node = next(iter(self.nodes.values()))
-        kept, gone = _policies(now), _policies(before)
+        kept, gone = policies(now), policies(before)
         if now:
             _check(api.call(node.socket, "apply", timeout=2 * _PATIENCE, files=[(name, now)], wait=_PATIENCE))
         for namespace, policy in gone - kept:
@@ -126,31 +127,23 @@ class Lab:
         self.network.attach(name, node)
         return self.host(name)
 
-    async def leave(self) -> None:
-        """End the hosts' traffic, but leave the network."""
-        for host in self._hosts.values():
-            await host.stop()
-        self._hosts.clear()
-
     async def down(self) -> None:
         """End the hosts' traffic and remove the network with all that runs in it."""
         await self.leave()
         self.store.stop()
         self.network.down()
 
-    def host(self, name: str) -> Host:
-        """Return the host of this name, always the same."""
-        if name not in self._hosts:
-            self._hosts[name] = Host(self.network, name)
-        return self._hosts[name]
-
-    def address(self, name: str, family: int = 4) -> Address:
-        """Return a host's own address of IP version 4 or 6."""
-        return self.topology.address(name, family)
-
     def capture(self, file: Path | None = None) -> Capture:
         """Return a capture of the segment, where every packet between nodes is seen exactly once."""
         return Capture(self.network, file=file)
+
+    async def refused(self, node: str) -> list[dict[str, Any]]:
+        """Return the packets that a node has dropped, as its log has them, the latest last."""
+        return self.nodes[node].observe(verdict=FlowVerdict.DROPPED)
+
+    def masquerade(self, on: bool) -> None:
+        """Let the router hide the source of what it forwards onto the segment, or no longer; new connections only."""
+        self.network.masquerade(on)
 
     async def __aenter__(self) -> Self:
         """Build the network."""
@@ -162,11 +155,6 @@ class Lab:
     ) -> None:
         """Remove it."""
         await self.down()
-
-
-def _policies(text: str) -> set[tuple[str, str]]:
-    """Return namespace and name of each document in a text."""
-    return {one.document.key[1:] for one in parse(text, "")} if text else set()
 
 
 def _check(taken: Mapping[str, Any]) -> None:

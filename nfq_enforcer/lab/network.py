@@ -11,6 +11,7 @@ import shutil
 import signal
 import string
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -25,6 +26,7 @@ from nfq_enforcer.lab.topology import (
     ROUTER,
     SEGMENT,
     UPLINK,
+    Address,
     Machine,
     Route,
     Topology,
@@ -65,9 +67,19 @@ _BRIDGE_SYSCTLS = {f"net/bridge/bridge-nf-call-{tables}": 0 for tables in ("ipta
 class Network:
     """The namespaces of one lab."""
 
+    python = sys.executable
+
     def __init__(self, topology: Topology) -> None:
         self.topology = topology
         self.state = STATE / topology.run_id
+
+    def address(self, machine: str, family: int = 4) -> Address:
+        """Return a machine's own address of IP version 4 or 6; raise BadInput with the names there are."""
+        return self.topology.address(machine, family)
+
+    def find(self, name: str) -> str:
+        """Return the path of a command; raise NfqError with the package that brings it."""
+        return find_command(name)
 
     def up(self) -> None:
         """Build the network; on a failure remove what was made and raise NfqError."""

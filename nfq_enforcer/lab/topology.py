@@ -55,6 +55,7 @@ _ENDPOINTS = {"n1": ("front1", "back1"), "n2": ("front2", "back2"), "n3": ("db3"
 _ROLES = {"front": "frontend", "back": "backend", "db": "db", "n": "monitor"}
 _BEHIND_ROUTER = "n3"
 NODES = tuple(_ENDPOINTS)
+ENDPOINTS = (*(name for names in _ENDPOINTS.values() for name in names), _BEHIND_ROUTER)
 _ON_SEGMENT = (ROUTER, WORLD, STORE, *(node for node in NODES if node != _BEHIND_ROUTER))
 
 

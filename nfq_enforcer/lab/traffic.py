@@ -1,7 +1,7 @@
 """The process that makes a host's traffic, inside the host's namespace: orders in, outcomes out, a JSON line each.
 
-``host.py`` starts it, by its path and without site packages, and holds its standard input; it ends when that does.
-It imports the standard library only, so that a lab of many hosts starts at once.
+``host.py`` starts it, from this very text and without site packages, and holds its standard input; it ends when that
+does. It imports the standard library only, so that a lab of many hosts starts at once, and needs no file of its own.
 
 Hosts talk to each other in lines. ``?TOKEN`` asks who is there, ``#TOKEN SIZE`` announces that many bytes, and
 ``=TOKEN …`` answers either: with the host's name, the address that it sees, and its number of the connection; or

@@ -1,10 +1,11 @@
 """Files and folders of documents, loaded all or nothing.
 
 Either every document of every file is good and they are returned, or DocumentErrors tells of all that is wrong in any
-of them. The only module of this package that reads files.
+of them. ``-`` is the standard input. The only module of this package that reads files.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from nfq_enforcer.policy.validation import Items, Part, unknown, validate
 
 SUFFIXES = frozenset((".yaml", ".yml", ".json"))
 PROBES = ".probes.json"  # what lies beside documents and is none
+STANDARD_INPUT = Path("-")
 
 
 Key = tuple[str, str, str]
@@ -162,7 +164,7 @@ def _found(paths: Iterable[Path]) -> tuple[Iterable[Path], list[DocumentError]]:
 
 
 def _files(path: Path) -> list[Path]:
-    if not _is_folder(path):
+    if path == STANDARD_INPUT or not _is_folder(path):
         return [path]
     failed: list[OSError] = []
     found: list[Path] = []
@@ -186,6 +188,8 @@ def _is_folder(path: Path) -> bool:
 
 
 def _read_file(path: Path) -> File:
+    if path == STANDARD_INPUT:
+        return File("standard input", located.decode(sys.stdin.buffer.read(), "standard input"))
     try:
         if not S_ISREG(path.stat().st_mode):
             raise DocumentError(str(path), "neither a file nor a folder")

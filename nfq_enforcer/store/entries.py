@@ -79,15 +79,12 @@ class Entries:
         self.skips += 1
         self.skipped.append((what, reason))
 
-    def replace(self, entries: Mapping[Key, Entry], bad: Mapping[Key, str]) -> None:
+    def replacing(self, entries: Mapping[Key, Entry], bad: Mapping[Key, str]) -> Iterator[None]:
         """Hold these entries and no others, but keep what is known where a value is not understood.
 
-        ``bad`` are those of the store that are not even entries.
+        ``bad`` are those of the store that are not even entries. It goes in parts, and yields after each, so that
+        others have their turn meanwhile.
         """
-        deque(self.replacing(entries, bad), 0)
-
-    def replacing(self, entries: Mapping[Key, Entry], bad: Mapping[Key, str]) -> Iterator[None]:
-        """Replace as ``replace`` does, in parts: yield after each, so that others have their turn meanwhile."""
         self.resyncs += 1
         self.whole = False
         self._unsaved = None

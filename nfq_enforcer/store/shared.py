@@ -7,7 +7,6 @@ policies wait until it is back; but an endpoint of this node whose labels have a
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import UTC, datetime
 from ipaddress import ip_address
 from statistics import quantiles
 from typing import Any
@@ -22,7 +21,7 @@ from nfq_enforcer.store.member import GRACE, LEASE, LIVE, RETIREMENT, Member
 from nfq_enforcer.store.records import EndpointRecord, Kind, Placed, document_name
 from nfq_enforcer.store.redis import Collected, Request
 from nfq_enforcer.store.server import StoreError
-from nfq_enforcer.store.source import Applied, Handed, NodeStatus, Started
+from nfq_enforcer.store.source import Applied, Handed, NodeStatus, Started, as_time
 
 _LOOK = 0.05  # seconds between two looks at what other nodes enforce
 _NAMED = 20  # refused values that status names
@@ -161,7 +160,7 @@ class SharedStore:
             "store": member.server.address.redacted,
             "prefix": member.server.address.prefix,
             "connected": member.store is not None,
-            "since": datetime.fromtimestamp(member.since, UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "since": as_time(member.since),
             "error": member.error,
             "server": f"{member.info.product} {member.info.version}" if member.info else None,
             "schema": schema.VERSION,

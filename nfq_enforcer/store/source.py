@@ -1,6 +1,7 @@
 """Where an agent has its cluster from: what every store offers it, whichever it is."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 from nfq_enforcer.core.identity import Identity
@@ -82,3 +83,8 @@ class Store(Protocol):
 
     async def status(self) -> dict[str, Any] | None:
         """Return what there is to say of the connection; None where there is none."""
+
+
+def as_time(seconds: float) -> str:
+    """Return a time as RFC 3339 has it, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

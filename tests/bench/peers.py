@@ -93,7 +93,7 @@ async def _longest_turn(messages: Iterable[object]) -> float:
     with ours, theirs:
         process = subprocess.Popen(program, pass_fds=(theirs.fileno(), memory), stdout=subprocess.PIPE, text=True)
         theirs.close()
-        ours.sendall(encode(Setup(_QUEUE, 1000, _snapshot(1), {})))
+        ours.sendall(encode(Setup("auto", _QUEUE, False, 1000, _snapshot(1), {})))
         _await_revision(ours, 1)
         ours.sendall(b"".join(map(encode, messages)))
         _await_revision(ours, 2)

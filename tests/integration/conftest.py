@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nfq_enforcer.dataplane.drivers import AUTO
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import new_run_id
 from nfq_enforcer.lab.topology import Topology
@@ -86,10 +87,16 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
 
 
 @pytest.fixture(scope="module")
-def guarded(make_served: MakeLab) -> Lab:
+def driver() -> str:
+    """Name the driver of the queues; a module that has its own fixture of this name runs with each driver."""
+    return AUTO
+
+
+@pytest.fixture(scope="module")
+def guarded(make_served: MakeLab, driver: str) -> Lab:
     """Give the module's lab with agents of the default settings; its policies are those of ``policies``."""
     lab = make_served()
-    lab.start_agents()
+    lab.start_agents(driver=driver)
     return lab
 
 

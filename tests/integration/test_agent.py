@@ -8,6 +8,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nfq_enforcer.dataplane.nfqueue import MAX_WAITING
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.host import Outcome
 from nfq_enforcer.lab.lab import Lab
@@ -27,11 +29,14 @@ from tests.integration.conftest import MakeLab
 from tests.labs import (
     BRIEF,
     DNS,
+    DRIVERS,
+    FAMILIES,
     FRONT_TO_BACK,
     HTTP,
     OTHER_TCP,
     PATIENT,
     PROGRAM,
+    Unharmed,
     dropped,
     from_role,
     outcomes,
@@ -42,7 +47,30 @@ from tests.labs import (
 )
 
 SECOND = 1.0
+SECONDS_OF_BULK = {"netlink": 400_000_000, "netfilterqueue": 40_000_000}
 SAVE_COMMANDS = ("iptables-save", "ip6tables-save")
+FLOOD = """
+import socket, sys
+
+family, address, number = sys.argv[1:]
+with socket.socket(int(family), socket.SOCK_DGRAM) as sender:
+    for _ in range(int(number)):
+        sender.sendto(b"no question", (address, 53))
+"""
+SEND_LATER = """
+import hashlib, os, socket, sys
+
+address, size = sys.argv[1:]
+with socket.create_connection((address, 80)) as connection:
+    print("open", flush=True)
+    sys.stdin.readline()
+    data = os.urandom(int(size))
+    connection.sendall(f"#0 {size} \\n".encode() + data)
+    received, digest = connection.recv(1000).decode().split()[1:]
+if (received, digest) == (size, hashlib.sha256(data).hexdigest()):
+    print("all has arrived")
+"""
+each_driver = pytest.mark.parametrize("driver", DRIVERS)
 DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])
 
 
@@ -239,8 +267,11 @@ async def until(condition: Any, timeout: float = PATIENT) -> None:
 
 
 class TestWorkersDeath:
-    async def test_under_traffic_it_is_replaced_within_a_second_and_what_is_lost_is_counted(self, lab: Lab) -> None:
-        start_all(lab, FRONT_TO_BACK)
+    @each_driver
+    async def test_under_traffic_it_is_replaced_within_a_second_and_what_is_lost_is_counted(
+        self, lab: Lab, driver: str
+    ) -> None:
+        start_all(lab, FRONT_TO_BACK, driver=driver)
         node = lab.nodes["n1"]
         victim = node.status()["worker"]["pid"]
 
@@ -373,11 +404,64 @@ async def save(node: Node, file: Path, text: str) -> None:
     await until(lambda: node.status()["revision"] > before)
 
 
+class TestStart:
+    @each_driver
+    @pytest.mark.parametrize("source", ["front1", "n3"])
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_a_connection_that_was_open_before_goes_on_with_segments_that_leave_no_room_for_a_stamp(
+        self, lab: Lab, driver: str, source: str, family: int
+    ) -> None:
+        command = [sys.executable, "-c", SEND_LATER, str(lab.address("back2", family)), "5000000"]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with lab.network.in_namespace(source, command, **pipes) as sender:
+            assert sender.stdout is not None
+            assert sender.stdout.readline() == "open\n"
+            start_all(lab, driver=driver)
+            unharmed = Unharmed(lab, *lab.nodes)
+
+            said, _ = sender.communicate("now\n", timeout=3 * PATIENT)
+
+        assert said == "all has arrived\n"
+        assert unharmed.since() == {}
+
+
+class TestOverflow:
+    """What comes while as many packets wait for a verdict as may wait."""
+
+    @pytest.mark.parametrize(
+        ("driver", "fail", "unseen"),
+        [("netlink", "closed", dropped), ("netlink", "open", passes), ("netfilterqueue", "closed", dropped)],
+    )
+    async def test_endpoints_fare_as_configured_until_the_worker_goes_on(
+        self, lab: Lab, driver: str, fail: str, unseen: Any
+    ) -> None:
+        node = start(lab, "n1", documents=FRONT_TO_BACK, driver=driver, fail=fail)
+        worker = node.status()["worker"]["pid"]
+        both_ways = (["front1"], ["back1"]), (["back1"], ["front1"])
+
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            for family in (socket.AF_INET, socket.AF_INET6):
+                address = str(lab.address("back1", 4 if family is socket.AF_INET else 6))
+                run_in(lab, "front1", sys.executable, "-c", FLOOD, str(int(family)), address, str(MAX_WAITING))
+            expected = {key: value for pair in both_ways for key, value in unseen(*pair, ways=("53/UDP",)).items()}
+            assert await outcomes(lab, expected) == expected
+            assert node.status()["worker"]["lost"] >= MAX_WAITING
+        finally:
+            os.kill(worker, signal.SIGCONT)
+
+        await until(lambda: node.status()["worker"]["accepted"] >= MAX_WAITING)
+        expected = passes(*both_ways[0], ways=("53/UDP",)) | dropped(*both_ways[1], ways=("53/UDP",))
+        assert await outcomes(lab, expected) == expected
+        assert node.status()["worker"]["restarts"] == 0
+
+
+@each_driver
 class TestEnd:
     """An agent that is told to end under load loses no packet that policy allows."""
 
-    async def test_no_packet_is_lost(self, lab: Lab) -> None:
-        node = start(lab, "n1", documents=FRONT_TO_BACK)
+    async def test_no_packet_is_lost(self, lab: Lab, driver: str) -> None:
+        node = start(lab, "n1", documents=FRONT_TO_BACK, driver=driver)
 
         async with stream(lab, "front1", "back1", patience=PATIENT) as allowed:
             await until(lambda: len(allowed) > 100)
@@ -388,11 +472,11 @@ class TestEnd:
         assert {outcome.status for _, outcome in allowed} == {"ok"}
 
     @pytest.mark.parametrize(("ending", "target"), [("n1", "back1"), ("n1", "back2"), ("n2", "back2")])
-    async def test_a_bulk_transfer_goes_on(self, lab: Lab, ending: str, target: str) -> None:
-        start_all(lab)
-        node, size = lab.nodes[ending], 40_000_000
+    async def test_a_bulk_transfer_goes_on(self, lab: Lab, ending: str, target: str, driver: str) -> None:
+        start_all(lab, driver=driver)
+        node, size = lab.nodes[ending], SECONDS_OF_BULK[driver]
         transfer = asyncio.create_task(lab.host("front1").bulk(lab.address(target), HTTP, size))
-        await until(lambda: node.status()["worker"]["accepted"] > 1000)
+        await until(lambda: node.status()["worker"]["accepted"] > 500)
         assert not transfer.done()
 
         await asyncio.to_thread(node.stop)

@@ -14,7 +14,8 @@ from nfq_enforcer.core.ipcache import Ipcache
 from nfq_enforcer.core.policymap import PolicyMap
 from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.dataplane import iptables
-from nfq_enforcer.dataplane.ruleset import IPV4, IPV6, Ruleset
+from nfq_enforcer.dataplane.nfqueue import Numbers
+from nfq_enforcer.dataplane.ruleset import IPV4, IPV6
 from nfq_enforcer.lab.lab import Lab
 from tests.apart import run_apart
 from tests.labs import (
@@ -39,10 +40,9 @@ EXEMPT = """
 import sys
 from ipaddress import ip_address
 from nfq_enforcer.dataplane import iptables
-from nfq_enforcer.dataplane.ruleset import Ruleset
 
 services = [one.rsplit(",", 1) for one in sys.argv[1:]]
-rules = iptables.Rules(Ruleset(100, False, {}), iptables.families())
+rules = iptables.Rules(iptables.families(), fail_open=False, cluster_mtus={})
 rules.exempt((ip_address(address), int(port)) for address, port in services)
 """
 ASK = """
@@ -179,19 +179,20 @@ async def test_the_administrator_may_still_drop_what_is_exempt(
 def test_it_is_told_before_or_after_the_rules_are_installed_stays_and_goes_with_them(root: None) -> None:
     here = LocalEndpoint("default/a", Identity(300), None, *(PolicyMap({}, enforced=False),) * 2, is_host=True)
     snapshot = Snapshot(1, {packed("10.0.0.1"): here}, Ipcache({}))
+    queues = Numbers(100, 101, 102)
     one, other = (ip_address("192.0.2.1"), STORE), (ip_address("2001:db8::1"), STORE)
 
     async def scenario() -> list[list[str]]:
-        rules = iptables.Rules(Ruleset(100, fail_open=False, cluster_mtus={}), (IPV4, IPV6))
+        rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
         seen = []
         rules.exempt([one])
         seen.append(_members())
         for _ in range(2):
-            rules.install(snapshot)
+            rules.install(snapshot, queues)
             seen.append(_members())
         rules.exempt([other])
         seen.append(_members())
-        iptables.Rules(Ruleset(100, fail_open=False, cluster_mtus={}), (IPV4, IPV6)).install(snapshot)
+        iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={}).install(snapshot, queues)
         seen.append(_members())
         iptables.remove()
         return [*seen, _ipset("list", "-n")]

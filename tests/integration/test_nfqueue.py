@@ -3,12 +3,15 @@
 import subprocess
 import sys
 
+import pytest
+
 # No kernel here is without it, so the program has the kernel answer as one that is: a seccomp filter refuses the
 # netlink family of netfilter (seccomp(2); offsets in struct seccomp_data, linux/seccomp.h).
 PROGRAM = """
 import ctypes, platform, struct, sys
 from pathlib import Path
-from nfq_enforcer.dataplane import nfqueue
+from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.dataplane import drivers, nfqueue
 from nfq_enforcer.errors import NfqError
 
 SOCKET = {"x86_64": 41, "aarch64": 198}[platform.machine()]
@@ -34,14 +37,15 @@ assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buff
 
 nfqueue._PROC = Path("/proc/net/netfilter/there_is_none")
 try:
-    nfqueue.LibraryQueue(100, lambda payload, indev, outdev: nfqueue.Answer(False))
+    drivers.bind(sys.argv[1], 100, lambda payload, indev, outdev, skb: Verdict.DROP, fail_open=False)
 except NfqError as error:
     sys.exit(str(error))
 """
 
 
-def test_a_kernel_without_nfqueue_is_one_sentence(root: None) -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("driver", ["auto", "netlink", "netfilterqueue"])
+def test_a_kernel_without_nfqueue_is_one_sentence(root: None, driver: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, driver], capture_output=True, text=True, check=False)
 
     assert done.stderr == (
         "this kernel has no NFQUEUE (nfnetlink_queue): load the module nfnetlink_queue "

@@ -94,7 +94,7 @@ class TestCommands:
         (was,), (given,) = loader.load([file]).policies, loader.load([shown]).policies
         assert (given.key, given.written) == (was.key, was.written)
 
-        assert "default/front-to-back deleted; revision " in self.ask(guarded, "delete", "default/front-to-back")
+        assert "default/front-to-back deleted\nrevision " in self.ask(guarded, "delete", "default/front-to-back")
         assert await outcomes(guarded, open_again) == open_again
         assert json.loads(self.ask(guarded, "list", "-o", "json")) == []
 

@@ -11,11 +11,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import yaml
@@ -24,6 +23,7 @@ from redis.asyncio import Redis
 import nfq_enforcer
 from nfq_enforcer.store.redis import RedisStore
 from nfq_enforcer.store.server import check
+from tests.copies import PATIENCE, Copy, until
 from tests.redis_servers import RedisServer
 from tests.store_steps import take_every_step
 
@@ -34,93 +34,15 @@ SCRIPTS = REPOSITORY / "nfq_enforcer" / "systemd"
 PROVISION, ENDPOINTS = str(SCRIPTS / "provision.sh"), str(SCRIPTS / "endpoints.sh")
 N1, N2, STORE = "n1", "n2", "store"
 ADDRESSES = {N1: "172.31.0.11", N2: "172.31.0.12", STORE: "172.31.0.200"}
-PATIENCE = 60.0
 PASSWORD = "/etc/nfq-enforcer/store-password"
 CONFIGURATION = "/etc/nfq-enforcer/agent.yaml"
-
-_COPY = """
-set -e
-mount -t tmpfs tmpfs /mnt
-mkdir /mnt/upper /mnt/work /mnt/root
-mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
-for folder in proc sys dev; do mount --rbind /$folder /mnt/root/$folder; done
-mount -t tmpfs tmpfs /mnt/root/run
-echo made
-read -r _ || true
-"""
-
-
-class Copy:
-    """A copy of this host, with its own files and network namespaces."""
-
-    def __enter__(self) -> Self:
-        """Make the copy."""
-        command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", _COPY]
-        self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._started: list[subprocess.Popen[str]] = []
-        assert self._holder.stdout is not None
-        assert self._holder.stdout.readline() == "made\n"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End what was started in the copy; with that it is gone."""
-        for process in self._started:
-            process.kill()
-            process.communicate()
-        self._holder.communicate("\n")
-
-    def command(self, *argv: str, at: str | None = None) -> list[str]:
-        """Return the command line that runs a command in the copy, in one of its network namespaces or the host's."""
-        space = [f"--mount=/proc/{self._holder.pid}/ns/mnt"]
-        space += [f"--net={self.file(f'/run/netns/{at}')}"] if at else []
-        return ["nsenter", *space, "chroot", "/mnt/root", *argv]
-
-    def attempt(self, *argv: str, at: str | None = None) -> "subprocess.CompletedProcess[str]":
-        """Run a command to its end."""
-        environment = {name: text for name, text in os.environ.items() if not name.startswith("NFQ_ENFORCER_")}
-        return subprocess.run(
-            self.command(*argv, at=at), capture_output=True, text=True, cwd="/", check=False, env=environment
-        )
-
-    def run(self, *argv: str, at: str | None = None) -> str:
-        """Run a command that has to succeed; return what it printed."""
-        done = self.attempt(*argv, at=at)
-        assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def start(self, *argv: str, at: str) -> "subprocess.Popen[str]":
-        """Start a command that ends with the copy, if not before."""
-        process = subprocess.Popen(
-            self.command(*argv, at=at), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/"
-        )
-        self._started.append(process)
-        return process
-
-    def file(self, path: str) -> Path:
-        """Return where a file of the copy is for the tests."""
-        return Path(f"/proc/{self._holder.pid}/root/mnt/root{path}")
-
-    def mode(self, path: str) -> tuple[str, str, str]:
-        """Return a file's mode, owner and group."""
-        found = self.file(path)
-        return f"{found.stat().st_mode & 0o7777:o}", found.owner(), found.group()
 
 
 @pytest.fixture(scope="module")
 def host(root: None) -> Iterator[Copy]:
     """Give a copy of this host with the network namespaces of a store and two nodes, on one segment."""
     with Copy() as copy:
-        for name in ADDRESSES:
-            copy.run("ip", "netns", "add", name)
-        copy.run("ip", "-n", STORE, "link", "add", "br0", "type", "bridge")
-        for name in (N1, N2):
-            copy.run("ip", "-n", name, "link", "add", "eth1", "type", "veth", "peer", "name", name, "netns", STORE)
-            copy.run("ip", "-n", STORE, "link", "set", name, "master", "br0", "up")
-        for name, address in ADDRESSES.items():
-            device = "br0" if name == STORE else "eth1"
-            copy.run("ip", "-n", name, "address", "add", f"{address}/24", "dev", device)
-            copy.run("ip", "-n", name, "link", "set", device, "up")
-            copy.run("ip", "-n", name, "link", "set", "lo", "up")
+        copy.build_segment(ADDRESSES, STORE)
         yield copy
 
 
@@ -141,14 +63,6 @@ def store(host: Copy) -> Copy:
     until(lambda: "PONG" in redis(host, "PING") or server.poll() is not None)
     assert server.poll() is None, server.communicate()[0]
     return host
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Return when the condition holds; fail if it does not in a long time."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def redis(host: Copy, *command: str, user: str = "nfqe", password: str | None = None) -> str:
@@ -417,4 +331,5 @@ def test_vagrant_finds_no_fault_in_the_vagrantfile(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "machines" / "operator.pub").read_text().startswith("ssh-ed25519 ")
     assert (tmp_path / "machines" / "store-password").stat().st_mode & 0o777 == 0o600

@@ -22,7 +22,7 @@ from nfq_enforcer.dataplane import iptables, pool
 from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, WorkerChannel, encode
 from nfq_enforcer.dataplane.counters import Counters
 from nfq_enforcer.dataplane.pool import WorkerProcess
-from nfq_enforcer.dataplane.ruleset import IPV4, Ruleset
+from nfq_enforcer.dataplane.ruleset import IPV4
 from nfq_enforcer.dataplane.worker import Worker
 from tests.apart import run_apart
 from tests.labs import PATIENT
@@ -93,7 +93,7 @@ async def judged(peers: dict[bytes, Peer]) -> AsyncIterator[Judged]:
     one = Judged()
     try:
         await one.worker.start(snapshot(1), peers)
-        iptables.Rules(Ruleset(QUEUE, fail_open=False, cluster_mtus={}), (IPV4,)).install(snapshot(1))
+        iptables.Rules((IPV4,), fail_open=False, cluster_mtus={}).install(snapshot(1), one.worker.queues)
         yield one
     finally:
         await one.stop()
@@ -179,7 +179,7 @@ def test_messages_that_a_turn_has_no_time_for_are_obeyed_in_the_next_ones_withou
 
     async def scenario() -> None:
         with warnings.catch_warnings(action="ignore"):  # of the size of the queue's socket
-            setup = Setup(QUEUE, 1000, snapshot(1), {})
+            setup = Setup("auto", QUEUE, False, 1000, snapshot(1), {})
             Worker(setup, WorkerChannel(theirs), Counters(memory), lambda: next(seconds)).run()
 
     with ours, theirs:

@@ -1,5 +1,7 @@
 """``nfq-enforcer policy validate``: good documents are counted; of bad ones every mistake is named, with its place."""
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,21 @@ def test_files_and_folders_are_taken_together(run: RunProgram, tmp_path: Path) -
     file, folder = write(tmp_path, "a.yaml", ENDPOINT), write(tmp_path / "folder", "b.yaml", POLICY).parent
 
     assert run("policy", "validate", file, folder).out == "valid: 1 policies, 1 endpoints\n"
+
+
+def give(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    """Have the program find this on its standard input."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def test_documents_may_come_by_the_standard_input(
+    run: RunProgram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give(monkeypatch, POLICY)
+    assert run("policy", "validate", "-", write(tmp_path, "a.yaml", ENDPOINT)).out == "valid: 1 policies, 1 endpoints\n"
+
+    give(monkeypatch, POLICY.replace("80", "70000"))
+    assert "nfq-enforcer: standard input:9:22: spec.ingress[0].toPorts" in run("policy", "validate", "-").err
 
 
 def test_the_examples_are_valid(run: RunProgram) -> None:

@@ -23,7 +23,8 @@ def counters(**counted: int) -> dict[str, int]:
 
 
 def status(worker: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
-    well = {"queue": 100, "driver": "netfilterqueue", "pid": 4711, "restarts": 0, "failure": None, "lost": 0}
+    queues = {"queue": 100, "queues": [100, 101, 102], "driver": "netlink"}
+    well = queues | {"pid": 4711, "restarts": 0, "failure": None, "lost": 0}
     return {
         "version": "0.1",
         "node": "n1",
@@ -64,7 +65,7 @@ def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
         "families IPv4, IPv6",
         "revision 3: 2 policies, 7 endpoints",
         "endpoints here 4",
-        "worker queue 100 (netfilterqueue), process 4711, 0 restarts",
+        "worker queues 100 to 102 (netlink), process 4711, 0 restarts",
         "packets 90 accepted, 3 dropped, 0 lost without a verdict",
         "POLICY_DENIED 3 (no rule allows it)",
         "flows 12 open, 0 evicted",
@@ -74,7 +75,14 @@ def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
 
 def test_what_is_out_of_the_ordinary_is_told(run: RunProgram, answering: Answering) -> None:
     seen = status(
-        {"pid": None, "restarts": 2, "failure": "queue 100 is taken by another program", "events_lost": 9},
+        {
+            "queues": [100],
+            "driver": "netfilterqueue",
+            "pid": None,
+            "restarts": 2,
+            "failure": "queue 100 is taken by another program",
+            "events_lost": 9,
+        },
         addresses=[],
         cluster_interfaces=[],
         audit=True,

@@ -1272,11 +1272,27 @@ def large_tcp(at: Addresses, length: int) -> bytes:
 
 def test_what_has_no_room_for_its_stamp_is_handed_on_to_come_in_segments(passing_on: Node, at: Addresses) -> None:
     room = LONGEST - stamp.overhead(at.version)
+    passing_on.forward(syn(at.web, at.client), VETH_WEB, ETH0)
 
     assert passing_on.forward(large_tcp(at, room), VETH_WEB, ETH0, skb=GSO).payload is not None
     for _ in range(2):
         decision = passing_on.forward(large_tcp(at, room + 1), VETH_WEB, ETH0, skb=GSO)
         assert decision == Decision(Verdict.HAND_ON_SEGMENTED)
+
+
+def test_a_connection_that_was_open_before_comes_in_segments_that_are_held_against_the_mtu(
+    passing_on: Node, at: Addresses
+) -> None:
+    """Its SYN was not seen, so it has agreed on segments that may leave no room for a stamp."""
+    headers = len(request(at.web, at.client, data=b""))
+    segment = request(at.web, at.client, data=bytes(MTU - headers))
+
+    for _ in range(2):
+        assert passing_on.forward(large_tcp(at, 20_000), VETH_WEB, ETH0, skb=GSO) == Decision(Verdict.HAND_ON_SEGMENTED)
+        assert passing_on.forward(segment, VETH_WEB, ETH0).answer is not None
+    for again in (rst(at.web, at.client), syn(at.web, at.client)):
+        passing_on.forward(again, VETH_WEB, ETH0)
+    assert passing_on.forward(large_tcp(at, 20_000), VETH_WEB, ETH0, skb=GSO).payload is not None
 
 
 def test_without_another_queue_what_has_no_room_for_its_stamp_is_dropped(node: Node, at: Addresses) -> None:

@@ -26,6 +26,7 @@ from nfq_enforcer.dataplane.channel import (
     WorkerChannel,
     encode,
 )
+from nfq_enforcer.dataplane.nfqueue import Numbers
 from tests.packets import packed
 
 RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
@@ -54,7 +55,8 @@ SNAPSHOT = Snapshot(
 )
 PEERS = {CLIENT: Peer(Identity(500), remote=True)}
 CHANGES = Peers(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
-MESSAGES = [Stop(), Bound(), Failed("queue 100 is taken"), Enforced(3), Events((EVENT,)), CHANGES, Revision(4)]
+BOUND = Bound("netlink", Numbers(100, 101, 102))
+MESSAGES = [Stop(), BOUND, Failed("queue 100 is taken"), Enforced(3), Events((EVENT,)), CHANGES, Revision(4)]
 
 Pair = tuple[WorkerChannel, socket.socket]
 
@@ -93,9 +95,10 @@ def test_messages_come_whole_and_in_order_whatever_pieces_they_come_in(size: int
 
 
 def test_a_snapshot_arrives_as_it_was_sent() -> None:
-    (setup,) = Decoder().feed(encode(Setup(100, 1000, SNAPSHOT, PEERS)))
+    (setup,) = Decoder().feed(encode(Setup("auto", 100, False, 1000, SNAPSHOT, PEERS)))
 
-    assert (setup.queue, setup.maximum_flows, setup.snapshot.revision) == (100, 1000, 3)
+    assert (setup.driver, setup.first_queue, setup.maximum_flows) == ("auto", 100, 1000)
+    assert (setup.fail_open, setup.snapshot.revision) == (False, 3)
     web = setup.snapshot.endpoints[WEB]
     assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")
     assert web.ingress.lookup(Identity(500), 6, 80) == Outcome(True, (RULE,))
@@ -109,8 +112,8 @@ def test_a_worker_hears_what_is_there_and_does_not_wait_for_more(pair: Pair) -> 
     channel, agent = pair
     assert list(channel.receive()) == []
 
-    agent.sendall(encode(Bound()) + encode(Stop())[:-1])
-    assert list(channel.receive()) == [Bound()]
+    agent.sendall(encode(BOUND) + encode(Stop())[:-1])
+    assert list(channel.receive()) == [BOUND]
 
     agent.sendall(encode(Stop())[-1:])
     assert list(channel.receive()) == [Stop()]
@@ -132,8 +135,8 @@ def test_half_a_message_is_none(pair: Pair) -> None:
     channel, agent = pair
 
     for length in (2, 4, len(encode(Stop())) - 1):  # of the length, all of the length, all but the last byte
-        agent.sendall((encode(Bound()) + encode(Stop()))[: len(encode(Bound())) + length])
-        assert list(channel.receive()) == [Bound()]
+        agent.sendall((encode(BOUND) + encode(Stop()))[: len(encode(BOUND)) + length])
+        assert list(channel.receive()) == [BOUND]
         assert not channel.has_message
         agent.sendall(encode(Stop())[length:])
         assert list(channel.receive()) == [Stop()]
@@ -158,7 +161,7 @@ def test_what_the_agent_does_not_fetch_is_refused_at_last_and_the_rest_arrives_w
         messages += decoder.feed(agent.recv(1 << 18))
         channel.flush()
     assert messages == [bytes(1 << 16)] * taken
-    assert channel.send(Bound())
+    assert channel.send(BOUND)
 
 
 def test_a_channel_has_the_descriptor_of_its_socket(pair: Pair) -> None:
@@ -180,7 +183,7 @@ def test_a_worker_learns_from_silence_that_the_agent_is_gone(pair: Pair) -> None
 
 def test_a_worker_learns_from_a_reset_that_the_agent_is_gone(pair: Pair) -> None:
     channel, agent = pair
-    channel.send(Bound())
+    channel.send(BOUND)
     agent.close()  # with what the worker said unread
 
     assert list(channel.receive()) == []
@@ -195,4 +198,4 @@ def test_a_worker_learns_from_sending_that_the_agent_is_gone(pair: Pair) -> None
     channel.flush()
 
     assert channel.closed
-    assert channel.send(Bound())  # to nobody, but that is no reason to wait or to fail
+    assert channel.send(BOUND)  # to nobody, but that is no reason to wait or to fail

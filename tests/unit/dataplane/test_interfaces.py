@@ -26,25 +26,25 @@ def put_ip(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_interface_is_known_by_its_index() -> None:
-    assert Interfaces().get(LO) == Interface("lo", LO_MTU)
+    assert Interfaces()[LO] == Interface("lo", LO_MTU)
 
 
 def test_index_0_is_no_interface() -> None:
-    assert Interfaces().get(0) is None
+    assert Interfaces()[0] is None
 
 
 def test_an_interface_that_is_gone_has_a_name_that_no_rule_means_and_any_size() -> None:
-    assert Interfaces().get(NO_INDEX) == Interface(f"if{NO_INDEX}", 65535)
+    assert Interfaces()[NO_INDEX] == Interface(f"if{NO_INDEX}", 65535)
 
 
 def test_what_was_asked_once_is_remembered_until_it_is_to_be_forgotten() -> None:
     known = Interfaces()
-    first = known.get(LO)
+    first = known[LO]
 
-    assert known.get(LO) is first
+    assert known[LO] is first
     known.forget()
-    assert known.get(LO) is not first
-    assert known.get(LO) == first
+    assert known[LO] is not first
+    assert known[LO] == first
 
 
 def test_the_mtu_is_the_kernels() -> None:

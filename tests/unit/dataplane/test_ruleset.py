@@ -5,10 +5,11 @@ from ipaddress import ip_address
 import pytest
 
 from nfq_enforcer.dataplane import ruleset
+from nfq_enforcer.dataplane.nfqueue import Numbers
 from nfq_enforcer.dataplane.ruleset import HOOKS, IPV4, IPV6, Family, Ruleset
 
-CLOSED = Ruleset(100, fail_open=False, cluster_mtus={"eth1": 9000, "eth0": 1500})
-OPEN = Ruleset(7, fail_open=True, cluster_mtus={})
+CLOSED = Ruleset(Numbers(100, 100, 100), fail_open=False, cluster_mtus={"eth1": 9000, "eth0": 1500})
+OPEN = Ruleset(Numbers(7, 8, 9), fail_open=True, cluster_mtus={})
 ALL_HOOKED = {(table, base) for table, hooks in HOOKS.items() for base in hooks}
 BASE_CHAINS = {base for _, base in ALL_HOOKED}
 ALL_CHAINS = {(table, chain) for table, chains in ruleset.CHAINS.items() for chain in chains}
@@ -111,11 +112,26 @@ def test_only_hooks_that_are_missing_are_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mtu", "family", "mss"),
-    [(1500, IPV4, 1452), (1500, IPV6, 1424), (9000, IPV4, 8952), (9000, IPV6, 8924)],
+    ("mtu", "family", "cut", "uncut"),
+    [(1500, IPV4, 1452, 1404), (1500, IPV6, 1424, 1376), (9000, IPV4, 8952, 8904), (9000, IPV6, 8924, 8876)],
 )
-def test_the_largest_segment_leaves_room_for_headers_and_stamp(mtu: int, family: Family, mss: int) -> None:
-    assert ruleset.mss(mtu, family) == mss
+def test_the_largest_segment_leaves_room_for_headers_and_stamp(mtu: int, family: Family, cut: int, uncut: int) -> None:
+    assert ruleset.mss(mtu, family, uncut=False) == cut
+    assert ruleset.mss(mtu, family, uncut=True) == uncut
+
+
+def test_what_leaves_by_a_cluster_interface_meets_a_queue_of_its_own_where_there_is_one() -> None:
+    rules = Ruleset(Numbers(100, 101, 102), fail_open=True, cluster_mtus={"eth1": 9000, "eth0": 1500})
+
+    lines = ruleset.render(rules, IPV4, [], hooked=ALL_HOOKED).splitlines()
+
+    assert [line for line in lines if "NFQUEUE" in line] == [
+        "-A NFQE-QUEUE -o eth0 -j NFQUEUE --queue-num 101 --queue-bypass",
+        "-A NFQE-QUEUE -o eth1 -j NFQUEUE --queue-num 101 --queue-bypass",
+        "-A NFQE-QUEUE -m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED "
+        "-j NFQUEUE --queue-num 100 --queue-bypass",
+    ]
+    assert [line.split()[-1] for line in lines if "TCPMSS" in line] == ["1404", "1404", "8904", "8904"]
 
 
 def test_the_interfaces_of_endpoints_are_replaced_alone() -> None:

@@ -9,7 +9,15 @@ from nfq_enforcer.core.verdict import DropReason
 from nfq_enforcer.observe.metrics import Sort, families
 
 WORKER: dict[str, Any] = {
-    **{"queue": 100, "driver": "netfilterqueue", "pid": 4711, "restarts": 2, "failure": None, "lost": 4},
+    **{
+        "queue": 100,
+        "queues": [100],
+        "driver": "netfilterqueue",
+        "pid": 4711,
+        "restarts": 2,
+        "failure": None,
+        "lost": 4,
+    },
     **{"accepted": 90, "dropped": 5, "events_lost": 6, "internal_errors": 1, "flows": 12, "flows_evicted": 3},
     **{reason.value: 0 for reason in DropReason},
     "POLICY_DENIED": 5,

@@ -1,6 +1,7 @@
 """What a member holds: it follows the store, keeps what it understands, and tells once what has changed."""
 
 from collections import deque
+from collections.abc import Mapping
 from ipaddress import ip_address
 
 import pytest
@@ -133,20 +134,25 @@ class TestNotUnderstood:
         assert len(entries.described_refusals(99)) < 20
 
 
+def replace(entries: Entries, by: Mapping[Key, Entry], bad: Mapping[Key, str]) -> None:
+    """Replace all at once."""
+    deque(entries.replacing(by, bad), 0)
+
+
 class TestReplaced:
     def test_only_what_differs_is_told(self, entries: Entries) -> None:
         entries.accept(WEB, 5, value(endpoint()))
         entries.accept(DB, 5, value(endpoint("db", "10.0.0.2")))
         entries.take()
         node = Entry(7, value(NodeRecord((), "1")))
-        entries.replace({WEB: Entry(5, value(endpoint())), NODE: node}, {})
+        replace(entries, {WEB: Entry(5, value(endpoint())), NODE: node}, {})
 
         assert entries.take() == [Change(*DB, None), Change(*NODE, NodeRecord((), "1"))]
         assert (entries.resyncs, entries.take_unsaved()) == (1, None)
 
     def test_an_older_entry_counts_too_for_the_store_may_have_lost_the_newer(self, entries: Entries) -> None:
         entries.accept(WEB, 5, value(endpoint()))
-        entries.replace({WEB: Entry(3, value(endpoint(ip="10.0.0.9")))}, {})
+        replace(entries, {WEB: Entry(3, value(endpoint(ip="10.0.0.9")))}, {})
 
         assert entries.entries[WEB] == Entry(3, value(endpoint(ip="10.0.0.9")))
 
@@ -154,7 +160,7 @@ class TestReplaced:
         for key, name in ((WEB, "web"), (DB, "db")):
             entries.accept(key, 5, value(endpoint(name)))
         entries.take()
-        entries.replace({WEB: Entry(6, BAD)}, {DB: "no entry"})
+        replace(entries, {WEB: Entry(6, BAD)}, {DB: "no entry"})
 
         assert entries.take() == []
         assert entries.entries.keys() == {WEB, DB}
@@ -163,7 +169,7 @@ class TestReplaced:
     def test_what_was_not_understood_and_is_gone_is_gone(self, entries: Entries) -> None:
         entries.accept(WEB, 5, value(endpoint()))
         entries.accept(WEB, 6, BAD)
-        entries.replace({}, {})
+        replace(entries, {}, {})
 
         assert (entries.entries, entries.refused) == ({}, {})
 
@@ -261,7 +267,7 @@ def test_told_changes_always_come_to_what_is_held(
     for change in before:
         entries.accept(*change)
     told = {(change.kind, change.name): change.record for change in entries.take()}
-    entries.replace({key: Entry(number, data) for key, number, data in after if data is not None}, {})
+    replace(entries, {key: Entry(number, data) for key, number, data in after if data is not None}, {})
     told |= {(change.kind, change.name): change.record for change in entries.take()}
 
     held = {key: schema.decode(*key, entry.value) for key, entry in entries.entries.items()}

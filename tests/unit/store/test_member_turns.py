@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,16 +75,19 @@ def test_a_read_without_news_is_none_even_if_earlier_changes_wait(
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
-def test_entries_are_replaced_in_parts_and_come_to_the_same() -> None:
+def test_entries_are_replaced_in_parts_and_come_to_what_single_changes_come_to() -> None:
+    gone = (Kind.IDENTITY, "9000")
     there, anew = identities(10), identities(2500, number=2)
-    at_once, in_parts = (Entries("n1", LabelFilter()) for _ in range(2))
-    for one in (at_once, in_parts):
-        one.replace({**there, (Kind.IDENTITY, "9000"): Entry(1, b'{"v":1,"labels":"k8s:app=gone"}')}, {})
+    singly, in_parts = (Entries("n1", LabelFilter()) for _ in range(2))
+    for one in (singly, in_parts):
+        deque(one.replacing({**there, gone: Entry(1, b'{"v":1,"labels":"k8s:app=gone"}')}, {}), 0)
 
-    at_once.replace(anew, {})
+    singly.accept(gone, 2, None)
+    for (kind, name), entry in anew.items():
+        singly.accept((kind, name), entry.id, entry.value)
     parts = len(list(in_parts.replacing(anew, {})))
 
     assert parts == 2
-    assert in_parts.entries == at_once.entries == anew
-    assert in_parts.take() == at_once.take()
-    assert in_parts.labels == at_once.labels
+    assert in_parts.entries == anew
+    assert in_parts.take() == singly.take()
+    assert in_parts.labels == singly.labels

@@ -80,7 +80,8 @@ def test_what_cannot_be_used_is_said(arguments: list[str], said: str) -> None:
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ([], "'' is nothing to do; allowed: network, register"),
+        ([], "'' is nothing to do; allowed: router, network, register, tools, operator, operated"),
+        (["operated", "/none"], "'/none' is no key: it cannot be read"),
         (["network"], "'' is no node; allowed: 1, 2, 3"),
         (["register", "4", "a=b"], "'4' is no node; allowed: 1, 2, 3"),
         (["network", "1", "front1"], "'front1' is no endpoint; allowed: NAME=ROLE"),
@@ -96,8 +97,7 @@ def test_what_cannot_be_an_endpoint_is_said(arguments: list[str], said: str) -> 
 
 def test_the_endpoints_on_virtual_machines_are_those_of_the_lab() -> None:
     found = re.findall(r'"(n\d)" => \["([0-9.]+)", %w\[(.*)\]\]', VAGRANTFILE.read_text())
-    behind_veths = [endpoint for endpoint in Topology("x").endpoints if endpoint.interface]
 
     given = {(node, *endpoint.split("=")) for node, _, endpoints in found for endpoint in endpoints.split()}
-    assert given == {(endpoint.node, endpoint.name, endpoint.role) for endpoint in behind_veths}
+    assert given == {(endpoint.node, endpoint.name, endpoint.role) for endpoint in Topology("x").endpoints}
     assert [address for _, address, _ in found] == ["172.31.0.11", "172.31.0.12", "172.31.0.13"]

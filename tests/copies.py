@@ -1,0 +1,105 @@
+"""A copy of this host, to be changed at will.
+
+It is an overlay over all of this host's files, in a mount namespace of its own, with network namespaces that only this
+mount namespace knows. All of it is gone when the namespace's processes are.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Self
+
+PATIENCE = 60.0
+
+_COPY = """
+set -e
+mount -t tmpfs tmpfs /mnt
+mkdir /mnt/upper /mnt/work /mnt/root
+mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
+for folder in proc sys dev; do mount --rbind /$folder /mnt/root/$folder; done
+mount -t tmpfs tmpfs /mnt/root/run
+echo made
+read -r _ || true
+"""
+
+
+class Copy:
+    """A copy of this host, with its own files and network namespaces."""
+
+    def __enter__(self) -> Self:
+        """Make the copy."""
+        command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", _COPY]
+        self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._started: list[subprocess.Popen[str]] = []
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "made\n"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what was started in the copy; with that it is gone."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()  # not read to its end: a child may have it, and end only with us
+        self._holder.communicate("\n")
+
+    def command(self, *argv: str, at: str | None = None) -> list[str]:
+        """Return the command line that runs a command in the copy, in one of its network namespaces or the host's."""
+        space = [f"--mount=/proc/{self._holder.pid}/ns/mnt"]
+        space += [f"--net={self.file(f'/run/netns/{at}')}"] if at else []
+        return ["nsenter", *space, "chroot", "/mnt/root", *argv]
+
+    def attempt(self, *argv: str, at: str | None = None) -> "subprocess.CompletedProcess[str]":
+        """Run a command to its end."""
+        environment = {name: text for name, text in os.environ.items() if not name.startswith("NFQ_ENFORCER_")}
+        return subprocess.run(
+            self.command(*argv, at=at), capture_output=True, text=True, cwd="/", check=False, env=environment
+        )
+
+    def run(self, *argv: str, at: str | None = None) -> str:
+        """Run a command that has to succeed; return what it printed."""
+        done = self.attempt(*argv, at=at)
+        assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    def start(self, *argv: str, at: str) -> "subprocess.Popen[str]":
+        """Start a command that ends with the copy, if not before."""
+        process = subprocess.Popen(
+            self.command(*argv, at=at), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/"
+        )
+        self._started.append(process)
+        return process
+
+    def file(self, path: str) -> Path:
+        """Return where a file of the copy is for the tests."""
+        return Path(f"/proc/{self._holder.pid}/root/mnt/root{path}")
+
+    def mode(self, path: str) -> tuple[str, str, str]:
+        """Return a file's mode, owner and group."""
+        found = self.file(path)
+        return f"{found.stat().st_mode & 0o7777:o}", found.owner(), found.group()
+
+    def build_segment(self, addresses: Mapping[str, str], hub: str) -> None:
+        """Make a network namespace for each of these machines, on one segment; the hub has its bridge."""
+        for name in addresses:
+            self.run("ip", "netns", "add", name)
+        self.run("ip", "-n", hub, "link", "add", "br0", "type", "bridge")
+        for name in addresses.keys() - {hub}:
+            self.run("ip", "-n", name, "link", "add", "eth1", "type", "veth", "peer", "name", name, "netns", hub)
+            self.run("ip", "-n", hub, "link", "set", name, "master", "br0", "up")
+        for name, address in addresses.items():
+            device = "br0" if name == hub else "eth1"
+            self.run("ip", "-n", name, "address", "add", f"{address}/24", "dev", device)
+            self.run("ip", "-n", name, "link", "set", device, "up")
+            self.run("ip", "-n", name, "link", "set", "lo", "up")
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Return when the condition holds; fail if it does not in a long time."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

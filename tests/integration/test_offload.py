@@ -1,0 +1,161 @@
+"""Large pieces of data that the sender leaves to others to cut (GSO): stamped uncut, whoever cuts them, and intact."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from nfq_enforcer.lab.lab import Lab
+from tests.labs import DRIVERS, FAMILIES, HTTP, PATIENT, Unharmed, between, identities, length, stamps_on
+
+BULK = 20_000_000
+SEEN = 2_000_000  # of a transfer that is captured
+OFFLOADS = ("tso", "gso", "gro", "tx-udp-segmentation")
+PORT = 5353
+MUCH = {"netlink": (1 << 30, 5000), "netfilterqueue": (1 << 26, 5000)}  # bytes over TCP; bursts, of 20 datagrams each
+WAYS = [("front1", "back2"), ("n3", "back2"), ("front1", "n3")]  # forwarded, sent by the host itself, delivered to one
+
+both_families = pytest.mark.parametrize("family", FAMILIES)
+all_ways = pytest.mark.parametrize(("source", "target"), WAYS)
+
+# What a program may do since Linux 4.18: one call, many datagrams of one size (UDP_SEGMENT, udp(7)).
+BURSTS = """
+import random
+
+def bursts(number):
+    chance = random.Random(1)
+    for _ in range(number):
+        size = chance.randint(1, 1400)
+        yield size, size * chance.randint(1, min(40, 65000 // size)) - chance.randint(0, size - 1)
+"""
+BLAST = """
+import hashlib, os, socket, sys
+
+family, address, port, number = sys.argv[1:]
+sender = socket.socket(socket.AF_INET if family == "4" else socket.AF_INET6, socket.SOCK_DGRAM)
+sender.connect((address, int(port)))
+digest = hashlib.sha256()
+for size, length in bursts(int(number)):
+    sender.setsockopt(socket.IPPROTO_UDP, 103, size)
+    data = os.urandom(length)
+    digest.update(data)
+    sender.send(data)
+    sender.recv(1)  # all of them have arrived
+print(digest.hexdigest())
+"""
+SINK = """
+import hashlib, socket, sys
+
+family, address, port, number = sys.argv[1:]
+receiver = socket.socket(socket.AF_INET if family == "4" else socket.AF_INET6, socket.SOCK_DGRAM)
+receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+receiver.bind((address, int(port)))
+receiver.settimeout(10)
+print("ready", flush=True)
+digest = hashlib.sha256()
+for _, left in bursts(int(number)):
+    while left:
+        data, sender = receiver.recvfrom(1 << 16)
+        digest.update(data)
+        left -= len(data)
+    receiver.sendto(b"!", sender)
+print(digest.hexdigest())
+"""
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    """Run all of this module with each driver."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=["on", "off"])
+def offloads(request: pytest.FixtureRequest, guarded: Lab) -> Iterator[str]:
+    """Have every interface of the lab leave segments to others, or see to them itself."""
+    _switch(guarded, request.param)
+    yield str(request.param)
+    _switch(guarded, "on")
+
+
+def _switch(lab: Lab, state: str) -> None:
+    """Switch all offloads of segments on or off; what an interface does not know of it leaves as it is."""
+    for machine in lab.topology.machines.values():
+        for interface in machine.interfaces:
+            for offload in OFFLOADS:
+                command = lab.network.command(machine.name, ["ethtool", "-K", interface.name, offload, state])
+                subprocess.run(command, capture_output=True, check=False)
+
+
+@both_families
+@all_ways
+async def test_a_bulk_transfer_arrives_intact_and_no_kernel_on_the_way_complains(
+    guarded: Lab, offloads: str, source: str, target: str, family: int
+) -> None:
+    unharmed = Unharmed(guarded, source, target, "n1", "n2", "n3")
+
+    outcome = await guarded.host(source).bulk(guarded.address(target, family), HTTP, BULK, 3 * PATIENT)
+
+    assert (outcome.status, outcome.received, outcome.intact) == ("ok", BULK, True)
+    assert unharmed.since() == {}
+    again, sent = unharmed.retransmitted(source)
+    assert again <= sent // 100
+
+
+@both_families
+@all_ways
+async def test_every_segment_of_it_bears_the_stamp(
+    guarded: Lab, offloads: str, source: str, target: str, family: int
+) -> None:
+    names = identities(guarded)
+    owner = {guarded.address(host, family): names[host] for host in (source, target)}
+
+    async with guarded.capture() as capture:
+        outcome = await guarded.host(source).bulk(guarded.address(target, family), HTTP, SEEN)
+
+    assert (outcome.status, outcome.received, outcome.intact) == ("ok", SEEN, True)
+    seen = between(capture, [guarded.address(source, family)], [guarded.address(target, family)])
+    assert sum(map(length, seen)) > SEEN
+    assert {tuple(stamps_on(packet)) for packet in seen} == {(identity,) for identity in owner.values()}
+    if offloads == "off":
+        assert max(map(length, seen)) <= guarded.topology.mtu
+
+
+@both_families
+@all_ways
+async def test_datagrams_that_are_sent_many_at_once_arrive_intact_and_stamped(
+    guarded: Lab, offloads: str, source: str, target: str, family: int
+) -> None:
+    unharmed = Unharmed(guarded, source, target, "n1", "n2", "n3")
+
+    async with guarded.capture() as capture:
+        sent, received = blast(guarded, source, target, family)
+
+    assert sent == received
+    assert unharmed.since() == {}
+    seen = between(capture, [guarded.address(source, family)], [guarded.address(target, family)])
+    names = identities(guarded)
+    assert {tuple(stamps_on(packet)) for packet in seen} == {(names[source],), (names[target],)}
+
+
+@pytest.mark.timeout(240)
+async def test_much_of_either_kind_arrives_intact(guarded: Lab, driver: str) -> None:
+    size, bursts = MUCH[driver]
+
+    outcome = await guarded.host("front1").bulk(guarded.address("back2"), HTTP, size, 6 * PATIENT)
+    sent, received = blast(guarded, "front1", "back2", 4, bursts)
+
+    assert (outcome.status, outcome.received, outcome.intact) == ("ok", size, True)
+    assert sent == received
+
+
+def blast(lab: Lab, source: str, target: str, family: int, bursts: int = 200) -> tuple[str, str]:
+    """Send bursts of datagrams of random sizes; return the digests of what was sent and of what came."""
+    arguments = [str(family), str(lab.address(target, family)), str(PORT), str(bursts)]
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
+    with lab.network.in_namespace(target, [sys.executable, "-c", BURSTS + SINK, *arguments], **pipe) as sink:
+        assert sink.stdout is not None
+        assert sink.stdout.readline() == "ready\n"
+        with lab.network.in_namespace(source, [sys.executable, "-c", BURSTS + BLAST, *arguments], **pipe) as sender:
+            return sender.communicate(timeout=6 * PATIENT)[0], sink.communicate(timeout=PATIENT)[0]

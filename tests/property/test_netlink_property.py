@@ -1,0 +1,111 @@
+"""The messages of NFQUEUE: any bytes give a packet or an error, and packets are read right whatever came before."""
+
+import struct
+from contextlib import suppress
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_enforcer.dataplane import netlink
+from nfq_enforcer.dataplane.netlink import Answers, MessageError, Packets
+from tests import netlink as kernel
+
+NUMBER = st.integers(0, 2**32 - 1)
+PORT = st.sampled_from((1, 2, 3, 2**31))
+
+
+@st.composite
+def packets(draw: st.DrawFn) -> tuple[bytes, tuple[bytes, int, int, int, bytes]]:
+    """Give the message of a packet, and what is to be read from it."""
+    indev, physindev, outdev, physoutdev, mark, skb = (draw(st.none() | PORT) for _ in range(6))
+    about = [
+        kernel.number(kind, value)
+        for kind, value in (
+            (kernel.INDEV, indev),
+            (kernel.PHYSINDEV, physindev),
+            (kernel.OUTDEV, outdev),
+            (kernel.PHYSOUTDEV, physoutdev),
+            (kernel.MARK, mark),
+        )
+        if value is not None
+    ]
+    about += draw(st.lists(st.sampled_from([kernel.hardware_address(1), kernel.hardware_address(2)]), max_size=1))
+    about += draw(st.lists(st.just(kernel.timestamp()), max_size=1))
+    about += [kernel.number(kernel.LENGTH, length) for length in draw(st.lists(NUMBER, max_size=1))]
+    about += [] if skb is None else [kernel.number(kernel.SKB_INFO, skb)]
+    packet, payload, hook = draw(NUMBER), draw(st.binary(min_size=1, max_size=40)), draw(st.integers(0, 4))
+    expected = struct.pack("!I", packet), physindev or indev or 0, physoutdev or outdev or 0, skb or 0, payload
+    return kernel.of_packet(packet, payload, about, hook=hook), expected
+
+
+@given(st.lists(packets(), max_size=20))
+def test_packets_are_read_whatever_came_before(sent: list[tuple[bytes, tuple[bytes, int, int, int, bytes]]]) -> None:
+    reader = Packets()
+
+    for data, expected in sent * 2:
+        assert reader.read(data) == expected
+
+
+@given(st.lists(packets(), max_size=3), st.data())
+def test_any_bytes_are_a_packet_or_an_error(
+    sent: list[tuple[bytes, tuple[bytes, int, int, int, bytes]]], data: st.DataObject
+) -> None:
+    reader = Packets()
+    for known, _ in sent:
+        reader.read(known)
+    original = data.draw(st.sampled_from([known for known, _ in sent])) if sent else b""
+    damaged = bytearray(original[: data.draw(st.integers(0, len(original)))] + data.draw(st.binary(max_size=60)))
+    for place in data.draw(st.lists(st.integers(0, max(0, len(damaged) - 1)), max_size=4)) if damaged else ():
+        damaged[place] = data.draw(st.integers(0, 255))
+
+    with suppress(MessageError):
+        reader.read(bytes(damaged))
+    with suppress(MessageError):
+        netlink.error(bytes(damaged))
+
+
+class KernelQueue:
+    """Packets that wait, and what verdicts do to them (net/netfilter/nfnetlink_queue.c)."""
+
+    def __init__(self, first: int, number: int) -> None:
+        self.waiting = [(first + place) % 2**32 for place in range(number)]
+        self.gone: list[tuple[int, int, bytes | None]] = []
+
+    def obey(self, kind: int, attributes: dict[int, bytes]) -> None:
+        what, packet = struct.unpack("!II", attributes[2])
+        if kind == 3 << 8 | 3:
+            while self.waiting and (packet - self.waiting[0]) % 2**32 < 2**31:
+                self.gone.append((self.waiting.pop(0), what, None))
+        else:
+            self.waiting.remove(packet)
+            self.gone.append((packet, what, attributes.get(10)))
+
+
+WHAT = st.sampled_from([netlink.ACCEPT, netlink.DROP, netlink.hand_on(102), b"other bytes"])
+FIRST = st.sampled_from([0, 1, 2**31 - 3, 2**32 - 3, 2**32 - 1])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), WHAT, st.booleans()), max_size=30), st.lists(FIRST, min_size=3, max_size=3)
+)
+def test_every_packet_gets_its_own_verdict_in_the_order_of_its_queue(
+    verdicts: list[tuple[int, int | bytes, bool]], first: list[int]
+) -> None:
+    numbers = [queue for queue, _, _ in verdicts]
+    queues = [KernelQueue(first[queue], numbers.count(queue)) for queue in range(3)]
+    expected: list[list[tuple[int, int, bytes | None]]] = [[], [], []]
+    answers, sent = Answers(), b""
+    for queue, what, send in verdicts:
+        packet = (first[queue] + len(expected[queue])) % 2**32
+        expected[queue].append((packet, 1, what) if isinstance(what, bytes) else (packet, what, None))
+        if what == netlink.ACCEPT:
+            answers.accepted[netlink.queue_number(queue)] = struct.pack("!I", packet)
+        else:
+            answers.add(netlink.queue_number(queue), struct.pack("!I", packet), what)
+        sent += b"".join(answers.take()) if send else b""
+
+    for kind, queue, attributes in kernel.messages(sent + b"".join(answers.take())):
+        queues[queue].obey(kind, attributes)
+
+    assert [queue.gone for queue in queues] == expected
+    assert [queue.waiting for queue in queues] == [[], [], []]
