@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from nfq_enforcer.core.conntrack import KnownFlow, State
 from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, flow_key, has_ports, query_key
@@ -31,7 +32,9 @@ _ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT, _ZONE = 1, 2, 3, 4, 7, 18 
 _ADDRESSES, _PROTOCOL = 1, 2  # enum ctattr_tuple
 _IPV4_SOURCE, _IPV6_SOURCE = 1, 3  # enum ctattr_ip
 _NUMBER, _SOURCE_PORT = 1, 2  # enum ctattr_l4proto
-_ICMP_QUERY, _ICMPV6_QUERY = (4, 5), (7, 8)  # identifier and type
+_QUERIES = {ICMP: (4, 5), ICMPV6: (7, 8)}  # identifier and type
+_ADDRESS_SIZES = {48: 4, 72: 16}  # by the length of a tuple with ports
+_NUMBER_START, _PORT_START = _ATTRIBUTE.pack(5, _NUMBER), _ATTRIBUTE.pack(6, _SOURCE_PORT)
 _TCP_INFO, _TCP_STATE = 1, 1  # enum ctattr_protoinfo, ctattr_protoinfo_tcp
 _SEEN_REPLY = 0x02  # in the last byte of the status
 
@@ -91,15 +94,60 @@ def read_flow(body: bytes) -> KnownFlow | None:
     if _ZONE in entry:
         return None
     try:
-        opener, replier = _tuple(entry[_ORIGINAL]), _tuple(entry[_REPLY])
+        opener, replier = _end(entry[_ORIGINAL]), _end(entry[_REPLY])
         key = _key(opener, replier)
-        state, seconds = _state(opener, entry), int.from_bytes(entry[_TIMEOUT], "big")
+        state, seconds = _state(opener.proto, entry), int.from_bytes(entry[_TIMEOUT], "big")
     except (KeyError, IndexError):
         raise MessageError("the entry lacks what makes it one") from None
     return None if key is None else KnownFlow(key, state, seconds)
 
 
 _Attributes = dict[int, bytes]
+
+
+class _End(NamedTuple):
+    """Who sends in one direction of a flow."""
+
+    address: bytes
+    proto: int
+    port: bytes = b""
+    identifier: bytes = b""  # of an ICMP query
+    icmp_type: int = 0
+
+
+def _end(data: bytes) -> _End:
+    """Return the sender of a tuple's direction: of a protocol with ports from where the kernel always puts it."""
+    size = _ADDRESS_SIZES.get(len(data), 0)
+    number = 16 + 2 * size  # where the protocol's number is
+    if size and data[number : number + 4] == _NUMBER_START and data[number + 8 : number + 12] == _PORT_START:
+        return _End(data[8 : 8 + size], data[number + 4], data[number + 12 : number + 14])
+    parts = _attributes(data)
+    addresses, protocol = _attributes(parts[_ADDRESSES]), _attributes(parts[_PROTOCOL])
+    address, proto = addresses.get(_IPV4_SOURCE) or addresses[_IPV6_SOURCE], protocol[_NUMBER][0]
+    if proto in _QUERIES:
+        identifier, icmp_type = _QUERIES[proto]
+        return _End(address, proto, identifier=protocol[identifier], icmp_type=protocol[icmp_type][0])
+    return _End(address, proto, protocol.get(_SOURCE_PORT, b""))
+
+
+def _key(opener: _End, replier: _End) -> bytes | None:
+    src, proto, port, identifier, icmp_type = opener
+    if not len(src) == len(replier.address) in (4, 16):
+        raise MessageError("the ends are of no family, or of two")
+    if proto in _QUERIES:
+        return query_key(proto, src, replier.address, identifier, icmp_type)
+    if not has_ports(proto):
+        return flow_key(proto, src, replier.address)
+    if not len(port) == len(replier.port) == 2:
+        raise MessageError("the ends have no ports")
+    return flow_key(proto, src, replier.address, port + replier.port)
+
+
+def _state(proto: int, entry: _Attributes) -> State:
+    if proto == TCP and _PROTOCOL_INFO in entry:
+        info = _attributes(_attributes(entry[_PROTOCOL_INFO])[_TCP_INFO])
+        return _TCP_STATES[info[_TCP_STATE][0]]
+    return State.ESTABLISHED if entry[_STATUS][-1] & _SEEN_REPLY else State.NEW
 
 
 def _attributes(data: bytes) -> _Attributes:
@@ -111,31 +159,3 @@ def _attributes(data: bytes) -> _Attributes:
         found[kind & _KIND] = data[at + 4 : at + size]
         at += size + 3 & ~3
     return found
-
-
-def _tuple(data: bytes) -> tuple[bytes, _Attributes]:
-    """Return the source address of one direction, and what its protocol has."""
-    parts = _attributes(data)
-    addresses = _attributes(parts[_ADDRESSES])
-    source = addresses.get(_IPV4_SOURCE) or addresses[_IPV6_SOURCE]
-    return source, _attributes(parts[_PROTOCOL])
-
-
-def _key(opener: tuple[bytes, _Attributes], replier: tuple[bytes, _Attributes]) -> bytes | None:
-    (src, sent), (dst, answered) = opener, replier
-    proto = sent[_NUMBER][0]
-    if len(src) != len(dst):
-        raise MessageError("the ends are of two families")
-    if proto in (ICMP, ICMPV6):
-        identifier, kind = _ICMP_QUERY if proto == ICMP else _ICMPV6_QUERY
-        return query_key(proto, src, dst, sent[identifier], sent[kind][0])
-    if not has_ports(proto):
-        return flow_key(proto, src, dst)
-    return flow_key(proto, src, dst, sent[_SOURCE_PORT] + answered[_SOURCE_PORT])
-
-
-def _state(opener: tuple[bytes, _Attributes], entry: _Attributes) -> State:
-    if opener[1][_NUMBER][0] == TCP and _PROTOCOL_INFO in entry:
-        info = _attributes(_attributes(entry[_PROTOCOL_INFO])[_TCP_INFO])
-        return _TCP_STATES[info[_TCP_STATE][0]]
-    return State.ESTABLISHED if entry[_STATUS][-1] & _SEEN_REPLY else State.NEW
