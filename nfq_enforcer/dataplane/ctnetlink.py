@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from nfq_enforcer.core.conntrack import KnownFlow, State
@@ -52,17 +53,21 @@ class MessageError(Exception):
 
 
 def open_flows() -> Iterator[KnownFlow]:
-    """Yield what the kernel of this network namespace has on record; raise OSError if it does not tell."""
+    """Yield what the kernel of this network namespace has on record; raise OSError if it does not tell.
+
+    An entry that cannot be read is left out.
+    """
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as asked:
         asked.send(request())
         while True:
             for kind, body in messages(asked.recv(_RECEIVED)):
                 if kind == _DONE:
                     return
-                if kind == _NEW:
-                    flow = read_flow(body)
-                    if flow is not None:
-                        yield flow
+                flow = None
+                with suppress(MessageError):
+                    flow = read_flow(body) if kind == _NEW else None
+                if flow is not None:
+                    yield flow
 
 
 def request() -> bytes:
@@ -71,14 +76,14 @@ def request() -> bytes:
 
 
 def messages(received: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and body of each message; raise OSError for one that tells of an error."""
+    """Yield type and body of each whole message; raise OSError for one that tells of an error."""
     at = 0
     while at + _HEADER.size <= len(received):
         size, kind, *_ = _HEADER.unpack_from(received, at)
         body = received[at + _HEADER.size : at + size]
-        if size < _HEADER.size or at + size > len(received) or (kind == _ERROR and len(body) < _ERRNO.size):
-            raise MessageError("the message is longer or shorter than it can be")
-        if kind == _ERROR:
+        if size < _HEADER.size or at + size > len(received):
+            return
+        if kind == _ERROR and len(body) >= _ERRNO.size:
             (number,) = _ERRNO.unpack_from(body)
             raise OSError(-number, os.strerror(-number))
         yield kind, body
@@ -135,12 +140,16 @@ def _key(opener: _End, replier: _End) -> bytes | None:
     if not len(src) == len(replier.address) in (4, 16):
         raise MessageError("the ends are of no family, or of two")
     if proto in _QUERIES:
-        return query_key(proto, src, replier.address, identifier, icmp_type)
-    if not has_ports(proto):
-        return flow_key(proto, src, replier.address)
-    if not len(port) == len(replier.port) == 2:
-        raise MessageError("the ends have no ports")
-    return flow_key(proto, src, replier.address, port + replier.port)
+        return query_key(proto, src, replier.address, _of_size(2, identifier), icmp_type)
+    if has_ports(proto):
+        return flow_key(proto, src, replier.address, _of_size(4, port + replier.port))
+    return flow_key(proto, src, replier.address)
+
+
+def _of_size(size: int, numbers: bytes) -> bytes:
+    if len(numbers) != size:
+        raise MessageError("the ends lack what tells them from others")
+    return numbers
 
 
 def _state(proto: int, entry: _Attributes) -> State:
