@@ -54,8 +54,8 @@ demo: _root setup ## Show real connections in a lab of three nodes, allowed and 
 	$(LAB) up --run-id $$run; $(LAB) demo --run-id $$run
 
 .PHONY: bench
-bench: _root setup ## Measure what judging every packet and being one of many nodes cost (root)
-	$(BIN)/python -m tests.bench
+bench: _root setup ## Measure what judging every packet and being one of many nodes cost (root); ARGS=--help
+	$(BIN)/python -m tests.bench $(ARGS)
 
 .PHONY: clean
 clean: ## Remove .venv, caches and (as root) what labs left behind

@@ -14,10 +14,11 @@ from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.arrival import Interface
-from nfq_enforcer.core.conntrack import Conntrack
+from nfq_enforcer.core.conntrack import Conntrack, KnownFlow, State
 from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
 from nfq_enforcer.core.identity import REMOTE_NODE, Identity
 from nfq_enforcer.core.ipcache import Ipcache, Peer
+from nfq_enforcer.core.packet import parse
 from nfq_enforcer.core.policymap import PORT_BITS, Entry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, Verdict
@@ -124,6 +125,10 @@ class Node:
     def load(self, ingress: Side | None = None, egress: Side | None = None, **changed: Any) -> None:
         """Put a new revision of policy in force; ``changed`` are other fields of the snapshot."""
         self._enforcer.snapshot = self.snapshot(self._enforcer.snapshot.revision + 1, ingress, egress, **changed)
+
+    def learn(self, opener: bytes, state: State = State.ESTABLISHED) -> None:
+        """Know a flow as the kernel does, by a packet of its opener."""
+        assert self.flows.learn(KnownFlow(parse(opener).key, state, expires_in=60), self.now)
 
     def receive(self, payload: bytes, come_by: str, skb: int = 0) -> Decision:
         """Decide a packet in INPUT."""

@@ -8,7 +8,7 @@ are those of Linux (Documentation/networking/nf_conntrack-sysctl.rst) where it h
 Nothing here takes longer because there are many flows. The table is cut into many small dicts, because a big one that
 has to grow would stall the packets meanwhile. A flow knows its neighbours in age, so it leaves from any place at once.
 A packet only moves its flow's ``expires``; a sweep goes round the parts and meets every flow within half a minute.
-What flows have in common (origins, imprints) they share, so one takes some 400 bytes, its two keys included.
+What flows have in common (origins, imprints) they share, so one takes some 500 bytes, its two keys included.
 """
 
 from collections.abc import Iterator
@@ -45,6 +45,12 @@ _OTHER_SECONDS = (60, 0, 600, 0, 0)
 
 Origin = tuple[str | None, Identity | None]
 """Where packets come from: the interface (None: this host), and the identity on their stamp (None: no stamp)."""
+
+
+UNSEEN: Origin = ("", None)
+"""The origin of a flow that was learned, until its opener is seen: no interface has this name."""
+
+UNJUDGED = -1  # the revision of a flow that was learned, until it is judged
 
 
 class Opening(NamedTuple):
@@ -118,6 +124,14 @@ class Flow:
         return self.stamp if packet.key == self.key else self.reply_stamp
 
 
+class KnownFlow(NamedTuple):
+    """A flow that somebody else remembers, the kernel for example."""
+
+    key: bytes  # of its opener's packets
+    state: State
+    expires_in: float  # seconds
+
+
 class _Ages:
     """Flows by age, the oldest first, in a ring of neighbours that a flow leaves at no cost, wherever it stands."""
 
@@ -179,21 +193,37 @@ class Conntrack:
 
     def create(self, packet: Packet, now: float) -> Flow:
         """Enter the flow that this packet opens, in place of any that has one of its keys."""
-        flow = Flow(packet.key, reply_key(packet))
+        flow = Flow(packet.key, reply_key(packet.key))
         for key in (flow.key, flow.reply_key):
             old = self._parts[hash(key) % _PARTS].get(key)
             if old is not None:
                 self.remove(old)
         if self._length >= self._maximum:
             self._evict()
-        for key in (flow.key, flow.reply_key):
-            self._parts[hash(key) % _PARTS][key] = flow
-        self._unconfirmed.join(flow)
-        self._length += 1
+        self._enter(flow)
         flow.fits = packet.opens
-        flow.lifetime = _SECONDS.get(packet.proto, _OTHER_SECONDS)[State.NEW]
         self.see(flow, False, packet.tcp_flags, now)
         return flow
+
+    def learn(self, known: KnownFlow, now: float) -> bool:
+        """Enter a flow that somebody else knows, for who judges to meet it; say whether there was room for it."""
+        flow = Flow(known.key, reply_key(known.key))
+        if self._length >= self._maximum or self.lookup(flow.key, now) or self.lookup(flow.reply_key, now):
+            return False
+        flow.state = known.state
+        flow.origin, flow.revision, flow.to_host = UNSEEN, UNJUDGED, False
+        flow.source = flow.destination = Identity(0)
+        flow.stamp = flow.reply_stamp = None
+        self._enter(flow)
+        flow.expires = now + min(known.expires_in, flow.lifetime)
+        return True
+
+    def _enter(self, flow: Flow) -> None:
+        for key in (flow.key, flow.reply_key):
+            self._parts[hash(key) % _PARTS][key] = flow
+        (self._unconfirmed if flow.state < State.ESTABLISHED else self._confirmed).join(flow)
+        self._length += 1
+        flow.lifetime = _SECONDS.get(flow.key[0], _OTHER_SECONDS)[flow.state]
 
     def see(self, flow: Flow, reply: bool, tcp_flags: int, now: float) -> None:
         """Note a packet of the flow, of its opener or a reply: its state may move on, its time is renewed."""
@@ -227,10 +257,10 @@ class Conntrack:
         _leave(flow)
         self._length -= 1
 
-    def expire(self, now: float, budget: int = 8000) -> int:
+    def expire(self, now: float, budget: int = 5000) -> int:
         """Go on with the sweep, as far as it has come to by now; return how many flows went.
 
-        It ends early when it has looked at ``budget`` of them (of the last part maybe more), which takes about 1.5 ms.
+        It ends early when it has looked at ``budget`` of them (of the last part maybe more), which takes about 1 ms.
         """
         removed, due = 0, _due(now)
         self._swept = max(self._swept, due - _PARTS)

@@ -12,10 +12,18 @@ from typing import NamedTuple
 
 from nfq_enforcer.core import icmp, stamp
 from nfq_enforcer.core.arrival import Arrival, Interface
-from nfq_enforcer.core.conntrack import Conntrack, Flow, Opening, Origin, State
+from nfq_enforcer.core.conntrack import UNJUDGED, UNSEEN, Conntrack, Flow, Opening, Origin, State
 from nfq_enforcer.core.glance import glance
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.judgement import Judgement, Refused, check_reply, judge, source_endpoint, stamp_toward
+from nfq_enforcer.core.judgement import (
+    Judgement,
+    Refused,
+    check_reply,
+    judge,
+    likely_origin,
+    source_endpoint,
+    stamp_toward,
+)
 from nfq_enforcer.core.offload import SEGMENTS
 from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted
 from nfq_enforcer.core.policymap import RuleRef
@@ -167,18 +175,27 @@ class Enforcer:
         """Hold a known flow against the policy in force, and its packet against where the flow comes from."""
         packet, origin = arrival.packet, arrival.origin
         reply = packet.key != flow.key
-        opener = flow.origin if reply else origin
+        if flow.revision == UNJUDGED:  # the kernel did not say so
+            flow.to_host = arrival.indev is None if reply else arrival.outdev is None
         passage = _Passage(flow.stamp_on(packet), flow, answers=reply)
-        if flow.revision != self.snapshot.revision or opener != flow.origin:
-            judgement = self._judge_opener(flow, opener)
+        stranger = not reply and origin != flow.origin
+        if stranger or flow.revision != self.snapshot.revision:
+            opener = self._opener_of(arrival, flow) if reply else origin
+            judgement = self._judge_opener(flow, opener, stranger=stranger)
             mark = judgement.reply_stamp if reply else judgement.stamp
             passage = _Passage(_imprint(mark, packet.key), flow, judgement, renews=True, answers=reply)
         if reply:
             check_reply(self.snapshot, packet.src, packet.dst, flow.to_host, origin)
         return passage
 
-    def _judge_opener(self, flow: Flow, opener: Origin) -> Judgement:
-        """Judge the opening of a known flow as if ``opener`` were at it now.
+    def _opener_of(self, arrival: Arrival, flow: Flow) -> Origin:
+        """Return where the opener of a flow is to which this packet is a reply."""
+        if flow.origin[0] != UNSEEN[0]:
+            return flow.origin
+        return likely_origin(self.snapshot, arrival.packet.dst, from_host=arrival.outdev is None)
+
+    def _judge_opener(self, flow: Flow, opener: Origin, *, stranger: bool = False) -> Judgement:
+        """Judge the opening of a known flow as if ``opener`` were at it now, who may be a stranger to it.
 
         A stranger's packet must not cut the flow. One of TCP that is cut stays known, and is judged at each packet:
         else its other end, if it may open connections of its own, would revive it with its next segment.
@@ -187,7 +204,7 @@ class Enforcer:
         try:
             return judge(self.snapshot, opening, opener)
         except PacketError:
-            if opener == flow.origin and opening.proto != TCP:
+            if not stranger and opening.proto != TCP:
                 self.flows.remove(flow)
             raise
 
@@ -202,9 +219,9 @@ class Enforcer:
         source = source_endpoint(self.snapshot, packet.src, arrival.origin)
         concerns = source is None or self.snapshot.endpoints.get(quoted.dst) is source
         flow = self.flows.lookup(quoted.key, arrival.now) if concerns and quoted.src == packet.dst else None
-        if flow is None and self._has_next:
-            raise HandOn(Verdict.HAND_ON_NEXT)
-        if flow is None:
+        if flow is None or flow.origin[0] == UNSEEN[0]:
+            if self._has_next:
+                raise HandOn(Verdict.HAND_ON_NEXT)
             return self._judge_alone(arrival)
         mark = _imprint(stamp_toward(self.snapshot, arrival.opening, source), packet.key)
         if flow.revision == self.snapshot.revision:

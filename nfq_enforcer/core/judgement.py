@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from nfq_enforcer.core.conntrack import Opening, Origin
+from nfq_enforcer.core.conntrack import UNSEEN, Opening, Origin
 from nfq_enforcer.core.identity import HOST, WORLD, Identity, travels
 from nfq_enforcer.core.packet import ICMP, ICMPV6
 from nfq_enforcer.core.policymap import Outcome, PolicyMap, RuleRef
@@ -99,6 +99,21 @@ def unstamped_identity(snapshot: Snapshot, address: bytes) -> Identity:
     """Return who sends without a stamp: never the endpoint whose address it bears, unless the node is told so."""
     identity = snapshot.ipcache.lookup(address).identity
     return WORLD if travels(identity) and not snapshot.believe_ipcache else identity
+
+
+def likely_origin(snapshot: Snapshot, opener: bytes, from_host: bool) -> Origin:
+    """Return where packets of this address come from if they come from whom it belongs to.
+
+    It stands in for the origin of an opener whom only the kernel has seen: enough to let a reply pass to that very
+    address, and nothing that comes from there. ``from_host``: the flow leads back to this host itself.
+    """
+    endpoint = snapshot.endpoints.get(opener)
+    if endpoint is not None:
+        return endpoint.interface, None
+    if from_host:
+        return None, None
+    identity = snapshot.ipcache.lookup(opener).identity
+    return UNSEEN[0], identity if travels(identity) else None
 
 
 def check_reply(snapshot: Snapshot, replier: bytes, opener: bytes, to_host: bool, origin: Origin) -> None:

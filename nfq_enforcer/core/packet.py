@@ -26,6 +26,7 @@ _ANSWERS = {  # and the other way round
     version: requests | {answer: request for request, answer in requests.items()}
     for version, requests in _REQUESTS.items()
 }
+_QUERIES = {ICMP: _ANSWERS[4], ICMPV6: _ANSWERS[6]}
 _ERRORS = {4: frozenset((3, 11, 12)), 6: frozenset((1, 2, 3, 4))}
 _ERROR_HEADER = 8  # of an ICMP error, before what it quotes
 
@@ -130,14 +131,31 @@ def parse_quoted(payload: bytes, packet: Packet) -> Packet:
     return _parse_ipv4(quote, quoted=True) if packet.version == 4 else _parse_ipv6(quote, quoted=True)
 
 
-def reply_key(packet: Packet) -> bytes:
-    """Return the key of the packets that answer this one."""
-    key, ports = packet.key, packet.key[-4:]
-    if packet.proto in _WITH_PORTS:
+def reply_key(key: bytes) -> bytes:
+    """Return the key of the packets that answer those with this one."""
+    proto, middle, ports = key[0], (len(key) - 3) // 2, key[-4:]
+    if proto in _WITH_PORTS:
         ports = ports[2:] + ports[:2]
-    elif packet.icmp_type in _ANSWERS[packet.version]:
-        ports = _query_key(ports[:2], _ANSWERS[packet.version][packet.icmp_type])
-    return key[:1] + packet.dst + packet.src + ports
+    elif proto in _QUERIES and ports[2:] != _NOT_A_QUERY:
+        ports = _query_key(ports[:2], _QUERIES[proto][ports[2]])
+    return key[:1] + key[middle:-4] + key[1:middle] + ports
+
+
+def has_ports(proto: int) -> bool:
+    """Say whether flows of this protocol have ports in their keys."""
+    return proto in _WITH_PORTS
+
+
+def flow_key(proto: int, src: bytes, dst: bytes, ports: bytes = _NO_PORTS) -> bytes:
+    """Return the key of a flow that is no ICMP query's; ``ports`` are both, two bytes each, where it has some."""
+    return bytes((proto,)) + src + dst + ports
+
+
+def query_key(proto: int, src: bytes, dst: bytes, identifier: bytes, icmp_type: int) -> bytes | None:
+    """Return the key of an ICMP query's flow, None for a type that asks nothing."""
+    if icmp_type not in _QUERIES.get(proto, ()):
+        return None
+    return bytes((proto,)) + src + dst + _query_key(identifier, icmp_type)
 
 
 def read_key(key: bytes) -> tuple[bytes, bytes, int, int, int, int, int]:

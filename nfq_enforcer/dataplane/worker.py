@@ -20,9 +20,10 @@ from nfq_enforcer.core import ipcache
 from nfq_enforcer.core.conntrack import Conntrack
 from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
 from nfq_enforcer.core.ipcache import PeerTable
+from nfq_enforcer.core.packet import read_key
 from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.core.verdict import DropReason, Verdict
-from nfq_enforcer.dataplane import drivers, libraryqueue
+from nfq_enforcer.dataplane import ctnetlink, drivers, libraryqueue
 from nfq_enforcer.dataplane.channel import (
     Bound,
     Enforced,
@@ -51,6 +52,7 @@ _IDLE = 0.5  # the same, while no packet comes and nothing is to be told
 _LISTEN = 0.002  # seconds of a turn for messages; one is taken in any case
 _FORGET = 1.0  # seconds for which an interface's name and MTU are believed
 _LAST_WORDS = 1.0  # seconds to answer what waits at the end, where the rules go on handing over
+_LEARNING = 5.0  # seconds at most to take over flows (some 100,000 a second)
 _MAX_EVENTS = 1000  # kept between two turns; more are counted as lost
 _BATCH = 100  # events to a message
 
@@ -82,12 +84,14 @@ class Worker:
         self._end: float | None = None  # once told to stop: when to leave, whatever still waits
         self._unheard = False  # messages have been received that the last turn had no time for
         self._waiting = select.poll()
+        snapshot = maps.fill(setup.snapshot).over(self._peers)
+        self._learn(snapshot, now)
         self._queue = drivers.bind(
             *(setup.driver, setup.queues, self._judge), fail_open=setup.fail_open, next_worker=setup.next_worker
         )
         hands_on = self._queue.driver != libraryqueue.DRIVER
         self._enforcer = Enforcer(
-            maps.fill(setup.snapshot).over(self._peers),
+            snapshot,
             self._flows,
             hands_on=hands_on,
             has_next=hands_on and setup.next_worker is not None,
@@ -100,6 +104,19 @@ class Worker:
     def bound(self) -> Bound:
         """Return what there is to say of the queues."""
         return Bound(self._queue.driver, self._queue.numbers)
+
+    def _learn(self, snapshot: Snapshot, now: float) -> None:
+        """Take over the flows that the kernel remembers, so that none is cut because this worker is new.
+
+        Where the kernel does not tell, or there are too many of them, a flow is found again when its opener speaks.
+        """
+        with suppress(OSError):
+            for known in ctnetlink.open_flows():
+                if self._clock() - now > _LEARNING:
+                    return
+                src, dst, *_ = read_key(known.key)
+                if src in snapshot.endpoints or dst in snapshot.endpoints:
+                    self._flows.learn(known, now)
 
     def run(self) -> None:
         """Judge packets until the agent says stop, or is gone; then answer what still waits and unbind."""
@@ -238,8 +255,8 @@ def main() -> None:
     end = socket.socket(fileno=int(sys.argv[1]))
     counters = Counters(int(sys.argv[2]))
     channel = WorkerChannel(end)
-    worker = _bound(channel, counters)
     gc.disable()  # a full collection would stall the queues; nothing that verdicts make has cycles
+    worker = _bound(channel, counters)
     worker.run()
 
 

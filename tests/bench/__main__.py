@@ -2,56 +2,190 @@
 
 import argparse
 import asyncio
-import os
-import platform
+import math
+import signal
+import sys
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import allocation, churn, core, datapath, peers, policy, scale, startup
+from nfq_enforcer.errors import NfqError
+from tests.bench import (
+    allocation,
+    chart,
+    churn,
+    core,
+    datapath,
+    goals,
+    machine,
+    peers,
+    policy,
+    report,
+    scale,
+    soak,
+    startup,
+)
+
+_PARTS = ("core", "policy", "peers", "datapath", "cluster")
+_KEPT = Path(__file__).parents[2] / "docs" / "benchmarks"
+_CHURN = 60.0  # seconds
+_TRAFFIC = 1.0  # seconds of each kind, in each repetition
+_REPETITIONS = 5
+_SOAK = 30.0  # minutes that are worth keeping
 
 
 def main() -> None:
-    """Measure and print."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--repetitions", type=int, default=5)
-    options.add_argument("--seconds", type=float, default=60, help="how long a churn lasts")
-    options.add_argument("--starts", type=int, default=200, help="endpoints started on each path")
-    options.add_argument("--cluster", action="store_true", help="only what a cluster on Redis costs")
-    chosen = options.parse_args()
-    console = Console(width=140)
-    console.print(
-        f"{platform.system()} {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores"
+    """Measure and print; what an interrupt leaves behind is nothing."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _measure(_options())
+    except NfqError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; all that was made for the measurements is removed")
+
+
+def _options() -> argparse.Namespace:
+    options = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    options.add_argument("--only", choices=_PARTS, action="append", help="a part; may be given more than once")
+    options.add_argument("--cluster", action="store_true", help="the same as --only cluster")
+    options.add_argument("--repetitions", type=_number(int, 1, 1000), default=_REPETITIONS)
+    options.add_argument(
+        "--seconds",
+        type=_number(float, 0.1, 3600),
+        help=f"how long a churn lasts ({_CHURN:g}), and each kind of traffic on the data path ({_TRAFFIC:g})",
     )
-    if not chosen.cluster:
-        _node(console, chosen.repetitions)
-    _cluster(console, chosen.repetitions, chosen.starts, chosen.seconds)
+    options.add_argument("--starts", type=_number(int, 1, 100_000), default=200, help="endpoints started on each path")
+    options.add_argument("--contender", default="", help="data path: only those with this in their name")
+    options.add_argument("--place", default="", help="data path: likewise")
+    options.add_argument(
+        "--soak", type=_number(float, 0.1, 10_000), help="instead: the engine at full rate, in minutes"
+    )
+    options.add_argument("--output", type=Path, help=f"where the data path's figures go; a whole run: {_KEPT.name}")
+    return options.parse_args()
 
 
-def _node(console: Console, repetitions: int) -> None:
+def _number(kind: Callable[[str], float], least: float, most: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number from {least} to {most}")
+        return number
+
+    return read
+
+
+def _measure(chosen: argparse.Namespace) -> None:
+    console = Console(width=140)
+    about = machine.describe()
+    console.print(machine.sentence(about))
+    if chosen.soak:
+        _soak(console, chosen, about)
+        return
+    parts = ["cluster"] if chosen.cluster else chosen.only or _PARTS
+    if alone := {"core", "policy", "peers"}.intersection(parts):
+        _node(console, chosen.repetitions, alone)
+    if "datapath" in parts:
+        _datapath(console, chosen, about)
+    if "cluster" in parts:
+        _cluster(console, chosen.repetitions, chosen.starts, chosen.seconds or _CHURN)
+
+
+def _datapath(console: Console, chosen: argparse.Namespace, about: dict[str, str]) -> None:
+    """Print what judging packets costs, and keep it."""
+    plan = datapath.Plan(chosen.repetitions, chosen.seconds or _TRAFFIC, chosen.contender, chosen.place)
+    plan.check()
+    console.print(f"The data path in the lab, repetitions (interleaved): {plan.repetitions}")
+    left_out = plan.left_out()
+    for name, reason in left_out.items():
+        console.print(f"  left out: {name}: {reason}")
+    run = datapath.measure(plan, console)
+    made = report.Report(
+        datetime.now(UTC).date(),
+        about,
+        plan.repetitions,
+        plan.seconds,
+        run.busy,
+        run.figures,
+        left_out,
+        goals.results(run.figures, plan.variants()),
+    )
+    _print(console, made)
+    whole = not chosen.contender and not chosen.place and plan.repetitions >= _REPETITIONS and not chosen.seconds
+    if folder := chosen.output or (_KEPT if whole else None):
+        _keep(made, folder)
+        console.print(f"kept in {folder}: datapath.md, datapath.json, datapath.svg")
+
+
+def _print(console: Console, made: report.Report) -> None:
+    for place in made.figures.places():
+        table = Table(*report.columns(), title=f"{place}: median (ratio), least to most", show_lines=True)
+        for cells in report.rows(made.figures, place):
+            table.add_row(*cells)
+        console.print(table)
+    reached = Table(*report.goal_columns(), title="To reach")
+    for cells in report.goal_rows(made.results):
+        reached.add_row(*cells)
+    console.print(reached)
+    if made.warning:
+        console.print(made.warning)
+
+
+def _keep(made: report.Report, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "datapath.json").write_text(report.as_json(made))
+    (folder / "datapath.md").write_text(report.markdown(made))
+    chart.draw(made.figures, made.about, folder / "datapath.svg")
+
+
+def _soak(console: Console, chosen: argparse.Namespace, about: dict[str, str]) -> None:
+    """Print whether the engine grows, and keep it; exit with status 1 if it does."""
+    soaked = soak.measure(chosen.soak, console)
+    console.print(soaked.verdict)
+    if folder := chosen.output or (_KEPT if chosen.soak >= _SOAK else None):
+        folder.mkdir(parents=True, exist_ok=True)
+        what = f"{datetime.now(UTC).date()}: {machine.sentence(about)}; {chosen.soak:g} minutes"
+        (folder / "soak.md").write_text(soak.markdown(soaked, what))
+        console.print(f"kept in {folder}: soak.md")
+    sys.exit(soaked.grew)
+
+
+def _node(console: Console, repetitions: int, parts: Collection[str]) -> None:
     """Print what a node costs by itself."""
+    if "core" in parts:
+        _core(console, repetitions)
+    if "policy" in parts:
+        _policy(console, repetitions)
+    if "peers" in parts:
+        _peers(console, repetitions)
+
+
+def _core(console: Console, repetitions: int) -> None:
     cost = Table("decision", "median (min to max)", title=f"The core alone, {repetitions} repetitions")
     for row in core.table(core.measure(repetitions)):
         cost.add_row(*row)
     console.print(cost)
 
+
+def _policy(console: Console, repetitions: int) -> None:
     scale = Table("policy", "median (min to max)", title=f"The compiler at scale, {repetitions} repetitions")
     for row in policy.table(policy.measure(repetitions)):
         scale.add_row(*row)
     console.print(scale)
 
+
+def _peers(console: Console, repetitions: int) -> None:
     changes = Table("changes", "median (min to max)", title=f"Changes of peers, {repetitions} repetitions")
     for row in peers.table(peers.measure(repetitions)):
         changes.add_row(*row)
     console.print(changes)
-
-    path = Table(
-        *("path", "measure", "no rules", "engine", "ratio"),
-        title=f"The data path in the lab, {repetitions} interleaved repetitions, median (min to max)",
-    )
-    for cells in datapath.table(asyncio.run(datapath.measure(repetitions))):
-        path.add_row(*cells)
-    console.print(path)
 
 
 def _cluster(console: Console, repetitions: int, starts: int, seconds: float) -> None:

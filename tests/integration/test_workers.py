@@ -119,7 +119,7 @@ class Onlookers:
 
     def _see(self, worker: int, payload: bytes, _indev: int, _outdev: int, _skb: int) -> Verdict:
         packet = parse(payload)
-        self.sights.append(Sight(worker, packet.key, frozenset({packet.key, reply_key(packet)}), packet.error))
+        self.sights.append(Sight(worker, packet.key, frozenset({packet.key, reply_key(packet.key)}), packet.error))
         return Verdict.ACCEPT
 
     def flows(self) -> dict[frozenset[bytes], set[int]]:

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nfq_enforcer.core.conntrack import KnownFlow, State
 from nfq_enforcer.core.enforcer import Decision
 from nfq_enforcer.core.packet import TCP, UDP, parse
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
@@ -143,6 +144,27 @@ def test_nothing_gets_in_from_outside_that_no_rule_allows() -> None:
         assert node.receive(payload, come_by).verdict is Verdict.DROP
 
     assert len(node.flows) == 0
+
+
+def test_no_learned_flow_lets_anything_in_from_outside_that_no_rule_allows() -> None:
+    random, node = Random(4), Node(maximum_flows=10_000)
+    node.load(ingress={"web": [], "db": []})
+    homes = {packed(address) for at in FAMILIES for address in (at.web, at.db, at.host)}
+    openers = [packet for packet in map(parse, PLAIN) if packet.src not in homes and packet.dst in homes]
+    connections = set()
+    for number in range(BULK // 2):
+        if number % 100 == 0:
+            opener, state = random.choice(openers), random.choice(list(State))
+            if node.flows.learn(KnownFlow(opener.key, state, 1e6), node.now) and opener.proto == TCP:
+                connections.add(opener.key)
+        payload = damaged(random, random.choice(CORPUS))
+        come_by, leave_by = random.choice((ETH0, WAN0)), random.choice((VETH_WEB, VETH_DB))
+
+        assert node.forward(payload, come_by, leave_by).verdict is Verdict.DROP
+        assert node.receive(payload, come_by).verdict is Verdict.DROP
+
+    assert connections <= {flow.key for flow in node.flows}  # no stranger has cut one
+    assert len(connections) > 5
 
 
 def test_nothing_gets_out_of_an_endpoint_that_no_rule_allows() -> None:

@@ -3,7 +3,7 @@
 from random import Random
 from typing import Any
 
-from nfq_enforcer.core.conntrack import Conntrack
+from nfq_enforcer.core.conntrack import Conntrack, KnownFlow, State
 from nfq_enforcer.core.enforcer import Decision
 from nfq_enforcer.core.glance import glance
 from nfq_enforcer.core.identity import travels
@@ -125,15 +125,19 @@ def known(flows: Conntrack, now: float) -> list[object]:
 
 def test_a_glance_and_the_long_way_agree_on_every_packet_and_know_the_same_flows() -> None:
     random, pressed, passed = Random(5), 0, 0
-    nodes = [Node(60, hands_on=True), Node(60, hands_on=True, glances=False)]
+    nodes = [Node(10_000, hands_on=True), Node(10_000, hands_on=True, glances=False)]  # never full
     for number in range(COUNT):
         policy = random.choice(POLICIES) if number % 300 == 0 else None
         step = random.choice((0.0, 0.01, 0.1, 40.0 if number % 50 == 0 else 0.0))
         drawn = draw(random)
+        seen = glance(draw(random)[0]) if number % 20 == 0 else None
+        learned, state = seen and seen[0], random.choice(list(State))
         for node in nodes:
             node.now += step
             if policy is not None:
                 node.load(**policy)
+            if learned is not None:
+                node.flows.learn(KnownFlow(learned, state, 100.0), node.now)
         quick, slow = (decide(node, *drawn) for node in nodes)
 
         assert quick == slow

@@ -69,7 +69,7 @@ def handle(payload: bytes) -> Packet | None:
     packet = attempt(parse, payload)
     if packet is None:
         return None
-    reply_key(packet)
+    reply_key(packet.key)
     attempt(read, payload, packet)
     attempt(parse_quoted, payload, packet)
     if not packet.truncated:

@@ -4,7 +4,7 @@ from sys import getrefcount
 
 import pytest
 
-from nfq_enforcer.core.conntrack import Conntrack, Flow, State
+from nfq_enforcer.core.conntrack import UNJUDGED, UNSEEN, Conntrack, Flow, KnownFlow, State
 from nfq_enforcer.core.packet import parse
 from tests.nodes import V4, V6, Addresses
 from tests.packets import (
@@ -278,6 +278,40 @@ def test_a_jump_of_time_neither_loses_nor_keeps_a_flow_wrongly(jump: int) -> Non
 
     sweep(flows, START + jump + 30 + ROUND)
     assert len(flows) == 0
+
+
+def learn(flows: Conntrack, payload: bytes, state: State = State.ESTABLISHED, expires_in: float = 1e9) -> bool:
+    return flows.learn(KnownFlow(parse(payload).key, state, expires_in), START)
+
+
+@pytest.mark.parametrize(("opener", "reply"), [(syn(A, B), syn_ack(B, A)), (ping(A6, B6), pong(B6, A6))])
+def test_a_learned_flow_is_found_by_packets_of_both_directions(opener: bytes, reply: bytes) -> None:
+    flows = table()
+
+    assert learn(flows, opener)
+    (flow,) = flows
+    assert lookup(flows, opener) is lookup(flows, reply) is flow
+    assert (flow.origin, flow.reply_origin, flow.revision) == (UNSEEN, None, UNJUDGED)
+
+
+def test_a_learned_flow_lives_as_long_as_its_state_says_or_who_knows_it() -> None:
+    flows = table()
+    learn(flows, udp(A, B, 1))
+    learn(flows, udp(A, B, 2), expires_in=7)
+
+    assert [flow.expires - START for flow in flows] == [180, 7]
+
+
+def test_what_is_learned_drives_out_and_replaces_nothing() -> None:
+    flows = table(maximum=2)
+    seen = create(flows, syn(A, B, 1))
+
+    assert not learn(flows, syn(A, B, 1))
+    assert not learn(flows, syn_ack(B, A, 1))
+    assert learn(flows, syn(A, B, 2))
+    assert not learn(flows, syn(A, B, 3))
+    assert lookup(flows, syn(A, B, 1)) is seen
+    assert (len(flows), flows.evicted) == (2, 0)
 
 
 def test_an_evicted_flow_leaves_nothing_behind() -> None:

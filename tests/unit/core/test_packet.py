@@ -204,8 +204,8 @@ def test_an_icmpv6_echo_request_opens() -> None:
     ],
 )
 def test_a_packet_and_its_reply_name_each_other(packet: Any, reply: Any) -> None:
-    assert reply_key(parsed(packet)) == parsed(reply).key
-    assert reply_key(parsed(reply)) == parsed(packet).key
+    assert reply_key(parsed(packet).key) == parsed(reply).key
+    assert reply_key(parsed(reply).key) == parsed(packet).key
 
 
 def test_a_request_and_the_reply_sent_the_same_way_are_different_flows() -> None:

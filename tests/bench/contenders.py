@@ -1,0 +1,142 @@
+"""What stands at the gates of a lab: nothing, the kernel alone, what others would write, and the engine.
+
+Every contender has a lab of its own, in which it is at work as long as the lab lives: so a run can turn from one to the
+other at once, and a contender that is not being measured has nothing to do.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv4Address
+from typing import Any
+
+from nfq_enforcer import api
+from nfq_enforcer.errors import NfqError
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.topology import NODES
+from tests.bench.generators import ACCEPT_ALL, ACCEPT_BATCHES, Programs
+from tests.bench.places import PLACES
+from tests.bench.population import HOST_ROLES, host_document, populate
+from tests.bench.variants import Variant
+from tests.labs import run_in
+
+_QUEUE = 0
+_HOOKS = ("INPUT", "FORWARD", "OUTPUT")
+_ADDRESSES, _FIRST = 100_000, IPv4Address("10.64.0.0")
+_SET = "bench"
+_READY = "ready"
+_PATIENCE, _LOOK = 60.0, 0.1
+
+NOTHING = "no netfilter"
+KERNEL = f"stateful iptables, ipset of {_ADDRESSES:,}"
+C_ACCEPT = "C, accepts every packet"
+C_BATCH = "C, accepts batches, GSO"
+NULL = "NetfilterQueue, null callback"
+REFERENCES = (NOTHING, KERNEL, C_ACCEPT, C_BATCH, NULL)
+
+Processes = Mapping[str, int]
+"""By node: the process that judges there, with its children."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to be measured."""
+
+    name: str
+    begin: Callable[[Lab], Processes]  # has it at work in a lab, on all nodes
+
+
+def references(programs: Programs) -> list[Contender]:
+    """Return what the engine is held against."""
+    return [
+        Contender(NOTHING, lambda lab: {}),
+        Contender(KERNEL, _stateful),
+        Contender(C_ACCEPT, partial(_loop, [programs.path(ACCEPT_ALL)])),
+        Contender(C_BATCH, partial(_loop, [programs.path(ACCEPT_BATCHES)])),
+        Contender(NULL, partial(_loop, [sys.executable, "-m", "tests.bench.nullqueue"])),
+    ]
+
+
+def engine(variant: Variant) -> Contender:
+    """Return the engine in one of its variants."""
+    return Contender(variant.name, partial(_engine, variant))
+
+
+def _stateful(lab: Lab) -> Processes:
+    """Let in who is in the set, and what belongs to connections."""
+    senders = {address for place in PLACES for address in _addresses(lab, place.source)}
+    members = [*senders, *(_FIRST + number for number in range(_ADDRESSES - len(senders)))]
+    lines = [f"create {_SET} hash:ip maxelem 1048576", *(f"add {_SET} {member}" for member in members)]
+    rules = [
+        rule
+        for hook in _HOOKS
+        for rule in (
+            f"-A {hook} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+            f"-A {hook} -m set --match-set {_SET} src -j ACCEPT",
+            f"-A {hook} -j DROP",
+        )
+    ]
+    for node in NODES:
+        run_in(lab, node, "ipset", "restore", text="".join(f"{line}\n" for line in lines))
+        _restore(lab, node, rules)
+    return {}
+
+
+def _addresses(lab: Lab, machine: str) -> set[IPv4Address]:
+    every = {address.ip for interface in lab.topology.machine(machine).interfaces for address in interface.addresses}
+    return {address for address in every if isinstance(address, IPv4Address)}
+
+
+def _loop(argv: Sequence[str], lab: Lab) -> Processes:
+    """Queue every packet to a program that takes the queue's number."""
+    for node in NODES:
+        _restore(lab, node, [f"-A {hook} -j NFQUEUE --queue-num {_QUEUE}" for hook in _HOOKS])
+    return {node: _started(lab, node, [*argv, str(_QUEUE)]) for node in NODES}
+
+
+def _started(lab: Lab, node: str, argv: Sequence[str]) -> int:
+    process = lab.network.in_namespace(
+        node, argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    with process.stdout as said:
+        if said.readline().strip() != _READY:
+            raise NfqError(f"{argv[0]} does not start on {node}")
+    return int(process.pid)
+
+
+def _engine(variant: Variant, lab: Lab) -> Processes:
+    """Start the nodes one after the other: with many policies each has much to compile."""
+    lab.store.start()
+    populate(lab, variant.policies)
+    for node in lab.nodes.values():
+        node.start(**variant.settings)
+        node.wait_until_ready()
+    lab.declare_endpoints()
+    for name, role in HOST_ROLES.items():
+        api.call(lab.nodes[name].socket, "apply", files=[("host.yaml", host_document(lab, name, role))])
+    for name, node in lab.nodes.items():
+        own = sum(one.node == name for one in lab.topology.endpoints) + (name in HOST_ROLES)
+        _await_load(node, variant.policies, own)
+    return {name: node.pid for name, node in lab.nodes.items()}
+
+
+def _await_load(node: Node, policies: int, endpoints: int) -> None:
+    """Return when a node has so many policies and endpoints of its own: what nobody judges is quick."""
+    deadline = time.monotonic() + _PATIENCE
+    while (has := _loaded(node.status())) != (policies, endpoints):
+        if time.monotonic() > deadline:
+            raise NfqError(f"{node.name} has {has} policies and endpoints, not {(policies, endpoints)}")
+        time.sleep(_LOOK)
+
+
+def _loaded(status: Mapping[str, Any]) -> tuple[int, int]:
+    return status["documents"]["policies"], status["endpoints"]
+
+
+def _restore(lab: Lab, node: str, rules: Sequence[str]) -> None:
+    run_in(lab, node, "iptables-restore", text="".join(f"{line}\n" for line in ("*filter", *rules, "COMMIT")))

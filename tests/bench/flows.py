@@ -1,0 +1,115 @@
+"""What a million flows take: memory, and the longest pause of the sweep, of an opening and of an eviction."""
+
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
+from statistics import median
+
+from nfq_enforcer.core import stamp
+from nfq_enforcer.core.arrival import Interface
+from nfq_enforcer.core.conntrack import Conntrack
+from nfq_enforcer.core.enforcer import Enforcer
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.ipcache import Ipcache
+from nfq_enforcer.core.packet import parse
+from nfq_enforcer.core.policymap import PolicyMap
+from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.stamp import Stamp
+from tests.packets import packed, syn
+
+FLOWS = 1_000_000
+_BEYOND = 20_000  # openings when the table is full
+_PAGE = 4096
+_WEB = {4: "10.0.0.1", 6: "fd00::1"}
+_CLIENT = {4: "10.1.0.1", 6: "fd01::1"}
+_ETH, _VETH = Interface("eth0", 1500), Interface("veth0", 1500)
+
+
+def measure(repetitions: int) -> dict[str, list[float]]:
+    """Return each figure of each repetition, every one in a process of its own."""
+    figures: dict[str, list[float]] = {}
+    for _ in range(repetitions):
+        for version in (4, 6):
+            command = [sys.executable, "-m", "tests.bench.flows", str(version)]
+            for name, figure in json.loads(subprocess.check_output(command)).items():
+                figures.setdefault(f"IPv{version}: {name}", []).append(figure)
+    return figures
+
+
+def table(figures: dict[str, list[float]]) -> list[tuple[str, str]]:
+    """Return rows of name and figure."""
+    return [(name, f"{median(of):.1f} ({min(of):.1f} to {max(of):.1f})") for name, of in figures.items()]
+
+
+def _packets(version: int) -> Callable[[int], bytes]:
+    """Return what gives the SYN of the flow of this number: other addresses, ports and identities."""
+    first = syn(_CLIENT[version], _WEB[version])
+    plain = bytearray(stamp.write(first, parse(first), Stamp(Identity(300))))
+    start, mark, ports = (15, 24, 28) if version == 4 else (23, 46, 56)
+
+    def packet(number: int) -> bytes:
+        plain[start - 2 : start + 1] = (1 << 16 | number % 50_000).to_bytes(3, "big")
+        plain[ports : ports + 2] = (1024 + number // 50_000).to_bytes(2, "big")
+        plain[mark : mark + 4] = (300 + number % 5000).to_bytes(4, "big")
+        return bytes(plain)
+
+    return packet
+
+
+def _enforcer(version: int) -> Enforcer:
+    everything = PolicyMap({}, enforced=False)
+    endpoint = LocalEndpoint("default/web", Identity(256), _VETH.name, everything, everything)
+    snapshot = Snapshot(1, {packed(_WEB[version]): endpoint}, Ipcache({}), frozenset({_ETH.name}))
+    return Enforcer(snapshot, Conntrack(FLOWS, 0.0))
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
+
+
+def _longest(step: Callable[[int], object], first: int, end: int) -> float:
+    """Return the milliseconds of processor time that the longest of these steps took."""
+    longest = 0.0
+    for number in range(first, end):
+        begun = time.thread_time()
+        step(number)
+        longest = max(longest, time.thread_time() - begun)
+    return longest * 1000
+
+
+def _sweep(flows: Conntrack) -> float:
+    """Let all flows expire, a turn of 10 ms after the other; return the milliseconds of the longest step."""
+    longest = 0.0
+    for turn in count():
+        if not len(flows):
+            break
+        longest = max(longest, _longest(partial(_step, flows), turn, turn + 1))
+    return longest
+
+
+def _step(flows: Conntrack, turn: int) -> None:
+    flows.expire(1 + turn / 100)
+
+
+def _figures(version: int) -> dict[str, float]:
+    gc.disable()  # as a worker does
+    enforcer, packet, before = _enforcer(version), _packets(version), _resident()
+    opened = _longest(lambda number: enforcer.decide(packet(number), _ETH, _VETH, 1.0), 0, FLOWS)
+    size = (_resident() - before) / 2**20
+    evicted = _longest(lambda number: enforcer.decide(packet(number), _ETH, _VETH, 1.0), FLOWS, FLOWS + _BEYOND)
+    return {
+        "1,000,000 flows, MiB": size,
+        "longest opening, ms": opened,
+        "longest opening that evicts, ms": evicted,
+        "longest step of the sweep, ms": _sweep(enforcer.flows),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(_figures(int(sys.argv[1]))))

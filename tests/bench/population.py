@@ -1,0 +1,126 @@
+"""What engines are loaded with: policies for the lab's endpoints and others, and 5,000 identities that they speak of.
+
+It is written straight into the store, as loading it would have done, so that a run does not wait for 10,000 documents
+to be read. This module is also the program that does so, beside the store. Then it gives the signs of life of the node
+that has the 5,000 endpoints, as long as the lab lives: without them, the store would take the endpoints out.
+"""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.topology import STORE
+from nfq_enforcer.policy.cilium import CiliumNetworkPolicy
+from nfq_enforcer.store import schema
+from nfq_enforcer.store.member import HEARTBEAT
+from nfq_enforcer.store.records import Kind, document_name
+from nfq_enforcer.store.redis import Request
+from tests.bench.simulated import Simulation, connected, fill, node_name
+
+IDENTITIES = 5000
+FEW, MANY = 10, 10_000
+_MEASURED = ("frontend", "backend", "monitor")  # roles of the lab's endpoints that traffic is measured with
+HOST_ROLES = {"n1": "frontend", "n2": "backend"}  # of nodes that shall be endpoints themselves, as n3 is in any lab
+_ROLES = 100  # of the others; see ``simulated.kind``
+_AT_ONCE = 500
+_READY = "ready"
+
+
+def policies(count: int) -> Iterator[dict[str, Any]]:
+    """Return so many policies; three open what is measured, three of 100 others are about the same endpoints."""
+    yield _policy(0, "backend", ingress=[{"fromEndpoints": [_role("frontend")]}])
+    yield _policy(1, "frontend", egress=[{"toEndpoints": [_role("backend")]}])
+    yield _policy(2, "monitor", ingress=[{"fromEntities": ["world"]}])
+    for number in range(3, count):
+        peers = [_role(f"role-{(number * 7 + place) % _ROLES}") for place in range(2)]
+        role = _MEASURED[number % 3] if number % 100 < 3 else f"role-{number % _ROLES}"
+        ingress = [{"fromEndpoints": peers, "toPorts": _port(8000 + number % 50)}]
+        egress = [{"toEndpoints": peers[:1], "toPorts": _port(9000 + number % 50)}]
+        yield _policy(number, role, ingress=ingress, egress=egress)
+
+
+def _role(name: str) -> dict[str, Any]:
+    return {"matchLabels": {"role": name}}
+
+
+def _port(number: int) -> list[dict[str, Any]]:
+    return [{"ports": [{"port": str(number), "protocol": "TCP"}]}]
+
+
+def _policy(number: int, role: str, **sections: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": f"policy-{number}"},
+        "spec": {"endpointSelector": _role(role), **sections},
+    }
+
+
+def host_document(lab: Lab, node: str, role: str) -> str:
+    """Return the document that declares a node to be an endpoint."""
+    document = {
+        "apiVersion": "nfq-enforcer.io/v1",
+        "kind": "Endpoint",
+        "metadata": {"name": node, "labels": {"role": role}},
+        "spec": {"ips": [str(lab.address(node))]},
+    }
+    return yaml.safe_dump(document)
+
+
+def populate(lab: Lab, count: int) -> None:
+    """Write so many policies into the lab's store, and if they are many, the identities; return when done."""
+    process = subprocess.Popen(
+        lab.network.command(STORE, [sys.executable, "-m", "tests.bench.population", lab.store.url, str(count)]),
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # ends with the lab
+        text=True,
+    )
+    assert process.stdout is not None
+    with process.stdout as said:
+        if said.readline().strip() != _READY:
+            raise RuntimeError(f"the store could not be filled with {count} policies")
+
+
+async def _write(url: str, count: int) -> None:
+    async with connected(url) as store:
+        values = [_value(one) for one in policies(count)]
+        for start in range(0, count, _AT_ONCE):
+            await store.write(Request(values=values[start : start + _AT_ONCE]))
+
+
+def _value(written: dict[str, Any]) -> tuple[Kind, str, str]:
+    document = CiliumNetworkPolicy.model_validate(written)
+    document.at("population", written)
+    return Kind.DOCUMENT, document_name(document), schema.encode_document(document)
+
+
+async def _live(url: str) -> None:
+    async with connected(url, node_name(0)) as store:
+        while True:
+            await store.heartbeat(node_name(0), 1)
+            await asyncio.sleep(HEARTBEAT)
+
+
+def main() -> None:
+    """Write what the arguments say; stay as long as it takes."""
+    url, count = sys.argv[1], int(sys.argv[2])
+    if count > FEW:
+        asyncio.run(fill(Simulation(url, nodes=1, endpoints=IDENTITIES, kinds=IDENTITIES)))
+    asyncio.run(_write(url, count))
+    print(_READY, flush=True)
+    os.close(sys.stdout.fileno())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if count > FEW:
+        asyncio.run(_live(url))
+
+
+if __name__ == "__main__":
+    main()

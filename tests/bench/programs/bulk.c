@@ -1,0 +1,75 @@
+/* Bulk TCP: bulk NAMESPACE ADDRESS PORT SECONDS
+ *
+ * A child in the other namespace takes what this process sends for so many seconds over one connection. Prints bytes
+ * taken, the seconds from the first to the last of them, and segments sent again.
+ */
+
+#include "common.h"
+
+#define CHUNK (256 << 10)
+
+struct taken {
+	uint64_t bytes;
+	double seconds;
+};
+
+static char buffer[CHUNK];
+
+static void take(int listening, struct taken *taken)
+{
+	int peer = accept(listening, NULL, NULL);
+	double begun = now();
+	ssize_t got;
+
+	check(peer, "accept");
+	while ((got = recv(peer, buffer, CHUNK, 0)) > 0)
+		taken->bytes += got;
+	check(got, "recv");
+	taken->seconds = now() - begun;
+}
+
+static unsigned int give(const struct sockaddr_in *to, double seconds)
+{
+	int peer = new_socket(SOCK_STREAM);
+	struct tcp_info info;
+	socklen_t size = sizeof info;
+	double end;
+
+	check(connect(peer, (const struct sockaddr *)to, sizeof *to), "connect");
+	end = now() + seconds;
+	while (now() < end)
+		check(send(peer, buffer, CHUNK, 0), "send");
+	check(getsockopt(peer, IPPROTO_TCP, TCP_INFO, &info, &size), "TCP_INFO");
+	check(shutdown(peer, SHUT_WR), "shutdown");
+	return info.tcpi_total_retrans;
+}
+
+int main(int count, char **arguments)
+{
+	struct taken *taken = shared(sizeof *taken);
+	struct sockaddr_in to;
+	unsigned int again;
+	double seconds;
+	int listening, status;
+	pid_t sink;
+
+	if (count != 5)
+		return 2;
+	end_with_parent();
+	to = address(arguments[2], number(arguments[3], 1, 65535));
+	seconds = number(arguments[4], 0, 3600);
+	alarm(seconds + GRACE);
+	listening = bound_in(arguments[1], SOCK_STREAM, &to);
+	sink = fork();
+	check(sink, "fork");
+	if (sink == 0) {
+		end_with_parent();
+		take(listening, taken);
+		return 0;
+	}
+	again = give(&to, seconds);
+	if (waitpid(sink, &status, 0) < 0 || status != 0)
+		return 1;
+	printf("{\"bytes\": %lu, \"seconds\": %.6f, \"retransmitted\": %u}\n", taken->bytes, taken->seconds, again);
+	return 0;
+}

@@ -1,0 +1,123 @@
+/* What the programs share: an end in any case, numbers, a clock, sockets in another network namespace. */
+
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define GRACE 20 /* seconds beyond its time after which a program ends, whatever it waits for */
+
+static inline void fail(const char *what)
+{
+	perror(what);
+	exit(1);
+}
+
+static inline void check(int result, const char *what)
+{
+	if (result < 0)
+		fail(what);
+}
+
+/* End with the parent, so that nothing outlives a run that was interrupted. */
+static inline void end_with_parent(void)
+{
+	check(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl");
+}
+
+static inline double number(const char *text, double least, double most)
+{
+	char *end;
+	double value = strtod(text, &end);
+
+	if (*end || end == text || !(value >= least && value <= most)) {
+		fprintf(stderr, "%s is not a number from %g to %g\n", text, least, most);
+		exit(2);
+	}
+	return value;
+}
+
+static inline double now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+static inline struct sockaddr_in address(const char *text, int port)
+{
+	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port) };
+
+	if (inet_pton(AF_INET, text, &address.sin_addr) != 1) {
+		fprintf(stderr, "%s is not an IPv4 address\n", text);
+		exit(2);
+	}
+	return address;
+}
+
+static inline void enter(const char *namespace)
+{
+	int file = open(namespace, O_RDONLY | O_CLOEXEC);
+
+	check(file, namespace);
+	check(setns(file, CLONE_NEWNET), "setns");
+	close(file);
+}
+
+static inline int new_socket(int type)
+{
+	int made = socket(AF_INET, type, 0);
+
+	check(made, "socket");
+	return made;
+}
+
+static inline int bound(int type, const struct sockaddr_in *to)
+{
+	int made = new_socket(type), on = 1;
+
+	check(setsockopt(made, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
+	check(bind(made, (const struct sockaddr *)to, sizeof *to), "bind");
+	if (type == SOCK_STREAM)
+		check(listen(made, 1024), "listen");
+	return made;
+}
+
+/* Return a bound socket in another namespace, and be in one's own again. */
+static inline int bound_in(const char *namespace, int type, const struct sockaddr_in *to)
+{
+	int own = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), made;
+
+	check(own, "/proc/self/ns/net");
+	enter(namespace);
+	made = bound(type, to);
+	check(setns(own, CLONE_NEWNET), "setns");
+	close(own);
+	return made;
+}
+
+/* Return memory that a child shares. */
+static inline void *shared(size_t size)
+{
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	if (memory == MAP_FAILED)
+		fail("mmap");
+	return memory;
+}

@@ -1,0 +1,108 @@
+/* New connections: connections NAMESPACE ADDRESS PORT SECONDS
+ *
+ * One after the other for so many seconds: open, close. The server is a child in the other namespace that accepts and
+ * closes. It may be some connections behind, so that its scheduling is not what is measured. It listens on several ports,
+ * so that no pair of ports comes again soon. Prints how many there were, in which time, and how long it took to open one,
+ * in microseconds: median and 99th percentile.
+ */
+
+#include "common.h"
+#include <stdatomic.h>
+#include <sys/epoll.h>
+
+#define PORTS 16
+#define MOST 4000000
+#define BEHIND 256 /* connections that the server has not accepted yet, at most */
+
+static float times[MOST];
+
+static void serve(const int *listening, atomic_int *served)
+{
+	struct epoll_event events[PORTS];
+	int waiting = epoll_create1(0);
+
+	check(waiting, "epoll_create1");
+	for (int port = 0; port < PORTS; port++) {
+		struct epoll_event event = { .events = EPOLLIN, .data.fd = listening[port] };
+
+		check(epoll_ctl(waiting, EPOLL_CTL_ADD, listening[port], &event), "epoll_ctl");
+	}
+	for (;;) {
+		int ready = epoll_wait(waiting, events, PORTS, -1);
+
+		check(ready, "epoll_wait");
+		while (ready--) {
+			int peer = accept(events[ready].data.fd, NULL, NULL);
+
+			check(peer, "accept");
+			close(peer);
+			atomic_fetch_add(served, 1);
+		}
+	}
+}
+
+/* Return how long it took to open a connection, in microseconds. */
+static float open_one(const struct sockaddr_in *to)
+{
+	int peer = new_socket(SOCK_STREAM);
+	double begun = now(), opened;
+
+	check(connect(peer, (const struct sockaddr *)to, sizeof *to), "connect");
+	opened = now();
+	close(peer);
+	return (opened - begun) * 1e6;
+}
+
+static void await(const atomic_int *served, int least)
+{
+	const struct timespec moment = { .tv_nsec = 20000 };
+
+	while (atomic_load(served) < least)
+		nanosleep(&moment, NULL);
+}
+
+static int by_size(const void *one, const void *other)
+{
+	float difference = *(const float *)one - *(const float *)other;
+
+	return (difference > 0) - (difference < 0);
+}
+
+int main(int count, char **arguments)
+{
+	struct sockaddr_in to[PORTS];
+	double seconds, begun, elapsed;
+	atomic_int *served = shared(sizeof *served);
+	int listening[PORTS], made = 0;
+	pid_t server;
+
+	if (count != 5)
+		return 2;
+	end_with_parent();
+	seconds = number(arguments[4], 0, 3600);
+	alarm(seconds + GRACE);
+	for (int port = 0; port < PORTS; port++) {
+		to[port] = address(arguments[2], number(arguments[3], 1, 65535 - PORTS) + port);
+		listening[port] = bound_in(arguments[1], SOCK_STREAM, &to[port]);
+	}
+	server = fork();
+	check(server, "fork");
+	if (server == 0) {
+		end_with_parent();
+		serve(listening, served);
+	}
+	begun = now();
+	do {
+		times[made] = open_one(&to[made % PORTS]);
+		made++;
+		await(served, made - BEHIND);
+	} while (now() - begun < seconds && made < MOST);
+	await(served, made);
+	elapsed = now() - begun;
+	kill(server, SIGKILL);
+	waitpid(server, NULL, 0);
+	qsort(times, made, sizeof *times, by_size);
+	printf("{\"connections\": %d, \"seconds\": %.6f, \"p50_us\": %.2f, \"p99_us\": %.2f}\n", made, elapsed,
+	       times[made / 2], times[(int)(made * .99)]);
+	return 0;
+}

@@ -1,0 +1,175 @@
+"""What a new worker learns of the connections that are open: none that policy allows is cut, whoever speaks first."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nfq_enforcer.core.conntrack import KnownFlow, State
+from nfq_enforcer.core.packet import parse
+from nfq_enforcer.dataplane import ctnetlink
+from nfq_enforcer.lab.host import Connection
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.node import Node
+from tests.apart import enter
+from tests.integration.conftest import MakeLab
+from tests.labs import (
+    BRIEF,
+    DRIVERS,
+    FAMILIES,
+    FRONT_TO_BACK,
+    HTTP,
+    PATIENT,
+    arrivals,
+    await_flow,
+    from_role,
+    now,
+    policy,
+    run_in,
+    stop_agents,
+    to_role,
+)
+from tests.packets import ACK, PSH, tcp
+
+BOTH_WAYS_CLOSED = FRONT_TO_BACK + policy("front-out", "frontend", egress=[to_role("backend")])
+DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])
+
+
+@pytest.fixture(scope="module", params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def shared(make_served: MakeLab) -> Lab:
+    return make_served(memory=True)
+
+
+@pytest.fixture
+def lab(shared: Lab, driver: str) -> Iterator[Lab]:
+    """Give the lab with agents under a policy by which frontends may connect to backends, and nobody to frontends."""
+    shared.documents.mkdir(exist_ok=True)
+    (shared.documents / "policies.yaml").write_text(BOTH_WAYS_CLOSED)
+    shared.start_agents(driver=driver)
+    yield shared
+    stop_agents(shared)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENT):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def kill_workers(lab: Lab, driver: str) -> None:
+    """Have every node's worker die, and be replaced."""
+    for node in lab.nodes.values():
+        victim = node.status()["worker"]["pid"]
+        os.kill(victim, signal.SIGKILL)
+        await until(partial(_is_replaced, lab, node, victim))
+
+
+def _is_replaced(lab: Lab, node: Node, victim: int) -> bool:
+    """Say whether another worker has taken the queues over."""
+    queues = "cat", "/proc/net/netfilter/nfnetlink_queue"
+    return node.status()["worker"]["pid"] not in (None, victim) and run_in(lab, node.name, *queues) != ""
+
+
+async def restart(lab: Lab, driver: str) -> None:
+    """End every agent, which takes its rules along, and start it again."""
+    for node in lab.nodes.values():
+        node.stop()
+    lab.start_agents(driver=driver)
+
+
+async def crash(lab: Lab, driver: str) -> None:
+    """Kill every agent with its worker, which leaves the rules where they are, and start it again."""
+    for node in lab.nodes.values():
+        worker = node.status()["worker"]["pid"]
+        node.stop(signal.SIGKILL)
+        await until(lambda gone=Path(f"/proc/{worker}"): not gone.exists())  # type: ignore[misc]
+    lab.start_agents(driver=driver)
+
+
+async def hold(lab: Lab, server: str, family: int = 4) -> Connection:
+    connection = await lab.host("front1").hold(lab.address(server, family), HTTP, PATIENT)
+    assert connection.opened.ok
+    return connection
+
+
+def port_of(lab: Lab, server: str, since: float) -> int:
+    """Return the port from which front1 has connected to the server since then."""
+    flow = await_flow(lab.nodes["n1"], since, verdict="FORWARDED", destination=str(lab.address(server)))
+    port: int = flow["l4"]["TCP"]["source_port"]
+    return port
+
+
+@pytest.mark.parametrize("end", [kill_workers, restart, crash])
+async def test_a_server_may_speak_first_when_the_workers_are_new(
+    lab: Lab, driver: str, end: Callable[[Lab, str], Awaitable[None]]
+) -> None:
+    ways = [(server, family) for server in ("back1", "back2") for family in FAMILIES]
+    connections = {way: await hold(lab, *way) for way in ways}
+    await end(lab, driver)
+
+    for (server, _), connection in connections.items():
+        assert (await connection.other_end(lab.host(server)).talk(PATIENT)).answered_by == "front1"
+        assert (await connection.talk(PATIENT)).answered_by == server
+        await connection.close()
+
+
+async def test_a_connection_that_policy_no_longer_allows_is_not_learned_as_allowed(lab: Lab, driver: str) -> None:
+    connection = await hold(lab, "back2")
+    for node in lab.nodes.values():
+        node.stop()
+    (lab.documents / "policies.yaml").write_text(DB_TO_BACK)
+    begun = now()
+    lab.start_agents(driver=driver)
+
+    assert (await connection.other_end(lab.host("back2")).talk(BRIEF)).status == "timeout"
+    refused = await_flow(lab.nodes["n2"], begun, verdict="DROPPED", reason="POLICY_DENIED")
+    assert (refused["traffic_direction"], refused["is_reply"]) == ("INGRESS", True)
+    assert (await connection.talk(BRIEF)).status == "timeout"
+
+
+async def test_forged_packets_of_a_learned_connection_are_refused_and_do_not_cut_it(lab: Lab, driver: str) -> None:
+    begun = now()
+    connection = await hold(lab, "back2")
+    port, front, back = port_of(lab, "back2", begun), str(lab.address("front1")), str(lab.address("back2"))
+    await kill_workers(lab, driver)
+    forgeries = [
+        ("n1", "front1", tcp(back, front, HTTP, port, ACK | PSH, b"forged reply"), "STAMP_MISSING"),
+        ("n2", "back2", tcp(front, back, port, HTTP, ACK | PSH, b"forged request"), "POLICY_DENIED"),
+    ]
+
+    for node, target, packet, reason in forgeries:
+        sent = now()
+        async with arrivals(lab, target) as capture:
+            await lab.host("world").send_raw(packet)
+            await_flow(lab.nodes[node], sent, verdict="DROPPED", reason=reason)
+        assert not any(b"forged" in arrived.data for arrived in capture.packets())
+    assert (await connection.other_end(lab.host("back2")).talk(PATIENT)).answered_by == "front1"
+    assert (await connection.talk(PATIENT)).answered_by == "back2"
+
+
+async def test_what_the_kernel_remembers_is_read_with_its_opener_and_state(lab: Lab, driver: str) -> None:
+    begun = now()
+    connection = await hold(lab, "back1")
+    port, front, back = port_of(lab, "back1", begun), str(lab.address("front1")), str(lab.address("back1"))
+
+    def remembered() -> list[KnownFlow]:
+        enter(Path("/run/netns") / lab.topology.namespace("n1"))
+        return list(ctnetlink.open_flows())
+
+    with ThreadPoolExecutor(1) as thread:
+        flows = {flow.key: flow for flow in thread.submit(remembered).result()}
+    found = flows[parse(tcp(front, back, port, HTTP, ACK)).key]
+    assert found.state is State.ESTABLISHED
+    assert found.expires_in > 86_400
+    await connection.close()
