@@ -8,17 +8,19 @@ here once, for the one that starts next.
 import asyncio
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 
 from nfq_enforcer.core import ipcache
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.ipcache import Peer, PeerChange
 from nfq_enforcer.core.snapshot import Snapshot
-from nfq_enforcer.dataplane import drivers, libraryqueue, netlinkqueue
+from nfq_enforcer.dataplane import drivers, libraryqueue
 from nfq_enforcer.dataplane.channel import Peers, Revision, Setup, encode
 from nfq_enforcer.dataplane.nfqueue import Numbers, in_rows, most_workers
 from nfq_enforcer.dataplane.policymaps import Sent
 from nfq_enforcer.dataplane.pool import WorkerProcess
+from nfq_enforcer.errors import NfqError
 
 _MOST = 8  # workers that nobody has asked for
 _PEERS = 500  # changes to a message: the worker takes one in well under a millisecond
@@ -47,8 +49,7 @@ class Workers:
 
         ``number`` is None for as many as suit driver and machine. ``maximum_flows`` they share evenly.
         """
-        if driver == drivers.AUTO and (number or 1) > 1:
-            driver = netlinkqueue.DRIVER  # the other has but one queue
+        self._asked = number
         if number is None:
             number = 1 if driver == libraryqueue.DRIVER else fitting(first_queue)
         self.driver = driver  # from the start on, that which was chosen
@@ -58,10 +59,8 @@ class Workers:
         self._snapshot: Snapshot | None = None
         self._maps = Sent()
         self._peers: dict[bytes, Peer] = {}
-        self.each = tuple(
-            WorkerProcess(queues, lambda place=place: self._setup(place), on_events)  # type: ignore[misc]
-            for place, queues in enumerate(in_rows(first_queue, number))
-        )
+        self._on_events = on_events
+        self.each = self._processes(number)
 
     @property
     def queues(self) -> tuple[Numbers, ...]:
@@ -103,8 +102,8 @@ class Workers:
             pass
         await self.each[0].start()
         self.driver = self.each[0].driver
-        if self.driver == libraryqueue.DRIVER:
-            await self._keep_the_first()
+        if self.driver == libraryqueue.DRIVER and len(self.each) > 1:
+            await self._start_one()
         started = await asyncio.gather(*(worker.start() for worker in self.each[1:]), return_exceptions=True)
         for failed in filter(None, started):
             raise failed
@@ -147,9 +146,22 @@ class Workers:
     async def _taken(self, revision: int) -> None:
         await asyncio.gather(*(worker.taken(revision) for worker in self.each))
 
-    async def _keep_the_first(self) -> None:
-        self.each, others = self.each[:1], self.each[1:]
-        await asyncio.gather(*(other.stop() for other in others))
+    async def _start_one(self) -> None:
+        """Start one worker instead of several, to which all flows belong: the library has but one queue."""
+        if self._asked is not None:
+            raise NfqError(
+                "this kernel's NFQUEUE cannot do what the driver 'netlink' needs, and 'netfilterqueue' has no more than "
+                f"one worker, not {self._asked}: choose queues 'auto' or 1"
+            )
+        await self.stop()
+        self.each = self._processes(1)
+        await self.each[0].start()
+
+    def _processes(self, number: int) -> tuple[WorkerProcess, ...]:
+        return tuple(
+            WorkerProcess(queues, partial(self._setup, place), self._on_events)
+            for place, queues in enumerate(in_rows(self.first_queue, number))
+        )
 
     def _setup(self, place: int) -> Iterator[bytes]:
         """Yield what a worker that starts is sent."""

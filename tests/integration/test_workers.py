@@ -63,6 +63,12 @@ from tests.packets import packed
 ELSEWHERE = ("front2", "back2", "front3", "db3", "n3", "world")
 FIRST = 100  # number of a queue
 NOTHING = Snapshot(1, {}, Ipcache({}))
+REFUSED = """
+import runpy
+from nfq_enforcer.dataplane import netlink
+netlink.GSO = 1 << 20
+runpy.run_module("nfq_enforcer.dataplane.worker", run_name="__main__", alter_sys=True)
+"""
 SERVICE = 8088  # a port that nobody listens on, but where NAT says so
 
 
@@ -394,6 +400,40 @@ class TestTogether:
                 return workers.driver, workers.queues
 
         assert run_apart(scenario()) == ("netfilterqueue", (Numbers(FIRST, FIRST, FIRST),))
+
+    @pytest.fixture
+    def refusing(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Have workers, which are processes, start by way of a program: they ask for a flag that no kernel has."""
+        program = tmp_path / "python"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -P -c \'{REFUSED}\' "$4" "$5"\n')
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+
+    def test_where_the_kernel_refuses_the_better_driver_there_is_one_worker(
+        self, root: None, refusing: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+
+        async def scenario() -> tuple[int, tuple[str, tuple[Numbers, ...]], list[int]]:
+            workers = Workers(None, FIRST, 1000, lambda events: None)
+            before = len(workers.each)
+            async with working(workers):
+                bound = [number for number in range(FIRST, FIRST + 12) if backlog(number)]
+                return before, (workers.driver, workers.queues), bound
+
+        assert run_apart(scenario()) == (4, ("netfilterqueue", (Numbers(FIRST, FIRST, FIRST),)), [FIRST])
+
+    def test_where_it_refuses_that_driver_several_workers_are_not_to_be_had(self, root: None, refusing: None) -> None:
+        async def scenario() -> None:
+            async with working(Workers(2, FIRST, 1000, lambda events: None)):
+                pass
+
+        with pytest.raises(NfqError) as refused:
+            run_apart(scenario())
+        assert str(refused.value) == (
+            "this kernel's NFQUEUE cannot do what the driver 'netlink' needs, and 'netfilterqueue' has no more than "
+            "one worker, not 2: choose queues 'auto' or 1"
+        )
 
 
 def _drop(payload: bytes, indev: int, outdev: int, skb: int) -> Verdict:
