@@ -8,6 +8,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -81,6 +82,16 @@ class Copy:
         """Return a file's mode, owner and group."""
         found = self.file(path)
         return f"{found.stat().st_mode & 0o7777:o}", found.owner(), found.group()
+
+    def processes(self) -> list[str]:
+        """Return the command lines of all that runs in the copy."""
+        own = self.file("/").stat().st_dev
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended
+                if (process / "root").stat().st_dev == own:
+                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        return found
 
     def build_segment(self, addresses: Mapping[str, str], hub: str) -> None:
         """Make a network namespace for each of these machines, on one segment; the hub has its bridge."""

@@ -19,6 +19,7 @@ from tests.bench import (
     churn,
     core,
     datapath,
+    flows,
     goals,
     machine,
     peers,
@@ -29,7 +30,7 @@ from tests.bench import (
     startup,
 )
 
-_PARTS = ("core", "policy", "peers", "datapath", "cluster")
+_PARTS = ("core", "flows", "policy", "peers", "datapath", "cluster")
 _KEPT = Path(__file__).parents[2] / "docs" / "benchmarks"
 _CHURN = 60.0  # seconds
 _TRAFFIC = 1.0  # seconds of each kind, in each repetition
@@ -90,7 +91,7 @@ def _measure(chosen: argparse.Namespace) -> None:
         _soak(console, chosen, about)
         return
     parts = ["cluster"] if chosen.cluster else chosen.only or _PARTS
-    if alone := {"core", "policy", "peers"}.intersection(parts):
+    if alone := {"core", "flows", "policy", "peers"}.intersection(parts):
         _node(console, chosen.repetitions, alone)
     if "datapath" in parts:
         _datapath(console, chosen, about)
@@ -161,6 +162,8 @@ def _node(console: Console, repetitions: int, parts: Collection[str]) -> None:
     """Print what a node costs by itself."""
     if "core" in parts:
         _core(console, repetitions)
+    if "flows" in parts:
+        _flows(console, repetitions)
     if "policy" in parts:
         _policy(console, repetitions)
     if "peers" in parts:
@@ -179,6 +182,13 @@ def _policy(console: Console, repetitions: int) -> None:
     for row in policy.table(policy.measure(repetitions)):
         scale.add_row(*row)
     console.print(scale)
+
+
+def _flows(console: Console, repetitions: int) -> None:
+    size = Table("flows", "median (min to max)", title=f"{flows.FLOWS:,} flows, {repetitions} repetitions")
+    for row in flows.table(flows.measure(repetitions)):
+        size.add_row(*row)
+    console.print(size)
 
 
 def _peers(console: Console, repetitions: int) -> None:

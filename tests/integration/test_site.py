@@ -129,8 +129,7 @@ def assert_left_alone(copy: Copy) -> None:
 
 def traffic(copy: Copy) -> list[str]:
     """Return the command lines of what makes or captures traffic."""
-    running = copy.run("ps", "-eo", "args").splitlines()
-    return [line for line in running if line.startswith("tcpdump -n -U") or "python3 -I -S -c" in line[:40]]
+    return [line for line in copy.processes() if "tcpdump -n -U" in line or "python3 -I -S -c" in line]
 
 
 def test_the_demo_of_the_lab_plays_on_the_machines_and_leaves_them_as_they_were(site: Copy) -> None:
