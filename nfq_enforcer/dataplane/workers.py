@@ -150,8 +150,8 @@ class Workers:
         """Start one worker instead of several, to which all flows belong: the library has but one queue."""
         if self._asked is not None:
             raise NfqError(
-                "this kernel's NFQUEUE cannot do what the driver 'netlink' needs, and 'netfilterqueue' has no more than "
-                f"one worker, not {self._asked}: choose queues 'auto' or 1"
+                "this kernel's NFQUEUE cannot do what the driver 'netlink' needs, and 'netfilterqueue' has no more "
+                f"than one worker, not {self._asked}: choose queues 'auto' or 1"
             )
         await self.stop()
         self.each = self._processes(1)
