@@ -49,7 +49,7 @@ from nfq_enforcer.errors import NfqError
 
 _TURN = 0.01  # seconds between two turns
 _IDLE = 0.5  # the same, while no packet comes and nothing is to be told
-_LISTEN = 0.001  # seconds of a turn for messages; one is taken in any case, and that may be the one at which a dict grows
+_LISTEN = 0.001  # seconds of a turn for messages; one is taken in any case, and a dict may grow by it
 _FORGET = 1.0  # seconds for which an interface's name and MTU are believed
 _LAST_WORDS = 1.0  # seconds to answer what waits at the end, where the rules go on handing over
 _LEARNING = 5.0  # seconds at most to take over flows (some 100,000 a second)
