@@ -261,8 +261,9 @@ def plain_says(
     pods = [one for one in peers if "ipBlock" not in one]
     named = not peers or in_block or any(is_pod(one, namespace, peer.labels) for one in pods)
     fits = [one for one in ports if covers(one, "TCP", of, *port)]
-    if fits and peers and not any(is_pod(one, namespace, peer.labels) for one in pods):
-        fits = [one for one in fits if not isinstance(one.get("port"), str)]  # a name says nothing of a mere address
+    if fits and entry.get("to") and not any(is_pod(one, namespace, peer.labels) for one in pods):
+        # The destination's names count: at ingress they are the subject's, and a mere address has none.
+        fits = [one for one in fits if not isinstance(one.get("port"), str)]
     return Said(ref, named and (not ports or bool(fits)))
 
 

@@ -129,6 +129,16 @@ def test_a_named_port_is_the_destinations() -> None:
     assert outward.out("shop/twin1", "shop/twin2", "198.51.100.7", port="82/TCP") == [False, True, False]
 
 
+def test_from_an_address_a_named_port_is_the_destinations_too_and_toward_a_mere_address_there_is_none() -> None:
+    block = "{ipBlock: {cidr: 0.0.0.0/0}}"
+    inward = World(policy(f"ingress: [{{from: [{block}], ports: [{{port: http}}]}}]", "{}"))
+    outward = World(policy(f"egress: [{{to: [{block}], ports: [{{port: http}}]}}]", "{}"))
+
+    assert inward.into("198.51.100.7", "shop/web", port="81/TCP", of="shop/twin1") == [True, True]
+    assert inward.into("198.51.100.7", port="80/TCP", of="shop/twin1") == [False]
+    assert outward.out("198.51.100.7", port="81/TCP") == [False]
+
+
 def test_policies_add_up() -> None:
     other = policy("ingress: [{ports: [{port: 81}]}]").replace("name: n,", "name: m,")
     world = World(policy("ingress: [{ports: [{port: 80}]}]"), other)
