@@ -14,7 +14,8 @@ def describe() -> dict[str, str]:
         "cpu": _first(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or platform.machine(),
         "cores": str(os.cpu_count()),
         "memory": f"{int(_first(r'MemTotal: *([0-9]+)', Path('/proc/meminfo').read_text())) / (1 << 20):.0f} GiB",
-        "kernel": f"{platform.system()} {platform.release()}",
+        # What a distribution or a provider adds to the version names them, rather than the kernel.
+        "kernel": f"{platform.system()} {_first(r'([0-9.]+)', platform.release())}",
         "python": platform.python_version(),
         "iptables": subprocess.run(["iptables", "-V"], check=True, capture_output=True, text=True).stdout.split()[1],
     }
