@@ -74,6 +74,16 @@ class Copy:
         self._started.append(process)
         return process
 
+    def start_agent(self, *options: str, at: str) -> "subprocess.Popen[str]":
+        """Start an agent and return when it says that it is ready."""
+        agent = self.start("nfq-enforcer", "agent", *options, at=at)
+        assert agent.stdout is not None
+        said = []
+        while "ready\n" not in said:
+            said.append(agent.stdout.readline())
+            assert said[-1], said  # it has ended
+        return agent
+
     def file(self, path: str) -> Path:
         """Return where a file of the copy is for the tests."""
         return Path(f"/proc/{self._holder.pid}/root/mnt/root{path}")

@@ -12,7 +12,7 @@ from nfq_enforcer.core.packet import TCP
 from nfq_enforcer.core.stamp import Imprint
 from nfq_enforcer.core.verdict import DropReason, PacketError, Verdict
 
-_LONGEST = 65_531  # what a netlink attribute, and so a verdict, can carry
+LONGEST = 65_531  # bytes of a packet that can be copied, or put in its place: what a netlink attribute can carry
 
 
 class HandOn(Exception):
@@ -29,7 +29,7 @@ def press(payload: bytes, seen: Glimpse, mark: Imprint, outdev: Interface | None
     key, claim, _, l4, whole = seen
     if not whole or claim is not None or outdev is None:
         return None
-    if len(payload) + mark.growth > (_LONGEST if skb & SEGMENTS else min(outdev.mtu, _LONGEST)):
+    if len(payload) + mark.growth > (LONGEST if skb & SEGMENTS else min(outdev.mtu, LONGEST)):
         return None
     if skb & (UNFINISHED | SEGMENTS):
         proto = key[0]
@@ -47,7 +47,7 @@ def rewrite(arrival: Arrival, mark: Imprint | None, *, hands_on: bool, fits: boo
     (``fits``), they are better cut first: each is held against the MTU then, and its sender told what fits.
     """
     payload, packet = arrival.payload, arrival.packet
-    too_long = packet.length + (mark.growth if mark else 0) > _LONGEST
+    too_long = packet.length + (mark.growth if mark else 0) > LONGEST
     hindrance = _hindrance(arrival, too_long)
     if hindrance is not None and hands_on:
         raise HandOn(hindrance)

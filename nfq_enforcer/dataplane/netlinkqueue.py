@@ -14,10 +14,11 @@ import errno
 import os
 import socket
 
+from nfq_enforcer.core.rewriting import LONGEST
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.dataplane import netlink
 from nfq_enforcer.dataplane.netlink import Answers, MessageError, Packets
-from nfq_enforcer.dataplane.nfqueue import LONGEST_REWRITTEN, MAX_WAITING, Judge, Numbers, why_not_bound
+from nfq_enforcer.dataplane.nfqueue import MAX_WAITING, Judge, Numbers, why_not_bound
 from nfq_enforcer.errors import NfqError
 
 DRIVER = "netlink"
@@ -143,7 +144,7 @@ class NetlinkQueue:
                 )
             if refused:
                 raise NfqError(why_not_bound(number, OSError(refused, os.strerror(refused))))
-        sizes = (HEADERS, LONGEST_REWRITTEN, LONGEST_REWRITTEN)
+        sizes = (HEADERS, LONGEST, LONGEST)
         self._socket.sendmsg(
             netlink.copy(netlink.queue_number(n), size) for n, size in zip(numbers, sizes, strict=True)
         )

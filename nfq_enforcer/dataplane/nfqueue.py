@@ -26,10 +26,6 @@ from nfq_enforcer.core.verdict import Verdict
 
 MAX_WAITING = 4096  # packets the kernel keeps for us before it drops, or lets pass
 
-LONGEST_REWRITTEN = (
-    0xFFFF - 4
-)  # bytes of a packet that can be copied, or put in its place: a netlink attribute's length has 16 bits
-
 _NUMBERS = 1 << 16  # of queues
 _PROC = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 

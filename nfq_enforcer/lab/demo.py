@@ -5,7 +5,7 @@ is written here by hand, of roles and ports; nothing of it is asked of the engin
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from importlib.resources import files
 from itertools import product
 from typing import NamedTuple
@@ -124,25 +124,14 @@ class Demo:
                 outcome = await self._stage.host(source).bulk(self._stage.address(target), 80, 1 << 20, _PATIENCE)
                 self._check(f"1 MiB from {source} to {target} arrives intact", outcome.intact)
         table = Table("between nodes", "packets", "with a stamp", "without")
+        endpoints = {self._stage.address(name, family).packed for name in ENDPOINTS for family in (4, 6)}
+        marks = [marked for one in capture.packets() if (marked := _stamped(one.data, endpoints))]
         for family in (4, 6):
-            marks = [marked for marked in map(self._stamped, (p.data for p in capture.packets())) if marked]
             of_family = [identity for version, identity in marks if version == family]
             stamped = sum(identity is not None for identity in of_family)
             table.add_row(f"IPv{family}", str(len(of_family)), str(stamped), str(len(of_family) - stamped))
             self._check(f"every IPv{family} packet between nodes bears a stamp", 0 < stamped == len(of_family))
         self._console.print(table)
-
-    def _stamped(self, data: bytes) -> tuple[int, int | None] | None:
-        """Return version and identity of a packet between endpoints, None for any other packet."""
-        addresses = {self._stage.address(name, family).packed for name in ENDPOINTS for family in (4, 6)}
-        try:
-            packet = parse(data)
-            if packet.src not in addresses or packet.dst not in addresses:
-                return None
-            found = stamp.read(data, packet)
-        except PacketError:
-            return None
-        return packet.version, found.identity if found else None
 
     async def _masquerade(self) -> None:
         self._stage.masquerade(True)
@@ -296,6 +285,18 @@ def _word(passed: bool) -> str:
 
 def _must(expected: bool) -> str:
     return "pass" if expected else "be refused"
+
+
+def _stamped(data: bytes, endpoints: Collection[bytes]) -> tuple[int, int | None] | None:
+    """Return version and identity of a packet between endpoints, None for any other packet."""
+    try:
+        packet = parse(data)
+        if packet.src not in endpoints or packet.dst not in endpoints:
+            return None
+        found = stamp.read(data, packet)
+    except PacketError:
+        return None
+    return packet.version, found.identity if found else None
 
 
 def _datagram(source: bytes, target: bytes, sport: int, dport: int) -> bytes:

@@ -5,7 +5,7 @@ import asyncio
 import math
 import signal
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -160,42 +160,22 @@ def _soak(console: Console, chosen: argparse.Namespace, about: dict[str, str]) -
 
 def _node(console: Console, repetitions: int, parts: Collection[str]) -> None:
     """Print what a node costs by itself."""
+    said = f"{repetitions} repetitions"
     if "core" in parts:
-        _core(console, repetitions)
+        _show(console, "decision", f"The core alone, {said}", core.table(core.measure(repetitions)))
     if "flows" in parts:
-        _flows(console, repetitions)
+        _show(console, "flows", f"{flows.FLOWS:,} flows, {said}", flows.table(flows.measure(repetitions)))
     if "policy" in parts:
-        _policy(console, repetitions)
+        _show(console, "policy", f"The compiler at scale, {said}", policy.table(policy.measure(repetitions)))
     if "peers" in parts:
-        _peers(console, repetitions)
+        _show(console, "changes", f"Changes of peers, {said}", peers.table(peers.measure(repetitions)))
 
 
-def _core(console: Console, repetitions: int) -> None:
-    cost = Table("decision", "median (min to max)", title=f"The core alone, {repetitions} repetitions")
-    for row in core.table(core.measure(repetitions)):
-        cost.add_row(*row)
-    console.print(cost)
-
-
-def _policy(console: Console, repetitions: int) -> None:
-    scale = Table("policy", "median (min to max)", title=f"The compiler at scale, {repetitions} repetitions")
-    for row in policy.table(policy.measure(repetitions)):
-        scale.add_row(*row)
-    console.print(scale)
-
-
-def _flows(console: Console, repetitions: int) -> None:
-    size = Table("flows", "median (min to max)", title=f"{flows.FLOWS:,} flows, {repetitions} repetitions")
-    for row in flows.table(flows.measure(repetitions)):
-        size.add_row(*row)
-    console.print(size)
-
-
-def _peers(console: Console, repetitions: int) -> None:
-    changes = Table("changes", "median (min to max)", title=f"Changes of peers, {repetitions} repetitions")
-    for row in peers.table(peers.measure(repetitions)):
-        changes.add_row(*row)
-    console.print(changes)
+def _show(console: Console, what: str, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    table = Table(what, "median (min to max)", title=title)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def _cluster(console: Console, repetitions: int, starts: int, seconds: float) -> None:

@@ -169,12 +169,7 @@ def test_a_host_that_works_alone_enforces_its_documents(installed: Copy) -> None
     installed.run(PROVISION, "node", "--store", "memory:", "--interface", "eth1", "--name", N1, at=N1)
     shutil.copy(REPOSITORY / "policies" / "frontend-to-backend.yaml", installed.file("/etc/nfq-enforcer/documents"))
 
-    agent = installed.start("nfq-enforcer", "agent", at=N1)
-    assert agent.stdout is not None
-    said = []
-    while "ready\n" not in said:
-        said.append(agent.stdout.readline())
-        assert said[-1], said  # it has ended
+    agent = installed.start_agent(at=N1)
     status = json.loads(installed.run("nfq-enforcer", "status", "-o", "json", at=N1))
     agent.send_signal(signal.SIGTERM)
     agent.wait(PATIENCE)
@@ -240,12 +235,7 @@ def test_a_node_of_a_cluster_enforces_and_registers_endpoints(store: Copy, insta
     installed.run(PROVISION, "node", *login, "--interface", "eth1", "--name", N2, at=N2)
     installed.run(ENDPOINTS, "network", "2", "front2=frontend", "back2=backend", at=N2)
 
-    agent = installed.start("nfq-enforcer", "agent", at=N2)
-    assert agent.stdout is not None
-    said = []
-    while "ready\n" not in said:
-        said.append(agent.stdout.readline())
-        assert said[-1], said  # it has ended
+    agent = installed.start_agent(at=N2)
     installed.run(ENDPOINTS, "register", "2", "front2=frontend", "back2=backend", at=N2)
     endpoints = json.loads(installed.run("nfq-enforcer", "endpoint", "list", "-o", "json", at=N2))
     status = json.loads(installed.run("nfq-enforcer", "status", "-o", "json", at=N2))

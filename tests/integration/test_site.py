@@ -95,13 +95,7 @@ def start_agent(copy: Copy, node: str) -> "subprocess.Popen[str]":
     }
     copy.file(f"/etc/nfq-enforcer/{node}.yaml").write_text(yaml.safe_dump(settings))
     until(lambda: copy.attempt("redis-cli", "-h", ADDRESSES[STORE], "PING", at=node).stdout == "PONG\n")
-    agent = copy.start("nfq-enforcer", "agent", "--config", f"/etc/nfq-enforcer/{node}.yaml", at=node)
-    assert agent.stdout is not None
-    said = []
-    while "ready\n" not in said:
-        said.append(agent.stdout.readline())
-        assert said[-1], said  # it has ended
-    return agent
+    return copy.start_agent("--config", f"/etc/nfq-enforcer/{node}.yaml", at=node)
 
 
 def policies(copy: Copy) -> list[str]:
