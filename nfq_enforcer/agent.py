@@ -69,7 +69,9 @@ class Agent:
         )
         self._store = self._make_store()
         self._replica = Replica(self._settings)
-        self._in_force = InForce(self._store, self._replica, self._workers, self._rules)
+        self._in_force = InForce(
+            self._store, self._replica, self._workers, self._rules, per_flow=config.datapath == "per-flow"
+        )
         answers = self._answers()
         self._server = api.Server(Path(config.api.socket), answers.methods())
         listening = config.metrics.listening

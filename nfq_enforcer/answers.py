@@ -74,6 +74,7 @@ class Answers:
             "enforcement": self.config.enforcement,
             "audit": self.config.audit,
             "fail": self.config.fail,
+            "datapath": self.config.datapath,
             "families": [f"IPv{family.version}" for family in self.families],
             "revision": self.in_force.revision,
             "compilations": view.compilations,

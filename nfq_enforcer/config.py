@@ -62,10 +62,8 @@ def _sign(mode: str) -> str:
 
 
 def _datapath(mode: str) -> str:
-    if mode == "per-flow":
-        raise ValueError("datapath 'per-flow' is not supported by this version; allowed: 'per-packet'")
-    if mode != "per-packet":
-        raise ValueError(f"'{mode}' is not allowed; allowed: 'per-packet'")
+    if mode not in ("per-packet", "per-flow"):
+        raise ValueError(f"'{mode}' is not allowed; allowed: 'per-packet' or 'per-flow'")
     return mode
 
 

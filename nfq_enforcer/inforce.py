@@ -3,6 +3,11 @@
 A step is one revision. Where only peers changed (an endpoint of a known kind has started on another node) the workers
 hear of these alone: nothing is compiled, no snapshot is sent, no rule touched. Flows that are open then are held
 against the new peers within a second, all at once, however many changes come in it.
+
+Where the kernel passes established flows by itself (``datapath: per-flow``), whatever has flows judged again begins
+with a new epoch: the kernel passes nothing more of what was judged before (see ``dataplane.marks``). Open flows are
+held against peers that have changed at once then, unless that was done within the last second. And from time to time
+it is done without a cause, so that each flow shows itself, and each end its stamp.
 """
 
 import asyncio
@@ -20,6 +25,7 @@ from nfq_enforcer.store.source import Store
 
 _log = logging.getLogger(__name__)
 _RENEWAL = 1.0  # seconds for which open flows may go by peers that have changed
+_SHOWING = 60.0  # seconds between two times at which flows show themselves that the kernel passes
 _PART = 1000  # changes after which others have a turn
 _AGAIN = 0.15  # seconds until a step that failed is tried again
 
@@ -27,8 +33,10 @@ _AGAIN = 0.15  # seconds until a step that failed is tried again
 class InForce:
     """The cluster as this node enforces it, revision by revision."""
 
-    def __init__(self, store: Store, replica: Replica, workers: Workers, rules: Rules) -> None:
-        """Take the parts; nothing is in force yet."""
+    def __init__(
+        self, store: Store, replica: Replica, workers: Workers, rules: Rules, *, per_flow: bool = False
+    ) -> None:
+        """Take the parts; nothing is in force yet. ``per_flow``: the kernel shall pass established flows by itself."""
         self._store = store
         self._replica = replica
         self._workers = workers
@@ -37,6 +45,9 @@ class InForce:
         self._number = 1  # of the last revision that was made, in force or not
         self._unfinished = False  # the last step is not in force everywhere
         self._renewing: asyncio.Task[None] | None = None
+        self._showing: asyncio.Task[None] | None = None
+        self._epoch = 1 if per_flow else None
+        self._renewed = 0.0  # when that was done last, on the loop's clock
         self.revision = 0  # the last step that is in force everywhere
         self.view = replica.view(self._number)
 
@@ -46,10 +57,13 @@ class InForce:
         handed = self._store.take()
         await self._apply(handed.changes)
         self.view = await asyncio.to_thread(self._replica.view, self._number)
-        await self._workers.start(self.view.snapshot, self._replica.peers)
-        await asyncio.to_thread(self._rules.install, self.view.snapshot, self._workers.queues)
+        snapshot = self.view.snapshot.renewed(self._number, self._epoch)
+        await self._workers.start(snapshot, self._replica.peers)
+        await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
         self.revision = self._number
         self._store.enforced(handed)
+        if self._epoch is not None:
+            self._showing = asyncio.create_task(self._show())
 
     async def follow(self) -> None:
         """Step whenever the store has something to hand over, for ever."""
@@ -89,7 +103,8 @@ class InForce:
         # Packets of endpoints that are gone are taken off the queues before these judge without them, and those of new
         # ones are queued when they are known.
         await asyncio.to_thread(self._rules.release, view.snapshot)
-        await self._workers.enforce(view.snapshot.renewed(self._number))
+        await self._move()
+        await self._workers.enforce(view.snapshot.renewed(self._number, self._epoch))
         await asyncio.to_thread(self._rules.follow, view.snapshot)
         _log.info("revision %d is in force", self._number)
 
@@ -98,19 +113,41 @@ class InForce:
         if changes and self._renewing is None:
             self._renewing = asyncio.create_task(self._renew())
 
+    async def _move(self) -> None:
+        """Take what the kernel passes by itself back from it, before the workers judge it anew."""
+        if self._epoch is not None:
+            await asyncio.to_thread(self._rules.move, self._epoch + 1)
+            self._epoch += 1
+
     async def _renew(self) -> None:
-        await asyncio.sleep(_RENEWAL)
+        await asyncio.sleep(self._respite())
         async with self._stepping:
             self._renewing = None
             self._number += 1
             try:
-                await self._workers.renew(self._number)
+                await self._move()
+                await self._workers.renew(self._number, self._epoch)
             except NfqError as error:
                 self._unfinished = True
                 _log.error("open flows have not been judged again: %s", error)
+        self._renewed = asyncio.get_running_loop().time()
+
+    def _respite(self) -> float:
+        """Return for how many seconds open flows may go by peers that have changed."""
+        if self._epoch is None:
+            return _RENEWAL
+        return max(0.0, self._renewed + _RENEWAL - asyncio.get_running_loop().time())
+
+    async def _show(self) -> None:
+        """Have flows show themselves from time to time, for ever."""
+        while True:
+            await asyncio.sleep(_SHOWING)
+            if self._renewing is None:
+                self._renewing = asyncio.create_task(self._renew())
 
     async def end(self) -> None:
         """Let go of what goes on by itself."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+        tasks = [task for task in (self._showing, self._renewing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

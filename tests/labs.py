@@ -31,7 +31,29 @@ from nfq_enforcer.lab.topology import UPLINK, Address
 HTTP, HTTPS, OTHER_TCP, DNS, CLOSED = 80, 443, 8080, 53, 81
 FAMILIES = (4, 6)
 DRIVERS = ("netlink", "netfilterqueue")
-DATAPATHS = (("netlink", 1), ("netlink", 2), ("netfilterqueue", 1))  # driver, number of workers
+PER_PACKET, PER_FLOW = MODES = "per-packet", "per-flow"
+
+
+class Datapath(NamedTuple):
+    """The agents' settings of what packets meet."""
+
+    driver: str
+    queues: int | str = 1
+    mode: str = PER_PACKET
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"driver": self.driver, "queues": self.queues, "datapath": self.mode}
+
+    def __str__(self) -> str:
+        return f"{self.driver}-{self.queues}-{self.mode}"
+
+
+DATAPATHS = tuple(
+    Datapath(driver, queues, mode)
+    for mode in MODES
+    for driver, queues in (("netlink", 1), ("netlink", 2), ("netfilterqueue", 1))
+)
 FLOOD = """
 import socket, sys
 

@@ -143,13 +143,16 @@ class Node:
         return self._decide(payload, Interface(come_by, MTU), Interface(leave_by, mtu), self.now, skb)
 
 
+PASSING = frozenset((Verdict.ACCEPT, Verdict.BYPASS_OPENER, Verdict.BYPASS_FLOW))
+
+
 def accepted(decision: Decision) -> bool:
-    return decision.verdict is Verdict.ACCEPT
+    return decision.verdict in PASSING
 
 
 def refused(decision: Decision) -> DropReason | None:
     """Return the reason of a drop, None for what was accepted."""
-    if decision.verdict is Verdict.ACCEPT:
+    if decision.verdict in PASSING:
         return None
     return event(decision).reason
 

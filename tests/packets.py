@@ -90,14 +90,14 @@ def server_syn(src: str, dst: str, port: int = 80) -> bytes:
 
 
 def udp(src: str, dst: str, port: int = 53, data: bytes = b"?", *, df: bool = True) -> bytes:
-    return _datagram(src, dst, CLIENT_PORT, port, data, df)
+    return datagram(src, dst, CLIENT_PORT, port, data, df=df)
 
 
 def udp_answer(src: str, dst: str, port: int = 53, data: bytes = b"!", *, df: bool = True) -> bytes:
-    return _datagram(src, dst, port, CLIENT_PORT, data, df)
+    return datagram(src, dst, port, CLIENT_PORT, data, df=df)
 
 
-def _datagram(src: str, dst: str, sport: int, dport: int, data: bytes, df: bool) -> bytes:
+def datagram(src: str, dst: str, sport: int, dport: int, data: bytes = b"?", *, df: bool = True) -> bytes:
     datagram = pack("!HHHH", sport, dport, 8 + len(data), 0) + data
     return ip(src, dst, UDP, _summed(src, dst, UDP, datagram, 6), df=df)
 

@@ -8,6 +8,10 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.offload import SEGMENTS
 from nfq_enforcer.core.packet import Packet
 
+OPENERS, REPLIERS = 1 << 16, 1 << 17
+"""Flags of a packet beside those of NFQA_SKB_INFO: the kernel has once passed its flow by itself, and has it on record
+that the packet comes from the flow's opener, or from the other end."""
+
 _UNKNOWN = Identity(0)
 
 
@@ -27,13 +31,19 @@ class Arrival:
     indev: Interface | None  # None: this host sends it itself
     outdev: Interface | None  # None: it is delivered to this host
     now: float
-    skb: int  # bits of NFQA_SKB_INFO, see ``offload``
+    skb: int  # bits of NFQA_SKB_INFO, see ``offload``, and the two above
     origin: Origin
+    stamped: bool = False
 
     @property
     def segments(self) -> bool:
         """Say whether the kernel will yet cut it into segments."""
         return bool(self.skb & SEGMENTS)
+
+    @property
+    def on_record(self) -> bool:
+        """Say whether the kernel has once passed its flow by itself."""
+        return bool(self.skb & (OPENERS | REPLIERS))
 
     @property
     def opening(self) -> Opening:

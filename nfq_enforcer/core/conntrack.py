@@ -5,6 +5,9 @@ either direction meets it with one look-up. The table is bounded: when it is ful
 have confirmed makes room, then the oldest of all; a flood of forged openers drives out nothing but itself. Time-outs
 are those of Linux (Documentation/networking/nf_conntrack-sysctl.rst) where it has them.
 
+A flow whose packets the kernel passes without us (see ``bypass``) shows itself only now and then. So it is kept for
+little longer than that takes, whatever its state, and makes room before all others: the kernel remembers it.
+
 Nothing here takes longer because there are many flows. The table is cut into many small dicts, because a big one that
 has to grow would stall the packets meanwhile. A flow knows its neighbours in age, so it leaves from any place at once.
 A packet only moves its flow's ``expires``; a sweep goes round the parts and meets every flow within half a minute.
@@ -13,6 +16,7 @@ What flows have in common (origins, imprints) they share, so one takes some 500 
 
 from collections.abc import Iterator
 from enum import IntEnum
+from itertools import chain
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity
@@ -41,6 +45,15 @@ _SECONDS: dict[int, tuple[int, int, int, int, int]] = {
     ICMPV6: (30, 0, 30, 0, 0),
 }
 _OTHER_SECONDS = (60, 0, 600, 0, 0)
+
+
+class Bypass(IntEnum):
+    """How much of a flow the kernel passes by itself, under the policy that the flow was judged by."""
+
+    NEVER = 0  # policy refuses it, and only audit lets it pass
+    NONE = 1  # nothing yet
+    OPENER = 2  # what its opener sends
+    FLOW = 3  # all of it
 
 
 Origin = tuple[str | None, Identity | None]
@@ -72,6 +85,7 @@ class Flow:
     """One connection, or what passes for one, as this node sees it."""
 
     __slots__ = (
+        "bypass",
         "destination",
         "elder",
         "expires",
@@ -108,6 +122,7 @@ class Flow:
         self.reply_key = answer_key
         self.reply_origin: Origin | None = None  # learned from the first reply
         self.state = State.NEW
+        self.bypass = Bypass.NONE
         self.fits = False  # TCP: its SYN passed here, where it was given an MSS that leaves room for a stamp
 
     @property
@@ -156,6 +171,7 @@ def _leave(flow: Flow) -> None:
 
 
 _PARTS = 1024
+_HANDED_OVER = 150  # seconds of silence after which a flow is forgotten that the kernel passes
 _ROUND = 32  # seconds in which the sweep meets every flow
 _REMOVAL = 32  # to remove a flow takes as long as to look at so many
 _LEAST = 50  # flows that a step removes at least, if there are so many to remove
@@ -170,6 +186,7 @@ class Conntrack:
         self._parts: tuple[dict[bytes, Flow], ...] = tuple({} for _ in range(_PARTS))
         self._unconfirmed = _Ages()
         self._confirmed = _Ages()
+        self._handed_over = _Ages()
         self._length = 0
         self._swept = _due(now)
         self.evicted = 0
@@ -182,6 +199,7 @@ class Conntrack:
         """Yield every flow, those that only one side has confirmed first."""
         yield from self._unconfirmed
         yield from self._confirmed
+        yield from self._handed_over
 
     def lookup(self, key: bytes, now: float) -> Flow | None:
         """Return the live flow that a packet with this key belongs to, in either direction."""
@@ -198,8 +216,7 @@ class Conntrack:
             old = self._parts[hash(key) % _PARTS].get(key)
             if old is not None:
                 self.remove(old)
-        if self._length >= self._maximum:
-            self._evict()
+        self._make_room()
         self._enter(flow)
         flow.fits = packet.opens
         self.see(flow, False, packet.tcp_flags, now)
@@ -207,16 +224,30 @@ class Conntrack:
 
     def learn(self, known: KnownFlow, now: float) -> bool:
         """Enter a flow that somebody else knows, for who judges to meet it; say whether there was room for it."""
-        flow = Flow(known.key, reply_key(known.key))
+        flow = _unjudged(known.key, known.state)
         if self._length >= self._maximum or self.lookup(flow.key, now) or self.lookup(flow.reply_key, now):
             return False
-        flow.state = known.state
-        flow.origin, flow.revision, flow.to_host = UNSEEN, UNJUDGED, False
-        flow.source = flow.destination = Identity(0)
-        flow.stamp = flow.reply_stamp = None
         self._enter(flow)
         flow.expires = now + min(known.expires_in, flow.lifetime)
         return True
+
+    def recall(self, key: bytes, now: float) -> Flow:
+        """Enter, as ``learn`` does, an established flow that is not in the table; ``key``: of its opener's packets."""
+        flow = _unjudged(key, State.ESTABLISHED)
+        self._make_room()
+        self._enter(flow)
+        flow.expires = now + flow.lifetime
+        return flow
+
+    def hand_over(self, flow: Flow, bypass: Bypass, now: float) -> None:
+        """Note that the kernel passes this much of the flow from now on."""
+        flow.bypass = bypass
+        if bypass is Bypass.FLOW:
+            flow.state = State.ESTABLISHED  # its end will not be seen
+        flow.lifetime = _HANDED_OVER
+        flow.expires = now + _HANDED_OVER
+        _leave(flow)
+        self._handed_over.join(flow)
 
     def _enter(self, flow: Flow) -> None:
         for key in (flow.key, flow.reply_key):
@@ -276,9 +307,21 @@ class Conntrack:
             self._swept += len(going) == len(over)
         return removed
 
-    def _evict(self) -> None:
-        self.remove(next(iter(self._unconfirmed), None) or next(iter(self._confirmed)))
-        self.evicted += 1
+    def _make_room(self) -> None:
+        if self._length >= self._maximum:
+            ages = self._handed_over, self._unconfirmed, self._confirmed
+            self.remove(next(chain.from_iterable(ages)))
+            self.evicted += 1
+
+
+def _unjudged(key: bytes, state: State) -> Flow:
+    """Return a flow that nobody has judged here yet, for who judges to meet it."""
+    flow = Flow(key, reply_key(key))
+    flow.state = state
+    flow.origin, flow.revision, flow.to_host = UNSEEN, UNJUDGED, False
+    flow.source = flow.destination = Identity(0)
+    flow.stamp = flow.reply_stamp = None
+    return flow
 
 
 def _due(now: float) -> int:

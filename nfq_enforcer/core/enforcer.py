@@ -3,7 +3,7 @@
 A plain packet of a flow that was judged under the policy in force, and that comes from where the flow comes from,
 passes at a glance. Any other is parsed. If no known flow lets it pass, the identities of both ends are found, and
 policy says whether the first of them may open this flow to the second; what may, makes a flow. A packet that leaves
-for another node gets its sender's stamp.
+for another node gets its sender's stamp. Where the kernel shall pass established flows by itself, the verdict says so.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from nfq_enforcer.core import icmp, stamp
-from nfq_enforcer.core.arrival import Arrival, Interface
-from nfq_enforcer.core.conntrack import UNJUDGED, UNSEEN, Conntrack, Flow, Opening, Origin, State
+from nfq_enforcer.core.arrival import OPENERS, Arrival, Interface
+from nfq_enforcer.core.bypass import bypass
+from nfq_enforcer.core.conntrack import UNJUDGED, UNSEEN, Bypass, Conntrack, Flow, Opening, Origin, State
 from nfq_enforcer.core.glance import glance
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.judgement import (
@@ -21,11 +22,12 @@ from nfq_enforcer.core.judgement import (
     check_reply,
     judge,
     likely_origin,
+    presumed_origin,
     source_endpoint,
     stamp_toward,
 )
 from nfq_enforcer.core.offload import SEGMENTS
-from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted
+from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted, reply_key
 from nfq_enforcer.core.policymap import RuleRef
 from nfq_enforcer.core.rewriting import HandOn, press, rewrite
 from nfq_enforcer.core.snapshot import Snapshot
@@ -63,6 +65,9 @@ class Decision(NamedTuple):
 
 
 _ACCEPT = Decision(Verdict.ACCEPT)
+_FLOW = Bypass.FLOW  # looking a member up takes longer than the packet path has
+_BYPASS_FLOW = Decision(Verdict.BYPASS_FLOW)
+_VERDICTS = {Bypass.OPENER: Verdict.BYPASS_OPENER, Bypass.FLOW: Verdict.BYPASS_FLOW}
 
 
 @dataclass(slots=True)
@@ -99,7 +104,7 @@ class Enforcer:
 
         ``payload`` may be cut short by the queue as long as its headers are whole. ``indev`` is None for a packet
         that this host sends itself, ``outdev`` for one that is delivered to it. ``now`` is in seconds and never goes
-        back. ``skb`` are bits of NFQA_SKB_INFO (see ``offload``).
+        back. ``skb`` are bits of NFQA_SKB_INFO (see ``offload``), and those of ``arrival``.
         """
         decision = self._at_a_glance(payload, indev, outdev, now, skb)
         return decision or self.consider(payload, indev, outdev, now, skb)
@@ -113,7 +118,8 @@ class Enforcer:
             return None
         key, claim, flags, _, _ = seen
         flow = self.flows.lookup(key, now)
-        if flow is None or flow.revision != self.snapshot.revision:
+        snapshot = self.snapshot
+        if flow is None or flow.revision != snapshot.revision:
             return None
         reply = key != flow.key
         origin, mark = (flow.reply_origin, flow.reply_stamp) if reply else (flow.origin, flow.stamp)
@@ -127,6 +133,10 @@ class Enforcer:
             if stamped is None:
                 return None
             decision = Decision(Verdict.ACCEPT, stamped)
+        elif snapshot.epoch is not None:
+            if flow.bypass is not _FLOW:
+                return None
+            decision = _BYPASS_FLOW
         self.flows.see(flow, reply, flags, now)
         return decision
 
@@ -139,6 +149,7 @@ class Enforcer:
             arrival.packet = parse(payload, segments=arrival.segments)
             claim = _claim(self.snapshot, arrival) if arrival.packet.options else None
             arrival.origin = _origin(arrival.indev.name if arrival.indev else None, claim)
+            arrival.stamped = claim is not None
             passage = self._relate(arrival) if arrival.packet.error else self._admit(arrival)
             return self._forward(arrival, passage)
         except HandOn as handed:
@@ -150,11 +161,26 @@ class Enforcer:
         """Return by what right the packet passes: its flow's, or a rule's."""
         packet = arrival.packet
         flow = self.flows.lookup(packet.key, arrival.now)
+        if self.snapshot.epoch is not None:
+            flow = self._remember(arrival, flow)
         if flow is None or _opens_anew(packet, flow):
             return self._judge_alone(arrival) if _only_answers(packet) else self._open(arrival, flow)
         if flow.revision != self.snapshot.revision or arrival.origin != flow.origin_of(packet):
             return self._judge_again(arrival, flow)
         return _Passage(flow.stamp_on(packet), flow)
+
+    def _remember(self, arrival: Arrival, flow: Flow | None) -> Flow | None:
+        """Return the flow, known or only on the kernel's record; what it sends without a stamp counts as its own."""
+        packet = arrival.packet
+        if flow is None and arrival.on_record and not packet.opens:
+            opened_by = packet.key if arrival.skb & OPENERS else reply_key(packet.key)
+            flow = self.flows.recall(opened_by, arrival.now)
+        if flow is None or _opens_anew(packet, flow):
+            return flow
+        if arrival.on_record or (flow.revision != UNJUDGED and flow.state >= State.ANSWERED):
+            presumed = presumed_origin(self.snapshot, arrival.origin, packet.src, flow.origin_of(packet))
+            arrival.origin = _origin(*presumed)
+        return flow
 
     def _judge_alone(self, arrival: Arrival) -> _Passage:
         """Judge a packet that belongs to no known flow and can open none: an answer, or an ICMP error."""
@@ -166,7 +192,7 @@ class Enforcer:
         """Judge a packet that opens a flow."""
         packet = arrival.packet
         judgement = judge(self.snapshot, arrival.opening, arrival.origin)
-        if known is not None and known.state < State.CLOSING and known.revision == self.snapshot.revision:
+        if known is not None and not _is_over(known) and known.revision == self.snapshot.revision:
             # Both ends open at once (RFC 9293 section 3.5): one flow.
             return _Passage(known.stamp_on(packet), known, judgement)
         return _Passage(_imprint(judgement.stamp, packet.key), judgement=judgement, opens=True)
@@ -236,11 +262,25 @@ class Enforcer:
             changed = rewrite(arrival, passage.mark, hands_on=self._hands_on, fits=fits)
         event = self._note(arrival, passage)
         if changed is None:
-            return Decision(Verdict.ACCEPT, event=event) if event else _ACCEPT
+            verdict = self._hand_over(arrival, passage.flow)
+            return Decision(verdict, event=event) if event or verdict is not Verdict.ACCEPT else _ACCEPT
         outdev = arrival.outdev
         if outdev is not None and arrival.packet.df and len(changed) > outdev.mtu and not arrival.segments:
             return self._fit(arrival, changed, outdev, event)
         return Decision(Verdict.ACCEPT, changed, event=event)
+
+    def _hand_over(self, arrival: Arrival, flow: Flow | None) -> Verdict:
+        """Accept a packet, and leave as much to the kernel as may be of the known flow to which it belongs."""
+        packet = arrival.packet
+        if flow is None or packet.error or self.snapshot.epoch is None:
+            return Verdict.ACCEPT
+        reply = packet.key != flow.key
+        if not reply and not arrival.stamped and flow.state >= State.ANSWERED:
+            flow.reply_stamp = None  # the opener's node has seen it
+        passes = bypass(flow, reply)
+        if passes in _VERDICTS:
+            self.flows.hand_over(flow, passes, arrival.now)
+        return _VERDICTS.get(passes, Verdict.ACCEPT)
 
     def _is_forged(self, arrival: Arrival) -> bool:
         """Say whether an endpoint of this node has put a stamp there itself."""
@@ -272,6 +312,7 @@ class Enforcer:
         flow.stamp = _imprint(judgement.stamp, flow.key)
         flow.reply_stamp = _imprint(judgement.reply_stamp, flow.key)
         flow.reply_origin = None  # to be learned again
+        flow.bypass = Bypass.NEVER if judgement.refused else Bypass.NONE
         flow.revision = self.snapshot.revision
 
     def _fit(self, arrival: Arrival, changed: bytes, outdev: Interface, event: FlowEvent | None) -> Decision:
@@ -361,7 +402,12 @@ def _opens_anew(packet: Packet, flow: Flow) -> bool:
 
     The other end may not open one under cover of a flow, and a port may be used again after a flow has closed.
     """
-    return packet.opens and (packet.key != flow.key or flow.state >= State.CLOSING)
+    return packet.opens and (packet.key != flow.key or _is_over(flow))
+
+
+def _is_over(flow: Flow) -> bool:
+    """Say whether a TCP flow is closed, or may be: the end of one that the kernel passes is not seen."""
+    return flow.state >= State.CLOSING or flow.bypass is _FLOW
 
 
 def _only_answers(packet: Packet) -> bool:

@@ -39,7 +39,14 @@ def judge(snapshot: Snapshot, asked: Opening, origin: Origin, *, answers: bool =
     """Return the judgement on an opening; raise Refused, or PacketError where an end cannot be what it says.
 
     What only ``answers``, and nothing that is known, can open nothing: it passes where policy guards neither end.
+
+    Where established flows go unstamped (see ``bypass``), what has no stamp may be of one that is forgotten here. If it
+    bears the address of another node's endpoint, it has to be allowed to that one, and not just to the world.
     """
+    if snapshot.epoch is not None:
+        presumed = presumed_origin(snapshot, origin, asked.src, None)
+        if presumed != origin:
+            judge(snapshot, asked, presumed, answers=answers)
     source = source_endpoint(snapshot, asked.src, origin)
     destination = snapshot.endpoints.get(asked.dst)
     if source is None and destination is None:
@@ -114,6 +121,21 @@ def likely_origin(snapshot: Snapshot, opener: bytes, from_host: bool) -> Origin:
         return None, None
     identity = snapshot.ipcache.lookup(opener).identity
     return UNSEEN[0], identity if travels(identity) else None
+
+
+def presumed_origin(snapshot: Snapshot, origin: Origin, address: bytes, expected: Origin | None) -> Origin:
+    """Return where a packet of an established flow comes from, if it need not bear a stamp (see ``bypass``).
+
+    Without one, what another node's endpoint may have sent counts as sent by whom the address belongs to; where that
+    is nobody's (a router on the way has changed it), by whom the flow ``expected`` to send from there.
+    """
+    interface, claim = origin
+    if claim is not None or interface not in snapshot.cluster_interfaces or address in snapshot.endpoints:
+        return origin
+    identity = snapshot.ipcache.lookup(address).identity
+    if travels(identity):
+        return interface, identity
+    return expected if expected is not None and expected[0] == interface else origin
 
 
 def check_reply(snapshot: Snapshot, replier: bytes, opener: bytes, to_host: bool, origin: Origin) -> None:

@@ -42,6 +42,7 @@ class Snapshot:
     audit: bool = False  # log what policy would drop, and let it pass
     allow_localhost: bool = True  # the host may open connections to its endpoints, whatever policy says
     believe_ipcache: bool = False  # an unstamped packet from an endpoint's address counts as the endpoint's
+    epoch: int | None = None  # of the marks by which the kernel passes established flows; None: every packet is judged
     homes: frozenset[str] = field(init=False)  # the interfaces behind which nobody lives but endpoints
 
     def __post_init__(self) -> None:
@@ -53,9 +54,9 @@ class Snapshot:
         """Return the same snapshot over these peers, whose holder may go on changing them between packets."""
         return replace(self, ipcache=self.ipcache.over(peers))
 
-    def renewed(self, revision: int) -> "Snapshot":
+    def renewed(self, revision: int, epoch: int | None = None) -> "Snapshot":
         """Return the same snapshot under another revision number, by which known flows are judged again."""
-        return replace(self, revision=revision)
+        return replace(self, revision=revision, epoch=epoch)
 
     def source_endpoint(self, address: bytes, interface: str | None) -> LocalEndpoint | None:
         """Return the local endpoint that a packet with this source comes from, None if it is not one's.

@@ -40,9 +40,10 @@ class Peers(NamedTuple):
 
 
 class Revision(NamedTuple):
-    """Agent to worker: judge known flows again, by the same snapshot under this number."""
+    """Agent to worker: judge known flows again, by the same snapshot under this number, and in this epoch."""
 
     number: int
+    epoch: int | None = None
 
 
 class Stop(NamedTuple):

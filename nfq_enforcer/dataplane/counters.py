@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from nfq_enforcer.core.verdict import DropReason
 
-_NAMES = ("accepted", "dropped", "events_lost", "internal_errors", "flows", "flows_evicted", *DropReason)
+_NAMES = ("accepted", "dropped", "events_lost", "internal_errors", "flows", "flows_evicted", "handed_over", *DropReason)
 _PLACES = {name: place for place, name in enumerate(_NAMES)}
 _BYTES = 8 * len(_NAMES)
 
-ACCEPTED, DROPPED, EVENTS_LOST, INTERNAL_ERRORS, FLOWS, FLOWS_EVICTED = range(6)
+ACCEPTED, DROPPED, EVENTS_LOST, INTERNAL_ERRORS, FLOWS, FLOWS_EVICTED, HANDED_OVER = range(7)
 
 
 class Counters:

@@ -1,13 +1,15 @@
 """The connections that the kernel keeps record of, read from its conntrack (ctnetlink).
 
 Our rules have the kernel track what they queue (see ``ruleset``), and it enters a connection once its first packet has
-passed all hooks. So it remembers what a worker that is gone has let pass, and who opened it.
+passed all hooks. So it remembers what a worker that is gone has let pass, and who opened it. Besides, here marks of
+flows are changed (see ``marks``) when no rule can do that.
 
 The table comes as netlink messages of attributes, each with its length, its type and its data, filled up to four bytes
 (linux/netfilter/nfnetlink_conntrack.h). Headers are in the host's byte order, numbers in attributes in the network's.
 Where an address is translated, a flow has the ends that our hooks see: behind DNAT, and before SNAT.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -17,10 +19,11 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.conntrack import KnownFlow, State
 from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, flow_key, has_ports, query_key
+from nfq_enforcer.dataplane import marks
 
 _NETLINK_NETFILTER = 12  # linux/netlink.h
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_REQUEST, _DUMP = 0x001, 0x300  # NLM_F_REQUEST, NLM_F_DUMP
+_REQUEST, _ACK, _DUMP = 0x001, 0x004, 0x300  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP
 _NEW, _GET = 0x100, 0x101  # NFNL_SUBSYS_CTNETLINK: IPCTNL_MSG_CT_NEW, IPCTNL_MSG_CT_GET
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
@@ -29,7 +32,8 @@ _FAMILY = bytes(4)  # of a request: any; struct nfgenmsg
 _ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
 _KIND = 0x3FFF  # of an attribute's type, without its flags
 
-_ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT, _ZONE = 1, 2, 3, 4, 7, 18  # enum ctattr_type
+_ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT, _MARK, _ZONE, _MARK_MASK = 1, 2, 3, 4, 7, 8, 18, 21  # ctattr_type
+_NESTED = 0x8000  # NLA_F_NESTED
 _ADDRESSES, _PROTOCOL = 1, 2  # enum ctattr_tuple
 _IPV4_SOURCE, _IPV6_SOURCE = 1, 3  # enum ctattr_ip
 _NUMBER, _SOURCE_PORT = 1, 2  # enum ctattr_l4proto
@@ -57,17 +61,39 @@ def open_flows() -> Iterator[KnownFlow]:
 
     An entry that cannot be read is left out.
     """
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as asked:
+    for body in _entries():
+        flow = None
+        with suppress(MessageError):
+            flow = read_flow(body)
+        if flow is not None:
+            yield flow
+
+
+def retire_marks() -> None:
+    """Have every flow that has a mark of ours bear one that is never in force; raise OSError if the kernel refuses."""
+    with _kernel() as asked:
+        for body in _entries():
+            change = retirement(body)
+            if change is not None:
+                asked.send(change)
+                refused = error(asked.recv(_RECEIVED))
+                if refused not in (0, errno.ENOENT):  # gone meanwhile
+                    raise OSError(refused, os.strerror(refused))
+
+
+def _kernel() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+
+
+def _entries() -> Iterator[bytes]:
+    with _kernel() as asked:
         asked.send(request())
         while True:
             for kind, body in messages(asked.recv(_RECEIVED)):
                 if kind == _DONE:
                     return
-                flow = None
-                with suppress(MessageError):
-                    flow = read_flow(body) if kind == _NEW else None
-                if flow is not None:
-                    yield flow
+                if kind == _NEW:
+                    yield body
 
 
 def request() -> bytes:
@@ -88,6 +114,34 @@ def messages(received: bytes) -> Iterator[tuple[int, bytes]]:
             raise OSError(-number, os.strerror(-number))
         yield kind, body
         at += size + 3 & ~3
+
+
+def error(received: bytes) -> int:
+    """Return the error number by which the kernel answers a message, 0 for done; raise MessageError for others."""
+    if len(received) < _HEADER.size + _ERRNO.size or _HEADER.unpack_from(received)[1] != _ERROR:
+        raise MessageError("not the answer to a message")
+    number: int = _ERRNO.unpack_from(received, _HEADER.size)[0]
+    return -number
+
+
+def retirement(body: bytes) -> bytes | None:
+    """Return the message that retires the mark of an entry; None if it has none of ours."""
+    entry = _attributes(body[len(_FAMILY) :])
+    if not int.from_bytes(entry.get(_MARK, b""), "big") & marks.MASK:
+        return None
+    change = {_ORIGINAL | _NESTED: entry[_ORIGINAL], _MARK: _in_four(marks.EARLIER), _MARK_MASK: _in_four(marks.MASK)}
+    if _ZONE in entry:
+        change[_ZONE] = entry[_ZONE]
+    data = body[: len(_FAMILY)] + b"".join(_attribute(kind, value) for kind, value in change.items())
+    return _HEADER.pack(_HEADER.size + len(data), _NEW, _REQUEST | _ACK, 0, 0) + data
+
+
+def _in_four(number: int) -> bytes:
+    return number.to_bytes(4, "big")
+
+
+def _attribute(kind: int, data: bytes) -> bytes:
+    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data + bytes(-len(data) % 4)
 
 
 def read_flow(body: bytes) -> KnownFlow | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from nfq_enforcer.core.snapshot import Snapshot
-from nfq_enforcer.dataplane import ruleset
+from nfq_enforcer.dataplane import ctnetlink, marks, ruleset
 from nfq_enforcer.dataplane.nfqueue import Numbers
 from nfq_enforcer.dataplane.ruleset import IPV4, IPV6, Family, Ruleset, Service
 from nfq_enforcer.errors import NfqError
@@ -66,14 +66,16 @@ class Rules:
     def install(self, snapshot: Snapshot, queues: Sequence[Numbers]) -> None:
         """Bring everything into place, whatever was there of ours; raise NfqError if the kernel refuses.
 
-        ``queues`` are those of each worker.
+        ``queues`` are those of each worker. Marks are in force if the snapshot has an epoch.
 
         What an earlier agent left stays until each table is replaced at once. Where nothing was, a failure leaves
         nothing; where something was, it leaves that, so that a host that was closed stays closed.
         """
-        rules = Ruleset(queues, self._fail_open, self._cluster_mtus)
+        rules = Ruleset(queues, self._fail_open, self._cluster_mtus, snapshot.epoch)
         hooked = {family: _hooked(_saved(family)) for family in self._families}
         try:
+            if snapshot.epoch is not None:
+                self._retire_marks()
             for family in self._families:
                 self._fill_store(family)
                 self._fill(family, _addresses(snapshot, family))
@@ -83,6 +85,24 @@ class Rules:
                 remove()
             raise
         self._interfaces, self.only_exempt = snapshot.homes, False
+
+    def move(self, epoch: int) -> None:
+        """Take the power from all marks that flows have, at once, and give it to those of this epoch."""
+        if marks.begins_anew(epoch):
+            self._retire_marks()
+        self._restore_epoch(epoch)
+
+    def _retire_marks(self) -> None:
+        """Have no flow bear a mark of an epoch that is to come: those from long ago, or of an earlier agent."""
+        self._restore_epoch(None)
+        try:
+            ctnetlink.retire_marks()
+        except OSError as error:
+            raise NfqError(f"the marks that flows have cannot be changed: {error.strerror}") from error
+
+    def _restore_epoch(self, epoch: int | None) -> None:
+        for family in self._families:
+            _restore(family, ruleset.render_epoch(epoch))
 
     def release(self, snapshot: Snapshot) -> None:
         """Take out the addresses that the snapshot no longer has, before anything judges by it."""

@@ -9,6 +9,7 @@ from contextlib import suppress
 import netfilterqueue
 
 from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.dataplane import marks
 from nfq_enforcer.dataplane.nfqueue import MAX_WAITING, Judge, Numbers, why_not_bound
 from nfq_enforcer.errors import NfqError
 
@@ -27,6 +28,7 @@ class LibraryQueue:
     def __init__(self, numbers: Numbers, judge: Judge) -> None:
         """Bind the first of these queues, for all; raise NfqError with the reason if the kernel refuses."""
         self.numbers = Numbers(numbers.judged, numbers.judged, numbers.judged)
+        self.epoch = 0
         self._judge = judge
         self._left = 0  # packets to answer until the library's loop is to be left
         try:
@@ -52,14 +54,18 @@ class LibraryQueue:
 
     def _on_packet(self, packet: netfilterqueue.Packet) -> None:
         indev, outdev = packet.physindev or packet.indev, packet.physoutdev or packet.outdev
-        verdict = self._judge(packet.get_payload(), indev, outdev, 0)
+        mark = packet.get_mark()
+        verdict = self._judge(packet.get_payload(), indev, outdev, marks.told(mark))
         if isinstance(verdict, bytes):
             packet.set_payload(verdict)
             packet.accept()
         elif verdict is Verdict.ACCEPT:
             packet.accept()
-        else:
+        elif verdict is Verdict.DROP:
             packet.drop()
+        else:
+            packet.set_mark(marks.signed(mark, verdict, self.epoch))
+            packet.repeat()
         self._left -= 1
         if self._left == 0:
             raise _Enough

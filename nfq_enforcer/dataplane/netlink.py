@@ -8,11 +8,14 @@ are only handed back to the kernel, so they stay the bytes that they are.
 
 import struct
 import sys
+from typing import NamedTuple
+
+from nfq_enforcer.dataplane import marks
 
 NETLINK_NETFILTER = 12  # linux/netlink.h
 LONGEST_MESSAGE = 0xFFFF + 512  # with all attributes that may come before the payload
 
-DROP, ACCEPT, QUEUE = 0, 1, 3  # NF_DROP, NF_ACCEPT, NF_QUEUE (linux/netfilter.h)
+DROP, ACCEPT, QUEUE, _REPEAT = 0, 1, 3, 4  # NF_DROP, NF_ACCEPT, NF_QUEUE, NF_REPEAT (linux/netfilter.h)
 _BYPASS = 0x8000  # NF_VERDICT_FLAG_QUEUE_BYPASS
 FAIL_OPEN, GSO = 1, 4  # NFQA_CFG_F_FAIL_OPEN, NFQA_CFG_F_GSO
 
@@ -48,6 +51,12 @@ class MessageError(Exception):
     """Bytes that are no message of the kernel's."""
 
 
+class Again(NamedTuple):
+    """The verdict by which a packet goes through the rules of its hook once more."""
+
+    mark: int  # with which it does
+
+
 class Packets:
     """Reads the messages of packets.
 
@@ -57,7 +66,7 @@ class Packets:
 
     def __init__(self) -> None:
         """Know no message yet."""
-        self._known: dict[bytes, tuple[int, int, int]] = {}
+        self._known: dict[bytes, tuple[int, int, int, int]] = {}
         self._ends = [_FIRST] * 256  # by hook: where what is alike ends
 
     @property
@@ -68,26 +77,26 @@ class Packets:
     def read(self, message: bytes) -> tuple[bytes, int, int, int, bytes]:
         """Return id, interfaces (in, out; 0: none), ``skb`` flags and bytes of a packet; raise MessageError for others.
 
-        A port of a bridge counts as the interface. The payload is the last attribute, and the message ends with it.
+        The flags are those of NFQA_SKB_INFO, and what the packet's mark tells (see ``marks``). A port of a bridge
+        counts as the interface. The payload is the last attribute, and the message ends with it.
         """
         try:
             found = self._known.get(message[_PROTOCOL : self._ends[message[_HOOK]]])
-            indev, outdev, place = found or self._learn(message)
-            skb = 0
+            indev, outdev, skb, place = found or self._learn(message)
             while message[place + _LOW_BYTE] != _PAYLOAD:
                 size, kind = _ATTRIBUTE.unpack_from(message, place)
                 if kind == _SKB_INFO:
-                    (skb,) = _NUMBER.unpack_from(message, place + 4)
+                    skb |= _NUMBER.unpack_from(message, place + 4)[0]
                 elif kind in _ALIKE:  # it begins like a known one, and says more
-                    indev, outdev, place = self._learn(message)
+                    indev, outdev, skb, place = self._learn(message)
                     continue
                 place = _behind(place, size)
         except (IndexError, struct.error):
             raise MessageError("the message of a packet breaks off") from None
         return message[_ID], indev, outdev, skb, message[place + 4 :]
 
-    def _learn(self, message: bytes) -> tuple[int, int, int]:
-        """Return the interfaces, and where what is said of the single packet begins."""
+    def _learn(self, message: bytes) -> tuple[int, int, int, int]:
+        """Return the interfaces, what the mark tells, and where what is said of the single packet begins."""
         if message[_TYPE] != _PACKET_TYPE or _ATTRIBUTE.unpack_from(message, _START)[1] != _PACKET_HEADER:
             raise MessageError("not the message of a packet")
         end, seen = _FIRST, dict.fromkeys(_ALIKE, 0)
@@ -98,7 +107,8 @@ class Packets:
                 (seen[kind],) = _NUMBER.unpack_from(message, place + 4)
                 end = behind
             place, (size, kind) = behind, _ATTRIBUTE.unpack_from(message, behind)
-        found = seen[_PHYSINDEV] or seen[_INDEV], seen[_PHYSOUTDEV] or seen[_OUTDEV], end
+        interfaces = seen[_PHYSINDEV] or seen[_INDEV], seen[_PHYSOUTDEV] or seen[_OUTDEV]
+        found = *interfaces, marks.told(seen[_MARK]), end
         if len(self._known) >= MOST_KNOWN:
             self._known.clear()
         self._ends[message[_HOOK]] = end
@@ -120,11 +130,11 @@ class Answers:
         self._messages: list[bytes] = []
         self._heads: dict[bytes, bytes] = {}  # queue: its verdicts_up_to, but for the packet
 
-    def add(self, queue: bytes, packet: bytes, what: int | bytes) -> None:
+    def add(self, queue: bytes, packet: bytes, what: int | Again | bytes) -> None:
         """Add the verdict on a packet, or the bytes with which it is accepted."""
         before = self.accepted.pop(queue, None)
         messages = [] if before is None else [self._up_to(queue, before)]
-        messages += [verdict(queue, packet, what)] if isinstance(what, int) else accept_as(queue, packet, what)
+        messages += accept_as(queue, packet, what) if isinstance(what, bytes) else [verdict(queue, packet, what)]
         self._messages += messages
         self.size += sum(map(len, messages))
 
@@ -160,9 +170,24 @@ def queue_number(number: int) -> bytes:
     return struct.pack("!H", number)
 
 
-def verdict(queue: bytes, packet: bytes, what: int) -> bytes:
+def mark(message: bytes) -> int:
+    """Return the mark of a packet, from its message."""
+    place = _FIRST
+    while message[place + _LOW_BYTE] != _PAYLOAD:
+        size, kind = _ATTRIBUTE.unpack_from(message, place)
+        if kind == _MARK:
+            number: int = _NUMBER.unpack_from(message, place + 4)[0]
+            return number
+        place = _behind(place, size)
+    return 0
+
+
+def verdict(queue: bytes, packet: bytes, what: int | Again) -> bytes:
     """Return the verdict on one packet; to hand it on: ``hand_on(number)``."""
-    return _message(_VERDICT, queue, _attribute(_VERDICT_HEADER, _NUMBER.pack(what) + packet))
+    if isinstance(what, int):
+        return _message(_VERDICT, queue, _attribute(_VERDICT_HEADER, _NUMBER.pack(what) + packet))
+    header = _attribute(_VERDICT_HEADER, _NUMBER.pack(_REPEAT) + packet)
+    return _message(_VERDICT, queue, header + _attribute(_MARK, _NUMBER.pack(what.mark)))
 
 
 def verdicts_up_to(queue: bytes, packet: bytes) -> bytes:

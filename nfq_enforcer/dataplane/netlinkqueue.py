@@ -16,8 +16,8 @@ import socket
 
 from nfq_enforcer.core.rewriting import LONGEST
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.dataplane import netlink
-from nfq_enforcer.dataplane.netlink import Answers, MessageError, Packets
+from nfq_enforcer.dataplane import marks, netlink
+from nfq_enforcer.dataplane.netlink import Again, Answers, MessageError, Packets
 from nfq_enforcer.dataplane.nfqueue import MAX_WAITING, Judge, Numbers, why_not_bound
 from nfq_enforcer.errors import NfqError
 
@@ -51,6 +51,7 @@ class NetlinkQueue:
         ``next_worker``: the queue of another worker for what is to be handed on to that one.
         """
         self.numbers = numbers
+        self.epoch = 0
         self._judge = judge
         self._packets = Packets()
         self._answers = Answers()
@@ -95,7 +96,7 @@ class NetlinkQueue:
                 if verdict is _ACCEPT:
                     accepted[message[netlink.OF_QUEUE]] = packet
                 else:
-                    what = verdict if isinstance(verdict, bytes) else self._verdicts[verdict]
+                    what = verdict if isinstance(verdict, bytes) else self._verdict(verdict, message)
                     answers.add(message[netlink.OF_QUEUE], packet, what)
                     if answers.size > _UNSENT:
                         self._send()
@@ -111,6 +112,11 @@ class NetlinkQueue:
     def close(self) -> None:
         """Unbind the queues."""
         self._socket.close()
+
+    def _verdict(self, verdict: Verdict, message: bytes) -> int | Again:
+        if verdict in self._verdicts:
+            return self._verdicts[verdict]
+        return Again(marks.signed(netlink.mark(message), verdict, self.epoch))
 
     def _send(self) -> None:
         """Send the answers that are not sent."""

@@ -3,7 +3,8 @@
 A rule with the target NFQUEUE parks a packet in a numbered queue of the kernel, which sends a copy of it to the one
 socket that is bound to that number: an id, the interfaces, flags, and as many of its bytes as the socket wants. The
 packet stays where it is until the socket gives a verdict on its id: drop, or accept, perhaps with other bytes in the
-packet's place, or go on to another queue. An accepted packet goes the rest of its way at once, within the system call
+packet's place, go on to another queue, or go through the hook's rules once more (with another mark, so that they do
+something else with it). An accepted packet goes the rest of its way at once, within the system call
 that brings the verdict: that is most of what a packet costs.
 
 A queue holds so many packets and a socket so many bytes. What comes beyond that is dropped by the kernel, or accepted
@@ -42,6 +43,7 @@ class Queue(Protocol):
 
     driver: str  # its name, as the configuration has it
     numbers: "Numbers"
+    epoch: int  # in which flows are left to the kernel (see ``marks``); to be written to
 
     def fileno(self) -> int:
         """Return the descriptor that is readable when packets wait."""

@@ -10,6 +10,10 @@ driver has a queue of its own for packets that may be stamped, those that leave 
 Of several workers there is a row of queues of either kind, over which the kernel spreads packets by their addresses.
 An ICMP error has other addresses than the flow that it is about, so all of them meet the first worker.
 
+Where the kernel shall pass established flows by itself, it looks at the mark of a packet's flow before all else
+(see ``marks``). A connection that belongs to another one (an FTP transfer) inherits its mark: the first packet is
+RELATED, and so it is judged all the same, like ICMP errors.
+
 What the host itself says to the store, and what that answers, meets no queue: policy for the host as an endpoint must
 not cut the agent off what it learns policy from. Endpoints behind the host have no such way.
 """
@@ -20,6 +24,8 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from nfq_enforcer.core import stamp
+from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.dataplane import marks
 from nfq_enforcer.dataplane.nfqueue import Numbers
 
 Service = tuple[IPv4Address | IPv6Address, int]
@@ -43,6 +49,9 @@ IPV6 = Family(6, "ip6tables", "nfqe-local6", "nfqe-store6", "inet6", 40)
 QUEUE = "NFQE-QUEUE"  # hands over to the queues
 ERRORS = "NFQE-ERRORS"  # hands ICMP errors over to the first worker
 SOURCES = "NFQE-SOURCE"  # one rule for each endpoint's interface, against forged source addresses
+_MARKED = "NFQE-MARKED"  # passes packets of flows that have been judged in this epoch
+_SIGNED = "NFQE-SIGNED"  # marks the flows of packets whose verdict says so
+_TOLD = "NFQE-TOLD"  # signs packets of flows that have had a mark, for us to know
 _ENDS = "NFQE-ENDS"  # whether an end of the packet is a local endpoint
 _ICMPV6 = "NFQE-ICMPV6"  # lets pass what IPv6 itself needs
 _JUDGED = {"INPUT": "NFQE-INPUT", "FORWARD": "NFQE-FORWARD", "OUTPUT": "NFQE-OUTPUT"}
@@ -50,7 +59,10 @@ _CLAMPED = {"PREROUTING": "NFQE-MSS-IN", "POSTROUTING": "NFQE-MSS-OUT"}
 HOOKS = {"security": _JUDGED, "mangle": _CLAMPED}
 # Behind what the administrator has in the table that ends with our verdict; before what may end the one that does not.
 _JUMP = {"security": "-A {} -j {}", "mangle": "-I {} 1 -j {}"}
-CHAINS = {"security": (*_JUDGED.values(), _ICMPV6, _ENDS, SOURCES, QUEUE, ERRORS), "mangle": tuple(_CLAMPED.values())}
+CHAINS = {
+    "security": (*_JUDGED.values(), _MARKED, _SIGNED, _TOLD, _ICMPV6, _ENDS, SOURCES, QUEUE, ERRORS),
+    "mangle": tuple(_CLAMPED.values()),
+}
 
 _TCP_HEADER, _LONGEST_TCP_HEADER = 20, 60
 _SPARE = 8
@@ -67,6 +79,7 @@ class Ruleset:
     queues: Sequence[Numbers]  # of each worker
     fail_open: bool  # with nobody bound to the queues, packets pass (else they are dropped)
     cluster_mtus: Mapping[str, int]  # cluster interface: its MTU
+    epoch: int | None = None  # of the marks that are in force; None: every packet is judged
 
     @property
     def uncut(self) -> bool:
@@ -85,9 +98,10 @@ def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Co
         for table in HOOKS
     }
     return _tables(
-        mangle=[*chains["mangle"], *_clamps(rules, family), *jumps["mangle"]],
+        mangle=[*chains["mangle"], *_unmark(rules), *_clamps(rules, family), *jumps["mangle"]],
         security=[
             *chains["security"],
+            *_pass_marked(rules),
             *_judged(family),
             *_sources(interfaces),
             *_queue(rules, family),
@@ -110,6 +124,11 @@ def render_exemption(family: Family) -> str:
 def render_sources(interfaces: Iterable[str]) -> str:
     """Return the input that replaces only the rules of the endpoints' interfaces."""
     return _tables(security=[f":{SOURCES} - [0:0]", *_sources(interfaces)])
+
+
+def render_epoch(epoch: int | None) -> str:
+    """Return the input by which only marks of this epoch are in force, or none, and are given to flows."""
+    return _tables(security=[f":{_MARKED} - [0:0]", f":{_SIGNED} - [0:0]", *_of_epoch(epoch)])
 
 
 def render_removal(hooked: Collection[tuple[str, str]], chains: Collection[tuple[str, str]]) -> str:
@@ -167,6 +186,58 @@ def _exempt(family: Family) -> list[str]:
         f"-A NFQE-OUTPUT -p tcp {store} dst,dst -m conntrack --ctdir ORIGINAL -j RETURN",
         f"-A NFQE-INPUT -p tcp {store} src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN",
     ]
+
+
+def _pass_marked(rules: Ruleset) -> list[str]:
+    """Return the rules for flows that the kernel passes by itself, and those that tell of their packets if it does not.
+
+    To be told of, a flow must have been answered: then its packets have a direction that nobody could have made up.
+    """
+    if rules.epoch is None:
+        return []
+    told = f"-A {_TOLD} -m conntrack --ctstate ESTABLISHED --ctdir {{}} -j MARK --set-xmark {{:#x}}/{marks.FIELD:#x}"
+    return [
+        *(f"-A {chain} -j {_MARKED}" for chain in _JUDGED.values()),
+        *_of_epoch(rules.epoch),
+        f"-A {QUEUE} -j MARK --set-xmark 0/{marks.FIELD:#x}",
+        f"-A {QUEUE} -m connmark ! --mark 0/{marks.MASK:#x} -j {_TOLD}",
+        told.format("ORIGINAL", marks.FROM_OPENER),
+        told.format("REPLY", marks.FROM_REPLIER),
+    ]
+
+
+def _of_epoch(epoch: int | None) -> list[str]:
+    """Return the rules that only the epoch in force is known to; None: none is, and every packet is judged.
+
+    A packet whose verdict asks for a mark ends its way here. What is asked for in another epoch is given without power:
+    so that the flow is known to have been judged.
+    """
+    passing, given = [], []
+    if epoch is not None:
+        match = f"-A {_MARKED} -m connmark --mark {{:#x}}/{marks.MASK:#x} -m conntrack --ctstate {{}} -j ACCEPT"
+        passing = [
+            match.format(marks.of_flow(epoch), "ESTABLISHED"),
+            match.format(marks.of_opener(epoch), "NEW,ESTABLISHED --ctdir ORIGINAL"),
+        ]
+        signs = f"-A {_SIGNED} -m mark --mark {{:#x}}/{marks.FIELD:#x} -j CONNMARK --set-xmark {{:#x}}/{marks.MASK:#x}"
+        given = [
+            signs.format(marks.sign(Verdict.BYPASS_FLOW, epoch), marks.of_flow(epoch)),
+            signs.format(marks.sign(Verdict.BYPASS_OPENER, epoch), marks.of_opener(epoch)),
+        ]
+    return [
+        *passing,
+        f"-A {_MARKED} -m mark --mark {marks.SIGNED:#x}/{marks.SIGNED:#x} -g {_SIGNED}",
+        f"-A {_SIGNED} -j CONNMARK --set-xmark {marks.EARLIER:#x}/{marks.MASK:#x}",
+        *given,
+        f"-A {_SIGNED} -j MARK --set-xmark 0/{marks.FIELD:#x}",
+        f"-A {_SIGNED} -j ACCEPT",
+    ]
+
+
+def _unmark(rules: Ruleset) -> list[str]:
+    """Return the rule that takes what we were told by off a packet that leaves."""
+    off = f"-m mark ! --mark 0/{marks.FIELD:#x} -j MARK --set-xmark 0/{marks.FIELD:#x}"
+    return [] if rules.epoch is None else [f"-A {_CLAMPED['POSTROUTING']} {off}"]
 
 
 def _judged(family: Family) -> list[str]:

@@ -40,6 +40,7 @@ from nfq_enforcer.dataplane.counters import (
     EVENTS_LOST,
     FLOWS,
     FLOWS_EVICTED,
+    HANDED_OVER,
     INTERNAL_ERRORS,
     Counters,
 )
@@ -55,6 +56,7 @@ _LAST_WORDS = 1.0  # seconds to answer what waits at the end, where the rules go
 _LEARNING = 5.0  # seconds at most to take over flows (some 100,000 a second)
 _MAX_EVENTS = 1000  # kept between two turns; more are counted as lost
 _BATCH = 100  # events to a message
+_BYPASS = frozenset((Verdict.BYPASS_OPENER, Verdict.BYPASS_FLOW))
 
 
 class Worker:
@@ -96,6 +98,7 @@ class Worker:
             hands_on=hands_on,
             has_next=hands_on and setup.next_worker is not None,
         )
+        self._queue.epoch = snapshot.epoch or 0
         self._only_packets = [(self._queue.fileno(), select.POLLIN)]
         self._waiting.register(self._queue.fileno(), select.POLLIN)
         self._waiting.register(channel.fileno(), select.POLLIN)
@@ -159,6 +162,9 @@ class Worker:
         if decision.verdict is Verdict.ACCEPT:
             self._counters.row[ACCEPTED] += 1
             return decision.payload or Verdict.ACCEPT
+        if decision.verdict in _BYPASS:
+            self._counters.row[ACCEPTED] += 1
+            self._counters.row[HANDED_OVER] += 1
         return decision.verdict
 
     def _follow(self, decision: Decision) -> None:
@@ -217,12 +223,13 @@ class Worker:
         elif isinstance(message, Forgotten):
             self._maps.forget(message)
         elif isinstance(message, Revision):
-            self._enforce(self._enforcer.snapshot.renewed(message.number))
+            self._enforce(self._enforcer.snapshot.renewed(message.number, message.epoch))
         elif isinstance(message, Stop):
             self._stop(now)
 
     def _enforce(self, snapshot: Snapshot) -> None:
         self._enforcer.snapshot = snapshot
+        self._queue.epoch = snapshot.epoch or 0
         self._channel.send(Enforced(snapshot.revision))
 
     def _stop(self, now: float) -> None:

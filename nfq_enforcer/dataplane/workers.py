@@ -124,14 +124,14 @@ class Workers:
         self._send(self._maps.keep(snapshot))
         await self._taken(snapshot.revision)
 
-    async def renew(self, revision: int) -> None:
-        """Have known flows judged again, by the same snapshot under this revision number.
+    async def renew(self, revision: int, epoch: int | None = None) -> None:
+        """Have known flows judged again, by the same snapshot under this revision number, in this epoch.
 
         Return when they are; raise NfqError if that takes too long.
         """
         assert self._snapshot is not None
-        self._snapshot = self._snapshot.renewed(revision)
-        self._send(Revision(revision))
+        self._snapshot = self._snapshot.renewed(revision, epoch)
+        self._send(Revision(revision, epoch))
         await self._taken(revision)
 
     async def stop(self) -> None:

@@ -45,9 +45,9 @@ class Programs:
         """Send over one TCP connection as much as goes."""
         return self._run(lab, place, BULK, seconds)
 
-    def connections(self, lab: Lab, place: Place, seconds: float) -> dict[str, float]:
-        """Open TCP connections, one after the other."""
-        return self._run(lab, place, CONNECTIONS, seconds)
+    def connections(self, lab: Lab, place: Place, seconds: float, at_once: int) -> dict[str, float]:
+        """Open TCP connections, so many at a time."""
+        return self._run(lab, place, CONNECTIONS, seconds, at_once)
 
     def datagrams(self, lab: Lab, place: Place, seconds: float) -> dict[str, float]:
         """Send as many datagrams as the way carries."""

@@ -12,7 +12,7 @@ from nfq_enforcer.dataplane.drivers import AUTO
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import new_run_id
 from nfq_enforcer.lab.topology import Topology
-from tests.labs import Policies, serve, stop_agents
+from tests.labs import Datapath, Policies, serve, stop_agents
 
 MakeLab = Callable[..., Lab]
 
@@ -87,28 +87,22 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
 
 
 @pytest.fixture(scope="module")
-def datapath() -> tuple[str, int | str]:
-    """Name the driver of the queues, and give the number of workers; a module may have its own fixture of this name."""
-    return AUTO, AUTO
+def datapath() -> Datapath:
+    """Give the settings of what packets meet; a module may have its own fixture of this name."""
+    return Datapath(AUTO, AUTO)
 
 
 @pytest.fixture(scope="module")
-def driver(datapath: tuple[str, int | str]) -> str:
-    """Name the driver of the queues; a module may have its own fixture of this name, instead of the other."""
-    return datapath[0]
+def driver(datapath: Datapath) -> str:
+    """Name the driver of the queues."""
+    return datapath.driver
 
 
 @pytest.fixture(scope="module")
-def queues(datapath: tuple[str, int | str]) -> int | str:
-    """Give the number of workers."""
-    return datapath[1]
-
-
-@pytest.fixture(scope="module")
-def guarded(make_served: MakeLab, driver: str, queues: int | str) -> Lab:
+def guarded(make_served: MakeLab, datapath: Datapath) -> Lab:
     """Give the module's lab with agents of the default settings; its policies are those of ``policies``."""
     lab = make_served()
-    lab.start_agents(driver=driver, queues=queues)
+    lab.start_agents(**datapath.settings)
     return lab
 
 

@@ -30,6 +30,7 @@ from tests.labs import (
     HTTPS,
     OTHER_TCP,
     PATIENT,
+    Datapath,
     Policies,
     arrivals,
     await_flow,
@@ -55,11 +56,11 @@ StartAgents = Callable[..., Lab]
 both_families = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module", params=DATAPATHS, ids=lambda one: f"{one[0]}-{one[1]}")
-def datapath(request: pytest.FixtureRequest) -> tuple[str, int]:
-    """Run all of this module with each driver, and with several workers."""
-    driver, queues = request.param
-    return driver, queues
+@pytest.fixture(scope="module", params=DATAPATHS, ids=str)
+def datapath(request: pytest.FixtureRequest) -> Datapath:
+    """Run all of this module with each driver, with several workers, and in each mode."""
+    given: Datapath = request.param
+    return given
 
 
 class TestIngress:
@@ -283,13 +284,13 @@ def others(make_served: MakeLab) -> Lab:
 
 
 @pytest.fixture
-def start(others: Lab, driver: str, queues: int) -> Iterator[StartAgents]:
+def start(others: Lab, datapath: Datapath) -> Iterator[StartAgents]:
     """Start agents with these documents and settings, for one test."""
     others.documents.mkdir(exist_ok=True)
 
     def start(*documents: str, **settings: Any) -> Lab:
         (others.documents / "policies.yaml").write_text("".join(documents))
-        others.start_agents(driver=driver, queues=queues, **settings)
+        others.start_agents(**datapath.settings, **settings)
         return others
 
     yield start

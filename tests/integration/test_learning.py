@@ -24,7 +24,9 @@ from tests.labs import (
     FAMILIES,
     FRONT_TO_BACK,
     HTTP,
+    MODES,
     PATIENT,
+    Datapath,
     arrivals,
     await_flow,
     from_role,
@@ -40,10 +42,10 @@ BOTH_WAYS_CLOSED = FRONT_TO_BACK + policy("front-out", "frontend", egress=[to_ro
 DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])
 
 
-@pytest.fixture(scope="module", params=DRIVERS)
-def driver(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
+@pytest.fixture(scope="module", params=[Datapath(driver, mode=mode) for mode in MODES for driver in DRIVERS], ids=str)
+def datapath(request: pytest.FixtureRequest) -> Datapath:
+    given: Datapath = request.param
+    return given
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +54,11 @@ def shared(make_served: MakeLab) -> Lab:
 
 
 @pytest.fixture
-def lab(shared: Lab, driver: str) -> Iterator[Lab]:
+def lab(shared: Lab, datapath: Datapath) -> Iterator[Lab]:
     """Give the lab with agents under a policy by which frontends may connect to backends, and nobody to frontends."""
     shared.documents.mkdir(exist_ok=True)
     (shared.documents / "policies.yaml").write_text(BOTH_WAYS_CLOSED)
-    shared.start_agents(driver=driver)
+    shared.start_agents(**datapath.settings)
     yield shared
     stop_agents(shared)
 
@@ -67,7 +69,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def kill_workers(lab: Lab, driver: str) -> None:
+async def kill_workers(lab: Lab, datapath: Datapath) -> None:
     """Have every node's worker die, and be replaced."""
     for node in lab.nodes.values():
         victim = node.status()["worker"]["pid"]
@@ -81,20 +83,20 @@ def _is_replaced(lab: Lab, node: Node, victim: int) -> bool:
     return node.status()["worker"]["pid"] not in (None, victim) and run_in(lab, node.name, *queues) != ""
 
 
-async def restart(lab: Lab, driver: str) -> None:
+async def restart(lab: Lab, datapath: Datapath) -> None:
     """End every agent, which takes its rules along, and start it again."""
     for node in lab.nodes.values():
         node.stop()
-    lab.start_agents(driver=driver)
+    lab.start_agents(**datapath.settings)
 
 
-async def crash(lab: Lab, driver: str) -> None:
+async def crash(lab: Lab, datapath: Datapath) -> None:
     """Kill every agent with its worker, which leaves the rules where they are, and start it again."""
     for node in lab.nodes.values():
         worker = node.status()["worker"]["pid"]
         node.stop(signal.SIGKILL)
         await until(lambda gone=Path(f"/proc/{worker}"): not gone.exists())  # type: ignore[misc]
-    lab.start_agents(driver=driver)
+    lab.start_agents(**datapath.settings)
 
 
 async def hold(lab: Lab, server: str, family: int = 4) -> Connection:
@@ -112,11 +114,11 @@ def port_of(lab: Lab, server: str, since: float) -> int:
 
 @pytest.mark.parametrize("end", [kill_workers, restart, crash])
 async def test_a_server_may_speak_first_when_the_workers_are_new(
-    lab: Lab, driver: str, end: Callable[[Lab, str], Awaitable[None]]
+    lab: Lab, datapath: Datapath, end: Callable[[Lab, Datapath], Awaitable[None]]
 ) -> None:
     ways = [(server, family) for server in ("back1", "back2") for family in FAMILIES]
     connections = {way: await hold(lab, *way) for way in ways}
-    await end(lab, driver)
+    await end(lab, datapath)
 
     for (server, _), connection in connections.items():
         assert (await connection.other_end(lab.host(server)).talk(PATIENT)).answered_by == "front1"
@@ -124,13 +126,15 @@ async def test_a_server_may_speak_first_when_the_workers_are_new(
         await connection.close()
 
 
-async def test_a_connection_that_policy_no_longer_allows_is_not_learned_as_allowed(lab: Lab, driver: str) -> None:
+async def test_a_connection_that_policy_no_longer_allows_is_not_learned_as_allowed(
+    lab: Lab, datapath: Datapath
+) -> None:
     connection = await hold(lab, "back2")
     for node in lab.nodes.values():
         node.stop()
     (lab.documents / "policies.yaml").write_text(DB_TO_BACK)
     begun = now()
-    lab.start_agents(driver=driver)
+    lab.start_agents(**datapath.settings)
 
     assert (await connection.other_end(lab.host("back2")).talk(BRIEF)).status == "timeout"
     refused = await_flow(lab.nodes["n2"], begun, verdict="DROPPED", reason="POLICY_DENIED")
@@ -138,11 +142,13 @@ async def test_a_connection_that_policy_no_longer_allows_is_not_learned_as_allow
     assert (await connection.talk(BRIEF)).status == "timeout"
 
 
-async def test_forged_packets_of_a_learned_connection_are_refused_and_do_not_cut_it(lab: Lab, driver: str) -> None:
+async def test_forged_packets_of_a_learned_connection_are_refused_and_do_not_cut_it(
+    lab: Lab, datapath: Datapath
+) -> None:
     begun = now()
     connection = await hold(lab, "back2")
     port, front, back = port_of(lab, "back2", begun), str(lab.address("front1")), str(lab.address("back2"))
-    await kill_workers(lab, driver)
+    await kill_workers(lab, datapath)
     forgeries = [
         ("n1", "front1", tcp(back, front, HTTP, port, ACK | PSH, b"forged reply"), "STAMP_MISSING"),
         ("n2", "back2", tcp(front, back, port, HTTP, ACK | PSH, b"forged request"), "POLICY_DENIED"),
@@ -158,7 +164,7 @@ async def test_forged_packets_of_a_learned_connection_are_refused_and_do_not_cut
     assert (await connection.talk(PATIENT)).answered_by == "back2"
 
 
-async def test_what_the_kernel_remembers_is_read_with_its_opener_and_state(lab: Lab, driver: str) -> None:
+async def test_what_the_kernel_remembers_is_read_with_its_opener_and_state(lab: Lab, datapath: Datapath) -> None:
     begun = now()
     connection = await hold(lab, "back1")
     port, front, back = port_of(lab, "back1", begun), str(lab.address("front1")), str(lab.address("back1"))

@@ -9,7 +9,19 @@ import pytest
 
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import UPLINK
-from tests.labs import DRIVERS, FAMILIES, HTTP, PATIENT, Unharmed, between, identities, length, run_in, stamps_on
+from tests.labs import (
+    DRIVERS,
+    FAMILIES,
+    HTTP,
+    PATIENT,
+    Datapath,
+    Unharmed,
+    between,
+    identities,
+    length,
+    run_in,
+    stamps_on,
+)
 
 BULK = 20_000_000
 SEEN = 2_000_000  # of a transfer that is captured
@@ -67,9 +79,9 @@ print(digest.hexdigest())
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
-def driver(request: pytest.FixtureRequest) -> str:
+def datapath(request: pytest.FixtureRequest) -> Datapath:
     """Run all of this module with each driver."""
-    return str(request.param)
+    return Datapath(request.param)
 
 
 @pytest.fixture(scope="module", params=["on", "off"])

@@ -1,6 +1,6 @@
-/* New connections: connections NAMESPACE ADDRESS PORT SECONDS
+/* New connections: connections NAMESPACE ADDRESS PORT SECONDS AT_ONCE
  *
- * One after the other for so many seconds: open, close. The server is a child in the other namespace that accepts and
+ * Open, close, so many at a time for so many seconds. The server is a child in the other namespace that accepts and
  * closes. It may be some connections behind, so that its scheduling is not what is measured. It listens on several ports,
  * so that no pair of ports comes again soon. Prints how many there were, in which time, and how long it took to open one,
  * in microseconds: median and 99th percentile.
@@ -13,6 +13,7 @@
 #define PORTS 16
 #define MOST 4000000
 #define BEHIND 256 /* connections that the server has not accepted yet, at most */
+#define AT_ONCE 256 /* at most */
 
 static float times[MOST];
 
@@ -41,16 +42,35 @@ static void serve(const int *listening, atomic_int *served)
 	}
 }
 
-/* Return how long it took to open a connection, in microseconds. */
-static float open_one(const struct sockaddr_in *to)
-{
-	int peer = new_socket(SOCK_STREAM);
-	double begun = now(), opened;
+struct opening {
+	int peer;
+	double begun;
+};
 
-	check(connect(peer, (const struct sockaddr *)to, sizeof *to), "connect");
-	opened = now();
-	close(peer);
-	return (opened - begun) * 1e6;
+static void begin(struct opening *opening, const struct sockaddr_in *to, int waiting)
+{
+	struct epoll_event event = { .events = EPOLLOUT, .data.ptr = opening };
+
+	opening->peer = new_socket(SOCK_STREAM | SOCK_NONBLOCK);
+	check(epoll_ctl(waiting, EPOLL_CTL_ADD, opening->peer, &event), "epoll_ctl");
+	opening->begun = now();
+	if (connect(opening->peer, (const struct sockaddr *)to, sizeof *to) && errno != EINPROGRESS)
+		fail("connect");
+}
+
+/* Close one that is open; return how long it took to open it, in microseconds. */
+static float end(const struct opening *opening)
+{
+	double opened = now();
+	socklen_t size = sizeof errno;
+	int refused;
+
+	check(getsockopt(opening->peer, SOL_SOCKET, SO_ERROR, &refused, &size), "SO_ERROR");
+	errno = refused;
+	if (refused)
+		fail("connect");
+	close(opening->peer);
+	return (opened - opening->begun) * 1e6;
 }
 
 static void await(const atomic_int *served, int least)
@@ -70,16 +90,20 @@ static int by_size(const void *one, const void *other)
 
 int main(int count, char **arguments)
 {
+	static struct opening openings[AT_ONCE];
+	struct epoll_event ready[AT_ONCE];
 	struct sockaddr_in to[PORTS];
 	double seconds, begun, elapsed;
 	atomic_int *served = shared(sizeof *served);
-	int listening[PORTS], made = 0;
+	int listening[PORTS], waiting = epoll_create1(EPOLL_CLOEXEC), started = 0, made = 0, at_once, open;
 	pid_t server;
 
-	if (count != 5)
+	if (count != 6)
 		return 2;
+	check(waiting, "epoll_create1");
 	end_with_parent();
 	seconds = number(arguments[4], 0, 3600);
+	at_once = number(arguments[5], 1, AT_ONCE);
 	alarm(seconds + GRACE);
 	for (int port = 0; port < PORTS; port++) {
 		to[port] = address(arguments[2], number(arguments[3], 1, 65535 - PORTS) + port);
@@ -92,11 +116,18 @@ int main(int count, char **arguments)
 		serve(listening, served);
 	}
 	begun = now();
-	do {
-		times[made] = open_one(&to[made % PORTS]);
-		made++;
+	for (; started < at_once; started++)
+		begin(&openings[started], &to[started % PORTS], waiting);
+	while (made < started) {
+		open = epoll_wait(waiting, ready, at_once, -1);
+		check(open, "epoll_wait");
+		while (open--) {
+			times[made++] = end(ready[open].data.ptr);
+			if (now() - begun < seconds && started < MOST)
+				begin(ready[open].data.ptr, &to[started++ % PORTS], waiting);
+		}
 		await(served, made - BEHIND);
-	} while (now() - begun < seconds && made < MOST);
+	}
 	await(served, made);
 	elapsed = now() - begun;
 	kill(server, SIGKILL);

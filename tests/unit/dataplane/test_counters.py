@@ -26,7 +26,16 @@ def counted(row: Counters) -> dict[str, int]:
 def test_new_counters_are_zero_and_there_is_one_for_each_reason(memory: int) -> None:
     row = Counters(memory)
 
-    names = ["accepted", "dropped", "events_lost", "internal_errors", "flows", "flows_evicted", *DropReason]
+    names = [
+        "accepted",
+        "dropped",
+        "events_lost",
+        "internal_errors",
+        "flows",
+        "flows_evicted",
+        "handed_over",
+        *DropReason,
+    ]
     assert row.read() == dict.fromkeys(names, 0)
     row.close()
 

@@ -6,7 +6,8 @@ import pytest
 
 from nfq_enforcer.core.conntrack import KnownFlow, State
 from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP, parse
-from nfq_enforcer.dataplane.ctnetlink import MessageError, messages, read_flow, request
+from nfq_enforcer.dataplane.ctnetlink import MessageError, error, messages, read_flow, request, retirement
+from nfq_enforcer.dataplane.marks import EARLIER, MASK
 from tests.conntracks import CONFIRMED, DONE, ERROR, NEW, Way, attribute, direction, entry, message
 from tests.nodes import FAMILIES, V4, V6, Addresses
 from tests.packets import CLIENT_PORT, ip, ping, syn, udp
@@ -92,6 +93,38 @@ def test_attributes_may_come_in_another_order(at: Addresses) -> None:
     way = Way(at.client, at.web, CLIENT_PORT, 80)
 
     assert read_flow(entry(TCP, way, turned=True)) == read_flow(entry(TCP, way))
+
+
+def marked(mark: int) -> bytes:
+    return attribute(8, mark.to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize("mark", [0x200, 0xFFFFFF00, 0x1234567F])
+def test_a_mark_of_ours_is_retired_and_its_other_bits_stay(at: Addresses, mark: int) -> None:
+    way = Way(at.client, at.web, CLIENT_PORT, 80)
+    zone = attribute(18, b"\0\1")
+    change = retirement(entry(TCP, way, more=[marked(mark), zone]))
+
+    assert change is not None
+    assert struct.unpack_from("=IHH", change) == (len(change), NEW, 1 | 4)
+    new, mask = attribute(8, EARLIER.to_bytes(4, "big")), attribute(21, MASK.to_bytes(4, "big"))
+    assert change[16:] == bytes(4) + direction(1, TCP, way) + new + mask + zone
+
+
+@pytest.mark.parametrize("more", [[], [marked(0)], [marked(0xFF)]])
+def test_what_has_no_mark_of_ours_is_left_alone(more: list[bytes]) -> None:
+    assert retirement(entry(UDP, Way(V4.client, V4.web, 1, 2), more=more)) is None
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 95])
+def test_the_kernels_answer_is_an_error_number(number: int) -> None:
+    assert error(message(ERROR, struct.pack("=i", -number) + bytes(16))) == number
+
+
+@pytest.mark.parametrize("received", [b"", message(ERROR, b"")[:16], message(NEW, bytes(20))])
+def test_what_is_no_answer_is_refused(received: bytes) -> None:
+    with pytest.raises(MessageError):
+        error(received)
 
 
 BROKEN = [

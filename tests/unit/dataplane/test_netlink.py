@@ -4,8 +4,10 @@ import struct
 
 import pytest
 
+from nfq_enforcer.core.arrival import OPENERS, REPLIERS
 from nfq_enforcer.dataplane import netlink
-from nfq_enforcer.dataplane.netlink import Answers, MessageError, Packets
+from nfq_enforcer.dataplane.marks import FROM_OPENER, FROM_REPLIER
+from nfq_enforcer.dataplane.netlink import Again, Answers, MessageError, Packets
 from tests.netlink import (
     FORWARD,
     HARDWARE_ADDRESS,
@@ -54,6 +56,8 @@ def header(data: bytes) -> tuple[int, ...]:
         (FORWARD, (number(INDEV, 4), number(PHYSINDEV, 2), number(OUTDEV, 4), number(PHYSOUTDEV, 3)), 2, 3, 0),
         (FORWARD, (attribute(99, b"what a later kernel may say"), *IN), 2, 0, 0),
         (LOCAL_IN, (), 0, 0, 0),
+        (LOCAL_IN, (number(INDEV, 2), number(MARK, FROM_OPENER | 7), hardware_address()), 2, 0, OPENERS),
+        (LOCAL_OUT, (number(OUTDEV, 3), number(MARK, FROM_REPLIER), number(SKB_INFO, 3)), 0, 3, REPLIERS | 3),
     ],
 )
 def test_a_packet_is_read_the_first_time_and_when_its_like_is_known(
@@ -180,6 +184,21 @@ def test_a_verdict_is_on_one_packet(what: int, word: int) -> None:
 
     assert header(data) == (3 << 8 | 1, 1, 0, 0, 0, 0, 258)
     assert attributes(data[20:]) == {2: struct.pack("!I", word) + ID}
+
+
+@pytest.mark.parametrize(
+    ("about", "mark"),
+    [(IN, 0), ((number(MARK, 7), *IN), 7), ((number(INDEV, 2), timestamp(), number(MARK, 2**32 - 1)), 2**32 - 1)],
+)
+def test_the_mark_of_a_packet_can_be_told(about: tuple[bytes, ...], mark: int) -> None:
+    assert netlink.mark(of_packet(1, PACKET, about)) == mark
+
+
+def test_a_packet_can_be_sent_through_the_rules_again_with_another_mark() -> None:
+    data = netlink.verdict(QUEUE, ID, Again(0xC0DE))
+
+    assert header(data) == (3 << 8 | 1, 1, 0, 0, 0, 0, 258)
+    assert attributes(data[20:]) == {2: struct.pack("!I", 4) + ID, 3: struct.pack("!I", 0xC0DE)}
 
 
 def test_one_verdict_accepts_all_up_to_a_packet() -> None:

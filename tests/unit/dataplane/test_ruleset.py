@@ -32,6 +32,9 @@ COMMIT
 :NFQE-INPUT - [0:0]
 :NFQE-FORWARD - [0:0]
 :NFQE-OUTPUT - [0:0]
+:NFQE-MARKED - [0:0]
+:NFQE-SIGNED - [0:0]
+:NFQE-TOLD - [0:0]
 :NFQE-ICMPV6 - [0:0]
 :NFQE-ENDS - [0:0]
 :NFQE-SOURCE - [0:0]
@@ -66,6 +69,9 @@ COMMIT
 :NFQE-INPUT - [0:0]
 :NFQE-FORWARD - [0:0]
 :NFQE-OUTPUT - [0:0]
+:NFQE-MARKED - [0:0]
+:NFQE-SIGNED - [0:0]
+:NFQE-TOLD - [0:0]
 :NFQE-ICMPV6 - [0:0]
 :NFQE-ENDS - [0:0]
 :NFQE-SOURCE - [0:0]
@@ -185,6 +191,59 @@ def test_what_the_rules_take_for_an_icmp_error_is_one() -> None:
         assert found == {kind for kind in range(256) if parse(icmp(source, target, kind, 0, bytes(4))).error}
 
 
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: Family) -> None:
+    rules = Ruleset([Numbers(100, 101, 102)], fail_open=False, cluster_mtus={"eth0": 1500}, epoch=2)
+
+    lines = ruleset.render(rules, family, [], hooked=ALL_HOOKED).splitlines()
+
+    for chain in ("INPUT", "FORWARD", "OUTPUT"):
+        assert next(line for line in lines if f"-A NFQE-{chain} " in line) == f"-A NFQE-{chain} -j NFQE-MARKED"
+    assert [line for line in lines if "-A NFQE-QUEUE" in line][:2] == [
+        "-A NFQE-QUEUE -j MARK --set-xmark 0/0x70000000",
+        "-A NFQE-QUEUE -m connmark ! --mark 0/0xffffff00 -j NFQE-TOLD",
+    ]
+    told = "-A NFQE-TOLD -m conntrack --ctstate ESTABLISHED --ctdir"
+    assert [line for line in lines if "-A NFQE-TOLD" in line] == [
+        f"{told} ORIGINAL -j MARK --set-xmark 0x10000000/0x70000000",
+        f"{told} REPLY -j MARK --set-xmark 0x20000000/0x70000000",
+    ]
+    unmark = "-A NFQE-MSS-OUT -m mark ! --mark 0/0x70000000 -j MARK --set-xmark 0/0x70000000"
+    assert next(line for line in lines if "-A NFQE-MSS-OUT" in line) == unmark
+    of_epoch = [line for line in ruleset.render_epoch(2).splitlines() if line.startswith("-A")]
+    assert [line for line in lines if re.match("-A NFQE-(MARKED|SIGNED) ", line)] == of_epoch
+
+
+def test_an_epoch_is_replaced_alone_and_at_once() -> None:
+    """A mark of the epoch before is nothing to the first two rules, and a sign of it to the last two that mark."""
+    assert ruleset.render_epoch(2) == (
+        "*security\n"
+        ":NFQE-MARKED - [0:0]\n"
+        ":NFQE-SIGNED - [0:0]\n"
+        "-A NFQE-MARKED -m connmark --mark 0x900/0xffffff00 -m conntrack --ctstate ESTABLISHED -j ACCEPT\n"
+        "-A NFQE-MARKED -m connmark --mark 0x800/0xffffff00 -m conntrack --ctstate NEW,ESTABLISHED --ctdir ORIGINAL "
+        "-j ACCEPT\n"
+        "-A NFQE-MARKED -m mark --mark 0x40000000/0x40000000 -g NFQE-SIGNED\n"
+        "-A NFQE-SIGNED -j CONNMARK --set-xmark 0x200/0xffffff00\n"
+        "-A NFQE-SIGNED -m mark --mark 0x60000000/0x70000000 -j CONNMARK --set-xmark 0x900/0xffffff00\n"
+        "-A NFQE-SIGNED -m mark --mark 0x40000000/0x70000000 -j CONNMARK --set-xmark 0x800/0xffffff00\n"
+        "-A NFQE-SIGNED -j MARK --set-xmark 0/0x70000000\n"
+        "-A NFQE-SIGNED -j ACCEPT\n"
+        "COMMIT\n"
+    )
+
+
+def test_where_no_epoch_is_in_force_nothing_passes_unseen_and_no_packet_goes_round() -> None:
+    lines = ruleset.render_epoch(None).splitlines()
+
+    assert [line for line in lines if line.startswith("-A")] == [
+        "-A NFQE-MARKED -m mark --mark 0x40000000/0x40000000 -g NFQE-SIGNED",
+        "-A NFQE-SIGNED -j CONNMARK --set-xmark 0x200/0xffffff00",
+        "-A NFQE-SIGNED -j MARK --set-xmark 0/0x70000000",
+        "-A NFQE-SIGNED -j ACCEPT",
+    ]
+
+
 def test_the_interfaces_of_endpoints_are_replaced_alone() -> None:
     assert ruleset.render_sources(["veth-b", "veth-a"]) == (
         "*security\n"
@@ -204,6 +263,9 @@ def test_removal_unhooks_first_and_deletes_chains_when_all_are_empty() -> None:
         "-F NFQE-INPUT\n"
         "-F NFQE-FORWARD\n"
         "-F NFQE-OUTPUT\n"
+        "-F NFQE-MARKED\n"
+        "-F NFQE-SIGNED\n"
+        "-F NFQE-TOLD\n"
         "-F NFQE-ICMPV6\n"
         "-F NFQE-ENDS\n"
         "-F NFQE-SOURCE\n"
@@ -212,6 +274,9 @@ def test_removal_unhooks_first_and_deletes_chains_when_all_are_empty() -> None:
         "-X NFQE-INPUT\n"
         "-X NFQE-FORWARD\n"
         "-X NFQE-OUTPUT\n"
+        "-X NFQE-MARKED\n"
+        "-X NFQE-SIGNED\n"
+        "-X NFQE-TOLD\n"
         "-X NFQE-ICMPV6\n"
         "-X NFQE-ENDS\n"
         "-X NFQE-SOURCE\n"

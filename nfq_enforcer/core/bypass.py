@@ -1,0 +1,24 @@
+"""Flows that the kernel passes by itself (``datapath: per-flow``): from when on, and what that means for stamps.
+
+Once both ends of a flow have spoken and been judged, there is nothing more to decide until policy changes. So the
+kernel is told to pass its packets without asking. They bear no stamp then, and the node at the other end has to be
+ready for that. It is by the order of things: a node lets its opener's packets go unstamped when it has seen a reply,
+with the replier's stamp. So the replier's node knows the flow by then. It lets the replies go unstamped when it has
+seen that the opener's packets do: for this says that its stamp has arrived. What is one-way stays stamped, packet for
+packet.
+
+Of a flow that has not been answered, the kernel may pass what the opener sends, if that bears no stamp; the first reply
+still is for us to check. TCP that is not answered is for us altogether.
+"""
+
+from nfq_enforcer.core.conntrack import UNSEEN, Bypass, Flow, State
+from nfq_enforcer.core.packet import TCP
+
+
+def bypass(flow: Flow, reply: bool) -> Bypass:
+    """Return how much of a flow the kernel may pass behind this packet of it, which goes on without a stamp of ours."""
+    if flow.bypass is Bypass.NEVER or flow.state >= State.CLOSING or (flow.key[0] == TCP and flow.state is State.NEW):
+        return flow.bypass
+    if reply:
+        return Bypass.FLOW if flow.origin[0] != UNSEEN[0] else flow.bypass
+    return Bypass.FLOW if flow.reply_stamp is None and flow.reply_origin is not None else max(flow.bypass, Bypass.OPENER)
