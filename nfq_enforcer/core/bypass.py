@@ -14,11 +14,17 @@ still is for us to check. TCP that is not answered is for us altogether.
 from nfq_enforcer.core.conntrack import UNSEEN, Bypass, Flow, State
 from nfq_enforcer.core.packet import TCP
 
+_NEW, _CLOSING = State.NEW, State.CLOSING  # looking a member up takes longer than the packet path has
+_NEVER, _OPENER, _FLOW = Bypass.NEVER, Bypass.OPENER, Bypass.FLOW
+
 
 def bypass(flow: Flow, reply: bool) -> Bypass:
     """Return how much of a flow the kernel may pass behind this packet of it, which goes on without a stamp of ours."""
-    if flow.bypass is Bypass.NEVER or flow.state >= State.CLOSING or (flow.key[0] == TCP and flow.state is State.NEW):
+    state = flow.state
+    if flow.bypass is _NEVER or state >= _CLOSING or (state is _NEW and flow.key[0] == TCP):
         return flow.bypass
     if reply:
-        return Bypass.FLOW if flow.origin[0] != UNSEEN[0] else flow.bypass
-    return Bypass.FLOW if flow.reply_stamp is None and flow.reply_origin is not None else max(flow.bypass, Bypass.OPENER)
+        return _FLOW if flow.origin[0] != UNSEEN[0] else flow.bypass
+    if state is not _NEW and flow.reply_stamp is None and flow.reply_origin is not None:
+        return _FLOW
+    return max(flow.bypass, _OPENER)

@@ -120,7 +120,7 @@ class Flow:
         """Make an unanswered flow; who judges it says the rest, the table sets its time."""
         self.key = key
         self.reply_key = answer_key
-        self.reply_origin: Origin | None = None  # learned from the first reply
+        self.reply_origin: Origin | None = None  # known from the first reply on, or before
         self.state = State.NEW
         self.bypass = Bypass.NONE
         self.fits = False  # TCP: its SYN passed here, where it was given an MSS that leaves room for a stamp
@@ -131,7 +131,7 @@ class Flow:
         return Opening(*read_key(self.key), self.to_host, self.source, self.destination)
 
     def origin_of(self, packet: Packet) -> Origin | None:
-        """Return where packets of this one's direction come from; None before the first reply."""
+        """Return where packets of this one's direction come from; None if that has to show in the first reply."""
         return self.origin if packet.key == self.key else self.reply_origin
 
     def stamp_on(self, packet: Packet) -> Imprint | None:
@@ -216,7 +216,8 @@ class Conntrack:
             old = self._parts[hash(key) % _PARTS].get(key)
             if old is not None:
                 self.remove(old)
-        self._make_room()
+        if self._length >= self._maximum:
+            self._make_room()
         self._enter(flow)
         flow.fits = packet.opens
         self.see(flow, False, packet.tcp_flags, now)
@@ -234,7 +235,8 @@ class Conntrack:
     def recall(self, key: bytes, now: float) -> Flow:
         """Enter, as ``learn`` does, an established flow that is not in the table; ``key``: of its opener's packets."""
         flow = _unjudged(key, State.ESTABLISHED)
-        self._make_room()
+        if self._length >= self._maximum:
+            self._make_room()
         self._enter(flow)
         flow.expires = now + flow.lifetime
         return flow
@@ -308,10 +310,8 @@ class Conntrack:
         return removed
 
     def _make_room(self) -> None:
-        if self._length >= self._maximum:
-            ages = self._handed_over, self._unconfirmed, self._confirmed
-            self.remove(next(chain.from_iterable(ages)))
-            self.evicted += 1
+        self.remove(next(chain(self._handed_over, self._unconfirmed, self._confirmed)))
+        self.evicted += 1
 
 
 def _unjudged(key: bytes, state: State) -> Flow:

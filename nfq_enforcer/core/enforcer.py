@@ -23,6 +23,7 @@ from nfq_enforcer.core.judgement import (
     judge,
     likely_origin,
     presumed_origin,
+    reply_origin,
     source_endpoint,
     stamp_toward,
 )
@@ -65,9 +66,13 @@ class Decision(NamedTuple):
 
 
 _ACCEPT = Decision(Verdict.ACCEPT)
-_FLOW = Bypass.FLOW  # looking a member up takes longer than the packet path has
-_BYPASS_FLOW = Decision(Verdict.BYPASS_FLOW)
-_VERDICTS = {Bypass.OPENER: Verdict.BYPASS_OPENER, Bypass.FLOW: Verdict.BYPASS_FLOW}
+_LEFT_TO_THE_KERNEL = {
+    Bypass.NEVER: _ACCEPT,
+    Bypass.NONE: _ACCEPT,
+    Bypass.OPENER: Decision(Verdict.BYPASS_OPENER),
+    Bypass.FLOW: Decision(Verdict.BYPASS_FLOW),
+}
+_ANSWERED, _FLOW = State.ANSWERED, Bypass.FLOW  # looking a member up takes longer than the packet path has
 
 
 @dataclass(slots=True)
@@ -125,20 +130,16 @@ class Enforcer:
         origin, mark = (flow.reply_origin, flow.reply_stamp) if reply else (flow.origin, flow.stamp)
         if origin != (indev.name if indev else None, claim):
             return None
-        decision = _ACCEPT
-        if mark is not None:
-            if skb & SEGMENTS and not flow.fits:
-                return None
-            stamped = press(payload, seen, mark, outdev, skb)
-            if stamped is None:
-                return None
-            decision = Decision(Verdict.ACCEPT, stamped)
-        elif snapshot.epoch is not None:
-            if flow.bypass is not _FLOW:
-                return None
-            decision = _BYPASS_FLOW
+        if mark is None:
+            self.flows.see(flow, reply, flags, now)
+            return _ACCEPT if snapshot.epoch is None else self._hand_over(flow, reply, claim is not None, now)
+        if skb & SEGMENTS and not flow.fits:
+            return None
+        stamped = press(payload, seen, mark, outdev, skb)
+        if stamped is None:
+            return None
         self.flows.see(flow, reply, flags, now)
-        return decision
+        return Decision(Verdict.ACCEPT, stamped)
 
     def consider(
         self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int
@@ -262,25 +263,23 @@ class Enforcer:
             changed = rewrite(arrival, passage.mark, hands_on=self._hands_on, fits=fits)
         event = self._note(arrival, passage)
         if changed is None:
-            verdict = self._hand_over(arrival, passage.flow)
-            return Decision(verdict, event=event) if event or verdict is not Verdict.ACCEPT else _ACCEPT
+            decision, flow, packet = _ACCEPT, passage.flow, arrival.packet
+            if flow is not None and self.snapshot.epoch is not None and not packet.error:
+                decision = self._hand_over(flow, packet.key != flow.key, arrival.stamped, arrival.now)
+            return Decision(decision.verdict, event=event) if event else decision
         outdev = arrival.outdev
         if outdev is not None and arrival.packet.df and len(changed) > outdev.mtu and not arrival.segments:
             return self._fit(arrival, changed, outdev, event)
         return Decision(Verdict.ACCEPT, changed, event=event)
 
-    def _hand_over(self, arrival: Arrival, flow: Flow | None) -> Verdict:
-        """Accept a packet, and leave as much to the kernel as may be of the known flow to which it belongs."""
-        packet = arrival.packet
-        if flow is None or packet.error or self.snapshot.epoch is None:
-            return Verdict.ACCEPT
-        reply = packet.key != flow.key
-        if not reply and not arrival.stamped and flow.state >= State.ANSWERED:
+    def _hand_over(self, flow: Flow, reply: bool, stamped: bool, now: float) -> Decision:
+        """Accept a packet of a known flow, ``stamped`` or not when it came, and leave to the kernel what may be."""
+        if not reply and not stamped and flow.state >= _ANSWERED:
             flow.reply_stamp = None  # the opener's node has seen it
         passes = bypass(flow, reply)
-        if passes in _VERDICTS:
-            self.flows.hand_over(flow, passes, arrival.now)
-        return _VERDICTS.get(passes, Verdict.ACCEPT)
+        if passes is not flow.bypass:
+            self.flows.hand_over(flow, passes, now)
+        return _LEFT_TO_THE_KERNEL[passes]
 
     def _is_forged(self, arrival: Arrival) -> bool:
         """Say whether an endpoint of this node has put a stamp there itself."""
@@ -311,7 +310,7 @@ class Enforcer:
         flow.origin = judgement.origin
         flow.stamp = _imprint(judgement.stamp, flow.key)
         flow.reply_stamp = _imprint(judgement.reply_stamp, flow.key)
-        flow.reply_origin = None  # to be learned again
+        flow.reply_origin = reply_origin(self.snapshot, opening)  # or to be learned again
         flow.bypass = Bypass.NEVER if judgement.refused else Bypass.NONE
         flow.revision = self.snapshot.revision
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from copy import copy
 from ipaddress import IPv4Network, IPv6Network
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nfq_enforcer.core.identity import WORLD, Identity
 
@@ -34,6 +34,7 @@ PeerChange = tuple[bytes, Peer | None]
 
 
 _PARTS = 256
+_MOST_STRANGERS = 4096
 
 
 class PeerTable(MutableMapping[bytes, Peer]):
@@ -49,6 +50,10 @@ class PeerTable(MutableMapping[bytes, Peer]):
     def __getitem__(self, address: bytes) -> Peer:
         """Return the peer at an address; raise KeyError if nobody is."""
         return self._parts[hash(address) % _PARTS][address]
+
+    def get(self, address: bytes, default: Any = None) -> Any:
+        """Return the peer at an address; what the mapping has by itself raises an error inside for each stranger."""
+        return self._parts[hash(address) % _PARTS].get(address, default)
 
     def __setitem__(self, address: bytes, peer: Peer) -> None:
         """Put a peer at an address."""
@@ -115,7 +120,7 @@ NO_PREFIXES = Prefixes({})
 class Ipcache:
     """Look-up of peers by address (4 or 16 bytes)."""
 
-    __slots__ = ("_blocks", "_cluster", "_outside", "_peers", "_sites")
+    __slots__ = ("_blocks", "_cluster", "_outside", "_peers", "_sites", "_strangers")
 
     def __init__(
         self,
@@ -134,6 +139,7 @@ class Ipcache:
         self._outside = outside
         self._blocks = blocks
         self._sites = sites or {}
+        self._strangers: dict[bytes, Peer] = {}  # whom the networks were asked about lately
 
     def over(self, peers: Mapping[bytes, Peer]) -> "Ipcache":
         """Return the same ipcache over other peers, whose holder may go on changing them."""
@@ -143,7 +149,7 @@ class Ipcache:
 
     def lookup(self, address: bytes) -> Peer:
         """Return the peer at this address; ``world``, or a part of it, if nobody is known there."""
-        return self._peers.get(address) or Peer(self._outside.lookup(address) or WORLD, self._in_cluster(address))
+        return self._peers.get(address) or self._strangers.get(address) or self._stranger(address)
 
     def local_identities(self, address: bytes) -> tuple[Identity, ...]:
         """Return what else policy may call this address on this node, whoever has it."""
@@ -151,6 +157,13 @@ class Ipcache:
             return ()
         found = (self._blocks.lookup(address), self._sites.get(address))
         return tuple(identity for identity in found if identity is not None)
+
+    def _stranger(self, address: bytes) -> Peer:
+        found = Peer(self._outside.lookup(address) or WORLD, self._in_cluster(address))
+        if len(self._strangers) >= _MOST_STRANGERS:
+            self._strangers.clear()
+        self._strangers[address] = found
+        return found
 
     def _in_cluster(self, address: bytes) -> bool:
         number, bits = int.from_bytes(address, "big"), len(address) * 8

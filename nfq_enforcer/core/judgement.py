@@ -138,6 +138,17 @@ def presumed_origin(snapshot: Snapshot, origin: Origin, address: bytes, expected
     return expected if expected is not None and expected[0] == interface else origin
 
 
+def reply_origin(snapshot: Snapshot, opening: Opening) -> Origin | None:
+    """Return where the replies of a flow come from, if nobody has to be believed for it; None if they have to show.
+
+    This host's own have no interface, and an endpoint's come from the one behind which it lives.
+    """
+    if opening.to_host:
+        return None, None
+    replier = snapshot.endpoints.get(opening.dst)
+    return (replier.interface, None) if replier is not None and replier.interface is not None else None
+
+
 def check_reply(snapshot: Snapshot, replier: bytes, opener: bytes, to_host: bool, origin: Origin) -> None:
     """Raise PacketError for a reply that does not come from the other end of its flow.
 

@@ -8,6 +8,7 @@ are only handed back to the kernel, so they stay the bytes that they are.
 
 import struct
 import sys
+from functools import lru_cache
 from typing import NamedTuple
 
 from nfq_enforcer.dataplane import marks
@@ -184,10 +185,18 @@ def mark(message: bytes) -> int:
 
 def verdict(queue: bytes, packet: bytes, what: int | Again) -> bytes:
     """Return the verdict on one packet; to hand it on: ``hand_on(number)``."""
-    if isinstance(what, int):
-        return _message(_VERDICT, queue, _attribute(_VERDICT_HEADER, _NUMBER.pack(what) + packet))
-    header = _attribute(_VERDICT_HEADER, _NUMBER.pack(_REPEAT) + packet)
-    return _message(_VERDICT, queue, header + _attribute(_MARK, _NUMBER.pack(what.mark)))
+    head, tail = _around_packet(queue, what)
+    return head + packet + tail
+
+
+@lru_cache(maxsize=256)
+def _around_packet(queue: bytes, what: int | Again) -> tuple[bytes, bytes]:
+    """Return what is before and behind the packet's id in the verdict on it."""
+    word, tail = (_REPEAT, _attribute(_MARK, _NUMBER.pack(what.mark))) if isinstance(what, Again) else (what, b"")
+    header = _attribute(_VERDICT_HEADER, _NUMBER.pack(word) + bytes(4))
+    message = _message(_VERDICT, queue, header + tail)
+    place = len(message) - len(tail)
+    return message[: place - 4], message[place:]
 
 
 def verdicts_up_to(queue: bytes, packet: bytes) -> bytes:

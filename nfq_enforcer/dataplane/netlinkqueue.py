@@ -24,7 +24,7 @@ from nfq_enforcer.errors import NfqError
 DRIVER = "netlink"
 HEADERS = 1024  # bytes of a packet that is only judged: even of an ICMP error's two chains; fewer are not faster
 
-_ACCEPT = Verdict.ACCEPT
+_ACCEPT, _BYPASS_OPENER, _BYPASS_FLOW = Verdict.ACCEPT, Verdict.BYPASS_OPENER, Verdict.BYPASS_FLOW
 _AT_ONCE = 64  # packets
 _UNSENT = 1 << 17  # bytes of answers that are sent before more packets are judged
 _SOCKET_BYTES = 64 << 20  # for messages that wait: 4,096 short ones and some hundred whole ones
@@ -114,9 +114,9 @@ class NetlinkQueue:
         self._socket.close()
 
     def _verdict(self, verdict: Verdict, message: bytes) -> int | Again:
-        if verdict in self._verdicts:
-            return self._verdicts[verdict]
-        return Again(marks.signed(netlink.mark(message), verdict, self.epoch))
+        if verdict is _BYPASS_FLOW or verdict is _BYPASS_OPENER:
+            return Again(marks.signed(netlink.mark(message), verdict, self.epoch))
+        return self._verdicts[verdict]
 
     def _send(self) -> None:
         """Send the answers that are not sent."""

@@ -56,7 +56,7 @@ _LAST_WORDS = 1.0  # seconds to answer what waits at the end, where the rules go
 _LEARNING = 5.0  # seconds at most to take over flows (some 100,000 a second)
 _MAX_EVENTS = 1000  # kept between two turns; more are counted as lost
 _BATCH = 100  # events to a message
-_BYPASS = frozenset((Verdict.BYPASS_OPENER, Verdict.BYPASS_FLOW))
+_BYPASS_OPENER, _BYPASS_FLOW = Verdict.BYPASS_OPENER, Verdict.BYPASS_FLOW
 
 
 class Worker:
@@ -162,7 +162,7 @@ class Worker:
         if decision.verdict is Verdict.ACCEPT:
             self._counters.row[ACCEPTED] += 1
             return decision.payload or Verdict.ACCEPT
-        if decision.verdict in _BYPASS:
+        if decision.verdict is _BYPASS_FLOW or decision.verdict is _BYPASS_OPENER:
             self._counters.row[ACCEPTED] += 1
             self._counters.row[HANDED_OVER] += 1
         return decision.verdict

@@ -261,7 +261,7 @@ class TestTheOtherNode:
         one = Apart(at, **FROM_CLIENT)
 
         found = one.client_sends(request, None, OPENERS)
-        assert found.verdict is BYPASS_OPENER
+        assert found.verdict is BYPASS_FLOW
         assert found.event is None, "it is not new"
         assert one.web_sends(response, REPLIERS).verdict is BYPASS_FLOW
 

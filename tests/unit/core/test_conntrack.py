@@ -4,7 +4,7 @@ from sys import getrefcount
 
 import pytest
 
-from nfq_enforcer.core.conntrack import UNJUDGED, UNSEEN, Conntrack, Flow, KnownFlow, State
+from nfq_enforcer.core.conntrack import UNJUDGED, UNSEEN, Bypass, Conntrack, Flow, KnownFlow, State
 from nfq_enforcer.core.packet import parse
 from tests.nodes import V4, V6, Addresses
 from tests.packets import (
@@ -330,3 +330,53 @@ def test_time_going_back_does_no_harm(at: Addresses) -> None:
 
     assert flows.expire(START - 500) == 0
     assert lookup(flows, syn(at.web, at.db), START - 500) is flow
+
+
+# Flows that the kernel passes
+
+
+@pytest.mark.parametrize("bypass", [Bypass.OPENER, Bypass.FLOW])
+@pytest.mark.parametrize("opener", [syn(A, B), udp(A, B), ping(A, B)])
+def test_a_flow_that_is_left_to_the_kernel_is_kept_for_little_longer_than_until_it_shows_itself(
+    bypass: Bypass, opener: bytes
+) -> None:
+    flows = table()
+    flow = create(flows, opener)
+    flows.hand_over(flow, bypass, START)
+
+    assert lookup(flows, opener, START + 149) is flow
+    assert lookup(flows, opener, START + 150) is None
+
+
+def test_of_a_connection_that_is_left_to_the_kernel_no_end_is_seen_and_none_awaited() -> None:
+    flows = table()
+    flow = create(flows, syn(A, B))
+    see(flows, flow, syn_ack(B, A))
+    flows.hand_over(flow, Bypass.FLOW, START)
+
+    assert flow.state is State.ESTABLISHED
+
+
+def test_flows_that_are_left_to_the_kernel_make_room_before_all_others() -> None:
+    flows = table(3)
+    confirmed, left, half_open = (create(flows, syn(A, B, port)) for port in (1, 2, 3))
+    see(flows, confirmed, syn_ack(B, A, 1), request(A, B, 1))
+    flows.hand_over(left, Bypass.FLOW, START)
+    create(flows, syn(A, B, 4))
+
+    assert lookup(flows, syn(A, B, 2)) is None
+    assert lookup(flows, syn(A, B, 1)) is confirmed
+    assert lookup(flows, syn(A, B, 3)) is half_open
+    assert flows.evicted == 1
+
+
+def test_a_flow_is_recalled_as_established_and_not_judged_even_where_there_is_no_room() -> None:
+    flows = table(1)
+    create(flows, syn(A, B, 1))
+    key = parse(request(A, B, 2)).key
+    flow = flows.recall(key, START)
+
+    assert (flow.key, flow.state, flow.revision, flow.origin) == (key, State.ESTABLISHED, UNJUDGED, UNSEEN)
+    assert lookup(flows, response(B, A, 2), START + DAY) is flow
+    assert len(flows) == 1
+    assert list(flows) == [flow]

@@ -96,6 +96,30 @@ def test_any_address_may_have_local_identities() -> None:
     assert CACHE.local_identities(packed("10.2.0.10")) == ()
 
 
+def test_more_strangers_than_are_remembered_are_all_told_right() -> None:
+    outside = Prefixes({ip_network("10.0.0.0/12"): Identity(LOCAL + 1)})
+    ipcache = Ipcache({}, [ip_network("10.8.0.0/13")], outside)
+    addresses = [(10 << 24 | number * 257).to_bytes(4, "big") for number in range(6000)]
+
+    for _ in range(2):
+        for address in addresses:
+            inside = address[1] < 16
+            expected = Peer(Identity(LOCAL + 1) if inside else WORLD, remote=8 <= address[1] < 16)
+            assert ipcache.lookup(address) == expected
+
+
+def test_a_stranger_who_becomes_a_peer_is_one_at_once() -> None:
+    peers = PeerTable({})
+    ipcache = Ipcache(peers)
+    address, peer = packed("10.0.0.1"), Peer(Identity(300), remote=True)
+
+    assert ipcache.lookup(address).identity == WORLD
+    peers[address] = peer
+    assert ipcache.lookup(address) == peer
+    del peers[address]
+    assert ipcache.lookup(address).identity == WORLD
+
+
 def test_its_length_is_the_number_of_known_addresses() -> None:
     assert (len(CACHE), len(Ipcache({}))) == (3, 0)
 
