@@ -5,9 +5,9 @@ hear of these alone: nothing is compiled, no snapshot is sent, no rule touched. 
 against the new peers within a second, all at once, however many changes come in it.
 
 Where the kernel passes established flows by itself (``datapath: per-flow``), whatever has flows judged again begins
-with a new epoch: the kernel passes nothing more of what was judged before (see ``dataplane.marks``). Open flows are
-held against peers that have changed at once then, unless that was done within the last second. And from time to time
-it is done without a cause, so that each flow shows itself, and each end its stamp.
+with a new epoch: the kernel passes nothing more of what was judged before (see ``dataplane.marks``). Then peers that
+are gone, or are others now, count for open flows before the step is done; only new ones may wait for that second. And
+from time to time it is done without a cause, so that each flow shows itself, and each end its stamp.
 """
 
 import asyncio
@@ -47,7 +47,6 @@ class InForce:
         self._renewing: asyncio.Task[None] | None = None
         self._showing: asyncio.Task[None] | None = None
         self._epoch = 1 if per_flow else None
-        self._renewed = 0.0  # when that was done last, on the loop's clock
         self.revision = 0  # the last step that is in force everywhere
         self.view = replica.view(self._number)
 
@@ -97,8 +96,11 @@ class InForce:
             await asyncio.sleep(0)
 
     async def _put_in_force(self, view: View, *, anew: bool) -> None:
+        moves = self._epoch is not None and any(address in self._workers.peers for address, _ in view.peer_changes)
         self._change_peers(view.peer_changes)
         if not anew:
+            if moves:
+                await self._judge_again()
             return
         # Packets of endpoints that are gone are taken off the queues before these judge without them, and those of new
         # ones are queued when they are known.
@@ -119,24 +121,21 @@ class InForce:
             await asyncio.to_thread(self._rules.move, self._epoch + 1)
             self._epoch += 1
 
+    async def _judge_again(self) -> None:
+        """Have open flows judged again, by the same snapshot and the peers that workers have heard of."""
+        await self._move()
+        await self._workers.renew(self._number, self._epoch)
+
     async def _renew(self) -> None:
-        await asyncio.sleep(self._respite())
+        await asyncio.sleep(_RENEWAL)
         async with self._stepping:
             self._renewing = None
             self._number += 1
             try:
-                await self._move()
-                await self._workers.renew(self._number, self._epoch)
+                await self._judge_again()
             except NfqError as error:
                 self._unfinished = True
                 _log.error("open flows have not been judged again: %s", error)
-        self._renewed = asyncio.get_running_loop().time()
-
-    def _respite(self) -> float:
-        """Return for how many seconds open flows may go by peers that have changed."""
-        if self._epoch is None:
-            return _RENEWAL
-        return max(0.0, self._renewed + _RENEWAL - asyncio.get_running_loop().time())
 
     async def _show(self) -> None:
         """Have flows show themselves from time to time, for ever."""

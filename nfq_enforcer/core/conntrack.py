@@ -90,6 +90,7 @@ class Flow:
         "elder",
         "expires",
         "fits",
+        "hidden",
         "key",
         "lifetime",
         "origin",
@@ -123,6 +124,7 @@ class Flow:
         self.reply_origin: Origin | None = None  # known from the first reply on, or before
         self.state = State.NEW
         self.bypass = Bypass.NONE
+        self.hidden = False  # its opener's stamp came from an address that is no endpoint's: a router has changed it
         self.fits = False  # TCP: its SYN passed here, where it was given an MSS that leaves room for a stamp
 
     @property

@@ -20,6 +20,7 @@ from nfq_enforcer.core.judgement import (
     Judgement,
     Refused,
     check_reply,
+    is_hidden,
     judge,
     likely_origin,
     presumed_origin,
@@ -179,8 +180,8 @@ class Enforcer:
         if flow is None or _opens_anew(packet, flow):
             return flow
         if arrival.on_record or (flow.revision != UNJUDGED and flow.state >= State.ANSWERED):
-            presumed = presumed_origin(self.snapshot, arrival.origin, packet.src, flow.origin_of(packet))
-            arrival.origin = _origin(*presumed)
+            expected = flow.origin if flow.hidden and packet.key == flow.key else None
+            arrival.origin = _origin(*presumed_origin(self.snapshot, arrival.origin, packet.src, expected))
         return flow
 
     def _judge_alone(self, arrival: Arrival) -> _Passage:
@@ -298,6 +299,8 @@ class Enforcer:
             self.flows.see(flow, packet.key != flow.key, packet.tcp_flags, arrival.now)
         if flow is not None and judgement is not None and (passage.opens or passage.renews):
             self._settle(flow, judgement)
+            if arrival.stamped and packet.key == flow.key:
+                flow.hidden = is_hidden(self.snapshot, packet.src)
         if flow is not None and passage.answers:
             flow.reply_origin = arrival.origin
         if judgement is None or not (passage.opens or judgement.refused):

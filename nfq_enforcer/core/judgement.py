@@ -123,11 +123,16 @@ def likely_origin(snapshot: Snapshot, opener: bytes, from_host: bool) -> Origin:
     return UNSEEN[0], identity if travels(identity) else None
 
 
+def is_hidden(snapshot: Snapshot, address: bytes) -> bool:
+    """Say whether who sends with a stamp from this address has another: no endpoint is known to have this one."""
+    return snapshot.epoch is not None and not travels(snapshot.ipcache.lookup(address).identity)
+
+
 def presumed_origin(snapshot: Snapshot, origin: Origin, address: bytes, expected: Origin | None) -> Origin:
     """Return where a packet of an established flow comes from, if it need not bear a stamp (see ``bypass``).
 
-    Without one, what another node's endpoint may have sent counts as sent by whom the address belongs to; where that
-    is nobody's (a router on the way has changed it), by whom the flow ``expected`` to send from there.
+    Without one, what another node's endpoint may have sent counts as sent by whom the address belongs to. If that is
+    no endpoint, it is whom the flow has ``expected``, who shows only where a router on the way has changed addresses.
     """
     interface, claim = origin
     if claim is not None or interface not in snapshot.cluster_interfaces or address in snapshot.endpoints:

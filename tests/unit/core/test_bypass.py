@@ -247,6 +247,12 @@ class TestTheOtherNode:
 
         assert refused(one.client_sends(request, None, OPENERS)) is DropReason.POLICY_DENIED
 
+    def test_whose_endpoint_is_gone_is_judged_as_nobody(self, at: Addresses) -> None:
+        one = self._settled(at)
+        one.load(**FROM_CLIENT, ipcache=Ipcache({}, []))
+
+        assert refused(one.client_sends(request, None, OPENERS)) is DropReason.POLICY_DENIED
+
     def test_an_opener_behind_a_router_that_hides_it_is_whom_its_flow_has_been_opened_by(self, at: Addresses) -> None:
         one = Apart(at, **FROM_CLIENT)
         hidden = syn(at.second_node, at.web), request(at.second_node, at.web)
