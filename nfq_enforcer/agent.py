@@ -69,9 +69,7 @@ class Agent:
         )
         self._store = self._make_store()
         self._replica = Replica(self._settings)
-        self._in_force = InForce(
-            self._store, self._replica, self._workers, self._rules, per_flow=config.datapath == "per-flow"
-        )
+        self._in_force = InForce(self._store, self._replica, self._workers, self._rules, config.datapath)
         answers = self._answers()
         self._server = api.Server(Path(config.api.socket), answers.methods())
         listening = config.metrics.listening
@@ -83,7 +81,7 @@ class Agent:
         settings, address = self._settings, self._config.store
         if address.is_memory:
             return MemoryStore(map(Path, self._config.documents), settings)
-        record = NodeRecord(settings.addresses, __version__)
+        record = NodeRecord(settings.addresses, __version__, settings.datapath)
         state = LastState(Path(self._config.state), address.cluster)
         member = Member(settings.name, record, Server(address), state, settings.relevant)
         member.exempt = self._exempt
@@ -221,6 +219,7 @@ def node_settings(config: Config) -> NodeSettings:
         allow_localhost=config.allow_localhost == "always",
         believe_ipcache=config.identity_source == "stamp-or-ipcache",
         relevant=LabelFilter(config.identity_labels),
+        datapath=config.datapath,
     )
 
 

@@ -184,6 +184,7 @@ class Answers:
                 "addresses": [str(address) for address in node.addresses],
                 **_life(heard.get(name) or NodeStatus(name, live=None)),
                 "version": node.version,
+                "datapath": node.datapath,
                 "endpoints": hosted[name],
             }
             for name, node in sorted(directory.nodes.items())

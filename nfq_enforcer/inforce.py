@@ -19,7 +19,7 @@ from nfq_enforcer.core.ipcache import PeerChange
 from nfq_enforcer.dataplane.iptables import Rules
 from nfq_enforcer.dataplane.workers import Workers
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.store.records import Change
+from nfq_enforcer.store.records import Change, NodeRecord
 from nfq_enforcer.store.replica import Replica, View
 from nfq_enforcer.store.source import Store
 
@@ -34,9 +34,9 @@ class InForce:
     """The cluster as this node enforces it, revision by revision."""
 
     def __init__(
-        self, store: Store, replica: Replica, workers: Workers, rules: Rules, *, per_flow: bool = False
+        self, store: Store, replica: Replica, workers: Workers, rules: Rules, datapath: str = "per-packet"
     ) -> None:
-        """Take the parts; nothing is in force yet. ``per_flow``: the kernel shall pass established flows by itself."""
+        """Take the parts; nothing is in force yet. ``datapath`` is as the configuration has it."""
         self._store = store
         self._replica = replica
         self._workers = workers
@@ -46,7 +46,8 @@ class InForce:
         self._unfinished = False  # the last step is not in force everywhere
         self._renewing: asyncio.Task[None] | None = None
         self._showing: asyncio.Task[None] | None = None
-        self._epoch = 1 if per_flow else None
+        self._datapath = datapath
+        self._epoch = 1 if datapath == "per-flow" else None
         self.revision = 0  # the last step that is in force everywhere
         self.view = replica.view(self._number)
 
@@ -94,6 +95,13 @@ class InForce:
         for start in range(0, len(changes), _PART):
             self._replica.apply(changes[start : start + _PART])
             await asyncio.sleep(0)
+        for _, name, record in changes:
+            if isinstance(record, NodeRecord) and record.datapath != self._datapath:
+                _log.warning(
+                    "node %s has datapath '%s', and this one '%s': what one of them no longer stamps, the other "
+                    "refuses; all nodes have to have the same",
+                    *(name, record.datapath, self._datapath),
+                )
 
     async def _put_in_force(self, view: View, *, anew: bool) -> None:
         moves = self._epoch is not None and any(address in self._workers.peers for address, _ in view.peer_changes)

@@ -12,7 +12,7 @@ from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 
 app = typer.Typer(help="Nodes.", no_args_is_help=True)
 
-_COLUMNS = ("NODE", "LIVE", "LAST SEEN", "REVISION", "ENDPOINTS", "ADDRESSES", "VERSION")
+_COLUMNS = ("NODE", "LIVE", "LAST SEEN", "REVISION", "ENDPOINTS", "ADDRESSES", "VERSION", "DATAPATH")
 
 
 _LIVE = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("unknown", "yellow")}  # without the store
@@ -31,5 +31,5 @@ def list_nodes(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
 
 def _row(one: Mapping[str, Any]) -> list[object]:
     live = _LIVE[one["live"]]
-    rest = (one[key] for key in ("last_seen", "revision", "endpoints", "addresses", "version"))
+    rest = (one[key] for key in ("last_seen", "revision", "endpoints", "addresses", "version", "datapath"))
     return [one["name"], live, *rest]

@@ -20,7 +20,8 @@ def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     worker, documents = seen["worker"], seen["documents"]
     yield "node", f"{seen['node']} ({', '.join(seen['addresses']) or 'no address'})"
     yield "stamps believed on", ", ".join(seen["cluster_interfaces"]) or "no interface"
-    yield "enforcement", f"{seen['enforcement']}{', only audited' if seen['audit'] else ''}; fail {seen['fail']}"
+    audited = ", only audited" if seen["audit"] else ""
+    yield "enforcement", f"{seen['enforcement']}{audited}; fail {seen['fail']}; datapath {seen['datapath']}"
     yield "families", ", ".join(seen["families"])
     yield "revision", f"{seen['revision']}: {documents['policies']} policies, {documents['endpoints']} endpoints"
     yield "endpoints here", str(seen["endpoints"])
@@ -39,7 +40,8 @@ def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
     for reason in DropReason:
         if worker[reason]:
             yield f"  {reason}", f"{worker[reason]} ({reason.description})"
-    yield "flows", f"{worker['flows']} open, {worker['flows_evicted']} evicted"
+    left = f", {worker['handed_over']} times left to the kernel" if seen["datapath"] == "per-flow" else ""
+    yield "flows", f"{worker['flows']} open, {worker['flows_evicted']} evicted{left}"
     yield "log", f"{seen['log']['seen']} events, {worker['events_lost']} lost"
 
 

@@ -21,6 +21,10 @@ class Node(Protocol):
     def version(self) -> str:
         """Return the version that it runs."""
 
+    @property
+    def datapath(self) -> str:
+        """Return its datapath, as the configuration has it."""
+
 
 class Endpoint(Protocol):
     """An endpoint, as whoever keeps the cluster has it."""

@@ -74,6 +74,7 @@ def _of_packets(worker: Data) -> Iterator[Family]:
     yield _single("packets_lost_total", "Packets that were queued and have had no verdict.", worker["lost"])
     yield _single("flows", "Open flows.", worker["flows"])
     yield _single("flows_evicted_total", "Flows given up for new ones, the table being full.", worker["flows_evicted"])
+    yield _single("flows_left_to_the_kernel_total", "Verdicts by which it passes a flow.", worker["handed_over"])
     yield _single("events_lost_total", "Events that did not reach the log.", worker["events_lost"])
     yield _single("internal_errors_total", "Packets whose judging failed by a bug.", worker["internal_errors"])
 

@@ -160,8 +160,11 @@ class MemoryStore:
     def _read(self, applied: _Applied) -> tuple[Documents, State]:
         documents = loader.load(self._paths, applied.values())
         enforceable.check(documents.policies)
-        node = {(Kind.NODE, self._settings.name): NodeRecord(self._settings.addresses, __version__)}
+        node = {(Kind.NODE, self._settings.name): self._record()}
         return documents, {**node, **described(documents, self._settings.name, self._settings.relevant)}
+
+    def _record(self) -> NodeRecord:
+        return NodeRecord(self._settings.addresses, __version__, self._settings.datapath)
 
     def _print(self) -> _Print:
         return tuple(mark for path in self._paths for mark in _marks(path))

@@ -35,6 +35,7 @@ class NodeRecord(NamedTuple):
 
     addresses: tuple[Address, ...]  # how other nodes reach it
     version: str = ""  # of nfq_enforcer that it runs
+    datapath: str = "per-packet"  # as its configuration has it
 
 
 class EndpointRecord(NamedTuple):

@@ -45,6 +45,7 @@ class NodeSettings:
     allow_localhost: bool = True
     believe_ipcache: bool = False
     relevant: LabelFilter = field(default_factory=LabelFilter)
+    datapath: str = "per-packet"
 
 
 @dataclass(frozen=True)

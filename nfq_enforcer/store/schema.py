@@ -109,7 +109,8 @@ def is_namespace(key: Key) -> bool:
 
 def encode_node(record: NodeRecord) -> str:
     """Return the value of a node."""
-    return _encode({"addresses": [str(address) for address in record.addresses], "version": record.version})
+    addresses, version, datapath = record
+    return _encode({"addresses": list(map(str, addresses)), "version": version, "datapath": datapath})
 
 
 def encode_identity(labels: Labels) -> str:
@@ -159,7 +160,8 @@ def _dump(data: object) -> str:
 
 
 def _node(_name: str, data: Mapping[str, Any]) -> NodeRecord:
-    return NodeRecord(tuple(map(ip_address, _strings(data["addresses"]))), _string(data["version"]))
+    addresses = tuple(map(ip_address, _strings(data["addresses"])))
+    return NodeRecord(addresses, _string(data["version"]), _string(data.get("datapath", "per-packet")))
 
 
 def _document(name: str, data: Mapping[str, Any]) -> PolicyDocument | Namespace:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer import inforce
+from nfq_enforcer import api, inforce
 from nfq_enforcer.core.ipcache import Ipcache
 from nfq_enforcer.core.packet import parse
 from nfq_enforcer.core.snapshot import Snapshot
@@ -468,7 +468,7 @@ async def in_force() -> AsyncIterator[Enforcing]:
     settings = NodeSettings("n1", (), frozenset(), frozenset())
     store, workers = MemoryStore([], settings), Workers(1, 100, 1000, lambda events: None)
     rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
-    enforcing = InForce(store, Replica(settings), workers, rules, per_flow=True)
+    enforcing = InForce(store, Replica(settings), workers, rules, "per-flow")
     await store.start()
     try:
         await enforcing.begin()
@@ -478,3 +478,20 @@ async def in_force() -> AsyncIterator[Enforcing]:
         await workers.stop()
         await store.stop()
         iptables.remove()
+
+
+def test_a_node_says_that_another_has_another_datapath(make_lab: MakeLab) -> None:
+    lab = make_lab()
+    lab.store.start()
+    for name, node in lab.nodes.items():
+        node.start(datapath="per-packet" if name == "n3" else PER_FLOW)
+        node.wait_until_ready()
+    listed = {one["name"]: one["datapath"] for one in api.call(lab.nodes["n3"].socket, "nodes")}
+    stop_agents(lab)
+
+    assert listed == {"n1": PER_FLOW, "n2": PER_FLOW, "n3": "per-packet"}
+    warning = "node {} has datapath '{}', and this one '{}'"
+    for name in ("n1", "n2"):
+        assert warning.format("n3", "per-packet", PER_FLOW) in lab.nodes[name].log.read_text()
+        assert warning.format(name, PER_FLOW, "per-packet") in lab.nodes["n3"].log.read_text()
+    assert warning.format("n2", PER_FLOW, PER_FLOW) not in lab.nodes["n1"].log.read_text()

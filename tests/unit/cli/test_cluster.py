@@ -15,15 +15,15 @@ IDENTITIES: list[dict[str, Any]] = [
 NODES: list[dict[str, Any]] = [
     {
         **{"name": "n1", "addresses": ["172.16.0.1", "fd00::1"], "live": True, "last_seen": "2026-01-01T00:00:00Z"},
-        **{"revision": 7, "version": "0.1", "endpoints": 2},
+        **{"revision": 7, "version": "0.1", "endpoints": 2, "datapath": "per-flow"},
     },
     {
         **{"name": "n2", "addresses": [], "live": False, "last_seen": None},
-        **{"revision": None, "version": "", "endpoints": 0},
+        **{"revision": None, "version": "", "endpoints": 0, "datapath": ""},
     },
     {
         **{"name": "n3", "addresses": [], "live": None, "last_seen": None},
-        **{"revision": None, "version": "", "endpoints": 0},
+        **{"revision": None, "version": "", "endpoints": 0, "datapath": ""},
     },
 ]
 IPCACHE: list[dict[str, Any]] = [
@@ -49,8 +49,8 @@ def test_identities_are_a_table(run: RunProgram, answering: Answering) -> None:
 
 def test_nodes_are_a_table(run: RunProgram, answering: Answering) -> None:
     assert rows(run("node", "list", "--socket", answering(nodes=NODES).socket)) == [
-        "NODE LIVE LAST SEEN REVISION ENDPOINTS ADDRESSES VERSION",
-        "n1 yes 2026-01-01T00:00:00Z 7 2 172.16.0.1 0.1",
+        "NODE LIVE LAST SEEN REVISION ENDPOINTS ADDRESSES VERSION DATAPATH",
+        "n1 yes 2026-01-01T00:00:00Z 7 2 172.16.0.1 0.1 per-flow",
         "fd00::1",
         "n2 no 0",
         "n3 unknown 0",

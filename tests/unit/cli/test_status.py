@@ -35,6 +35,7 @@ def status(worker: dict[str, Any] | None = None, **changed: Any) -> dict[str, An
         "enforcement": "auto",
         "audit": False,
         "fail": "closed",
+        "datapath": "per-packet",
         "families": ["IPv4", "IPv6"],
         "revision": 3,
         "documents": {"policies": 2, "endpoints": 7},
@@ -63,7 +64,7 @@ def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
     assert done.lines == [
         "node n1 (172.16.0.1, fd00::1)",
         "stamps believed on eth0, eth1",
-        "enforcement auto; fail closed",
+        "enforcement auto; fail closed; datapath per-packet",
         "families IPv4, IPv6",
         "revision 3: 2 policies, 7 endpoints",
         "endpoints here 4",
@@ -73,6 +74,15 @@ def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
         "flows 12 open, 0 evicted",
         "log 15 events, 0 lost",
     ]
+
+
+def test_where_the_kernel_passes_flows_it_is_said_how_often(run: RunProgram, answering: Answering) -> None:
+    seen = status({"handed_over": 7}, datapath="per-flow")
+
+    lines = run("status", "--socket", answering(status=seen).socket).lines
+
+    assert "enforcement auto; fail closed; datapath per-flow" in lines
+    assert "flows 12 open, 0 evicted, 7 times left to the kernel" in lines
 
 
 def test_of_several_workers_each_is_told_behind_what_they_are_together(run: RunProgram, answering: Answering) -> None:
@@ -109,7 +119,7 @@ def test_what_is_out_of_the_ordinary_is_told(run: RunProgram, answering: Answeri
     for line in (
         "node n1 (no address)",
         "stamps believed on no interface",
-        "enforcement auto, only audited; fail closed",
+        "enforcement auto, only audited; fail closed; datapath per-packet",
         "worker queue 100 (netfilterqueue), process None, 2 restarts",
         "worker failure queue 100 is taken by another program",
         "log 15 events, 9 lost",

@@ -19,6 +19,7 @@ ALL, RELEVANT = Labels.parse({"app": "web", "version": "7"}), Labels.parse({"app
 class Host(NamedTuple):
     addresses: tuple[IPv4Address | IPv6Address, ...]
     version: str = "0.1"
+    datapath: str = "per-packet"
 
 
 class Workload(NamedTuple):

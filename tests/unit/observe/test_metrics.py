@@ -18,7 +18,15 @@ WORKER: dict[str, Any] = {
         "failure": None,
         "lost": 4,
     },
-    **{"accepted": 90, "dropped": 5, "events_lost": 6, "internal_errors": 1, "flows": 12, "flows_evicted": 3},
+    **{
+        "accepted": 90,
+        "dropped": 5,
+        "events_lost": 6,
+        "internal_errors": 1,
+        "flows": 12,
+        "flows_evicted": 3,
+        "handed_over": 6,
+    },
     **{reason.value: 0 for reason in DropReason},
     "POLICY_DENIED": 5,
 }
@@ -97,6 +105,7 @@ def test_packets_are_told_by_verdict_and_drops_by_reason() -> None:
             "nfq_enforcer_packets_lost_total": 4,
             "nfq_enforcer_flows": 12,
             "nfq_enforcer_flows_evicted_total": 3,
+            "nfq_enforcer_flows_left_to_the_kernel_total": 6,
             "nfq_enforcer_events_lost_total": 6,
             "nfq_enforcer_internal_errors_total": 1,
         }.items()

@@ -16,7 +16,7 @@ from nfq_enforcer.store.records import EndpointRecord, Kind, NodeRecord, Record,
 from nfq_enforcer.store.schema import Entry, SchemaError, decode
 
 NUMBER = Identity(70_000)
-NODE = NodeRecord((ip_address("192.0.2.1"), ip_address("2001:db8::1")), "1.2.3")
+NODE = NodeRecord((ip_address("192.0.2.1"), ip_address("2001:db8::1")), "1.2.3", "per-flow")
 LABELS = Labels.parse({"app": "web", "container:kind": "a", "empty": ""})
 ENDPOINT = """
 apiVersion: nfq-enforcer.io/v1
@@ -72,6 +72,8 @@ def endpoint(text: str = ENDPOINT) -> EndpointRecord:
 class TestWritten:
     def test_a_node_is_read_as_it_was_written(self) -> None:
         assert decode(Kind.NODE, "n1", schema.encode_node(NODE).encode()) == NODE
+        of_an_older_version = without(NODE_VALUE, "datapath")
+        assert decode(Kind.NODE, "n1", of_an_older_version) == NODE._replace(datapath="per-packet")
 
     def test_labels_of_an_identity_are_read_as_they_were_written(self) -> None:
         assert decode(Kind.IDENTITY, str(NUMBER), schema.encode_identity(LABELS).encode()) == LABELS
