@@ -20,6 +20,7 @@ Params = Mapping[str, Any]
 Method = Callable[[Params], Awaitable[Any] | AsyncIterator[Any]]
 
 _log = logging.getLogger(__name__)
+_GOODBYE = 1.0  # seconds for a client to take what it has been sent, when it is hung up on
 _LIMIT = 1 << 24  # bytes of a line
 TIMEOUT = 10.0  # seconds that a call waits for its answer, unless it says otherwise
 
@@ -72,8 +73,11 @@ class Server:
         except Exception:  # a bug must cost this client its answer, and nobody else anything
             _log.exception("a request to the API failed")
         finally:
-            self._clients.discard(task)
             writer.close()
+            with contextlib.suppress(OSError, TimeoutError):  # who has hung up meanwhile leaves an error to be taken
+                async with asyncio.timeout(_GOODBYE):
+                    await writer.wait_closed()
+            self._clients.discard(task)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -142,6 +142,7 @@ async def test_a_connection_that_policy_no_longer_allows_is_not_learned_as_allow
     assert (await connection.talk(BRIEF)).status == "timeout"
 
 
+@pytest.mark.parametrize("datapath", [Datapath(driver) for driver in DRIVERS], ids=str, indirect=True, scope="module")
 async def test_forged_packets_of_a_learned_connection_are_refused_and_do_not_cut_it(
     lab: Lab, datapath: Datapath
 ) -> None:
