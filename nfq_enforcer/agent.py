@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from nfq_enforcer import __version__, api
 from nfq_enforcer.answers import Answers
 from nfq_enforcer.config import Config
 from nfq_enforcer.core import stamp
-from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.dataplane import iptables
+from nfq_enforcer.dataplane.channel import Events, unpack
 from nfq_enforcer.dataplane.interfaces import Address, host_addresses, mtu
 from nfq_enforcer.dataplane.libraryqueue import DRIVER, LONGEST_COPY
 from nfq_enforcer.dataplane.workers import Workers
@@ -70,6 +71,7 @@ class Agent:
         self._store = self._make_store()
         self._replica = Replica(self._settings)
         self._in_force = InForce(self._store, self._replica, self._workers, self._rules, config.datapath)
+        self._in_force.before_change = self._log.open
         answers = self._answers()
         self._server = api.Server(Path(config.api.socket), answers.methods())
         listening = config.metrics.listening
@@ -161,11 +163,15 @@ class Agent:
         stopped = self._stop.is_set() or self._config.fail == "open"
         return self._rules.only_exempt or (stopped and not self._keep_rules)
 
-    def _on_events(self, events: tuple[FlowEvent, ...]) -> None:
+    def _on_events(self, events: Events) -> None:
+        self._log.add_pack(events.number, partial(self._named, events.packed))
+
+    def _named(self, packed: bytes) -> Iterator[Logged]:
+        """Yield packed events, with the names that hold now."""
         wall = time.time() - time.monotonic()
         directory = self._in_force.view.directory
-        for event in events:
-            self._log.add(Logged(event, directory.ends(event.opening), event.time + wall))
+        for event in unpack(packed):
+            yield Logged(event, directory.ends(event.opening), event.time + wall)
 
     def _warn(self) -> None:
         if len(self._families) == 1:

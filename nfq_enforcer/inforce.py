@@ -13,7 +13,7 @@ from time to time it is done without a cause, so that each flow shows itself, an
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from nfq_enforcer.core.ipcache import PeerChange
 from nfq_enforcer.dataplane.iptables import Rules
@@ -48,6 +48,7 @@ class InForce:
         self._showing: asyncio.Task[None] | None = None
         self._datapath = datapath
         self._epoch = 1 if datapath == "per-flow" else None
+        self.before_change: Callable[[], None] = lambda: None  # called while all is still called what it was
         self.revision = 0  # the last step that is in force everywhere
         self.view = replica.view(self._number)
 
@@ -92,6 +93,7 @@ class InForce:
 
     async def _apply(self, changes: Sequence[Change]) -> None:
         """Tell the replica; here and not in a thread, because the directory is read here, too."""
+        self.before_change()
         for start in range(0, len(changes), _PART):
             self._replica.apply(changes[start : start + _PART])
             await asyncio.sleep(0)

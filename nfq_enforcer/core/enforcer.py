@@ -67,12 +67,7 @@ class Decision(NamedTuple):
 
 
 _ACCEPT = Decision(Verdict.ACCEPT)
-_LEFT_TO_THE_KERNEL = {
-    Bypass.NEVER: _ACCEPT,
-    Bypass.NONE: _ACCEPT,
-    Bypass.OPENER: Decision(Verdict.BYPASS_OPENER),
-    Bypass.FLOW: Decision(Verdict.BYPASS_FLOW),
-}
+_LEFT_TO_THE_KERNEL = _ACCEPT, _ACCEPT, Decision(Verdict.BYPASS_OPENER), Decision(Verdict.BYPASS_FLOW)  # by ``Bypass``
 _ANSWERED, _FLOW = State.ANSWERED, Bypass.FLOW  # looking a member up takes longer than the packet path has
 
 
@@ -208,7 +203,7 @@ class Enforcer:
         passage = _Passage(flow.stamp_on(packet), flow, answers=reply)
         stranger = not reply and origin != flow.origin
         if stranger or flow.revision != self.snapshot.revision:
-            opener = self._opener_of(arrival, flow) if reply else origin
+            opener = self._opener_of(flow, from_host=arrival.outdev is None) if reply else origin
             judgement = self._judge_opener(flow, opener, stranger=stranger)
             mark = judgement.reply_stamp if reply else judgement.stamp
             passage = _Passage(_imprint(mark, packet.key), flow, judgement, renews=True, answers=reply)
@@ -216,11 +211,14 @@ class Enforcer:
             check_reply(self.snapshot, packet.src, packet.dst, flow.to_host, origin)
         return passage
 
-    def _opener_of(self, arrival: Arrival, flow: Flow) -> Origin:
-        """Return where the opener of a flow is to which this packet is a reply."""
-        if flow.origin[0] != UNSEEN[0]:
+    def _opener_of(self, flow: Flow, *, from_host: bool) -> Origin:
+        """Return where the opener of a flow is, of whom there is no packet now; ``from_host``: if it is this host."""
+        interface, opener = flow.origin[0], flow.opening.src
+        if interface == UNSEEN[0]:
+            return likely_origin(self.snapshot, opener, from_host)
+        if self.snapshot.epoch is None or flow.hidden:
             return flow.origin
-        return likely_origin(self.snapshot, arrival.packet.dst, from_host=arrival.outdev is None)
+        return presumed_origin(self.snapshot, (interface, None), opener, None)
 
     def _judge_opener(self, flow: Flow, opener: Origin, *, stranger: bool = False) -> Judgement:
         """Judge the opening of a known flow as if ``opener`` were at it now, who may be a stranger to it.
@@ -254,7 +252,8 @@ class Enforcer:
         mark = _imprint(stamp_toward(self.snapshot, arrival.opening, source), packet.key)
         if flow.revision == self.snapshot.revision:
             return _Passage(mark)
-        return _Passage(mark, flow, self._judge_opener(flow, flow.origin), renews=True)
+        opener = self._opener_of(flow, from_host=flow.origin[0] is None)
+        return _Passage(mark, flow, self._judge_opener(flow, opener), renews=True)
 
     def _forward(self, arrival: Arrival, passage: _Passage) -> Decision:
         """Let the packet go on, with the stamp it shall bear and no other."""

@@ -8,9 +8,10 @@ was sent.
 import pickle
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from nfq_enforcer.core.conntrack import Opening
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.ipcache import Peer, PeerChange
 from nfq_enforcer.dataplane.nfqueue import Numbers
@@ -72,7 +73,23 @@ class Enforced(NamedTuple):
 class Events(NamedTuple):
     """Worker to agent: new flows and drops, oldest first."""
 
-    events: tuple[FlowEvent, ...]
+    number: int
+    packed: bytes  # see ``pack``
+
+
+def pack(events: Iterable[FlowEvent]) -> bytes:
+    """Return events as bytes, for who may never want to look at them.
+
+    They are taken apart before, because a tuple that has a name takes pickle three times as long as one that has none.
+    """
+    plain = [(*event[:4], tuple(event.opening), *event[5:]) for event in events]
+    return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
+
+
+def unpack(packed: bytes) -> Iterator[FlowEvent]:
+    """Yield the events that were packed."""
+    for time, verdict, reason, direction, opening, *rest in pickle.loads(packed):
+        yield FlowEvent(time, verdict, reason, direction, Opening(*opening), *rest)
 
 
 def encode(message: object) -> bytes:

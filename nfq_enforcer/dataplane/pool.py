@@ -11,7 +11,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 
-from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.dataplane.channel import Bound, Decoder, Enforced, Events, Failed, Stop, encode
 from nfq_enforcer.dataplane.counters import Counters
 from nfq_enforcer.dataplane.nfqueue import Numbers
@@ -28,7 +27,7 @@ class WorkerProcess:
     """One worker, or the one that has taken its place; counters go on from one to the next."""
 
     def __init__(
-        self, queues: Numbers, setup: Callable[[], Iterable[bytes]], on_events: Callable[[tuple[FlowEvent, ...]], None]
+        self, queues: Numbers, setup: Callable[[], Iterable[bytes]], on_events: Callable[[Events], None]
     ) -> None:
         """Take the worker's queues, and whom to ask what one that starts is to be sent; nothing is started yet."""
         self.queues = queues  # from the start on, those that the driver has bound
@@ -143,7 +142,7 @@ class WorkerProcess:
 
     async def _hear(self, message: object, bound: "asyncio.Future[None]") -> None:
         if isinstance(message, Events):
-            self._on_events(message.events)
+            self._on_events(message)
         elif isinstance(message, Enforced):
             await self._note(message.revision)
         elif isinstance(message, Bound):

@@ -55,13 +55,14 @@ _TOLD = "NFQE-TOLD"  # signs packets of flows that have had a mark, for us to kn
 _ENDS = "NFQE-ENDS"  # whether an end of the packet is a local endpoint
 _ICMPV6 = "NFQE-ICMPV6"  # lets pass what IPv6 itself needs
 _JUDGED = {"INPUT": "NFQE-INPUT", "FORWARD": "NFQE-FORWARD", "OUTPUT": "NFQE-OUTPUT"}
-_CLAMPED = {"PREROUTING": "NFQE-MSS-IN", "POSTROUTING": "NFQE-MSS-OUT"}
-HOOKS = {"security": _JUDGED, "mangle": _CLAMPED}
+_UNMARK = "NFQE-UNMARK"  # takes off what packets that this host sends may bear of our own marks
+_MANGLED = {"PREROUTING": "NFQE-MSS-IN", "POSTROUTING": "NFQE-MSS-OUT", "OUTPUT": _UNMARK}
+HOOKS = {"security": _JUDGED, "mangle": _MANGLED}
 # Behind what the administrator has in the table that ends with our verdict; before what may end the one that does not.
 _JUMP = {"security": "-A {} -j {}", "mangle": "-I {} 1 -j {}"}
 CHAINS = {
     "security": (*_JUDGED.values(), _MARKED, _SIGNED, _TOLD, _ICMPV6, _ENDS, SOURCES, QUEUE, ERRORS),
-    "mangle": tuple(_CLAMPED.values()),
+    "mangle": tuple(_MANGLED.values()),
 }
 
 _TCP_HEADER, _LONGEST_TCP_HEADER = 20, 60
@@ -93,8 +94,13 @@ def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Co
     ``interfaces`` are those of local endpoints. ``hooked`` has the (table, base chain) pairs whose jump is there.
     """
     chains = {table: [f":{chain} - [0:0]" for chain in CHAINS[table]] for table in CHAINS}
+    unused = {_UNMARK} if rules.epoch is None else set()
     jumps = {
-        table: [_JUMP[table].format(base, chain) for base, chain in HOOKS[table].items() if (table, base) not in hooked]
+        table: [
+            _JUMP[table].format(base, chain)
+            for base, chain in HOOKS[table].items()
+            if (table, base) not in hooked and chain not in unused
+        ]
         for table in HOOKS
     }
     return _tables(
@@ -235,9 +241,13 @@ def _of_epoch(epoch: int | None) -> list[str]:
 
 
 def _unmark(rules: Ruleset) -> list[str]:
-    """Return the rule that takes what we were told by off a packet that leaves."""
+    """Return the rules that keep our marks of packets to ourselves.
+
+    What comes, or is sent here by who may mark his packets (SO_MARK), must not look like what has had its verdict; what
+    leaves shall not show what we were told by.
+    """
     off = f"-m mark ! --mark 0/{marks.FIELD:#x} -j MARK --set-xmark 0/{marks.FIELD:#x}"
-    return [] if rules.epoch is None else [f"-A {_CLAMPED['POSTROUTING']} {off}"]
+    return [] if rules.epoch is None else [f"-A {chain} {off}" for chain in _MANGLED.values()]
 
 
 def _judged(family: Family) -> list[str]:

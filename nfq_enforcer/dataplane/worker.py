@@ -34,6 +34,7 @@ from nfq_enforcer.dataplane.channel import (
     Setup,
     Stop,
     WorkerChannel,
+    pack,
 )
 from nfq_enforcer.dataplane.counters import (
     ACCEPTED,
@@ -239,7 +240,7 @@ class Worker:
     def _report_events(self) -> None:
         while self._events:
             batch = tuple(self._events.popleft() for _ in range(min(_BATCH, len(self._events))))
-            if not self._channel.send(Events(batch)):
+            if not self._channel.send(Events(len(batch), pack(batch))):
                 self._counters.row[EVENTS_LOST] += len(batch)
         self._channel.flush()
 

@@ -12,11 +12,10 @@ from functools import partial
 from itertools import islice
 
 from nfq_enforcer.core import ipcache
-from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.ipcache import Peer, PeerChange
 from nfq_enforcer.core.snapshot import Snapshot
 from nfq_enforcer.dataplane import drivers, libraryqueue
-from nfq_enforcer.dataplane.channel import Peers, Revision, Setup, encode
+from nfq_enforcer.dataplane.channel import Events, Peers, Revision, Setup, encode
 from nfq_enforcer.dataplane.nfqueue import Numbers, in_rows, most_workers
 from nfq_enforcer.dataplane.policymaps import Sent
 from nfq_enforcer.dataplane.pool import WorkerProcess
@@ -40,7 +39,7 @@ class Workers:
         number: int | None,
         first_queue: int,
         maximum_flows: int,
-        on_events: Callable[[tuple[FlowEvent, ...]], None],
+        on_events: Callable[[Events], None],
         *,
         driver: str = drivers.AUTO,
         fail_open: bool = False,

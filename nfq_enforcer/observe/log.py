@@ -1,11 +1,12 @@
 """The flow log: the last flows, kept in memory, and those who follow it as it grows.
 
-A reader that is slow loses flows, and is told how many; nobody waits for a reader.
+A reader that is slow loses flows, and is told how many; nobody waits for a reader. Most flows are never read, so they
+may come in packs, which are opened only when somebody reads them, or when what they are called is about to change.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -46,24 +47,48 @@ class FlowLog(Generic[Entry]):
 
     def __init__(self, kept: int = KEPT) -> None:
         """Start empty."""
+        self._kept = kept
         self._last: deque[Entry] = deque(maxlen=kept)
+        self._packs: deque[tuple[int, Callable[[], Iterable[Entry]]]] = deque()  # younger than those
+        self._packed = 0  # flows in packs
         self._followers: set[Follower[Entry]] = set()
         self.seen = 0
 
     def add(self, flow: Entry) -> None:
         """Enter a flow."""
+        self.open()
         self.seen += 1
         self._last.append(flow)
         for follower in self._followers:
             follower.add(flow)
 
+    def add_pack(self, number: int, unpack: Callable[[], Iterable[Entry]]) -> None:
+        """Enter so many flows, which ``unpack`` gives if anybody wants them."""
+        if self._followers:
+            for flow in unpack():
+                self.add(flow)
+            return
+        self.seen += number
+        self._packs.append((number, unpack))
+        self._packed += number
+        while self._packed - self._packs[0][0] >= self._kept:
+            self._packed -= self._packs.popleft()[0]
+
+    def open(self) -> None:
+        """Open the packs that are kept, so that their flows are called what things are called now."""
+        while self._packs:
+            self._last.extend(self._packs.popleft()[1]())
+        self._packed = 0
+
     def last(self) -> list[Entry]:
         """Return the flows that are kept, oldest first."""
+        self.open()
         return list(self._last)
 
     @contextmanager
     def follow(self) -> Iterator[Follower[Entry]]:
         """Give a follower for as long as it is wanted."""
+        self.open()
         follower: Follower[Entry] = Follower()
         self._followers.add(follower)
         try:

@@ -21,15 +21,16 @@ Each contender has a lab of its own, is loaded once and then measured in turn. T
   judging processes and their children computed meanwhile (`/proc/PID/stat`), by the number of packets that were queued.
   What the kernel does in their name, from the verdict to the next queue or socket, is in it; how much of the machine's
   time was spent in softirqs is in `datapath.json`;
-- **connections** opened and closed one after the other; the server, which accepts and closes, may be 256 behind.
-  Timed is `connect()`;
+- **connections** opened and closed, 16 at a time, and counted; then, for as long, one after the other, and timed from
+  `connect()` until they are open. The server, which accepts and closes, may be 256 behind;
 - **bulk TCP** over one connection.
 
 *At the host*: the endpoint is the host itself (INPUT and OUTPUT). *Forwarded*: both endpoints are behind veths of one
 node. *Stamped*: two nodes, each with a queue; CPU and memory are means over both. *Offloads off*: `tso gso gro off` on
 every interface on the way; what a host itself sends is segmented behind its queue all the same. The rules of the C and
 NetfilterQueue loops queue every packet and keep no state; those of the engine match an ipset, have the kernel keep
-connection state, and queue what has a local endpoint at an end. Memory is PSS."""
+connection state, and queue what has a local endpoint at an end. In the mode per-flow few packets are queued, so CPU a
+packet says little there. Memory is PSS."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,17 @@
 """Large pieces of data that the sender leaves to others to cut (GSO): stamped uncut, whoever cuts them, and intact."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import UPLINK
+from tests.integration.conftest import MakeLab
 from tests.labs import (
     DRIVERS,
     FAMILIES,
@@ -133,6 +136,64 @@ async def test_every_segment_of_it_bears_the_stamp(
     assert {tuple(stamps_on(packet)) for packet in seen} == {(identity,) for identity in owner.values()}
     if offloads == "off":
         assert max(map(length, seen)) <= guarded.topology.mtu
+
+
+@both_families
+async def test_so_it_does_where_a_router_hides_its_sender(guarded: Lab, offloads: str, family: int) -> None:
+    names, unharmed = identities(guarded), Unharmed(guarded, "db3", "n3", "rtr", "n1", "front1")
+    guarded.network.masquerade(True)
+    try:
+        async with guarded.capture() as capture:
+            outcome = await guarded.host("db3").bulk(guarded.address("front1", family), HTTP, SEEN, 3 * PATIENT)
+    finally:
+        guarded.network.masquerade(False)
+
+    assert (outcome.status, outcome.received, outcome.intact) == ("ok", SEEN, True)
+    seen = between(capture, [guarded.address("rtr", family)], [guarded.address("front1", family)])
+    assert sum(map(length, seen)) > SEEN
+    assert {tuple(stamps_on(packet)) for packet in seen} == {(names["db3"],), (names["front1"],)}
+    assert unharmed.since() == {}
+
+
+@pytest.fixture(scope="module")
+def bridged(make_served: MakeLab, datapath: Datapath, runner: asyncio.Runner) -> Lab:
+    """Give a lab in which the endpoints of n1 are behind ports of a bridge, and agents that know it.
+
+    Where the kernel shows a bridge's packets to iptables (br_netfilter), an endpoint's interface is its port.
+    """
+    lab = make_served(memory=True)
+    own = [one for one in lab.topology.endpoints if one.node == "n1"]
+    gateways = lab.topology.machine("n1").interfaces[-1].addresses
+    commands = ["link add br0 type bridge", "link set br0 up"]
+    commands += [f"address flush dev {one.interface}" for one in own]
+    commands += [f"link set {one.interface} master br0" for one in own]
+    commands += [f"address add {gateway} dev br0{' nodad' if gateway.version == 6 else ''}" for gateway in gateways]
+    commands += [f"route replace {address} dev br0" for one in own for address in one.addresses]
+    run_in(lab, "n1", "ip", "-batch", "-", text="\n".join(commands))
+    lab.start_agents(**datapath.settings)
+    if not Path("/proc/sys/net/bridge").exists():
+        documents = lab.topology.endpoint_documents()
+        for one in own:
+            documents = documents.replace(f"interface: {one.interface}\n", "interface: br0\n")
+        runner.run(lab.apply("endpoints", documents))
+    return lab
+
+
+@both_families
+@pytest.mark.parametrize("offloading", ["on", "off"])
+async def test_so_it_does_where_the_endpoints_are_on_a_bridge(bridged: Lab, offloading: str, family: int) -> None:
+    _switch(bridged, offloading)
+    names, unharmed = identities(bridged), Unharmed(bridged, "front1", "n1", "n2", "back2")
+
+    for source, target in (("front1", "back2"), ("back2", "front1")):
+        async with bridged.capture() as capture:
+            outcome = await bridged.host(source).bulk(bridged.address(target, family), HTTP, SEEN, 3 * PATIENT)
+
+        assert (outcome.status, outcome.received, outcome.intact) == ("ok", SEEN, True)
+        seen = between(capture, [bridged.address(source, family)], [bridged.address(target, family)])
+        assert sum(map(length, seen)) > SEEN
+        assert {tuple(stamps_on(packet)) for packet in seen} == {(names["front1"],), (names["back2"],)}
+    assert unharmed.since() == {}
 
 
 @both_families

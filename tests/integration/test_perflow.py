@@ -87,6 +87,19 @@ with socket.socket(int(family), socket.SOCK_DGRAM) as sender:
         sender.sendto(b"nobody answers", (address, 9999))
         time.sleep(0.002)
 """
+SIGN = """
+import socket, sys
+
+family, address, port, mark = sys.argv[1:]
+with socket.socket(int(family), socket.SOCK_STREAM) as asking:
+    asking.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(mark))
+    asking.settimeout(0.5)
+    try:
+        asking.connect((address, int(port)))
+        print("open")
+    except TimeoutError:
+        print("timed out")
+"""
 SINK = """
 import socket, sys
 
@@ -379,6 +392,30 @@ class TestMarks:
             run_in(lab, "n1", "iptables", *(word.format("-D") for word in rule))
 
         assert [line.split("-c ")[1] for line in lines if f"{marks.FIELD:#x}" in line] == ["0 0"]
+
+    async def test_a_packet_that_a_program_has_signed_itself_is_judged_all_the_same(
+        self, shared: Lab, datapath: Datapath
+    ) -> None:
+        """With CAP_NET_RAW, as programs in containers on the host's own network have it, one may do so (socket(7))."""
+        start_all(shared, policy("closed", "monitor", egress=[to_role("frontend")]), **datapath.settings)
+        try:
+            for family in FAMILIES:
+                address = str(shared.address("back2", family))
+                for mark in (marks.SIGNED, marks.FIELD, marks.FROM_REPLIER):
+                    program = ("python3", "-c", SIGN, _number(family), address, str(HTTP), str(mark))
+                    assert run_in(shared, "n3", *program).strip() == "timed out"
+                program = (
+                    "python3",
+                    "-c",
+                    SIGN,
+                    _number(family),
+                    str(shared.address("front1", family)),
+                    str(HTTP),
+                    "7",
+                )
+                assert run_in(shared, "n3", *program).strip() == "open"
+        finally:
+            stop_agents(shared)
 
 
 def retire_marks(namespace: Path) -> None:

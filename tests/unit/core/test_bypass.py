@@ -245,12 +245,14 @@ class TestTheOtherNode:
         changed = {packed(addresses.client): Peer(OTHER, remote=True) for addresses in FAMILIES}
         one.load(**FROM_CLIENT, ipcache=Ipcache(changed, []))
 
+        assert refused(one.web_sends(response, REPLIERS)) is DropReason.POLICY_DENIED
         assert refused(one.client_sends(request, None, OPENERS)) is DropReason.POLICY_DENIED
 
     def test_whose_endpoint_is_gone_is_judged_as_nobody(self, at: Addresses) -> None:
         one = self._settled(at)
         one.load(**FROM_CLIENT, ipcache=Ipcache({}, []))
 
+        assert refused(one.web_sends(response, REPLIERS)) is DropReason.POLICY_DENIED
         assert refused(one.client_sends(request, None, OPENERS)) is DropReason.POLICY_DENIED
 
     def test_an_opener_behind_a_router_that_hides_it_is_whom_its_flow_has_been_opened_by(self, at: Addresses) -> None:
@@ -261,6 +263,7 @@ class TestTheOtherNode:
 
         assert one.node.forward(hidden[1], ETH0, VETH_WEB).verdict is BYPASS_FLOW
         one.load(**FROM_CLIENT)
+        assert accepted(one.node.forward(syn_ack(at.web, at.second_node), VETH_WEB, ETH0, skb=REPLIERS))
         assert accepted(one.node.forward(hidden[1], ETH0, VETH_WEB, skb=OPENERS))
 
     def test_that_has_forgotten_the_flow_finds_it_on_the_kernels_record(self, at: Addresses) -> None:

@@ -25,6 +25,8 @@ from nfq_enforcer.dataplane.channel import (
     Stop,
     WorkerChannel,
     encode,
+    pack,
+    unpack,
 )
 from nfq_enforcer.dataplane.nfqueue import Numbers
 from nfq_enforcer.dataplane.policymaps import Received, Sent
@@ -57,7 +59,7 @@ SNAPSHOT = Snapshot(
 PEERS = {CLIENT: Peer(Identity(500), remote=True)}
 CHANGES = Peers(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
 BOUND = Bound("netlink", Numbers(100, 101, 102))
-MESSAGES = [Stop(), BOUND, Failed("queue 100 is taken"), Enforced(3), Events((EVENT,)), CHANGES, Revision(4)]
+MESSAGES = [Stop(), BOUND, Failed("queue 100 is taken"), Enforced(3), Events(1, pack([EVENT])), CHANGES, Revision(4)]
 
 Pair = tuple[WorkerChannel, socket.socket]
 
@@ -205,3 +207,10 @@ def test_a_worker_learns_from_sending_that_the_agent_is_gone(pair: Pair) -> None
 
     assert channel.closed
     assert channel.send(BOUND)  # to nobody, but that is no reason to wait or to fail
+
+
+def test_events_are_unpacked_as_they_were() -> None:
+    other = EVENT._replace(reason=None, allowed_by=(RULE, RULE), enforced_by=())
+
+    assert list(unpack(pack([EVENT, other]))) == [EVENT, other]
+    assert all(isinstance(event.opening, Opening) for event in unpack(pack([EVENT])))

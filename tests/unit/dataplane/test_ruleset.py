@@ -21,6 +21,7 @@ V4 = """\
 *mangle
 :NFQE-MSS-IN - [0:0]
 :NFQE-MSS-OUT - [0:0]
+:NFQE-UNMARK - [0:0]
 -A NFQE-MSS-IN -i eth0 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1452
 -A NFQE-MSS-OUT -o eth0 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 1452
 -A NFQE-MSS-IN -i eth1 -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --set-mss 8952
@@ -62,6 +63,7 @@ V6 = """\
 *mangle
 :NFQE-MSS-IN - [0:0]
 :NFQE-MSS-OUT - [0:0]
+:NFQE-UNMARK - [0:0]
 -I PREROUTING 1 -j NFQE-MSS-IN
 -I POSTROUTING 1 -j NFQE-MSS-OUT
 COMMIT
@@ -195,8 +197,9 @@ def test_what_the_rules_take_for_an_icmp_error_is_one() -> None:
 def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: Family) -> None:
     rules = Ruleset([Numbers(100, 101, 102)], fail_open=False, cluster_mtus={"eth0": 1500}, epoch=2)
 
-    lines = ruleset.render(rules, family, [], hooked=ALL_HOOKED).splitlines()
+    lines = ruleset.render(rules, family, [], hooked=set()).splitlines()
 
+    assert "-I OUTPUT 1 -j NFQE-UNMARK" in lines
     for chain in ("INPUT", "FORWARD", "OUTPUT"):
         assert next(line for line in lines if f"-A NFQE-{chain} " in line) == f"-A NFQE-{chain} -j NFQE-MARKED"
     assert [line for line in lines if "-A NFQE-QUEUE" in line][:2] == [
@@ -208,8 +211,9 @@ def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: 
         f"{told} ORIGINAL -j MARK --set-xmark 0x10000000/0x70000000",
         f"{told} REPLY -j MARK --set-xmark 0x20000000/0x70000000",
     ]
-    unmark = "-A NFQE-MSS-OUT -m mark ! --mark 0/0x70000000 -j MARK --set-xmark 0/0x70000000"
-    assert next(line for line in lines if "-A NFQE-MSS-OUT" in line) == unmark
+    for chain in ("MSS-IN", "MSS-OUT", "UNMARK"):
+        unmark = f"-A NFQE-{chain} -m mark ! --mark 0/0x70000000 -j MARK --set-xmark 0/0x70000000"
+        assert next(line for line in lines if f"-A NFQE-{chain} " in line) == unmark
     of_epoch = [line for line in ruleset.render_epoch(2).splitlines() if line.startswith("-A")]
     assert [line for line in lines if re.match("-A NFQE-(MARKED|SIGNED) ", line)] == of_epoch
 
@@ -286,10 +290,13 @@ def test_removal_unhooks_first_and_deletes_chains_when_all_are_empty() -> None:
         "*mangle\n"
         "-D PREROUTING -j NFQE-MSS-IN\n"
         "-D POSTROUTING -j NFQE-MSS-OUT\n"
+        "-D OUTPUT -j NFQE-UNMARK\n"
         "-F NFQE-MSS-IN\n"
         "-F NFQE-MSS-OUT\n"
+        "-F NFQE-UNMARK\n"
         "-X NFQE-MSS-IN\n"
         "-X NFQE-MSS-OUT\n"
+        "-X NFQE-UNMARK\n"
         "COMMIT\n"
     )
 

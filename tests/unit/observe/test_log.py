@@ -1,6 +1,7 @@
 """The flow log: it keeps the last flows, and gives new ones to whoever follows without ever waiting for them."""
 
 import asyncio
+from collections.abc import Iterable
 
 from nfq_enforcer.observe import log
 from nfq_enforcer.observe.log import FlowLog
@@ -30,6 +31,74 @@ def test_a_list_of_the_last_flows_stays_as_it_is() -> None:
     flows.add(2)
 
     assert before == [1]
+
+
+class Packs:
+    """Packs of numbers that follow each other, and how many have been opened."""
+
+    def __init__(self, flows: FlowLog[int]) -> None:
+        self.opened = 0
+        self._flows = flows
+        self._next = 0
+
+    def add(self, size: int) -> None:
+        numbers = range(self._next, self._next + size)
+        self._next += size
+        self._flows.add_pack(size, lambda: self._open(numbers))
+
+    def _open(self, numbers: Iterable[int]) -> Iterable[int]:
+        self.opened += 1
+        return numbers
+
+
+def test_a_pack_that_nobody_reads_is_never_opened() -> None:
+    flows = FlowLog[int](kept=10)
+    packs = Packs(flows)
+    for _ in range(100):
+        packs.add(4)
+
+    assert (flows.seen, packs.opened) == (400, 0)
+    assert flows.last() == list(range(390, 400))
+    assert packs.opened == 3
+    assert flows.last() == list(range(390, 400))
+
+
+def test_packs_and_single_flows_are_kept_in_their_order() -> None:
+    flows = FlowLog[int](kept=5)
+    packs = Packs(flows)
+    flows.add(-1)
+    packs.add(2)
+    packs.add(1)
+    flows.add(100)
+
+    assert flows.last() == [-1, 0, 1, 2, 100]
+    packs.add(1)
+    assert flows.last() == [0, 1, 2, 100, 3]
+    assert flows.seen == 6
+
+
+def test_packs_can_be_opened_before_things_change() -> None:
+    flows = FlowLog[str]()
+    name = "before"
+    flows.add_pack(1, lambda: [name])
+    flows.open()
+    name = "after"
+    flows.add_pack(1, lambda: [name])
+
+    assert flows.last() == ["before", "after"]
+
+
+def test_who_follows_gets_what_comes_in_packs_one_by_one() -> None:
+    async def following() -> list[int]:
+        flows = FlowLog[int]()
+        packs = Packs(flows)
+        packs.add(2)
+        with flows.follow() as follower:
+            packs.add(2)
+            got = [await follower.next() for _ in range(2)]
+        return got + flows.last()
+
+    assert asyncio.run(following()) == [2, 3, 0, 1, 2, 3]
 
 
 def test_each_follower_gets_what_comes_while_it_follows() -> None:
