@@ -11,9 +11,9 @@ from time to time it is done without a cause, so that each flow shows itself, an
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 
 from nfq_enforcer.core.ipcache import PeerChange
 from nfq_enforcer.dataplane.iptables import Rules
@@ -28,6 +28,7 @@ _RENEWAL = 1.0  # seconds for which open flows may go by peers that have changed
 _SHOWING = 60.0  # seconds between two times at which flows show themselves that the kernel passes
 _PART = 1000  # changes after which others have a turn
 _AGAIN = 0.15  # seconds until a step that failed is tried again
+_LOOK = 1.0  # seconds until it is looked whether anything has failed
 
 
 class InForce:
@@ -69,9 +70,12 @@ class InForce:
     async def follow(self) -> None:
         """Step whenever the store has something to hand over, for ever."""
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_AGAIN if self._unfinished else None):
+            try:
+                async with asyncio.timeout(_AGAIN if self._unfinished else _LOOK):
                     await self._store.wait()
+            except TimeoutError:
+                if not self._unfinished:
+                    continue
             try:
                 await self.step()
             except NfqError as error:
@@ -86,7 +90,7 @@ class InForce:
                 await self._apply(handed.changes)
                 self.view = await asyncio.to_thread(self._replica.view, self._number)
                 again, self._unfinished = self._unfinished, True
-                await self._put_in_force(self.view, anew=self.view.changed or again)
+                await self._put_in_force(self.view, again=again)
                 self._unfinished = False
                 self.revision = self._number
             self._store.enforced(handed)
@@ -105,18 +109,18 @@ class InForce:
                     *(name, record.datapath, self._datapath),
                 )
 
-    async def _put_in_force(self, view: View, *, anew: bool) -> None:
+    async def _put_in_force(self, view: View, *, again: bool) -> None:
         moves = self._epoch is not None and any(address in self._workers.peers for address, _ in view.peer_changes)
         self._change_peers(view.peer_changes)
-        if not anew:
+        if not (view.changed or again):
             if moves:
-                await self._judge_again()
+                await self._judge_again(again=False)
             return
         # Packets of endpoints that are gone are taken off the queues before these judge without them, and those of new
         # ones are queued when they are known.
         await asyncio.to_thread(self._rules.release, view.snapshot)
-        await self._move()
-        await self._workers.enforce(view.snapshot.renewed(self._number, self._epoch))
+        async with self._new_epoch(again=again) as epoch:
+            await self._workers.enforce(view.snapshot.renewed(self._number, epoch))
         await asyncio.to_thread(self._rules.follow, view.snapshot)
         _log.info("revision %d is in force", self._number)
 
@@ -125,16 +129,24 @@ class InForce:
         if changes and self._renewing is None:
             self._renewing = asyncio.create_task(self._renew())
 
-    async def _move(self) -> None:
-        """Take what the kernel passes by itself back from it, before the workers judge it anew."""
-        if self._epoch is not None:
-            await asyncio.to_thread(self._rules.move, self._epoch + 1)
-            self._epoch += 1
+    @asynccontextmanager
+    async def _new_epoch(self, *, again: bool) -> AsyncIterator[int | None]:
+        """Take what the kernel passes by itself back from it, and give what the workers have to hear of meanwhile.
 
-    async def _judge_again(self) -> None:
+        ``again``: a worker may not have heard of the last epoch, and a mark that it asks for could be taken for one of
+        this. So the kernel passes nothing by itself until all have heard.
+        """
+        if self._epoch is not None:
+            self._epoch += 1
+            await asyncio.to_thread(self._rules.move, None if again else self._epoch)
+        yield self._epoch
+        if self._epoch is not None and again:
+            await asyncio.to_thread(self._rules.move, self._epoch)
+
+    async def _judge_again(self, *, again: bool) -> None:
         """Have open flows judged again, by the same snapshot and the peers that workers have heard of."""
-        await self._move()
-        await self._workers.renew(self._number, self._epoch)
+        async with self._new_epoch(again=again) as epoch:
+            await self._workers.renew(self._number, epoch)
 
     async def _renew(self) -> None:
         await asyncio.sleep(_RENEWAL)
@@ -142,7 +154,7 @@ class InForce:
             self._renewing = None
             self._number += 1
             try:
-                await self._judge_again()
+                await self._judge_again(again=self._unfinished)
             except NfqError as error:
                 self._unfinished = True
                 _log.error("open flows have not been judged again: %s", error)

@@ -86,9 +86,9 @@ class Rules:
             raise
         self._interfaces, self.only_exempt = snapshot.homes, False
 
-    def move(self, epoch: int) -> None:
-        """Take the power from all marks that flows have, at once, and give it to those of this epoch."""
-        if marks.begins_anew(epoch):
+    def move(self, epoch: int | None) -> None:
+        """Take the power from all marks that flows have, at once, and give it to those of this epoch, or to none."""
+        if epoch is not None and marks.begins_anew(epoch):
             self._retire_marks()
         self._restore_epoch(epoch)
 

@@ -7,7 +7,8 @@ and all marks that there are mean nothing any more, without a walk over the flow
 Only a rule can give a flow its mark, so a verdict asks for it: the packet goes through the rules once more (NF_REPEAT)
 with a sign on it (``FIELD`` of its own mark), which a rule takes off again. The sign has the last bit of the epoch that
 its worker judges by. When the rule is replaced first and the workers get their snapshot then, a worker is one epoch
-behind at most, and what it asks for meanwhile is given a mark that is never in force.
+behind, and what it asks for meanwhile is given a mark that is never in force. Until one that is further behind has
+caught up, no mark is in force.
 
 The same bits tell of a packet on its way to us that its flow has had a mark of another epoch, and from which end it is.
 """

@@ -1,7 +1,7 @@
 """The agent's side of a worker: starts it, sends it what it is told, and starts it again when it dies.
 
-A worker that takes another's place begins with all that is to be known by then. One that does not read what it is sent,
-or does not take a revision in time, is stuck: it is killed and replaced.
+A worker that takes another's place begins with all that is to be known by then. One that does not read what it is sent
+is stuck: it is killed and replaced before too much waits for it.
 """
 
 import asyncio
@@ -61,30 +61,18 @@ class WorkerProcess:
             return
         if self._writer.transport.get_write_buffer_size() < _MAX_UNREAD:
             self._writer.write(message)
-        elif self._kill():
+        elif self._process is not None and self._process.returncode is None:
             _log.error("the worker of queue %d does not read what it is sent; it is killed", self.queues.judged)
+            self._process.kill()
             self._writer.transport.abort()
 
-    def _kill(self) -> bool:
-        """Kill the worker, if there is one; another takes its place."""
-        if self._process is None or self._process.returncode is not None:
-            return False
-        self._process.kill()
-        return True
-
     async def taken(self, revision: int) -> None:
-        """Return when every packet is judged by this revision; raise NfqError if that takes too long.
-
-        Nothing is judged by an older one then either: the worker is killed.
-        """
+        """Return when every packet is judged by this revision; raise NfqError if that takes too long."""
         try:
             async with asyncio.timeout(_PATIENCE), self._progress:
                 await self._progress.wait_for(lambda: self._revision >= revision)
         except TimeoutError:
-            self._kill()
-            raise NfqError(
-                f"the worker of queue {self.queues.judged} has not taken revision {revision}; it is killed"
-            ) from None
+            raise NfqError(f"the worker of queue {self.queues.judged} has not taken revision {revision}") from None
 
     async def stop(self) -> None:
         """Have the worker answer what waits and end; one that does not end is killed."""
