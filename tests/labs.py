@@ -49,10 +49,9 @@ class Datapath(NamedTuple):
         return f"{self.driver}-{self.queues}-{self.mode}"
 
 
-DATAPATHS = tuple(
-    Datapath(driver, queues, mode)
-    for mode in MODES
-    for driver, queues in (("netlink", 1), ("netlink", 2), ("netfilterqueue", 1))
+DATAPATHS = (
+    *(Datapath("netlink"), Datapath("netlink", 2), Datapath("netfilterqueue")),
+    *(Datapath("netlink", 2, PER_FLOW), Datapath("netfilterqueue", 1, PER_FLOW)),
 )
 FLOOD = """
 import socket, sys
