@@ -33,7 +33,7 @@ class Arrival:
     now: float
     skb: int  # bits of NFQA_SKB_INFO, see ``offload``, and the two above
     origin: Origin
-    stamped: bool = False
+    stamped: bool = False  # it came with a stamp that is believed
 
     @property
     def segments(self) -> bool:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.conntrack import KnownFlow, State
 from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, flow_key, has_ports, query_key
-from nfq_enforcer.dataplane import marks
+from nfq_enforcer.dataplane import marks, netlink
 
 _NETLINK_NETFILTER = 12  # linux/netlink.h
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
@@ -76,7 +76,7 @@ def retire_marks() -> None:
             change = retirement(body)
             if change is not None:
                 asked.send(change)
-                refused = error(asked.recv(_RECEIVED))
+                refused = netlink.error(asked.recv(_RECEIVED))
                 if refused not in (0, errno.ENOENT):  # gone meanwhile
                     raise OSError(refused, os.strerror(refused))
 
@@ -116,14 +116,6 @@ def messages(received: bytes) -> Iterator[tuple[int, bytes]]:
         at += size + 3 & ~3
 
 
-def error(received: bytes) -> int:
-    """Return the error number by which the kernel answers a message, 0 for done; raise MessageError for others."""
-    if len(received) < _HEADER.size + _ERRNO.size or _HEADER.unpack_from(received)[1] != _ERROR:
-        raise MessageError("not the answer to a message")
-    number: int = _ERRNO.unpack_from(received, _HEADER.size)[0]
-    return -number
-
-
 def retirement(body: bytes) -> bytes | None:
     """Return the message that retires the mark of an entry; None if it has none of ours."""
     entry = _attributes(body[len(_FAMILY) :])
@@ -132,16 +124,12 @@ def retirement(body: bytes) -> bytes | None:
     change = {_ORIGINAL | _NESTED: entry[_ORIGINAL], _MARK: _in_four(marks.EARLIER), _MARK_MASK: _in_four(marks.MASK)}
     if _ZONE in entry:
         change[_ZONE] = entry[_ZONE]
-    data = body[: len(_FAMILY)] + b"".join(_attribute(kind, value) for kind, value in change.items())
+    data = body[: len(_FAMILY)] + b"".join(netlink.attribute(kind, value) for kind, value in change.items())
     return _HEADER.pack(_HEADER.size + len(data), _NEW, _REQUEST | _ACK, 0, 0) + data
 
 
 def _in_four(number: int) -> bytes:
     return number.to_bytes(4, "big")
-
-
-def _attribute(kind: int, data: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data + bytes(-len(data) % 4)
 
 
 def read_flow(body: bytes) -> KnownFlow | None:

@@ -192,8 +192,8 @@ def verdict(queue: bytes, packet: bytes, what: int | Again) -> bytes:
 @lru_cache(maxsize=256)
 def _around_packet(queue: bytes, what: int | Again) -> tuple[bytes, bytes]:
     """Return what is before and behind the packet's id in the verdict on it."""
-    word, tail = (_REPEAT, _attribute(_MARK, _NUMBER.pack(what.mark))) if isinstance(what, Again) else (what, b"")
-    header = _attribute(_VERDICT_HEADER, _NUMBER.pack(word) + bytes(4))
+    word, tail = (_REPEAT, attribute(_MARK, _NUMBER.pack(what.mark))) if isinstance(what, Again) else (what, b"")
+    header = attribute(_VERDICT_HEADER, _NUMBER.pack(word) + bytes(4))
     message = _message(_VERDICT, queue, header + tail)
     place = len(message) - len(tail)
     return message[: place - 4], message[place:]
@@ -201,12 +201,12 @@ def _around_packet(queue: bytes, what: int | Again) -> tuple[bytes, bytes]:
 
 def verdicts_up_to(queue: bytes, packet: bytes) -> bytes:
     """Return the message that accepts all packets that wait in the queue up to this one, with which it ends."""
-    return _message(_BATCH, queue, _attribute(_VERDICT_HEADER, _NUMBER.pack(ACCEPT) + bytes(4)))[:-4] + packet
+    return _message(_BATCH, queue, attribute(_VERDICT_HEADER, _NUMBER.pack(ACCEPT) + bytes(4)))[:-4] + packet
 
 
 def accept_as(queue: bytes, packet: bytes, payload: bytes) -> tuple[bytes, bytes, bytes]:
     """Return, in three parts so that a long payload need not be copied, the verdict that puts bytes in its place."""
-    attributes = _attribute(_VERDICT_HEADER, _NUMBER.pack(ACCEPT) + packet)
+    attributes = attribute(_VERDICT_HEADER, _NUMBER.pack(ACCEPT) + packet)
     attributes += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), _PAYLOAD)
     fill = bytes(-len(payload) % 4)
     return _message(_VERDICT, queue, attributes, more=len(payload) + len(fill)), payload, fill
@@ -223,17 +223,17 @@ def hand_on(number: int, *, bypass: bool = False) -> int:
 def bind(queue: bytes, most_waiting: int, flags: int) -> bytes:
     """Return the message that binds a queue, with these flags; it asks for an answer."""
     attributes = (
-        _attribute(_COMMAND, struct.pack("!BxH", _BIND, 0)),
-        _attribute(_LONGEST_QUEUE, _NUMBER.pack(most_waiting)),
-        _attribute(_MASK, _NUMBER.pack(flags)),
-        _attribute(_FLAGS, _NUMBER.pack(flags)),
+        attribute(_COMMAND, struct.pack("!BxH", _BIND, 0)),
+        attribute(_LONGEST_QUEUE, _NUMBER.pack(most_waiting)),
+        attribute(_MASK, _NUMBER.pack(flags)),
+        attribute(_FLAGS, _NUMBER.pack(flags)),
     )
     return _message(_CONFIG, queue, b"".join(attributes), flags=_REQUEST | _ACK)
 
 
 def copy(queue: bytes, longest: int) -> bytes:
     """Return the message that has the queue send packets, with at most so many bytes of each; until then it drops."""
-    return _message(_CONFIG, queue, _attribute(_PARAMETERS, struct.pack("!IB", longest, _COPY_PACKET)))
+    return _message(_CONFIG, queue, attribute(_PARAMETERS, struct.pack("!IB", longest, _COPY_PACKET)))
 
 
 def _message(kind: int, queue: bytes, attributes: bytes, *, flags: int = _REQUEST, more: int = 0) -> bytes:
@@ -242,7 +242,8 @@ def _message(kind: int, queue: bytes, attributes: bytes, *, flags: int = _REQUES
     return _HEADER.pack(size, kind, flags, 0, 0) + b"\0\0" + queue + attributes
 
 
-def _attribute(kind: int, data: bytes) -> bytes:
+def attribute(kind: int, data: bytes) -> bytes:
+    """Return an attribute, filled up to four bytes."""
     return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data + bytes(-len(data) % 4)
 
 

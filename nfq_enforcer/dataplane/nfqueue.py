@@ -4,8 +4,8 @@ A rule with the target NFQUEUE parks a packet in a numbered queue of the kernel,
 socket that is bound to that number: an id, the interfaces, flags, and as many of its bytes as the socket wants. The
 packet stays where it is until the socket gives a verdict on its id: drop, or accept, perhaps with other bytes in the
 packet's place, go on to another queue, or go through the hook's rules once more (with another mark, so that they do
-something else with it). An accepted packet goes the rest of its way at once, within the system call
-that brings the verdict: that is most of what a packet costs.
+something else with it). An accepted packet goes the rest of its way at once, within the system call that brings the
+verdict: that is most of what a packet costs.
 
 A queue holds so many packets and a socket so many bytes. What comes beyond that is dropped by the kernel, or accepted
 unseen if the queue fails open; so is everything while no socket is bound. When a socket is closed, what waits is

@@ -6,7 +6,7 @@ import pytest
 
 from nfq_enforcer.core.conntrack import KnownFlow, State
 from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP, parse
-from nfq_enforcer.dataplane.ctnetlink import MessageError, error, messages, read_flow, request, retirement
+from nfq_enforcer.dataplane.ctnetlink import MessageError, messages, read_flow, request, retirement
 from nfq_enforcer.dataplane.marks import EARLIER, MASK
 from tests.conntracks import CONFIRMED, DONE, ERROR, NEW, Way, attribute, direction, entry, message
 from tests.nodes import FAMILIES, V4, V6, Addresses
@@ -114,17 +114,6 @@ def test_a_mark_of_ours_is_retired_and_its_other_bits_stay(at: Addresses, mark: 
 @pytest.mark.parametrize("more", [[], [marked(0)], [marked(0xFF)]])
 def test_what_has_no_mark_of_ours_is_left_alone(more: list[bytes]) -> None:
     assert retirement(entry(UDP, Way(V4.client, V4.web, 1, 2), more=more)) is None
-
-
-@pytest.mark.parametrize("number", [0, 1, 2, 95])
-def test_the_kernels_answer_is_an_error_number(number: int) -> None:
-    assert error(message(ERROR, struct.pack("=i", -number) + bytes(16))) == number
-
-
-@pytest.mark.parametrize("received", [b"", message(ERROR, b"")[:16], message(NEW, bytes(20))])
-def test_what_is_no_answer_is_refused(received: bytes) -> None:
-    with pytest.raises(MessageError):
-        error(received)
 
 
 BROKEN = [

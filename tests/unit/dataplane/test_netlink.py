@@ -158,7 +158,7 @@ def test_the_size_of_what_is_to_be_sent_is_known() -> None:
     assert answers.size == 0
 
 
-@pytest.mark.parametrize("errno", [0, 1, 95])
+@pytest.mark.parametrize("errno", [0, 1, 2, 95])
 def test_the_kernels_answer_is_an_error_number(errno: int) -> None:
     assert netlink.error(of_error(errno, netlink.verdict(QUEUE, ID, netlink.DROP))) == errno
 
