@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 
 from nfq_enforcer.errors import BadInput, NfqError
-from nfq_enforcer.lab import hosts as hosts_file
+from nfq_enforcer.lab import inventory as hosts_file
 from nfq_enforcer.lab.demo import Demo
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import list_labs, new_run_id, remove
-from nfq_enforcer.lab.remote import Remote
-from nfq_enforcer.lab.site import Site
+from nfq_enforcer.lab.remote_lab import Site
+from nfq_enforcer.lab.ssh import Remote
 from nfq_enforcer.lab.topology import Topology
 
 app = typer.Typer(help="A lab of three nodes on this host, in network namespaces (root).", no_args_is_help=True)

@@ -10,13 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from nfq_enforcer.core import icmp, stamp
-from nfq_enforcer.core.arrival import OPENERS, Arrival, Interface
-from nfq_enforcer.core.bypass import bypass
-from nfq_enforcer.core.conntrack import UNJUDGED, UNSEEN, Bypass, Conntrack, Flow, Opening, Origin, State
-from nfq_enforcer.core.glance import glance
+from nfq_enforcer.core.context import OPENERS, Arrival, Interface
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.judgement import (
+from nfq_enforcer.core.offload import bypass
+from nfq_enforcer.core.policy_verdict import (
     Judgement,
     Refused,
     check_reply,
@@ -28,13 +25,16 @@ from nfq_enforcer.core.judgement import (
     source_endpoint,
     stamp_toward,
 )
-from nfq_enforcer.core.offload import SEGMENTS
-from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted, reply_key
-from nfq_enforcer.core.policymap import RuleRef
-from nfq_enforcer.core.rewriting import HandOn, press, rewrite
-from nfq_enforcer.core.snapshot import Snapshot
-from nfq_enforcer.core.stamp import Imprint, Stamp, imprint
+from nfq_enforcer.core.rewrite import HandOn, press, rewrite
+from nfq_enforcer.core.tables.conntrack import UNJUDGED, UNSEEN, Bypass, Conntrack, Flow, Opening, Origin, State
+from nfq_enforcer.core.tables.policymap import RuleRef
+from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, PacketError, Verdict
+from nfq_enforcer.core.wire import icmp, stamp
+from nfq_enforcer.core.wire.checksums import SEGMENTS
+from nfq_enforcer.core.wire.fast_parse import glance
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted, reply_key
+from nfq_enforcer.core.wire.stamp import Imprint, Stamp, imprint
 
 _NAMED = 8  # rules that an event names at most
 _ICMP_REPLIES = {ICMP: frozenset({0, 14, 16, 18}), ICMPV6: frozenset({129})}

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nfq_enforcer.core import stamp
-from nfq_enforcer.core.packet import UDP, parse
 from nfq_enforcer.core.verdict import PacketError
-from nfq_enforcer.lab.host import Outcome
-from nfq_enforcer.lab.stage import Stage
+from nfq_enforcer.core.wire import stamp
+from nfq_enforcer.core.wire.packet import UDP, parse
+from nfq_enforcer.lab.base import Stage
 from nfq_enforcer.lab.topology import ENDPOINTS, NODES, ROUTER, WORLD
+from nfq_enforcer.lab.traffic_host import Outcome
 from nfq_enforcer.observe.flow import compact
 
 _TCP_PORTS = (80, 443, 8080)

@@ -7,16 +7,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.core.verdict import FlowVerdict
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.lab.base import Stage, policies
 from nfq_enforcer.lab.capture import Capture
-from nfq_enforcer.lab.host import Host
 from nfq_enforcer.lab.network import Network, new_run_id
 from nfq_enforcer.lab.node import Node
-from nfq_enforcer.lab.stage import Stage, policies
 from nfq_enforcer.lab.store import StoreServer
 from nfq_enforcer.lab.topology import NODES, Topology
+from nfq_enforcer.lab.traffic_host import Host
 
 _PATIENCE = 10.0
 _LOOK = 0.02
@@ -72,7 +72,7 @@ class Lab(Stage):
         """Have each node declare its own endpoints to the store; return when every node knows all of them."""
         for name, node in self.nodes.items():
             files = [("endpoints.yaml", self.topology.endpoint_documents(name))]
-            api.call(node.socket, "apply", files=files)
+            client.call(node.socket, "apply", files=files)
         deadline = time.monotonic() + _PATIENCE
         while any(
             node.status()["documents"]["endpoints"] < len(self.topology.endpoints) for node in self.nodes.values()
@@ -108,10 +108,10 @@ class Lab(Stage):
         node = next(iter(self.nodes.values()))
         kept, gone = policies(now), policies(before)
         if now:
-            _check(api.call(node.socket, "apply", timeout=2 * _PATIENCE, files=[(name, now)], wait=_PATIENCE))
+            _check(client.call(node.socket, "apply", timeout=2 * _PATIENCE, files=[(name, now)], wait=_PATIENCE))
         for namespace, policy in gone - kept:
             parameters = {"namespace": namespace, "name": policy, "wait": _PATIENCE}
-            _check(api.call(node.socket, "delete", timeout=2 * _PATIENCE, **parameters))
+            _check(client.call(node.socket, "delete", timeout=2 * _PATIENCE, **parameters))
 
     async def _await_change(self, file: Path, before: Mapping[str, Any]) -> None:
         try:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from nfq_enforcer.policy import icmp
 from nfq_enforcer.policy.documents import ClusterMetadata, LabelSelector, Metadata, PolicyDocument
 from nfq_enforcer.policy.fields import Cidr, EndPort, PolicyPort, Prefix, is_port_name
-from nfq_enforcer.policy.requests import L7Rules
+from nfq_enforcer.policy.l7_rules import L7Rules
 from nfq_enforcer.policy.validation import Items, Part
 
 MAX_PORTS = 40  # of a toPorts or icmps entry, as upstream

@@ -19,9 +19,9 @@ A port without a protocol is that of TCP, UDP and SCTP; only ``icmps`` and entri
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from nfq_enforcer.core.packet import ICMP, ICMPV6
-from nfq_enforcer.core.policymap import RuleRef
+from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.policy.cilium import (
     CidrRule,
     CiliumPolicy,

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.identity import ANY, HOST, RESERVED, Identity
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.policymap import PORT_BITS, Entry, L7Rule, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.policymap import PORT_BITS, Entry, L7Rule, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.documents import PolicyDocument
-from nfq_enforcer.policy.numbers import Numbers
-from nfq_enforcer.policy.rulebook import NO_PORTS, Giver, Rulebook, Side
+from nfq_enforcer.policy.local_identities import Numbers
 from nfq_enforcer.policy.rules import Block, NamedPort, Opening, Port, PortSet, Rule
+from nfq_enforcer.policy.rules_index import NO_PORTS, Giver, Rulebook, Side
 from nfq_enforcer.policy.selectors import EVERYBODY, Selector, SelectorIndex
 
 

@@ -9,8 +9,8 @@ from itertools import chain, product
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import ANY, Identity
-from nfq_enforcer.core.packet import TCP
-from nfq_enforcer.core.policymap import PolicyMap
+from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.policy.ports import FIRST, LAST, Question, Span, in_words, joined
 from nfq_enforcer.policy.simulation import ECHO, Answer, Pair, Simulation
 

@@ -10,7 +10,7 @@ import json
 import time
 from typing import Any, NamedTuple
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import Node
 from tests.bench import classic
@@ -52,7 +52,7 @@ async def _churned(duration: float, news: float) -> Churn:
         node = lab.nodes[_NODE]
         node.start()
         await asyncio.to_thread(node.wait_until_ready)
-        api.call(node.socket, "apply", timeout=60, files=[("policies.yaml", _policies()), ("own.yaml", _own())])
+        client.call(node.socket, "apply", timeout=60, files=[("policies.yaml", _policies()), ("own.yaml", _own())])
         await asyncio.sleep(_SETTLED)
         return await _measured(lab, node, simulation)
 

@@ -14,18 +14,18 @@ from contextlib import suppress
 from statistics import median
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache, Peer
-from nfq_enforcer.core.packet import TCP
-from nfq_enforcer.core.policymap import Entry, PolicyKey, PolicyMap, RuleRef
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
+from nfq_enforcer.core.tables.policymap import Entry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction
-from nfq_enforcer.dataplane import worker
-from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, encode
-from nfq_enforcer.dataplane.counters import Counters
-from nfq_enforcer.dataplane.nfqueue import Numbers
-from nfq_enforcer.dataplane.policymaps import Named, Sent
-from nfq_enforcer.dataplane.workers import Workers
-from tests.apart import run_apart
+from nfq_enforcer.core.wire.packet import TCP
+from nfq_enforcer.dataplane.queue.protocol import Numbers
+from nfq_enforcer.dataplane.worker import worker
+from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, encode
+from nfq_enforcer.dataplane.worker.counters import Counters
+from nfq_enforcer.dataplane.worker.map_transfer import Named, Sent
+from nfq_enforcer.dataplane.worker.workers import Workers
+from tests.support.apart import run_apart
 
 _PEERS, _IDENTITIES = 100_000, 5_000
 _MESSAGE = 500

@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from statistics import median
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import Node
@@ -18,7 +18,7 @@ from nfq_enforcer.lab.topology import STORE
 from tests.bench.datagrams import Flow, echoed, socket_in
 from tests.bench.processes import memory
 from tests.bench.simulated import Simulation, simulate
-from tests.labs import FRONT_TO_BACK, run_in
+from tests.support.labs import FRONT_TO_BACK, run_in
 
 ENDPOINTS = 100_000
 _NODE, _SOURCE, _TARGET = "n1", "front1", "back1"
@@ -78,7 +78,7 @@ async def _start(node: Node) -> dict[str, float]:
 async def _fall_behind(lab: Lab, node: Node, kinds: int) -> dict[str, float]:
     """Have the stream trimmed while the agent sees nothing of it, and packets flow."""
     declared = lab.topology.endpoint_documents(_NODE)
-    api.call(node.socket, "apply", files=[("endpoints.yaml", declared), ("policy.yaml", FRONT_TO_BACK)])
+    client.call(node.socket, "apply", files=[("endpoints.yaml", declared), ("policy.yaml", FRONT_TO_BACK)])
     before = node.status()["store"]["resyncs"]
     with echoed(lab, _TARGET, _PORT) as to, socket_in(lab, _SOURCE, str(lab.address(_SOURCE))) as sender:
         flow = Flow(sender, to)

@@ -16,17 +16,17 @@ from ipaddress import IPv4Address
 from statistics import quantiles
 from typing import Any
 
+from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord, Placed
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import STORE
-from nfq_enforcer.store import schema
 from nfq_enforcer.store.address import parse
-from nfq_enforcer.store.entries import Entries
-from nfq_enforcer.store.member import COLLECT, GRACE, HEARTBEAT, LEASE, RETIREMENT
-from nfq_enforcer.store.records import EndpointRecord, Kind, NodeRecord, Placed
-from nfq_enforcer.store.redis import RedisStore, Request, Written
-from nfq_enforcer.store.server import Server
+from nfq_enforcer.store.redis import schema
+from nfq_enforcer.store.redis.commands import RedisStore, Request, Written
+from nfq_enforcer.store.redis.connection import Server
+from nfq_enforcer.store.redis.mirror import Entries
+from nfq_enforcer.store.redis.session import COLLECT, GRACE, HEARTBEAT, LEASE, RETIREMENT
 
 _FIRST_ENDPOINT, _FIRST_NODE = IPv4Address("10.64.0.0"), IPv4Address("10.200.0.1")
 _AT_ONCE = 500  # endpoints a step, where many are written at once

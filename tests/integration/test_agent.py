@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 import yaml
 
-from nfq_enforcer.dataplane.nfqueue import MAX_WAITING
+from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.host import Outcome
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.traffic_host import Outcome
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support.labs import (
     BRIEF,
     DNS,
     DRIVERS,

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache
-from nfq_enforcer.core.policymap import PolicyMap
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
-from nfq_enforcer.dataplane import iptables
-from nfq_enforcer.dataplane.nfqueue import Numbers
-from nfq_enforcer.dataplane.ruleset import IPV4, IPV6
+from nfq_enforcer.core.tables.ipcache import Ipcache
+from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.dataplane.queue.protocol import Numbers
+from nfq_enforcer.dataplane.rules import iptables
+from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
 from nfq_enforcer.lab.lab import Lab
-from tests.apart import run_apart
-from tests.labs import (
+from tests.support.apart import run_apart
+from tests.support.labs import (
     BRIEF,
     FAMILIES,
     HTTP,
@@ -33,13 +33,13 @@ from tests.labs import (
     run_in,
     to_role,
 )
-from tests.packets import packed
+from tests.support.packets import packed
 
 STORE = 6379  # nobody listens there, so a client of the world can have it as its own port
 EXEMPT = """
 import sys
 from ipaddress import ip_address
-from nfq_enforcer.dataplane import iptables
+from nfq_enforcer.dataplane.rules import iptables
 
 services = [one.rsplit(",", 1) for one in sys.argv[1:]]
 rules = iptables.Rules(iptables.families(), fail_open=False, cluster_mtus={})

@@ -18,10 +18,10 @@ import pytest
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab import network
 from nfq_enforcer.lab.capture import Capture
-from nfq_enforcer.lab.host import Host, Outcome
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import STATE, Network, find_command, list_labs, new_run_id, remove
 from nfq_enforcer.lab.topology import WORLD, Address, Topology
+from nfq_enforcer.lab.traffic_host import Host, Outcome
 
 HTTP, DNS, CLOSED = 80, 53, 81
 PATIENT = 10.0  # for what is expected to work, however busy the machine is

@@ -11,8 +11,8 @@ _FILL_THEN_LOCK = """
 import subprocess
 from pathlib import Path
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.store.laststate import Entry, LastState
-from nfq_enforcer.store.records import Kind
+from nfq_enforcer.store.redis.last_state import Entry, LastState
+from nfq_enforcer.cluster.records import Kind
 
 def save(state, name, size, **options):
     try:

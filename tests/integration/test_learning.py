@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.core.conntrack import KnownFlow, State
-from nfq_enforcer.core.packet import parse
-from nfq_enforcer.dataplane import ctnetlink
-from nfq_enforcer.lab.host import Connection
+from nfq_enforcer.core.tables.conntrack import KnownFlow, State
+from nfq_enforcer.core.wire.packet import parse
+from nfq_enforcer.dataplane.queue import ctnetlink
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import Node
-from tests.apart import enter
+from nfq_enforcer.lab.traffic_host import Connection
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support.apart import enter
+from tests.support.labs import (
     BRIEF,
     DRIVERS,
     FAMILIES,
@@ -36,7 +36,7 @@ from tests.labs import (
     stop_agents,
     to_role,
 )
-from tests.packets import ACK, PSH, tcp
+from tests.support.packets import ACK, PSH, tcp
 
 BOTH_WAYS_CLOSED = FRONT_TO_BACK + policy("front-out", "frontend", egress=[to_role("backend")])
 DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])

@@ -7,10 +7,10 @@ import warnings
 import pytest
 
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.dataplane import drivers, netlink
-from nfq_enforcer.dataplane.nfqueue import Numbers, backlog
+from nfq_enforcer.dataplane.queue import drivers, netlink
+from nfq_enforcer.dataplane.queue.protocol import Numbers, backlog
 from nfq_enforcer.errors import NfqError
-from tests.apart import run_apart
+from tests.support.apart import run_apart
 
 # No kernel here is without it, so the program has the kernel answer as one that is: a seccomp filter refuses the
 # netlink family of netfilter (seccomp(2); offsets in struct seccomp_data, linux/seccomp.h).
@@ -18,7 +18,7 @@ PROGRAM = """
 import ctypes, platform, struct, sys
 from pathlib import Path
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.dataplane import drivers, nfqueue
+from nfq_enforcer.dataplane.queue import drivers, protocol
 from nfq_enforcer.errors import NfqError
 
 SOCKET = {"x86_64": 41, "aarch64": 198}[platform.machine()]
@@ -42,9 +42,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
 assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buffer(program)) == 0
 
-nfqueue._PROC = Path("/proc/net/netfilter/there_is_none")
+protocol._PROC = Path("/proc/net/netfilter/there_is_none")
 try:
-    queues = nfqueue.Numbers(100, 101, 102)
+    queues = protocol.Numbers(100, 101, 102)
     drivers.bind(sys.argv[1], queues, lambda payload, indev, outdev, skb: Verdict.DROP, fail_open=False)
 except NfqError as error:
     sys.exit(str(error))

@@ -21,11 +21,11 @@ import yaml
 from redis.asyncio import Redis
 
 import nfq_enforcer
-from nfq_enforcer.store.redis import RedisStore
-from nfq_enforcer.store.server import check
-from tests.copies import PATIENCE, Copy, until
-from tests.redis_servers import RedisServer
-from tests.store_steps import take_every_step
+from nfq_enforcer.store.redis.commands import RedisStore
+from nfq_enforcer.store.redis.connection import check
+from tests.support.copies import PATIENCE, Copy, until
+from tests.support.redis_servers import RedisServer
+from tests.support.store_steps import take_every_step
 
 pytestmark = pytest.mark.timeout(600)  # of which the installation of the program takes the most
 

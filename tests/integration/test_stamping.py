@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
 
-from nfq_enforcer.core.packet import parse
+from nfq_enforcer.core.wire.packet import parse
 from nfq_enforcer.lab.capture import Capture
-from nfq_enforcer.lab.host import Outcome
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import Address
+from nfq_enforcer.lab.traffic_host import Outcome
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support.labs import (
     BRIEF,
     DATAPATHS,
     DNS,

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from nfq_enforcer.cluster.records import Kind, NodeRecord
 from nfq_enforcer.core.identity import CLUSTER_MAX, CLUSTER_MIN, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.store import schema
-from nfq_enforcer.store.records import Kind, NodeRecord
-from nfq_enforcer.store.redis import NotJoined, RedisStore, Request
-from nfq_enforcer.store.server import StoreError
-from tests.members import connection, dump, endpoint, held_by, placed, store
-from tests.redis_servers import RedisServer, valkey_server
+from nfq_enforcer.store.redis import schema
+from nfq_enforcer.store.redis.commands import NotJoined, RedisStore, Request
+from nfq_enforcer.store.redis.connection import StoreError
+from tests.support.members import connection, dump, endpoint, held_by, placed, store
+from tests.support.redis_servers import RedisServer, valkey_server
 
 ALLOCATORS, SETS = 50, 1000
 NODE = schema.encode_node(NodeRecord((), "1"))

@@ -12,8 +12,8 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from nfq_enforcer.store.address import HostPort, parse
-from nfq_enforcer.store.redis import RedisStore
-from nfq_enforcer.store.server import (
+from nfq_enforcer.store.redis.commands import RedisStore
+from nfq_enforcer.store.redis.connection import (
     FAILURES,
     PERMISSIONS,
     SENTINEL_PERMISSIONS,
@@ -23,8 +23,16 @@ from nfq_enforcer.store.server import (
     check,
     sentence,
 )
-from tests.redis_servers import LOOPBACK, Certificates, RedisServer, Sentinel, free_port, valkey_server, wait_until
-from tests.store_steps import take_every_step
+from tests.support.redis_servers import (
+    LOOPBACK,
+    Certificates,
+    RedisServer,
+    Sentinel,
+    free_port,
+    valkey_server,
+    wait_until,
+)
+from tests.support.store_steps import take_every_step
 
 SECRET = "geheim-s3cret"
 WRONG = "wr0ng-geheim"

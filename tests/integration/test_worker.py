@@ -13,22 +13,23 @@ from itertools import count
 import pytest
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache, Peer, PeerChange
-from nfq_enforcer.core.packet import UDP
-from nfq_enforcer.core.policymap import Entry, PolicyKey, PolicyMap, RuleRef
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, PeerChange
+from nfq_enforcer.core.tables.policymap import Entry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction
-from nfq_enforcer.dataplane import iptables, pool
-from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, WorkerChannel, encode
-from nfq_enforcer.dataplane.counters import Counters
-from nfq_enforcer.dataplane.nfqueue import Numbers
-from nfq_enforcer.dataplane.policymaps import Named, Received
-from nfq_enforcer.dataplane.ruleset import IPV4
-from nfq_enforcer.dataplane.worker import Worker
-from nfq_enforcer.dataplane.workers import Workers
-from tests.apart import run_apart
-from tests.labs import PATIENT
-from tests.packets import packed
+from nfq_enforcer.core.wire.packet import UDP
+from nfq_enforcer.dataplane.queue.protocol import Numbers
+from nfq_enforcer.dataplane.rules import iptables
+from nfq_enforcer.dataplane.rules.ruleset import IPV4
+from nfq_enforcer.dataplane.worker import process
+from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, WorkerChannel, encode
+from nfq_enforcer.dataplane.worker.counters import Counters
+from nfq_enforcer.dataplane.worker.map_transfer import Named, Received
+from nfq_enforcer.dataplane.worker.worker import Worker
+from nfq_enforcer.dataplane.worker.workers import Workers
+from tests.support.apart import run_apart
+from tests.support.labs import PATIENT
+from tests.support.packets import packed
 
 QUEUE, PORT = 100, 4242
 WEB, ONE, OTHER = "10.0.0.1", "10.0.0.2", "10.0.0.3"
@@ -160,7 +161,7 @@ def test_a_worker_that_dies_amid_changes_is_replaced_by_one_that_has_them_all(ro
 def test_a_worker_that_reads_nothing_is_replaced_before_all_memory_waits_for_it(
     root: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_MAX_UNREAD", 1 << 20)
+    monkeypatch.setattr(process, "_MAX_UNREAD", 1 << 20)
 
     async def scenario() -> tuple[int, bool, bool]:
         async with judged({packed(ONE): ALLOWED}) as one:

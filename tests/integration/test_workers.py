@@ -16,23 +16,23 @@ from typing import NamedTuple
 import pytest
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache
-from nfq_enforcer.core.packet import parse, reply_key
-from nfq_enforcer.core.policymap import PolicyMap
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.tables.ipcache import Ipcache
+from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.dataplane import iptables
-from nfq_enforcer.dataplane.netlinkqueue import NetlinkQueue
-from nfq_enforcer.dataplane.nfqueue import MAX_WAITING, Numbers, backlog, in_rows
-from nfq_enforcer.dataplane.ruleset import IPV4, IPV6
-from nfq_enforcer.dataplane.workers import Workers
+from nfq_enforcer.core.wire.packet import parse, reply_key
+from nfq_enforcer.dataplane.queue.netlink_queue import NetlinkQueue
+from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, Numbers, backlog, in_rows
+from nfq_enforcer.dataplane.rules import iptables
+from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
+from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.host import Host
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import UPLINK, Address
-from tests.apart import enter, run_apart
+from nfq_enforcer.lab.traffic_host import Host
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support.apart import enter, run_apart
+from tests.support.labs import (
     BACKENDS,
     BRIEF,
     CLOSED,
@@ -58,16 +58,16 @@ from tests.labs import (
     stop_agents,
     until,
 )
-from tests.packets import packed
+from tests.support.packets import packed
 
 ELSEWHERE = ("front2", "back2", "front3", "db3", "n3", "world")
 FIRST = 100  # number of a queue
 NOTHING = Snapshot(1, {}, Ipcache({}))
 REFUSED = """
 import runpy
-from nfq_enforcer.dataplane import netlink
+from nfq_enforcer.dataplane.queue import netlink
 netlink.GSO = 1 << 20
-runpy.run_module("nfq_enforcer.dataplane.worker", run_name="__main__", alter_sys=True)
+runpy.run_module("nfq_enforcer.dataplane.worker.worker", run_name="__main__", alter_sys=True)
 """
 SERVICE = 8088  # a port that nobody listens on, but where NAT says so
 

@@ -11,17 +11,17 @@ from typing import NamedTuple
 
 import pytest
 
-from nfq_enforcer.core.arrival import OPENERS, REPLIERS, Interface
-from nfq_enforcer.core.conntrack import Bypass, Conntrack
+from nfq_enforcer.core.context import OPENERS, REPLIERS, Interface
 from nfq_enforcer.core.enforcer import Enforcer
 from nfq_enforcer.core.identity import WORLD, Identity
-from nfq_enforcer.core.ipcache import Ipcache, Peer
-from nfq_enforcer.core.packet import TCP, UDP, parse, reply_key
-from nfq_enforcer.core.policymap import PORT_BITS, Entry, PolicyKey, PolicyMap
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.tables.conntrack import Bypass, Conntrack
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
+from nfq_enforcer.core.tables.policymap import PORT_BITS, Entry, PolicyKey, PolicyMap
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, Verdict
-from tests.nodes import rule
-from tests.packets import ACK, PSH, SYN, datagram, identity_on, packed, tcp
+from nfq_enforcer.core.wire.packet import TCP, UDP, parse, reply_key
+from tests.support.nodes import rule
+from tests.support.packets import ACK, PSH, SYN, datagram, identity_on, packed, tcp
 
 ROUNDS, STEPS = 60, 600
 CLUSTER, UPLINK = Interface("eth0", 1500), Interface("wan0", 1500)

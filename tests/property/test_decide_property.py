@@ -7,12 +7,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_enforcer.core.conntrack import KnownFlow, State
 from nfq_enforcer.core.enforcer import Decision
-from nfq_enforcer.core.packet import TCP, UDP, parse
+from nfq_enforcer.core.tables.conntrack import KnownFlow, State
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
-from tests.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
-from tests.packets import (
+from nfq_enforcer.core.wire.packet import TCP, UDP, parse
+from tests.support.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
+from tests.support.packets import (
     error,
     fin,
     ip,

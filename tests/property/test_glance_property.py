@@ -3,15 +3,15 @@
 from random import Random
 from typing import Any
 
-from nfq_enforcer.core.conntrack import Conntrack, KnownFlow, State
 from nfq_enforcer.core.enforcer import Decision
-from nfq_enforcer.core.glance import glance
 from nfq_enforcer.core.identity import travels
-from nfq_enforcer.core.packet import TCP, UDP, checksum, parse
-from nfq_enforcer.core.stamp import read
+from nfq_enforcer.core.tables.conntrack import Conntrack, KnownFlow, State
 from nfq_enforcer.core.verdict import Verdict
-from tests.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
-from tests.packets import (
+from nfq_enforcer.core.wire.fast_parse import glance
+from nfq_enforcer.core.wire.packet import TCP, UDP, checksum, parse
+from nfq_enforcer.core.wire.stamp import read
+from tests.support.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
+from tests.support.packets import (
     Build,
     error,
     fin,

@@ -6,9 +6,9 @@ from contextlib import suppress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_enforcer.dataplane import netlink
-from nfq_enforcer.dataplane.netlink import Answers, MessageError, Packets
-from tests import netlink as kernel
+from nfq_enforcer.dataplane.queue import netlink
+from nfq_enforcer.dataplane.queue.netlink import Answers, MessageError, Packets
+from tests.support import netlink as kernel
 
 NUMBER = st.integers(0, 2**32 - 1)
 PORT = st.sampled_from((1, 2, 3, 2**31))

@@ -20,9 +20,9 @@ from scapy.layers.inet6 import (
 from scapy.layers.sctp import SCTP
 
 from nfq_enforcer.core.identity import CLUSTER_MAX, CLUSTER_MIN, Identity
-from nfq_enforcer.core.packet import Packet, checksum, parse, parse_quoted, reply_key
-from nfq_enforcer.core.stamp import Stamp, imprint, read, strip, write
 from nfq_enforcer.core.verdict import PacketError
+from nfq_enforcer.core.wire.packet import Packet, checksum, parse, parse_quoted, reply_key
+from nfq_enforcer.core.wire.stamp import Stamp, imprint, read, strip, write
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import api
 from nfq_enforcer.cli.main import main
 
 NOBODY = 65534

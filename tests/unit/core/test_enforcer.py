@@ -5,16 +5,16 @@ from ipaddress import ip_network
 
 import pytest
 
-from nfq_enforcer.core import stamp
-from nfq_enforcer.core.conntrack import State
 from nfq_enforcer.core.enforcer import Decision
 from nfq_enforcer.core.identity import HOST, LOCAL, REMOTE_NODE, WORLD, Identity
-from nfq_enforcer.core.ipcache import Ipcache, Peer, Prefixes
-from nfq_enforcer.core.l7 import HttpMatch
-from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, UDP, parse, parse_quoted
-from nfq_enforcer.core.policymap import Entry, L7Rule, PolicyKey, PolicyMap
+from nfq_enforcer.core.tables.conntrack import State
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, Prefixes
+from nfq_enforcer.core.tables.l7 import HttpMatch
+from nfq_enforcer.core.tables.policymap import Entry, L7Rule, PolicyKey, PolicyMap
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, Verdict
-from tests.nodes import (
+from nfq_enforcer.core.wire import stamp
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, UDP, parse, parse_quoted
+from tests.support.nodes import (
     CLIENT,
     DB,
     ETH0,
@@ -34,7 +34,7 @@ from tests.nodes import (
     refused,
     rule,
 )
-from tests.packets import (
+from tests.support.packets import (
     ACK,
     FIN,
     RST,

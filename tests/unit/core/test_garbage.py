@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from nfq_enforcer.core.identity import WORLD
-from nfq_enforcer.core.packet import TCP
-from tests.nodes import ETH0, FAMILIES, VETH_WEB, Node
-from tests.packets import ACK, FIN, error, ping, pong, rst, stamped, syn, tcp, udp
+from nfq_enforcer.core.wire.packet import TCP
+from tests.support.nodes import ETH0, FAMILIES, VETH_WEB, Node
+from tests.support.packets import ACK, FIN, error, ping, pong, rst, stamped, syn, tcp, udp
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 
-from nfq_enforcer.core.l7 import HttpRequest
-from nfq_enforcer.core.policymap import Outcome
+from nfq_enforcer.core.tables.l7 import HttpRequest
+from nfq_enforcer.core.tables.policymap import Outcome
 from nfq_enforcer.policy.compiler import Enforcement
-from tests.clusters import CILIUM, CLUSTERWIDE, DB, EVERYBODY, WEB, World
+from tests.support.clusters import CILIUM, CLUSTERWIDE, DB, EVERYBODY, WEB, World
 
 NOBODY, ALL = [False] * 5, [True] * 5
 

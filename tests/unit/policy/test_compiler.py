@@ -5,7 +5,7 @@ import yaml
 
 from nfq_enforcer.core.identity import ANY, HOST, INIT, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.policymap import PORT_BITS, Entry, PolicyKey, RuleRef
+from nfq_enforcer.core.tables.policymap import PORT_BITS, Entry, PolicyKey, RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, CiliumPolicy
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
