@@ -19,8 +19,8 @@ from typing import Any
 from nfq_enforcer import __version__
 from nfq_enforcer.agent import api
 from nfq_enforcer.agent.config import Config
-from nfq_enforcer.agent.handlers import Answers
-from nfq_enforcer.agent.reconciler import InForce
+from nfq_enforcer.agent.handlers import Handlers
+from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.cluster.records import NodeRecord
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.cluster.source import Store
@@ -35,11 +35,11 @@ from nfq_enforcer.errors import BadInput
 from nfq_enforcer.observe.exporter import Exporter
 from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.log import FlowLog
-from nfq_enforcer.store.files import MemoryStore
-from nfq_enforcer.store.redis.connection import Server
+from nfq_enforcer.store.files import FileStore
+from nfq_enforcer.store.redis.connection import Connection
 from nfq_enforcer.store.redis.last_state import LastState
-from nfq_enforcer.store.redis.session import Member
-from nfq_enforcer.store.redis.store import SharedStore
+from nfq_enforcer.store.redis.session import Session
+from nfq_enforcer.store.redis.store import RedisStore
 
 _log = logging.getLogger(__name__)
 _LEAST_IPV6_MTU = 1280  # RFC 8200 section 5
@@ -71,10 +71,10 @@ class Agent:
         )
         self._store = self._make_store()
         self._replica = Replica(self._settings)
-        self._in_force = InForce(self._store, self._replica, self._workers, self._rules, config.datapath)
-        self._in_force.before_change = self._log.open
+        self._reconciler = Reconciler(self._store, self._replica, self._workers, self._rules, config.datapath)
+        self._reconciler.before_change = self._log.open
         answers = self._answers()
-        self._server = api.Server(Path(config.api.socket), answers.methods())
+        self._server = api.ApiServer(Path(config.api.socket), answers.methods())
         listening = config.metrics.listening
         self._exporter = Exporter(*listening, answers.metrics) if listening else None
         self._stop = asyncio.Event()
@@ -83,25 +83,25 @@ class Agent:
     def _make_store(self) -> Store:
         settings, address = self._settings, self._config.store
         if address.is_memory:
-            return MemoryStore(map(Path, self._config.documents), settings)
+            return FileStore(map(Path, self._config.documents), settings)
         record = NodeRecord(settings.addresses, __version__, settings.datapath)
         state = LastState(Path(self._config.state), address.cluster)
-        member = Member(settings.name, record, Server(address), state, settings.relevant)
+        member = Session(settings.name, record, Connection(address), state, settings.relevant)
         member.exempt = self._exempt
-        return SharedStore(member)
+        return RedisStore(member)
 
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
         self._exempting = asyncio.create_task(asyncio.to_thread(self._rules.exempt, addresses))
         await asyncio.shield(self._exempting)  # what has begun to change rules goes on, whoever waits for it
 
-    def _answers(self) -> Answers:
-        return Answers(
+    def _answers(self) -> Handlers:
+        return Handlers(
             self._config,
             self._settings,
             self._families,
             self._store,
             self._replica,
-            self._in_force,
+            self._reconciler,
             self._workers,
             self._rules,
             self._log,
@@ -126,7 +126,7 @@ class Agent:
         finally:
             if self._exporter:
                 await self._exporter.stop()
-            await self._in_force.end()
+            await self._reconciler.end()
             await self._workers.stop()
             await self._server.stop()
 
@@ -141,10 +141,10 @@ class Agent:
                 await asyncio.to_thread(iptables.remove)
 
     async def _judge(self) -> None:
-        await self._in_force.begin()
+        await self._reconciler.begin()
         self._warn_of_long_packets()
         _say_ready()
-        await self._unless_stopped(self._in_force.follow())
+        await self._unless_stopped(self._reconciler.follow())
 
     async def _unless_stopped(self, doing: Coroutine[Any, Any, None]) -> bool:
         """Do something until it is done or this agent is told to stop; say whether it was done."""
@@ -170,7 +170,7 @@ class Agent:
     def _named(self, packed: bytes) -> Iterator[Logged]:
         """Yield packed events, with the names that hold now."""
         wall = time.time() - time.monotonic()
-        directory = self._in_force.view.directory
+        directory = self._reconciler.view.directory
         for event in unpack(packed):
             yield Logged(event, directory.ends(event.opening), event.time + wall)
 

@@ -24,7 +24,7 @@ _GOODBYE = 1.0  # seconds for a client to take what it has been sent, when it is
 _LIMIT = 1 << 24  # bytes of a line
 
 
-class Server:
+class ApiServer:
     """Answers requests with the methods it is given."""
 
     def __init__(self, path: Path, methods: Mapping[str, Method]) -> None:

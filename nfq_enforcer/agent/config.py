@@ -120,7 +120,7 @@ class _Section(Part):
     model_config = ConfigDict(alias_generator=str, validate_default=True, hide_input_in_errors=True)
 
 
-class Node(_Section):
+class NodeSection(_Section):
     """This node, as the others know it; what is not given is read off the host."""
 
     # the host's own word for itself is taken as it is: a name that no document can bear must not stop the program
@@ -177,7 +177,7 @@ class Logging(_Section):
 class Config(_Section):
     """The whole configuration, with its defaults."""
 
-    node: Node = Field(default_factory=Node)
+    node: NodeSection = Field(default_factory=NodeSection)
     # a default is not validated again, and what is dumped is without the password
     store: Annotated[StoreAddress, PlainValidator(_store), PlainSerializer(str)] = Field(MEMORY, validate_default=False)
     state: Annotated[str, AfterValidator(_folder)] = "/var/lib/nfq-enforcer"  # where the last known state is kept

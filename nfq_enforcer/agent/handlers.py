@@ -9,13 +9,13 @@ from typing import Any
 from nfq_enforcer import __version__
 from nfq_enforcer.agent import api
 from nfq_enforcer.agent.config import Config
-from nfq_enforcer.agent.reconciler import InForce
+from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.cluster.source import Applied, NodeStatus, Store
 from nfq_enforcer.core.identity import RESERVED
 from nfq_enforcer.dataplane.queue.protocol import backlog
 from nfq_enforcer.dataplane.rules.iptables import Rules
-from nfq_enforcer.dataplane.rules.ruleset import Family
+from nfq_enforcer.dataplane.rules.ruleset import AddressFamily
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.observe import flow as flows
@@ -23,22 +23,22 @@ from nfq_enforcer.observe import metrics
 from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.policy.loader import File
-from nfq_enforcer.store.redis.store import SharedStore
+from nfq_enforcer.store.redis.store import RedisStore
 from nfq_enforcer.text import utc_time
 
 _MOST_PATIENCE = 600.0  # seconds that a load may wait for other nodes
 
 
 @dataclass
-class Answers:
+class Handlers:
     """The agent's parts, as far as answers come from them."""
 
     config: Config
     settings: NodeSettings
-    families: tuple[Family, ...]
+    families: tuple[AddressFamily, ...]
     store: Store
     replica: Replica
-    in_force: InForce
+    reconciler: Reconciler
     workers: Workers
     rules: Rules
     log: FlowLog[Logged]
@@ -66,7 +66,7 @@ class Answers:
 
     async def status(self, _params: api.Params) -> dict[str, Any]:
         """Return what the agent enforces and how it fares."""
-        view, directory = self.in_force.view, self.in_force.view.directory
+        view, directory = self.reconciler.view, self.reconciler.view.directory
         return {
             "version": __version__,
             "node": self.settings.name,
@@ -78,7 +78,7 @@ class Answers:
             "fail": self.config.fail,
             "datapath": self.config.datapath,
             "families": [f"IPv{family.version}" for family in self.families],
-            "revision": self.in_force.revision,
+            "revision": self.reconciler.revision,
             "compilations": view.compilations,
             "documents": {"policies": len(view.policies), "endpoints": len(directory)},
             "refused": self._refused(),
@@ -124,7 +124,7 @@ class Answers:
             for worker in self.workers.each
         ]
 
-    async def metrics(self) -> list[metrics.Family]:
+    async def metrics(self) -> list[metrics.MetricFamily]:
         """Return the figures for Prometheus."""
         return metrics.families(await self.status({}), await self.nodes({}))
 
@@ -157,12 +157,12 @@ class Answers:
                 "interface": endpoint.interface,
                 "document": self.replica.endpoints[f"{endpoint.namespace}/{endpoint.name}"].written(),
             }
-            for endpoint in self.in_force.view.directory
+            for endpoint in self.reconciler.view.directory
         ]
 
     async def identities(self, _params: api.Params) -> list[dict[str, Any]]:
         """Return every identity: the reserved, the cluster's and those of this node's prefixes."""
-        directory = self.in_force.view.directory
+        directory = self.reconciler.view.directory
         having = Counter(endpoint.identity for endpoint in self.replica.endpoints.values())
         known = {**RESERVED, **directory.identities, **directory.cidrs}
         return [
@@ -177,7 +177,7 @@ class Answers:
 
     async def nodes(self, _params: api.Params) -> list[dict[str, Any]]:
         """Return every node, and whether it has been heard of lately."""
-        directory = self.in_force.view.directory
+        directory = self.reconciler.view.directory
         hosted = Counter(endpoint.node for endpoint in self.replica.endpoints.values())
         heard = {one.name: one for one in await self.store.enforced_by(0, 0)}
         return [
@@ -194,7 +194,7 @@ class Answers:
 
     async def ipcache(self, _params: api.Params) -> list[dict[str, Any]]:
         """Return who has which address."""
-        directory = self.in_force.view.directory
+        directory = self.reconciler.view.directory
         return [
             {
                 "address": known.address,
@@ -216,7 +216,7 @@ class Answers:
                 "origin": policy.origin,
                 "document": policy.written,
             }
-            for policy in self.in_force.view.policies
+            for policy in self.reconciler.view.policies
         ]
 
     async def apply(self, params: api.Params) -> dict[str, Any]:
@@ -227,27 +227,27 @@ class Answers:
             raise BadInput("files must be a list of pairs: a name, and the text of the documents") from None
         patience = _patience(params)
         applied = await self.store.apply(files)
-        await self.in_force.step()
+        await self.reconciler.step()
         return {**_applied(applied), **await self._reached(patience)}
 
     async def delete(self, params: api.Params) -> dict[str, Any]:
         """Take back an applied policy; return when it is out of force."""
         patience = _patience(params)
         await self.store.delete_policy(str(params.get("namespace", "")), str(params.get("name", "")))
-        await self.in_force.step()
+        await self.reconciler.step()
         return await self._reached(patience)
 
     async def delete_endpoints(self, params: api.Params) -> dict[str, Any]:
         """Take endpoints out; return which there were when they are out of force."""
         names = [str(name) for name in params.get("names", ())]
         deleted = await self.store.delete_endpoints(names)
-        await self.in_force.step()
+        await self.reconciler.step()
         return {"deleted": deleted, "missing": [name for name in names if name not in deleted]}
 
     async def _reached(self, patience: float) -> dict[str, Any]:
         """Return the revision in force: the one that the nodes agree on, where there is one."""
         agreed = self.store.revision
-        reached: dict[str, Any] = {"revision": self.in_force.revision if agreed is None else agreed}
+        reached: dict[str, Any] = {"revision": self.reconciler.revision if agreed is None else agreed}
         if patience and agreed is not None:
             nodes = await self.store.enforced_by(agreed, patience)
             reached["nodes"] = [
@@ -268,7 +268,7 @@ class Answers:
     async def store_import(self, params: api.Params) -> dict[str, Any]:
         """Give what was exported to the store."""
         imported = await self._shared().take_in(params.get("entries", ()))
-        await self.in_force.step()
+        await self.reconciler.step()
         return imported
 
     async def store_gc(self, params: api.Params) -> dict[str, Any]:
@@ -279,8 +279,8 @@ class Answers:
         collected = await self._shared().collect(grace)
         return {**collected._asdict(), "nodes": list(collected.nodes)}
 
-    def _shared(self) -> SharedStore:
-        if not isinstance(self.store, SharedStore):
+    def _shared(self) -> RedisStore:
+        if not isinstance(self.store, RedisStore):
             raise BadInput("this agent has no store but its own memory (store: memory:)")
         return self.store
 

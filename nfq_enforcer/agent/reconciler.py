@@ -31,7 +31,7 @@ _AGAIN = 0.15  # seconds until a step that failed is tried again
 _LOOK = 1.0  # seconds until it is looked whether anything has failed
 
 
-class InForce:
+class Reconciler:
     """The cluster as this node enforces it, revision by revision."""
 
     def __init__(
@@ -56,14 +56,14 @@ class InForce:
     async def begin(self) -> None:
         """Put the store's first state in force: first who judges, then the rules that hand packets over."""
         await self._store.wait()
-        handed = self._store.take()
+        handed = self._store.poll()
         await self._apply(handed.changes)
         self.view = await asyncio.to_thread(self._replica.view, self._number)
         snapshot = self.view.snapshot.renewed(self._number, self._epoch)
         await self._workers.start(snapshot, self._replica.peers)
         await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
         self.revision = self._number
-        self._store.enforced(handed)
+        self._store.acknowledge(handed)
         if self._epoch is not None:
             self._showing = asyncio.create_task(self._show())
 
@@ -84,7 +84,7 @@ class InForce:
     async def step(self) -> None:
         """Put in force what the store hands over; raise NfqError if it is not in force everywhere now."""
         async with self._stepping:
-            handed = self._store.take()
+            handed = self._store.poll()
             if handed.changes or self._unfinished:
                 self._number += 1
                 await self._apply(handed.changes)
@@ -93,7 +93,7 @@ class InForce:
                 await self._put_in_force(self.view, again=again)
                 self._unfinished = False
                 self.revision = self._number
-            self._store.enforced(handed)
+            self._store.acknowledge(handed)
 
     async def _apply(self, changes: Sequence[Change]) -> None:
         """Tell the replica; here and not in a thread, because the directory is read here, too."""

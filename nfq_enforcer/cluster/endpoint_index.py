@@ -35,7 +35,7 @@ class _Sort(NamedTuple):
     ports: PortSet
 
 
-class Noted(NamedTuple):
+class IndexChanges(NamedTuple):
     """What has changed."""
 
     touched: Mapping[bytes, Peer | None]  # addresses about which anything was said, and the peers they had before
@@ -43,7 +43,7 @@ class Noted(NamedTuple):
     ports: bool  # what endpoints of some identity have names for
 
 
-class Roster:
+class EndpointIndex:
     """Nodes and endpoints, as the node of this name sees them."""
 
     def __init__(self, node: str) -> None:
@@ -103,9 +103,9 @@ class Roster:
         others = {address: _remote(one.identity) for address, one in self.owners.items() if address not in self.local}
         return dict.fromkeys(self._hosts, _NODE) | others
 
-    def noted(self) -> Noted:
+    def noted(self) -> IndexChanges:
         """Return what has changed since that was last forgotten."""
-        return Noted(self._touched, self._local_changed, self._ports_changed)
+        return IndexChanges(self._touched, self._local_changed, self._ports_changed)
 
     def forget(self) -> None:
         """Note anew from here on."""

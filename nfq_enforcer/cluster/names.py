@@ -10,7 +10,7 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.conntrack import Opening
 
 
-class Node(Protocol):
+class NodeView(Protocol):
     """A node, as whoever keeps the cluster has it."""
 
     @property
@@ -26,7 +26,7 @@ class Node(Protocol):
         """Return its datapath, as the configuration has it."""
 
 
-class Endpoint(Protocol):
+class EndpointView(Protocol):
     """An endpoint, as whoever keeps the cluster has it."""
 
     @property
@@ -91,16 +91,16 @@ class KnownAddress(NamedTuple):
     endpoint: str  # namespace/name; empty: the node itself
 
 
-class Directory:
+class Names:
     """What things are called now: a live look at what its owner keeps, not a copy."""
 
     def __init__(
         self,
         node: str,
         identities: Mapping[Identity, Labels],
-        nodes: Mapping[str, Node],
-        endpoints: Mapping[str, Endpoint],
-        owners: Mapping[bytes, Endpoint],
+        nodes: Mapping[str, NodeView],
+        endpoints: Mapping[str, EndpointView],
+        owners: Mapping[bytes, EndpointView],
         all_labels: Callable[[str], Labels],
     ) -> None:
         """Take this node's name, and what its owner keeps and goes on changing.
@@ -158,7 +158,7 @@ class Directory:
             return End(labels)
         return End(labels, found.namespace, found.name)
 
-    def _named(self, one: Endpoint) -> EndpointName:
+    def _named(self, one: EndpointView) -> EndpointName:
         labels = self._all_labels(f"{one.namespace}/{one.name}")
         addresses = tuple(str(ip_address(address)) for address in one.addresses)
         return EndpointName(one.namespace, one.name, one.node, one.identity, labels, addresses, one.interface)

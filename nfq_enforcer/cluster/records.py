@@ -116,11 +116,11 @@ def document_name(document: PolicyDocument | Namespace) -> str:
     return "/".join(document.key)
 
 
-State = Mapping[tuple[Kind, str], Record]
+ClusterState = Mapping[tuple[Kind, str], Record]
 """All records by what they are about."""
 
 
-def described(documents: Documents, node: str, relevant: LabelFilter | None = None) -> State:
+def described(documents: Documents, node: str, relevant: LabelFilter | None = None) -> ClusterState:
     """Return the records that documents alone make: identities are derived from the labels of all endpoints.
 
     ``node`` is where an endpoint lives whose document does not say; ``relevant`` says which labels enter an identity.
@@ -134,7 +134,7 @@ def described(documents: Documents, node: str, relevant: LabelFilter | None = No
     return state
 
 
-def changes_between(before: State, now: State) -> list[Change]:
+def changes_between(before: ClusterState, now: ClusterState) -> list[Change]:
     """Return what has changed from one state to another: first what is gone, then what is new or different."""
     gone = [Change(*key, None) for key in before if key not in now]
     new = [Change(*key, record) for key, record in now.items() if before.get(key) != record]

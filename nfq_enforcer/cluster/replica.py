@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
 from nfq_enforcer.cluster.compilation import Compilation
-from nfq_enforcer.cluster.endpoint_index import Roster
-from nfq_enforcer.cluster.names import Directory
+from nfq_enforcer.cluster.endpoint_index import EndpointIndex
+from nfq_enforcer.cluster.names import Names
 from nfq_enforcer.cluster.records import Address, Change, EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
@@ -25,7 +25,7 @@ from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
-from nfq_enforcer.policy.local_identities import Numbers
+from nfq_enforcer.policy.local_identities import LocalIdentities
 
 _SHUT = EndpointMaps(PolicyMap({}, enforced=True), PolicyMap({}, enforced=True))
 _OPEN = EndpointMaps(PolicyMap({}, enforced=False), PolicyMap({}, enforced=False))
@@ -56,7 +56,7 @@ class View:
     changed: bool  # whether the snapshot is another than in the view before; if not, it is the very same
     peer_changes: tuple[tuple[bytes, Peer | None], ...]  # by address; None: nobody there any more
     policies: tuple[PolicyDocument, ...]  # in the order of their names
-    directory: Directory  # live: one for all views
+    directory: Names  # live: one for all views
     compilations: int  # how often the policy was compiled or revised so far
 
 
@@ -67,7 +67,7 @@ class Replica:
         """Begin with an empty cluster."""
         self._settings = settings
         self._own = frozenset(address.packed for address in settings.own_addresses)
-        self._roster = Roster(settings.name)
+        self._roster = EndpointIndex(settings.name)
         self._identities: dict[Identity, Labels] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._policies: dict[str, PolicyDocument] = {}
@@ -79,7 +79,7 @@ class Replica:
         self._outside, self._blocks, self._sites = NO_PREFIXES, NO_PREFIXES, dict[bytes, Identity]()
         self._snapshot: Snapshot | None = None
         known = self._roster
-        self._directory = Directory(
+        self._directory = Names(
             settings.name, self._identities, known.nodes, known.endpoints, known.owners, self._labels_of
         )
 
@@ -179,7 +179,7 @@ class Replica:
             self._sites = kept | now
         return self._sites != old
 
-    def _sites_of(self, numbers: Numbers, addresses: Iterable[bytes]) -> dict[bytes, Identity]:
+    def _sites_of(self, numbers: LocalIdentities, addresses: Iterable[bytes]) -> dict[bytes, Identity]:
         """Return what tells apart endpoints of one identity whose named ports differ, of these addresses."""
         owners = ((address, self._roster.owners.get(address)) for address in addresses)
         return {

@@ -9,7 +9,7 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.policy.loader import File
 
 
-class Handed(NamedTuple):
+class ChangeBatch(NamedTuple):
     """What a store hands over."""
 
     changes: list[Change]
@@ -62,10 +62,10 @@ class Store(Protocol):
     async def wait(self) -> None:
         """Return when there are changes to take."""
 
-    def take(self) -> Handed:
+    def poll(self) -> ChangeBatch:
         """Return the changes since the last time."""
 
-    def enforced(self, handed: Handed) -> None:
+    def acknowledge(self, handed: ChangeBatch) -> None:
         """Note that what was handed over is in force on this node."""
 
     async def apply(self, files: Sequence[File]) -> Applied:

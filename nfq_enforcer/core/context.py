@@ -23,7 +23,7 @@ class Interface(NamedTuple):
 
 
 @dataclass(slots=True)
-class Arrival:
+class PacketContext:
     """A packet, what its headers say, where it comes from and where it goes."""
 
     payload: bytes

@@ -11,20 +11,20 @@ Of a flow that has not been answered, the kernel may pass what the opener sends,
 still is for us to check. TCP that is not answered is for us altogether.
 """
 
-from nfq_enforcer.core.tables.conntrack import UNSEEN, Bypass, Flow, State
+from nfq_enforcer.core.tables.conntrack import ORIGIN_UNKNOWN, Flow, FlowState, Offload
 from nfq_enforcer.core.wire.packet import TCP
 
-_NEW, _CLOSING = State.NEW, State.CLOSING  # looking a member up takes longer than the packet path has
-_NEVER, _OPENER, _FLOW = Bypass.NEVER, Bypass.OPENER, Bypass.FLOW
+_NEW, _CLOSING = FlowState.NEW, FlowState.CLOSING  # looking a member up takes longer than the packet path has
+_NEVER, _OPENER, _FLOW = Offload.NEVER, Offload.OPENER, Offload.FLOW
 
 
-def bypass(flow: Flow, reply: bool) -> Bypass:
+def bypass(flow: Flow, reply: bool) -> Offload:
     """Return how much of a flow the kernel may pass behind this packet of it, which goes on without a stamp of ours."""
     state = flow.state
-    if flow.bypass is _NEVER or state >= _CLOSING or (state is _NEW and flow.key[0] == TCP):
-        return flow.bypass
+    if flow.offload is _NEVER or state >= _CLOSING or (state is _NEW and flow.key[0] == TCP):
+        return flow.offload
     if reply:
-        return _FLOW if flow.origin[0] != UNSEEN[0] else flow.bypass
+        return _FLOW if flow.origin[0] != ORIGIN_UNKNOWN[0] else flow.offload
     if state is not _NEW and flow.reply_stamp is None and flow.reply_origin is not None:
         return _FLOW
-    return max(flow.bypass, _OPENER)
+    return max(flow.offload, _OPENER)

@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import HOST, WORLD, Identity, travels
-from nfq_enforcer.core.tables.conntrack import UNSEEN, Opening, Origin
-from nfq_enforcer.core.tables.policymap import Outcome, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.conntrack import ORIGIN_UNKNOWN, Opening, Origin
+from nfq_enforcer.core.tables.policymap import LookupResult, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, PacketError
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.core.wire.stamp import Stamp
 
 
-class Judgement(NamedTuple):
+class PolicyVerdict(NamedTuple):
     """An opening with both identities found, what policy says of it, and what follows for its flow."""
 
     opening: Opening
@@ -26,16 +26,16 @@ class Judgement(NamedTuple):
     reply_stamp: Stamp | None = None  # to put on replies
 
 
-class Refused(PacketError):
+class PolicyDenied(PacketError):
     """Policy refuses an opening."""
 
-    def __init__(self, judgement: Judgement, reason: DropReason) -> None:
+    def __init__(self, judgement: PolicyVerdict, reason: DropReason) -> None:
         """Keep the judgement for the log."""
         super().__init__(reason)
         self.judgement = judgement
 
 
-def judge(snapshot: Snapshot, asked: Opening, origin: Origin, *, answers: bool = False) -> Judgement:
+def evaluate(snapshot: Snapshot, asked: Opening, origin: Origin, *, answers: bool = False) -> PolicyVerdict:
     """Return the judgement on an opening; raise Refused, or PacketError where an end cannot be what it says.
 
     What only ``answers``, and nothing that is known, can open nothing: it passes where policy guards neither end.
@@ -46,7 +46,7 @@ def judge(snapshot: Snapshot, asked: Opening, origin: Origin, *, answers: bool =
     if snapshot.epoch is not None:
         presumed = presumed_origin(snapshot, origin, asked.src, None)
         if presumed != origin:
-            judge(snapshot, asked, presumed, answers=answers)
+            evaluate(snapshot, asked, presumed, answers=answers)
     source = source_endpoint(snapshot, asked.src, origin)
     destination = snapshot.endpoints.get(asked.dst)
     if source is None and destination is None:
@@ -63,12 +63,12 @@ def judge(snapshot: Snapshot, asked: Opening, origin: Origin, *, answers: bool =
         if reason is not None:
             enforced_by = () if outcome.denied else policy.enforced_by
             denied_by = outcome.rules if outcome.denied else ()
-            refusal = Judgement(opening, origin, direction, reason, (), enforced_by, denied_by, mark, reply_mark)
+            refusal = PolicyVerdict(opening, origin, direction, reason, (), enforced_by, denied_by, mark, reply_mark)
             if snapshot.audit:
                 return refusal
-            raise Refused(refusal, reason)
+            raise PolicyDenied(refusal, reason)
         allowed_by += outcome.rules
-    return Judgement(opening, origin, allowed_by=allowed_by, stamp=mark, reply_stamp=reply_mark)
+    return PolicyVerdict(opening, origin, allowed_by=allowed_by, stamp=mark, reply_stamp=reply_mark)
 
 
 def _port(opening: Opening) -> int:
@@ -76,7 +76,13 @@ def _port(opening: Opening) -> int:
 
 
 def _refusal(
-    snapshot: Snapshot, outcome: Outcome, policy: PolicyMap, opening: Opening, direction: Direction, *, answers: bool
+    snapshot: Snapshot,
+    outcome: LookupResult,
+    policy: PolicyMap,
+    opening: Opening,
+    direction: Direction,
+    *,
+    answers: bool,
 ) -> DropReason | None:
     """Return why a side refuses, None if it does not.
 
@@ -120,10 +126,10 @@ def likely_origin(snapshot: Snapshot, opener: bytes, from_host: bool) -> Origin:
     if from_host:
         return None, None
     identity = snapshot.ipcache.lookup(opener).identity
-    return UNSEEN[0], identity if travels(identity) else None
+    return ORIGIN_UNKNOWN[0], identity if travels(identity) else None
 
 
-def is_hidden(snapshot: Snapshot, address: bytes) -> bool:
+def is_masqueraded(snapshot: Snapshot, address: bytes) -> bool:
     """Say whether who sends with a stamp from this address has another: no endpoint is known to have this one."""
     return snapshot.epoch is not None and not travels(snapshot.ipcache.lookup(address).identity)
 

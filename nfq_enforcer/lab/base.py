@@ -4,24 +4,24 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from nfq_enforcer.lab.capture import Capture, Captures
-from nfq_enforcer.lab.executor import Machines
+from nfq_enforcer.lab.executor import Executor
 from nfq_enforcer.lab.topology import Address
-from nfq_enforcer.lab.traffic_host import Host
+from nfq_enforcer.lab.traffic_host import TrafficHost
 from nfq_enforcer.policy.loader import parse
 
 
-class Stage(ABC):
+class LabBase(ABC):
     """Three nodes with their endpoints, a router and the world: those of a lab, or real ones."""
 
-    def __init__(self, machines: Machines) -> None:
+    def __init__(self, machines: Executor) -> None:
         """Take the machines; nothing is asked of them yet."""
         self._machines = machines
-        self._hosts: dict[str, Host] = {}
+        self._hosts: dict[str, TrafficHost] = {}
 
-    def host(self, name: str) -> Host:
+    def host(self, name: str) -> TrafficHost:
         """Return the host of this name, always the same."""
         if name not in self._hosts:
-            self._hosts[name] = Host(self._machines, name)
+            self._hosts[name] = TrafficHost(self._machines, name)
         return self._hosts[name]
 
     def address(self, name: str, family: int = 4) -> Address:

@@ -7,7 +7,7 @@ from typing import Protocol
 from nfq_enforcer.lab.topology import Address
 
 
-class Machines(Protocol):
+class Executor(Protocol):
     """Machines that commands can be run on, as root."""
 
     @property

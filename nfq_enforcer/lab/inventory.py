@@ -59,14 +59,14 @@ class Machine(Part):
     socket: str = "/run/nfq-enforcer/agent.sock"  # of a node: its agent's API
 
 
-class Hosts(Part):
+class Inventory(Part):
     """All machines of a site."""
 
     machines: Items[Machine]
     program: str = "nfq-enforcer"  # what the command is called on the nodes
 
 
-def read(path: Path) -> Hosts:
+def read(path: Path) -> Inventory:
     """Return the machines that a file names; raise BadInput with every mistake in it."""
     try:
         text = yaml_source.decode(path.read_bytes(), str(path))
@@ -75,7 +75,7 @@ def read(path: Path) -> Hosts:
     written = yaml_source.parse(text, str(path))
     if len(written) != 1:
         raise BadInput(f"{path}: a file of machines is one YAML document; this has {len(written)}")
-    hosts = validate(Hosts, written[0].data, written[0])
+    hosts = validate(Inventory, written[0].data, written[0])
     problems = list(_problems(hosts.machines, written[0]))
     if problems:
         raise DocumentErrors(problems)

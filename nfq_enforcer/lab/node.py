@@ -13,7 +13,7 @@ from nfq_enforcer.lab.network import Network
 from nfq_enforcer.lab.process import Daemon
 
 
-class Node:
+class LabNode:
     """One node and its agent; the agent outlives this object, like any daemon."""
 
     def __init__(self, network: Network, name: str, store: Mapping[str, Any]) -> None:

@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from nfq_enforcer.core.verdict import FlowVerdict
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.base import Stage, policies
+from nfq_enforcer.lab.base import LabBase, policies
 from nfq_enforcer.lab.capture import INBOUND, Capture, Captures
-from nfq_enforcer.lab.inventory import Hosts
-from nfq_enforcer.lab.ssh import Remote
+from nfq_enforcer.lab.inventory import Inventory
+from nfq_enforcer.lab.ssh import SshExecutor
 from nfq_enforcer.lab.topology import ENDPOINTS, NODES, ROUTER
 
 _FIRST = NODES[0]  # policies are loaded here; all nodes enforce them
@@ -23,10 +23,10 @@ _SEPARATOR = "\n---\n"  # of YAML documents
 _TABLES = {4: "iptables", 6: "ip6tables"}
 
 
-class Site(Stage):
+class RemoteLab(LabBase):
     """The hosts of one file; ``async with`` connects to them, and leaves them as they were."""
 
-    def __init__(self, hosts: Hosts, machines: Remote) -> None:
+    def __init__(self, hosts: Inventory, machines: SshExecutor) -> None:
         """Take the hosts; nothing is asked of them yet."""
         super().__init__(machines)
         self._remote = machines

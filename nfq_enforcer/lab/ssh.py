@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nfq_enforcer.errors import BadInput, NfqError
-from nfq_enforcer.lab.inventory import PARTS, Hosts, Machine
+from nfq_enforcer.lab.inventory import PARTS, Inventory, Machine
 from nfq_enforcer.lab.topology import Address
 
 _TIMEOUT = 30.0
@@ -21,12 +21,12 @@ _WITH_PATH = 'PATH=$PATH:/usr/local/bin:/usr/local/sbin:/usr/sbin:/sbin; exec "$
 _HOLD = "id -u && exec cat"
 
 
-class Remote:
+class SshExecutor:
     """The machines of a site."""
 
     python = "python3"
 
-    def __init__(self, hosts: Hosts, state: Path) -> None:
+    def __init__(self, hosts: Inventory, state: Path) -> None:
         """Take the machines, and a folder here for what belongs to the connections; nothing is asked yet."""
         self.state = state
         self._machines = {machine.name: machine for machine in hosts.machines}

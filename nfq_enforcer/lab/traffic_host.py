@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab import traffic
-from nfq_enforcer.lab.executor import Machines
+from nfq_enforcer.lab.executor import Executor
 from nfq_enforcer.lab.topology import Address
 
 Status = Literal["ok", "timeout", "refused", "unreachable", "too-big"]
@@ -26,7 +26,7 @@ _GRACE = 5.0  # how much longer than its timeout an order may take on a busy mac
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttemptResult:
     """What became of an attempt."""
 
     status: Status
@@ -43,10 +43,10 @@ class Outcome:
         return self.status == "ok"
 
 
-class Host:
+class TrafficHost:
     """One host; ``lab.host(name)`` returns it."""
 
-    def __init__(self, machines: Machines, name: str) -> None:
+    def __init__(self, machines: Executor, name: str) -> None:
         """Name the host; raise BadInput if there is none of this name."""
         machines.address(name)
         self.name = name
@@ -69,26 +69,26 @@ class Host:
             if answer["status"] != "ok":
                 raise NfqError(f"{self.name} cannot serve {port}/{protocol}: {answer.get('detail', answer['status'])}")
 
-    async def connect(self, address: Address, port: int, timeout: float = 1.0) -> Outcome:
+    async def connect(self, address: Address, port: int, timeout: float = 1.0) -> AttemptResult:
         """Open a TCP connection, ask who is there, and close it."""
         return _outcome(await self._order("connect", timeout, address=str(address), port=port))
 
     async def send_udp(
         self, address: Address, port: int, timeout: float = 1.0, *, size: int = 64, dont_fragment: bool = False
-    ) -> Outcome:
+    ) -> AttemptResult:
         """Send one datagram with this many bytes of payload, and await the answer."""
         order = {"address": str(address), "port": port, "size": size, "dont_fragment": dont_fragment}
         return _outcome(await self._order("send_udp", timeout, **order))
 
-    async def ping(self, address: Address, timeout: float = 1.0, *, size: int = 56) -> Outcome:
+    async def ping(self, address: Address, timeout: float = 1.0, *, size: int = 56) -> AttemptResult:
         """Send one ICMP or ICMPv6 echo request, and await the reply."""
         return _outcome(await self._order("ping", timeout, address=str(address), size=size))
 
-    async def bulk(self, address: Address, port: int, size: int, timeout: float = 30.0) -> Outcome:
+    async def bulk(self, address: Address, port: int, size: int, timeout: float = 30.0) -> AttemptResult:
         """Send this many bytes over TCP; the outcome says how many came, and whether they came intact."""
         return _outcome(await self._order("bulk", timeout, address=str(address), port=port, size=size))
 
-    async def send_raw(self, packet: bytes) -> Outcome:
+    async def send_raw(self, packet: bytes) -> AttemptResult:
         """Send an IP packet as it stands, whatever its source; the kernel sets IPv4's total length and checksum."""
         return _outcome(await self._order("send_raw", 1.0, packet=packet.hex()))
 
@@ -99,7 +99,7 @@ class Host:
             raise NfqError(f"{self.name} cannot hold a connection to {address} port {port}: {answer['status']}")
         return Connection(self, answer["number"], answer["peer_number"], _outcome(answer))
 
-    async def talk(self, number: int, timeout: float) -> Outcome:
+    async def talk(self, number: int, timeout: float) -> AttemptResult:
         """Ask the other side of connection ``number``, as ``Connection.talk`` does."""
         return _outcome(await self._order("talk", timeout, number=number))
 
@@ -184,12 +184,12 @@ def _program() -> str:
 class Connection:
     """A TCP connection that is held open, seen from one of its ends."""
 
-    host: Host
+    host: TrafficHost
     number: int
     peer_number: int
-    opened: Outcome
+    opened: AttemptResult
 
-    async def talk(self, timeout: float = 1.0) -> Outcome:
+    async def talk(self, timeout: float = 1.0) -> AttemptResult:
         """Send a question from this end, and await the other end's answer."""
         return await self.host.talk(self.number, timeout)
 
@@ -197,11 +197,11 @@ class Connection:
         """Close it from this end."""
         await self.host.close(self.number)
 
-    def other_end(self, server: Host) -> "Connection":
+    def other_end(self, server: TrafficHost) -> "Connection":
         """Return the same connection as its server has it, to speak first from there."""
         return Connection(server, self.peer_number, self.number, self.opened)
 
 
-def _outcome(answer: dict[str, Any]) -> Outcome:
+def _outcome(answer: dict[str, Any]) -> AttemptResult:
     numbers = ("number", "peer_number")
-    return Outcome(**{key: value for key, value in answer.items() if key not in numbers})
+    return AttemptResult(**{key: value for key, value in answer.items() if key not in numbers})

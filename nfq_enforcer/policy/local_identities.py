@@ -19,7 +19,7 @@ from nfq_enforcer.policy.rules import Block, Network, PortSet, Rule
 _WORLD = Label("reserved", "world", "")
 
 
-class Numbers:
+class LocalIdentities:
     """The local identities that a set of rules needs."""
 
     def __init__(self, rules: Iterable[Rule], ports: Mapping[Identity, Iterable[PortSet]]) -> None:
@@ -52,7 +52,7 @@ class Numbers:
             found = self._of[block] = frozenset(numbers[net] for net in self._near(block) if net in block)
         return found
 
-    def changed_since(self, before: "Numbers") -> set[Identity]:
+    def changed_since(self, before: "LocalIdentities") -> set[Identity]:
         """Return the numbers that mean something else than before, and the identities whose sites do."""
         prefixes = {
             number for every in (False, True) for _, number in self._made(every).items() ^ before._made(every).items()

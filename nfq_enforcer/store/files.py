@@ -12,9 +12,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from nfq_enforcer import __version__
-from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, NodeRecord, State, changes_between, described
+from nfq_enforcer.cluster.records import (
+    Change,
+    ClusterState,
+    EndpointRecord,
+    Kind,
+    NodeRecord,
+    changes_between,
+    described,
+)
 from nfq_enforcer.cluster.replica import NodeSettings
-from nfq_enforcer.cluster.source import Applied, Handed, NodeStatus, Started
+from nfq_enforcer.cluster.source import Applied, ChangeBatch, NodeStatus, Started
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import enforceable, loader
@@ -28,7 +36,7 @@ _Print = tuple[tuple[str, int, int, int], ...]
 _Applied = Mapping[Key, Parsed]
 
 
-class MemoryStore:
+class FileStore:
     """Documents in files and folders, read again when something about them has changed, and those applied.
 
     Identities are derived from the labels of all endpoints, so nodes that have the same documents agree on them.
@@ -40,7 +48,7 @@ class MemoryStore:
         self._settings = settings
         self._seen: _Print | None = None  # at the last look
         self._loaded: _Print | None = None
-        self._state: State = {}  # as it was handed over, or waits to be
+        self._state: ClusterState = {}  # as it was handed over, or waits to be
         self._applied: _Applied = {}
         self._policies: tuple[PolicyDocument, ...] = ()
         self._changes: list[Change] = []
@@ -79,12 +87,12 @@ class MemoryStore:
             self._refused = (time.time(), str(error))
             _log.error("documents refused, those before stay in force: %s", error)
 
-    def take(self) -> Handed:
+    def poll(self) -> ChangeBatch:
         """Return the changes since the last time."""
         taken, self._changes = self._changes, []
-        return Handed(taken, 0)
+        return ChangeBatch(taken, 0)
 
-    def enforced(self, handed: Handed) -> None:
+    def acknowledge(self, handed: ChangeBatch) -> None:
         """Note nothing: nobody else asks."""
 
     async def apply(self, files: Sequence[File]) -> Applied:
@@ -157,7 +165,7 @@ class MemoryStore:
         self._changes += changes_between(self._state, state)
         self._state, self._policies, self._applied, self._refused = state, documents.policies, applied, None
 
-    def _read(self, applied: _Applied) -> tuple[Documents, State]:
+    def _read(self, applied: _Applied) -> tuple[Documents, ClusterState]:
         documents = loader.load(self._paths, applied.values())
         enforceable.check(documents.policies)
         node = {(Kind.NODE, self._settings.name): self._record()}

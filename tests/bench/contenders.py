@@ -16,7 +16,7 @@ from typing import Any
 from nfq_enforcer.agent import client
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.node import LabNode
 from nfq_enforcer.lab.topology import NODES
 from tests.bench.generators import ACCEPT_ALL, ACCEPT_BATCHES, Programs
 from tests.bench.places import PLACES
@@ -125,7 +125,7 @@ def _engine(variant: Variant, lab: Lab) -> Processes:
     return {name: node.pid for name, node in lab.nodes.items()}
 
 
-def _await_load(node: Node, policies: int, endpoints: int) -> None:
+def _await_load(node: LabNode, policies: int, endpoints: int) -> None:
     """Return when a node has so many policies and endpoints of its own: what nobody judges is quick."""
     deadline = time.monotonic() + _PATIENCE
     while (has := _loaded(node.status())) != (policies, endpoints):

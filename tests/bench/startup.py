@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.node import LabNode
 from tests.bench.datagrams import echoed, first_answer, socket_in
 from tests.support.labs import FRONT_TO_BACK, run_in
 
@@ -66,7 +66,7 @@ def _path(lab: Lab, path: str, target: str, starts: int) -> Startup:
     return Startup(path, starts, sent / (starts + stopped), add, first, other.status()["compilations"] - compiled)
 
 
-def _start(node: Node, name: str, address: str) -> float:
+def _start(node: LabNode, name: str, address: str) -> float:
     """Start an endpoint as ``nfq-enforcer endpoint add`` does; return for how many ms that takes."""
     document = {
         "apiVersion": "nfq-enforcer.io/v1",
@@ -82,14 +82,14 @@ def _start(node: Node, name: str, address: str) -> float:
     return took
 
 
-def _noise(node: Node) -> float:
+def _noise(node: LabNode) -> float:
     """Return how many commands a second the node gives where nothing changes."""
     before, begun = _commands(node), time.monotonic()
     time.sleep(_IDLE)
     return (_commands(node) - before) / (time.monotonic() - begun)
 
 
-def _commands(node: Node) -> int:
+def _commands(node: LabNode) -> int:
     return int(node.status()["store"]["commands"])
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.dataplane.queue import drivers, netlink
-from nfq_enforcer.dataplane.queue.protocol import Numbers, backlog
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, backlog
 from nfq_enforcer.errors import NfqError
 from tests.support.apart import run_apart
 
@@ -44,7 +44,7 @@ assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buff
 
 protocol._PROC = Path("/proc/net/netfilter/there_is_none")
 try:
-    queues = protocol.Numbers(100, 101, 102)
+    queues = protocol.QueueNumbers(100, 101, 102)
     drivers.bind(sys.argv[1], queues, lambda payload, indev, outdev, skb: Verdict.DROP, fail_open=False)
 except NfqError as error:
     sys.exit(str(error))
@@ -66,18 +66,18 @@ def accept(payload: bytes, indev: int, outdev: int, skb: int) -> Verdict:
     return Verdict.ACCEPT
 
 
-def queues(first: int) -> Numbers:
-    return Numbers(first, first + 1, first + 2)
+def queues(first: int) -> QueueNumbers:
+    return QueueNumbers(first, first + 1, first + 2)
 
 
 def test_the_better_driver_is_taken_where_it_works(root: None) -> None:
-    async def scenario() -> tuple[str, Numbers, bool]:
+    async def scenario() -> tuple[str, QueueNumbers, bool]:
         queue = drivers.bind("auto", queues(100), accept, fail_open=False)
         bound = backlog(100, 101, 102) is not None
         queue.close()
         return queue.driver, queue.numbers, bound
 
-    assert run_apart(scenario()) == ("netlink", Numbers(100, 101, 102), True)
+    assert run_apart(scenario()) == ("netlink", QueueNumbers(100, 101, 102), True)
 
 
 def test_where_the_kernel_refuses_what_it_needs_the_library_is_taken(
@@ -85,13 +85,13 @@ def test_where_the_kernel_refuses_what_it_needs_the_library_is_taken(
 ) -> None:
     monkeypatch.setattr(netlink, "GSO", 1 << 20)  # no kernel has a flag of this value, as old ones have none for GSO
 
-    async def scenario() -> tuple[str, Numbers]:
+    async def scenario() -> tuple[str, QueueNumbers]:
         with warnings.catch_warnings(action="ignore"):  # of the size of the library's socket
             queue = drivers.bind("auto", queues(100), accept, fail_open=False)
         queue.close()
         return queue.driver, queue.numbers
 
-    assert run_apart(scenario()) == ("netfilterqueue", Numbers(100, 100, 100))
+    assert run_apart(scenario()) == ("netfilterqueue", QueueNumbers(100, 100, 100))
 
 
 def test_a_driver_that_is_asked_for_and_cannot_work_is_one_sentence(

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from nfq_enforcer.agent import client, reconciler
-from nfq_enforcer.agent.reconciler import InForce
+from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.tables.snapshot import Snapshot
@@ -31,7 +31,7 @@ from nfq_enforcer.dataplane.worker import process
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.traffic_host import Connection
-from nfq_enforcer.store.files import MemoryStore
+from nfq_enforcer.store.files import FileStore
 from tests.integration.conftest import MakeLab
 from tests.support.apart import enter, run_apart
 from tests.support.labs import (
@@ -431,7 +431,7 @@ class TestEpoch:
         monkeypatch.setattr(reconciler, "_SHOWING", 0.05)
 
         async def scenario() -> list[int]:
-            async with in_force() as one:
+            async with enforcing() as one:
                 seen = [one.epoch()]
                 async with asyncio.timeout(PATIENT):
                     while len(seen) < 4:
@@ -463,8 +463,8 @@ class TestEpoch:
         monkeypatch.setattr(reconciler, "_RENEWAL", 0.0)
 
         async def scenario() -> tuple[list[bool], int]:
-            async with in_force() as one:
-                following = asyncio.create_task(one.in_force.follow())
+            async with enforcing() as one:
+                following = asyncio.create_task(one.reconciler.follow())
                 stuck = one.workers.each[0].pid
                 assert stuck is not None
                 os.kill(stuck, signal.SIGSTOP)
@@ -491,9 +491,9 @@ def marks_now() -> list[str]:
 
 @dataclass
 class Enforcing:
-    """An ``InForce`` over a store without documents."""
+    """An ``Reconciler`` over a store without documents."""
 
-    in_force: InForce
+    reconciler: Reconciler
     workers: Workers
 
     def epoch(self) -> int:
@@ -507,12 +507,12 @@ class Enforcing:
 
 
 @asynccontextmanager
-async def in_force() -> AsyncIterator[Enforcing]:
+async def enforcing() -> AsyncIterator[Enforcing]:
     """Give what is in force on a node of its own: store, workers and rules."""
     settings = NodeSettings("n1", (), frozenset(), frozenset())
-    store, workers = MemoryStore([], settings), Workers(1, 100, 1000, lambda events: None)
+    store, workers = FileStore([], settings), Workers(1, 100, 1000, lambda events: None)
     rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
-    enforcing = InForce(store, Replica(settings), workers, rules, "per-flow")
+    enforcing = Reconciler(store, Replica(settings), workers, rules, "per-flow")
     await store.start()
     try:
         await enforcing.begin()

@@ -133,10 +133,10 @@ class TestFollowing:
             last = max(each.id or 0 for each in written)
             await until(lambda: one.member.entries.position >= last, "all changes have come")
             await one.store.wait()
-            handed = one.store.take()
+            handed = one.store.poll()
 
             assert [change.kind for change in handed.changes].count(Kind.ENDPOINT) == 1000
-            assert one.store.take().changes == []
+            assert one.store.poll().changes == []
 
     async def test_what_a_node_writes_counts_there_at_once(self, server: RedisServer, tmp_path: Path) -> None:
         async with cluster(server.url(), tmp_path) as (one, two, _):

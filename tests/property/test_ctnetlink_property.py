@@ -30,7 +30,7 @@ def handle(body: bytes, flows: Conntrack) -> bool:
     if flow is not None:
         assert reply_key(reply_key(flow.key)) == flow.key
         assert len(read_key(flow.key)[0]) in (4, 16)
-        flows.learn(flow, 0.0)
+        flows.import_flow(flow, 0.0)
     return True
 
 

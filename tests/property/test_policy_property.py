@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nfq_enforcer.core.identity import RESERVED
 from nfq_enforcer.core.labels import Label, Labels
 from nfq_enforcer.core.tables.l7 import HttpMatch, HttpRequest
-from nfq_enforcer.core.tables.policymap import Outcome
+from nfq_enforcer.core.tables.policymap import LookupResult
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy import loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
@@ -492,14 +492,14 @@ def cluster_of(documents: list[Spec], mode: Enforcement) -> Cluster:
     return settle(loader.gather(one.document for one in parse(text, "x.json")), mode)
 
 
-def asked(cluster: Cluster, direction: str, subject: int, peer: Who, port: tuple[int, int]) -> Outcome:
+def asked(cluster: Cluster, direction: str, subject: int, peer: Who, port: tuple[int, int]) -> LookupResult:
     policy = getattr(cluster.maps(cluster.members[subject]), direction)
     if peer.address is None:
         identity = next(number for number, labels in RESERVED.items() if labels == peer.labels)
-        return Outcome(*policy.lookup(identity, *port))
+        return LookupResult(*policy.lookup(identity, *port))
     address = ip_address(peer.address).packed
     found = cluster.addresses.lookup(address).identity
-    return Outcome(*policy.lookup(found, *port, cluster.addresses.local_identities(address)))
+    return LookupResult(*policy.lookup(found, *port, cluster.addresses.local_identities(address)))
 
 
 @settings(max_examples=PROBED // 100, deadline=None)

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nfq_enforcer.cluster.names import Directory, EndpointName, KnownAddress
+from nfq_enforcer.cluster.names import EndpointName, KnownAddress, Names
 from nfq_enforcer.cluster.records import Address, Change, EndpointRecord, Kind, NodeRecord, Record
 from nfq_enforcer.cluster.replica import NodeSettings, Replica, View
 from nfq_enforcer.core.identity import Identity
@@ -78,7 +78,7 @@ def judged(snapshot: Snapshot) -> Judged:
 Named = tuple[dict[str, EndpointName], dict[Identity, Labels | None], list[KnownAddress], list[str]]
 
 
-def named(directory: Directory) -> Named:
+def named(directory: Names) -> Named:
     """Return all that a directory says."""
     return (
         {one.name: one for one in directory},

@@ -7,7 +7,7 @@ far: web (app=web, http=8080/TCP)
 from ipaddress import ip_address
 
 from nfq_enforcer.core.identity import RESERVED, Identity
-from nfq_enforcer.core.tables.policymap import Outcome, PolicyMap
+from nfq_enforcer.core.tables.policymap import LookupResult, PolicyMap
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.loader import gather as sort
@@ -74,7 +74,7 @@ class World:
         maps = self.cluster.policy.maps_for(RESERVED[Identity(1)])
         return maps.ingress, maps.egress
 
-    def ask(self, policy: PolicyMap, peer: str, port: str = "80/TCP") -> Outcome:
+    def ask(self, policy: PolicyMap, peer: str, port: str = "80/TCP") -> LookupResult:
         """Return what a side says of a peer: an address, an endpoint (by its IPv4 address) or a reserved name."""
         number, _, protocol = port.partition("/")
         identity, also = self._peer(peer)

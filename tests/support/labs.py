@@ -24,9 +24,9 @@ from nfq_enforcer.agent import client
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.node import LabNode
 from nfq_enforcer.lab.topology import UPLINK, Address
-from nfq_enforcer.lab.traffic_host import Host, Outcome
+from nfq_enforcer.lab.traffic_host import AttemptResult, TrafficHost
 
 HTTP, HTTPS, OTHER_TCP, DNS, CLOSED = 80, 443, 8080, 53, 81
 FAMILIES = (4, 6)
@@ -105,7 +105,7 @@ class Attempt(NamedTuple):
     family: int
 
 
-_Way = Callable[[Host, Address, float], Awaitable[Outcome]]
+_Way = Callable[[TrafficHost, Address, float], Awaitable[AttemptResult]]
 
 
 def _connect(port: int) -> _Way:
@@ -167,7 +167,7 @@ async def serve(lab: Lab) -> None:
     await asyncio.gather(*tcp, *(host.serve("UDP", DNS) for host in hosts))
 
 
-def start(lab: Lab, name: str, *options: str, documents: str = "", **settings: Any) -> Node:
+def start(lab: Lab, name: str, *options: str, documents: str = "", **settings: Any) -> LabNode:
     """Start the agent of one node alone; it judges what its endpoints say to each other and to the world."""
     lab.documents.mkdir(exist_ok=True)
     (lab.documents / "endpoints.yaml").write_text(lab.topology.endpoint_documents())
@@ -246,7 +246,7 @@ def identities(lab: Lab) -> dict[str, int]:
     return {endpoint["name"]: endpoint["identity"] for endpoint in client.call(node.socket, "endpoints")}
 
 
-def await_flow(node: Node, since: float, **wanted: object) -> dict[str, Any]:
+def await_flow(node: LabNode, since: float, **wanted: object) -> dict[str, Any]:
     """Return the node's first flow since then (Unix time) that has these properties; see ``properties``."""
     seen = []
     with (
@@ -262,7 +262,7 @@ def await_flow(node: Node, since: float, **wanted: object) -> dict[str, Any]:
     raise AssertionError(f"{node.name} has seen no flow {wanted}, but {seen}")
 
 
-def flows_since(node: Node, since: float) -> list[dict[str, Any]]:
+def flows_since(node: LabNode, since: float) -> list[dict[str, Any]]:
     """Return the properties of the flows that the node has seen since then."""
     flows = node.observe()
     return [properties(flow) for flow in flows if datetime.fromisoformat(flow["time"]).timestamp() >= since]

@@ -17,12 +17,12 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.address import parse
-from nfq_enforcer.store.redis.commands import RedisStore
-from nfq_enforcer.store.redis.connection import Server
+from nfq_enforcer.store.redis.commands import Commands
+from nfq_enforcer.store.redis.connection import Connection
 from nfq_enforcer.store.redis.last_state import LastState
-from nfq_enforcer.store.redis.schema import Entry, Key
-from nfq_enforcer.store.redis.session import Member
-from nfq_enforcer.store.redis.store import SharedStore
+from nfq_enforcer.store.redis.schema import Key, StoreEntry
+from nfq_enforcer.store.redis.session import Session
+from nfq_enforcer.store.redis.store import RedisStore
 
 PATIENCE = 40.0
 LOOK = 0.01
@@ -43,7 +43,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> N
 @asynccontextmanager
 async def connection(url: str) -> AsyncIterator[Redis]:
     """Give a client of a server."""
-    server = Server(parse(url))
+    server = Connection(parse(url))
     client = server.client(*await server.locate(), timeout=TIMEOUT)
     try:
         yield client
@@ -52,11 +52,11 @@ async def connection(url: str) -> AsyncIterator[Redis]:
 
 
 @asynccontextmanager
-async def store(url: str, node: str = "n1") -> AsyncIterator[RedisStore]:
+async def store(url: str, node: str = "n1") -> AsyncIterator[Commands]:
     """Give a cluster's store that a member of this name has joined."""
     address = parse(url)
     async with connection(url) as client, connection(url) as reader:
-        joined = RedisStore(client, reader, address.prefix)
+        joined = Commands(client, reader, address.prefix)
         await joined.join(node, 0, 0)
         yield joined
 
@@ -97,7 +97,7 @@ class Node:
     def __init__(self, name: str, url: str, folder: Path) -> None:
         """Name it; its last known state is in a folder of its own below this one."""
         self.name = name
-        self._server = Server(parse(url))
+        self._server = Connection(parse(url))
         self._folder = folder / name
         self.handed: list[Change] = []  # all that was handed over since the last start
         self._begin()
@@ -105,8 +105,8 @@ class Node:
     def _begin(self) -> None:
         state = LastState(self._folder, self._server.address.cluster)
         record = NodeRecord((ip_address("192.0.2.1"),), "1")
-        self.member = Member(self.name, record, self._server, state, LabelFilter())
-        self.store = SharedStore(self.member)
+        self.member = Session(self.name, record, self._server, state, LabelFilter())
+        self.store = RedisStore(self.member)
         self._taking: asyncio.Task[None] | None = None
 
     async def start(self) -> "Node":
@@ -133,9 +133,9 @@ class Node:
     async def _take(self) -> None:
         while True:
             await self.store.wait()
-            handed = self.store.take()
+            handed = self.store.poll()
             self.handed += handed.changes
-            self.store.enforced(handed)
+            self.store.acknowledge(handed)
 
     async def apply(self, *texts: str) -> tuple[Started, ...]:
         """Load documents by this node; return the endpoints among them."""
@@ -166,7 +166,7 @@ class Node:
         return await self.store.status()
 
 
-def numbers_of(entries: Mapping[Key, Entry]) -> dict[str, Identity]:
+def numbers_of(entries: Mapping[Key, StoreEntry]) -> dict[str, Identity]:
     """Return the number of each endpoint among entries."""
     return {
         name: Identity(json.loads(entry.value)["identity"])
@@ -178,7 +178,7 @@ def numbers_of(entries: Mapping[Key, Entry]) -> dict[str, Identity]:
 async def held_by(url: str) -> dict[Key, bytes]:
     """Return all that the store holds."""
     async with connection(url) as client:
-        found, bad = await RedisStore(client, client, parse(url).prefix).scan()
+        found, bad = await Commands(client, client, parse(url).prefix).scan()
     assert not bad
     return {key: entry.value for key, entry in found.items()}
 

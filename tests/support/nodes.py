@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from nfq_enforcer.core.context import Interface
 from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
 from nfq_enforcer.core.identity import REMOTE_NODE, Identity
-from nfq_enforcer.core.tables.conntrack import Conntrack, KnownFlow, State
+from nfq_enforcer.core.tables.conntrack import Conntrack, FlowState, KernelFlow
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
-from nfq_enforcer.core.tables.policymap import PORT_BITS, Entry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, Verdict
 from nfq_enforcer.core.wire.packet import parse
@@ -60,16 +60,17 @@ def rule(endpoint: str, direction: Direction, number: int) -> RuleRef:
 
 def _policy(endpoint: str, direction: Direction, side: Side, denied: Side, closed_by: str) -> PolicyMap:
     allowed = side.get(endpoint)
-    entries = _entries(allowed or (), lambda number: Entry((rule(endpoint, direction, number),)))
+    entries = _entries(allowed or (), lambda number: PolicyEntry((rule(endpoint, direction, number),)))
     entries |= _entries(
-        denied.get(endpoint, ()), lambda number: Entry((), (rule(endpoint, direction, number)._replace(deny=True),))
+        denied.get(endpoint, ()),
+        lambda number: PolicyEntry((), (rule(endpoint, direction, number)._replace(deny=True),)),
     )
     if allowed is None:
         return PolicyMap(entries, enforced=False)
     return PolicyMap(entries, enforced=True, enforced_by=(rule(endpoint, direction, 99)._replace(kind=closed_by),))
 
 
-def _entries(keys: Allowed, entry: Callable[[int], Entry]) -> dict[PolicyKey, Entry]:
+def _entries(keys: Allowed, entry: Callable[[int], PolicyEntry]) -> dict[PolicyKey, PolicyEntry]:
     return {
         PolicyKey(Identity(identity), proto, port, PORT_BITS if port else 0): entry(number)
         for number, (identity, proto, port) in enumerate(keys)
@@ -87,11 +88,11 @@ class Node:
     """An enforcer on the node that the module's picture shows; nothing is enforced before ``load``."""
 
     def __init__(
-        self, maximum_flows: int = 1000, *, hands_on: bool = False, has_next: bool = False, glances: bool = True
+        self, maximum_flows: int = 1000, *, can_requeue: bool = False, has_next: bool = False, glances: bool = True
     ) -> None:
         self.now = 1000.0
         self.flows = Conntrack(maximum_flows, self.now)
-        self._enforcer = Enforcer(self.snapshot(0), self.flows, hands_on=hands_on, has_next=has_next)
+        self._enforcer = Enforcer(self.snapshot(0), self.flows, can_requeue=can_requeue, has_next=has_next)
         self._decide = self._enforcer.decide if glances else self._enforcer.consider
 
     def snapshot(
@@ -126,9 +127,9 @@ class Node:
         """Put a new revision of policy in force; ``changed`` are other fields of the snapshot."""
         self._enforcer.snapshot = self.snapshot(self._enforcer.snapshot.revision + 1, ingress, egress, **changed)
 
-    def learn(self, opener: bytes, state: State = State.ESTABLISHED) -> None:
+    def import_flow(self, opener: bytes, state: FlowState = FlowState.ESTABLISHED) -> None:
         """Know a flow as the kernel does, by a packet of its opener."""
-        assert self.flows.learn(KnownFlow(parse(opener).key, state, expires_in=60), self.now)
+        assert self.flows.import_flow(KernelFlow(parse(opener).key, state, expires_in=60), self.now)
 
     def receive(self, payload: bytes, come_by: str, skb: int = 0) -> Decision:
         """Decide a packet in INPUT."""
@@ -143,7 +144,7 @@ class Node:
         return self._decide(payload, Interface(come_by, MTU), Interface(leave_by, mtu), self.now, skb)
 
 
-PASSING = frozenset((Verdict.ACCEPT, Verdict.BYPASS_OPENER, Verdict.BYPASS_FLOW))
+PASSING = frozenset((Verdict.ACCEPT, Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW))
 
 
 def accepted(decision: Decision) -> bool:

@@ -6,8 +6,8 @@ from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.store.redis import schema
-from nfq_enforcer.store.redis.commands import RedisStore, Request
-from nfq_enforcer.store.redis.mirror import Entries
+from nfq_enforcer.store.redis.commands import Commands, Request
+from nfq_enforcer.store.redis.mirror import Mirror
 
 NODE = schema.encode_node(NodeRecord((ip_address("10.0.0.1"),)))
 ADDRESS = ip_address("10.0.0.10").packed
@@ -15,10 +15,10 @@ WEB = Labels.parse({"k8s:role": "web"})
 FRONT = EndpointRecord("default", "front", "n1", Identity(0), (ADDRESS,), None, WEB, "default", frozenset())
 
 
-async def take_every_step(store: RedisStore) -> None:
+async def take_every_step(store: Commands) -> None:
     """Come, write, lose, give back and leave, on a store that is empty and is so again afterwards."""
     await store.join("n1", 5 << 32, 1)  # as one who knows more than the store
-    one = Entries("n1", LabelFilter(())).placed(FRONT)
+    one = Mirror("n1", LabelFilter(())).placed(FRONT)
     written = await store.write(Request([one], [(Kind.NODE, "n1", NODE)]))
     known, _ = await store.scan()
     await store.write(Request(gone=[(Kind.ENDPOINT, "default/front")]))

@@ -8,7 +8,7 @@ import pytest
 
 from nfq_enforcer.cluster.replica import NodeSettings
 from nfq_enforcer.core.identity import WORLD
-from nfq_enforcer.core.policy_verdict import Refused, judge
+from nfq_enforcer.core.policy_verdict import PolicyDenied, evaluate
 from nfq_enforcer.core.tables.conntrack import Opening, Origin
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
@@ -73,8 +73,8 @@ def judged(snapshot: Snapshot, pair: Pair, question: Question, origin: Origin) -
     assert target is not None
     asked = opening(source.network_address.packed, target.network_address.packed, question)
     try:
-        judge(snapshot, asked, origin)
-    except Refused:
+        evaluate(snapshot, asked, origin)
+    except PolicyDenied:
         return False
     return True
 

@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, UDP, Packet, read_key, reply_key
-from nfq_enforcer.core.wire.stamp import Imprint
+from nfq_enforcer.core.wire.stamp import StampTemplate
 
 
-class State(IntEnum):
+class FlowState(IntEnum):
     """How far a flow has come. Only TCP flows close; the others just fall silent."""
 
     NEW = 0  # not answered yet
@@ -34,7 +34,7 @@ class State(IntEnum):
     CLOSED = 4  # TCP: one side has reset it
 
 
-_NEW, _ANSWERED = State.NEW, State.ANSWERED  # looking a member up takes longer than the packet path has
+_NEW, _ANSWERED = FlowState.NEW, FlowState.ANSWERED  # looking a member up takes longer than the packet path has
 _FIN, _SYN, _RST, _SYN_ACK = 0x01, 0x02, 0x04, 0x12
 _FIN_RST = _FIN | _RST
 
@@ -47,7 +47,7 @@ _SECONDS: dict[int, tuple[int, int, int, int, int]] = {
 _OTHER_SECONDS = (60, 0, 600, 0, 0)
 
 
-class Bypass(IntEnum):
+class Offload(IntEnum):
     """How much of a flow the kernel passes by itself, under the policy that the flow was judged by."""
 
     NEVER = 0  # policy refuses it, and only audit lets it pass
@@ -60,10 +60,10 @@ Origin = tuple[str | None, Identity | None]
 """Where packets come from: the interface (None: this host), and the identity on their stamp (None: no stamp)."""
 
 
-UNSEEN: Origin = ("", None)
+ORIGIN_UNKNOWN: Origin = ("", None)
 """The origin of a flow that was learned, until its opener is seen: no interface has this name."""
 
-UNJUDGED = -1  # the revision of a flow that was learned, until it is judged
+REVISION_NONE = -1  # the revision of a flow that was learned, until it is judged
 
 
 class Opening(NamedTuple):
@@ -85,14 +85,14 @@ class Flow:
     """One connection, or what passes for one, as this node sees it."""
 
     __slots__ = (
-        "bypass",
         "destination",
         "elder",
         "expires",
         "fits",
-        "hidden",
         "key",
         "lifetime",
+        "masqueraded",
+        "offload",
         "origin",
         "reply_key",
         "reply_origin",
@@ -110,8 +110,8 @@ class Flow:
     destination: Identity
     origin: Origin  # of the opener's packets
     revision: int  # of the policy that allowed it
-    stamp: Imprint | None  # put on the opener's packets
-    reply_stamp: Imprint | None  # put on replies
+    stamp: StampTemplate | None  # put on the opener's packets
+    reply_stamp: StampTemplate | None  # put on replies
     lifetime: int  # for how many seconds it may be silent in its state
     expires: float
     elder: "Flow"  # its neighbours in the table
@@ -122,9 +122,11 @@ class Flow:
         self.key = key
         self.reply_key = answer_key
         self.reply_origin: Origin | None = None  # known from the first reply on, or before
-        self.state = State.NEW
-        self.bypass = Bypass.NONE
-        self.hidden = False  # its opener's stamp came from an address that is no endpoint's: a router has changed it
+        self.state = FlowState.NEW
+        self.offload = Offload.NONE
+        self.masqueraded = (
+            False  # its opener's stamp came from an address that is no endpoint's: a router has changed it
+        )
         self.fits = False  # TCP: its SYN passed here, where it was given an MSS that leaves room for a stamp
 
     @property
@@ -136,16 +138,16 @@ class Flow:
         """Return where packets of this one's direction come from; None if that has to show in the first reply."""
         return self.origin if packet.key == self.key else self.reply_origin
 
-    def stamp_on(self, packet: Packet) -> Imprint | None:
+    def stamp_on(self, packet: Packet) -> StampTemplate | None:
         """Return the stamp that packets of this one's direction bear when they leave."""
         return self.stamp if packet.key == self.key else self.reply_stamp
 
 
-class KnownFlow(NamedTuple):
+class KernelFlow(NamedTuple):
     """A flow that somebody else remembers, the kernel for example."""
 
     key: bytes  # of its opener's packets
-    state: State
+    state: FlowState
     expires_in: float  # seconds
 
 
@@ -225,7 +227,7 @@ class Conntrack:
         self.see(flow, False, packet.tcp_flags, now)
         return flow
 
-    def learn(self, known: KnownFlow, now: float) -> bool:
+    def import_flow(self, known: KernelFlow, now: float) -> bool:
         """Enter a flow that somebody else knows, for who judges to meet it; say whether there was room for it."""
         flow = _unjudged(known.key, known.state)
         if self._length >= self._maximum or self.lookup(flow.key, now) or self.lookup(flow.reply_key, now):
@@ -234,20 +236,20 @@ class Conntrack:
         flow.expires = now + min(known.expires_in, flow.lifetime)
         return True
 
-    def recall(self, key: bytes, now: float) -> Flow:
+    def restore(self, key: bytes, now: float) -> Flow:
         """Enter, as ``learn`` does, an established flow that is not in the table; ``key``: of its opener's packets."""
-        flow = _unjudged(key, State.ESTABLISHED)
+        flow = _unjudged(key, FlowState.ESTABLISHED)
         if self._length >= self._maximum:
             self._make_room()
         self._enter(flow)
         flow.expires = now + flow.lifetime
         return flow
 
-    def hand_over(self, flow: Flow, bypass: Bypass, now: float) -> None:
+    def hand_over(self, flow: Flow, bypass: Offload, now: float) -> None:
         """Note that the kernel passes this much of the flow from now on."""
-        flow.bypass = bypass
-        if bypass is Bypass.FLOW:
-            flow.state = State.ESTABLISHED  # its end will not be seen
+        flow.offload = bypass
+        if bypass is Offload.FLOW:
+            flow.state = FlowState.ESTABLISHED  # its end will not be seen
         flow.lifetime = _HANDED_OVER
         flow.expires = now + _HANDED_OVER
         _leave(flow)
@@ -256,7 +258,7 @@ class Conntrack:
     def _enter(self, flow: Flow) -> None:
         for key in (flow.key, flow.reply_key):
             self._parts[hash(key) % _PARTS][key] = flow
-        (self._unconfirmed if flow.state < State.ESTABLISHED else self._confirmed).join(flow)
+        (self._unconfirmed if flow.state < FlowState.ESTABLISHED else self._confirmed).join(flow)
         self._length += 1
         flow.lifetime = _SECONDS.get(flow.key[0], _OTHER_SECONDS)[flow.state]
 
@@ -271,17 +273,17 @@ class Conntrack:
         if flow.state is _NEW or flow.state is _ANSWERED:
             self._answer(flow, reply, proto == TCP, tcp_flags)
         if tcp_flags & _RST:
-            flow.state = State.CLOSED
-        elif tcp_flags & _FIN and flow.state is not State.CLOSED:
-            flow.state = State.CLOSING
+            flow.state = FlowState.CLOSED
+        elif tcp_flags & _FIN and flow.state is not FlowState.CLOSED:
+            flow.state = FlowState.CLOSING
         flow.lifetime = _SECONDS.get(proto, _OTHER_SECONDS)[flow.state]
 
     def _answer(self, flow: Flow, reply: bool, confirms: bool, tcp_flags: int) -> None:
         """Take a reply, or what follows one: if the protocol ``confirms``, the opener must have spoken again."""
         if reply and confirms:
-            flow.state = State.ANSWERED
+            flow.state = FlowState.ANSWERED
         elif reply or (flow.state is _ANSWERED and tcp_flags & _SYN_ACK != _SYN):
-            flow.state = State.ESTABLISHED
+            flow.state = FlowState.ESTABLISHED
             _leave(flow)
             self._confirmed.join(flow)
 
@@ -316,11 +318,11 @@ class Conntrack:
         self.evicted += 1
 
 
-def _unjudged(key: bytes, state: State) -> Flow:
+def _unjudged(key: bytes, state: FlowState) -> Flow:
     """Return a flow that nobody has judged here yet, for who judges to meet it."""
     flow = Flow(key, reply_key(key))
     flow.state = state
-    flow.origin, flow.revision, flow.to_host = UNSEEN, UNJUDGED, False
+    flow.origin, flow.revision, flow.to_host = ORIGIN_UNKNOWN, REVISION_NONE, False
     flow.source = flow.destination = Identity(0)
     flow.stamp = flow.reply_stamp = None
     return flow

@@ -78,7 +78,7 @@ class L7Rule(NamedTuple):
     match: HttpMatch | DnsMatch
 
 
-class Entry(NamedTuple):
+class PolicyEntry(NamedTuple):
     """What the rules about one key say."""
 
     allowed_by: tuple[RuleRef, ...] = ()  # rules that open it, whatever is spoken there
@@ -86,7 +86,7 @@ class Entry(NamedTuple):
     l7: tuple[L7Rule, ...] = ()  # rules that open it for some requests only
 
 
-class Outcome(NamedTuple):
+class LookupResult(NamedTuple):
     """What a policy map says of an opening."""
 
     allowed: bool
@@ -115,7 +115,7 @@ class PolicyMap:
 
     def __init__(
         self,
-        entries: Mapping[PolicyKey, Entry],
+        entries: Mapping[PolicyKey, PolicyEntry],
         *,
         enforced: bool,
         enforced_by: tuple[RuleRef, ...] = (),
@@ -131,13 +131,13 @@ class PolicyMap:
             proto: tuple(_mask(bits) for other, bits in sorted(shapes, reverse=True) if other == proto)
             for proto, _ in shapes
         }
-        self._outcomes: dict[tuple[int, ...], Outcome] = {}  # by the identities (in Python's sense) of the entries
+        self._outcomes: dict[tuple[int, ...], LookupResult] = {}  # by the identities (in Python's sense) of the entries
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle what it was made of, and what that came to: objects have other identities in another process."""
         return _remake, (self.entries, self.enforced, self.enforced_by, self._masks, self.can_refuse)
 
-    def over(self, entries: Mapping[PolicyKey, Entry]) -> "PolicyMap":
+    def over(self, entries: Mapping[PolicyKey, PolicyEntry]) -> "PolicyMap":
         """Return the same map over other entries, of the same shapes, without a look at them."""
         return _remake(entries, self.enforced, self.enforced_by, self._masks, self.can_refuse)
 
@@ -147,7 +147,7 @@ class PolicyMap:
 
     def revised(
         self,
-        entries: Mapping[PolicyKey, Entry],
+        entries: Mapping[PolicyKey, PolicyEntry],
         changed: Iterable[PolicyKey],
         *,
         enforced: bool,
@@ -162,7 +162,7 @@ class PolicyMap:
         can_refuse = enforced or any(entry.denied_by for entry in entries.values())
         return _remake(entries, enforced, enforced_by, self._masks, can_refuse)
 
-    def lookup(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> Outcome:
+    def lookup(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> LookupResult:
         """Return what the map says of a peer's opening to this port; of ICMP the port is the type.
 
         ``also`` are the local identities of the peer's address.
@@ -174,17 +174,17 @@ class PolicyMap:
             outcome = self._outcomes[key] = self._outcome(found)
         return outcome
 
-    def _outcome(self, found: list[Entry]) -> Outcome:
+    def _outcome(self, found: list[PolicyEntry]) -> LookupResult:
         denied = [rule for entry in found for rule in entry.denied_by]
         if denied:
-            return Outcome(False, _once(denied))
+            return LookupResult(False, _once(denied))
         allowed = [rule for entry in found for rule in entry.allowed_by]
         if allowed or not self.enforced:
-            return Outcome(True, _once(allowed))
+            return LookupResult(True, _once(allowed))
         requests = dict.fromkeys(rule for entry in found for rule in entry.l7)
-        return Outcome(bool(requests), _once(rule.ref for rule in requests), tuple(requests))
+        return LookupResult(bool(requests), _once(rule.ref for rule in requests), tuple(requests))
 
-    def matching(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> list[Entry]:
+    def matching(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> list[PolicyEntry]:
         """Return every entry that is about this port and peer."""
         get = self.entries.get
         masks = self._masks.get(proto, ())
@@ -197,7 +197,7 @@ class PolicyMap:
 
 
 def _remake(
-    entries: Mapping[PolicyKey, Entry],
+    entries: Mapping[PolicyKey, PolicyEntry],
     enforced: bool,
     enforced_by: tuple[RuleRef, ...],
     masks: dict[int, tuple[tuple[int, int], ...]],

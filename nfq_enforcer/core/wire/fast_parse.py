@@ -7,7 +7,7 @@ just as ``stamp`` writes one, no SYN that opens a connection, all lengths in ord
 
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.wire.packet import DESTINATION_OPTIONS, IPV4_HEADER, IPV6_HEADER, TCP, UDP
-from nfq_enforcer.core.wire.stamp import Stamp, imprint
+from nfq_enforcer.core.wire.stamp import Stamp, stamp_template
 
 _IPV4, _IPV4_STAMPED = 0x45, 0x47  # version and size of the header
 _IPV6 = 6
@@ -15,16 +15,16 @@ _MORE_OR_OFFSET = 0x3F  # in the first of the two bytes of flags and fragment of
 _SYN, _ACK = 0x02, 0x10
 
 _UNSIGNED = Stamp(Identity(0))
-_OPTION = imprint(_UNSIGNED, 4, TCP).header[:4]  # all before the identity
-_HEADER = imprint(_UNSIGNED, 6, TCP).header
+_OPTION = stamp_template(_UNSIGNED, 4, TCP).header[:4]  # all before the identity
+_HEADER = stamp_template(_UNSIGNED, 6, TCP).header
 _HEADER_START, _HEADER_END = _HEADER[1:6], _HEADER[10:]  # between next header and identity; behind it
 
-Glimpse = tuple[bytes, int | None, int, int, bool]
+FastPacket = tuple[bytes, int | None, int, int, bool]
 """What a glance tells: the flow's key, the number on the stamp (not yet an identity: one that never travels is never a
 flow's), the TCP flags (0 of UDP), where the transport header begins, and whether the packet is whole."""
 
 
-def glance(payload: bytes) -> Glimpse | None:
+def parse_fast(payload: bytes) -> FastPacket | None:
     """Return what a plain packet shows, None of one that is not plain."""
     size = len(payload)
     if size < IPV4_HEADER:
@@ -43,7 +43,7 @@ def glance(payload: bytes) -> Glimpse | None:
     return None if fragment or size > length or flags is None else (key, claim, flags, l4, size == length)
 
 
-def _glance_ipv6(payload: bytes, size: int) -> Glimpse | None:
+def _glance_ipv6(payload: bytes, size: int) -> FastPacket | None:
     if payload[6] != DESTINATION_OPTIONS:
         claim, key, l4 = None, payload[6:7] + payload[8:44], IPV6_HEADER
     elif payload[41:46] == _HEADER_START and payload[50:56] == _HEADER_END:

@@ -67,7 +67,7 @@ _IPV6_START = Struct("!4sHB33s")  # the fixed header: (…), length of the rest,
 
 
 @dataclass(frozen=True, slots=True)
-class Imprint:
+class StampTemplate:
     """A stamp made ready for packets of one IP version and transport protocol."""
 
     version: int
@@ -89,22 +89,22 @@ class Imprint:
 
 
 @lru_cache(maxsize=4096)
-def imprint(stamp: Stamp, version: int, proto: int) -> Imprint:
+def stamp_template(stamp: Stamp, version: int, proto: int) -> StampTemplate:
     """Return the stamp ready for packets of this IP version and transport protocol."""
     option = _encode(stamp, version)
     if version == 6:
         header = bytes((proto,)) + _destination_options(option, ())[1:]
-        return Imprint(6, header, len(header), 0)
+        return StampTemplate(6, header, len(header), 0)
     in_words = len(option) // 4 << 8  # the header's size, and its place in the first word
-    return Imprint(4, option, len(option), (in_words + len(option) + int.from_bytes(option, "big")) % 65535)
+    return StampTemplate(4, option, len(option), (in_words + len(option) + int.from_bytes(option, "big")) % 65535)
 
 
 def write(payload: bytes, packet: Packet, stamp: Stamp) -> bytes:
     """Return the packet with this stamp and no other; raise PacketError if there is no room for it."""
-    return put(payload, packet, imprint(stamp, packet.version, packet.proto))
+    return put(payload, packet, stamp_template(stamp, packet.version, packet.proto))
 
 
-def put(payload: bytes, packet: Packet, mark: Imprint) -> bytes:
+def put(payload: bytes, packet: Packet, mark: StampTemplate) -> bytes:
     """Return the packet with this stamp and no other, whatever else is there; raise PacketError if there is no room."""
     _refuse_truncated(packet)
     return _rebuild(payload, packet, mark.header)

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from nfq_enforcer.core.tables.conntrack import KnownFlow, State
+from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, flow_key, has_ports, query_key
 from nfq_enforcer.dataplane.queue import netlink
 from nfq_enforcer.dataplane.rules import connmark
@@ -46,8 +46,8 @@ _SEEN_REPLY = 0x02  # in the last byte of the status
 
 # enum tcp_conntrack: SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT, LAST_ACK, TIME_WAIT, CLOSE, SYN_SENT2
 _TCP_STATES = (
-    *(State.NEW, State.NEW, State.ANSWERED, State.ESTABLISHED),
-    *(State.CLOSING, State.CLOSING, State.CLOSING, State.CLOSING, State.CLOSED, State.NEW),
+    *(FlowState.NEW, FlowState.NEW, FlowState.ANSWERED, FlowState.ESTABLISHED),
+    *(FlowState.CLOSING, FlowState.CLOSING, FlowState.CLOSING, FlowState.CLOSING, FlowState.CLOSED, FlowState.NEW),
 )
 
 _RECEIVED = 0x10000
@@ -57,7 +57,7 @@ class MessageError(Exception):
     """Bytes that are no message of the kernel's."""
 
 
-def open_flows() -> Iterator[KnownFlow]:
+def open_flows() -> Iterator[KernelFlow]:
     """Yield what the kernel of this network namespace has on record; raise OSError if it does not tell.
 
     An entry that cannot be read is left out.
@@ -137,7 +137,7 @@ def _in_four(number: int) -> bytes:
     return number.to_bytes(4, "big")
 
 
-def read_flow(body: bytes) -> KnownFlow | None:
+def read_flow(body: bytes) -> KernelFlow | None:
     """Return the flow of one entry, None for what is not one of ours; raise MessageError if it cannot be read.
 
     Entries in a zone are of a network of somebody else's, who may use the same addresses.
@@ -151,7 +151,7 @@ def read_flow(body: bytes) -> KnownFlow | None:
         state, seconds = _state(opener.proto, entry), int.from_bytes(entry[_TIMEOUT], "big")
     except (KeyError, IndexError):
         raise MessageError("the entry lacks what makes it one") from None
-    return None if key is None else KnownFlow(key, state, seconds)
+    return None if key is None else KernelFlow(key, state, seconds)
 
 
 _Attributes = dict[int, bytes]
@@ -199,11 +199,11 @@ def _of_size(size: int, numbers: bytes) -> bytes:
     return numbers
 
 
-def _state(proto: int, entry: _Attributes) -> State:
+def _state(proto: int, entry: _Attributes) -> FlowState:
     if proto == TCP and _PROTOCOL_INFO in entry:
         info = _attributes(_attributes(entry[_PROTOCOL_INFO])[_TCP_INFO])
         return _TCP_STATES[info[_TCP_STATE][0]]
-    return State.ESTABLISHED if entry[_STATUS][-1] & _SEEN_REPLY else State.NEW
+    return FlowState.ESTABLISHED if entry[_STATUS][-1] & _SEEN_REPLY else FlowState.NEW
 
 
 def _attributes(data: bytes) -> _Attributes:

@@ -3,12 +3,12 @@
 from nfq_enforcer.dataplane.queue import library_queue
 from nfq_enforcer.dataplane.queue.library_queue import LibraryQueue
 from nfq_enforcer.dataplane.queue.netlink_queue import NetlinkQueue, Unsupported
-from nfq_enforcer.dataplane.queue.protocol import Judge, Numbers, Queue
+from nfq_enforcer.dataplane.queue.protocol import Judge, Queue, QueueNumbers
 
 AUTO = "auto"
 
 
-def bind(driver: str, numbers: Numbers, judge: Judge, *, fail_open: bool, next_worker: int | None = None) -> Queue:
+def bind(driver: str, numbers: QueueNumbers, judge: Judge, *, fail_open: bool, next_worker: int | None = None) -> Queue:
     """Bind the queues of a worker; raise NfqError with the reason if the kernel refuses.
 
     ``auto`` is the driver ``netlink``, and the library where the kernel is too old for that (before Linux 3.11).

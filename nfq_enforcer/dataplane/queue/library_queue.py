@@ -9,7 +9,7 @@ from contextlib import suppress
 import netfilterqueue
 
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, Judge, Numbers, why_not_bound
+from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, Judge, QueueNumbers, why_not_bound
 from nfq_enforcer.dataplane.rules import connmark
 from nfq_enforcer.errors import NfqError
 
@@ -25,9 +25,9 @@ class LibraryQueue:
 
     driver = DRIVER
 
-    def __init__(self, numbers: Numbers, judge: Judge) -> None:
+    def __init__(self, numbers: QueueNumbers, judge: Judge) -> None:
         """Bind the first of these queues, for all; raise NfqError with the reason if the kernel refuses."""
-        self.numbers = Numbers(numbers.judged, numbers.judged, numbers.judged)
+        self.numbers = QueueNumbers(numbers.judged, numbers.judged, numbers.judged)
         self.epoch = 0
         self._judge = judge
         self._left = 0  # packets to answer until the library's loop is to be left

@@ -117,7 +117,7 @@ class Packets:
         return found
 
 
-class Answers:
+class VerdictBatch:
     """Collects answers to packets until they are sent: each queue's in the order in which its packets came.
 
     What is accepted as it is gets no message of its own: one verdict accepts all that wait up to a packet. So whatever

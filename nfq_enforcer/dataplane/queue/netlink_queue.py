@@ -17,15 +17,15 @@ import socket
 from nfq_enforcer.core.rewrite import LONGEST
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.dataplane.queue import netlink
-from nfq_enforcer.dataplane.queue.netlink import Again, Answers, MessageError, Packets
-from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, Judge, Numbers, why_not_bound
+from nfq_enforcer.dataplane.queue.netlink import Again, MessageError, Packets, VerdictBatch
+from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, Judge, QueueNumbers, why_not_bound
 from nfq_enforcer.dataplane.rules import connmark
 from nfq_enforcer.errors import NfqError
 
 DRIVER = "netlink"
 HEADERS = 1024  # bytes of a packet that is only judged: even of an ICMP error's two chains; fewer are not faster
 
-_ACCEPT, _BYPASS_OPENER, _BYPASS_FLOW = Verdict.ACCEPT, Verdict.BYPASS_OPENER, Verdict.BYPASS_FLOW
+_ACCEPT, _OFFLOAD_OPENER, _OFFLOAD_FLOW = Verdict.ACCEPT, Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW
 _AT_ONCE = 64  # packets
 _UNSENT = 1 << 17  # bytes of answers that are sent before more packets are judged
 _SOCKET_BYTES = 64 << 20  # for messages that wait: 4,096 short ones and some hundred whole ones
@@ -45,7 +45,7 @@ class NetlinkQueue:
     driver = DRIVER
 
     def __init__(
-        self, numbers: Numbers, judge: Judge, *, fail_open: bool = False, next_worker: int | None = None
+        self, numbers: QueueNumbers, judge: Judge, *, fail_open: bool = False, next_worker: int | None = None
     ) -> None:
         """Bind the queues; raise NfqError with the reason if the kernel refuses, Unsupported if it cannot.
 
@@ -55,14 +55,14 @@ class NetlinkQueue:
         self.epoch = 0
         self._judge = judge
         self._packets = Packets()
-        self._answers = Answers()
+        self._answers = VerdictBatch()
         self._verdicts: dict[Verdict, int] = {
             Verdict.DROP: netlink.DROP,
-            Verdict.HAND_ON_WHOLE: netlink.hand_on(numbers.stamped),
-            Verdict.HAND_ON_SEGMENTED: netlink.hand_on(numbers.segmented),
+            Verdict.REQUEUE_WHOLE: netlink.hand_on(numbers.stamped),
+            Verdict.REQUEUE_SEGMENTED: netlink.hand_on(numbers.segmented),
         }
         if next_worker is not None:  # who may just be away
-            self._verdicts[Verdict.HAND_ON_NEXT] = netlink.hand_on(next_worker, bypass=fail_open)
+            self._verdicts[Verdict.REQUEUE_NEXT] = netlink.hand_on(next_worker, bypass=fail_open)
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
         except OSError as error:
@@ -115,7 +115,7 @@ class NetlinkQueue:
         self._socket.close()
 
     def _verdict(self, verdict: Verdict, message: bytes) -> int | Again:
-        if verdict is _BYPASS_FLOW or verdict is _BYPASS_OPENER:
+        if verdict is _OFFLOAD_FLOW or verdict is _OFFLOAD_OPENER:
             return Again(connmark.signed(netlink.mark(message), verdict, self.epoch))
         return self._verdicts[verdict]
 
@@ -137,7 +137,7 @@ class NetlinkQueue:
         self._socket.bind((0, 0))
         self._socket.setblocking(False)
 
-    def _bind(self, numbers: Numbers, flags: int) -> None:
+    def _bind(self, numbers: QueueNumbers, flags: int) -> None:
         """Bind all queues, then open them, so that no packet comes between the kernel's answers."""
         for number in numbers:
             # Segments meet a queue without the flag, which is why the kernel has cut them.

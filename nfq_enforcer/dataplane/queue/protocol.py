@@ -42,7 +42,7 @@ class Queue(Protocol):
     """What is bound to the queues of one worker."""
 
     driver: str  # its name, as the configuration has it
-    numbers: "Numbers"
+    numbers: "QueueNumbers"
     epoch: int  # in which flows are left to the kernel (see ``marks``); to be written to
 
     def fileno(self) -> int:
@@ -55,7 +55,7 @@ class Queue(Protocol):
         """Unbind; packets that still wait are dropped by the kernel."""
 
 
-class Numbers(NamedTuple):
+class QueueNumbers(NamedTuple):
     """The queues of one worker. A driver that needs but one has the same number three times.
 
     Of several workers each kind is in a row: the kernel spreads packets over queues with numbers in a row. It does so
@@ -73,14 +73,16 @@ class Numbers(NamedTuple):
         return frozenset(self)
 
 
-def in_rows(first: int, workers: int) -> tuple[Numbers, ...]:
+def in_rows(first: int, workers: int) -> tuple[QueueNumbers, ...]:
     """Return the queues of so many workers, from a number on."""
-    return tuple(Numbers(judged, judged + workers, judged + 2 * workers) for judged in range(first, first + workers))
+    return tuple(
+        QueueNumbers(judged, judged + workers, judged + 2 * workers) for judged in range(first, first + workers)
+    )
 
 
 def most_workers(first: int) -> int:
     """Return for how many workers there are numbers, from this one on."""
-    return (_NUMBERS - first) // len(Numbers._fields)
+    return (_NUMBERS - first) // len(QueueNumbers._fields)
 
 
 class Backlog(NamedTuple):

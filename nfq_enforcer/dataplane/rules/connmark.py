@@ -45,7 +45,7 @@ def begins_anew(epoch: int) -> bool:
 
 def sign(verdict: Verdict, epoch: int) -> int:
     """Return the sign of a packet by which its flow is to be marked, as the verdict says."""
-    return SIGNED | (_SIGNED_WHOLE if verdict is Verdict.BYPASS_FLOW else 0) | (_SIGNED_ODD if epoch & 1 else 0)
+    return SIGNED | (_SIGNED_WHOLE if verdict is Verdict.OFFLOAD_FLOW else 0) | (_SIGNED_ODD if epoch & 1 else 0)
 
 
 def signed(mark: int, verdict: Verdict, epoch: int) -> int:

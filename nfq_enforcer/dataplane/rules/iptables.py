@@ -10,9 +10,9 @@ from pathlib import Path
 
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue import ctnetlink
-from nfq_enforcer.dataplane.queue.protocol import Numbers
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.rules import connmark, ruleset
-from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6, Family, Ruleset, Service
+from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6, AddressFamily, Ruleset, Service
 from nfq_enforcer.errors import NfqError
 
 _IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
@@ -21,7 +21,7 @@ _SETS = ("nfqe-local", "nfqe-store")
 _QUEUED = re.compile(rf"^\[(\d+):\d+\] -A (?:{ruleset.QUEUE}|{ruleset.ERRORS}) .*-j NFQUEUE ", re.MULTILINE)
 
 
-def families() -> tuple[Family, ...]:
+def families() -> tuple[AddressFamily, ...]:
     """Return the IP families that this host speaks: IPv4, and IPv6 unless it is switched off."""
     try:
         off = _IPV6_OFF.read_text().strip() == "1"
@@ -42,12 +42,12 @@ def check() -> None:
 class Rules:
     """The rules of this host, as far as they are ours."""
 
-    def __init__(self, spoken: tuple[Family, ...], *, fail_open: bool, cluster_mtus: Mapping[str, int]) -> None:
+    def __init__(self, spoken: tuple[AddressFamily, ...], *, fail_open: bool, cluster_mtus: Mapping[str, int]) -> None:
         """Take what to render, ``fail_open`` and ``cluster_mtus`` as ``Ruleset`` has them; nothing is changed yet."""
         self._families = spoken
         self._fail_open = fail_open
         self._cluster_mtus = cluster_mtus
-        self._addresses: dict[Family, frozenset[str]] = {}
+        self._addresses: dict[AddressFamily, frozenset[str]] = {}
         self._interfaces: frozenset[str] | None = None
         self._exempted: frozenset[Service] = frozenset()
         self.only_exempt = False  # the exemption is all that there is of ours
@@ -64,7 +64,7 @@ class Rules:
                 self.only_exempt = True
                 _restore(family, ruleset.render_exemption(family))
 
-    def install(self, snapshot: Snapshot, queues: Sequence[Numbers]) -> None:
+    def install(self, snapshot: Snapshot, queues: Sequence[QueueNumbers]) -> None:
         """Bring everything into place, whatever was there of ours; raise NfqError if the kernel refuses.
 
         ``queues`` are those of each worker. Marks are in force if the snapshot has an epoch.
@@ -127,11 +127,11 @@ class Rules:
         """Return how many packets the rules have handed to the queues since ``install``."""
         return sum(int(count) for family in self._families for count in _QUEUED.findall(_saved(family, counters=True)))
 
-    def _fill(self, family: Family, addresses: frozenset[str]) -> None:
+    def _fill(self, family: AddressFamily, addresses: frozenset[str]) -> None:
         _run(["ipset", "restore"], ruleset.render_set(family, sorted(addresses)))
         self._addresses[family] = addresses
 
-    def _fill_store(self, family: Family) -> None:
+    def _fill_store(self, family: AddressFamily) -> None:
         _run(["ipset", "restore"], ruleset.render_store(family, sorted(self._exempted, key=str)))
 
 
@@ -151,12 +151,12 @@ def remove() -> list[str]:
     return removed
 
 
-def _addresses(snapshot: Snapshot, family: Family) -> frozenset[str]:
+def _addresses(snapshot: Snapshot, family: AddressFamily) -> frozenset[str]:
     size = 4 if family is IPV4 else 16
     return frozenset(str(ipaddress.ip_address(address)) for address in snapshot.endpoints if len(address) == size)
 
 
-def _saved(family: Family, *, counters: bool = False) -> str:
+def _saved(family: AddressFamily, *, counters: bool = False) -> str:
     """Return ``iptables-save`` of the two tables, each line after the name of its table."""
     lines: list[str] = []
     for table in ruleset.CHAINS:
@@ -179,7 +179,7 @@ def _chains(saved: str) -> set[tuple[str, str]]:
     return {(table, chain) for table, chains in ruleset.CHAINS.items() for chain in chains if chain in names}
 
 
-def _restore(family: Family, text: str) -> None:
+def _restore(family: AddressFamily, text: str) -> None:
     _run([f"{family.command}-restore", "--noflush", "--wait", _LOCK_SECONDS], text)
 
 

@@ -25,14 +25,14 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.core.wire import stamp
-from nfq_enforcer.dataplane.queue.protocol import Numbers
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.rules import connmark
 
 Service = tuple[IPv4Address | IPv6Address, int]
 """An address, and a port of TCP there."""
 
 
-class Family(NamedTuple):
+class AddressFamily(NamedTuple):
     """One of the two IP families, with the words that iptables and ipset have for it."""
 
     version: int
@@ -43,8 +43,8 @@ class Family(NamedTuple):
     header: int  # bytes of the fixed IP header
 
 
-IPV4 = Family(4, "iptables", "nfqe-local4", "nfqe-store4", "inet", 20)
-IPV6 = Family(6, "ip6tables", "nfqe-local6", "nfqe-store6", "inet6", 40)
+IPV4 = AddressFamily(4, "iptables", "nfqe-local4", "nfqe-store4", "inet", 20)
+IPV6 = AddressFamily(6, "ip6tables", "nfqe-local6", "nfqe-store6", "inet6", 40)
 
 QUEUE = "NFQE-QUEUE"  # hands over to the queues
 ERRORS = "NFQE-ERRORS"  # hands ICMP errors over to the first worker
@@ -77,7 +77,7 @@ _ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}  # what ``Packet.error`` takes for o
 class Ruleset:
     """What the rules depend on."""
 
-    queues: Sequence[Numbers]  # of each worker
+    queues: Sequence[QueueNumbers]  # of each worker
     fail_open: bool  # with nobody bound to the queues, packets pass (else they are dropped)
     cluster_mtus: Mapping[str, int]  # cluster interface: its MTU
     epoch: int | None = None  # of the marks that are in force; None: every packet is judged
@@ -88,7 +88,9 @@ class Ruleset:
         return self.queues[0].stamped != self.queues[0].judged
 
 
-def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Collection[tuple[str, str]]) -> str:
+def render(
+    rules: Ruleset, family: AddressFamily, interfaces: Iterable[str], hooked: Collection[tuple[str, str]]
+) -> str:
     """Return the input of ``iptables-restore --noflush`` that brings all chains into place.
 
     ``interfaces`` are those of local endpoints. ``hooked`` has the (table, base chain) pairs whose jump is there.
@@ -116,7 +118,7 @@ def render(rules: Ruleset, family: Family, interfaces: Iterable[str], hooked: Co
     )
 
 
-def render_exemption(family: Family) -> str:
+def render_exemption(family: AddressFamily) -> str:
     """Return the input that brings only the store's exemption into place, where nothing of ours is yet.
 
     No packet is queued by it. But the kernel begins to keep its record of connections, so that one which is opened
@@ -150,18 +152,18 @@ def render_removal(hooked: Collection[tuple[str, str]], chains: Collection[tuple
     )
 
 
-def render_set(family: Family, addresses: Iterable[str]) -> str:
+def render_set(family: AddressFamily, addresses: Iterable[str]) -> str:
     """Return the input of ``ipset restore`` that makes the set of local endpoints hold just these addresses."""
     return _replaced(family.ipset, f"hash:ip family {family.ipset_family} maxelem 1048576", addresses)
 
 
-def render_store(family: Family, services: Iterable[Service]) -> str:
+def render_store(family: AddressFamily, services: Iterable[Service]) -> str:
     """Return the input of ``ipset restore`` that exempts just those of these services that the family can reach."""
     members = (f"{address},tcp:{port}" for address, port in services if address.version == family.version)
     return _replaced(family.store, f"hash:ip,port family {family.ipset_family}", members)
 
 
-def mss(mtu: int, family: Family, *, uncut: bool) -> int:
+def mss(mtu: int, family: AddressFamily, *, uncut: bool) -> int:
     """Return the largest TCP segment, in bytes of data, that fits into the MTU together with a stamp.
 
     When a stamp has moved the TCP header of an uncut piece, the kernel holds its segments against the MTU by what now
@@ -185,7 +187,7 @@ def _replaced(name: str, kind: str, members: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _exempt(family: Family) -> list[str]:
+def _exempt(family: AddressFamily) -> list[str]:
     """Return the rules for connections that the host itself opens to the store; what opens one to it is judged."""
     store = f"-m set --match-set {family.store}"
     return [
@@ -228,8 +230,8 @@ def _of_epoch(epoch: int | None) -> list[str]:
         connmarks = f"-j CONNMARK --set-xmark {{:#x}}/{connmark.MASK:#x}"
         signs = f"-A {_SIGNED} -m mark --mark {{:#x}}/{connmark.FIELD:#x} {connmarks}"
         given = [
-            signs.format(connmark.sign(Verdict.BYPASS_FLOW, epoch), connmark.of_flow(epoch)),
-            signs.format(connmark.sign(Verdict.BYPASS_OPENER, epoch), connmark.of_opener(epoch)),
+            signs.format(connmark.sign(Verdict.OFFLOAD_FLOW, epoch), connmark.of_flow(epoch)),
+            signs.format(connmark.sign(Verdict.OFFLOAD_OPENER, epoch), connmark.of_opener(epoch)),
         ]
     return [
         *passing,
@@ -251,7 +253,7 @@ def _unmark(rules: Ruleset) -> list[str]:
     return [] if rules.epoch is None else [f"-A {chain} {off}" for chain in _MANGLED.values()]
 
 
-def _judged(family: Family) -> list[str]:
+def _judged(family: AddressFamily) -> list[str]:
     """Return the rules that lead to the queue; ``-g`` so that the end of a chain leaves all of ours."""
     local = f"-m set --match-set {family.ipset}"
     link_local = [f"-A {chain} -p ipv6-icmp -g {_ICMPV6}" for chain in ("NFQE-INPUT", "NFQE-OUTPUT")]
@@ -283,7 +285,7 @@ def _sources(interfaces: Iterable[str]) -> list[str]:
     return [f"-A {SOURCES} -i {interface} -j {QUEUE}" for interface in sorted(set(interfaces))]
 
 
-def _queue(rules: Ruleset, family: Family) -> list[str]:
+def _queue(rules: Ruleset, family: AddressFamily) -> list[str]:
     # The state match matches everything: it is there because it has the kernel reassemble fragments before our hooks
     # and keep its own record of connections.
     every_state = "-m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED"
@@ -296,7 +298,7 @@ def _queue(rules: Ruleset, family: Family) -> list[str]:
     return [*(_errors(rules, family) if len(rules.queues) > 1 else ()), *stamped, judged]
 
 
-def _errors(rules: Ruleset, family: Family) -> list[str]:
+def _errors(rules: Ruleset, family: AddressFamily) -> list[str]:
     proto, match = _ICMP[family.version]
     first = _nfqueue(rules, [rules.queues[0].judged])
     return [
@@ -311,7 +313,7 @@ def _nfqueue(rules: Ruleset, row: Sequence[int]) -> str:
     return f"-j NFQUEUE {where}{' --queue-bypass' if rules.fail_open else ''}"
 
 
-def _clamps(rules: Ruleset, family: Family) -> list[str]:
+def _clamps(rules: Ruleset, family: AddressFamily) -> list[str]:
     syn = "-p tcp -m tcp --tcp-flags SYN,RST SYN"
     return [
         f"-A {chain} {side} {name} {syn} -j TCPMSS --set-mss {mss(mtu, family, uncut=rules.uncut)}"

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
-from nfq_enforcer.dataplane.queue.protocol import Numbers
-from nfq_enforcer.dataplane.worker.map_transfer import Named
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.worker.map_transfer import SnapshotReference
 
 _LENGTH = struct.Struct("!I")
 _CHUNK = 1 << 18
@@ -26,11 +26,11 @@ class Setup(NamedTuple):
     """Agent to worker, behind the pieces of policy maps: what to be. A later snapshot is a message by itself."""
 
     driver: str  # as the configuration names it
-    queues: Numbers
+    queues: QueueNumbers
     next_worker: int | None  # the queue to which an ICMP error goes that concerns no flow of this worker
     fail_open: bool
     maximum_flows: int
-    snapshot: Named
+    snapshot: SnapshotReference
     peers: Mapping[bytes, Peer]
 
 
@@ -55,7 +55,7 @@ class Bound(NamedTuple):
     """Worker to agent: the queues are bound, packets are being judged."""
 
     driver: str  # that was chosen
-    queues: Numbers
+    queues: QueueNumbers
 
 
 class Failed(NamedTuple):

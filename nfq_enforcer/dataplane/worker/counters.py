@@ -10,7 +10,7 @@ _NAMES = ("accepted", "dropped", "events_lost", "internal_errors", "flows", "flo
 _PLACES = {name: place for place, name in enumerate(_NAMES)}
 _BYTES = 8 * len(_NAMES)
 
-ACCEPTED, DROPPED, EVENTS_LOST, INTERNAL_ERRORS, FLOWS, FLOWS_EVICTED, HANDED_OVER = range(7)
+ACCEPTED, DROPPED, EVENTS_LOST, INTERNAL_ERRORS, FLOWS, FLOWS_EVICTED, OFFLOADED = range(7)
 
 
 class Counters:

@@ -10,36 +10,36 @@ from dataclasses import replace
 from itertools import chain, count, islice
 from typing import NamedTuple
 
-from nfq_enforcer.core.tables.policymap import Entry, PolicyKey, PolicyMap
+from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 
 _PIECE = 500  # entries to a message: a worker takes one in about a millisecond
 _LET_GO = 2000  # entries at a time
 
-Entries = Mapping[PolicyKey, Entry]
+Entries = Mapping[PolicyKey, PolicyEntry]
 
 
-class Piece(NamedTuple):
+class MapChunk(NamedTuple):
     """Agent to worker: part of the entries that have this number."""
 
     number: int
-    entries: tuple[tuple[PolicyKey, Entry], ...]
+    entries: tuple[tuple[PolicyKey, PolicyEntry], ...]
 
 
-class Named(NamedTuple):
+class SnapshotReference(NamedTuple):
     """Agent to worker: a snapshot whose maps are empty, and the numbers of their entries."""
 
     snapshot: Snapshot
     numbers: Mapping[bytes, tuple[int, int]]  # by address of a local endpoint: ingress, egress
 
 
-class Forgotten(NamedTuple):
+class MapRemoval(NamedTuple):
     """Agent to worker: no snapshot will name these numbers again."""
 
     numbers: tuple[int, ...]
 
 
-class Sent:
+class MapSender:
     """The agent's side: which entries workers have, and by which numbers they know them."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Sent:
         self._known: dict[int, tuple[int, Entries]] = {}  # by the entries' ``id``, which is theirs while held here
         self._numbers = count()
 
-    def add(self, snapshot: Snapshot) -> Iterator[Piece]:
+    def add(self, snapshot: Snapshot) -> Iterator[MapChunk]:
         """Give the entries that are new a number; yield what workers have to have before these can be named."""
         for endpoint in snapshot.endpoints.values():
             for entries in (endpoint.ingress.entries, endpoint.egress.entries):
@@ -56,39 +56,39 @@ class Sent:
                     self._known[id(entries)] = number, entries
                     yield from _pieces(number, entries)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[MapChunk]:
         """Yield all that has a number, for a worker that starts."""
         return chain.from_iterable(_pieces(number, entries) for number, entries in self._known.values())
 
-    def name(self, snapshot: Snapshot) -> Named:
+    def name(self, snapshot: Snapshot) -> SnapshotReference:
         """Return a snapshot by the numbers of its entries, all of which have been added."""
         numbers = {
             address: (self._known[id(one.ingress.entries)][0], self._known[id(one.egress.entries)][0])
             for address, one in snapshot.endpoints.items()
         }
         none: Entries = {}
-        return Named(_refilled(snapshot, lambda address: (none, none)), numbers)
+        return SnapshotReference(_refilled(snapshot, lambda address: (none, none)), numbers)
 
-    def keep(self, snapshot: Snapshot) -> Forgotten:
+    def keep(self, snapshot: Snapshot) -> MapRemoval:
         """Forget what this snapshot does not need."""
         used = snapshot.endpoints.values()
         needed = {id(policy.entries) for one in used for policy in (one.ingress, one.egress)}
-        return Forgotten(tuple(self._known.pop(one)[0] for one in self._known.keys() - needed))
+        return MapRemoval(tuple(self._known.pop(one)[0] for one in self._known.keys() - needed))
 
 
-class Received:
+class MapReceiver:
     """The worker's side: entries by number."""
 
     def __init__(self) -> None:
         """Start with none."""
-        self._entries: dict[int, dict[PolicyKey, Entry]] = {}
-        self._leaving: list[dict[PolicyKey, Entry]] = []
+        self._entries: dict[int, dict[PolicyKey, PolicyEntry]] = {}
+        self._leaving: list[dict[PolicyKey, PolicyEntry]] = []
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: MapChunk) -> None:
         """Take a piece."""
         self._entries.setdefault(piece.number, {}).update(piece.entries)
 
-    def fill(self, named: Named) -> Snapshot:
+    def fill(self, named: SnapshotReference) -> Snapshot:
         """Return the snapshot, over its entries."""
         none: Entries = {}
 
@@ -98,7 +98,7 @@ class Received:
 
         return _refilled(named.snapshot, entries)
 
-    def forget(self, forgotten: Forgotten) -> None:
+    def forget(self, forgotten: MapRemoval) -> None:
         """Have entries go when there is time; nothing may look at them any more."""
         self._leaving += filter(None, (self._entries.pop(number, None) for number in forgotten.numbers))
 
@@ -112,10 +112,10 @@ class Received:
                 self._leaving.pop()
 
 
-def _pieces(number: int, entries: Entries) -> Iterator[Piece]:
+def _pieces(number: int, entries: Entries) -> Iterator[MapChunk]:
     rest = iter(entries.items())
     while some := tuple(islice(rest, _PIECE)):
-        yield Piece(number, some)
+        yield MapChunk(number, some)
 
 
 def _refilled(snapshot: Snapshot, entries: Callable[[bytes], tuple[Entries, Entries]]) -> Snapshot:

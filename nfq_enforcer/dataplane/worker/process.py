@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 
-from nfq_enforcer.dataplane.queue.protocol import Numbers
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.channel import Bound, Decoder, Enforced, Events, Failed, Stop, encode
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.errors import NfqError
@@ -27,7 +27,7 @@ class WorkerProcess:
     """One worker, or the one that has taken its place; counters go on from one to the next."""
 
     def __init__(
-        self, queues: Numbers, setup: Callable[[], Iterable[bytes]], on_events: Callable[[Events], None]
+        self, queues: QueueNumbers, setup: Callable[[], Iterable[bytes]], on_events: Callable[[Events], None]
     ) -> None:
         """Take the worker's queues, and whom to ask what one that starts is to be sent; nothing is started yet."""
         self.queues = queues  # from the start on, those that the driver has bound

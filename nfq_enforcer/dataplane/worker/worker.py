@@ -42,11 +42,11 @@ from nfq_enforcer.dataplane.worker.counters import (
     EVENTS_LOST,
     FLOWS,
     FLOWS_EVICTED,
-    HANDED_OVER,
     INTERNAL_ERRORS,
+    OFFLOADED,
     Counters,
 )
-from nfq_enforcer.dataplane.worker.map_transfer import Forgotten, Named, Piece, Received
+from nfq_enforcer.dataplane.worker.map_transfer import MapChunk, MapReceiver, MapRemoval, SnapshotReference
 from nfq_enforcer.errors import NfqError
 
 _TURN = 0.01  # seconds between two turns
@@ -57,7 +57,7 @@ _LAST_WORDS = 1.0  # seconds to answer what waits at the end, where the rules go
 _LEARNING = 5.0  # seconds at most to take over flows (some 100,000 a second)
 _MAX_EVENTS = 1000  # kept between two turns; more are counted as lost
 _BATCH = 100  # events to a message
-_BYPASS_OPENER, _BYPASS_FLOW = Verdict.BYPASS_OPENER, Verdict.BYPASS_FLOW
+_OFFLOAD_OPENER, _OFFLOAD_FLOW = Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW
 
 
 class Worker:
@@ -66,7 +66,7 @@ class Worker:
     def __init__(
         self,
         setup: Setup,
-        maps: Received,
+        maps: MapReceiver,
         channel: WorkerChannel,
         counters: Counters,
         clock: Callable[[], float],
@@ -92,12 +92,12 @@ class Worker:
         self._queue = drivers.bind(
             *(setup.driver, setup.queues, self._judge), fail_open=setup.fail_open, next_worker=setup.next_worker
         )
-        hands_on = self._queue.driver != library_queue.DRIVER
+        can_requeue = self._queue.driver != library_queue.DRIVER
         self._enforcer = Enforcer(
             snapshot,
             self._flows,
-            hands_on=hands_on,
-            has_next=hands_on and setup.next_worker is not None,
+            can_requeue=can_requeue,
+            has_next=can_requeue and setup.next_worker is not None,
         )
         self._queue.epoch = snapshot.epoch or 0
         self._only_packets = [(self._queue.fileno(), select.POLLIN)]
@@ -120,7 +120,7 @@ class Worker:
                     return
                 src, dst, *_ = read_key(known.key)
                 if src in snapshot.endpoints or dst in snapshot.endpoints:
-                    self._flows.learn(known, now)
+                    self._flows.import_flow(known, now)
 
     def run(self) -> None:
         """Judge packets until the agent says stop, or is gone; then answer what still waits and unbind."""
@@ -163,9 +163,9 @@ class Worker:
         if decision.verdict is Verdict.ACCEPT:
             self._counters.row[ACCEPTED] += 1
             return decision.payload or Verdict.ACCEPT
-        if decision.verdict is _BYPASS_FLOW or decision.verdict is _BYPASS_OPENER:
+        if decision.verdict is _OFFLOAD_FLOW or decision.verdict is _OFFLOAD_OPENER:
             self._counters.row[ACCEPTED] += 1
-            self._counters.row[HANDED_OVER] += 1
+            self._counters.row[OFFLOADED] += 1
         return decision.verdict
 
     def _follow(self, decision: Decision) -> None:
@@ -216,12 +216,12 @@ class Worker:
     def _obey(self, message: object, now: float) -> None:
         if isinstance(message, Peers):
             ipcache.change(self._peers, message.changes)
-        elif isinstance(message, Piece):
+        elif isinstance(message, MapChunk):
             self._maps.add(message)
-        elif isinstance(message, Named):
+        elif isinstance(message, SnapshotReference):
             self._interfaces.forget()
             self._enforce(self._maps.fill(message).over(self._peers))
-        elif isinstance(message, Forgotten):
+        elif isinstance(message, MapRemoval):
             self._maps.forget(message)
         elif isinstance(message, Revision):
             self._enforce(self._enforcer.snapshot.renewed(message.number, message.epoch))
@@ -270,7 +270,7 @@ def main() -> None:
 
 def _bound(channel: WorkerChannel, counters: Counters) -> Worker:
     """Return the worker that the agent asks for, with its queues; leave if they cannot be had."""
-    maps = Received()
+    maps = MapReceiver()
     setup = _setup(channel, maps)
     try:
         worker = Worker(setup, maps, channel, counters, time.monotonic)
@@ -282,7 +282,7 @@ def _bound(channel: WorkerChannel, counters: Counters) -> Worker:
     return worker
 
 
-def _setup(channel: WorkerChannel, maps: Received) -> Setup:
+def _setup(channel: WorkerChannel, maps: MapReceiver) -> Setup:
     """Await what to be, and what comes before it."""
     waiter = select.poll()
     waiter.register(channel.fileno(), select.POLLIN)

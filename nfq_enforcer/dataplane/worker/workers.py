@@ -15,9 +15,9 @@ from nfq_enforcer.core.tables import ipcache
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue import drivers, library_queue
-from nfq_enforcer.dataplane.queue.protocol import Numbers, in_rows, most_workers
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, in_rows, most_workers
 from nfq_enforcer.dataplane.worker.channel import Events, Peers, Revision, Setup, encode
-from nfq_enforcer.dataplane.worker.map_transfer import Sent
+from nfq_enforcer.dataplane.worker.map_transfer import MapSender
 from nfq_enforcer.dataplane.worker.process import WorkerProcess
 from nfq_enforcer.errors import NfqError
 
@@ -56,13 +56,13 @@ class Workers:
         self._maximum_flows = maximum_flows
         self._fail_open = fail_open
         self._snapshot: Snapshot | None = None
-        self._maps = Sent()
+        self._maps = MapSender()
         self._peers: dict[bytes, Peer] = {}
         self._on_events = on_events
         self.each = self._processes(number)
 
     @property
-    def queues(self) -> tuple[Numbers, ...]:
+    def queues(self) -> tuple[QueueNumbers, ...]:
         """Return the queues of each."""
         return tuple(worker.queues for worker in self.each)
 

@@ -15,16 +15,16 @@ from nfq_enforcer.policy import enforceable
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.commands import Request
-from nfq_enforcer.store.redis.mirror import Entries
-from nfq_enforcer.store.redis.schema import Entry, Key, SchemaError
-from nfq_enforcer.store.redis.session import Member
+from nfq_enforcer.store.redis.mirror import Mirror
+from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry
+from nfq_enforcer.store.redis.session import Session
 
 FORMAT, VERSION = "nfq_enforcer_export", 1  # the header's first field
 _KINDS = (Kind.IDENTITY, Kind.DOCUMENT, Kind.ENDPOINT)
 _OLDEST = 1  # an id below those of all changes: what is in the store wins
 
 
-def export(entries: Entries, store: str) -> Iterator[dict[str, Any]]:
+def export(entries: Mirror, store: str) -> Iterator[dict[str, Any]]:
     """Yield a header, then all that the cluster has agreed on; ``store`` says in the header where that was."""
     chosen = sorted((_KINDS.index(kind), name) for kind, name in entries.entries if kind in _KINDS)
     yield {
@@ -40,7 +40,7 @@ def export(entries: Entries, store: str) -> Iterator[dict[str, Any]]:
         yield {"kind": key[0], "name": name, "value": json.loads(entries.entries[key].value)}
 
 
-async def take_in(member: Member, exported: Iterable[Any]) -> dict[str, Any]:
+async def take_in(member: Session, exported: Iterable[Any]) -> dict[str, Any]:
     """Give the store what was exported; raise BadInput for what is no export at all, or StoreError."""
     records, refused = _understood(exported)
     held = {key: entry.value for key, entry in member.entries.entries.items()}
@@ -61,15 +61,15 @@ Taken = tuple[int, dict[Key, str]]
 """How many were written, and why others were not."""
 
 
-async def _take_identities(member: Member, news: Mapping[Key, Record]) -> Taken:
+async def _take_identities(member: Session, news: Mapping[Key, Record]) -> Taken:
     store = await member.reachable()
-    entries = [(key, Entry(_OLDEST, _value(one))) for key, one in news.items() if isinstance(one, Labels)]
+    entries = [(key, StoreEntry(_OLDEST, _value(one))) for key, one in news.items() if isinstance(one, Labels)]
     left = await store.restore(entries)
     reason = "its number, or its labels, belong to another identity"
     return len(entries) - len(left), dict.fromkeys(left, reason)
 
 
-async def _take_documents(member: Member, news: Mapping[Key, Record]) -> Taken:
+async def _take_documents(member: Session, news: Mapping[Key, Record]) -> Taken:
     documents = [
         (*key, _value(one).decode()) for key, one in news.items() if isinstance(one, PolicyDocument | Namespace)
     ]
@@ -78,7 +78,7 @@ async def _take_documents(member: Member, news: Mapping[Key, Record]) -> Taken:
     return len(documents), {}
 
 
-async def _take_endpoints(member: Member, news: Mapping[Key, Record]) -> Taken:
+async def _take_endpoints(member: Session, news: Mapping[Key, Record]) -> Taken:
     namespaces = member.entries.namespaces | {
         name: one for (_, name), one in news.items() if isinstance(one, Namespace)
     }

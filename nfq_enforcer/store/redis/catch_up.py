@@ -10,16 +10,16 @@ import logging
 from collections.abc import Mapping, Sequence, Set
 
 from nfq_enforcer.cluster.records import Kind
-from nfq_enforcer.store.redis.commands import Joined, NotJoined, Published, RedisStore
+from nfq_enforcer.store.redis.commands import Commands, Joined, NotJoined, Published
 from nfq_enforcer.store.redis.history import Fork, gone, lost, unseen
-from nfq_enforcer.store.redis.mirror import Entries
-from nfq_enforcer.store.redis.schema import Entry, Key, write_id
+from nfq_enforcer.store.redis.mirror import Mirror
+from nfq_enforcer.store.redis.schema import Key, StoreEntry, write_id
 
 _log = logging.getLogger(__name__)
 _MANY = 100  # changes after which others have a turn
 
 
-async def get_up_to_date(entries: Entries, store: RedisStore, joined: Joined, pending: Mapping[str, bytes]) -> None:
+async def get_up_to_date(entries: Mirror, store: Commands, joined: Joined, pending: Mapping[str, bytes]) -> None:
     """Bring the entries to where the store is.
 
     ``pending`` are endpoints of this node that the store has not been told of, or has not taken: their values, empty
@@ -34,12 +34,12 @@ async def get_up_to_date(entries: Entries, store: RedisStore, joined: Joined, pe
             await take(entries, one)
 
 
-def may_lack_own(entries: Entries, joined: Joined) -> bool:
+def may_lack_own(entries: Mirror, joined: Joined) -> bool:
     """Say whether the store may have lost endpoints of this node: only this node knows whether they are."""
     return not joined.registered or bool(unseen(joined.forks, entries.forks))
 
 
-async def take(entries: Entries, published: Published) -> None:
+async def take(entries: Mirror, published: Published) -> None:
     """Take an entry of the stream; raise NotJoined if one before it is missing."""
     if published.foreign or not published.serial:
         entries.skip(f"changes {write_id(published.id)}", published.foreign or "it is nothing of ours")
@@ -58,7 +58,7 @@ async def take(entries: Entries, published: Published) -> None:
         await asyncio.sleep(0)
 
 
-async def _can_resume(entries: Entries, store: RedisStore, joined: Joined) -> bool:
+async def _can_resume(entries: Mirror, store: Commands, joined: Joined) -> bool:
     """Say whether nothing is missing between what is known and what the stream has."""
     if not entries.position:
         return False
@@ -67,8 +67,8 @@ async def _can_resume(entries: Entries, store: RedisStore, joined: Joined) -> bo
 
 
 async def _take_all(
-    entries: Entries,
-    store: RedisStore,
+    entries: Mirror,
+    store: Commands,
     joined: Joined,
     new: Sequence[Fork],
     pending: Mapping[str, bytes],
@@ -88,17 +88,17 @@ async def _take_all(
     for name, value in pending.items():
         theirs.pop((Kind.ENDPOINT, name), None)
         if value:
-            theirs[Kind.ENDPOINT, name] = Entry(entries.position, value)
+            theirs[Kind.ENDPOINT, name] = StoreEntry(entries.position, value)
     for _ in entries.replacing(theirs, bad):
         await asyncio.sleep(0)
     for name, value in pending.items():  # those, too, that have come up meanwhile
-        entries.assume((Kind.ENDPOINT, name), Entry(entries.position, value) if value else None)
+        entries.assume((Kind.ENDPOINT, name), StoreEntry(entries.position, value) if value else None)
     entries.position, entries.serial, entries.revision = joined.last, joined.serial, joined.revision
     entries.forks = frozenset(fork.name for fork in joined.forks)  # with them, for it is on this side of them now
 
 
 async def _give_back(
-    entries: Entries, store: RedisStore, theirs: Mapping[Key, Entry], new: Sequence[Fork], since: Set[Key]
+    entries: Mirror, store: Commands, theirs: Mapping[Key, StoreEntry], new: Sequence[Fork], since: Set[Key]
 ) -> None:
     """Give the store what it has lost."""
     fork = new[0].name
@@ -115,8 +115,8 @@ async def _give_back(
 
 
 async def _without_gone(
-    entries: Entries, store: RedisStore, new: Sequence[Fork], unclear: Set[Key]
-) -> tuple[dict[Key, Entry], dict[Key, str]]:
+    entries: Mirror, store: Commands, new: Sequence[Fork], unclear: Set[Key]
+) -> tuple[dict[Key, StoreEntry], dict[Key, str]]:
     """Return what is in the store now, without what a member that was behind has brought back at the same time."""
     theirs, bad = await store.scan()
     anew = await store.since(new[0].marker)

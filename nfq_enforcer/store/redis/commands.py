@@ -21,7 +21,7 @@ from nfq_enforcer.errors import BadInput
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.connection import StoreError, sentence
 from nfq_enforcer.store.redis.history import Fork, read_forks
-from nfq_enforcer.store.redis.schema import HASHES, Entry, Key, SchemaError
+from nfq_enforcer.store.redis.schema import HASHES, Key, SchemaError, StoreEntry
 
 _SCAN = 2000  # entries a step of a scan
 _READ = 200  # entries of the stream at once; each may hold hundreds of changes
@@ -93,7 +93,7 @@ class Published:
     foreign: str = ""  # why it cannot be read, if it cannot
 
 
-class RedisStore:
+class Commands:
     """One cluster's store, over one connection for commands and one that waits for changes."""
 
     def __init__(self, client: "Redis", reader: "Redis", prefix: str) -> None:
@@ -117,12 +117,12 @@ class RedisStore:
             said["now"] / 1000,
         )
 
-    async def scan(self) -> tuple[dict[Key, Entry], dict[Key, str]]:
+    async def scan(self) -> tuple[dict[Key, StoreEntry], dict[Key, str]]:
         """Return every entry there is, and of what is none the reason.
 
         What is written meanwhile may be among them or not: the stream, read on from before the scan, says.
         """
-        found: dict[Key, Entry] = {}
+        found: dict[Key, StoreEntry] = {}
         bad: dict[Key, str] = {}
         for kind, name in HASHES.items():
             async for field_name, data in self._scan_hash(f"{self._prefix}:{name}"):
@@ -177,7 +177,7 @@ class RedisStore:
 
     async def restore(
         self,
-        missing: Iterable[tuple[Key, Entry]],
+        missing: Iterable[tuple[Key, StoreEntry]],
         gone: Iterable[Key] = (),
         at: int = 0,
         *,
@@ -300,7 +300,7 @@ def _request(request: Request) -> dict[str, Any]:
     }
 
 
-def _order(key: Key, entry: Entry, labels: Mapping[Identity, Labels]) -> list[Any] | None:
+def _order(key: Key, entry: StoreEntry, labels: Mapping[Identity, Labels]) -> list[Any] | None:
     """Return an entry as ``lua/restore.lua`` takes it."""
     kind, name = key
     try:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
-from redis.asyncio.connection import Connection
+from redis.asyncio import connection as redis_connection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -69,7 +69,7 @@ class ServerInfo(NamedTuple):
     run_id: str  # another one after each start
 
 
-class Server:
+class Connection:
     """One Redis deployment, by its address."""
 
     def __init__(self, address: StoreAddress) -> None:
@@ -268,11 +268,11 @@ _SENTENCES: tuple[tuple[type[BaseException], Callable[[BaseException], str]], ..
 )
 
 
-def _once(*, lacks_certificate: bool) -> Callable[[Connection], Awaitable[None]]:
+def _once(*, lacks_certificate: bool) -> Callable[[redis_connection.Connection], Awaitable[None]]:
     """Return what completes a connection, and refuses to do so for another one of the same client."""
     used = False
 
-    async def connect(connection: Connection) -> None:
+    async def connect(connection: redis_connection.Connection) -> None:
         nonlocal used
         if used:
             raise HandshakeError(_CLOSED)

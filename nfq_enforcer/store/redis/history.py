@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 from nfq_enforcer.cluster.records import Kind
-from nfq_enforcer.store.redis.schema import Entry, Key, SchemaError, read_id
+from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry, read_id
 
 
 class Fork(NamedTuple):
@@ -49,8 +49,8 @@ def unseen(forks: Iterable[Fork], known: Set[str]) -> tuple[Fork, ...]:
 
 
 def lost(
-    mine: Mapping[Key, Entry], theirs: Mapping[Key, Entry], survived: int, since: Set[Key]
-) -> tuple[tuple[Key, Entry], ...]:
+    mine: Mapping[Key, StoreEntry], theirs: Mapping[Key, StoreEntry], survived: int, since: Set[Key]
+) -> tuple[tuple[Key, StoreEntry], ...]:
     """Return what this member knows and the store has lost, in the order in which it gets it back.
 
     ``since`` is what was written since the fork.
@@ -62,7 +62,9 @@ def lost(
     )
 
 
-def gone(mine: Mapping[Key, Entry], position: int, theirs: Mapping[Key, Entry], since: Set[Key]) -> tuple[Key, ...]:
+def gone(
+    mine: Mapping[Key, StoreEntry], position: int, theirs: Mapping[Key, StoreEntry], since: Set[Key]
+) -> tuple[Key, ...]:
     """Return what is in the store again, and this member, who knows all up to this position, knows to have gone.
 
     Not identities: one that nobody has is collected, and one that somebody has must stay.
@@ -77,6 +79,6 @@ def gone(mine: Mapping[Key, Entry], position: int, theirs: Mapping[Key, Entry], 
 _ORDER = (Kind.DOCUMENT, Kind.IDENTITY, Kind.NODE, Kind.ENDPOINT)  # nobody is open before policy is back
 
 
-def sorted_for_store(entries: Iterable[tuple[Key, Entry]]) -> tuple[tuple[Key, Entry], ...]:
+def sorted_for_store(entries: Iterable[tuple[Key, StoreEntry]]) -> tuple[tuple[Key, StoreEntry], ...]:
     """Return entries in the order in which a store that has lost them gets them back."""
     return tuple(sorted(entries, key=lambda one: _ORDER.index(one[0][0])))

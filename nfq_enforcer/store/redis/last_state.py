@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 from nfq_enforcer.cluster.records import Kind
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.store.redis.schema import Entry
+from nfq_enforcer.store.redis.schema import StoreEntry
 
 _FORMAT = 1
 _APPLICATION = 0x6E667165  # "nfqe", in the header of the file
@@ -53,10 +53,10 @@ _OF_THE_SYSTEM = {
 }
 
 
-class State(NamedTuple):
+class SavedState(NamedTuple):
     """All that was saved."""
 
-    entries: dict[tuple[Kind, str], Entry]
+    entries: dict[tuple[Kind, str], StoreEntry]
     marks: dict[str, str]  # how far it goes: positions in streams and the like
     pending: list[tuple[str, bytes]]  # what this node has still to tell the store, in order
 
@@ -88,7 +88,7 @@ class LastState:
         self._cluster, self._key = cluster, key.digest()
         self._connection: sqlite3.Connection | None = None
 
-    def load(self) -> State | None:
+    def load(self) -> SavedState | None:
         """Return what was saved last; None if nothing was, or if it is damaged: see ``problem``. Or raise NfqError."""
         self.problem = None
         try:
@@ -103,7 +103,7 @@ class LastState:
             return None
 
     def save(
-        self, changes: Iterable[tuple[Kind, str, Entry | None]], marks: Mapping[str, str], *, replace: bool = False
+        self, changes: Iterable[tuple[Kind, str, StoreEntry | None]], marks: Mapping[str, str], *, replace: bool = False
     ) -> None:
         """Save changes of entries (None: it is gone) and marks, all or nothing, or raise NfqError.
 
@@ -150,7 +150,7 @@ class LastState:
             self._connection = connection
         return self._connection
 
-    def _read_copy(self) -> State | None:
+    def _read_copy(self) -> SavedState | None:
         """Return what is on a disk that is read-only, where SQLite would not read the log."""
         self.close()
         with TemporaryDirectory(dir=_MEMORY) as folder:
@@ -171,18 +171,18 @@ class LastState:
         if self.path.stat().st_mode & 0o777 != 0o600:
             self.path.chmod(0o600)
 
-    def _read(self, connection: sqlite3.Connection) -> State | None:
+    def _read(self, connection: sqlite3.Connection) -> SavedState | None:
         verdict = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if verdict != "ok":
             raise _Damaged(verdict)
-        state, rows = State({}, {}, []), _Rows(connection, self._key)
+        state, rows = SavedState({}, {}, []), _Rows(connection, self._key)
         for row in rows.checked():
             if row.kind == _MARK:
                 state.marks[row.name] = row.value.decode()
             elif row.kind == _PENDING:
                 state.pending.append((row.id, row.value))
             else:
-                state.entries[Kind(row.kind), row.name] = Entry(int(row.id), row.value)
+                state.entries[Kind(row.kind), row.name] = StoreEntry(int(row.id), row.value)
         return state if rows.were_saved else None
 
     @contextmanager

@@ -12,21 +12,21 @@ from nfq_enforcer.core.identity import Identity, derive
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.policy.documents import Namespace
 from nfq_enforcer.store.redis import schema
-from nfq_enforcer.store.redis.schema import Entry, Key, SchemaError
+from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry
 
 _MARKS = ("position", "serial", "revision")
 _SKIPPED = 8
 _PART = 1000  # entries: some ten milliseconds
 
 
-class Entries:
+class Mirror:
     """The entries, what follows from them for this node, and what has changed since somebody took the changes."""
 
     def __init__(self, node: str, relevant: LabelFilter) -> None:
         """Hold nothing yet; ``node`` is whose own endpoints are told apart, ``relevant`` what makes an identity."""
         self._node = node
         self._relevant = relevant
-        self.entries: dict[Key, Entry] = {}
+        self.entries: dict[Key, StoreEntry] = {}
         self.refused: dict[Key, str] = {}  # why each value is not understood
         self.own: dict[str, EndpointRecord] = {}  # the endpoints of this node
         self.namespaces: dict[str, Namespace] = {}
@@ -43,7 +43,7 @@ class Entries:
         self._known_as: dict[Labels, Identity] = {}  # what labels of this node's endpoints have ever had
         self.whole = True  # not in the middle of being replaced
         self._changes: list[Change] = []
-        self._unsaved: dict[Key, Entry | None] | None = {}  # None: all
+        self._unsaved: dict[Key, StoreEntry | None] | None = {}  # None: all
 
     def accept(self, key: Key, number: int, value: bytes | None) -> None:
         """Take a change that has this id; ``None``: the entry is gone. One that is not newer changes nothing."""
@@ -54,16 +54,16 @@ class Entries:
         if value is None:
             self._forget(key)
         else:
-            self._take(key, Entry(number, value))
+            self._take(key, StoreEntry(number, value))
 
-    def assume(self, key: Key, entry: Entry | None) -> None:
+    def assume(self, key: Key, entry: StoreEntry | None) -> None:
         """Take what this node knows better than the store, whatever the id."""
         if entry is None:
             self._forget(key)
         else:
             self._take(key, entry)
 
-    def _take(self, key: Key, entry: Entry) -> None:
+    def _take(self, key: Key, entry: StoreEntry) -> None:
         try:
             record = schema.decode(*key, entry.value)
         except SchemaError as error:
@@ -79,7 +79,7 @@ class Entries:
         self.skips += 1
         self.skipped.append((what, reason))
 
-    def replacing(self, entries: Mapping[Key, Entry], bad: Mapping[Key, str]) -> Iterator[None]:
+    def replacing(self, entries: Mapping[Key, StoreEntry], bad: Mapping[Key, str]) -> Iterator[None]:
         """Hold these entries and no others, but keep what is known where a value is not understood.
 
         ``bad`` are those of the store that are not even entries. It goes in parts, and yields after each, so that
@@ -94,14 +94,14 @@ class Entries:
         yield from self._taking(entries)
         self.whole = True
 
-    def _taking(self, entries: Mapping[Key, Entry]) -> Iterator[None]:
+    def _taking(self, entries: Mapping[Key, StoreEntry]) -> Iterator[None]:
         for count, (key, entry) in enumerate(entries.items(), 1):
             if self.entries.get(key) != entry:
                 self._take(key, entry)
             if count % _PART == 0:
                 yield
 
-    def recalling(self, entries: Mapping[Key, Entry], marks: Mapping[str, str]) -> Iterator[None]:
+    def recalling(self, entries: Mapping[Key, StoreEntry], marks: Mapping[str, str]) -> Iterator[None]:
         """Hold what was saved; yield from time to time, as ``replacing`` does."""
         yield from self._taking(entries)
         self.position, self.serial, self.revision = (int(marks.get(name, "0")) for name in _MARKS)
@@ -129,7 +129,7 @@ class Entries:
         taken, self._changes = self._changes, []
         return taken
 
-    def take_unsaved(self) -> dict[Key, Entry | None] | None:
+    def take_unsaved(self) -> dict[Key, StoreEntry | None] | None:
         """Return the entries that have changed since the last time; None: all may have."""
         taken, self._unsaved = self._unsaved, {}
         return taken
@@ -176,7 +176,7 @@ class Entries:
             self._note_unsaved(key, None)
             self._note(key, None)
 
-    def _note_unsaved(self, key: Key, entry: Entry | None) -> None:
+    def _note_unsaved(self, key: Key, entry: StoreEntry | None) -> None:
         if self._unsaved is not None:
             self._unsaved[key] = entry
 

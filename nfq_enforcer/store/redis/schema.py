@@ -65,7 +65,7 @@ class SchemaError(Exception):
     """A value is not what this version understands; ``str`` says why."""
 
 
-class Entry(NamedTuple):
+class StoreEntry(NamedTuple):
     """A value, and which change brought it: the stream's id as one number, so that the later is the greater."""
 
     id: int
@@ -85,10 +85,10 @@ def write_id(number: int) -> str:
     return f"{number >> 32}-{number & 0xFFFFFFFF}"
 
 
-def read_entry(data: bytes) -> Entry:
+def read_entry(data: bytes) -> StoreEntry:
     """Return an entry as a hash holds it; raise SchemaError if it is none."""
     head, _, value = data.partition(b" ")
-    return Entry(read_id(head.decode("ascii", "replace")), value)
+    return StoreEntry(read_id(head.decode("ascii", "replace")), value)
 
 
 def read_json(data: bytes) -> Any:

@@ -22,15 +22,15 @@ from functools import partial
 from typing import ParamSpec, TypeVar
 
 from nfq_enforcer.cluster.records import Address, EndpointRecord, Kind, NodeRecord, Placed
-from nfq_enforcer.cluster.source import Handed
+from nfq_enforcer.cluster.source import ChangeBatch
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.store.redis import catch_up, schema
-from nfq_enforcer.store.redis.commands import NotJoined, RedisStore, Request, Written
-from nfq_enforcer.store.redis.connection import Server, ServerInfo, StoreError, check
+from nfq_enforcer.store.redis.commands import Commands, NotJoined, Request, Written
+from nfq_enforcer.store.redis.connection import Connection, ServerInfo, StoreError, check
 from nfq_enforcer.store.redis.last_state import LastState
-from nfq_enforcer.store.redis.mirror import Entries
-from nfq_enforcer.store.redis.schema import Entry, Key
+from nfq_enforcer.store.redis.mirror import Mirror
+from nfq_enforcer.store.redis.schema import Key, StoreEntry
 
 _log = logging.getLogger(__name__)
 
@@ -56,21 +56,23 @@ T = TypeVar("T")
 Exempt = Callable[[frozenset[tuple[Address, int]]], Awaitable[None]]
 
 
-class Member:
+class Session:
     """One node's membership, from ``start`` until ``stop``."""
 
-    def __init__(self, node: str, record: NodeRecord, server: Server, state: LastState, relevant: LabelFilter) -> None:
+    def __init__(
+        self, node: str, record: NodeRecord, server: Connection, state: LastState, relevant: LabelFilter
+    ) -> None:
         """Take who this node is and where its store is; nothing is connected yet."""
         self.node = node
         self._registration = schema.encode_node(record)
-        self._namesake: Entry | None = None
+        self._namesake: StoreEntry | None = None
         self.server = server
         self._state = state
         self.exempt: Exempt | None = None  # is told whom this node must be able to reach, before it connects
-        self.entries = Entries(node, relevant)
+        self.entries = Mirror(node, relevant)
         self._pending: dict[str, bytes] = {}  # endpoints started (their value) or stopped (empty) without the store
         self._conflicts: dict[str, str] = {}  # why the store does not take one of these
-        self.store: RedisStore | None = None
+        self.store: Commands | None = None
         self.info: ServerInfo | None = None
         self.since = time.time()  # connected, or not, since when
         self.error: str | None = _NOT_YET
@@ -135,15 +137,15 @@ class Member:
             await self._handed.wait()
             await self._settled.wait()
 
-    def take(self) -> Handed:
+    def poll(self) -> ChangeBatch:
         """Return the changes since the last time; none while this member is getting up to date."""
         if not self._settled.is_set():
-            return Handed([], self._enforced)
+            return ChangeBatch([], self._enforced)
         self._handed.clear()
         arrived, self._arrived = self._arrived, None
-        return Handed(self.entries.take(), self.entries.revision, arrived)
+        return ChangeBatch(self.entries.take(), self.entries.revision, arrived)
 
-    def enforced(self, handed: Handed) -> None:
+    def acknowledge(self, handed: ChangeBatch) -> None:
         """Note that what was handed over is in force on this node; the store is told soon which policy that is."""
         if handed.changes and handed.written is not None:
             self.lags.append(time.time() - handed.written)
@@ -176,13 +178,13 @@ class Member:
             pause = min(pause * 2, _PAUSES[1])
 
     @contextlib.asynccontextmanager
-    async def _connected(self) -> AsyncIterator[RedisStore]:
+    async def _connected(self) -> AsyncIterator[Commands]:
         if self.exempt is not None:
             await self.exempt(await self.server.resolve())
         host, port = await self.server.locate()
         client = self.server.client(host, port, timeout=_TIMEOUT)
         reader = self.server.client(host, port, timeout=_WAIT + _TIMEOUT)
-        store = RedisStore(client, reader, self.server.address.prefix)
+        store = Commands(client, reader, self.server.address.prefix)
         try:
             self.info = await check(client)
             yield store
@@ -211,7 +213,7 @@ class Member:
 
     # -- getting up to date -------------------------------------------------------------------------------------------
 
-    async def _synchronise(self, store: RedisStore) -> None:
+    async def _synchronise(self, store: Commands) -> None:
         """Join, get up to date, and put right what concerns this node; then hand over."""
         self._settled.clear()
         joined = await store.join(self.node, self.entries.position, self.entries.revision)
@@ -228,7 +230,7 @@ class Member:
 
     # -- being up to date ---------------------------------------------------------------------------------------------
 
-    async def _follow(self, store: RedisStore) -> None:
+    async def _follow(self, store: Commands) -> None:
         """Take what comes and give signs of life, until one of both fails; raise what it failed with."""
         tasks = [asyncio.create_task(self._listen(store)), asyncio.create_task(self._pulse(store))]
         try:
@@ -242,7 +244,7 @@ class Member:
             if not task.cancelled() and (reason := task.exception()) is not None:
                 raise reason
 
-    async def _listen(self, store: RedisStore) -> None:
+    async def _listen(self, store: Commands) -> None:
         while True:
             published = await store.read(self.entries.position, _WAIT)
             namespaces = dict(self.entries.namespaces)
@@ -264,7 +266,7 @@ class Member:
             _log.error("another agent has registered as node %s, too: each node needs a name of its own", self.node)
             self._namesake = entry
 
-    async def _pulse(self, store: RedisStore) -> None:
+    async def _pulse(self, store: Commands) -> None:
         """Say from time to time that this node lives, and what it enforces; collect garbage if nobody else has."""
         while True:
             self._beat.clear()
@@ -280,7 +282,7 @@ class Member:
                 async with asyncio.timeout(HEARTBEAT):
                     await self._beat.wait()
 
-    async def _retry_conflicts(self, store: RedisStore) -> None:
+    async def _retry_conflicts(self, store: Commands) -> None:
         """Try again what the store did not take: whose address it was may have let go of it."""
         for name in list(self._conflicts):
             if name in self.entries.own:
@@ -293,7 +295,7 @@ class Member:
                 del self._pending[name]
             await self._keep_pending()
 
-    async def _set_right(self, store: RedisStore, own: Iterable[EndpointRecord]) -> None:
+    async def _set_right(self, store: Commands, own: Iterable[EndpointRecord]) -> None:
         """Register this node, and of its endpoints these and those whose labels have become others."""
         wrong = {one.called: one for one in own}
         wrong |= {name: one for name, one in self.entries.own.items() if self.entries.is_mislabelled(one)}
@@ -307,7 +309,7 @@ class Member:
         # last of all: while it is not registered, the above is tried again
         await self._enter(store, Request(values=[(Kind.NODE, self.node, self._registration)]))
 
-    async def _enter_or_keep(self, store: RedisStore, one: Placed) -> None:
+    async def _enter_or_keep(self, store: Commands, one: Placed) -> None:
         """Write an endpoint of this node; one that the store does not take goes on here, and status names it."""
         name = one.record.called
         try:
@@ -317,7 +319,7 @@ class Member:
                 _log.error("the store does not take endpoint %s of this node: %s", name, error)
             self._conflicts[name] = str(error)
 
-    async def _tell_pending(self, store: RedisStore) -> None:
+    async def _tell_pending(self, store: Commands) -> None:
         """Tell the store what was started and stopped here without it; also what is while it is being told."""
         told: set[tuple[str, bytes]] = set()
         while untold := [one for one in self._pending.items() if one not in told]:
@@ -353,7 +355,7 @@ class Member:
             raise
         return written
 
-    async def reachable(self) -> RedisStore:
+    async def reachable(self) -> Commands:
         """Return the store, waiting for it if it has just gone; raise StoreError if there is none."""
         if self.error is None:
             with contextlib.suppress(TimeoutError):
@@ -373,7 +375,7 @@ class Member:
         """Have endpoints of this node that the store has not been told of yet."""
         for record in records:
             value = schema.encode_endpoint(record).encode()
-            self.entries.assume((Kind.ENDPOINT, record.called), Entry(self.entries.position, value))
+            self.entries.assume((Kind.ENDPOINT, record.called), StoreEntry(self.entries.position, value))
             self._pending[record.called] = value
         await self._keep_pending()
 
@@ -401,7 +403,7 @@ class Member:
         async with self._saving:
             await self._with_state(self._state.save_pending, list(self._pending.items()))
 
-    async def _enter(self, store: RedisStore, request: Request) -> Written:
+    async def _enter(self, store: Commands, request: Request) -> Written:
         """Write, and hold what was written as if it had come by in the stream."""
         written = await store.write(request)
         for key in written.missing:

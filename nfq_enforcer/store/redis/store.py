@@ -12,7 +12,7 @@ from statistics import quantiles
 from typing import Any
 
 from nfq_enforcer.cluster.records import EndpointRecord, Kind, Placed, document_name
-from nfq_enforcer.cluster.source import Applied, Handed, NodeStatus, Started
+from nfq_enforcer.cluster.source import Applied, ChangeBatch, NodeStatus, Started
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import enforceable, loader
@@ -21,17 +21,17 @@ from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.redis import backup, schema
 from nfq_enforcer.store.redis.commands import Collected, Request
 from nfq_enforcer.store.redis.connection import StoreError
-from nfq_enforcer.store.redis.session import GRACE, LEASE, LIVE, RETIREMENT, Member
+from nfq_enforcer.store.redis.session import GRACE, LEASE, LIVE, RETIREMENT, Session
 from nfq_enforcer.text import utc_time
 
 _LOOK = 0.05  # seconds between two looks at what other nodes enforce
 _NAMED = 20  # refused values that status names
 
 
-class SharedStore:
+class RedisStore:
     """The ``Store`` of a node in a cluster."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Session) -> None:
         """Take this node's membership."""
         self._member = member
         self._entries = member.entries
@@ -48,13 +48,13 @@ class SharedStore:
         """Return when there are changes to take."""
         await self._member.wait()
 
-    def take(self) -> Handed:
+    def poll(self) -> ChangeBatch:
         """Return the changes since the last time."""
-        return self._member.take()
+        return self._member.poll()
 
-    def enforced(self, handed: Handed) -> None:
+    def acknowledge(self, handed: ChangeBatch) -> None:
         """Note that what was handed over is in force on this node."""
-        self._member.enforced(handed)
+        self._member.acknowledge(handed)
 
     @property
     def refused(self) -> tuple[float, str] | None:

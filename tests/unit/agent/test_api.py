@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.agent import api, client
-from nfq_enforcer.agent.api import Params, Server
+from nfq_enforcer.agent.api import ApiServer, Params
 from nfq_enforcer.errors import BadInput, NfqError
 
 NOBODY = 65534
@@ -77,7 +77,7 @@ def serve(agent: Agent, path: Path) -> Callable[[Callable[[], Any]], Any]:
     """Give what runs a client in a thread while the agent serves."""
 
     async def serving(ask: Callable[[], Any]) -> Any:
-        server = Server(path, agent.methods)
+        server = ApiServer(path, agent.methods)
         await server.start()
         try:
             return await asyncio.to_thread(ask)
@@ -223,7 +223,7 @@ def test_the_socket_is_roots_alone_and_goes_with_the_agent(serve: Serve, path: P
 
 def test_a_follower_does_not_keep_the_agent_from_its_end(agent: Agent, path: Path) -> None:
     async def stopping() -> bytes:
-        server = Server(path, agent.methods)
+        server = ApiServer(path, agent.methods)
         await server.start()
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(b'{"method": "follow"}\n')
@@ -238,12 +238,12 @@ def test_a_follower_does_not_keep_the_agent_from_its_end(agent: Agent, path: Pat
 
 
 def test_a_server_that_never_started_can_be_stopped(path: Path) -> None:
-    asyncio.run(Server(path, {}).stop())
+    asyncio.run(ApiServer(path, {}).stop())
 
 
 def start(path: Path) -> None:
     async def starting() -> None:
-        server = Server(path, {})
+        server = ApiServer(path, {})
         await server.start()
         await server.stop()
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from nfq_enforcer.cluster.endpoint_index import Roster
+from nfq_enforcer.cluster.endpoint_index import EndpointIndex
 from nfq_enforcer.cluster.records import EndpointRecord
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
@@ -24,15 +24,15 @@ def record(number: int, **more: Any) -> EndpointRecord:
 
 
 @pytest.fixture
-def roster() -> Roster:
+def roster() -> EndpointIndex:
     """Give the roster of n1, with three endpoints that are alike."""
-    roster = Roster("n1")
+    roster = EndpointIndex("n1")
     for number in range(3):
         roster.put(f"shop/e{number}", record(number))
     return roster
 
 
-def test_what_endpoints_have_in_common_is_held_once(roster: Roster) -> None:
+def test_what_endpoints_have_in_common_is_held_once(roster: EndpointIndex) -> None:
     held = list(roster.endpoints.values())
 
     assert held == [record(number) for number in range(3)]
@@ -40,7 +40,7 @@ def test_what_endpoints_have_in_common_is_held_once(roster: Roster) -> None:
     assert all(roster.owners[one.addresses[0]] is one for one in held)
 
 
-def test_names_for_ports_are_known_while_an_endpoint_has_them(roster: Roster) -> None:
+def test_names_for_ports_are_known_while_an_endpoint_has_them(roster: EndpointIndex) -> None:
     roster.put("shop/e3", record(3, ports=frozenset()))
     assert roster.ports == {WEB: {record(0).ports, frozenset()}}
 
@@ -49,7 +49,7 @@ def test_names_for_ports_are_known_while_an_endpoint_has_them(roster: Roster) ->
     assert roster.ports == {}
 
 
-def test_it_notes_what_has_changed_until_it_forgets(roster: Roster) -> None:
+def test_it_notes_what_has_changed_until_it_forgets(roster: EndpointIndex) -> None:
     noted = roster.noted()
     assert (set(noted.touched), noted.local, noted.ports) == ({packed(f"10.3.0.{n}") for n in range(3)}, False, True)
     roster.forget()
@@ -60,7 +60,7 @@ def test_it_notes_what_has_changed_until_it_forgets(roster: Roster) -> None:
     assert (list(noted.touched), noted.local, noted.ports) == ([packed("10.3.0.1")], True, False)
 
 
-def test_nothing_is_held_of_who_is_gone(roster: Roster) -> None:
+def test_nothing_is_held_of_who_is_gone(roster: EndpointIndex) -> None:
     for number in range(3):
         roster.put(f"shop/e{number}", None)
     roster.forget()

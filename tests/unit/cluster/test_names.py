@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from nfq_enforcer.cluster.names import Directory, End, EndpointName, Ends, KnownAddress
+from nfq_enforcer.cluster.names import End, EndpointName, Ends, KnownAddress, Names
 from nfq_enforcer.core.identity import HOST, LOCAL, REMOTE_NODE, RESERVED, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.conntrack import Opening
@@ -40,7 +40,7 @@ class Known:
         self.owners: dict[bytes, Workload] = {}
         nodes = {"n1": Host((ip_address("172.16.0.1"),)), "n2": Host((ip_address("172.16.0.2"), ip_address("fd00::2")))}
         every = {"shop/front1": ALL}
-        self.directory = Directory("n1", self.identities, nodes, self.endpoints, self.owners, every.__getitem__)
+        self.directory = Names("n1", self.identities, nodes, self.endpoints, self.owners, every.__getitem__)
 
     def add(self, one: Workload) -> None:
         self.endpoints[f"{one.namespace}/{one.name}"] = one

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nfq_enforcer.cluster.names import Directory, KnownAddress
+from nfq_enforcer.cluster.names import KnownAddress, Names
 from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, NodeRecord, Record
 from nfq_enforcer.cluster.replica import NodeSettings, Replica, View
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, WORLD, Identity, travels
@@ -66,14 +66,14 @@ def documents(*texts: str) -> Documents:
     return loader.gather(one.document for text in texts for one in loader.parse(text, "x.yaml"))
 
 
-def seen(name: str = "n1", *texts: str, enforcement: Enforcement = Enforcement.AUTO) -> tuple[Snapshot, Directory]:
+def seen(name: str = "n1", *texts: str, enforcement: Enforcement = Enforcement.AUTO) -> tuple[Snapshot, Names]:
     """Return the snapshot that a node makes of the documents, with the peers in it, and the directory."""
     settings = NodeSettings(name, NODES.get(name, ()), enforcement=enforcement)
     replica = replica_of(documents(ENDPOINTS, *texts), settings, NODES)
     return whole(replica, 3), replica.view(3).directory
 
 
-def build(documents: Documents, settings: NodeSettings, revision: int, nodes: Any) -> tuple[Snapshot, Directory]:
+def build(documents: Documents, settings: NodeSettings, revision: int, nodes: Any) -> tuple[Snapshot, Names]:
     replica = replica_of(documents, settings, nodes)
     return whole(replica, revision), replica.view(revision).directory
 

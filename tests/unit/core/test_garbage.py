@@ -20,7 +20,7 @@ def uncollected() -> Iterator[None]:
 
 
 def test_packets_flows_and_policies_come_and_go_without_cycles(uncollected: None) -> None:
-    node = Node(maximum_flows=20, hands_on=True)
+    node = Node(maximum_flows=20, can_requeue=True)
     for turn in range(50):
         node.load(ingress={"web": [(WORLD, TCP, 80)]} if turn % 2 else None)
         node.now += 40

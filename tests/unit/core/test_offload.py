@@ -5,7 +5,7 @@ import pytest
 from nfq_enforcer.core.context import OPENERS, REPLIERS
 from nfq_enforcer.core.enforcer import Decision
 from nfq_enforcer.core.identity import WORLD
-from nfq_enforcer.core.tables.conntrack import Bypass, Flow
+from nfq_enforcer.core.tables.conntrack import Flow, Offload
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
 from nfq_enforcer.core.wire.packet import TCP, parse
@@ -43,7 +43,7 @@ from tests.support.packets import (
     udp_answer,
 )
 
-ACCEPT, BYPASS_OPENER, BYPASS_FLOW = Verdict.ACCEPT, Verdict.BYPASS_OPENER, Verdict.BYPASS_FLOW
+ACCEPT, OFFLOAD_OPENER, OFFLOAD_FLOW = Verdict.ACCEPT, Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW
 OPENERS_AND_REPLIES = [(syn, syn_ack), (udp, udp_answer), (ping, pong)]
 NOBODY: list[tuple[int, int, int]] = []
 FROM_CLIENT, TO_CLIENT = {"ingress": {"web": [(CLIENT, 0, 0)]}}, {"egress": {"web": [(CLIENT, 0, 0)]}}
@@ -97,15 +97,15 @@ class TestWithoutStamps:
         one = Apart(at)
 
         assert one.world_asks(opener).verdict is ACCEPT
-        assert one.world_is_told(reply).verdict is BYPASS_FLOW
+        assert one.world_is_told(reply).verdict is OFFLOAD_FLOW
 
     def test_packets_that_come_to_us_all_the_same_say_it_again(self, at: Addresses) -> None:
         one = Apart(at)
         one.world_asks(udp)
         one.world_is_told(udp_answer)
 
-        assert one.world_asks(udp).verdict is BYPASS_FLOW
-        assert one.world_is_told(udp_answer).verdict is BYPASS_FLOW
+        assert one.world_asks(udp).verdict is OFFLOAD_FLOW
+        assert one.world_is_told(udp_answer).verdict is OFFLOAD_FLOW
 
     @pytest.mark.parametrize("opener", [udp, ping])
     def test_of_a_flow_without_replies_the_kernel_passes_what_the_opener_sends(
@@ -113,7 +113,7 @@ class TestWithoutStamps:
     ) -> None:
         one = Apart(at)
 
-        assert [one.world_asks(opener).verdict for _ in range(3)] == [ACCEPT, BYPASS_OPENER, BYPASS_OPENER]
+        assert [one.world_asks(opener).verdict for _ in range(3)] == [ACCEPT, OFFLOAD_OPENER, OFFLOAD_OPENER]
 
     def test_the_first_reply_of_such_a_flow_is_checked_and_makes_it_the_kernels(self, at: Addresses) -> None:
         one = Apart(at)
@@ -122,7 +122,7 @@ class TestWithoutStamps:
 
         forged = one.node.forward(udp_answer(at.web, at.world), VETH_DB, WAN0)
         assert refused(forged) is DropReason.INVALID_SOURCE_IP
-        assert one.world_is_told(udp_answer).verdict is BYPASS_FLOW
+        assert one.world_is_told(udp_answer).verdict is OFFLOAD_FLOW
 
     def test_tcp_is_judged_until_it_is_answered(self, at: Addresses) -> None:
         one = Apart(at)
@@ -146,7 +146,7 @@ class TestWithoutStamps:
         opened = one.world_asks(syn)
         assert opened.verdict is ACCEPT
         assert event(opened).verdict is FlowVerdict.FORWARDED
-        assert one.world_is_told(syn_ack).verdict is BYPASS_FLOW
+        assert one.world_is_told(syn_ack).verdict is OFFLOAD_FLOW
 
     def test_the_other_end_may_not_open_one_under_cover_of_it(self, at: Addresses) -> None:
         one = Apart(at, ingress={"web": [(WORLD, 0, 0)]}, egress={"web": NOBODY})
@@ -159,7 +159,7 @@ class TestWithoutStamps:
         one = Apart(at, ingress={"web": [(DB, TCP, 80)]})
 
         assert one.node.forward(syn(at.db, at.web, 80), VETH_DB, VETH_WEB).verdict is ACCEPT
-        assert one.node.forward(syn_ack(at.web, at.db, 80), VETH_WEB, VETH_DB).verdict is BYPASS_FLOW
+        assert one.node.forward(syn_ack(at.web, at.db, 80), VETH_WEB, VETH_DB).verdict is OFFLOAD_FLOW
 
 
 class TestTheOpenersNode:
@@ -172,7 +172,7 @@ class TestTheOpenersNode:
         one = Apart(at, **TO_CLIENT)
 
         assert [stamp_of(one.web_sends(opener)) for _ in range(3)] == [WEB] * 3
-        assert one.client_sends(reply).verdict is BYPASS_FLOW
+        assert one.client_sends(reply).verdict is OFFLOAD_FLOW
 
     def test_a_first_reply_without_a_stamp_is_refused(self, at: Addresses) -> None:
         one = Apart(at, **TO_CLIENT)
@@ -185,7 +185,7 @@ class TestTheOpenersNode:
         one.web_sends(udp)
         one.client_sends(udp_answer)
 
-        assert one.client_sends(udp_answer, None).verdict is BYPASS_FLOW
+        assert one.client_sends(udp_answer, None).verdict is OFFLOAD_FLOW
 
     def test_under_a_new_policy_the_opener_is_stamped_again_and_replies_come_without(self, at: Addresses) -> None:
         one = Apart(at, **TO_CLIENT)
@@ -194,14 +194,14 @@ class TestTheOpenersNode:
         one.load(**TO_CLIENT)
 
         assert stamp_of(one.web_sends(udp, OPENERS)) == WEB
-        assert one.client_sends(udp_answer, None, REPLIERS).verdict is BYPASS_FLOW
+        assert one.client_sends(udp_answer, None, REPLIERS).verdict is OFFLOAD_FLOW
 
     def test_that_has_forgotten_the_flow_passes_its_replies_by_the_kernels_record(self, at: Addresses) -> None:
         one = Apart(at, **TO_CLIENT)
 
         assert accepted(one.client_sends(response, None, REPLIERS))
         assert stamp_of(one.web_sends(request, OPENERS)) == WEB
-        assert one.client_sends(response, None, REPLIERS).verdict is BYPASS_FLOW
+        assert one.client_sends(response, None, REPLIERS).verdict is OFFLOAD_FLOW
 
 
 class TestTheOtherNode:
@@ -212,7 +212,7 @@ class TestTheOtherNode:
 
         assert one.client_sends(syn).verdict is ACCEPT
         assert stamp_of(one.web_sends(syn_ack)) == WEB
-        assert one.client_sends(request, None).verdict is BYPASS_FLOW
+        assert one.client_sends(request, None).verdict is OFFLOAD_FLOW
         assert one.web_sends(response) == one.client_sends(request, None)
 
     def test_who_goes_on_with_stamps_gets_stamped_replies(self, at: Addresses) -> None:
@@ -222,7 +222,7 @@ class TestTheOtherNode:
 
         for _ in range(3):
             assert stamp_of(one.web_sends(udp_answer)) == WEB
-            assert one.client_sends(udp).verdict is BYPASS_OPENER
+            assert one.client_sends(udp).verdict is OFFLOAD_OPENER
 
     def test_what_is_not_answered_needs_its_stamp(self, at: Addresses) -> None:
         one = Apart(at, **FROM_CLIENT)
@@ -238,7 +238,7 @@ class TestTheOtherNode:
 
         one.load(**FROM_CLIENT)
         assert stamp_of(one.web_sends(response, REPLIERS)) == WEB
-        assert one.client_sends(request, None, OPENERS).verdict is BYPASS_FLOW
+        assert one.client_sends(request, None, OPENERS).verdict is OFFLOAD_FLOW
 
     def test_whose_endpoint_has_another_identity_now_is_judged_by_that(self, at: Addresses) -> None:
         one = self._settled(at)
@@ -261,7 +261,7 @@ class TestTheOtherNode:
         one.node.forward(stamped(hidden[0], CLIENT), ETH0, VETH_WEB)
         one.node.forward(syn_ack(at.web, at.second_node), VETH_WEB, ETH0)
 
-        assert one.node.forward(hidden[1], ETH0, VETH_WEB).verdict is BYPASS_FLOW
+        assert one.node.forward(hidden[1], ETH0, VETH_WEB).verdict is OFFLOAD_FLOW
         one.load(**FROM_CLIENT)
         assert accepted(one.node.forward(syn_ack(at.web, at.second_node), VETH_WEB, ETH0, skb=REPLIERS))
         assert accepted(one.node.forward(hidden[1], ETH0, VETH_WEB, skb=OPENERS))
@@ -270,9 +270,9 @@ class TestTheOtherNode:
         one = Apart(at, **FROM_CLIENT)
 
         found = one.client_sends(request, None, OPENERS)
-        assert found.verdict is BYPASS_FLOW
+        assert found.verdict is OFFLOAD_FLOW
         assert found.event is None, "it is not new"
-        assert one.web_sends(response, REPLIERS).verdict is BYPASS_FLOW
+        assert one.web_sends(response, REPLIERS).verdict is OFFLOAD_FLOW
 
     def test_a_reply_of_a_forgotten_flow_passes_if_its_opener_may_open_it(self, at: Addresses) -> None:
         one = Apart(at, **FROM_CLIENT | {"egress": {"web": NOBODY}})
@@ -297,7 +297,7 @@ class TestTheOtherNode:
         one = Apart(at, **FROM_CLIENT)
         one.client_sends(syn)
         one.web_sends(syn_ack)
-        assert one.client_sends(request, None).verdict is BYPASS_FLOW
+        assert one.client_sends(request, None).verdict is OFFLOAD_FLOW
         return one
 
 
@@ -319,7 +319,7 @@ class TestNever:
         quoting = error(at.web, at.world, udp(at.world, at.web))
 
         assert one.node.forward(quoting, VETH_WEB, WAN0).verdict is ACCEPT
-        assert one.flow(udp(at.world, at.web)).bypass is Bypass.NONE
+        assert one.flow(udp(at.world, at.web)).offload is Offload.NONE
 
     def test_does_one_from_before_a_change_of_policy_stay_so(self, at: Addresses) -> None:
         one = Apart(at)

@@ -16,7 +16,7 @@ from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.loader import File
-from nfq_enforcer.store.files import MemoryStore
+from nfq_enforcer.store.files import FileStore
 
 ENDPOINT = """
 apiVersion: nfq-enforcer.io/v1
@@ -50,31 +50,31 @@ def run(doing: Awaitable[T]) -> T:
     return asyncio.run(awaited())
 
 
-def store_of(*paths: Path) -> MemoryStore:
-    return MemoryStore(paths, NodeSettings("n1"))
+def store_of(*paths: Path) -> FileStore:
+    return FileStore(paths, NodeSettings("n1"))
 
 
-def loaded(*paths: Path) -> MemoryStore:
+def loaded(*paths: Path) -> FileStore:
     """Return a store that has loaded its documents, handed them over and looked at them since."""
     store = store_of(*paths)
     run(store.start())
-    store.take()
+    store.poll()
     store.changed()
     return store
 
 
-def handed(store: MemoryStore) -> list[tuple[str, str, bool]]:
+def handed(store: FileStore) -> list[tuple[str, str, bool]]:
     """Return of each change that is handed over what it is about, and whether that is there."""
-    return [(str(change.kind), change.name, change.record is not None) for change in store.take().changes]
+    return [(str(change.kind), change.name, change.record is not None) for change in store.poll().changes]
 
 
-def endpoints(store: MemoryStore) -> list[str]:
+def endpoints(store: FileStore) -> list[str]:
     """Return those that a store hands over at its start."""
     run(store.start())
-    return sorted(change.name for change in store.take().changes if change.kind is Kind.ENDPOINT)
+    return sorted(change.name for change in store.poll().changes if change.kind is Kind.ENDPOINT)
 
 
-def change(store: MemoryStore) -> list[bool]:
+def change(store: FileStore) -> list[bool]:
     """Look until a change has been seen and loaded, if there is one; return what each look said."""
     looks = [store.changed(), store.changed()]
     if looks[-1]:
@@ -203,13 +203,13 @@ spec:
 CLOSED = "CiliumNetworkPolicy/default/closed"
 
 
-def apply(store: MemoryStore, *files: tuple[str, str]) -> Applied:
+def apply(store: FileStore, *files: tuple[str, str]) -> Applied:
     return run(store.apply([File(*file) for file in files]))
 
 
-def origins(store: MemoryStore) -> list[str]:
+def origins(store: FileStore) -> list[str]:
     """Return where the policies were read that a store hands over."""
-    records = (change.record for change in store.take().changes)
+    records = (change.record for change in store.poll().changes)
     return [record.origin for record in records if isinstance(record, PolicyDocument)]
 
 
@@ -225,7 +225,7 @@ def test_what_is_applied_stands_beside_what_is_in_files(folder: Path) -> None:
 def test_what_is_applied_stays_when_files_change(folder: Path) -> None:
     store = loaded(folder)
     apply(store, ("mine.yaml", POLICY))
-    store.take()
+    store.poll()
     (folder / "web.yaml").unlink()
 
     assert change(store) == SEEN
@@ -235,7 +235,7 @@ def test_what_is_applied_stays_when_files_change(folder: Path) -> None:
 def test_what_is_applied_again_takes_the_place_of_what_was() -> None:
     store = loaded()
     apply(store, ("old.yaml", POLICY), ("other.yaml", POLICY.replace("closed", "other")))
-    store.take()
+    store.poll()
     apply(store, ("new.yaml", "# further down\n" + POLICY.replace("[{}]", "[{fromEntities: [host]}]")))
 
     assert origins(store) == ["new.yaml:3"]
@@ -269,7 +269,7 @@ def test_a_name_that_a_file_has_is_refused_with_both_places(folder: Path) -> Non
 def test_what_was_applied_can_be_taken_back() -> None:
     store = loaded()
     apply(store, ("mine.yaml", POLICY))
-    store.take()
+    store.poll()
     run(store.delete_policy("default", "closed"))
 
     assert handed(store) == [("document", CLOSED, False)]
@@ -327,7 +327,7 @@ def test_an_endpoint_that_is_applied_is_told_its_identity_and_whether_it_is_the_
 def test_endpoints_that_were_applied_can_be_taken_back(folder: Path) -> None:
     store = loaded(folder)
     (more,) = apply(store, ("more.yaml", MORE)).endpoints
-    store.take()
+    store.poll()
 
     assert run(store.delete_endpoints(["default/more", "default/nobody"])) == ["default/more"]
     assert handed(store) == [("identity", str(more.identity), False), ("endpoint", "default/more", False)]
@@ -343,10 +343,10 @@ def test_a_file_that_breaks_is_named_until_it_is_mended_and_all_else_waits(folde
         await until(lambda: store.refused is not None)
         assert store.refused is not None
         reason = store.refused[1]
-        assert (waiting.done(), store.take().changes) == (False, [])
+        assert (waiting.done(), store.poll().changes) == (False, [])
         (folder / "web.yaml").write_text(ENDPOINT.replace(".10", ".11"))
         await waiting
-        return reason, [change.name for change in store.take().changes]
+        return reason, [change.name for change in store.poll().changes]
 
     reason, names = run(followed())
     assert reason.startswith(f"{folder}/web.yaml:2:1: ")
@@ -373,7 +373,7 @@ def test_the_first_load_hands_out_this_node_and_all_that_documents_say(folder: P
     store = store_of(folder / "web.yaml")
     run(store.start())
 
-    node, identity, endpoint = store.take().changes
+    node, identity, endpoint = store.poll().changes
     assert node == Change(Kind.NODE, "n1", NodeRecord((), __version__))
     assert isinstance(endpoint.record, EndpointRecord)
     assert (endpoint.name, endpoint.record.node) == ("default/web", "n1")
@@ -423,7 +423,7 @@ def test_only_relevant_labels_make_identities(folder: Path) -> None:
     for name, labels in (("web", "{app: a, version: '1'}"), ("db", "{app: a, version: '2'}")):
         file = next(folder.rglob(f"{name}.yaml"))
         file.write_text(file.read_text().replace(f"name: {name}", f"name: {name}, labels: {labels}"))
-    alike, different = MemoryStore([folder], NodeSettings("n1", relevant=LabelFilter(["!version"]))), store_of(folder)
+    alike, different = FileStore([folder], NodeSettings("n1", relevant=LabelFilter(["!version"]))), store_of(folder)
     run(alike.start())
     run(different.start())
 

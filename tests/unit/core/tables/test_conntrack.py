@@ -4,7 +4,15 @@ from sys import getrefcount
 
 import pytest
 
-from nfq_enforcer.core.tables.conntrack import UNJUDGED, UNSEEN, Bypass, Conntrack, Flow, KnownFlow, State
+from nfq_enforcer.core.tables.conntrack import (
+    ORIGIN_UNKNOWN,
+    REVISION_NONE,
+    Conntrack,
+    Flow,
+    FlowState,
+    KernelFlow,
+    Offload,
+)
 from nfq_enforcer.core.wire.packet import parse
 from tests.support.nodes import V4, V6, Addresses
 from tests.support.packets import (
@@ -98,27 +106,27 @@ def test_each_direction_has_its_own_origin_and_stamp() -> None:
 
 # What a flow has seen, its state, and for how long it may be silent: as Linux's nf_conntrack-sysctl, where it says.
 LIVES = [
-    ([syn(A, B)], State.NEW, 60),
-    ([syn(A, B), request(A, B)], State.NEW, 60),
-    ([syn(A, B), syn_ack(B, A)], State.ANSWERED, 60),
-    ([syn(A, B), syn_ack(B, A), syn(A, B)], State.ANSWERED, 60),
-    ([syn(A, B), syn_ack(B, A), request(A, B)], State.ESTABLISHED, 5 * DAY),
-    ([syn(A, B), syn_ack(B, A), fin(A, B)], State.CLOSING, 120),
-    ([syn(A, B), syn_ack(B, A), fin(A, B), response(B, A)], State.CLOSING, 120),
-    ([syn(A, B), fin(A, B), syn_ack(B, A)], State.CLOSING, 120),
-    ([syn(A, B), server_rst(B, A)], State.CLOSED, 10),
-    ([syn(A, B), syn_ack(B, A), rst(A, B), fin(A, B), response(B, A)], State.CLOSED, 10),
-    ([udp(A, B)], State.NEW, 30),
-    ([udp(A, B), udp_answer(B, A)], State.ESTABLISHED, 180),
-    ([ping(A, B), pong(B, A)], State.ESTABLISHED, 30),
-    ([ping(A6, B6), pong(B6, A6)], State.ESTABLISHED, 30),
-    ([sctp(A, B)], State.NEW, 60),
-    ([ip(A, B, 47, b""), ip(B, A, 47, b"")], State.ESTABLISHED, 600),
+    ([syn(A, B)], FlowState.NEW, 60),
+    ([syn(A, B), request(A, B)], FlowState.NEW, 60),
+    ([syn(A, B), syn_ack(B, A)], FlowState.ANSWERED, 60),
+    ([syn(A, B), syn_ack(B, A), syn(A, B)], FlowState.ANSWERED, 60),
+    ([syn(A, B), syn_ack(B, A), request(A, B)], FlowState.ESTABLISHED, 5 * DAY),
+    ([syn(A, B), syn_ack(B, A), fin(A, B)], FlowState.CLOSING, 120),
+    ([syn(A, B), syn_ack(B, A), fin(A, B), response(B, A)], FlowState.CLOSING, 120),
+    ([syn(A, B), fin(A, B), syn_ack(B, A)], FlowState.CLOSING, 120),
+    ([syn(A, B), server_rst(B, A)], FlowState.CLOSED, 10),
+    ([syn(A, B), syn_ack(B, A), rst(A, B), fin(A, B), response(B, A)], FlowState.CLOSED, 10),
+    ([udp(A, B)], FlowState.NEW, 30),
+    ([udp(A, B), udp_answer(B, A)], FlowState.ESTABLISHED, 180),
+    ([ping(A, B), pong(B, A)], FlowState.ESTABLISHED, 30),
+    ([ping(A6, B6), pong(B6, A6)], FlowState.ESTABLISHED, 30),
+    ([sctp(A, B)], FlowState.NEW, 60),
+    ([ip(A, B, 47, b""), ip(B, A, 47, b"")], FlowState.ESTABLISHED, 600),
 ]
 
 
 @pytest.mark.parametrize(("seen", "state", "seconds"), LIVES)
-def test_a_flow_lives_as_long_as_its_protocol_and_state_say(seen: list[bytes], state: State, seconds: int) -> None:
+def test_a_flow_lives_as_long_as_its_protocol_and_state_say(seen: list[bytes], state: FlowState, seconds: int) -> None:
     flows = table()
     flow = create(flows, seen[0])
     see(flows, flow, *seen[1:])
@@ -280,24 +288,26 @@ def test_a_jump_of_time_neither_loses_nor_keeps_a_flow_wrongly(jump: int) -> Non
     assert len(flows) == 0
 
 
-def learn(flows: Conntrack, payload: bytes, state: State = State.ESTABLISHED, expires_in: float = 1e9) -> bool:
-    return flows.learn(KnownFlow(parse(payload).key, state, expires_in), START)
+def import_flow(
+    flows: Conntrack, payload: bytes, state: FlowState = FlowState.ESTABLISHED, expires_in: float = 1e9
+) -> bool:
+    return flows.import_flow(KernelFlow(parse(payload).key, state, expires_in), START)
 
 
 @pytest.mark.parametrize(("opener", "reply"), [(syn(A, B), syn_ack(B, A)), (ping(A6, B6), pong(B6, A6))])
 def test_a_learned_flow_is_found_by_packets_of_both_directions(opener: bytes, reply: bytes) -> None:
     flows = table()
 
-    assert learn(flows, opener)
+    assert import_flow(flows, opener)
     (flow,) = flows
     assert lookup(flows, opener) is lookup(flows, reply) is flow
-    assert (flow.origin, flow.reply_origin, flow.revision) == (UNSEEN, None, UNJUDGED)
+    assert (flow.origin, flow.reply_origin, flow.revision) == (ORIGIN_UNKNOWN, None, REVISION_NONE)
 
 
 def test_a_learned_flow_lives_as_long_as_its_state_says_or_who_knows_it() -> None:
     flows = table()
-    learn(flows, udp(A, B, 1))
-    learn(flows, udp(A, B, 2), expires_in=7)
+    import_flow(flows, udp(A, B, 1))
+    import_flow(flows, udp(A, B, 2), expires_in=7)
 
     assert [flow.expires - START for flow in flows] == [180, 7]
 
@@ -306,10 +316,10 @@ def test_what_is_learned_drives_out_and_replaces_nothing() -> None:
     flows = table(maximum=2)
     seen = create(flows, syn(A, B, 1))
 
-    assert not learn(flows, syn(A, B, 1))
-    assert not learn(flows, syn_ack(B, A, 1))
-    assert learn(flows, syn(A, B, 2))
-    assert not learn(flows, syn(A, B, 3))
+    assert not import_flow(flows, syn(A, B, 1))
+    assert not import_flow(flows, syn_ack(B, A, 1))
+    assert import_flow(flows, syn(A, B, 2))
+    assert not import_flow(flows, syn(A, B, 3))
     assert lookup(flows, syn(A, B, 1)) is seen
     assert (len(flows), flows.evicted) == (2, 0)
 
@@ -335,10 +345,10 @@ def test_time_going_back_does_no_harm(at: Addresses) -> None:
 # Flows that the kernel passes
 
 
-@pytest.mark.parametrize("bypass", [Bypass.OPENER, Bypass.FLOW])
+@pytest.mark.parametrize("bypass", [Offload.OPENER, Offload.FLOW])
 @pytest.mark.parametrize("opener", [syn(A, B), udp(A, B), ping(A, B)])
 def test_a_flow_that_is_left_to_the_kernel_is_kept_for_little_longer_than_until_it_shows_itself(
-    bypass: Bypass, opener: bytes
+    bypass: Offload, opener: bytes
 ) -> None:
     flows = table()
     flow = create(flows, opener)
@@ -352,16 +362,16 @@ def test_of_a_connection_that_is_left_to_the_kernel_no_end_is_seen_and_none_awai
     flows = table()
     flow = create(flows, syn(A, B))
     see(flows, flow, syn_ack(B, A))
-    flows.hand_over(flow, Bypass.FLOW, START)
+    flows.hand_over(flow, Offload.FLOW, START)
 
-    assert flow.state is State.ESTABLISHED
+    assert flow.state is FlowState.ESTABLISHED
 
 
 def test_flows_that_are_left_to_the_kernel_make_room_before_all_others() -> None:
     flows = table(3)
     confirmed, left, half_open = (create(flows, syn(A, B, port)) for port in (1, 2, 3))
     see(flows, confirmed, syn_ack(B, A, 1), request(A, B, 1))
-    flows.hand_over(left, Bypass.FLOW, START)
+    flows.hand_over(left, Offload.FLOW, START)
     create(flows, syn(A, B, 4))
 
     assert lookup(flows, syn(A, B, 2)) is None
@@ -374,9 +384,14 @@ def test_a_flow_is_recalled_as_established_and_not_judged_even_where_there_is_no
     flows = table(1)
     create(flows, syn(A, B, 1))
     key = parse(request(A, B, 2)).key
-    flow = flows.recall(key, START)
+    flow = flows.restore(key, START)
 
-    assert (flow.key, flow.state, flow.revision, flow.origin) == (key, State.ESTABLISHED, UNJUDGED, UNSEEN)
+    assert (flow.key, flow.state, flow.revision, flow.origin) == (
+        key,
+        FlowState.ESTABLISHED,
+        REVISION_NONE,
+        ORIGIN_UNKNOWN,
+    )
     assert lookup(flows, response(B, A, 2), START + DAY) is flow
     assert len(flows) == 1
     assert list(flows) == [flow]

@@ -10,9 +10,9 @@ from nfq_enforcer.core.tables.l7 import HttpMatch
 from nfq_enforcer.core.tables.policymap import (
     PORT_BITS,
     WHOLE,
-    Entry,
     L7Rule,
-    Outcome,
+    LookupResult,
+    PolicyEntry,
     PolicyKey,
     PolicyMap,
     RuleRef,
@@ -34,10 +34,10 @@ def key(identity: int, proto: int, port: int) -> PolicyKey:
 
 def opening(**keys: tuple[int, int, int]) -> PolicyMap:
     """Return a map where the rule of each name opens its key."""
-    return PolicyMap({key(*one): Entry((ref(name),)) for name, one in keys.items()}, enforced=True)
+    return PolicyMap({key(*one): PolicyEntry((ref(name),)) for name, one in keys.items()}, enforced=True)
 
 
-def rules(found: Outcome) -> list[str]:
+def rules(found: LookupResult) -> list[str]:
     assert found.allowed is bool(found.rules)
     return [rule.name for rule in found.rules]
 
@@ -53,7 +53,7 @@ def test_an_entry_opens_one_port_of_one_protocol_to_one_peer() -> None:
     entries = opening(web=(WEB, TCP, 80))
 
     assert rules(entries.lookup(WEB, TCP, 80)) == ["web"]
-    closed = Outcome(False)
+    closed = LookupResult(False)
     assert [entries.lookup(*one) for one in ((WEB, TCP, 81), (WEB, UDP, 80), (DB, TCP, 80))] == [closed] * 3
     assert not closed.denied
 
@@ -84,7 +84,7 @@ def test_every_rule_that_opens_it_is_named_once() -> None:
 
 
 def test_a_type_of_icmp_is_a_port_and_type_0_is_one_of_them() -> None:
-    entries = PolicyMap({PolicyKey(WEB, ICMP, 0, PORT_BITS): Entry((ref("reply"),))}, enforced=True)
+    entries = PolicyMap({PolicyKey(WEB, ICMP, 0, PORT_BITS): PolicyEntry((ref("reply"),))}, enforced=True)
 
     assert [entries.lookup(WEB, ICMP, kind).allowed for kind in (0, 8)] == [True, False]
 
@@ -112,7 +112,7 @@ def test_the_blocks_of_a_range_join_without_gap_or_overlap(first: int, last: int
 
 
 def test_a_range_opens_its_ports_both_ends_included() -> None:
-    entries = {PolicyKey(WEB, TCP, *block): Entry((ref("range"),)) for block in port_blocks(1000, 2001)}
+    entries = {PolicyKey(WEB, TCP, *block): PolicyEntry((ref("range"),)) for block in port_blocks(1000, 2001)}
     found = PolicyMap(entries, enforced=True)
 
     assert [found.lookup(WEB, TCP, port).allowed for port in (999, 1000, 1500, 2001, 2002)] == [
@@ -128,20 +128,20 @@ def test_a_range_opens_its_ports_both_ends_included() -> None:
 @pytest.mark.parametrize("allow", [(WEB, TCP, 80), (WEB, 0, 0), (ANY, TCP, 80), (ANY, 0, 0)])
 @pytest.mark.parametrize("deny", [(WEB, TCP, 80), (WEB, TCP, 0), (ANY, 0, 0)])
 def test_a_deny_beats_every_allow_narrower_or_not(allow: tuple[int, int, int], deny: tuple[int, int, int]) -> None:
-    entries = {key(*allow): Entry((ref("allow"),))}
-    denying = Entry(entries.get(key(*deny), Entry()).allowed_by, (ref("deny"),))
+    entries = {key(*allow): PolicyEntry((ref("allow"),))}
+    denying = PolicyEntry(entries.get(key(*deny), PolicyEntry()).allowed_by, (ref("deny"),))
 
     found = PolicyMap(entries | {key(*deny): denying}, enforced=True).lookup(WEB, TCP, 80)
 
-    assert found == Outcome(False, (ref("deny"),))
+    assert found == LookupResult(False, (ref("deny"),))
     assert found.denied
 
 
 def test_a_deny_holds_where_nothing_is_enforced_and_all_else_passes_there() -> None:
-    found = PolicyMap({key(WEB, TCP, 80): Entry((), (ref("deny"),))}, enforced=False)
+    found = PolicyMap({key(WEB, TCP, 80): PolicyEntry((), (ref("deny"),))}, enforced=False)
 
     assert found.can_refuse
-    assert (found.lookup(WEB, TCP, 80).denied, found.lookup(WEB, TCP, 81)) == (True, Outcome(True))
+    assert (found.lookup(WEB, TCP, 80).denied, found.lookup(WEB, TCP, 81)) == (True, LookupResult(True))
 
 
 GET = L7Rule(ref("get"), HttpMatch("GET"))
@@ -149,33 +149,33 @@ PUT = L7Rule(ref("put"), HttpMatch("PUT"))
 
 
 def test_rules_for_some_requests_add_up() -> None:
-    entries = {key(WEB, TCP, 80): Entry(l7=(GET,)), key(ANY, TCP, 80): Entry(l7=(PUT, GET))}
+    entries = {key(WEB, TCP, 80): PolicyEntry(l7=(GET,)), key(ANY, TCP, 80): PolicyEntry(l7=(PUT, GET))}
 
     found = PolicyMap(entries, enforced=True).lookup(WEB, TCP, 80)
 
-    assert found == Outcome(True, (ref("get"), ref("put")), (GET, PUT))
+    assert found == LookupResult(True, (ref("get"), ref("put")), (GET, PUT))
 
 
 @pytest.mark.parametrize("allow", [(WEB, TCP, 80), (WEB, 0, 0), (ANY, TCP, 80), (ANY, 0, 0), (WEB, TCP, 0)])
 def test_a_rule_for_all_requests_lifts_those_for_some(allow: tuple[int, int, int]) -> None:
-    entries = {key(WEB, TCP, 80): Entry(l7=(GET,))}
-    plain = Entry((ref("plain"),), (), entries.get(key(*allow), Entry()).l7)
+    entries = {key(WEB, TCP, 80): PolicyEntry(l7=(GET,))}
+    plain = PolicyEntry((ref("plain"),), (), entries.get(key(*allow), PolicyEntry()).l7)
 
     found = PolicyMap(entries | {key(*allow): plain}, enforced=True).lookup(WEB, TCP, 80)
 
-    assert found == Outcome(True, (ref("plain"),))
+    assert found == LookupResult(True, (ref("plain"),))
 
 
 @pytest.mark.parametrize("allow", [(DB, TCP, 80), (DB, 0, 0), (WEB, TCP, 81), (ANY, UDP, 80)])
 def test_a_rule_for_another_peer_or_port_lifts_nothing(allow: tuple[int, int, int]) -> None:
-    entries = {key(WEB, TCP, 80): Entry(l7=(GET,)), key(*allow): Entry((ref("plain"),))}
+    entries = {key(WEB, TCP, 80): PolicyEntry(l7=(GET,)), key(*allow): PolicyEntry((ref("plain"),))}
 
     assert PolicyMap(entries, enforced=True).lookup(WEB, TCP, 80).l7 == (GET,)
 
 
 def test_a_map_says_whether_it_is_enforced_and_by_which_rules() -> None:
     closed = PolicyMap({}, enforced=True, enforced_by=(ref("web"),))
-    open_map = PolicyMap({key(WEB, TCP, 80): Entry((ref("web"),))}, enforced=False)
+    open_map = PolicyMap({key(WEB, TCP, 80): PolicyEntry((ref("web"),))}, enforced=False)
 
     assert (closed.enforced, closed.enforced_by, dict(closed.entries)) == (True, (ref("web"),), {})
     assert closed.can_refuse
@@ -183,7 +183,7 @@ def test_a_map_says_whether_it_is_enforced_and_by_which_rules() -> None:
 
 
 def test_a_map_means_the_same_in_another_process() -> None:
-    entries = {key(WEB, TCP, 80): Entry((ref("allow"),)), key(ANY, TCP, 80): Entry((), (ref("deny"),))}
+    entries = {key(WEB, TCP, 80): PolicyEntry((ref("allow"),)), key(ANY, TCP, 80): PolicyEntry((), (ref("deny"),))}
     first = PolicyMap(entries, enforced=True, enforced_by=(ref("allow"),))
     asked = [(WEB, TCP, 80), (DB, TCP, 80), (DB, TCP, 81)]
     answers = [first.lookup(*one) for one in asked]
@@ -196,7 +196,7 @@ def test_a_map_means_the_same_in_another_process() -> None:
 
 @pytest.mark.parametrize("enforced", [True, False])
 def test_a_map_over_the_same_entries_means_the_same(enforced: bool) -> None:
-    entries = {key(WEB, TCP, 80): Entry((ref("allow"),)), key(ANY, TCP, 80): Entry((), (ref("deny"),))}
+    entries = {key(WEB, TCP, 80): PolicyEntry((ref("allow"),)), key(ANY, TCP, 80): PolicyEntry((), (ref("deny"),))}
     first = PolicyMap(entries, enforced=enforced, enforced_by=(ref("allow"),) if enforced else ())
     asked = [(WEB, TCP, 80), (DB, TCP, 80), (DB, TCP, 81), (DB, UDP, 80)]
 
@@ -210,14 +210,14 @@ def test_a_map_over_the_same_entries_means_the_same(enforced: bool) -> None:
 
 def test_a_look_up_names_the_rules_of_an_entry_without_counting_them() -> None:
     many = tuple(ref(str(number)) for number in range(1000))
-    found = PolicyMap({key(WEB, TCP, 80): Entry(many), key(ANY, 0, 0): Entry(many)}, enforced=True)
+    found = PolicyMap({key(WEB, TCP, 80): PolicyEntry(many), key(ANY, 0, 0): PolicyEntry(many)}, enforced=True)
 
     assert found.lookup(WEB, TCP, 80).rules == many
     assert found.lookup(WEB, TCP, 80) is found.lookup(WEB, TCP, 80)
 
 
 def test_a_map_that_other_rules_close_has_the_same_entries() -> None:
-    deny = PolicyMap({key(WEB, TCP, 80): Entry(denied_by=(ref("no"),))}, enforced=False)
+    deny = PolicyMap({key(WEB, TCP, 80): PolicyEntry(denied_by=(ref("no"),))}, enforced=False)
     closed = deny.closed_by((ref("closes"),), enforced=True)
 
     assert (closed.enforced, closed.enforced_by, closed.can_refuse) == (True, (ref("closes"),), True)
@@ -237,7 +237,7 @@ def rules_that_deny(policy: PolicyMap) -> list[str]:
 @pytest.mark.parametrize("more", [key(WEB, TCP, 443), key(WEB, UDP, 0), key(WEB, 0, 0)])
 def test_a_map_with_other_entries_answers_as_one_made_of_them(more: PolicyKey) -> None:
     before = opening(web=(WEB, TCP, 80), db=(DB, TCP, 5432))
-    entries = {**before.entries, more: Entry((ref("more"),))}
+    entries = {**before.entries, more: PolicyEntry((ref("more"),))}
     del entries[key(DB, TCP, 5432)]
     revised = before.revised(entries, {more, key(DB, TCP, 5432)}, enforced=True, enforced_by=())
 
@@ -249,6 +249,6 @@ def test_a_map_with_other_entries_answers_as_one_made_of_them(more: PolicyKey) -
 
 def test_a_map_revised_to_deny_refuses_even_where_nothing_is_closed() -> None:
     open_map = PolicyMap({}, enforced=False)
-    denying = {key(WEB, 0, 0): Entry(denied_by=(ref("deny"),))}
+    denying = {key(WEB, 0, 0): PolicyEntry(denied_by=(ref("deny"),))}
 
     assert open_map.revised(denying, denying, enforced=False, enforced_by=()).can_refuse

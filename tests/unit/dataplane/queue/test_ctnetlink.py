@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from nfq_enforcer.core.tables.conntrack import KnownFlow, State
+from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP, parse
 from nfq_enforcer.dataplane.queue.ctnetlink import MessageError, messages, read_flow, request, retirement
 from nfq_enforcer.dataplane.rules.connmark import EARLIER, MASK
@@ -28,10 +28,10 @@ def key(payload: bytes) -> bytes:
 def test_a_connection_has_the_key_of_its_openers_packets(at: Addresses) -> None:
     way = Way(at.client, at.web, CLIENT_PORT, 80)
 
-    assert read_flow(entry(TCP, way, tcp_state=ESTABLISHED, timeout=432)) == KnownFlow(
-        key(syn(at.client, at.web, 80)), State.ESTABLISHED, 432
+    assert read_flow(entry(TCP, way, tcp_state=ESTABLISHED, timeout=432)) == KernelFlow(
+        key(syn(at.client, at.web, 80)), FlowState.ESTABLISHED, 432
     )
-    assert read_flow(entry(UDP, way)) == KnownFlow(key(udp(at.client, at.web, 80)), State.ESTABLISHED, 100)
+    assert read_flow(entry(UDP, way)) == KernelFlow(key(udp(at.client, at.web, 80)), FlowState.ESTABLISHED, 100)
 
 
 def test_the_opener_is_as_before_snat_and_the_other_end_as_behind_dnat(at: Addresses) -> None:
@@ -45,11 +45,17 @@ def test_the_opener_is_as_before_snat_and_the_other_end_as_behind_dnat(at: Addre
 @pytest.mark.parametrize(
     ("kernels", "ours"),
     [
-        *((1, State.NEW), (2, State.ANSWERED), (3, State.ESTABLISHED), (4, State.CLOSING), (7, State.CLOSING)),
-        *((8, State.CLOSED), (9, State.NEW)),
+        *(
+            (1, FlowState.NEW),
+            (2, FlowState.ANSWERED),
+            (3, FlowState.ESTABLISHED),
+            (4, FlowState.CLOSING),
+            (7, FlowState.CLOSING),
+        ),
+        *((8, FlowState.CLOSED), (9, FlowState.NEW)),
     ],
 )
-def test_a_tcp_connection_is_in_the_state_that_the_kernel_says(kernels: int, ours: State) -> None:
+def test_a_tcp_connection_is_in_the_state_that_the_kernel_says(kernels: int, ours: FlowState) -> None:
     flow = read_flow(entry(TCP, Way(V4.client, V4.web, 1, 2), tcp_state=kernels))
 
     assert flow is not None
@@ -60,7 +66,7 @@ def test_other_flows_are_new_until_they_were_answered(at: Addresses) -> None:
     flow = read_flow(entry(UDP, Way(at.client, at.web, 1, 2), status=CONFIRMED))
 
     assert flow is not None
-    assert flow.state is State.NEW
+    assert flow.state is FlowState.NEW
 
 
 @pytest.mark.parametrize(("addresses", "proto", "kind"), [(V4, ICMP, 8), (V6, ICMPV6, 128)])

@@ -6,7 +6,7 @@ import pytest
 
 from nfq_enforcer.core.context import OPENERS, REPLIERS
 from nfq_enforcer.dataplane.queue import netlink
-from nfq_enforcer.dataplane.queue.netlink import Again, Answers, MessageError, Packets
+from nfq_enforcer.dataplane.queue.netlink import Again, MessageError, Packets, VerdictBatch
 from nfq_enforcer.dataplane.rules.connmark import FROM_OPENER, FROM_REPLIER
 from tests.support.netlink import (
     FORWARD,
@@ -121,7 +121,7 @@ def test_what_is_not_the_message_of_a_packet_is_refused(data: bytes) -> None:
 
 
 def test_a_run_of_accepted_packets_is_told_as_one() -> None:
-    answers = Answers()
+    answers = VerdictBatch()
     for packet in (b"id 1", b"id 2", b"id 3"):
         answers.accepted[QUEUE] = packet
 
@@ -130,7 +130,7 @@ def test_a_run_of_accepted_packets_is_told_as_one() -> None:
 
 
 def test_each_queues_packets_are_answered_in_their_order() -> None:
-    answers, other = Answers(), netlink.queue_number(101)
+    answers, other = VerdictBatch(), netlink.queue_number(101)
     answers.accepted[QUEUE] = b"id 1"
     answers.accepted[other] = b"ID 1"
     answers.add(QUEUE, b"id 2", netlink.DROP)
@@ -149,7 +149,7 @@ def test_each_queues_packets_are_answered_in_their_order() -> None:
 
 
 def test_the_size_of_what_is_to_be_sent_is_known() -> None:
-    answers = Answers()
+    answers = VerdictBatch()
     answers.add(QUEUE, ID, netlink.DROP)
     answers.accepted[QUEUE] = b"id 1"
     answers.add(QUEUE, ID, PACKET)

@@ -9,7 +9,7 @@ from nfq_enforcer.dataplane.rules.connmark import EARLIER, FIELD, MASK, SIGNED
 
 ROUND = 2**23 - 2
 EPOCHS = [0, 1, 2, 3, 1000, ROUND - 1, ROUND, ROUND + 1, 2 * ROUND]
-BYPASSES = [Verdict.BYPASS_OPENER, Verdict.BYPASS_FLOW]
+BYPASSES = [Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW]
 
 
 @pytest.mark.parametrize("epoch", EPOCHS)
@@ -36,7 +36,7 @@ def test_the_sign_of_a_packet_is_no_other_of_this_epoch_or_the_one_before(verdic
 
 
 def test_a_packets_other_bits_stay() -> None:
-    assert connmark.signed(0x9ABCDEF1, Verdict.BYPASS_FLOW, 2) == 0x8ABCDEF1 | 0x60000000
+    assert connmark.signed(0x9ABCDEF1, Verdict.OFFLOAD_FLOW, 2) == 0x8ABCDEF1 | 0x60000000
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from ipaddress import ip_address
 import pytest
 
 from nfq_enforcer.core.wire.packet import parse
-from nfq_enforcer.dataplane.queue.protocol import Numbers, in_rows
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, in_rows
 from nfq_enforcer.dataplane.rules import ruleset
-from nfq_enforcer.dataplane.rules.ruleset import HOOKS, IPV4, IPV6, Family, Ruleset
+from nfq_enforcer.dataplane.rules.ruleset import HOOKS, IPV4, IPV6, AddressFamily, Ruleset
 from tests.support.packets import icmp
 
-CLOSED = Ruleset([Numbers(100, 100, 100)], fail_open=False, cluster_mtus={"eth1": 9000, "eth0": 1500})
-OPEN = Ruleset([Numbers(7, 8, 9)], fail_open=True, cluster_mtus={})
+CLOSED = Ruleset([QueueNumbers(100, 100, 100)], fail_open=False, cluster_mtus={"eth1": 9000, "eth0": 1500})
+OPEN = Ruleset([QueueNumbers(7, 8, 9)], fail_open=True, cluster_mtus={})
 ALL_HOOKED = {(table, base) for table, hooks in HOOKS.items() for base in hooks}
 BASE_CHAINS = {base for _, base in ALL_HOOKED}
 ALL_CHAINS = {(table, chain) for table, chains in ruleset.CHAINS.items() for chain in chains}
@@ -128,13 +128,15 @@ def test_only_hooks_that_are_missing_are_set() -> None:
     ("mtu", "family", "cut", "uncut"),
     [(1500, IPV4, 1452, 1404), (1500, IPV6, 1424, 1376), (9000, IPV4, 8952, 8904), (9000, IPV6, 8924, 8876)],
 )
-def test_the_largest_segment_leaves_room_for_headers_and_stamp(mtu: int, family: Family, cut: int, uncut: int) -> None:
+def test_the_largest_segment_leaves_room_for_headers_and_stamp(
+    mtu: int, family: AddressFamily, cut: int, uncut: int
+) -> None:
     assert ruleset.mss(mtu, family, uncut=False) == cut
     assert ruleset.mss(mtu, family, uncut=True) == uncut
 
 
 def test_what_leaves_by_a_cluster_interface_meets_a_queue_of_its_own_where_there_is_one() -> None:
-    rules = Ruleset([Numbers(100, 101, 102)], fail_open=True, cluster_mtus={"eth1": 9000, "eth0": 1500})
+    rules = Ruleset([QueueNumbers(100, 101, 102)], fail_open=True, cluster_mtus={"eth1": 9000, "eth0": 1500})
 
     lines = ruleset.render(rules, IPV4, [], hooked=ALL_HOOKED).splitlines()
 
@@ -194,8 +196,8 @@ def test_what_the_rules_take_for_an_icmp_error_is_one() -> None:
 
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])
-def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: Family) -> None:
-    rules = Ruleset([Numbers(100, 101, 102)], fail_open=False, cluster_mtus={"eth0": 1500}, epoch=2)
+def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: AddressFamily) -> None:
+    rules = Ruleset([QueueNumbers(100, 101, 102)], fail_open=False, cluster_mtus={"eth0": 1500}, epoch=2)
 
     lines = ruleset.render(rules, family, [], hooked=set()).splitlines()
 
@@ -318,7 +320,9 @@ def test_where_nothing_is_there_nothing_is_removed() -> None:
         (IPV6, "nfqe-local6", "inet6", ["fd00::1", "fd00::2"]),
     ],
 )
-def test_a_set_is_filled_aside_and_swapped_in(family: Family, name: str, kind: str, addresses: list[str]) -> None:
+def test_a_set_is_filled_aside_and_swapped_in(
+    family: AddressFamily, name: str, kind: str, addresses: list[str]
+) -> None:
     assert ruleset.render_set(family, addresses) == (
         f"create {name} hash:ip family {kind} maxelem 1048576 -exist\n"
         f"create {name}-new hash:ip family {kind} maxelem 1048576 -exist\n"
@@ -341,7 +345,7 @@ STORE = [(ip_address("10.0.0.9"), 6379), (ip_address("fd00::9"), 6379), (ip_addr
     ],
 )
 def test_the_set_of_the_store_has_what_is_of_its_family(
-    family: Family, name: str, kind: str, members: list[str]
+    family: AddressFamily, name: str, kind: str, members: list[str]
 ) -> None:
     assert ruleset.render_store(family, STORE).splitlines() == [
         f"create {name} hash:ip,port family {kind} -exist",

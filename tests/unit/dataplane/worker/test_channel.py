@@ -10,10 +10,10 @@ from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.identity import WORLD, Identity
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
-from nfq_enforcer.core.tables.policymap import Entry, Outcome, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.policymap import LookupResult, PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
-from nfq_enforcer.dataplane.queue.protocol import Numbers
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.channel import (
     Bound,
     Decoder,
@@ -29,7 +29,7 @@ from nfq_enforcer.dataplane.worker.channel import (
     pack,
     unpack,
 )
-from nfq_enforcer.dataplane.worker.map_transfer import Received, Sent
+from nfq_enforcer.dataplane.worker.map_transfer import MapReceiver, MapSender
 from tests.support.packets import packed
 
 RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
@@ -47,7 +47,7 @@ EVENT = FlowEvent(
 )
 OPEN, CLOSED = (
     PolicyMap({}, enforced=False),
-    PolicyMap({PolicyKey(Identity(500), 6, 80, 16): Entry((RULE,))}, enforced=True, enforced_by=(RULE,)),
+    PolicyMap({PolicyKey(Identity(500), 6, 80, 16): PolicyEntry((RULE,))}, enforced=True, enforced_by=(RULE,)),
 )
 SNAPSHOT = Snapshot(
     3,
@@ -58,7 +58,7 @@ SNAPSHOT = Snapshot(
 )
 PEERS = {CLIENT: Peer(Identity(500), remote=True)}
 CHANGES = Peers(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
-BOUND = Bound("netlink", Numbers(100, 101, 102))
+BOUND = Bound("netlink", QueueNumbers(100, 101, 102))
 MESSAGES = [Stop(), BOUND, Failed("queue 100 is taken"), Enforced(3), Events(1, pack([EVENT])), CHANGES, Revision(4)]
 
 Pair = tuple[WorkerChannel, socket.socket]
@@ -98,18 +98,18 @@ def test_messages_come_whole_and_in_order_whatever_pieces_they_come_in(size: int
 
 
 def test_a_snapshot_arrives_as_it_was_sent() -> None:
-    sent, received = Sent(), Received()
+    sent, received = MapSender(), MapReceiver()
     for piece in sent.add(SNAPSHOT):
         received.add(piece)
     named = sent.name(SNAPSHOT)
-    (setup,) = Decoder().feed(encode(Setup("auto", Numbers(100, 102, 104), 101, False, 1000, named, PEERS)))
+    (setup,) = Decoder().feed(encode(Setup("auto", QueueNumbers(100, 102, 104), 101, False, 1000, named, PEERS)))
 
-    assert (setup.driver, setup.queues, setup.maximum_flows) == ("auto", Numbers(100, 102, 104), 1000)
+    assert (setup.driver, setup.queues, setup.maximum_flows) == ("auto", QueueNumbers(100, 102, 104), 1000)
     snapshot = received.fill(setup.snapshot)
     assert (setup.fail_open, snapshot.revision) == (False, 3)
     web = snapshot.endpoints[WEB]
     assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")
-    assert web.ingress.lookup(Identity(500), 6, 80) == Outcome(True, (RULE,))
+    assert web.ingress.lookup(Identity(500), 6, 80) == LookupResult(True, (RULE,))
     assert (web.ingress.enforced, web.ingress.enforced_by, web.egress.enforced) == (True, (RULE,), False)
     assert setup.peers == PEERS
     assert snapshot.ipcache.lookup(packed("10.9.0.1")) == Peer(WORLD, remote=True)

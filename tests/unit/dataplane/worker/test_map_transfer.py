@@ -6,12 +6,12 @@ import pytest
 
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.tables.ipcache import Ipcache
-from nfq_enforcer.core.tables.policymap import Entry, Outcome, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.policymap import LookupResult, PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.dataplane.worker.channel import Decoder, encode
-from nfq_enforcer.dataplane.worker.map_transfer import Forgotten, Named, Piece, Received, Sent
+from nfq_enforcer.dataplane.worker.map_transfer import MapChunk, MapReceiver, MapRemoval, MapSender, SnapshotReference
 from tests.support.packets import packed
 
 RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
@@ -22,7 +22,7 @@ WEB4, WEB6, DB = packed("10.1.0.10"), packed("fd01::10"), packed("10.1.0.20")
 def policy(size: int, first: int = 300) -> PolicyMap:
     """Return a map that opens port 80 to so many identities."""
     keys = (PolicyKey(Identity(number), TCP, 80, 16) for number in range(first, first + size))
-    return PolicyMap({key: Entry((RULE,)) for key in keys}, enforced=True, enforced_by=(RULE,))
+    return PolicyMap({key: PolicyEntry((RULE,)) for key in keys}, enforced=True, enforced_by=(RULE,))
 
 
 def snapshot(revision: int, ingress: PolicyMap, *, db: PolicyMap | None = None) -> Snapshot:
@@ -34,13 +34,13 @@ def snapshot(revision: int, ingress: PolicyMap, *, db: PolicyMap | None = None) 
     return Snapshot(revision, endpoints, Ipcache({}))
 
 
-def tell(received: Received, messages: Iterable[object]) -> list[Snapshot]:
+def tell(received: MapReceiver, messages: Iterable[object]) -> list[Snapshot]:
     """Have a worker hear messages as they come over the wire; return the snapshots among them."""
     snapshots = []
     for message in Decoder().feed(b"".join(map(encode, messages))):
-        if isinstance(message, Piece):
+        if isinstance(message, MapChunk):
             received.add(message)
-        elif isinstance(message, Named):
+        elif isinstance(message, SnapshotReference):
             snapshots.append(received.fill(message))
         else:
             received.forget(message)
@@ -49,14 +49,14 @@ def tell(received: Received, messages: Iterable[object]) -> list[Snapshot]:
 
 @pytest.mark.parametrize("size", [0, 1, 499, 500, 501, 3000])
 def test_what_arrives_means_what_was_sent(size: int) -> None:
-    sent, wanted = Sent(), snapshot(3, policy(size))
+    sent, wanted = MapSender(), snapshot(3, policy(size))
 
-    (filled,) = tell(Received(), [*sent.add(wanted), sent.name(wanted)])
+    (filled,) = tell(MapReceiver(), [*sent.add(wanted), sent.name(wanted)])
 
     ingress = filled.endpoints[WEB4].ingress
     assert ingress.entries == wanted.endpoints[WEB4].ingress.entries
     assert [ingress.lookup(Identity(300 + number), TCP, 80) for number in (0, size - 1) if size] == [
-        Outcome(True, (RULE,)) for _ in range(2) if size
+        LookupResult(True, (RULE,)) for _ in range(2) if size
     ]
     assert not ingress.lookup(Identity(300 + size), TCP, 80).allowed
     assert filled.endpoints[WEB4].egress.lookup(Identity(300), TCP, 80).allowed
@@ -64,27 +64,27 @@ def test_what_arrives_means_what_was_sent(size: int) -> None:
 
 
 def test_no_message_holds_more_than_a_worker_takes_at_once() -> None:
-    pieces = list(Sent().add(snapshot(1, policy(1700))))
+    pieces = list(MapSender().add(snapshot(1, policy(1700))))
 
     assert [len(piece.entries) for piece in pieces] == [500, 500, 500, 200]
 
 
 def test_what_is_one_endpoint_or_one_map_stays_one() -> None:
-    sent, shared = Sent(), policy(10)
+    sent, shared = MapSender(), policy(10)
     wanted = snapshot(1, shared, db=shared)
 
-    (filled,) = tell(Received(), [*sent.add(wanted), sent.name(wanted)])
+    (filled,) = tell(MapReceiver(), [*sent.add(wanted), sent.name(wanted)])
 
     assert filled.endpoints[WEB4] is filled.endpoints[WEB6]
     assert filled.endpoints[WEB4].ingress is filled.endpoints[DB].ingress
 
 
 def test_maps_over_the_same_entries_send_them_once_and_stay_different() -> None:
-    sent, enforced = Sent(), policy(10)
+    sent, enforced = MapSender(), policy(10)
     wanted = snapshot(1, enforced, db=enforced.closed_by((), enforced=False))
 
     pieces = list(sent.add(wanted))
-    (filled,) = tell(Received(), [*pieces, sent.name(wanted)])
+    (filled,) = tell(MapReceiver(), [*pieces, sent.name(wanted)])
 
     assert len(pieces) == 1
     web, db = filled.endpoints[WEB4].ingress, filled.endpoints[DB].ingress
@@ -93,7 +93,7 @@ def test_maps_over_the_same_entries_send_them_once_and_stay_different() -> None:
 
 
 def test_what_a_worker_has_is_not_sent_again() -> None:
-    sent, received, same = Sent(), Received(), policy(10)
+    sent, received, same = MapSender(), MapReceiver(), policy(10)
     first, second = snapshot(1, same), snapshot(2, same, db=policy(5, first=900))
     tell(received, [*sent.add(first), sent.name(first), sent.keep(first)])
 
@@ -105,20 +105,20 @@ def test_what_a_worker_has_is_not_sent_again() -> None:
 
 
 def test_a_worker_that_starts_is_sent_what_is_needed_now_and_no_more() -> None:
-    sent, last = Sent(), snapshot(2, policy(7))
+    sent, last = MapSender(), snapshot(2, policy(7))
     for wanted in (snapshot(1, policy(1000, first=900)), last):
         list(sent.add(wanted))
         sent.keep(wanted)
 
     pieces = list(sent.pieces())
-    (filled,) = tell(Received(), [*pieces, sent.name(last)])
+    (filled,) = tell(MapReceiver(), [*pieces, sent.name(last)])
 
     assert [len(piece.entries) for piece in pieces] == [7]
     assert filled.endpoints[WEB4].ingress.entries == last.endpoints[WEB4].ingress.entries
 
 
 def test_what_is_forgotten_goes_little_by_little_and_leaves_what_is_needed() -> None:
-    sent, received = Sent(), Received()
+    sent, received = MapSender(), MapReceiver()
     old, new = snapshot(1, policy(3000)), snapshot(2, policy(7, first=9000))
     (before,) = tell(received, [*sent.add(old), sent.name(old), sent.keep(old)])
     (after,) = tell(received, [*sent.add(new), sent.name(new), forgotten := sent.keep(new)])
@@ -135,9 +135,9 @@ def test_what_is_forgotten_goes_little_by_little_and_leaves_what_is_needed() -> 
 
 
 def test_a_worker_that_has_not_got_what_is_forgotten_does_without() -> None:
-    received = Received()
+    received = MapReceiver()
 
-    received.forget(Forgotten((5,)))
+    received.forget(MapRemoval((5,)))
     received.let_go()
 
-    assert tell(received, [Named(Snapshot(1, {}, Ipcache({})), {})])[0].endpoints == {}
+    assert tell(received, [SnapshotReference(Snapshot(1, {}, Ipcache({})), {})])[0].endpoints == {}

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nfq_enforcer.dataplane.queue.protocol import Numbers, in_rows, most_workers
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, in_rows, most_workers
 from nfq_enforcer.dataplane.worker import workers
 
 
@@ -21,8 +21,8 @@ def test_half_of_the_cores_judge_as_far_as_there_are_numbers(
 
 
 def test_each_kind_of_queue_is_in_a_row() -> None:
-    assert in_rows(100, 1) == (Numbers(100, 101, 102),)
-    assert in_rows(100, 3) == (Numbers(100, 103, 106), Numbers(101, 104, 107), Numbers(102, 105, 108))
+    assert in_rows(100, 1) == (QueueNumbers(100, 101, 102),)
+    assert in_rows(100, 3) == (QueueNumbers(100, 103, 106), QueueNumbers(101, 104, 107), QueueNumbers(102, 105, 108))
 
 
 @pytest.mark.parametrize(("first_queue", "number"), [(0, 21845), (65527, 3), (65528, 2), (65533, 1)])

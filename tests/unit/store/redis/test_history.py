@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nfq_enforcer.cluster.records import Kind
 from nfq_enforcer.store.redis.history import Fork, gone, lost, read_forks, sorted_for_store, unseen
-from nfq_enforcer.store.redis.schema import Entry, Key, SchemaError
+from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry
 
 WEB, DB = (Kind.ENDPOINT, "default/web"), (Kind.ENDPOINT, "default/db")
 POLICY, NODE, NUMBER = (Kind.DOCUMENT, "NetworkPolicy/default/p"), (Kind.NODE, "n1"), (Kind.IDENTITY, "300")
@@ -33,21 +33,23 @@ class TestForks:
 
 class TestLost:
     def test_what_was_written_after_what_survived_is_lost_if_it_is_not_there(self) -> None:
-        assert lost({WEB: Entry(5, b"w"), DB: Entry(6, b"d")}, {}, 5, NOTHING) == ((DB, Entry(6, b"d")),)
+        assert lost({WEB: StoreEntry(5, b"w"), DB: StoreEntry(6, b"d")}, {}, 5, NOTHING) == ((DB, StoreEntry(6, b"d")),)
 
     def test_what_is_there_as_it_was_before_is_lost_as_it_was_last(self) -> None:
-        assert lost({WEB: Entry(6, b"new")}, {WEB: Entry(3, b"old")}, 5, NOTHING) == ((WEB, Entry(6, b"new")),)
+        assert lost({WEB: StoreEntry(6, b"new")}, {WEB: StoreEntry(3, b"old")}, 5, NOTHING) == (
+            (WEB, StoreEntry(6, b"new")),
+        )
 
     def test_what_somebody_has_given_back_is_not_lost(self) -> None:
-        assert lost({WEB: Entry(6, b"w")}, {WEB: Entry(6, b"w")}, 5, NOTHING) == ()
-        assert lost({WEB: Entry(6, b"w")}, {WEB: Entry(7, b"w")}, 5, NOTHING) == ()
+        assert lost({WEB: StoreEntry(6, b"w")}, {WEB: StoreEntry(6, b"w")}, 5, NOTHING) == ()
+        assert lost({WEB: StoreEntry(6, b"w")}, {WEB: StoreEntry(7, b"w")}, 5, NOTHING) == ()
 
     def test_what_was_written_since_wins(self) -> None:
-        assert lost({WEB: Entry(6, b"w"), DB: Entry(6, b"d")}, {WEB: Entry(3, b"x")}, 0, {WEB, DB}) == ()
+        assert lost({WEB: StoreEntry(6, b"w"), DB: StoreEntry(6, b"d")}, {WEB: StoreEntry(3, b"x")}, 0, {WEB, DB}) == ()
 
     def test_policy_comes_back_before_what_it_is_about(self) -> None:
         order = [POLICY, NUMBER, NODE, WEB]
-        entries = {key: Entry(1, b"") for key in reversed(order)}
+        entries = {key: StoreEntry(1, b"") for key in reversed(order)}
 
         assert [key for key, _ in lost(entries, {}, 0, NOTHING)] == order
         assert [key for key, _ in sorted_for_store(entries.items())] == order
@@ -55,32 +57,34 @@ class TestLost:
 
 class TestGone:
     def test_what_came_back_and_had_gone_is_taken_away(self) -> None:
-        assert gone({WEB: Entry(3, b"w")}, 9, {WEB: Entry(3, b"w"), DB: Entry(4, b"d")}, NOTHING) == (DB,)
+        assert gone({WEB: StoreEntry(3, b"w")}, 9, {WEB: StoreEntry(3, b"w"), DB: StoreEntry(4, b"d")}, NOTHING) == (
+            DB,
+        )
 
     def test_what_is_later_than_what_a_member_knows_stays(self) -> None:
-        assert gone({}, 9, {WEB: Entry(9, b"w"), DB: Entry(10, b"d")}, NOTHING) == (WEB,)
+        assert gone({}, 9, {WEB: StoreEntry(9, b"w"), DB: StoreEntry(10, b"d")}, NOTHING) == (WEB,)
 
     def test_what_was_written_since_stays(self) -> None:
-        assert gone({}, 9, {WEB: Entry(4, b"w")}, {WEB}) == ()
+        assert gone({}, 9, {WEB: StoreEntry(4, b"w")}, {WEB}) == ()
 
     def test_identities_stay_for_whoever_has_them_again(self) -> None:
-        assert gone({}, 9, {NUMBER: Entry(4, b"")}, NOTHING) == ()
+        assert gone({}, 9, {NUMBER: StoreEntry(4, b"")}, NOTHING) == ()
 
 
 # -- a cluster, its crash, and its members one after the other ---------------------------------------------------------
 
-Held = dict[Key, Entry]
+Held = dict[Key, StoreEntry]
 KEYS = [WEB, DB, POLICY, NODE]
 WRITES = st.lists(st.tuples(st.sampled_from(KEYS), st.booleans()), max_size=12)
 
 
-def held_after(writes: Iterable[tuple[Key, bool]], base: Mapping[Key, Entry], first: int) -> Held:
+def held_after(writes: Iterable[tuple[Key, bool]], base: Mapping[Key, StoreEntry], first: int) -> Held:
     """Return the entries after writes (or removals) with ids from ``first`` on."""
     held = dict(base)
     for number, (key, there) in enumerate(writes, first):
         held.pop(key, None)
         if there:
-            held[key] = Entry(number, str(number).encode())
+            held[key] = StoreEntry(number, str(number).encode())
     return held
 
 

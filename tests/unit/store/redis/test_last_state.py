@@ -12,21 +12,21 @@ import pytest
 
 from nfq_enforcer.cluster.records import Kind
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.store.redis.last_state import LastState, State
-from nfq_enforcer.store.redis.schema import Entry
+from nfq_enforcer.store.redis.last_state import LastState, SavedState
+from nfq_enforcer.store.redis.schema import StoreEntry
 
 CLUSTER = "redis://store:6379/0 production"
 WEB, DB, DOCUMENT = (Kind.ENDPOINT, "default/web"), (Kind.ENDPOINT, "default/db"), (Kind.DOCUMENT, "Namespace//shop")
 LATE = 1_900_000_000_000 << 32 | 7  # a place in a stream: more than 64 bits
 ENTRIES = {
-    WEB: Entry(LATE, b"web"),
-    DB: Entry(2, b"\0\xff"),
-    DOCUMENT: Entry(3, b"x" * 6000),
-    (Kind.NODE, "n1"): Entry(0, b""),
+    WEB: StoreEntry(LATE, b"web"),
+    DB: StoreEntry(2, b"\0\xff"),
+    DOCUMENT: StoreEntry(3, b"x" * 6000),
+    (Kind.NODE, "n1"): StoreEntry(0, b""),
 }
 MARKS = {"position": "1900000000000-7", "empty": ""}
 PENDING = [("default/new", b"1"), ("default/old", b""), ("default/new", b"2")]
-WHOLE = State(ENTRIES, MARKS, PENDING)
+WHOLE = SavedState(ENTRIES, MARKS, PENDING)
 
 
 def fill(state: LastState) -> None:
@@ -35,7 +35,7 @@ def fill(state: LastState) -> None:
     state.save_pending(PENDING)
 
 
-def reopened(folder: Path) -> tuple[State | None, str | None]:
+def reopened(folder: Path) -> tuple[SavedState | None, str | None]:
     """Return what another process would load, and what it would find wrong."""
     state = LastState(folder, CLUSTER)
     try:
@@ -60,7 +60,7 @@ def file(state: LastState) -> Path:
     return state.path
 
 
-def reopened_after_close(state: LastState) -> tuple[State | None, str | None]:
+def reopened_after_close(state: LastState) -> tuple[SavedState | None, str | None]:
     state.close()
     return reopened(state.path.parent)
 
@@ -80,32 +80,36 @@ def test_changes_add_replace_and_remove(state: LastState) -> None:
     fill(state)
 
     state.save(
-        [(*WEB, Entry(9, b"changed")), (*DB, None), (*DB, None), (Kind.NODE, "n2", Entry(4, b"n"))], {"position": "9"}
+        [(*WEB, StoreEntry(9, b"changed")), (*DB, None), (*DB, None), (Kind.NODE, "n2", StoreEntry(4, b"n"))],
+        {"position": "9"},
     )
 
-    entries = {**ENTRIES, WEB: Entry(9, b"changed"), (Kind.NODE, "n2"): Entry(4, b"n")}
+    entries = {**ENTRIES, WEB: StoreEntry(9, b"changed"), (Kind.NODE, "n2"): StoreEntry(4, b"n")}
     del entries[DB]
-    assert reopened_after_close(state) == (State(entries, {**MARKS, "position": "9"}, PENDING), None)
+    assert reopened_after_close(state) == (SavedState(entries, {**MARKS, "position": "9"}, PENDING), None)
 
 
 def test_one_thing_may_change_more_than_once_in_a_save(state: LastState) -> None:
-    state.save([(*WEB, Entry(1, b"a")), (*WEB, None), (*WEB, Entry(2, b"b"))], {})
+    state.save([(*WEB, StoreEntry(1, b"a")), (*WEB, None), (*WEB, StoreEntry(2, b"b"))], {})
 
-    assert reopened_after_close(state) == (State({WEB: Entry(2, b"b")}, {}, []), None)
+    assert reopened_after_close(state) == (SavedState({WEB: StoreEntry(2, b"b")}, {}, []), None)
 
 
 def test_replace_leaves_no_other_entry(state: LastState) -> None:
     fill(state)
 
-    state.save([(*DB, Entry(5, b"only"))], {"position": "5"}, replace=True)
+    state.save([(*DB, StoreEntry(5, b"only"))], {"position": "5"}, replace=True)
 
-    assert reopened_after_close(state) == (State({DB: Entry(5, b"only")}, {**MARKS, "position": "5"}, PENDING), None)
+    assert reopened_after_close(state) == (
+        SavedState({DB: StoreEntry(5, b"only")}, {**MARKS, "position": "5"}, PENDING),
+        None,
+    )
 
 
 def test_an_empty_cluster_is_a_state_too(state: LastState) -> None:
     state.save([], {}, replace=True)
 
-    assert reopened_after_close(state) == (State({}, {}, []), None)
+    assert reopened_after_close(state) == (SavedState({}, {}, []), None)
 
 
 def test_what_is_pending_replaces_what_was(state: LastState) -> None:
@@ -153,7 +157,7 @@ def test_a_save_that_fails_half_way_leaves_what_was(state: LastState) -> None:
     fill(state)
 
     with pytest.raises(ZeroDivisionError):
-        state.save(((Kind.NODE, f"n{n}", Entry(1 // (2 - n), b"")) for n in range(3)), {"position": "later"})
+        state.save(((Kind.NODE, f"n{n}", StoreEntry(1 // (2 - n), b"")) for n in range(3)), {"position": "later"})
 
     assert state.behind
     assert state.load() == WHOLE
@@ -162,16 +166,18 @@ def test_a_save_that_fails_half_way_leaves_what_was(state: LastState) -> None:
 def test_after_a_failed_save_only_one_of_everything_is_taken(state: LastState) -> None:
     fill(state)
     with pytest.raises(ZeroDivisionError):
-        state.save(((*WEB, Entry(1 // 0, b"")) for _ in range(1)), {})
+        state.save(((*WEB, StoreEntry(1 // 0, b"")) for _ in range(1)), {})
 
     with pytest.raises(NfqError, match=r"an earlier save failed, so it needs one of all entries before any other$"):
         state.save([(*DB, None)], {"position": "later"})
     assert state.load() == WHOLE
 
-    state.save([(*DB, Entry(8, b"8"))], {}, replace=True)
-    state.save([(*WEB, Entry(9, b"9"))], {})
+    state.save([(*DB, StoreEntry(8, b"8"))], {}, replace=True)
+    state.save([(*WEB, StoreEntry(9, b"9"))], {})
     assert not state.behind
-    assert reopened_after_close(state)[0] == State({DB: Entry(8, b"8"), WEB: Entry(9, b"9")}, MARKS, PENDING)
+    assert reopened_after_close(state)[0] == SavedState(
+        {DB: StoreEntry(8, b"8"), WEB: StoreEntry(9, b"9")}, MARKS, PENDING
+    )
 
 
 def test_a_full_disk_is_said_and_what_was_is_kept(state: LastState) -> None:
@@ -179,7 +185,7 @@ def test_a_full_disk_is_said_and_what_was_is_kept(state: LastState) -> None:
     limit_size(state, pages=20)
 
     with pytest.raises(NfqError, match=r"the disk is full$"):
-        state.save([(*WEB, Entry(1, b"x" * 1_000_000))], {})
+        state.save([(*WEB, StoreEntry(1, b"x" * 1_000_000))], {})
     assert state.load() == WHOLE
     assert reopened_after_close(state) == (WHOLE, None)
 
@@ -276,7 +282,7 @@ def test_damage_that_a_save_meets_is_said_and_nothing_partial_is_kept(file: Path
     with pytest.raises(NfqError, match=r"file is not a database.*it is now .*\.corrupt$"):
         state.save_pending(PENDING)
     with pytest.raises(NfqError, match="needs one of all entries"):
-        state.save([(*WEB, Entry(1, b""))], {})
+        state.save([(*WEB, StoreEntry(1, b""))], {})
     fill(state)
 
     assert reopened_after_close(state) == (WHOLE, None)
@@ -330,7 +336,7 @@ def places(content: bytes) -> list[int]:
     return [position for position, byte in enumerate(content) if byte not in b"\0x" or position % 101 == 0]
 
 
-def flipped(file: Path, content: bytes, position: int) -> State | None:
+def flipped(file: Path, content: bytes, position: int) -> SavedState | None:
     """Return what is loaded with one bit of the byte at this position flipped; which, changes with the position."""
     changed = bytearray(content)
     changed[position] ^= 1 << position % 8
@@ -339,7 +345,7 @@ def flipped(file: Path, content: bytes, position: int) -> State | None:
 
 
 def test_no_flipped_byte_in_the_log_makes_a_state_that_never_was(state: LastState, tmp_path: Path) -> None:
-    steps = [State({WEB: Entry(step, b"%d" % step)}, {"position": str(step)}, []) for step in range(3)]
+    steps = [SavedState({WEB: StoreEntry(step, b"%d" % step)}, {"position": str(step)}, []) for step in range(3)]
     for step in steps:
         state.save([(*key, entry) for key, entry in step.entries.items()], step.marks)
     copy = tmp_path / "copy"
@@ -357,14 +363,14 @@ def test_no_flipped_byte_in_the_log_makes_a_state_that_never_was(state: LastStat
 _SAVES_FOR_EVER = """
 import itertools, sys
 from pathlib import Path
-from nfq_enforcer.store.redis.last_state import Entry, LastState
+from nfq_enforcer.store.redis.last_state import LastState
 from nfq_enforcer.cluster.records import Kind
-from nfq_enforcer.store.redis.schema import Entry
+from nfq_enforcer.store.redis.schema import StoreEntry
 
 state = LastState(Path(sys.argv[1]), sys.argv[2])
 loaded = state.load()
 for number in itertools.count(int(loaded.marks["position"]) + 1 if loaded else 1):
-    entries = [(Kind.NODE, f"n{n}", Entry(number, b"%d" % number * 500)) for n in range(20)]
+    entries = [(Kind.NODE, f"n{n}", StoreEntry(number, b"%d" % number * 500)) for n in range(20)]
     state.save(entries, {"position": str(number)})
     state.save_pending([("saved", b"%d" % number)])
     print(number, flush=True)
@@ -380,7 +386,7 @@ def test_a_kill_in_the_middle_of_a_save_leaves_a_whole_state(tmp_path: Path) -> 
         assert loaded is not None
         position = int(loaded.marks["position"])
         assert position in (said, said + 1)  # the one more was saved, and not told any more
-        assert set(loaded.entries.values()) == {Entry(position, b"%d" % position * 500)}
+        assert set(loaded.entries.values()) == {StoreEntry(position, b"%d" % position * 500)}
         assert loaded.pending[0][1] in (b"%d" % position, b"%d" % (position - 1))
 
 

@@ -14,8 +14,8 @@ from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.policy.documents import Namespace
 from nfq_enforcer.policy.loader import parse
 from nfq_enforcer.store.redis import schema
-from nfq_enforcer.store.redis.mirror import Entries
-from nfq_enforcer.store.redis.schema import Entry, Key
+from nfq_enforcer.store.redis.mirror import Mirror
+from nfq_enforcer.store.redis.schema import Key, StoreEntry
 
 WEB, DB, NODE = (Kind.ENDPOINT, "default/web"), (Kind.ENDPOINT, "default/db"), (Kind.NODE, "n1")
 NAMESPACE = (Kind.DOCUMENT, "Namespace//default")
@@ -49,23 +49,23 @@ def namespace(labels: str) -> Namespace:
 
 
 @pytest.fixture
-def entries() -> Entries:
+def entries() -> Mirror:
     """Give the entries of node ``n1``, still empty."""
-    return Entries("n1", LabelFilter())
+    return Mirror("n1", LabelFilter())
 
 
 class TestAccepted:
-    def test_a_change_is_held_and_told_once(self, entries: Entries) -> None:
+    def test_a_change_is_held_and_told_once(self, entries: Mirror) -> None:
         entries.accept(WEB, 5, value(endpoint()))
 
         assert entries.changed is True
         assert entries.take() == [Change(*WEB, endpoint())]
         assert (entries.changed, entries.take()) == (False, [])
-        assert entries.entries == {WEB: Entry(5, value(endpoint()))}
-        assert entries.take_unsaved() == {WEB: Entry(5, value(endpoint()))}
+        assert entries.entries == {WEB: StoreEntry(5, value(endpoint()))}
+        assert entries.take_unsaved() == {WEB: StoreEntry(5, value(endpoint()))}
         assert entries.take_unsaved() == {}
 
-    def test_what_is_not_newer_changes_nothing(self, entries: Entries) -> None:
+    def test_what_is_not_newer_changes_nothing(self, entries: Mirror) -> None:
         entries.accept(WEB, 5, value(endpoint()))
         entries.take()
         for number in (4, 5):
@@ -73,9 +73,9 @@ class TestAccepted:
             entries.accept(WEB, number, None)
 
         assert entries.take() == []
-        assert entries.entries[WEB] == Entry(5, value(endpoint()))
+        assert entries.entries[WEB] == StoreEntry(5, value(endpoint()))
 
-    def test_what_is_gone_is_told_if_it_was_there(self, entries: Entries) -> None:
+    def test_what_is_gone_is_told_if_it_was_there(self, entries: Mirror) -> None:
         entries.accept(WEB, 5, value(endpoint()))
         entries.take()
         entries.accept(WEB, 6, None)
@@ -85,15 +85,15 @@ class TestAccepted:
         assert entries.take_unsaved() == {WEB: None}
         assert entries.own == {}
 
-    def test_what_this_node_knows_better_counts_whatever_its_id(self, entries: Entries) -> None:
+    def test_what_this_node_knows_better_counts_whatever_its_id(self, entries: Mirror) -> None:
         entries.accept(WEB, 5, value(endpoint()))
-        entries.assume(WEB, Entry(1, value(endpoint(ip="10.0.0.9"))))
+        entries.assume(WEB, StoreEntry(1, value(endpoint(ip="10.0.0.9"))))
         assert entries.entries[WEB].id == 1
         entries.assume(WEB, None)
         assert entries.entries == {}
 
     def test_how_far_it_reaches_is_where_the_stream_was_read_to_or_what_was_written_beyond(
-        self, entries: Entries
+        self, entries: Mirror
     ) -> None:
         entries.position = 5
         entries.accept(WEB, 9, None)
@@ -103,7 +103,7 @@ class TestAccepted:
 
 
 class TestNotUnderstood:
-    def test_what_was_known_stays_and_the_value_is_named(self, entries: Entries) -> None:
+    def test_what_was_known_stays_and_the_value_is_named(self, entries: Mirror) -> None:
         entries.accept(WEB, 5, value(endpoint()))
         entries.accept(WEB, 6, BAD)
 
@@ -111,13 +111,13 @@ class TestNotUnderstood:
         assert entries.described_refusals(9) == [{"key": "endpoints default/web", "reason": REASON}]
 
     @pytest.mark.parametrize("mended", [value(endpoint()), None])
-    def test_it_is_forgotten_when_it_is_mended_or_gone(self, entries: Entries, mended: bytes | None) -> None:
+    def test_it_is_forgotten_when_it_is_mended_or_gone(self, entries: Mirror, mended: bytes | None) -> None:
         entries.accept(WEB, 6, BAD)
         entries.accept(WEB, 7, mended)
 
         assert entries.refused == {}
 
-    def test_only_so_many_are_named(self, entries: Entries) -> None:
+    def test_only_so_many_are_named(self, entries: Mirror) -> None:
         for number in range(5):
             entries.accept((Kind.ENDPOINT, f"default/e{number}"), 6, BAD)
         entries.skip("changes 1-1", "it is nothing of ours")
@@ -125,7 +125,7 @@ class TestNotUnderstood:
         assert len(entries.described_refusals(3)) == 3
         assert entries.described_refusals(9)[-1] == {"key": "changes 1-1", "reason": "it is nothing of ours"}
 
-    def test_of_skipped_changes_all_are_counted_and_the_last_ones_named(self, entries: Entries) -> None:
+    def test_of_skipped_changes_all_are_counted_and_the_last_ones_named(self, entries: Mirror) -> None:
         for number in range(100):
             entries.skip(f"changes {number}-0", "no")
 
@@ -134,39 +134,39 @@ class TestNotUnderstood:
         assert len(entries.described_refusals(99)) < 20
 
 
-def replace(entries: Entries, by: Mapping[Key, Entry], bad: Mapping[Key, str]) -> None:
+def replace(entries: Mirror, by: Mapping[Key, StoreEntry], bad: Mapping[Key, str]) -> None:
     """Replace all at once."""
     deque(entries.replacing(by, bad), 0)
 
 
 class TestReplaced:
-    def test_only_what_differs_is_told(self, entries: Entries) -> None:
+    def test_only_what_differs_is_told(self, entries: Mirror) -> None:
         entries.accept(WEB, 5, value(endpoint()))
         entries.accept(DB, 5, value(endpoint("db", "10.0.0.2")))
         entries.take()
-        node = Entry(7, value(NodeRecord((), "1")))
-        replace(entries, {WEB: Entry(5, value(endpoint())), NODE: node}, {})
+        node = StoreEntry(7, value(NodeRecord((), "1")))
+        replace(entries, {WEB: StoreEntry(5, value(endpoint())), NODE: node}, {})
 
         assert entries.take() == [Change(*DB, None), Change(*NODE, NodeRecord((), "1"))]
         assert (entries.resyncs, entries.take_unsaved()) == (1, None)
 
-    def test_an_older_entry_counts_too_for_the_store_may_have_lost_the_newer(self, entries: Entries) -> None:
+    def test_an_older_entry_counts_too_for_the_store_may_have_lost_the_newer(self, entries: Mirror) -> None:
         entries.accept(WEB, 5, value(endpoint()))
-        replace(entries, {WEB: Entry(3, value(endpoint(ip="10.0.0.9")))}, {})
+        replace(entries, {WEB: StoreEntry(3, value(endpoint(ip="10.0.0.9")))}, {})
 
-        assert entries.entries[WEB] == Entry(3, value(endpoint(ip="10.0.0.9")))
+        assert entries.entries[WEB] == StoreEntry(3, value(endpoint(ip="10.0.0.9")))
 
-    def test_what_is_not_understood_leaves_what_was_known(self, entries: Entries) -> None:
+    def test_what_is_not_understood_leaves_what_was_known(self, entries: Mirror) -> None:
         for key, name in ((WEB, "web"), (DB, "db")):
             entries.accept(key, 5, value(endpoint(name)))
         entries.take()
-        replace(entries, {WEB: Entry(6, BAD)}, {DB: "no entry"})
+        replace(entries, {WEB: StoreEntry(6, BAD)}, {DB: "no entry"})
 
         assert entries.take() == []
         assert entries.entries.keys() == {WEB, DB}
         assert entries.refused == {DB: "no entry", WEB: REASON}
 
-    def test_what_was_not_understood_and_is_gone_is_gone(self, entries: Entries) -> None:
+    def test_what_was_not_understood_and_is_gone_is_gone(self, entries: Mirror) -> None:
         entries.accept(WEB, 5, value(endpoint()))
         entries.accept(WEB, 6, BAD)
         replace(entries, {}, {})
@@ -175,10 +175,10 @@ class TestReplaced:
 
 
 class TestRecalled:
-    def test_what_was_saved_is_held_and_told_and_need_not_be_saved_again(self, entries: Entries) -> None:
+    def test_what_was_saved_is_held_and_told_and_need_not_be_saved_again(self, entries: Mirror) -> None:
         entries.accept(WEB, 5, value(endpoint()))
         entries.position, entries.serial, entries.revision, entries.forks = 5, 4, 3, frozenset({"b@2-0", "a@1-0"})
-        again = Entries("n1", LabelFilter())
+        again = Mirror("n1", LabelFilter())
         deque(again.recalling(entries.entries, entries.marks), 0)
 
         assert again.entries == entries.entries
@@ -186,14 +186,14 @@ class TestRecalled:
         assert again.take() == [Change(*WEB, endpoint())]
         assert again.take_unsaved() == {}
 
-    def test_nothing_was_ever_saved(self, entries: Entries) -> None:
+    def test_nothing_was_ever_saved(self, entries: Mirror) -> None:
         deque(entries.recalling({}, {}), 0)
 
         assert (entries.position, entries.serial, entries.revision, entries.forks) == (0, 0, 0, frozenset())
 
 
 class TestFollows:
-    def test_this_node_s_endpoints_are_told_apart(self, entries: Entries) -> None:
+    def test_this_node_s_endpoints_are_told_apart(self, entries: Mirror) -> None:
         entries.accept(IDENTITY, 4, value(Labels.parse({"app": "web"})))
         entries.accept(WEB, 5, value(endpoint()))
         entries.accept(DB, 5, value(endpoint("db", "10.0.0.2", node="n2")))
@@ -203,7 +203,7 @@ class TestFollows:
         entries.accept(WEB, 6, value(endpoint(node="n2")))
         assert entries.own == {}
 
-    def test_an_endpoint_has_the_number_of_its_labels(self, entries: Entries) -> None:
+    def test_an_endpoint_has_the_number_of_its_labels(self, entries: Mirror) -> None:
         labels = entries.placed(endpoint()).labels
         assert entries.placed(endpoint()).preferred == derive([labels])[labels]
         entries.accept(IDENTITY, 5, value(labels))
@@ -218,7 +218,7 @@ class TestFollows:
         entries.accept(NAMESPACE, 7, None)
         assert not entries.is_mislabelled(endpoint())
 
-    def test_labels_of_this_node_s_endpoints_want_the_number_that_they_had(self, entries: Entries) -> None:
+    def test_labels_of_this_node_s_endpoints_want_the_number_that_they_had(self, entries: Mirror) -> None:
         labels = entries.placed(endpoint()).labels
         entries.accept(IDENTITY, 5, value(labels))
         entries.accept(WEB, 5, value(endpoint()))
@@ -226,14 +226,14 @@ class TestFollows:
 
         assert entries.placed(endpoint()).preferred == NUMBER
 
-    def test_a_number_that_means_other_labels_is_no_longer_that_of_the_first(self, entries: Entries) -> None:
+    def test_a_number_that_means_other_labels_is_no_longer_that_of_the_first(self, entries: Mirror) -> None:
         one, other = Labels.parse({"app": "one"}), Labels.parse({"app": "other"})
         entries.accept(IDENTITY, 5, value(one))
         entries.accept(IDENTITY, 6, value(other))
 
         assert (entries.labels, entries.numbers) == ({NUMBER: other}, {other: NUMBER})
 
-    def test_labels_that_got_another_number_keep_it_when_the_first_is_collected(self, entries: Entries) -> None:
+    def test_labels_that_got_another_number_keep_it_when_the_first_is_collected(self, entries: Mirror) -> None:
         labels = Labels.parse({"app": "one"})
         entries.accept(IDENTITY, 5, value(labels))
         entries.accept((Kind.IDENTITY, "2000"), 6, value(labels))
@@ -241,14 +241,14 @@ class TestFollows:
 
         assert entries.numbers == {labels: Identity(2000)}
 
-    def test_forks_are_known_by_the_entry_that_told_of_them(self, entries: Entries) -> None:
+    def test_forks_are_known_by_the_entry_that_told_of_them(self, entries: Mirror) -> None:
         entries.forks = frozenset({f"{'a' * 40}@7-1"})
 
         assert entries.knows(7 << 32 | 1)
         assert not entries.knows(7 << 32 | 11)
         assert not entries.knows(1)
 
-    def test_entries_are_counted_by_kind(self, entries: Entries) -> None:
+    def test_entries_are_counted_by_kind(self, entries: Mirror) -> None:
         entries.accept(WEB, 5, value(endpoint()))
         entries.accept(NODE, 5, value(NodeRecord((), "1")))
 
@@ -263,11 +263,11 @@ CHANGES = st.lists(st.tuples(st.sampled_from([WEB, NODE]), st.integers(1, 9), st
 def test_told_changes_always_come_to_what_is_held(
     before: list[tuple[Key, int, bytes | None]], after: list[tuple[Key, int, bytes | None]]
 ) -> None:
-    entries = Entries("n1", LabelFilter())
+    entries = Mirror("n1", LabelFilter())
     for change in before:
         entries.accept(*change)
     told = {(change.kind, change.name): change.record for change in entries.take()}
-    replace(entries, {key: Entry(number, data) for key, number, data in after if data is not None}, {})
+    replace(entries, {key: StoreEntry(number, data) for key, number, data in after if data is not None}, {})
     told |= {(change.kind, change.name): change.record for change in entries.take()}
 
     held = {key: schema.decode(*key, entry.value) for key, entry in entries.entries.items()}

@@ -13,7 +13,7 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.policy.loader import parse
 from nfq_enforcer.store.redis import schema
-from nfq_enforcer.store.redis.schema import Entry, SchemaError, decode
+from nfq_enforcer.store.redis.schema import SchemaError, StoreEntry, decode
 
 NUMBER = Identity(70_000)
 NODE = NodeRecord((ip_address("192.0.2.1"), ip_address("2001:db8::1")), "1.2.3", "per-flow")
@@ -111,7 +111,7 @@ class TestIds:
 
         assert schema.write_id(number) == f"{ms}-{seq}"
         assert schema.read_id(f"{ms + 1}-0") > number
-        assert schema.read_entry(f"{ms}-{seq} a b".encode()) == Entry(number, b"a b")
+        assert schema.read_entry(f"{ms}-{seq} a b".encode()) == StoreEntry(number, b"a b")
 
     @pytest.mark.parametrize(
         "text", ["", "-", "1", "1-", "-1", "a-1", "1-2-3", "1.0-1", "+1-1", "١-١", "9" * 5000 + "-1"]

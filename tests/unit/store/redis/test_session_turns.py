@@ -13,11 +13,11 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.store.address import parse
 from nfq_enforcer.store.redis import schema
-from nfq_enforcer.store.redis.connection import Server
+from nfq_enforcer.store.redis.connection import Connection
 from nfq_enforcer.store.redis.last_state import LastState
-from nfq_enforcer.store.redis.mirror import Entries
-from nfq_enforcer.store.redis.schema import Entry, Key
-from nfq_enforcer.store.redis.session import Member
+from nfq_enforcer.store.redis.mirror import Mirror
+from nfq_enforcer.store.redis.schema import Key, StoreEntry
+from nfq_enforcer.store.redis.session import Session
 from tests.support.redis_servers import PATIENCE, RedisServer
 
 WEB = EndpointRecord(
@@ -25,8 +25,8 @@ WEB = EndpointRecord(
 )
 
 
-def member(folder: Path, url: str = "redis://127.0.0.1:1") -> Member:
-    return Member("n1", NodeRecord(()), Server(parse(url)), LastState(folder, "cluster"), LabelFilter())
+def member(folder: Path, url: str = "redis://127.0.0.1:1") -> Session:
+    return Session("n1", NodeRecord(()), Connection(parse(url)), LastState(folder, "cluster"), LabelFilter())
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -36,9 +36,9 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-def identities(count: int, number: int = 1) -> dict[Key, Entry]:
+def identities(count: int, number: int = 1) -> dict[Key, StoreEntry]:
     labels = [Labels.parse({"app": str(one)}) for one in range(count)]
-    values = [Entry(number, schema.encode_identity(one).encode()) for one in labels]
+    values = [StoreEntry(number, schema.encode_identity(one).encode()) for one in labels]
     return {(Kind.IDENTITY, str(300 + place)): value for place, value in enumerate(values)}
 
 
@@ -47,7 +47,7 @@ def test_who_has_looked_while_it_settles_waits_until_it_has_settled(tmp_path: Pa
         one = member(tmp_path)
         one._settled.clear()
         one._handed.set()
-        assert one.take().changes == []
+        assert one.poll().changes == []
         async with asyncio.timeout(0):
             await one.wait()
 
@@ -63,7 +63,7 @@ def test_a_read_without_news_is_none_even_if_earlier_changes_wait(
         await one.start()
         before = one.commands
         await until(lambda: one.commands > before + 3)  # what it wrote itself has come by
-        one.take()
+        one.poll()
         await one.start_alone([WEB])
         before = one.commands
         await until(lambda: one.commands > before + 3)  # two of these are a sign of life
@@ -78,9 +78,9 @@ def test_a_read_without_news_is_none_even_if_earlier_changes_wait(
 def test_entries_are_replaced_in_parts_and_come_to_what_single_changes_come_to() -> None:
     gone = (Kind.IDENTITY, "9000")
     there, anew = identities(10), identities(2500, number=2)
-    singly, in_parts = (Entries("n1", LabelFilter()) for _ in range(2))
+    singly, in_parts = (Mirror("n1", LabelFilter()) for _ in range(2))
     for one in (singly, in_parts):
-        deque(one.replacing({**there, gone: Entry(1, b'{"v":1,"labels":"k8s:app=gone"}')}, {}), 0)
+        deque(one.replacing({**there, gone: StoreEntry(1, b'{"v":1,"labels":"k8s:app=gone"}')}, {}), 0)
 
     singly.accept(gone, 2, None)
     for (kind, name), entry in anew.items():
