@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_enforcer.dataplane.queue import netlink
-from nfq_enforcer.dataplane.queue.netlink import MessageError, Packets, VerdictBatch
+from nfq_enforcer.dataplane.queue.netlink import MessageError, PacketReader, VerdictBatch
 from tests.support import netlink as kernel
 
 NUMBER = st.integers(0, 2**32 - 1)
@@ -40,7 +40,7 @@ def packets(draw: st.DrawFn) -> tuple[bytes, tuple[bytes, int, int, int, bytes]]
 
 @given(st.lists(packets(), max_size=20))
 def test_packets_are_read_whatever_came_before(sent: list[tuple[bytes, tuple[bytes, int, int, int, bytes]]]) -> None:
-    reader = Packets()
+    reader = PacketReader()
 
     for data, expected in sent * 2:
         assert reader.read(data) == expected
@@ -50,7 +50,7 @@ def test_packets_are_read_whatever_came_before(sent: list[tuple[bytes, tuple[byt
 def test_any_bytes_are_a_packet_or_an_error(
     sent: list[tuple[bytes, tuple[bytes, int, int, int, bytes]]], data: st.DataObject
 ) -> None:
-    reader = Packets()
+    reader = PacketReader()
     for known, _ in sent:
         reader.read(known)
     original = data.draw(st.sampled_from([known for known, _ in sent])) if sent else b""
@@ -61,7 +61,7 @@ def test_any_bytes_are_a_packet_or_an_error(
     with suppress(MessageError):
         reader.read(bytes(damaged))
     with suppress(MessageError):
-        netlink.error(bytes(damaged))
+        netlink.read_errno(bytes(damaged))
 
 
 class KernelQueue:
@@ -81,7 +81,7 @@ class KernelQueue:
             self.gone.append((packet, what, attributes.get(10)))
 
 
-WHAT = st.sampled_from([netlink.ACCEPT, netlink.DROP, netlink.hand_on(102), b"other bytes"])
+WHAT = st.sampled_from([netlink.ACCEPT, netlink.DROP, netlink.requeue(102), b"other bytes"])
 FIRST = st.sampled_from([0, 1, 2**31 - 3, 2**32 - 3, 2**32 - 1])
 
 

@@ -42,7 +42,7 @@ def test_what_was_asked_once_is_remembered_until_it_is_to_be_forgotten() -> None
     first = known[LO]
 
     assert known[LO] is first
-    known.forget()
+    known.invalidate()
     assert known[LO] is not first
     assert known[LO] == first
 

@@ -6,7 +6,7 @@ import pytest
 
 from nfq_enforcer.core.context import OPENERS, REPLIERS
 from nfq_enforcer.dataplane.queue import netlink
-from nfq_enforcer.dataplane.queue.netlink import Again, MessageError, Packets, VerdictBatch
+from nfq_enforcer.dataplane.queue.netlink import QUEUE_FIELD, MessageError, PacketReader, Repeat, VerdictBatch
 from nfq_enforcer.dataplane.rules.connmark import FROM_OPENER, FROM_REPLIER
 from tests.support.netlink import (
     FORWARD,
@@ -63,7 +63,7 @@ def header(data: bytes) -> tuple[int, ...]:
 def test_a_packet_is_read_the_first_time_and_when_its_like_is_known(
     hook: int, about: tuple[bytes, ...], indev: int, outdev: int, skb: int
 ) -> None:
-    packets = Packets()
+    packets = PacketReader()
 
     for packet in (1, 2, 2**32 - 1):
         data = of_packet(packet, PACKET, about, hook=hook)
@@ -71,7 +71,7 @@ def test_a_packet_is_read_the_first_time_and_when_its_like_is_known(
 
 
 def test_packets_of_all_kinds_may_follow_each_other() -> None:
-    packets = Packets()
+    packets = PacketReader()
     kinds = [
         (hook, marked, (number(INDEV, port), *marked, hardware_address(port)))
         for hook in (LOCAL_IN, FORWARD)
@@ -85,20 +85,20 @@ def test_packets_of_all_kinds_may_follow_each_other() -> None:
 
 
 def test_what_is_known_is_bounded() -> None:
-    packets = Packets()
+    packets = PacketReader()
 
-    for port in range(1, netlink.MOST_KNOWN + 10):
+    for port in range(1, netlink.MAX_PATHS + 10):
         assert packets.read(of_packet(1, PACKET, [number(INDEV, port)]))[1] == port
-    assert packets.known <= netlink.MOST_KNOWN
+    assert packets.cached_paths <= netlink.MAX_PATHS
 
 
 def test_the_queue_of_a_packet_can_be_told() -> None:
-    assert of_packet(1, PACKET, IN, queue=258)[netlink.OF_QUEUE] == netlink.queue_number(258)
+    assert of_packet(1, PACKET, IN, queue=258)[QUEUE_FIELD] == netlink.queue_number(258)
 
 
 @pytest.mark.parametrize("length", range(len(of_packet(1, b"", IN)) - 1))
 def test_a_message_that_breaks_off_before_the_packet_is_refused(length: int) -> None:
-    packets = Packets()
+    packets = PacketReader()
     packets.read(of_packet(1, PACKET, IN))
 
     with pytest.raises(MessageError):
@@ -117,7 +117,7 @@ def test_a_message_that_breaks_off_before_the_packet_is_refused(length: int) -> 
 )
 def test_what_is_not_the_message_of_a_packet_is_refused(data: bytes) -> None:
     with pytest.raises(MessageError):
-        Packets().read(data)
+        PacketReader().read(data)
 
 
 def test_a_run_of_accepted_packets_is_told_as_one() -> None:
@@ -125,7 +125,7 @@ def test_a_run_of_accepted_packets_is_told_as_one() -> None:
     for packet in (b"id 1", b"id 2", b"id 3"):
         answers.accepted[QUEUE] = packet
 
-    assert answers.take() == [netlink.verdicts_up_to(QUEUE, b"id 3")]
+    assert answers.take() == [netlink.accept_up_to(QUEUE, b"id 3")]
     assert answers.take() == []
 
 
@@ -140,11 +140,11 @@ def test_each_queues_packets_are_answered_in_their_order() -> None:
     messages = answers.take()
 
     assert messages == [
-        netlink.verdicts_up_to(QUEUE, b"id 1"),
+        netlink.accept_up_to(QUEUE, b"id 1"),
         netlink.verdict(QUEUE, b"id 2", netlink.DROP),
-        *netlink.accept_as(QUEUE, b"id 3", PACKET),
-        netlink.verdicts_up_to(other, b"ID 1"),
-        netlink.verdicts_up_to(QUEUE, b"id 4"),
+        *netlink.accept_modified(QUEUE, b"id 3", PACKET),
+        netlink.accept_up_to(other, b"ID 1"),
+        netlink.accept_up_to(QUEUE, b"id 4"),
     ]
 
 
@@ -160,13 +160,13 @@ def test_the_size_of_what_is_to_be_sent_is_known() -> None:
 
 @pytest.mark.parametrize("errno", [0, 1, 2, 95])
 def test_the_kernels_answer_is_an_error_number(errno: int) -> None:
-    assert netlink.error(of_error(errno, netlink.verdict(QUEUE, ID, netlink.DROP))) == errno
+    assert netlink.read_errno(of_error(errno, netlink.verdict(QUEUE, ID, netlink.DROP))) == errno
 
 
 @pytest.mark.parametrize("data", [b"", of_error(1, b"")[:19], of_packet(1, PACKET, IN), message(3, bytes(20))])
 def test_what_is_no_answer_is_refused(data: bytes) -> None:
     with pytest.raises(MessageError):
-        netlink.error(data)
+        netlink.read_errno(data)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_what_is_no_answer_is_refused(data: bytes) -> None:
     [
         (netlink.DROP, 0),
         (netlink.ACCEPT, 1),
-        (netlink.hand_on(102), 102 << 16 | 3),
-        (netlink.hand_on(65535), 0xFFFF0003),
-        (netlink.hand_on(102, bypass=True), 102 << 16 | 0x8003),
+        (netlink.requeue(102), 102 << 16 | 3),
+        (netlink.requeue(65535), 0xFFFF0003),
+        (netlink.requeue(102, bypass=True), 102 << 16 | 0x8003),
     ],
 )
 def test_a_verdict_is_on_one_packet(what: int, word: int) -> None:
@@ -191,18 +191,18 @@ def test_a_verdict_is_on_one_packet(what: int, word: int) -> None:
     [(IN, 0), ((number(MARK, 7), *IN), 7), ((number(INDEV, 2), timestamp(), number(MARK, 2**32 - 1)), 2**32 - 1)],
 )
 def test_the_mark_of_a_packet_can_be_told(about: tuple[bytes, ...], mark: int) -> None:
-    assert netlink.mark(of_packet(1, PACKET, about)) == mark
+    assert netlink.read_mark(of_packet(1, PACKET, about)) == mark
 
 
 def test_a_packet_can_be_sent_through_the_rules_again_with_another_mark() -> None:
-    data = netlink.verdict(QUEUE, ID, Again(0xC0DE))
+    data = netlink.verdict(QUEUE, ID, Repeat(0xC0DE))
 
     assert header(data) == (3 << 8 | 1, 1, 0, 0, 0, 0, 258)
     assert attributes(data[20:]) == {2: struct.pack("!I", 4) + ID, 3: struct.pack("!I", 0xC0DE)}
 
 
 def test_one_verdict_accepts_all_up_to_a_packet() -> None:
-    data = netlink.verdicts_up_to(QUEUE, ID)
+    data = netlink.accept_up_to(QUEUE, ID)
 
     assert header(data) == (3 << 8 | 3, 1, 0, 0, 0, 0, 258)
     assert attributes(data[20:]) == {2: struct.pack("!I", 1) + ID}
@@ -211,7 +211,7 @@ def test_one_verdict_accepts_all_up_to_a_packet() -> None:
 @pytest.mark.parametrize("size", [*range(20, 25), 65531])
 def test_a_packet_can_be_accepted_as_another(size: int) -> None:
     payload = bytes(range(1, 256)) * 258
-    data = b"".join(netlink.accept_as(QUEUE, ID, payload[:size]))
+    data = b"".join(netlink.accept_modified(QUEUE, ID, payload[:size]))
 
     assert header(data) == (3 << 8 | 1, 1, 0, 0, 0, 0, 258)
     assert len(data) % 4 == 0
@@ -231,7 +231,7 @@ def test_a_queue_is_bound_with_its_length_and_flags_and_the_kernel_is_to_answer(
 
 
 def test_a_queue_copies_as_much_as_it_is_told() -> None:
-    data = netlink.copy(QUEUE, 65531)
+    data = netlink.set_copy_range(QUEUE, 65531)
 
     assert header(data) == (3 << 8 | 2, 1, 0, 0, 0, 0, 258)
     assert attributes(data[20:]) == {2: struct.pack("!IB", 65531, 2)}

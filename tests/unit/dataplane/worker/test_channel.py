@@ -8,6 +8,7 @@ import pytest
 
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.identity import WORLD, Identity
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import LookupResult, PolicyEntry, PolicyKey, PolicyMap, RuleRef
@@ -20,7 +21,7 @@ from nfq_enforcer.dataplane.worker.channel import (
     Enforced,
     Events,
     Failed,
-    Peers,
+    PeerChanges,
     Revision,
     Setup,
     Stop,
@@ -57,8 +58,8 @@ SNAPSHOT = Snapshot(
     {4: packed("172.16.0.1")},
 )
 PEERS = {CLIENT: Peer(Identity(500), remote=True)}
-CHANGES = Peers(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
-BOUND = Bound("netlink", QueueNumbers(100, 101, 102))
+CHANGES = PeerChanges(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
+BOUND = Bound(Driver.NETLINK, QueueNumbers(100, 101, 102))
 MESSAGES = [Stop(), BOUND, Failed("queue 100 is taken"), Enforced(3), Events(1, pack([EVENT])), CHANGES, Revision(4)]
 
 Pair = tuple[WorkerChannel, socket.socket]
@@ -101,11 +102,11 @@ def test_a_snapshot_arrives_as_it_was_sent() -> None:
     sent, received = MapSender(), MapReceiver()
     for piece in sent.add(SNAPSHOT):
         received.add(piece)
-    named = sent.name(SNAPSHOT)
-    (setup,) = Decoder().feed(encode(Setup("auto", QueueNumbers(100, 102, 104), 101, False, 1000, named, PEERS)))
+    named = sent.refer(SNAPSHOT)
+    (setup,) = Decoder().feed(encode(Setup(Driver.AUTO, QueueNumbers(100, 102, 104), 101, False, 1000, named, PEERS)))
 
-    assert (setup.driver, setup.queues, setup.maximum_flows) == ("auto", QueueNumbers(100, 102, 104), 1000)
-    snapshot = received.fill(setup.snapshot)
+    assert (setup.driver, setup.queues, setup.max_flows) == ("auto", QueueNumbers(100, 102, 104), 1000)
+    snapshot = received.resolve(setup.snapshot)
     assert (setup.fail_open, snapshot.revision) == (False, 3)
     web = snapshot.endpoints[WEB]
     assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")

@@ -41,9 +41,9 @@ def tell(received: MapReceiver, messages: Iterable[object]) -> list[Snapshot]:
         if isinstance(message, MapChunk):
             received.add(message)
         elif isinstance(message, SnapshotReference):
-            snapshots.append(received.fill(message))
+            snapshots.append(received.resolve(message))
         else:
-            received.forget(message)
+            received.remove(message)
     return snapshots
 
 
@@ -51,7 +51,7 @@ def tell(received: MapReceiver, messages: Iterable[object]) -> list[Snapshot]:
 def test_what_arrives_means_what_was_sent(size: int) -> None:
     sent, wanted = MapSender(), snapshot(3, policy(size))
 
-    (filled,) = tell(MapReceiver(), [*sent.add(wanted), sent.name(wanted)])
+    (filled,) = tell(MapReceiver(), [*sent.add(wanted), sent.refer(wanted)])
 
     ingress = filled.endpoints[WEB4].ingress
     assert ingress.entries == wanted.endpoints[WEB4].ingress.entries
@@ -73,7 +73,7 @@ def test_what_is_one_endpoint_or_one_map_stays_one() -> None:
     sent, shared = MapSender(), policy(10)
     wanted = snapshot(1, shared, db=shared)
 
-    (filled,) = tell(MapReceiver(), [*sent.add(wanted), sent.name(wanted)])
+    (filled,) = tell(MapReceiver(), [*sent.add(wanted), sent.refer(wanted)])
 
     assert filled.endpoints[WEB4] is filled.endpoints[WEB6]
     assert filled.endpoints[WEB4].ingress is filled.endpoints[DB].ingress
@@ -84,7 +84,7 @@ def test_maps_over_the_same_entries_send_them_once_and_stay_different() -> None:
     wanted = snapshot(1, enforced, db=enforced.closed_by((), enforced=False))
 
     pieces = list(sent.add(wanted))
-    (filled,) = tell(MapReceiver(), [*pieces, sent.name(wanted)])
+    (filled,) = tell(MapReceiver(), [*pieces, sent.refer(wanted)])
 
     assert len(pieces) == 1
     web, db = filled.endpoints[WEB4].ingress, filled.endpoints[DB].ingress
@@ -95,10 +95,10 @@ def test_maps_over_the_same_entries_send_them_once_and_stay_different() -> None:
 def test_what_a_worker_has_is_not_sent_again() -> None:
     sent, received, same = MapSender(), MapReceiver(), policy(10)
     first, second = snapshot(1, same), snapshot(2, same, db=policy(5, first=900))
-    tell(received, [*sent.add(first), sent.name(first), sent.keep(first)])
+    tell(received, [*sent.add(first), sent.refer(first), sent.retain(first)])
 
     pieces = list(sent.add(second))
-    (filled,) = tell(received, [*pieces, sent.name(second), sent.keep(second)])
+    (filled,) = tell(received, [*pieces, sent.refer(second), sent.retain(second)])
 
     assert [len(piece.entries) for piece in pieces] == [5]
     assert filled.endpoints[WEB4].ingress.entries == same.entries
@@ -108,10 +108,10 @@ def test_a_worker_that_starts_is_sent_what_is_needed_now_and_no_more() -> None:
     sent, last = MapSender(), snapshot(2, policy(7))
     for wanted in (snapshot(1, policy(1000, first=900)), last):
         list(sent.add(wanted))
-        sent.keep(wanted)
+        sent.retain(wanted)
 
-    pieces = list(sent.pieces())
-    (filled,) = tell(MapReceiver(), [*pieces, sent.name(last)])
+    pieces = list(sent.chunks())
+    (filled,) = tell(MapReceiver(), [*pieces, sent.refer(last)])
 
     assert [len(piece.entries) for piece in pieces] == [7]
     assert filled.endpoints[WEB4].ingress.entries == last.endpoints[WEB4].ingress.entries
@@ -120,13 +120,13 @@ def test_a_worker_that_starts_is_sent_what_is_needed_now_and_no_more() -> None:
 def test_what_is_forgotten_goes_little_by_little_and_leaves_what_is_needed() -> None:
     sent, received = MapSender(), MapReceiver()
     old, new = snapshot(1, policy(3000)), snapshot(2, policy(7, first=9000))
-    (before,) = tell(received, [*sent.add(old), sent.name(old), sent.keep(old)])
-    (after,) = tell(received, [*sent.add(new), sent.name(new), forgotten := sent.keep(new)])
+    (before,) = tell(received, [*sent.add(old), sent.refer(old), sent.retain(old)])
+    (after,) = tell(received, [*sent.add(new), sent.refer(new), forgotten := sent.retain(new)])
 
     entries = before.endpoints[WEB4].ingress.entries
     sizes = [len(entries)]
     for _ in range(3):
-        received.let_go()
+        received.free_some()
         sizes.append(len(entries))
 
     assert len(forgotten.numbers) == 1
@@ -137,7 +137,7 @@ def test_what_is_forgotten_goes_little_by_little_and_leaves_what_is_needed() -> 
 def test_a_worker_that_has_not_got_what_is_forgotten_does_without() -> None:
     received = MapReceiver()
 
-    received.forget(MapRemoval((5,)))
-    received.let_go()
+    received.remove(MapRemoval((5,)))
+    received.free_some()
 
     assert tell(received, [SnapshotReference(Snapshot(1, {}, Ipcache({})), {})])[0].endpoints == {}
