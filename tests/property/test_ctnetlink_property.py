@@ -1,4 +1,4 @@
-"""Whatever bytes come as an entry of conntrack give a flow, nothing, or a MessageError."""
+"""Any bytes as a conntrack entry give a flow, None, or MessageError."""
 
 from random import Random
 
@@ -23,7 +23,7 @@ ENTRIES = [
 
 
 def handle(body: bytes, flows: Conntrack) -> bool:
-    """Learn what an entry tells; say whether it is one."""
+    """Import the flow of an entry; return whether the entry is well-formed."""
     try:
         flow = read_flow(body)
     except MessageError:

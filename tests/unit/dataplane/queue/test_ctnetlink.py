@@ -1,4 +1,4 @@
-"""The kernel's conntrack, read: a flow has the ends that our hooks see, the state that it is in, and its time."""
+"""Decoding of the kernel's conntrack entries: the addresses that our hooks see, the flow state, the timeout."""
 
 import struct
 
@@ -13,7 +13,7 @@ from tests.support.conntracks import CONFIRMED, DONE, ERROR, NEW, Way, attribute
 from tests.support.nodes import FAMILIES, V4, V6, Addresses
 from tests.support.packets import CLIENT_PORT, ip, ping, syn, udp
 
-ESTABLISHED = 3  # of the kernel's states of TCP
+ESTABLISHED = 3  # TCP_CONNTRACK_ESTABLISHED
 
 
 @pytest.fixture(params=FAMILIES, ids=["IPv4", "IPv6"])
@@ -36,9 +36,9 @@ def test_a_connection_has_the_key_of_its_openers_packets(at: Addresses) -> None:
 
 
 def test_the_opener_is_as_before_snat_and_the_other_end_as_behind_dnat(at: Addresses) -> None:
-    asked, answered = Way(at.client, at.cluster, CLIENT_PORT, 80), Way(at.web, at.host, 8080, 9)
+    request, reply = Way(at.client, at.cluster, CLIENT_PORT, 80), Way(at.web, at.host, 8080, 9)
 
-    flow = read_flow(entry(TCP, asked, answered, tcp_state=ESTABLISHED))
+    flow = read_flow(entry(TCP, request, reply, tcp_state=ESTABLISHED))
     assert flow is not None
     assert flow.key == key(syn(at.client, at.web, 8080))
 
@@ -102,7 +102,7 @@ def test_attributes_may_come_in_another_order(at: Addresses) -> None:
     assert read_flow(entry(TCP, way, turned=True)) == read_flow(entry(TCP, way))
 
 
-def marked(mark: int) -> bytes:
+def mark_attribute(mark: int) -> bytes:
     return attribute(8, mark.to_bytes(4, "big"))
 
 
@@ -110,7 +110,7 @@ def marked(mark: int) -> bytes:
 def test_a_mark_of_ours_is_retired_and_its_other_bits_stay(at: Addresses, mark: int) -> None:
     way = Way(at.client, at.web, CLIENT_PORT, 80)
     zone = attribute(18, b"\0\1")
-    change = retire_message(entry(TCP, way, more=[marked(mark), zone]))
+    change = retire_message(entry(TCP, way, more=[mark_attribute(mark), zone]))
 
     assert change is not None
     assert struct.unpack_from("=IHH", change) == (len(change), NEW, 1 | 4)
@@ -118,7 +118,7 @@ def test_a_mark_of_ours_is_retired_and_its_other_bits_stay(at: Addresses, mark: 
     assert change[16:] == bytes(4) + direction(1, TCP, way) + new + mask + zone
 
 
-@pytest.mark.parametrize("more", [[], [marked(0)], [marked(0xFF)]])
+@pytest.mark.parametrize("more", [[], [mark_attribute(0)], [mark_attribute(0xFF)]])
 def test_what_has_no_mark_of_ours_is_left_alone(more: list[bytes]) -> None:
     assert retire_message(entry(UDP, Way(V4.client, V4.web, 1, 2), more=more)) is None
 

@@ -1,4 +1,4 @@
-"""The messages of NFQUEUE: what the kernel says is read right, and what it is told is laid out as its headers say."""
+"""Netlink messages of NFQUEUE: decoding of packet messages, encoding of verdicts and configuration."""
 
 import struct
 
@@ -37,7 +37,7 @@ PACKET = b"E of 13 bytes"
 
 
 def header(data: bytes) -> tuple[int, ...]:
-    """Return type, flags, sequence and port of a message whose length is right, and family, version and queue."""
+    """Check the message's length; return type, flags, sequence number, port, family, version and queue."""
     length, *rest = struct.unpack_from("=IHHII", data)
     assert length == len(data)
     return *rest, *struct.unpack_from("!BBH", data, 16)
@@ -54,7 +54,7 @@ def header(data: bytes) -> tuple[int, ...]:
         (LOCAL_OUT, (number(OUTDEV, 3), number(MARK, 7), number(LENGTH, 60_000)), 0, 3, 0),
         (LOCAL_IN, (number(INDEV, 2), number(MARK, 7), hardware_address(), timestamp(), number(SKB_INFO, 2)), 2, 0, 2),
         (FORWARD, (number(INDEV, 4), number(PHYSINDEV, 2), number(OUTDEV, 4), number(PHYSOUTDEV, 3)), 2, 3, 0),
-        (FORWARD, (attribute(99, b"what a later kernel may say"), *IN), 2, 0, 0),
+        (FORWARD, (attribute(99, b"an attribute of a later kernel"), *IN), 2, 0, 0),
         (LOCAL_IN, (), 0, 0, 0),
         (LOCAL_IN, (number(INDEV, 2), number(MARK, FROM_OPENER | 7), hardware_address()), 2, 0, OPENERS),
         (LOCAL_OUT, (number(OUTDEV, 3), number(MARK, FROM_REPLIER), number(SKB_INFO, 3)), 0, 3, REPLIERS | 3),
@@ -63,15 +63,15 @@ def header(data: bytes) -> tuple[int, ...]:
 def test_a_packet_is_read_the_first_time_and_when_its_like_is_known(
     hook: int, about: tuple[bytes, ...], indev: int, outdev: int, skb: int
 ) -> None:
-    packets = PacketReader()
+    reader = PacketReader()
 
     for packet in (1, 2, 2**32 - 1):
         data = of_packet(packet, PACKET, about, hook=hook)
-        assert packets.read(data) == (struct.pack("!I", packet), indev, outdev, skb, PACKET)
+        assert reader.read(data) == (struct.pack("!I", packet), indev, outdev, skb, PACKET)
 
 
 def test_packets_of_all_kinds_may_follow_each_other() -> None:
-    packets = PacketReader()
+    reader = PacketReader()
     kinds = [
         (hook, marked, (number(INDEV, port), *marked, hardware_address(port)))
         for hook in (LOCAL_IN, FORWARD)
@@ -81,15 +81,15 @@ def test_packets_of_all_kinds_may_follow_each_other() -> None:
 
     for _ in range(2):
         for hook, _, about in kinds:
-            assert packets.read(of_packet(1, PACKET, about, hook=hook))[1] == struct.unpack_from("!I", about[0], 4)[0]
+            assert reader.read(of_packet(1, PACKET, about, hook=hook))[1] == struct.unpack_from("!I", about[0], 4)[0]
 
 
 def test_what_is_known_is_bounded() -> None:
-    packets = PacketReader()
+    reader = PacketReader()
 
     for port in range(1, netlink.MAX_PATHS + 10):
-        assert packets.read(of_packet(1, PACKET, [number(INDEV, port)]))[1] == port
-    assert packets.cached_paths <= netlink.MAX_PATHS
+        assert reader.read(of_packet(1, PACKET, [number(INDEV, port)]))[1] == port
+    assert reader.cached_paths <= netlink.MAX_PATHS
 
 
 def test_the_queue_of_a_packet_can_be_told() -> None:
@@ -98,11 +98,11 @@ def test_the_queue_of_a_packet_can_be_told() -> None:
 
 @pytest.mark.parametrize("length", range(len(of_packet(1, b"", IN)) - 1))
 def test_a_message_that_breaks_off_before_the_packet_is_refused(length: int) -> None:
-    packets = PacketReader()
-    packets.read(of_packet(1, PACKET, IN))
+    reader = PacketReader()
+    reader.read(of_packet(1, PACKET, IN))
 
     with pytest.raises(MessageError):
-        packets.read(of_packet(1, b"", IN)[:length])
+        reader.read(of_packet(1, b"", IN)[:length])
 
 
 @pytest.mark.parametrize(
@@ -121,23 +121,23 @@ def test_what_is_not_the_message_of_a_packet_is_refused(data: bytes) -> None:
 
 
 def test_a_run_of_accepted_packets_is_told_as_one() -> None:
-    answers = VerdictBatch()
+    batch = VerdictBatch()
     for packet in (b"id 1", b"id 2", b"id 3"):
-        answers.accepted[QUEUE] = packet
+        batch.accepted[QUEUE] = packet
 
-    assert answers.take() == [netlink.accept_up_to(QUEUE, b"id 3")]
-    assert answers.take() == []
+    assert batch.take() == [netlink.accept_up_to(QUEUE, b"id 3")]
+    assert batch.take() == []
 
 
 def test_each_queues_packets_are_answered_in_their_order() -> None:
-    answers, other = VerdictBatch(), netlink.queue_number(101)
-    answers.accepted[QUEUE] = b"id 1"
-    answers.accepted[other] = b"ID 1"
-    answers.add(QUEUE, b"id 2", netlink.DROP)
-    answers.add(QUEUE, b"id 3", PACKET)
-    answers.accepted[QUEUE] = b"id 4"
+    batch, other = VerdictBatch(), netlink.queue_number(101)
+    batch.accepted[QUEUE] = b"id 1"
+    batch.accepted[other] = b"ID 1"
+    batch.add(QUEUE, b"id 2", netlink.DROP)
+    batch.add(QUEUE, b"id 3", PACKET)
+    batch.accepted[QUEUE] = b"id 4"
 
-    messages = answers.take()
+    messages = batch.take()
 
     assert messages == [
         netlink.accept_up_to(QUEUE, b"id 1"),
@@ -149,13 +149,13 @@ def test_each_queues_packets_are_answered_in_their_order() -> None:
 
 
 def test_the_size_of_what_is_to_be_sent_is_known() -> None:
-    answers = VerdictBatch()
-    answers.add(QUEUE, ID, netlink.DROP)
-    answers.accepted[QUEUE] = b"id 1"
-    answers.add(QUEUE, ID, PACKET)
+    batch = VerdictBatch()
+    batch.add(QUEUE, ID, netlink.DROP)
+    batch.accepted[QUEUE] = b"id 1"
+    batch.add(QUEUE, ID, PACKET)
 
-    assert answers.size == sum(map(len, answers.take()))
-    assert answers.size == 0
+    assert batch.size == sum(map(len, batch.take()))
+    assert batch.size == 0
 
 
 @pytest.mark.parametrize("errno", [0, 1, 2, 95])

@@ -1,4 +1,4 @@
-"""Marks of flows and packets: no two epochs that follow each other share any, and bits of others are left alone."""
+"""Connmarks and packet marks: consecutive epochs share none, and bits that belong to others are preserved."""
 
 import pytest
 
@@ -14,11 +14,11 @@ OFFLOADS = [Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW]
 
 @pytest.mark.parametrize("epoch", EPOCHS)
 def test_a_flows_mark_says_how_much_and_when_and_nothing_in_the_bits_of_others(epoch: int) -> None:
-    here = {connmark.opener_mark(epoch), connmark.flow_mark(epoch)}
-    next_one = {connmark.opener_mark(epoch + 1), connmark.flow_mark(epoch + 1)}
+    current = {connmark.opener_mark(epoch), connmark.flow_mark(epoch)}
+    following = {connmark.opener_mark(epoch + 1), connmark.flow_mark(epoch + 1)}
 
-    assert len(here | next_one | {0, RETIRED}) == 6
-    assert all(0 < mark < 2**32 and not mark & ~MASK for mark in here | {RETIRED})
+    assert len(current | following | {0, RETIRED}) == 6
+    assert all(0 < mark < 2**32 and not mark & ~MASK for mark in current | {RETIRED})
 
 
 def test_marks_are_used_again_after_a_round_of_which_the_beginning_is_told() -> None:
@@ -28,10 +28,10 @@ def test_marks_are_used_again_after_a_round_of_which_the_beginning_is_told() -> 
 
 @pytest.mark.parametrize("verdict", OFFLOADS)
 def test_the_sign_of_a_packet_is_no_other_of_this_epoch_or_the_one_before(verdict: Verdict) -> None:
-    signs = {connmark.request(one, epoch) for one in OFFLOADS for epoch in (7, 8)}
+    requests = {connmark.request(offload, epoch) for offload in OFFLOADS for epoch in (7, 8)}
 
-    assert len(signs) == 4
-    assert all(sign & REQUEST and not sign & ~PACKET_MASK for sign in signs)
+    assert len(requests) == 4
+    assert all(bits & REQUEST and not bits & ~PACKET_MASK for bits in requests)
     assert connmark.request(verdict, 7) == connmark.request(verdict, 9)
 
 
@@ -40,11 +40,11 @@ def test_a_packets_other_bits_stay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mark", "told"),
+    ("mark", "flags"),
     [
         *((0, 0), (0x8FFFFFFF, 0), (0x10000000, OPENERS), (0x20000000, REPLIERS), (0xAFFFFFFF, REPLIERS)),
         *((0x30000000, 0), (REQUEST, 0), (REQUEST | 0x10000000, 0), (0x70000000, 0)),
     ],
 )
-def test_a_packets_mark_tells_who_sends_it(mark: int, told: int) -> None:
-    assert connmark.origin_flags(mark) == told
+def test_a_packets_mark_tells_who_sends_it(mark: int, flags: int) -> None:
+    assert connmark.origin_flags(mark) == flags

@@ -1,4 +1,4 @@
-"""The rules, as text, in both families: what meets the queue, what is exempt, and how all of it goes again."""
+"""The rules, as text, in both families: queued packets, exempt packets, sets, removal."""
 
 import re
 from ipaddress import ip_address
@@ -126,14 +126,14 @@ def test_only_hooks_that_are_missing_are_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mtu", "family", "cut", "uncut"),
+    ("mtu", "family", "segmented", "unsegmented"),
     [(1500, IPV4, 1452, 1404), (1500, IPV6, 1424, 1376), (9000, IPV4, 8952, 8904), (9000, IPV6, 8924, 8876)],
 )
 def test_the_largest_segment_leaves_room_for_headers_and_stamp(
-    mtu: int, family: AddressFamily, cut: int, uncut: int
+    mtu: int, family: AddressFamily, segmented: int, unsegmented: int
 ) -> None:
-    assert ruleset.mss(mtu, family, unsegmented=False) == cut
-    assert ruleset.mss(mtu, family, unsegmented=True) == uncut
+    assert ruleset.mss(mtu, family, unsegmented=False) == segmented
+    assert ruleset.mss(mtu, family, unsegmented=True) == unsegmented
 
 
 def test_what_leaves_by_a_cluster_interface_meets_a_queue_of_its_own_where_there_is_one() -> None:
@@ -187,7 +187,7 @@ def test_several_workers_have_their_queues_in_rows_and_the_first_gets_every_icmp
 
 
 def test_what_the_rules_take_for_an_icmp_error_is_one() -> None:
-    """What is none is judged by one worker alone, and need not meet the first."""
+    """Any other ICMP message is decided by the worker of its addresses and need not go to the first."""
     rules = Ruleset(allocate_queues(100, 2), fail_open=False, cluster_mtus={})
     for family, source, target in ((IPV4, "10.0.0.1", "10.0.0.2"), (IPV6, "fd00::1", "fd00::2")):
         text = ruleset.render(rules, family, [], ALL_HOOKED)
@@ -222,7 +222,7 @@ def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: 
 
 
 def test_an_epoch_is_replaced_alone_and_at_once() -> None:
-    """A mark of the epoch before is nothing to the first two rules, and a sign of it to the last two that mark."""
+    """The first two rules do not match a connmark of the last epoch, nor the last CONNMARK rules a request of it."""
     assert ruleset.render_epoch(PerFlow(2)) == (
         "*security\n"
         ":NFQE-MARKED - [0:0]\n"

@@ -1,4 +1,4 @@
-"""Counters: in memory that two processes share, and that outlives the one that counts."""
+"""Counters: in memory that two processes share and that outlives the writer."""
 
 import os
 import subprocess

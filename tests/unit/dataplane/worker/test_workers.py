@@ -1,4 +1,4 @@
-"""Several workers: how many there are, and which queues are whose."""
+"""Several workers: their number, and the queue numbers of each."""
 
 import os
 
