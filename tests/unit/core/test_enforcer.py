@@ -5,7 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.identity import HOST, LOCAL, REMOTE_NODE, WORLD, Identity
 from nfq_enforcer.core.tables.conntrack import FlowState
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, Prefixes
