@@ -88,6 +88,7 @@ class Enforcer:
     def snapshot(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._mode = datapath_mode(snapshot, self.flows)
+        self._offloads = self._mode.offloads
 
     def decide(
         self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int = 0
@@ -118,8 +119,7 @@ class Enforcer:
             return None
         if template is None:
             self.flows.update(flow, reply, tcp_flags, now)
-            mode = self._mode
-            return mode.accept(flow, reply, identity is not None, now) if mode.offloads else ACCEPT
+            return self._mode.accept(flow, reply, identity is not None, now) if self._offloads else ACCEPT
         if skb & GSO and not flow.fits:
             return None
         stamped = insert_fast(payload, fast, template, outdev.mtu, skb) if outdev else None
@@ -215,7 +215,7 @@ class Enforcer:
         interface, opener = flow.origin.interface, flow.opening.src
         if interface == ORIGIN_UNKNOWN.interface:
             return likely_origin(self._snapshot, opener, from_host)
-        if flow.masqueraded or not self._mode.offloads:
+        if flow.masqueraded or not self._offloads:
             return flow.origin
         return self._mode.presumed_origin(Origin(interface, None), opener)
 
@@ -264,9 +264,9 @@ class Enforcer:
             rewritten = result
         event = self._update_flow(context, accepted)
         if rewritten is None:
-            decision, flow, packet, mode = ACCEPT, accepted.flow, context.packet, self._mode
-            if mode.offloads and flow is not None and not packet.error:
-                decision = mode.accept(flow, packet.key != flow.key, context.stamped, context.now)
+            decision, flow, packet = ACCEPT, accepted.flow, context.packet
+            if self._offloads and flow is not None and not packet.error:
+                decision = self._mode.accept(flow, packet.key != flow.key, context.stamped, context.now)
             return Decision(decision.verdict, event=event) if event else decision
         outdev = context.outdev
         if outdev is not None and context.packet.df and len(rewritten) > outdev.mtu and not context.gso:
