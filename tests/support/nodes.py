@@ -22,8 +22,8 @@ from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, Verdict
-from nfq_enforcer.core.wire.packet import parse
-from tests.support.packets import packed
+from nfq_enforcer.core.wire.packet import TCP, parse
+from tests.support.packets import packed, stamped
 
 
 class Addresses(NamedTuple):
@@ -49,6 +49,11 @@ FAMILIES = (V4, V6)
 WEB, DB, CLIENT, OTHER = map(Identity, (300, 400, 500, 501))
 ETH0, WAN0, VETH_WEB, VETH_DB = "eth0", "wan0", "veth-web", "veth-db"
 MTU = 1500
+
+HTTP = [(CLIENT, TCP, 80)]
+NOBODY: list[tuple[int, int, int]] = []
+EVERYTHING_FROM_CLIENT = [(CLIENT, 0, 0)]
+CLOSED = {"web": NOBODY, "db": NOBODY}
 
 Allowed = Iterable[tuple[int, int, int]]  # identity, protocol, port
 Side = Mapping[str, Allowed]  # local endpoint: who may pass this side of it; a side not named is not enforced
@@ -143,6 +148,11 @@ class Node:
     def forward(self, payload: bytes, come_by: str, leave_by: str, mtu: int = MTU, skb: int = 0) -> Decision:
         """Decide a packet in FORWARD."""
         return self._decide(payload, Interface(come_by, MTU), Interface(leave_by, mtu), self.now, skb)
+
+
+def from_client(node: Node, payload: bytes, identity: int = CLIENT) -> Decision:
+    """Decide a packet that another node forwards to web with this identity."""
+    return node.forward(stamped(payload, identity), ETH0, VETH_WEB)
 
 
 PASSING = frozenset((Verdict.ACCEPT, Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW))
