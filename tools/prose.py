@@ -143,13 +143,12 @@ def document_parts() -> list[Part]:
     """Measure the README, the changelog, each folder of docs, and the comments of scripts and examples."""
     folders = sorted({path.parent for path in (ROOT / "docs").rglob("*.md")})
     scripts = [ROOT / "Makefile", ROOT / "Vagrantfile", *(ROOT / ".ci").iterdir(), *(PACKAGE / "systemd").iterdir()]
-    examples = [*(ROOT / "policies").glob("*.yaml"), *PACKAGE.glob("lab/policies/*.yaml")]
     return [
         Part("README.md", _read(ROOT / "README.md", markdown_prose), targeted=True),
         Part("CHANGELOG.md", _read(ROOT / "CHANGELOG.md", markdown_prose)),
         *(Part(str(folder.relative_to(ROOT)), _total(folder.glob("*.md"), markdown_prose)) for folder in folders),
         Part("scripts", _total((path for path in scripts if path.is_file()), comment_prose)),
-        Part("policies", _total(examples, comment_prose)),
+        Part("policies", _total((ROOT / "policies").glob("*.yaml"), comment_prose)),
     ]
 
 
