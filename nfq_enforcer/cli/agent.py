@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from nfq_enforcer import config
-from nfq_enforcer.agent import Agent
+from nfq_enforcer.agent import config
+from nfq_enforcer.agent.agent import Agent
 
 
 class _JsonFormatter(logging.Formatter):

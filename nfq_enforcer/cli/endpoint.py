@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Output, Socket
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
@@ -73,14 +73,14 @@ def add(
         given = _read(files)
     else:
         raise BadInput("give an endpoint's NAME and options that describe it, or documents with -f and nothing else")
-    for line in _added(api.call(socket, "apply", files=given)):
+    for line in _added(client.call(socket, "apply", files=given)):
         print(line)
 
 
 @app.command("list")
 def list_endpoints(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
     """List the endpoints of the cluster, as this node knows them."""
-    output.show(api.call(socket, "endpoints"), form, lambda seen: output.table(_COLUMNS, map(_row, seen)))
+    output.show(client.call(socket, "endpoints"), form, lambda seen: output.table(_COLUMNS, map(_row, seen)))
 
 
 @app.command()
@@ -91,7 +91,7 @@ def get(
 ) -> None:
     """Print an endpoint's document, with its identity as its status."""
     wanted = _full(name)
-    for one in api.call(socket, "endpoints"):
+    for one in client.call(socket, "endpoints"):
         if _called(one) == wanted:
             status = {"identity": {"id": one["identity"], "labels": one["labels"]}}
             output.print_data({**one["document"], "status": status}, form)
@@ -105,7 +105,7 @@ def delete(
     socket: Socket = DEFAULT,
 ) -> None:
     """Take endpoints away; exit status 1 if one was not there."""
-    done = api.call(socket, "delete_endpoints", names=list(dict.fromkeys(map(_full, names))))
+    done = client.call(socket, "delete_endpoints", names=list(dict.fromkeys(map(_full, names))))
     for name in done["deleted"]:
         print(f"{name} deleted")
     if done["missing"]:

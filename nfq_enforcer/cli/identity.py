@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Output, Socket
 from nfq_enforcer.errors import NfqError
@@ -22,7 +22,7 @@ def list_identities(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> No
     """List the identities of the cluster, as this node knows them."""
     columns = ("IDENTITY", "LABELS", "ENDPOINTS")
     output.show(
-        api.call(socket, "identities"),
+        client.call(socket, "identities"),
         form,
         lambda seen: output.table(columns, ([one["identity"], one["labels"], one["endpoints"]] for one in seen)),
     )
@@ -35,7 +35,7 @@ def get(
     socket: Socket = DEFAULT,
 ) -> None:
     """Print an identity: its labels, and how many endpoints have it."""
-    for one in api.call(socket, "identities"):
+    for one in client.call(socket, "identities"):
         if one["identity"] == number:
             output.print_data(one, form)
             return

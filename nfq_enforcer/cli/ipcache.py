@@ -2,7 +2,7 @@
 
 import typer
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 
@@ -20,7 +20,7 @@ def ipcache() -> None:
 def list_addresses(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
     """List the addresses whose identity this node knows."""
     output.show(
-        api.call(socket, "ipcache"),
+        client.call(socket, "ipcache"),
         form,
         lambda seen: output.table(map(str.upper, _FIELDS), ([one[field] for field in _FIELDS] for one in seen)),
     )

@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 
 from nfq_enforcer.errors import BadInput, NfqError
-from nfq_enforcer.lab import hosts as hosts_file
+from nfq_enforcer.lab import inventory as hosts_file
 from nfq_enforcer.lab.demo import Demo
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import list_labs, new_run_id, remove
-from nfq_enforcer.lab.remote import Remote
-from nfq_enforcer.lab.site import Site
+from nfq_enforcer.lab.remote_lab import RemoteLab
+from nfq_enforcer.lab.ssh import SshExecutor
 from nfq_enforcer.lab.topology import Topology
 
 app = typer.Typer(help="A lab of three nodes on this host, in network namespaces (root).", no_args_is_help=True)
@@ -105,7 +105,7 @@ async def _show_in(lab: Lab) -> bool:
         await lab.leave()
 
 
-async def _show_on(hosts: hosts_file.Hosts) -> bool:
+async def _show_on(hosts: hosts_file.Inventory) -> bool:
     with TemporaryDirectory(prefix="nfqe-") as folder:
-        async with Site(hosts, Remote(hosts, Path(folder))) as site:
+        async with RemoteLab(hosts, SshExecutor(hosts, Path(folder))) as site:
             return await Demo(site, Console()).show()

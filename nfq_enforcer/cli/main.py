@@ -7,7 +7,7 @@ import typer
 
 from nfq_enforcer import __version__
 from nfq_enforcer.cli import agent, endpoint, identity, ipcache, lab, node, observe, policy, status, store
-from nfq_enforcer.dataplane import iptables
+from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.errors import NfqError
 
 app = typer.Typer(

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 
@@ -26,7 +26,7 @@ def node() -> None:
 @app.command("list")
 def list_nodes(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
     """List the nodes of the cluster: which are live, and the revision of the policy that each enforces."""
-    output.show(api.call(socket, "nodes"), form, lambda seen: output.table(_COLUMNS, map(_row, seen)))
+    output.show(client.call(socket, "nodes"), form, lambda seen: output.table(_COLUMNS, map(_row, seen)))
 
 
 def _row(one: Mapping[str, Any]) -> list[object]:

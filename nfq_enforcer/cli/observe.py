@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.cli.options import DEFAULT, Socket
 from nfq_enforcer.core.verdict import FlowVerdict
 from nfq_enforcer.observe import flow
@@ -33,7 +33,7 @@ def observe(
     """Show new flows and drops: who, to whom, the verdict, and the documents that decided."""
     params: dict[str, Any] = {"follow": follow, "verdict": verdict, "last": last}
     try:
-        for seen in api.stream(
+        for seen in client.stream(
             socket, "observe", **{name: value for name, value in params.items() if value is not None}
         ):
             print(json.dumps(seen) if output is Format.JSON else flow.compact(seen), flush=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nfq_enforcer.config import DEFAULT_SOCKET, ENVIRONMENT
+from nfq_enforcer.agent.config import DEFAULT_SOCKET, ENVIRONMENT
 
 
 class Format(StrEnum):

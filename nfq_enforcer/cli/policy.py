@@ -13,13 +13,13 @@ import typer
 import yaml
 from rich.console import Console
 
-from nfq_enforcer import api, config
+from nfq_enforcer.agent import client, config
 from nfq_enforcer.cli import rollout, tables
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Socket
 from nfq_enforcer.cli.output import print_data
-from nfq_enforcer.core.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
-from nfq_enforcer.policy import loader, located
+from nfq_enforcer.policy import loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import trace as explain
 from nfq_enforcer.policy.matrix import diff as compare
@@ -77,9 +77,9 @@ def load(
 
     Without a store they last as long as the agent; with one, all nodes enforce them.
     """
-    patience = api.TIMEOUT + (timeout if wait else 0)
+    patience = client.TIMEOUT + (timeout if wait else 0)
     files = loader.read(paths)
-    taken = api.call(socket, "apply", timeout=patience, files=files, wait=timeout if wait else None)
+    taken = client.call(socket, "apply", timeout=patience, files=files, wait=timeout if wait else None)
     for name in taken["documents"]:
         print(f"{name} applied")
     rollout.report(taken, timeout)
@@ -88,7 +88,7 @@ def load(
 @app.command("list")
 def list_policies(output: Output = None, socket: Socket = DEFAULT) -> None:
     """List the policies that the agent enforces, and where each comes from."""
-    policies = api.call(socket, "policies")
+    policies = client.call(socket, "policies")
     form = _format(output)
     if form is Format.TABLE:
         Console().print(tables.policies(policies))
@@ -103,7 +103,7 @@ def get(
     socket: Socket = DEFAULT,
 ) -> None:
     """Print a policy's document as the agent has it."""
-    policies = api.call(socket, "policies")
+    policies = client.call(socket, "policies")
     found = [one["document"] for one in policies if (one["namespace"], one["name"]) == _split(name)]
     if not found:
         known = ", ".join(sorted(f"{one['namespace']}/{one['name']}".lstrip("/") for one in policies))
@@ -123,9 +123,9 @@ def delete(
 ) -> None:
     """Take back a policy that 'policy load' gave; one that the agent has from a file is removed there."""
     namespace, plain = _split(name)
-    patience = api.TIMEOUT + (timeout if wait else 0)
+    patience = client.TIMEOUT + (timeout if wait else 0)
     parameters = {"namespace": namespace, "name": plain, "wait": timeout if wait else None}
-    taken = api.call(socket, "delete", timeout=patience, **parameters)
+    taken = client.call(socket, "delete", timeout=patience, **parameters)
     print(f"{name} deleted")
     rollout.report(taken, timeout)
 
@@ -258,7 +258,7 @@ def _parse_port(text: str, family: str) -> Question:
 def _judge_probes(simulation: Simulation, path: Path, form: Format) -> int:
     """Print the answers; return the exit status."""
     try:
-        probes = ProbeFile(located.decode(path.read_bytes(), str(path)), str(path))
+        probes = ProbeFile(yaml_source.decode(path.read_bytes(), str(path)), str(path))
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     answers = _answers(simulation, probes)

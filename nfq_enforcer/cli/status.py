@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output, store
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.core.verdict import DropReason
@@ -13,7 +13,7 @@ from nfq_enforcer.core.verdict import DropReason
 
 def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
     """Show what the agent enforces, how its workers fare, and what it could not take."""
-    output.show(api.call(socket, "status"), form, lambda seen: output.properties(_rows(seen)))
+    output.show(client.call(socket, "status"), form, lambda seen: output.properties(_rows(seen)))
 
 
 def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:

@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.errors import BadInput, DocumentError, NfqError
-from nfq_enforcer.policy import located
-from nfq_enforcer.store.transfer import FORMAT, VERSION
+from nfq_enforcer.policy import yaml_source
+from nfq_enforcer.store.redis.backup import FORMAT, VERSION
 
 app = typer.Typer(help="The store that the nodes of a cluster share.", no_args_is_help=True)
 
@@ -49,7 +49,7 @@ def store() -> None:
 @app.command()
 def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
     """Show the store as this node sees it."""
-    seen = api.call(socket, "store_status")
+    seen = client.call(socket, "store_status")
     if seen is None:
         raise NfqError("this node has no store to share: its configuration says 'store: memory:'")
     output.show(seen, form, lambda seen: output.properties(_rows(seen)))
@@ -79,7 +79,7 @@ def import_(
     written = unchanged = 0
     refused: list[Mapping[str, str]] = []
     for batch in _batches(_read(file)):
-        done = api.call(socket, "store_import", timeout=_LONG, entries=batch)
+        done = client.call(socket, "store_import", timeout=_LONG, entries=batch)
         written, unchanged = written + done["written"], unchanged + done["unchanged"]
         refused += done["refused"]
     print(f"{written} entries written, {unchanged} were there already")
@@ -95,7 +95,7 @@ def gc(
     socket: Socket = DEFAULT,
 ) -> None:
     """Remove what nobody uses any more: identities, and nodes that are gone with their endpoints."""
-    done = api.call(socket, "store_gc", timeout=_LONG, grace=grace)
+    done = client.call(socket, "store_gc", timeout=_LONG, grace=grace)
     nodes = f" ({', '.join(done['nodes'])})" if done["nodes"] else ""
     print(f"removed {done['identities']} identities, {done['endpoints']} endpoints, {len(done['nodes'])} nodes{nodes}")
 
@@ -136,7 +136,7 @@ def _reason(refused: Mapping[str, str]) -> str:
 
 def _exported(socket: Path) -> Iterator[Entry]:
     """Yield the header and the entries; raise NfqError if they end before all are there."""
-    items = api.stream(socket, "store_export", _LONG)
+    items = client.stream(socket, "store_export", _LONG)
     header = next(items, None)
     if not isinstance(header, dict) or header.get(FORMAT) != VERSION:
         raise NfqError(f"the agent at {socket} does not export in a format that is known here: is it of this version?")
@@ -178,7 +178,7 @@ def _write(file: Path, lines: Iterable[str]) -> int:
 
 def _read(file: Path) -> list[Entry]:
     try:
-        text = located.decode(file.read_bytes(), str(file))
+        text = yaml_source.decode(file.read_bytes(), str(file))
     except OSError as error:
         raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
     lines = [

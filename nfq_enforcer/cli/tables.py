@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from nfq_enforcer.policy.explain import Considered, SideTrace, Trace
-from nfq_enforcer.policy.matrix import Cell, Change
+from nfq_enforcer.policy.matrix import Cell, VerdictChange
 from nfq_enforcer.policy.ports import in_words
 from nfq_enforcer.policy.probes import Probe
 from nfq_enforcer.policy.simulation import Answer, word
@@ -57,7 +57,7 @@ def probes(asked: Sequence[Probe], answers: Sequence[Answer]) -> Table:
     return table
 
 
-def diff(changes: Iterable[Change]) -> Table:
+def diff(changes: Iterable[VerdictChange]) -> Table:
     """Return a row for each pair and kind of change."""
     table = Table("FROM", "TO", "PORTS", "NOW", "THEN", "BECAUSE", box=box.SIMPLE_HEAD)
     for change in changes:

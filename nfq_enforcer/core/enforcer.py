@@ -10,31 +10,40 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from nfq_enforcer.core import icmp, stamp
-from nfq_enforcer.core.arrival import OPENERS, Arrival, Interface
-from nfq_enforcer.core.bypass import bypass
-from nfq_enforcer.core.conntrack import UNJUDGED, UNSEEN, Bypass, Conntrack, Flow, Opening, Origin, State
-from nfq_enforcer.core.glance import glance
+from nfq_enforcer.core.context import OPENERS, Interface, PacketContext
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.judgement import (
-    Judgement,
-    Refused,
+from nfq_enforcer.core.offload import bypass
+from nfq_enforcer.core.policy_verdict import (
+    PolicyDenied,
+    PolicyVerdict,
     check_reply,
-    is_hidden,
-    judge,
+    evaluate,
+    is_masqueraded,
     likely_origin,
     presumed_origin,
     reply_origin,
     source_endpoint,
     stamp_toward,
 )
-from nfq_enforcer.core.offload import SEGMENTS
-from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted, reply_key
-from nfq_enforcer.core.policymap import RuleRef
-from nfq_enforcer.core.rewriting import HandOn, press, rewrite
-from nfq_enforcer.core.snapshot import Snapshot
-from nfq_enforcer.core.stamp import Imprint, Stamp, imprint
+from nfq_enforcer.core.rewrite import Requeue, press, rewrite
+from nfq_enforcer.core.tables.conntrack import (
+    ORIGIN_UNKNOWN,
+    REVISION_NONE,
+    Conntrack,
+    Flow,
+    FlowState,
+    Offload,
+    Opening,
+    Origin,
+)
+from nfq_enforcer.core.tables.policymap import RuleRef
+from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, PacketError, Verdict
+from nfq_enforcer.core.wire import icmp, stamp
+from nfq_enforcer.core.wire.checksums import SEGMENTS
+from nfq_enforcer.core.wire.fast_parse import parse_fast
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted, reply_key
+from nfq_enforcer.core.wire.stamp import Stamp, StampTemplate, stamp_template
 
 _NAMED = 8  # rules that an event names at most
 _ICMP_REPLIES = {ICMP: frozenset({0, 14, 16, 18}), ICMPV6: frozenset({129})}
@@ -67,17 +76,22 @@ class Decision(NamedTuple):
 
 
 _ACCEPT = Decision(Verdict.ACCEPT)
-_LEFT_TO_THE_KERNEL = _ACCEPT, _ACCEPT, Decision(Verdict.BYPASS_OPENER), Decision(Verdict.BYPASS_FLOW)  # by ``Bypass``
-_ANSWERED, _FLOW = State.ANSWERED, Bypass.FLOW  # looking a member up takes longer than the packet path has
+_LEFT_TO_THE_KERNEL = (
+    _ACCEPT,
+    _ACCEPT,
+    Decision(Verdict.OFFLOAD_OPENER),
+    Decision(Verdict.OFFLOAD_FLOW),
+)  # by ``Offload``
+_ANSWERED, _FLOW = FlowState.ANSWERED, Offload.FLOW  # looking a member up takes longer than the packet path has
 
 
 @dataclass(slots=True)
 class _Passage:
     """By what right a packet passes, and what is to be noted of it once it does."""
 
-    mark: Imprint | None  # the stamp that it shall bear
+    mark: StampTemplate | None  # the stamp that it shall bear
     flow: Flow | None = None  # the known flow to which it belongs
-    judgement: Judgement | None = None
+    judgement: PolicyVerdict | None = None
     opens: bool = False  # the judgement makes a flow
     renews: bool = False  # the judgement takes the place of the one that the flow was opened by
     answers: bool = False  # it comes from the flow's other end, which has just been checked
@@ -86,15 +100,17 @@ class _Passage:
 class Enforcer:
     """Decides packets, one after another, by the snapshot that was last put in ``snapshot``."""
 
-    def __init__(self, snapshot: Snapshot, flows: Conntrack, *, hands_on: bool = False, has_next: bool = False) -> None:
+    def __init__(
+        self, snapshot: Snapshot, flows: Conntrack, *, can_requeue: bool = False, has_next: bool = False
+    ) -> None:
         """Start with this snapshot and table of flows.
 
-        ``hands_on``: there are other queues, for packets that have to be rewritten and cannot be as they came.
+        ``can_requeue``: there are other queues, for packets that have to be rewritten and cannot be as they came.
         ``has_next``: there is another worker, with flows of its own, to be asked about what is not known here.
         """
         self.snapshot = snapshot
         self.flows = flows
-        self._hands_on = hands_on
+        self._hands_on = can_requeue
         self._has_next = has_next
         self._identification = 0
 
@@ -114,7 +130,7 @@ class Enforcer:
         self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int
     ) -> Decision | None:
         """Decide a plain packet that only goes on with its flow; return None if there is more to it."""
-        seen = glance(payload)
+        seen = parse_fast(payload)
         if seen is None:
             return None
         key, claim, flags, _, _ = seen
@@ -141,7 +157,7 @@ class Enforcer:
         self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int
     ) -> Decision:
         """Return the same decision without a glance, as it takes for all that is not plain or not of a known flow."""
-        arrival = Arrival(payload, _UNREADABLE, indev, outdev, now, skb, (None, None))
+        arrival = PacketContext(payload, _UNREADABLE, indev, outdev, now, skb, (None, None))
         try:
             arrival.packet = parse(payload, segments=arrival.segments)
             claim = _claim(self.snapshot, arrival) if arrival.packet.options else None
@@ -149,12 +165,12 @@ class Enforcer:
             arrival.stamped = claim is not None
             passage = self._relate(arrival) if arrival.packet.error else self._admit(arrival)
             return self._forward(arrival, passage)
-        except HandOn as handed:
+        except Requeue as handed:
             return Decision(handed.verdict)
         except PacketError as error:
             return Decision(Verdict.DROP, event=self._dropped(arrival, error))
 
-    def _admit(self, arrival: Arrival) -> _Passage:
+    def _admit(self, arrival: PacketContext) -> _Passage:
         """Return by what right the packet passes: its flow's, or a rule's."""
         packet = arrival.packet
         flow = self.flows.lookup(packet.key, arrival.now)
@@ -166,39 +182,39 @@ class Enforcer:
             return self._judge_again(arrival, flow)
         return _Passage(flow.stamp_on(packet), flow)
 
-    def _remember(self, arrival: Arrival, flow: Flow | None) -> Flow | None:
+    def _remember(self, arrival: PacketContext, flow: Flow | None) -> Flow | None:
         """Return the flow, known or only on the kernel's record; what it sends without a stamp counts as its own."""
         packet = arrival.packet
         if flow is None and arrival.on_record and not packet.opens:
             opened_by = packet.key if arrival.skb & OPENERS else reply_key(packet.key)
-            flow = self.flows.recall(opened_by, arrival.now)
+            flow = self.flows.restore(opened_by, arrival.now)
         if flow is None or _opens_anew(packet, flow):
             return flow
-        if arrival.on_record or (flow.revision != UNJUDGED and flow.state >= State.ANSWERED):
-            expected = flow.origin if flow.hidden and packet.key == flow.key else None
+        if arrival.on_record or (flow.revision != REVISION_NONE and flow.state >= FlowState.ANSWERED):
+            expected = flow.origin if flow.masqueraded and packet.key == flow.key else None
             arrival.origin = _origin(*presumed_origin(self.snapshot, arrival.origin, packet.src, expected))
         return flow
 
-    def _judge_alone(self, arrival: Arrival) -> _Passage:
+    def _judge_alone(self, arrival: PacketContext) -> _Passage:
         """Judge a packet that belongs to no known flow and can open none: an answer, or an ICMP error."""
         packet = arrival.packet
-        judgement = judge(self.snapshot, arrival.opening, arrival.origin, answers=not packet.error)
+        judgement = evaluate(self.snapshot, arrival.opening, arrival.origin, answers=not packet.error)
         return _Passage(_imprint(judgement.stamp, packet.key), judgement=judgement)
 
-    def _open(self, arrival: Arrival, known: Flow | None) -> _Passage:
+    def _open(self, arrival: PacketContext, known: Flow | None) -> _Passage:
         """Judge a packet that opens a flow."""
         packet = arrival.packet
-        judgement = judge(self.snapshot, arrival.opening, arrival.origin)
+        judgement = evaluate(self.snapshot, arrival.opening, arrival.origin)
         if known is not None and not _is_over(known) and known.revision == self.snapshot.revision:
             # Both ends open at once (RFC 9293 section 3.5): one flow.
             return _Passage(known.stamp_on(packet), known, judgement)
         return _Passage(_imprint(judgement.stamp, packet.key), judgement=judgement, opens=True)
 
-    def _judge_again(self, arrival: Arrival, flow: Flow) -> _Passage:
+    def _judge_again(self, arrival: PacketContext, flow: Flow) -> _Passage:
         """Hold a known flow against the policy in force, and its packet against where the flow comes from."""
         packet, origin = arrival.packet, arrival.origin
         reply = packet.key != flow.key
-        if flow.revision == UNJUDGED:  # the kernel did not say so
+        if flow.revision == REVISION_NONE:  # the kernel did not say so
             flow.to_host = arrival.indev is None if reply else arrival.outdev is None
         passage = _Passage(flow.stamp_on(packet), flow, answers=reply)
         stranger = not reply and origin != flow.origin
@@ -214,13 +230,13 @@ class Enforcer:
     def _opener_of(self, flow: Flow, *, from_host: bool) -> Origin:
         """Return where the opener of a flow is, of whom there is no packet now; ``from_host``: if it is this host."""
         interface, opener = flow.origin[0], flow.opening.src
-        if interface == UNSEEN[0]:
+        if interface == ORIGIN_UNKNOWN[0]:
             return likely_origin(self.snapshot, opener, from_host)
-        if self.snapshot.epoch is None or flow.hidden:
+        if self.snapshot.epoch is None or flow.masqueraded:
             return flow.origin
         return presumed_origin(self.snapshot, (interface, None), opener, None)
 
-    def _judge_opener(self, flow: Flow, opener: Origin, *, stranger: bool = False) -> Judgement:
+    def _judge_opener(self, flow: Flow, opener: Origin, *, stranger: bool = False) -> PolicyVerdict:
         """Judge the opening of a known flow as if ``opener`` were at it now, who may be a stranger to it.
 
         A stranger's packet must not cut the flow. One of TCP that is cut stays known, and is judged at each packet:
@@ -228,13 +244,13 @@ class Enforcer:
         """
         opening = flow.opening
         try:
-            return judge(self.snapshot, opening, opener)
+            return evaluate(self.snapshot, opening, opener)
         except PacketError:
             if not stranger and opening.proto != TCP:
                 self.flows.remove(flow)
             raise
 
-    def _relate(self, arrival: Arrival) -> _Passage:
+    def _relate(self, arrival: PacketContext) -> _Passage:
         """Return by what right an ICMP error passes: its flow's whose packet it quotes, else a rule's.
 
         It goes to the sender of what it quotes. Any router may have sent it, but an endpoint only speaks of what it
@@ -245,9 +261,9 @@ class Enforcer:
         source = source_endpoint(self.snapshot, packet.src, arrival.origin)
         concerns = source is None or self.snapshot.endpoints.get(quoted.dst) is source
         flow = self.flows.lookup(quoted.key, arrival.now) if concerns and quoted.src == packet.dst else None
-        if flow is None or flow.origin[0] == UNSEEN[0]:
+        if flow is None or flow.origin[0] == ORIGIN_UNKNOWN[0]:
             if self._has_next:
-                raise HandOn(Verdict.HAND_ON_NEXT)
+                raise Requeue(Verdict.REQUEUE_NEXT)
             return self._judge_alone(arrival)
         mark = _imprint(stamp_toward(self.snapshot, arrival.opening, source), packet.key)
         if flow.revision == self.snapshot.revision:
@@ -255,12 +271,12 @@ class Enforcer:
         opener = self._opener_of(flow, from_host=flow.origin[0] is None)
         return _Passage(mark, flow, self._judge_opener(flow, opener), renews=True)
 
-    def _forward(self, arrival: Arrival, passage: _Passage) -> Decision:
+    def _forward(self, arrival: PacketContext, passage: _Passage) -> Decision:
         """Let the packet go on, with the stamp it shall bear and no other."""
         changed = None
         if passage.mark or self._is_forged(arrival):
             fits = passage.flow is not None and passage.flow.fits
-            changed = rewrite(arrival, passage.mark, hands_on=self._hands_on, fits=fits)
+            changed = rewrite(arrival, passage.mark, can_requeue=self._hands_on, fits=fits)
         event = self._note(arrival, passage)
         if changed is None:
             decision, flow, packet = _ACCEPT, passage.flow, arrival.packet
@@ -277,16 +293,16 @@ class Enforcer:
         if not reply and not stamped and flow.state >= _ANSWERED:
             flow.reply_stamp = None  # the opener's node has seen it
         passes = bypass(flow, reply)
-        if passes is not flow.bypass:
+        if passes is not flow.offload:
             self.flows.hand_over(flow, passes, now)
         return _LEFT_TO_THE_KERNEL[passes]
 
-    def _is_forged(self, arrival: Arrival) -> bool:
+    def _is_forged(self, arrival: PacketContext) -> bool:
         """Say whether an endpoint of this node has put a stamp there itself."""
         packet = arrival.packet
         return packet.options and packet.src in self.snapshot.endpoints and stamp.is_stamped(arrival.payload, packet)
 
-    def _note(self, arrival: Arrival, passage: _Passage) -> FlowEvent | None:
+    def _note(self, arrival: PacketContext, passage: _Passage) -> FlowEvent | None:
         """Note a packet that passes in its flow; return what is to be logged: a new flow, or what only audit lets pass.
 
         What is handed on is noted when it comes again.
@@ -299,24 +315,24 @@ class Enforcer:
         if flow is not None and judgement is not None and (passage.opens or passage.renews):
             self._settle(flow, judgement)
             if arrival.stamped and packet.key == flow.key:
-                flow.hidden = is_hidden(self.snapshot, packet.src)
+                flow.masqueraded = is_masqueraded(self.snapshot, packet.src)
         if flow is not None and passage.answers:
             flow.reply_origin = arrival.origin
         if judgement is None or not (passage.opens or judgement.refused):
             return None
         return self._judged(arrival, judgement)
 
-    def _settle(self, flow: Flow, judgement: Judgement) -> None:
+    def _settle(self, flow: Flow, judgement: PolicyVerdict) -> None:
         opening = judgement.opening
         flow.to_host, flow.source, flow.destination = opening.to_host, opening.source, opening.destination
         flow.origin = judgement.origin
         flow.stamp = _imprint(judgement.stamp, flow.key)
         flow.reply_stamp = _imprint(judgement.reply_stamp, flow.key)
         flow.reply_origin = reply_origin(self.snapshot, opening)  # or to be learned again
-        flow.bypass = Bypass.NEVER if judgement.refused else Bypass.NONE
+        flow.offload = Offload.NEVER if judgement.refused else Offload.NONE
         flow.revision = self.snapshot.revision
 
-    def _fit(self, arrival: Arrival, changed: bytes, outdev: Interface, event: FlowEvent | None) -> Decision:
+    def _fit(self, arrival: PacketContext, changed: bytes, outdev: Interface, event: FlowEvent | None) -> Decision:
         """Deal with a packet that its stamp has made too long for the way, and that must not be fragmented.
 
         What this host sends itself is given to the kernel to fragment (it does so with IPv6 of its own anyway);
@@ -339,7 +355,7 @@ class Enforcer:
         dropped = self._dropped(arrival, PacketError(DropReason.FRAG_NEEDED))
         return Decision(Verdict.DROP, answer=answer, event=dropped)
 
-    def _judged(self, arrival: Arrival, judgement: Judgement) -> FlowEvent:
+    def _judged(self, arrival: PacketContext, judgement: PolicyVerdict) -> FlowEvent:
         both_pass = Direction.INGRESS if judgement.opening.dst in self.snapshot.endpoints else Direction.EGRESS
         return FlowEvent(
             arrival.now,
@@ -354,9 +370,9 @@ class Enforcer:
             denied_by=judgement.denied_by[:_NAMED],
         )
 
-    def _dropped(self, arrival: Arrival, error: PacketError) -> FlowEvent:
+    def _dropped(self, arrival: PacketContext, error: PacketError) -> FlowEvent:
         packet = arrival.packet
-        judged = error.judgement if isinstance(error, Refused) else Judgement(arrival.opening, arrival.origin)
+        judged = error.judgement if isinstance(error, PolicyDenied) else PolicyVerdict(arrival.opening, arrival.origin)
         opening, side = judged.opening, judged.refused
         leaves = self.snapshot.leaves(packet.src, arrival.indev.name if arrival.indev else None)
         return FlowEvent(
@@ -378,12 +394,12 @@ def _origin(interface: str | None, claim: Identity | None) -> Origin:
     return interface, claim
 
 
-def _imprint(mark: Stamp | None, key: bytes) -> Imprint | None:
+def _imprint(mark: Stamp | None, key: bytes) -> StampTemplate | None:
     """Return the stamp ready for packets of a flow with this key."""
-    return imprint(mark, 4 if len(key) == _IPV4_KEY else 6, key[0]) if mark else None
+    return stamp_template(mark, 4 if len(key) == _IPV4_KEY else 6, key[0]) if mark else None
 
 
-def _claim(snapshot: Snapshot, arrival: Arrival) -> Identity | None:
+def _claim(snapshot: Snapshot, arrival: PacketContext) -> Identity | None:
     """Return the identity on the packet's stamp, None without one; raise PacketError for a stamp not to be believed.
 
     What a local endpoint or the host itself puts there counts for nothing: it is replaced on the way out.
@@ -408,7 +424,7 @@ def _opens_anew(packet: Packet, flow: Flow) -> bool:
 
 def _is_over(flow: Flow) -> bool:
     """Say whether a TCP flow is closed, or may be: the end of one that the kernel passes is not seen."""
-    return flow.state >= State.CLOSING or flow.bypass is _FLOW
+    return flow.state >= FlowState.CLOSING or flow.offload is _FLOW
 
 
 def _only_answers(packet: Packet) -> bool:

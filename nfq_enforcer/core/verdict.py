@@ -12,11 +12,11 @@ class Verdict(Enum):
 
     ACCEPT = "ACCEPT"
     DROP = "DROP"
-    BYPASS_OPENER = "BYPASS_OPENER"  # accept; what the flow's opener sends from here on, the kernel passes by itself
-    BYPASS_FLOW = "BYPASS_FLOW"  # accept; from here on the kernel passes all of the flow by itself
-    HAND_ON_WHOLE = "HAND_ON_WHOLE"  # to a queue that copies all of a packet; it is decided when it comes from there
-    HAND_ON_SEGMENTED = "HAND_ON_SEGMENTED"  # to a queue where it comes in segments, their checksums finished
-    HAND_ON_NEXT = "HAND_ON_NEXT"  # to the next worker, who may know the flow that it is about
+    OFFLOAD_OPENER = "OFFLOAD_OPENER"  # accept; what the flow's opener sends from here on, the kernel passes by itself
+    OFFLOAD_FLOW = "OFFLOAD_FLOW"  # accept; from here on the kernel passes all of the flow by itself
+    REQUEUE_WHOLE = "REQUEUE_WHOLE"  # to a queue that copies all of a packet; it is decided when it comes from there
+    REQUEUE_SEGMENTED = "REQUEUE_SEGMENTED"  # to a queue where it comes in segments, their checksums finished
+    REQUEUE_NEXT = "REQUEUE_NEXT"  # to the next worker, who may know the flow that it is about
 
 
 class FlowVerdict(StrEnum):

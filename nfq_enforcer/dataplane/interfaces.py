@@ -7,7 +7,7 @@ import struct
 import subprocess
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from nfq_enforcer.core.arrival import Interface
+from nfq_enforcer.core.context import Interface
 from nfq_enforcer.errors import NfqError
 
 Address = IPv4Address | IPv6Address

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.machines import Machines
+from nfq_enforcer.lab.executor import Executor
 from nfq_enforcer.lab.topology import BRIDGE, SEGMENT
 
 _TIMEOUT = 10.0
@@ -73,7 +73,7 @@ class Capture:
 
     def __init__(
         self,
-        machines: Machines,
+        machines: Executor,
         machine: str = SEGMENT,
         interface: str = BRIDGE,
         file: Path | None = None,

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from nfq_enforcer.core import stamp
-from nfq_enforcer.core.packet import UDP, parse
 from nfq_enforcer.core.verdict import PacketError
-from nfq_enforcer.lab.host import Outcome
-from nfq_enforcer.lab.stage import Stage
+from nfq_enforcer.core.wire import stamp
+from nfq_enforcer.core.wire.packet import UDP, parse
+from nfq_enforcer.lab.base import LabBase
 from nfq_enforcer.lab.topology import ENDPOINTS, NODES, ROUTER, WORLD
+from nfq_enforcer.lab.traffic_host import AttemptResult
 from nfq_enforcer.observe.flow import compact
 
 _TCP_PORTS = (80, 443, 8080)
@@ -61,7 +61,7 @@ def _on_web_ports(source: str, target: str, service: str) -> bool:
 class Demo:
     """One showing, on one stage."""
 
-    def __init__(self, stage: Stage, console: Console) -> None:
+    def __init__(self, stage: LabBase, console: Console) -> None:
         """Take a stage that is up, with its agents, and the console to print on."""
         self._stage = stage
         self._console = console
@@ -227,7 +227,7 @@ class Demo:
             self._count(f"{what}: {_word(passed)}, but it must {_must(attempt.expected)}", passed == attempt.expected)
         return results
 
-    async def _make(self, attempt: Attempt) -> Outcome:
+    async def _make(self, attempt: Attempt) -> AttemptResult:
         host, address = self._stage.host(attempt.source), self._stage.address(attempt.target, attempt.family)
         patience = _PATIENCE if attempt.expected else _IMPATIENCE
         port, _, protocol = attempt.service.partition("/")

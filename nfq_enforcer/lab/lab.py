@@ -7,22 +7,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.core.verdict import FlowVerdict
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.lab.base import LabBase, policies
 from nfq_enforcer.lab.capture import Capture
-from nfq_enforcer.lab.host import Host
 from nfq_enforcer.lab.network import Network, new_run_id
-from nfq_enforcer.lab.node import Node
-from nfq_enforcer.lab.stage import Stage, policies
+from nfq_enforcer.lab.node import LabNode
 from nfq_enforcer.lab.store import StoreServer
 from nfq_enforcer.lab.topology import NODES, Topology
+from nfq_enforcer.lab.traffic_host import TrafficHost
 
 _PATIENCE = 10.0
 _LOOK = 0.02
 
 
-class Lab(Stage):
+class Lab(LabBase):
     """A lab; ``async with Lab() as lab`` builds it and removes it, ``Lab(Topology(run_id))`` joins one that is up.
 
     Its nodes share a store on Redis, on a machine of its own. On request they have none (``memory=True``) and watch
@@ -36,7 +36,7 @@ class Lab(Stage):
         self.store = StoreServer(self.network)
         self._memory_mark = self.network.state / "memory"
         self._memory = memory or self._memory_mark.exists()
-        self.nodes = {name: Node(self.network, name, self._store_settings(name)) for name in NODES}
+        self.nodes = {name: LabNode(self.network, name, self._store_settings(name)) for name in NODES}
         super().__init__(self.network)
 
     @property
@@ -72,7 +72,7 @@ class Lab(Stage):
         """Have each node declare its own endpoints to the store; return when every node knows all of them."""
         for name, node in self.nodes.items():
             files = [("endpoints.yaml", self.topology.endpoint_documents(name))]
-            api.call(node.socket, "apply", files=files)
+            client.call(node.socket, "apply", files=files)
         deadline = time.monotonic() + _PATIENCE
         while any(
             node.status()["documents"]["endpoints"] < len(self.topology.endpoints) for node in self.nodes.values()
@@ -108,10 +108,10 @@ class Lab(Stage):
         node = next(iter(self.nodes.values()))
         kept, gone = policies(now), policies(before)
         if now:
-            _check(api.call(node.socket, "apply", timeout=2 * _PATIENCE, files=[(name, now)], wait=_PATIENCE))
+            _check(client.call(node.socket, "apply", timeout=2 * _PATIENCE, files=[(name, now)], wait=_PATIENCE))
         for namespace, policy in gone - kept:
             parameters = {"namespace": namespace, "name": policy, "wait": _PATIENCE}
-            _check(api.call(node.socket, "delete", timeout=2 * _PATIENCE, **parameters))
+            _check(client.call(node.socket, "delete", timeout=2 * _PATIENCE, **parameters))
 
     async def _await_change(self, file: Path, before: Mapping[str, Any]) -> None:
         try:
@@ -122,7 +122,7 @@ class Lab(Stage):
         for refusal in filter(None, refusals):
             raise NfqError(refusal)
 
-    def attach(self, name: str, node: str) -> Host:
+    def attach(self, name: str, node: str) -> TrafficHost:
         """Add a workload to a node, as a new container or VM would come to it; nobody has declared it yet."""
         self.network.attach(name, node)
         return self.host(name)
@@ -163,7 +163,7 @@ def _check(taken: Mapping[str, Any]) -> None:
         raise NfqError(f"revision {taken['revision']} is not in force on {', '.join(late)} in {_PATIENCE:.0f} seconds")
 
 
-async def _follow(node: Node, before: Mapping[str, Any]) -> str | None:
+async def _follow(node: LabNode, before: Mapping[str, Any]) -> str | None:
     """Return once the node enforces what the documents are now, or with the reason why it refuses to."""
     while True:
         status = node.status()

@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from nfq_enforcer import api
-from nfq_enforcer.lab.daemon import Daemon
+from nfq_enforcer.agent import client
 from nfq_enforcer.lab.network import Network
+from nfq_enforcer.lab.process import Daemon
 
 
-class Node:
+class LabNode:
     """One node and its agent; the agent outlives this object, like any daemon."""
 
     def __init__(self, network: Network, name: str, store: Mapping[str, Any]) -> None:
@@ -44,12 +44,12 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """Return the agent's status."""
-        seen: dict[str, Any] = api.call(self.socket, "status")
+        seen: dict[str, Any] = client.call(self.socket, "status")
         return seen
 
     def observe(self, **params: Any) -> list[dict[str, Any]]:
         """Return the flows that the agent has kept; ``verdict`` and ``last`` as in ``nfq-enforcer observe``."""
-        return list(api.stream(self.socket, "observe", 10.0, **params))
+        return list(client.stream(self.socket, "observe", 10.0, **params))
 
     @property
     def pid(self) -> int:

@@ -8,8 +8,8 @@ import signal
 import subprocess
 
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.daemon import Daemon
 from nfq_enforcer.lab.network import Network, find_command
+from nfq_enforcer.lab.process import Daemon
 from nfq_enforcer.lab.topology import STORE
 
 PORT = 6379

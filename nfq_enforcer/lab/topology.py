@@ -103,7 +103,7 @@ class Cable:
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class LabEndpoint:
     """A workload that policy speaks of, as its document declares it."""
 
     name: str
@@ -206,14 +206,14 @@ class Topology:
         return (*on_segment, far, *pods)
 
     @cached_property
-    def endpoints(self) -> tuple[Endpoint, ...]:
+    def endpoints(self) -> tuple[LabEndpoint, ...]:
         """Return all endpoints, the node that is one itself at the end."""
         behind_veths = [
-            Endpoint(name, node, tuple(address.ip for address in self._pod_addresses(node, name)), f"veth-{name}")
+            LabEndpoint(name, node, tuple(address.ip for address in self._pod_addresses(node, name)), f"veth-{name}")
             for node, names in _ENDPOINTS.items()
             for name in names
         ]
-        itself = Endpoint(_BEHIND_ROUTER, _BEHIND_ROUTER, self.machine(_BEHIND_ROUTER).addresses, None)
+        itself = LabEndpoint(_BEHIND_ROUTER, _BEHIND_ROUTER, self.machine(_BEHIND_ROUTER).addresses, None)
         return (*behind_veths, itself)
 
     def endpoint_documents(self, node: str | None = None) -> str:

@@ -16,19 +16,19 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.observe.metrics import Family, Sort
+from nfq_enforcer.observe.metrics import MetricFamily, MetricType
 
 _log = logging.getLogger(__name__)
 _LIMIT = 1 << 14  # bytes of a request
 _PATIENCE = 10.0  # seconds for a request and its answer
 _PLAIN = "text/plain; charset=utf-8"
 _TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"  # which every scraper takes
-_FAMILIES = {Sort.GAUGE: GaugeMetricFamily, Sort.COUNTER: CounterMetricFamily}
+_FAMILIES = {MetricType.GAUGE: GaugeMetricFamily, MetricType.COUNTER: CounterMetricFamily}
 
-Read = Callable[[], Awaitable[Iterable[Family]]]
+Read = Callable[[], Awaitable[Iterable[MetricFamily]]]
 
 
-def render(families: Iterable[Family]) -> bytes:
+def render(families: Iterable[MetricFamily]) -> bytes:
     """Return the families in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(_Known(families))
@@ -38,7 +38,7 @@ def render(families: Iterable[Family]) -> bytes:
 class _Known(Collector):
     """Collects what is known already."""
 
-    def __init__(self, families: Iterable[Family]) -> None:
+    def __init__(self, families: Iterable[MetricFamily]) -> None:
         self._families = tuple(families)
 
     def collect(self) -> Iterator[Metric]:

@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
-from nfq_enforcer.core.directory import End, Ends
+from nfq_enforcer.cluster.names import End, Ends
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
-from nfq_enforcer.core.policymap import RuleRef
+from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 
 Flow = dict[str, Any]
 

@@ -16,7 +16,7 @@ PREFIX = "nfq_enforcer_"
 Data = Mapping[str, Any]
 
 
-class Sort(StrEnum):
+class MetricType(StrEnum):
     """How a family's values move."""
 
     GAUGE = "gauge"
@@ -30,16 +30,16 @@ class Sample(NamedTuple):
     labels: Mapping[str, str]
 
 
-class Family(NamedTuple):
+class MetricFamily(NamedTuple):
     """Values of one name."""
 
     name: str
     help: str
-    sort: Sort
+    sort: MetricType
     samples: tuple[Sample, ...]
 
 
-def families(status: Data, nodes: Iterable[Data] = ()) -> list[Family]:
+def families(status: Data, nodes: Iterable[Data] = ()) -> list[MetricFamily]:
     """Return what an agent's status says, and its list of nodes, as its API gives them."""
     store = status.get("store")
     found = [
@@ -54,7 +54,7 @@ def families(status: Data, nodes: Iterable[Data] = ()) -> list[Family]:
     return found
 
 
-def _of_policy(status: Data) -> Iterator[Family]:
+def _of_policy(status: Data) -> Iterator[MetricFamily]:
     build = Sample(1, {"version": status["version"], "node": status["node"]})
     yield _family("build_info", "Always 1: which version runs on which node.", build)
     yield _single("start_timestamp_seconds", "When the agent started.", _seconds(status["since"]))
@@ -65,7 +65,7 @@ def _of_policy(status: Data) -> Iterator[Family]:
     yield _single("identities", "Identities that this node knows.", status["identities"])
 
 
-def _of_packets(worker: Data) -> Iterator[Family]:
+def _of_packets(worker: Data) -> Iterator[MetricFamily]:
     verdicts = {Verdict.ACCEPT: worker["accepted"], Verdict.DROP: worker["dropped"]}
     judged = [Sample(count, {"verdict": verdict.value}) for verdict, count in verdicts.items()]
     dropped = [Sample(worker[reason], {"reason": reason.value}) for reason in DropReason]
@@ -79,7 +79,7 @@ def _of_packets(worker: Data) -> Iterator[Family]:
     yield _single("internal_errors_total", "Packets whose judging failed by a bug.", worker["internal_errors"])
 
 
-def _of_workers(workers: Sequence[Data]) -> Iterator[Family]:
+def _of_workers(workers: Sequence[Data]) -> Iterator[MetricFamily]:
     """Tell of each worker what shows that one is away or has more to do than the others; all else is told in sum."""
     figures: dict[tuple[str, str], Callable[[Data], float]] = {
         ("worker_up", "1 while this worker judges packets."): lambda one: one["pid"] is not None,
@@ -104,7 +104,7 @@ _COUNTS = {  # what the store's status counts, and what that means
 }
 
 
-def _of_store(store: Data) -> Iterator[Family]:
+def _of_store(store: Data) -> Iterator[MetricFamily]:
     connected = bool(store["connected"])
     unreachable = 0 if connected or not store.get("since") else _seconds(store["since"])
     yield _single("store_connected", "1 while the store can be reached.", connected)
@@ -121,12 +121,14 @@ def _of_store(store: Data) -> Iterator[Family]:
         yield _family("store_lag_seconds", "From a change in the store to its being in force here.", *known)
 
 
-def _single(name: str, meaning: str, value: float) -> Family:
+def _single(name: str, meaning: str, value: float) -> MetricFamily:
     return _family(name, meaning, Sample(value, {}))
 
 
-def _family(name: str, meaning: str, *samples: Sample) -> Family:
-    return Family(PREFIX + name, meaning, Sort.COUNTER if name.endswith("_total") else Sort.GAUGE, samples)
+def _family(name: str, meaning: str, *samples: Sample) -> MetricFamily:
+    return MetricFamily(
+        PREFIX + name, meaning, MetricType.COUNTER if name.endswith("_total") else MetricType.GAUGE, samples
+    )
 
 
 def _seconds(time: str) -> float:

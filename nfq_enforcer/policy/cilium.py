@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from nfq_enforcer.policy import icmp
 from nfq_enforcer.policy.documents import ClusterMetadata, LabelSelector, Metadata, PolicyDocument
 from nfq_enforcer.policy.fields import Cidr, EndPort, PolicyPort, Prefix, is_port_name
-from nfq_enforcer.policy.requests import L7Rules
+from nfq_enforcer.policy.l7_rules import L7Rules
 from nfq_enforcer.policy.validation import Items, Part
 
 MAX_PORTS = 40  # of a toPorts or icmps entry, as upstream
@@ -147,7 +147,7 @@ def check_holes(block: Prefix, holes: Iterable[Prefix]) -> None:
 Peer = LabelSelector | IPv4Network | IPv6Network | CidrRule | Entity
 
 
-class Entry(Part):
+class RuleEntry(Part):
     """What the entries of all four lists have in common."""
 
     peer_fields: ClassVar[tuple[str, ...]]  # the attributes that name peers
@@ -184,7 +184,7 @@ class Entry(Part):
         return self
 
 
-class _Ingress(Entry):
+class _Ingress(RuleEntry):
     peer_fields = ("from_endpoints", "from_cidr", "from_cidr_set", "from_entities")
     unsupported = frozenset(("fromGroups", "fromNodes", "authentication"))
     removed = frozenset(("fromRequires",))
@@ -195,7 +195,7 @@ class _Ingress(Entry):
     from_entities: Items[Entity] | None = None
 
 
-class _Egress(Entry):
+class _Egress(RuleEntry):
     peer_fields = ("to_endpoints", "to_cidr", "to_cidr_set", "to_entities")
     unsupported = frozenset(("toGroups", "toNodes", "toFQDNs", "toServices", "authentication"))
     removed = frozenset(("toRequires",))

@@ -19,19 +19,19 @@ A port without a protocol is that of TCP, UDP and SCTP; only ``icmps`` and entri
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
-from nfq_enforcer.core.packet import ICMP, ICMPV6
-from nfq_enforcer.core.policymap import RuleRef
+from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.policy.cilium import (
     CidrRule,
     CiliumPolicy,
     DenyPortRule,
-    Entry,
     IcmpField,
     Peer,
     PolicyRule,
     PortProtocol,
     PortRule,
+    RuleEntry,
 )
 from nfq_enforcer.policy.rules import (
     ALL,
@@ -71,7 +71,7 @@ def _subject(rule: PolicyRule, namespace: str) -> Selector:
     return node_subject(rule.node_selector)
 
 
-def _sections(rule: PolicyRule) -> Iterator[tuple[Direction, bool, tuple[Entry, ...]]]:
+def _sections(rule: PolicyRule) -> Iterator[tuple[Direction, bool, tuple[RuleEntry, ...]]]:
     yield Direction.INGRESS, False, rule.ingress
     yield Direction.INGRESS, True, rule.ingress_deny
     yield Direction.EGRESS, False, rule.egress
@@ -83,7 +83,7 @@ def _isolates(rule: PolicyRule, direction: Direction) -> bool:
     return getattr(rule.enable_default_deny, direction) is not False
 
 
-def _peers(entry: Entry, namespace: str) -> tuple[Selector | Block, ...] | None:
+def _peers(entry: RuleEntry, namespace: str) -> tuple[Selector | Block, ...] | None:
     if entry.peers is None:
         return None
     return tuple(dict.fromkeys(one for written in entry.peers for one in _resolved(written, namespace)))
@@ -112,7 +112,7 @@ def _entity(name: str) -> Iterator[Selector | Block]:
         yield reserved(name)
 
 
-def _openings(entry: Entry, *, lifted: bool) -> tuple[Opening, ...]:
+def _openings(entry: RuleEntry, *, lifted: bool) -> tuple[Opening, ...]:
     """Return what an entry is about; with default deny off, what its L7 rules do not match passes too: ``lifted``."""
     if entry.ports:
         return tuple(_opening(ports, lifted=lifted) for ports in entry.ports)

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.identity import ANY, HOST, RESERVED, Identity
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.policymap import PORT_BITS, Entry, L7Rule, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.policymap import PORT_BITS, L7Rule, PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.documents import PolicyDocument
-from nfq_enforcer.policy.numbers import Numbers
-from nfq_enforcer.policy.rulebook import NO_PORTS, Giver, Rulebook, Side
+from nfq_enforcer.policy.local_identities import LocalIdentities
 from nfq_enforcer.policy.rules import Block, NamedPort, Opening, Port, PortSet, Rule
+from nfq_enforcer.policy.rules_index import NO_PORTS, Giver, Rulebook, Side
 from nfq_enforcer.policy.selectors import EVERYBODY, Selector, SelectorIndex
 
 
@@ -37,7 +37,7 @@ class EndpointMaps(NamedTuple):
     egress: PolicyMap
 
 
-Given = tuple[tuple[Entry, frozenset[PolicyKey]], ...]
+Given = tuple[tuple[PolicyEntry, frozenset[PolicyKey]], ...]
 """What a rule puts into maps: for each of its openings the entry and at which keys, then again for those that came
 lately, so that a key that comes does not cost a copy of all."""
 
@@ -65,7 +65,7 @@ class Policy:
         self._identities = dict(identities)
         self._ports = {identity: frozenset(found) for identity, found in ports.items()}
         self._rulebook = Rulebook(documents)
-        self.numbers = Numbers(self._rulebook.rules, self._ports)
+        self.numbers = LocalIdentities(self._rulebook.rules, self._ports)
         self._index = SelectorIndex({**identities, **self.numbers.labels, **_RESERVED})
         self._given: dict[Giver, Given] = {}
         self._sides: dict[Side, PolicyMap] = {}
@@ -85,7 +85,7 @@ class Policy:
         if not after._rulebook.keeps_order_of(self._rulebook):
             return Policy(after._rulebook.documents, self._identities, self._enforcement, self._ports)
         if after._rulebook.blocks != self._rulebook.blocks:
-            after.numbers = Numbers(after._rulebook.rules, self._ports)
+            after.numbers = LocalIdentities(after._rulebook.rules, self._ports)
         return after._follow(self, {}, {})
 
     def with_identity(self, labels: Labels, identity: Identity, ports: Iterable[PortSet] = ()) -> "Policy":
@@ -113,7 +113,7 @@ class Policy:
         if not ports:
             del self._ports[identity]
         if ports != had and max(len(ports), len(had)) > 1:
-            self.numbers = Numbers(self._rulebook.rules, self._ports)
+            self.numbers = LocalIdentities(self._rulebook.rules, self._ports)
         return self._follow(before, gone, come, {identity})
 
     def _follow(
@@ -188,7 +188,7 @@ class Policy:
 
     def _patched(
         self, found: PolicyMap, rules: Iterable[Rule], ports: PortSet, keys: Set[PolicyKey]
-    ) -> dict[PolicyKey, Entry]:
+    ) -> dict[PolicyKey, PolicyEntry]:
         entries = dict(found.entries)
         for key in keys:
             entries.pop(key, None)
@@ -221,9 +221,9 @@ class Policy:
 
     def _entries(
         self, rules: Iterable[Rule], ports: PortSet, only: Set[PolicyKey] | None = None
-    ) -> dict[PolicyKey, Entry]:
-        entries: dict[PolicyKey, Entry] = {}
-        merged: dict[tuple[int, int], Entry] = {}  # equal sums of entries are one object
+    ) -> dict[PolicyKey, PolicyEntry]:
+        entries: dict[PolicyKey, PolicyEntry] = {}
+        merged: dict[tuple[int, int], PolicyEntry] = {}  # equal sums of entries are one object
         for rule in rules:
             for entry, keys in self._contributions(rule, ports):
                 for key in keys if only is None else keys & only:
@@ -293,8 +293,8 @@ _HOST = RESERVED[HOST]
 
 
 def _revised(
-    most: tuple[Entry, frozenset[PolicyKey]],
-    few: tuple[Entry, frozenset[PolicyKey]],
+    most: tuple[PolicyEntry, frozenset[PolicyKey]],
+    few: tuple[PolicyEntry, frozenset[PolicyKey]],
     less: frozenset[PolicyKey],
     more: frozenset[PolicyKey],
 ) -> Given:
@@ -311,15 +311,17 @@ def _called(named: Iterable[NamedPort], ports: PortSet) -> list[Port]:
     return [Port(port.proto, port.number, PORT_BITS) for port in ports if NamedPort(port.name, port.proto) in wanted]
 
 
-def _entry(rule: Rule, opening: Opening) -> Entry:
+def _entry(rule: Rule, opening: Opening) -> PolicyEntry:
     alone = (rule.ref,)
     if rule.ref.deny:
-        return Entry(denied_by=alone)
-    return Entry(l7=tuple(L7Rule(rule.ref, match) for match in opening.l7)) if opening.l7 else Entry(alone)
+        return PolicyEntry(denied_by=alone)
+    return PolicyEntry(l7=tuple(L7Rule(rule.ref, match) for match in opening.l7)) if opening.l7 else PolicyEntry(alone)
 
 
-def _sum(one: Entry, other: Entry) -> Entry:
-    return Entry(_joined(one.allowed_by, other.allowed_by), _joined(one.denied_by, other.denied_by), one.l7 + other.l7)
+def _sum(one: PolicyEntry, other: PolicyEntry) -> PolicyEntry:
+    return PolicyEntry(
+        _joined(one.allowed_by, other.allowed_by), _joined(one.denied_by, other.denied_by), one.l7 + other.l7
+    )
 
 
 def _joined(one: tuple[RuleRef, ...], other: tuple[RuleRef, ...]) -> tuple[RuleRef, ...]:

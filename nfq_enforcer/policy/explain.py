@@ -7,9 +7,9 @@ the map says so, so the two can be held against each other.
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from nfq_enforcer.core.l7 import DnsMatch, HttpMatch
 from nfq_enforcer.core.labels import ANY_SOURCE, Labels
-from nfq_enforcer.core.policymap import PORT_BITS, WHOLE, RuleRef
+from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
+from nfq_enforcer.core.tables.policymap import PORT_BITS, WHOLE, RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.ports import LAST, Question, Span, joined
 from nfq_enforcer.policy.rules import Block, NamedPort, Opening, Port, PortSet, Rule

@@ -6,7 +6,7 @@ port has protocol TCP if it says none; and a policy closes the directions of its
 
 from collections.abc import Iterable, Iterator
 
-from nfq_enforcer.core.policymap import WHOLE, RuleRef
+from nfq_enforcer.core.tables.policymap import WHOLE, RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.kubernetes import EgressRule, IngressRule, NetworkPolicy, PeerRule, PortRule
 from nfq_enforcer.policy.rules import ALL, PROTOCOLS, Block, NamedPort, Opening, Port, Rule, numbered, once

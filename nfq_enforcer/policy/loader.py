@@ -15,12 +15,12 @@ from typing import Literal, NamedTuple, TypeVar
 
 from nfq_enforcer.core.labels import DEFAULT_SOURCE, Label, Labels
 from nfq_enforcer.errors import DocumentError, DocumentErrors
-from nfq_enforcer.policy import located
+from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.documents import Document, Endpoint, Namespace, PolicyDocument
 from nfq_enforcer.policy.fields import ACCOUNT_KEY, NAMESPACE_KEY, NAMESPACE_LABELS, Address
-from nfq_enforcer.policy.kinds import KINDS, UNSUPPORTED_KINDS
-from nfq_enforcer.policy.located import Located
+from nfq_enforcer.policy.registry import KINDS, UNSUPPORTED_KINDS
 from nfq_enforcer.policy.validation import Items, Part, unknown, validate
+from nfq_enforcer.policy.yaml_source import Located
 
 SUFFIXES = frozenset((".yaml", ".yml", ".json"))
 PROBES = ".probes.json"  # what lies beside documents and is none
@@ -53,9 +53,9 @@ class Parsed:
 
     document: Document
     source: Located
-    base: located.Path  # where it stands in its source: not at the root if it is an item of a List
+    base: yaml_source.Path  # where it stands in its source: not at the root if it is an item of a List
 
-    def error(self, path: located.Path, message: str) -> DocumentError:
+    def error(self, path: yaml_source.Path, message: str) -> DocumentError:
         """Return the error that says this of a field of the document."""
         return self.source.error(self.base + path, message)
 
@@ -99,7 +99,7 @@ def gather(documents: Iterable[Document]) -> Documents:
 
 def parse(text: str, file: str) -> list[Parsed]:
     """Return the documents of a text, each item of a List as one; raise DocumentErrors for all that is wrong."""
-    sources, errors = _attempt(partial(located.parse, file=file), [text])
+    sources, errors = _attempt(partial(yaml_source.parse, file=file), [text])
     found, unlisted = _attempt(_items, sources)
     parsed, more = _attempt(_parsed, found)
     _raise_any([*errors, *unlisted, *more])
@@ -133,7 +133,7 @@ def all_labels(own: Labels, namespace: str, account: str, document: Namespace | 
     )
 
 
-Found = tuple[Located, located.Path, object]
+Found = tuple[Located, yaml_source.Path, object]
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -189,11 +189,11 @@ def _is_folder(path: Path) -> bool:
 
 def _read_file(path: Path) -> File:
     if path == STANDARD_INPUT:
-        return File("standard input", located.decode(sys.stdin.buffer.read(), "standard input"))
+        return File("standard input", yaml_source.decode(sys.stdin.buffer.read(), "standard input"))
     try:
         if not S_ISREG(path.stat().st_mode):
             raise DocumentError(str(path), "neither a file nor a folder")
-        return File(str(path), located.decode(path.read_bytes(), str(path)))
+        return File(str(path), yaml_source.decode(path.read_bytes(), str(path)))
     except OSError as error:
         raise _unreadable(str(path), error) from None
 
@@ -235,7 +235,7 @@ def _parsed(found: Found) -> list[Parsed]:
     return [Parsed(document, source, base)]
 
 
-def _kind(source: Located, base: located.Path, data: dict[str, object]) -> tuple[str, type[Document]]:
+def _kind(source: Located, base: yaml_source.Path, data: dict[str, object]) -> tuple[str, type[Document]]:
     kind = data.get("kind")
     if kind is None:
         raise source.error((*base, "kind"), f"required field is missing; allowed: {_ALLOWED}")

@@ -9,8 +9,8 @@ from itertools import chain, product
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import ANY, Identity
-from nfq_enforcer.core.packet import TCP
-from nfq_enforcer.core.policymap import PolicyMap
+from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.policy.ports import FIRST, LAST, Question, Span, in_words, joined
 from nfq_enforcer.policy.simulation import ECHO, Answer, Pair, Simulation
 
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
         return {**ends, **number, **self.answer.as_data()}
 
 
-class Change(NamedTuple):
+class VerdictChange(NamedTuple):
     """What one pair of ends gains or loses, and why it now is as it is."""
 
     source: str
@@ -85,7 +85,7 @@ def _other(spans: Iterable[Span]) -> tuple[Question, ...]:
     return (Question(TCP, port),) if port <= LAST[TCP] else ()
 
 
-def diff(old: Simulation, new: Simulation) -> Iterator[Change]:
+def diff(old: Simulation, new: Simulation) -> Iterator[VerdictChange]:
     """Yield what differs between two sets of policies for the same endpoints; also to and from what is outside."""
     stretches = _Stretches()
     outside = dict.fromkeys((*OUTSIDE, *old.prefixes, *new.prefixes))
@@ -94,7 +94,9 @@ def diff(old: Simulation, new: Simulation) -> Iterator[Change]:
             yield from _changes(old, new, source, target, stretches)
 
 
-def _changes(old: Simulation, new: Simulation, source: str, target: str, stretches: "_Stretches") -> Iterator[Change]:
+def _changes(
+    old: Simulation, new: Simulation, source: str, target: str, stretches: "_Stretches"
+) -> Iterator[VerdictChange]:
     found: dict[tuple[str, str], list[Span]] = {}
     reasons: dict[tuple[str, str], str] = {}
     pairs = old.pair(source, target), new.pair(source, target)
@@ -106,7 +108,7 @@ def _changes(old: Simulation, new: Simulation, source: str, target: str, stretch
             found.setdefault(change, []).append(span)
             reasons.setdefault(change, after.reason)
     for change, spans in found.items():
-        yield Change(source, target, tuple(joined(spans)), *change, reasons[change])
+        yield VerdictChange(source, target, tuple(joined(spans)), *change, reasons[change])
 
 
 def _essence(answer: Answer) -> object:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from nfq_enforcer.core.l7 import HttpRequest
-from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
+from nfq_enforcer.core.tables.l7 import HttpRequest
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 
 PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
 ICMP_PROTOCOLS = frozenset((ICMP, ICMPV6))

@@ -13,12 +13,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from nfq_enforcer.core.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.errors import DocumentError, DocumentErrors
-from nfq_enforcer.policy import located
+from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.fields import Port
-from nfq_enforcer.policy.located import Located, Place, Position
 from nfq_enforcer.policy.validation import Part, validate
+from nfq_enforcer.policy.yaml_source import Located, Place, Position
 
 Family = Literal["IPv4", "IPv6"]
 Protocol = Literal["TCP", "UDP", "SCTP", "ICMP"]
@@ -140,7 +140,7 @@ class ProbeFile:
     def _located(self) -> Located:
         """Return the places of the text's fields; all is at its beginning where JSON is not YAML, as with a tab."""
         try:
-            return located.parse(self._text, self.file)[0]
+            return yaml_source.parse(self._text, self.file)[0]
         except DocumentError:
             return Located(self.file, self._data, {(): Place(Position(1, 1), Position(1, 1))})
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
-from nfq_enforcer.core.l7 import DnsMatch, HttpMatch
-from nfq_enforcer.core.packet import SCTP, TCP, UDP
-from nfq_enforcer.core.policymap import PORT_BITS, RuleRef, port_blocks
+from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
+from nfq_enforcer.core.tables.policymap import PORT_BITS, RuleRef, port_blocks
+from nfq_enforcer.core.wire.packet import SCTP, TCP, UDP
 from nfq_enforcer.policy.selectors import Selector
 
 Network = IPv4Network | IPv6Network

@@ -10,15 +10,15 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import HOST, RESERVED, WORLD, Identity
-from nfq_enforcer.core.ipcache import Network
-from nfq_enforcer.core.l7 import HttpMatch
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.packet import ICMP, ICMPV6
-from nfq_enforcer.core.policymap import L7Rule, Outcome, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.ipcache import Network
+from nfq_enforcer.core.tables.l7 import HttpMatch
+from nfq_enforcer.core.tables.policymap import L7Rule, LookupResult, PolicyMap, RuleRef
 from nfq_enforcer.core.verdict import Direction
-from nfq_enforcer.policy.cluster import Member, gather
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.loader import Documents
+from nfq_enforcer.policy.model import Member, gather
 from nfq_enforcer.policy.ports import PROTOCOLS, Question
 from nfq_enforcer.policy.probes import Family, Probe
 from nfq_enforcer.policy.rules import PortSet, Rule
@@ -102,7 +102,7 @@ class Facing(NamedTuple):
     also: tuple[Identity, ...]  # the local identities of the peer's address
     excused: str = ""  # why it heeds deny rules only
 
-    def outcome(self, question: Question) -> Outcome | None:
+    def outcome(self, question: Question) -> LookupResult | None:
         """Return what the map says, None if there is none."""
         if self.policy is None:
             return None
@@ -296,7 +296,7 @@ def _toward(facing: Facing) -> str:
     return f"{_TOWARD[facing.direction]} {facing.peer.name}"
 
 
-def _request_side(outcome: Outcome, question: Question, where: str) -> Side:
+def _request_side(outcome: LookupResult, question: Question, where: str) -> Side:
     if question.request is None:
         why = f"{listed(outcome.rules)} opens {where}, but only requests that it lists pass"
         return Side(True, outcome.rules, why, outcome.l7)

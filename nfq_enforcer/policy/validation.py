@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_valid
 from pydantic.alias_generators import to_camel
 
 from nfq_enforcer.errors import DocumentError, DocumentErrors
-from nfq_enforcer.policy.located import Located, Path
+from nfq_enforcer.policy.yaml_source import Located, Path
 
 Item = TypeVar("Item")
 Items = Annotated[tuple[Item, ...], Strict(False)]  # a strict tuple would refuse the list that a document has

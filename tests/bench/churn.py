@@ -10,9 +10,9 @@ import json
 import time
 from typing import Any, NamedTuple
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.node import LabNode
 from tests.bench import classic
 from tests.bench.processes import cpu, memory
 from tests.bench.simulated import Simulation, kind, simulate
@@ -52,12 +52,12 @@ async def _churned(duration: float, news: float) -> Churn:
         node = lab.nodes[_NODE]
         node.start()
         await asyncio.to_thread(node.wait_until_ready)
-        api.call(node.socket, "apply", timeout=60, files=[("policies.yaml", _policies()), ("own.yaml", _own())])
+        client.call(node.socket, "apply", timeout=60, files=[("policies.yaml", _policies()), ("own.yaml", _own())])
         await asyncio.sleep(_SETTLED)
         return await _measured(lab, node, simulation)
 
 
-async def _measured(lab: Lab, node: Node, simulation: Simulation) -> Churn:
+async def _measured(lab: Lab, node: LabNode, simulation: Simulation) -> Churn:
     status = node.status()
     pids = node.pid, status["worker"]["pid"], lab.store.pid
     before, begun, shown = [cpu(pid) for pid in pids], time.perf_counter(), _snapshots(node)
@@ -79,7 +79,7 @@ async def _measured(lab: Lab, node: Node, simulation: Simulation) -> Churn:
     )
 
 
-def _snapshots(node: Node) -> int:
+def _snapshots(node: LabNode) -> int:
     """Return how many snapshots have been put in force; the log has a line for each."""
     return node.log.read_text().count("is in force")
 

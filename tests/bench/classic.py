@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
-from tests.apart import run_apart
+from tests.support.apart import run_apart
 
 _BATCH = 0.1  # seconds whose changes are restored together
 _FIRST, _LATER = IPv4Address("10.64.0.0"), IPv4Address("10.80.0.0")

@@ -13,16 +13,16 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import Any
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.node import LabNode
 from nfq_enforcer.lab.topology import NODES
 from tests.bench.generators import ACCEPT_ALL, ACCEPT_BATCHES, Programs
 from tests.bench.places import PLACES
 from tests.bench.population import HOST_ROLES, host_document, populate
 from tests.bench.variants import Variant
-from tests.labs import run_in
+from tests.support.labs import run_in
 
 _QUEUE = 0
 _HOOKS = ("INPUT", "FORWARD", "OUTPUT")
@@ -118,14 +118,14 @@ def _engine(variant: Variant, lab: Lab) -> Processes:
         node.wait_until_ready()
     lab.declare_endpoints()
     for name, role in HOST_ROLES.items():
-        api.call(lab.nodes[name].socket, "apply", files=[("host.yaml", host_document(lab, name, role))])
+        client.call(lab.nodes[name].socket, "apply", files=[("host.yaml", host_document(lab, name, role))])
     for name, node in lab.nodes.items():
         own = sum(one.node == name for one in lab.topology.endpoints) + (name in HOST_ROLES)
         _await_load(node, variant.policies, own)
     return {name: node.pid for name, node in lab.nodes.items()}
 
 
-def _await_load(node: Node, policies: int, endpoints: int) -> None:
+def _await_load(node: LabNode, policies: int, endpoints: int) -> None:
     """Return when a node has so many policies and endpoints of its own: what nobody judges is quick."""
     deadline = time.monotonic() + _PATIENCE
     while (has := _loaded(node.status())) != (policies, endpoints):

@@ -6,18 +6,18 @@ from ipaddress import ip_address
 from itertools import cycle
 from statistics import median
 
-from nfq_enforcer.core import stamp
-from nfq_enforcer.core.arrival import Interface
-from nfq_enforcer.core.conntrack import Conntrack
+from nfq_enforcer.core.context import Interface
 from nfq_enforcer.core.enforcer import Enforcer
-from nfq_enforcer.core.glance import glance
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache, Peer
-from nfq_enforcer.core.packet import UDP, checksum, parse
-from nfq_enforcer.core.policymap import PolicyMap
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
-from nfq_enforcer.core.stamp import Stamp
-from tests.packets import request, syn, unfinished
+from nfq_enforcer.core.tables.conntrack import Conntrack
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
+from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.wire import stamp
+from nfq_enforcer.core.wire.fast_parse import parse_fast
+from nfq_enforcer.core.wire.packet import UDP, checksum, parse
+from nfq_enforcer.core.wire.stamp import Stamp
+from tests.support.packets import request, syn, unfinished
 
 _LOCAL, _REMOTE, _WORLD = bytes([10, 0, 0, 1]), bytes([10, 0, 1, 1]), bytes([192, 0, 2, 1])
 _VETH, _ETH = Interface("veth0", 1500), Interface("eth0", 1500)
@@ -29,7 +29,7 @@ def measure(repetitions: int) -> dict[str, list[float]]:
     out, within, back = _datagram(_LOCAL, _REMOTE), _datagram(_LOCAL, _WORLD), _datagram(_REMOTE, _LOCAL)
     cases: dict[str, Callable[[], object]] = {
         "parse alone": lambda: parse(within),
-        "a glance alone": lambda: glance(within),
+        "a glance alone": lambda: parse_fast(within),
         "known flow, judged only": _known(within, _VETH, _ETH),
         "known flow, judged only, without a glance": _known(within, _VETH, _ETH, glances=False),
         "known flow, stamped on the way out": _known(out, _VETH, _ETH),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nfq_enforcer.lab.lab import Lab
-from tests.apart import enter
+from tests.support.apart import enter
 
 _PATIENCE = 5.0  # seconds without any answer
 _EVERY = 0.001  # seconds between two datagrams

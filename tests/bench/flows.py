@@ -11,17 +11,17 @@ from itertools import count
 from pathlib import Path
 from statistics import median
 
-from nfq_enforcer.core import stamp
-from nfq_enforcer.core.arrival import Interface
-from nfq_enforcer.core.conntrack import Conntrack
+from nfq_enforcer.core.context import Interface
 from nfq_enforcer.core.enforcer import Enforcer
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache
-from nfq_enforcer.core.packet import parse
-from nfq_enforcer.core.policymap import PolicyMap
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
-from nfq_enforcer.core.stamp import Stamp
-from tests.packets import packed, syn
+from nfq_enforcer.core.tables.conntrack import Conntrack
+from nfq_enforcer.core.tables.ipcache import Ipcache
+from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.wire import stamp
+from nfq_enforcer.core.wire.packet import parse
+from nfq_enforcer.core.wire.stamp import Stamp
+from tests.support.packets import packed, syn
 
 FLOWS = 1_000_000
 _BEYOND = 20_000  # openings when the table is full

@@ -14,24 +14,24 @@ from contextlib import suppress
 from statistics import median
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache, Peer
-from nfq_enforcer.core.packet import TCP
-from nfq_enforcer.core.policymap import Entry, PolicyKey, PolicyMap, RuleRef
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
+from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction
-from nfq_enforcer.dataplane import worker
-from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, encode
-from nfq_enforcer.dataplane.counters import Counters
-from nfq_enforcer.dataplane.nfqueue import Numbers
-from nfq_enforcer.dataplane.policymaps import Named, Sent
-from nfq_enforcer.dataplane.workers import Workers
-from tests.apart import run_apart
+from nfq_enforcer.core.wire.packet import TCP
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.worker import worker
+from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, encode
+from nfq_enforcer.dataplane.worker.counters import Counters
+from nfq_enforcer.dataplane.worker.map_transfer import MapSender, SnapshotReference
+from nfq_enforcer.dataplane.worker.workers import Workers
+from tests.support.apart import run_apart
 
 _PEERS, _IDENTITIES = 100_000, 5_000
 _MESSAGE = 500
 _ENTRIES = (10_000, 100_000)
 _QUEUE = 100
-_QUEUES = Numbers(_QUEUE, _QUEUE + 1, _QUEUE + 2)
+_QUEUES = QueueNumbers(_QUEUE, _QUEUE + 1, _QUEUE + 2)
 
 SENT = f"{_PEERS:,} changes: the agent is busy for, ms"
 IN_FORCE = f"{_PEERS:,} changes: in force after, ms"
@@ -67,9 +67,9 @@ async def _changed() -> dict[str, float]:
     one.change_peers(peers.items())
     sent = time.perf_counter()
     await one.renew(2)
-    in_force = time.perf_counter()
+    reconciler = time.perf_counter()
     await one.stop()
-    return {SENT: (sent - begun) * 1e3, IN_FORCE: (in_force - begun) * 1e3}
+    return {SENT: (sent - begun) * 1e3, IN_FORCE: (reconciler - begun) * 1e3}
 
 
 async def _started() -> dict[str, float]:
@@ -90,7 +90,7 @@ async def _turned() -> dict[str, float]:
 
 def _come_and_go(size: int) -> list[object]:
     """Return the messages of a snapshot with so many entries, and of one without them."""
-    maps, messages = Sent(), list[object]()
+    maps, messages = MapSender(), list[object]()
     for snapshot in (_snapshot(0, size), _snapshot(2)):
         messages += [*maps.add(snapshot), maps.name(snapshot), maps.keep(snapshot)]
     return messages
@@ -104,7 +104,9 @@ async def _longest_turn(messages: Iterable[object]) -> float:
     with ours, theirs:
         process = subprocess.Popen(program, pass_fds=(theirs.fileno(), memory), stdout=subprocess.PIPE, text=True)
         theirs.close()
-        ours.sendall(encode(Setup("auto", _QUEUES, None, False, 1000, Named(Snapshot(1, {}, Ipcache({})), {}), {})))
+        ours.sendall(
+            encode(Setup("auto", _QUEUES, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {}))
+        )
         _await_revision(ours, 1)
         ours.sendall(b"".join(map(encode, messages)))
         _await_revision(ours, 2)
@@ -135,7 +137,7 @@ def _changes() -> list[object]:
 def _snapshot(revision: int, entries: int = 0) -> Snapshot:
     rule = RuleRef("CiliumNetworkPolicy", "default", "a", Direction.INGRESS, 0)
     keys = (PolicyKey(Identity(300 + number), TCP, 80, 16) for number in range(entries))
-    policy = PolicyMap({key: Entry((rule,)) for key in keys}, enforced=True, enforced_by=(rule,))
+    policy = PolicyMap({key: PolicyEntry((rule,)) for key in keys}, enforced=True, enforced_by=(rule,))
     here = LocalEndpoint("default/a", Identity(300), None, policy, PolicyMap({}, enforced=False))
     return Snapshot(revision, {bytes([10, 255, 0, 1]): here}, Ipcache({}))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import ROUTER, SEGMENT
-from tests.labs import run_in
+from tests.support.labs import run_in
 
 _SEGMENTATION = ("tso", "gso")
 _MERGING = "gro"

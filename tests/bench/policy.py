@@ -11,8 +11,8 @@ from statistics import median
 
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.packet import TCP
-from nfq_enforcer.core.policymap import PolicyMap
+from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.policy.cilium import CiliumNetworkPolicy
 from nfq_enforcer.policy.compiler import Enforcement, Policy, compile_policy
 

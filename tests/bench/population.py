@@ -15,13 +15,13 @@ from typing import Any
 
 import yaml
 
+from nfq_enforcer.cluster.records import Kind, document_name
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import STORE
 from nfq_enforcer.policy.cilium import CiliumNetworkPolicy
-from nfq_enforcer.store import schema
-from nfq_enforcer.store.member import HEARTBEAT
-from nfq_enforcer.store.records import Kind, document_name
-from nfq_enforcer.store.redis import Request
+from nfq_enforcer.store.redis import schema
+from nfq_enforcer.store.redis.commands import Request
+from nfq_enforcer.store.redis.session import HEARTBEAT
 from tests.bench.simulated import Simulation, connected, fill, node_name
 
 IDENTITIES = 5000

@@ -10,15 +10,15 @@ import time
 from contextlib import suppress
 from statistics import median
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.node import LabNode
 from nfq_enforcer.lab.topology import STORE
 from tests.bench.datagrams import Flow, echoed, socket_in
 from tests.bench.processes import memory
 from tests.bench.simulated import Simulation, simulate
-from tests.labs import FRONT_TO_BACK, run_in
+from tests.support.labs import FRONT_TO_BACK, run_in
 
 ENDPOINTS = 100_000
 _NODE, _SOURCE, _TARGET = "n1", "front1", "back1"
@@ -63,7 +63,7 @@ def _note(figures: Figures, case: str, measured: dict[str, float]) -> None:
         figures.setdefault((case, name), []).append(figure)
 
 
-async def _start(node: Node) -> dict[str, float]:
+async def _start(node: LabNode) -> dict[str, float]:
     begun = time.perf_counter()
     node.start()
     asking = asyncio.create_task(_ask(node))
@@ -75,10 +75,10 @@ async def _start(node: Node) -> dict[str, float]:
     return {READY: took, **await _costs(node, asking)}
 
 
-async def _fall_behind(lab: Lab, node: Node, kinds: int) -> dict[str, float]:
+async def _fall_behind(lab: Lab, node: LabNode, kinds: int) -> dict[str, float]:
     """Have the stream trimmed while the agent sees nothing of it, and packets flow."""
     declared = lab.topology.endpoint_documents(_NODE)
-    api.call(node.socket, "apply", files=[("endpoints.yaml", declared), ("policy.yaml", FRONT_TO_BACK)])
+    client.call(node.socket, "apply", files=[("endpoints.yaml", declared), ("policy.yaml", FRONT_TO_BACK)])
     before = node.status()["store"]["resyncs"]
     with echoed(lab, _TARGET, _PORT) as to, socket_in(lab, _SOURCE, str(lab.address(_SOURCE))) as sender:
         flow = Flow(sender, to)
@@ -99,7 +99,7 @@ async def _fall_behind(lab: Lab, node: Node, kinds: int) -> dict[str, float]:
         return {READY: took, WAIT: longest * 1e3, **await _costs(node, asking)}
 
 
-async def _resynced(node: Node, before: int) -> None:
+async def _resynced(node: LabNode, before: int) -> None:
     """Return once the agent has taken all entries anew, and they are in force."""
     deadline, began = time.monotonic() + _PATIENCE, None
     while True:
@@ -113,7 +113,7 @@ async def _resynced(node: Node, before: int) -> None:
         await asyncio.sleep(_LOOK)
 
 
-async def _ask(node: Node) -> float:
+async def _ask(node: LabNode) -> float:
     """Ask for the status over and over until told not to; return how long the slowest answer took."""
     slowest = 0.0
     with suppress(asyncio.CancelledError):
@@ -126,7 +126,7 @@ async def _ask(node: Node) -> float:
     return slowest
 
 
-async def _costs(node: Node, asking: "asyncio.Task[float]") -> dict[str, float]:
+async def _costs(node: LabNode, asking: "asyncio.Task[float]") -> dict[str, float]:
     asking.cancel()
     agent, worker = memory(node.pid).most, memory(node.status()["worker"]["pid"]).most
     return {BOTH: agent + worker, WORKER: worker, ANSWER: await asking}

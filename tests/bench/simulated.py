@@ -16,17 +16,17 @@ from ipaddress import IPv4Address
 from statistics import quantiles
 from typing import Any
 
+from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord, Placed
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import STORE
-from nfq_enforcer.store import schema
 from nfq_enforcer.store.address import parse
-from nfq_enforcer.store.entries import Entries
-from nfq_enforcer.store.member import COLLECT, GRACE, HEARTBEAT, LEASE, RETIREMENT
-from nfq_enforcer.store.records import EndpointRecord, Kind, NodeRecord, Placed
-from nfq_enforcer.store.redis import RedisStore, Request, Written
-from nfq_enforcer.store.server import Server
+from nfq_enforcer.store.redis import schema
+from nfq_enforcer.store.redis.commands import Commands, Request, Written
+from nfq_enforcer.store.redis.connection import Connection
+from nfq_enforcer.store.redis.mirror import Mirror
+from nfq_enforcer.store.redis.session import COLLECT, GRACE, HEARTBEAT, LEASE, RETIREMENT
 
 _FIRST_ENDPOINT, _FIRST_NODE = IPv4Address("10.64.0.0"), IPv4Address("10.200.0.1")
 _AT_ONCE = 500  # endpoints a step, where many are written at once
@@ -79,16 +79,16 @@ def endpoint(number: int, labels: Labels, nodes: int) -> Placed:
     return _PLACES.placed(record)
 
 
-_PLACES = Entries("", LabelFilter())  # knows of nothing, so each identity is asked for by its labels
+_PLACES = Mirror("", LabelFilter())  # knows of nothing, so each identity is asked for by its labels
 
 
 @asynccontextmanager
-async def connected(url: str, name: str = "observer") -> AsyncIterator[RedisStore]:
+async def connected(url: str, name: str = "observer") -> AsyncIterator[Commands]:
     """Give a connection of the store that has joined, as a node's."""
     address = parse(url)
-    server = Server(address)
+    server = Connection(address)
     client, reader = (server.client(*address.servers[0], timeout=_TIMEOUT) for _ in range(2))
-    store = RedisStore(client, reader, address.prefix)
+    store = Commands(client, reader, address.prefix)
     try:
         await store.join(name, 0, 0)
         yield store
@@ -114,7 +114,7 @@ async def fill(simulation: Simulation) -> dict[str, float]:
 class _Churn:
     """Endpoints that come and go, each written by the node that has it."""
 
-    def __init__(self, simulation: Simulation, stores: Sequence[RedisStore]) -> None:
+    def __init__(self, simulation: Simulation, stores: Sequence[Commands]) -> None:
         """Take what there is at first: what ``fill`` has written."""
         self._simulation = simulation
         self._stores = stores
@@ -191,7 +191,7 @@ async def churn(simulation: Simulation) -> dict[str, float]:
         }
 
 
-async def _live(store: RedisStore, node: str) -> int:
+async def _live(store: Commands, node: str) -> int:
     """Give signs of life until told not to; return how many commands that took."""
     own = 0
     with suppress(asyncio.CancelledError):
@@ -216,7 +216,7 @@ async def allocate(simulation: Simulation) -> dict[str, float]:
         return {"seconds": time.perf_counter() - begun, "allocated": sum(new)}
 
 
-async def _allocate(store: RedisStore, placed: Sequence[Placed]) -> int:
+async def _allocate(store: Commands, placed: Sequence[Placed]) -> int:
     return sum([len((await store.write(Request([one]))).new) for one in placed])
 
 

@@ -9,11 +9,11 @@ import time
 from statistics import quantiles
 from typing import NamedTuple
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.node import LabNode
 from tests.bench.datagrams import echoed, first_answer, socket_in
-from tests.labs import FRONT_TO_BACK, run_in
+from tests.support.labs import FRONT_TO_BACK, run_in
 
 _NODE, _OTHER, _HOST = "n1", "n2", "front1"
 _TARGETS = {"on one node": "back1", "across nodes": "back2"}
@@ -58,15 +58,15 @@ def _path(lab: Lab, path: str, target: str, starts: int) -> Startup:
                 add.append(_start(node, f"start-{number}", address))
                 first.append(first_answer(sender, to) * 1e3)
             if number >= _ADDRESSES // 2:  # the address of the oldest is needed again later
-                api.call(node.socket, "delete_endpoints", names=[f"default/start-{stopped}"])
+                client.call(node.socket, "delete_endpoints", names=[f"default/start-{stopped}"])
                 stopped += 1
     sent = _commands(node) - before - noise * (time.monotonic() - begun)
     left = [f"default/start-{number}" for number in range(stopped, starts)]
-    api.call(node.socket, "delete_endpoints", names=left)
+    client.call(node.socket, "delete_endpoints", names=left)
     return Startup(path, starts, sent / (starts + stopped), add, first, other.status()["compilations"] - compiled)
 
 
-def _start(node: Node, name: str, address: str) -> float:
+def _start(node: LabNode, name: str, address: str) -> float:
     """Start an endpoint as ``nfq-enforcer endpoint add`` does; return for how many ms that takes."""
     document = {
         "apiVersion": "nfq-enforcer.io/v1",
@@ -75,21 +75,21 @@ def _start(node: Node, name: str, address: str) -> float:
         "spec": {"ips": [address], "interface": f"veth-{_HOST}"},
     }
     begun = time.perf_counter()
-    applied = api.call(node.socket, "apply", files=[("endpoint.yaml", json.dumps(document))])
+    applied = client.call(node.socket, "apply", files=[("endpoint.yaml", json.dumps(document))])
     took = (time.perf_counter() - begun) * 1e3
     if applied["endpoints"][0]["new_identity"]:
         raise RuntimeError("the labels of a frontend should have been known")
     return took
 
 
-def _noise(node: Node) -> float:
+def _noise(node: LabNode) -> float:
     """Return how many commands a second the node gives where nothing changes."""
     before, begun = _commands(node), time.monotonic()
     time.sleep(_IDLE)
     return (_commands(node) - before) / (time.monotonic() - begun)
 
 
-def _commands(node: Node) -> int:
+def _commands(node: LabNode) -> int:
     return int(node.status()["store"]["commands"])
 
 

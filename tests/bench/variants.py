@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import yaml
 
-from nfq_enforcer.config import Config
+from nfq_enforcer.agent.config import Config
 from nfq_enforcer.errors import DocumentErrors
-from nfq_enforcer.policy import located
+from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.validation import validate
 from tests.bench.population import FEW, MANY
 
@@ -40,7 +40,7 @@ VARIANTS = tuple(
 
 def refusal(variant: Variant) -> str | None:
     """Return why this version of the agent refuses the variant's settings; None if it takes them."""
-    (written,) = located.parse(yaml.safe_dump(variant.settings), variant.name)
+    (written,) = yaml_source.parse(yaml.safe_dump(variant.settings), variant.name)
     try:
         validate(Config, written.data, written)
     except DocumentErrors as refused:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from nfq_enforcer.dataplane.drivers import AUTO
+from nfq_enforcer.dataplane.queue.drivers import AUTO
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import new_run_id
 from nfq_enforcer.lab.topology import Topology
-from tests.labs import Datapath, Policies, serve, stop_agents
+from tests.support.labs import Datapath, Policies, serve, stop_agents
 
 MakeLab = Callable[..., Lab]
 

@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 import yaml
 
-from nfq_enforcer.dataplane.nfqueue import MAX_WAITING
+from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.host import Outcome
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.node import Node
+from nfq_enforcer.lab.node import LabNode
+from nfq_enforcer.lab.traffic_host import AttemptResult
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support.labs import (
     BRIEF,
     DNS,
     DRIVERS,
@@ -201,13 +201,13 @@ class TestTrace:
 @asynccontextmanager
 async def stream(
     lab: Lab, source: str, target: str, way: str = "UDP", patience: float = BRIEF
-) -> AsyncIterator[list[tuple[float, Outcome]]]:
+) -> AsyncIterator[list[tuple[float, AttemptResult]]]:
     """Have attempts follow each other without a pause; the list that is given holds when each began, and how it ended.
 
     With enough patience an attempt that fails has lost a packet, and is not just late on a busy machine. Attempts that
     are under way at the end are awaited.
     """
-    ended, made, host = False, list[tuple[float, Outcome]](), lab.host(source)
+    ended, made, host = False, list[tuple[float, AttemptResult]](), lab.host(source)
 
     async def attempt() -> None:
         while not ended:
@@ -278,7 +278,7 @@ class TestWorkersDeath:
         assert (await connection.other_end(lab.host("back1")).talk(PATIENT)).ok
 
 
-def _is_replaced(node: Node, victim: int) -> bool:
+def _is_replaced(node: LabNode, victim: int) -> bool:
     return node.status()["worker"]["pid"] not in (None, victim)
 
 
@@ -356,7 +356,7 @@ class TestDocuments:
         assert await outcomes(lab, refused) == refused
 
 
-async def save(node: Node, file: Path, text: str) -> None:
+async def save(node: LabNode, file: Path, text: str) -> None:
     """Save a file whole and return when the node enforces what it says."""
     before = node.status()["revision"]
     draft = file.with_suffix(".draft")

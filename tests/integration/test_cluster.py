@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from nfq_enforcer import api
-from nfq_enforcer.lab.host import Connection
+from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import STORE
-from nfq_enforcer.store.server import PERMISSIONS
-from tests.labs import (
+from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.store.redis.connection import PERMISSIONS
+from tests.support.labs import (
     BRIEF,
     DNS,
     FAMILIES,
@@ -41,7 +41,7 @@ from tests.labs import (
     stop_agents,
     to_role,
 )
-from tests.redis_servers import Certificates, RedisServer, Sentinel
+from tests.support.redis_servers import Certificates, RedisServer, Sentinel
 
 STEADY = 60.0  # for a connection that must not be cut: it may wait, on a busy machine long, but not end
 PACE = 0.05  # seconds between two attempts of one who attempts all the time
@@ -155,7 +155,7 @@ async def test_a_new_endpoint_is_let_in_by_a_node_that_has_heard_nothing_of_it(
         assert after["store"][key] == before["store"][key], key
 
     until(lambda: in_step(guarded), "n2 is in step again")
-    assert {known, other} <= {one["name"] for one in api.call(guarded.nodes["n2"].socket, "endpoints")}
+    assert {known, other} <= {one["name"] for one in client.call(guarded.nodes["n2"].socket, "endpoints")}
     assert await outcomes(guarded, expected) == expected
 
 
@@ -281,7 +281,9 @@ async def wait(condition: Callable[[], object], what: str) -> None:
 
 def agreed(lab: Lab) -> list[dict[str, int]]:
     """Return the identities of all endpoints as each node has them."""
-    return [{one["name"]: one["identity"] for one in api.call(node.socket, "endpoints")} for node in lab.nodes.values()]
+    return [
+        {one["name"]: one["identity"] for one in client.call(node.socket, "endpoints")} for node in lab.nodes.values()
+    ]
 
 
 @pytest.mark.parametrize("comes_back", ["empty", "with an old dump"])
@@ -304,7 +306,7 @@ async def test_a_store_that_crashes_and_has_lost_things_changes_nothing_that_is_
 
     assert traffic.wrong == []
     assert agreed(guarded) == before
-    assert [one["name"] for one in api.call(guarded.nodes["n3"].socket, "policies")] == ["front-to-back"]
+    assert [one["name"] for one in client.call(guarded.nodes["n3"].socket, "policies")] == ["front-to-back"]
 
 
 async def test_agents_that_restart_without_the_store_go_on_with_the_last_known_state(

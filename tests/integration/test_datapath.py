@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from nfq_enforcer.lab.capture import Capture
-from nfq_enforcer.lab.host import Connection
 from nfq_enforcer.lab.lab import Lab
-from tests import packets
+from nfq_enforcer.lab.traffic_host import Connection
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support import packets
+from tests.support.labs import (
     BACKENDS,
     BRIEF,
     CLOSED,

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache
-from nfq_enforcer.core.policymap import PolicyMap
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
-from nfq_enforcer.dataplane import iptables
-from nfq_enforcer.dataplane.nfqueue import Numbers
-from nfq_enforcer.dataplane.ruleset import IPV4, IPV6
+from nfq_enforcer.core.tables.ipcache import Ipcache
+from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.rules import iptables
+from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
 from nfq_enforcer.lab.lab import Lab
-from tests.apart import run_apart
-from tests.labs import (
+from tests.support.apart import run_apart
+from tests.support.labs import (
     BRIEF,
     FAMILIES,
     HTTP,
@@ -33,13 +33,13 @@ from tests.labs import (
     run_in,
     to_role,
 )
-from tests.packets import packed
+from tests.support.packets import packed
 
 STORE = 6379  # nobody listens there, so a client of the world can have it as its own port
 EXEMPT = """
 import sys
 from ipaddress import ip_address
-from nfq_enforcer.dataplane import iptables
+from nfq_enforcer.dataplane.rules import iptables
 
 services = [one.rsplit(",", 1) for one in sys.argv[1:]]
 rules = iptables.Rules(iptables.families(), fail_open=False, cluster_mtus={})
@@ -179,7 +179,7 @@ async def test_the_administrator_may_still_drop_what_is_exempt(
 def test_it_is_told_before_or_after_the_rules_are_installed_stays_and_goes_with_them(root: None) -> None:
     here = LocalEndpoint("default/a", Identity(300), None, *(PolicyMap({}, enforced=False),) * 2, is_host=True)
     snapshot = Snapshot(1, {packed("10.0.0.1"): here}, Ipcache({}))
-    queues = [Numbers(100, 101, 102)]
+    queues = [QueueNumbers(100, 101, 102)]
     one, other = (ip_address("192.0.2.1"), STORE), (ip_address("2001:db8::1"), STORE)
 
     async def scenario() -> list[list[str]]:

@@ -18,16 +18,16 @@ import pytest
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab import network
 from nfq_enforcer.lab.capture import Capture
-from nfq_enforcer.lab.host import Host, Outcome
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import STATE, Network, find_command, list_labs, new_run_id, remove
 from nfq_enforcer.lab.topology import WORLD, Address, Topology
+from nfq_enforcer.lab.traffic_host import AttemptResult, TrafficHost
 
 HTTP, DNS, CLOSED = 80, 53, 81
 PATIENT = 10.0  # for what is expected to work, however busy the machine is
 EVENT_TIMEOUT_MS = 10_000
 
-Attempt = Callable[[Host, Address], Coroutine[Any, Any, Outcome]]
+Attempt = Callable[[TrafficHost, Address], Coroutine[Any, Any, AttemptResult]]
 ATTEMPTS: dict[str, Attempt] = {
     "TCP": lambda host, address: host.connect(address, HTTP, PATIENT),
     "UDP": lambda host, address: host.send_udp(address, DNS, PATIENT),
@@ -68,7 +68,7 @@ class TestTraffic:
     ) -> None:
         pairs = list(permutations(lab.topology.hosts, 2))
 
-        async def attempt_all() -> list[Outcome]:
+        async def attempt_all() -> list[AttemptResult]:
             return await asyncio.gather(*(ATTEMPTS[way](lab.host(a), lab.address(b, family)) for a, b in pairs))
 
         for (source, target), outcome in zip(pairs, runner.run(attempt_all()), strict=True):
@@ -133,12 +133,12 @@ class TestTraffic:
         assert send(largest + 1, False) == "ok"
 
     def test_orders_to_a_host_whose_process_died_fail_at_once(self, lab: Lab, runner: asyncio.Runner) -> None:
-        host = Host(lab.network, "front3")
+        host = TrafficHost(lab.network, "front3")
         before = processes_of(lab, "front3")
         assert runner.run(host.ping(lab.address("n3"), PATIENT)).ok
         (pid,) = processes_of(lab, "front3") - before
 
-        async def be_killed_while_waiting() -> Outcome:
+        async def be_killed_while_waiting() -> AttemptResult:
             waiting = asyncio.create_task(host.connect(lab.address(WORLD) + 1, HTTP, PATIENT))
             await host.ping(lab.address("n3"), PATIENT)  # the order before it is under way
             os.kill(pid, signal.SIGKILL)

@@ -11,12 +11,13 @@ _FILL_THEN_LOCK = """
 import subprocess
 from pathlib import Path
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.store.laststate import Entry, LastState
-from nfq_enforcer.store.records import Kind
+from nfq_enforcer.store.redis.last_state import LastState
+from nfq_enforcer.store.redis.schema import StoreEntry
+from nfq_enforcer.cluster.records import Kind
 
 def save(state, name, size, **options):
     try:
-        state.save([(Kind.NODE, name, Entry(1, bytes(size)))], {"last": name}, **options)
+        state.save([(Kind.NODE, name, StoreEntry(1, bytes(size)))], {"last": name}, **options)
     except NfqError as error:
         print(error)
         return False

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.core.conntrack import KnownFlow, State
-from nfq_enforcer.core.packet import parse
-from nfq_enforcer.dataplane import ctnetlink
-from nfq_enforcer.lab.host import Connection
+from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
+from nfq_enforcer.core.wire.packet import parse
+from nfq_enforcer.dataplane.queue import ctnetlink
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.node import Node
-from tests.apart import enter
+from nfq_enforcer.lab.node import LabNode
+from nfq_enforcer.lab.traffic_host import Connection
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support.apart import enter
+from tests.support.labs import (
     BRIEF,
     DRIVERS,
     FAMILIES,
@@ -36,7 +36,7 @@ from tests.labs import (
     stop_agents,
     to_role,
 )
-from tests.packets import ACK, PSH, tcp
+from tests.support.packets import ACK, PSH, tcp
 
 BOTH_WAYS_CLOSED = FRONT_TO_BACK + policy("front-out", "frontend", egress=[to_role("backend")])
 DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])
@@ -77,7 +77,7 @@ async def kill_workers(lab: Lab, datapath: Datapath) -> None:
         await until(partial(_is_replaced, lab, node, victim))
 
 
-def _is_replaced(lab: Lab, node: Node, victim: int) -> bool:
+def _is_replaced(lab: Lab, node: LabNode, victim: int) -> bool:
     """Say whether another worker has taken the queues over."""
     queues = "cat", "/proc/net/netfilter/nfnetlink_queue"
     return node.status()["worker"]["pid"] not in (None, victim) and run_in(lab, node.name, *queues) != ""
@@ -170,13 +170,13 @@ async def test_what_the_kernel_remembers_is_read_with_its_opener_and_state(lab: 
     connection = await hold(lab, "back1")
     port, front, back = port_of(lab, "back1", begun), str(lab.address("front1")), str(lab.address("back1"))
 
-    def remembered() -> list[KnownFlow]:
+    def remembered() -> list[KernelFlow]:
         enter(Path("/run/netns") / lab.topology.namespace("n1"))
         return list(ctnetlink.open_flows())
 
     with ThreadPoolExecutor(1) as thread:
         flows = {flow.key: flow for flow in thread.submit(remembered).result()}
     found = flows[parse(tcp(front, back, port, HTTP, ACK)).key]
-    assert found.state is State.ESTABLISHED
+    assert found.state is FlowState.ESTABLISHED
     assert found.expires_in > 86_400
     await connection.close()

@@ -5,7 +5,7 @@ import sys
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from nfq_enforcer.lab.lab import Lab
-from tests.labs import BRIEF, FRONT_TO_BACK, HTTP, PATIENT, Policies, run_in
+from tests.support.labs import BRIEF, FRONT_TO_BACK, HTTP, PATIENT, Policies, run_in
 
 SCRAPE = (
     "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9962/metrics', timeout=9).read().decode())"

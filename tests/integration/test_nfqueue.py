@@ -7,10 +7,10 @@ import warnings
 import pytest
 
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.dataplane import drivers, netlink
-from nfq_enforcer.dataplane.nfqueue import Numbers, backlog
+from nfq_enforcer.dataplane.queue import drivers, netlink
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, backlog
 from nfq_enforcer.errors import NfqError
-from tests.apart import run_apart
+from tests.support.apart import run_apart
 
 # No kernel here is without it, so the program has the kernel answer as one that is: a seccomp filter refuses the
 # netlink family of netfilter (seccomp(2); offsets in struct seccomp_data, linux/seccomp.h).
@@ -18,7 +18,7 @@ PROGRAM = """
 import ctypes, platform, struct, sys
 from pathlib import Path
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.dataplane import drivers, nfqueue
+from nfq_enforcer.dataplane.queue import drivers, protocol
 from nfq_enforcer.errors import NfqError
 
 SOCKET = {"x86_64": 41, "aarch64": 198}[platform.machine()]
@@ -42,9 +42,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
 assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buffer(program)) == 0
 
-nfqueue._PROC = Path("/proc/net/netfilter/there_is_none")
+protocol._PROC = Path("/proc/net/netfilter/there_is_none")
 try:
-    queues = nfqueue.Numbers(100, 101, 102)
+    queues = protocol.QueueNumbers(100, 101, 102)
     drivers.bind(sys.argv[1], queues, lambda payload, indev, outdev, skb: Verdict.DROP, fail_open=False)
 except NfqError as error:
     sys.exit(str(error))
@@ -66,18 +66,18 @@ def accept(payload: bytes, indev: int, outdev: int, skb: int) -> Verdict:
     return Verdict.ACCEPT
 
 
-def queues(first: int) -> Numbers:
-    return Numbers(first, first + 1, first + 2)
+def queues(first: int) -> QueueNumbers:
+    return QueueNumbers(first, first + 1, first + 2)
 
 
 def test_the_better_driver_is_taken_where_it_works(root: None) -> None:
-    async def scenario() -> tuple[str, Numbers, bool]:
+    async def scenario() -> tuple[str, QueueNumbers, bool]:
         queue = drivers.bind("auto", queues(100), accept, fail_open=False)
         bound = backlog(100, 101, 102) is not None
         queue.close()
         return queue.driver, queue.numbers, bound
 
-    assert run_apart(scenario()) == ("netlink", Numbers(100, 101, 102), True)
+    assert run_apart(scenario()) == ("netlink", QueueNumbers(100, 101, 102), True)
 
 
 def test_where_the_kernel_refuses_what_it_needs_the_library_is_taken(
@@ -85,13 +85,13 @@ def test_where_the_kernel_refuses_what_it_needs_the_library_is_taken(
 ) -> None:
     monkeypatch.setattr(netlink, "GSO", 1 << 20)  # no kernel has a flag of this value, as old ones have none for GSO
 
-    async def scenario() -> tuple[str, Numbers]:
+    async def scenario() -> tuple[str, QueueNumbers]:
         with warnings.catch_warnings(action="ignore"):  # of the size of the library's socket
             queue = drivers.bind("auto", queues(100), accept, fail_open=False)
         queue.close()
         return queue.driver, queue.numbers
 
-    assert run_apart(scenario()) == ("netfilterqueue", Numbers(100, 100, 100))
+    assert run_apart(scenario()) == ("netfilterqueue", QueueNumbers(100, 100, 100))
 
 
 def test_a_driver_that_is_asked_for_and_cannot_work_is_one_sentence(

@@ -12,7 +12,7 @@ import pytest
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import UPLINK
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support.labs import (
     DRIVERS,
     FAMILIES,
     HTTP,

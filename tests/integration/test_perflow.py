@@ -17,22 +17,24 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer import api, inforce
-from nfq_enforcer.core.ipcache import Ipcache
-from nfq_enforcer.core.packet import parse
-from nfq_enforcer.core.snapshot import Snapshot
-from nfq_enforcer.dataplane import ctnetlink, iptables, marks, pool
-from nfq_enforcer.dataplane.nfqueue import in_rows
-from nfq_enforcer.dataplane.ruleset import IPV4, IPV6
-from nfq_enforcer.dataplane.workers import Workers
-from nfq_enforcer.inforce import InForce
-from nfq_enforcer.lab.host import Connection
+from nfq_enforcer.agent import client, reconciler
+from nfq_enforcer.agent.reconciler import Reconciler
+from nfq_enforcer.cluster.replica import NodeSettings, Replica
+from nfq_enforcer.core.tables.ipcache import Ipcache
+from nfq_enforcer.core.tables.snapshot import Snapshot
+from nfq_enforcer.core.wire.packet import parse
+from nfq_enforcer.dataplane.queue import ctnetlink
+from nfq_enforcer.dataplane.queue.protocol import in_rows
+from nfq_enforcer.dataplane.rules import connmark, iptables
+from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
+from nfq_enforcer.dataplane.worker import process
+from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.store.memory import MemoryStore
-from nfq_enforcer.store.replica import NodeSettings, Replica
-from tests.apart import enter, run_apart
+from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.store.files import FileStore
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support.apart import enter, run_apart
+from tests.support.labs import (
     BRIEF,
     DRIVERS,
     FAMILIES,
@@ -248,7 +250,7 @@ class TestBypass:
         for node in ("n1", "n2"):
             found = [mark_of(line) for line in tracked(lab, node) if mark_of(line) & 0xFF]
             assert {mark & 0xFF for mark in found} == {LOW_BYTE}
-            assert any(mark & marks.MASK for mark in found)
+            assert any(mark & connmark.MASK for mark in found)
 
 
 class TestNever:
@@ -380,7 +382,7 @@ class TestMarks:
         assert 0 < judged(lab, "n2") - before < FEW
 
     async def test_rules_of_an_administrator_see_no_mark_of_ours_on_what_leaves(self, lab: Lab) -> None:
-        rule = ("-t", "mangle", "{}", "POSTROUTING", "-m", "mark", "!", "--mark", f"0/{marks.FIELD:#x}")
+        rule = ("-t", "mangle", "{}", "POSTROUTING", "-m", "mark", "!", "--mark", f"0/{connmark.FIELD:#x}")
         connection = await hold(lab, "back2")
         run_in(lab, "n1", "iptables", *(word.format("-A") for word in rule))
         try:
@@ -390,7 +392,7 @@ class TestMarks:
         finally:
             run_in(lab, "n1", "iptables", *(word.format("-D") for word in rule))
 
-        assert [line.split("-c ")[1] for line in lines if f"{marks.FIELD:#x}" in line] == ["0 0"]
+        assert [line.split("-c ")[1] for line in lines if f"{connmark.FIELD:#x}" in line] == ["0 0"]
 
     async def test_a_packet_that_a_program_has_signed_itself_is_judged_all_the_same(
         self, shared: Lab, datapath: Datapath
@@ -400,7 +402,7 @@ class TestMarks:
         try:
             for family in FAMILIES:
                 address = str(shared.address("back2", family))
-                for mark in (marks.SIGNED, marks.FIELD, marks.FROM_REPLIER):
+                for mark in (connmark.SIGNED, connmark.FIELD, connmark.FROM_REPLIER):
                     program = ("python3", "-c", SIGN, _number(family), address, str(HTTP), str(mark))
                     assert run_in(shared, "n3", *program).strip() == "timed out"
                 program = (
@@ -426,10 +428,10 @@ class TestEpoch:
     """The node's own part, without endpoints: who moves the epoch, and when."""
 
     def test_flows_show_themselves_from_time_to_time(self, root: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(inforce, "_SHOWING", 0.05)
+        monkeypatch.setattr(reconciler, "_SHOWING", 0.05)
 
         async def scenario() -> list[int]:
-            async with in_force() as one:
+            async with enforcing() as one:
                 seen = [one.epoch()]
                 async with asyncio.timeout(PATIENT):
                     while len(seen) < 4:
@@ -451,18 +453,18 @@ class TestEpoch:
             rules.move(ROUND)
             return before, marks_now()
 
-        assert run_apart(scenario()) == ([f"{0x1242A}"], [f"{marks.EARLIER | 0x2A}"])
+        assert run_apart(scenario()) == ([f"{0x1242A}"], [f"{connmark.EARLIER | 0x2A}"])
 
     def test_while_a_worker_has_not_heard_of_an_epoch_no_mark_is_in_force(
         self, root: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pool, "_PATIENCE", 0.5)
-        monkeypatch.setattr(inforce, "_SHOWING", 0.2)
-        monkeypatch.setattr(inforce, "_RENEWAL", 0.0)
+        monkeypatch.setattr(process, "_PATIENCE", 0.5)
+        monkeypatch.setattr(reconciler, "_SHOWING", 0.2)
+        monkeypatch.setattr(reconciler, "_RENEWAL", 0.0)
 
         async def scenario() -> tuple[list[bool], int]:
-            async with in_force() as one:
-                following = asyncio.create_task(one.in_force.follow())
+            async with enforcing() as one:
+                following = asyncio.create_task(one.reconciler.follow())
                 stuck = one.workers.each[0].pid
                 assert stuck is not None
                 os.kill(stuck, signal.SIGSTOP)
@@ -489,9 +491,9 @@ def marks_now() -> list[str]:
 
 @dataclass
 class Enforcing:
-    """An ``InForce`` over a store without documents."""
+    """An ``Reconciler`` over a store without documents."""
 
-    in_force: InForce
+    reconciler: Reconciler
     workers: Workers
 
     def epoch(self) -> int:
@@ -505,12 +507,12 @@ class Enforcing:
 
 
 @asynccontextmanager
-async def in_force() -> AsyncIterator[Enforcing]:
+async def enforcing() -> AsyncIterator[Enforcing]:
     """Give what is in force on a node of its own: store, workers and rules."""
     settings = NodeSettings("n1", (), frozenset(), frozenset())
-    store, workers = MemoryStore([], settings), Workers(1, 100, 1000, lambda events: None)
+    store, workers = FileStore([], settings), Workers(1, 100, 1000, lambda events: None)
     rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
-    enforcing = InForce(store, Replica(settings), workers, rules, "per-flow")
+    enforcing = Reconciler(store, Replica(settings), workers, rules, "per-flow")
     await store.start()
     try:
         await enforcing.begin()
@@ -528,7 +530,7 @@ def test_a_node_says_that_another_has_another_datapath(make_lab: MakeLab) -> Non
     for name, node in lab.nodes.items():
         node.start(datapath="per-packet" if name == "n3" else PER_FLOW)
         node.wait_until_ready()
-    listed = {one["name"]: one["datapath"] for one in api.call(lab.nodes["n3"].socket, "nodes")}
+    listed = {one["name"]: one["datapath"] for one in client.call(lab.nodes["n3"].socket, "nodes")}
     stop_agents(lab)
 
     assert listed == {"n1": PER_FLOW, "n2": PER_FLOW, "n3": "per-packet"}

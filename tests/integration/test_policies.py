@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer import api
-from nfq_enforcer.core.packet import ICMP, ICMPV6
+from nfq_enforcer.agent import client
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.enforceable import check
 from nfq_enforcer.policy.ports import PROTOCOLS, Question
 from nfq_enforcer.policy.simulation import Simulation
-from tests.labs import ENDPOINTS, FRONT_TO_BACK, Attempt, Policies, dropped, expect, outcomes, passes, run_in
+from tests.support.labs import ENDPOINTS, FRONT_TO_BACK, Attempt, Policies, dropped, expect, outcomes, passes, run_in
 
 EXAMPLES = Path("policies")
 WAYS = ("80/TCP", "443/TCP", "8080/TCP", "53/UDP", "ping")
@@ -103,12 +103,12 @@ class TestCommands:
         names = [f"policy-{number}" for number in range(6)]
 
         def load(name: str) -> None:
-            api.call(node.socket, "apply", files=[(f"{name}.yaml", FRONT_TO_BACK.replace("front-to-back", name))])
+            client.call(node.socket, "apply", files=[(f"{name}.yaml", FRONT_TO_BACK.replace("front-to-back", name))])
 
         await asyncio.gather(*(asyncio.to_thread(load, name) for name in names))
-        there = [one["name"] for one in api.call(node.socket, "policies")]
+        there = [one["name"] for one in client.call(node.socket, "policies")]
         for name in there:
-            api.call(node.socket, "delete", namespace="default", name=name)
+            client.call(node.socket, "delete", namespace="default", name=name)
 
         assert sorted(there) == names
 

@@ -21,11 +21,11 @@ import yaml
 from redis.asyncio import Redis
 
 import nfq_enforcer
-from nfq_enforcer.store.redis import RedisStore
-from nfq_enforcer.store.server import check
-from tests.copies import PATIENCE, Copy, until
-from tests.redis_servers import RedisServer
-from tests.store_steps import take_every_step
+from nfq_enforcer.store.redis.commands import Commands
+from nfq_enforcer.store.redis.connection import check
+from tests.support.copies import PATIENCE, Copy, until
+from tests.support.redis_servers import RedisServer
+from tests.support.store_steps import take_every_step
 
 pytestmark = pytest.mark.timeout(600)  # of which the installation of the program takes the most
 
@@ -223,7 +223,7 @@ def test_the_user_of_the_nodes_may_do_all_that_the_store_does(store: Copy, tmp_p
         login: dict[str, Any] = {"port": port, "username": "nfqe", "password": secret}
         async with aclosing(Redis(**login)) as client, aclosing(Redis(**login)) as reader:
             await check(client)
-            await take_every_step(RedisStore(client, reader, "nfqe"))
+            await take_every_step(Commands(client, reader, "nfqe"))
 
     with RedisServer(tmp_path / "server", acl=[user]) as server:
         asyncio.run(use(server.port))

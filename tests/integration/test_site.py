@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.copies import PATIENCE, Copy, until
 from tests.integration.test_provision import ENDPOINTS, SCRIPTS
+from tests.support.copies import PATIENCE, Copy, until
 
 pytestmark = [
     pytest.mark.timeout(300),

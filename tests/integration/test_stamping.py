@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
 
-from nfq_enforcer.core.packet import parse
+from nfq_enforcer.core.wire.packet import parse
 from nfq_enforcer.lab.capture import Capture
-from nfq_enforcer.lab.host import Outcome
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import Address
+from nfq_enforcer.lab.traffic_host import AttemptResult
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support.labs import (
     BRIEF,
     DATAPATHS,
     DNS,
@@ -249,7 +249,7 @@ def _too_big(error: bytes) -> int:
 
 async def _send(
     lab: Lab, source: str, target: str, family: int, size: int, timeout: float = PATIENT, *, dont_fragment: bool = True
-) -> Outcome:
+) -> AttemptResult:
     address = lab.address(target, family)
     return await lab.host(source).send_udp(address, DNS, timeout, size=size, dont_fragment=dont_fragment)
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 
+from nfq_enforcer.cluster.records import Kind, NodeRecord
 from nfq_enforcer.core.identity import CLUSTER_MAX, CLUSTER_MIN, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.store import schema
-from nfq_enforcer.store.records import Kind, NodeRecord
-from nfq_enforcer.store.redis import NotJoined, RedisStore, Request
-from nfq_enforcer.store.server import StoreError
-from tests.members import connection, dump, endpoint, held_by, placed, store
-from tests.redis_servers import RedisServer, valkey_server
+from nfq_enforcer.store.redis import schema
+from nfq_enforcer.store.redis.commands import Commands, NotJoined, Request
+from nfq_enforcer.store.redis.connection import StoreError
+from tests.support.members import connection, dump, endpoint, held_by, placed, store
+from tests.support.redis_servers import RedisServer, valkey_server
 
 ALLOCATORS, SETS = 50, 1000
 NODE = schema.encode_node(NodeRecord((), "1"))
@@ -163,7 +163,7 @@ class TestAllOrNothing:
 
     async def test_nobody_writes_before_a_member_has_joined_this_run_of_the_server(self, url: str) -> None:
         async with connection(url) as client:
-            stranger = RedisStore(client, client, "test")
+            stranger = Commands(client, client, "test")
             for doing in (
                 stranger.write(Request(values=[(Kind.NODE, "n1", NODE)])),
                 stranger.restore([], [(Kind.NODE, "n1")]),
@@ -185,16 +185,16 @@ class TestAllOrNothing:
             with pytest.raises(
                 StoreError, match="under prefix 'test' has schema version 2, and this program understands 1"
             ):
-                await RedisStore(client, client, "test").join("n1", 0, 0)
+                await Commands(client, client, "test").join("n1", 0, 0)
             assert await dump(url) == before
 
 
 class TestCollection:
-    async def start(self, mine: RedisStore, name: str = "web", app: str = "web", ip: str = "10.0.0.1") -> Identity:
+    async def start(self, mine: Commands, name: str = "web", app: str = "web", ip: str = "10.0.0.1") -> Identity:
         (number,) = (await mine.write(Request([placed(name, ip, app)]))).numbers
         return number
 
-    async def stop(self, mine: RedisStore, name: str = "web") -> None:
+    async def stop(self, mine: Commands, name: str = "web") -> None:
         await mine.write(Request(gone=[(Kind.ENDPOINT, f"default/{name}")]))
 
     async def test_an_identity_that_nobody_has_is_collected_after_the_grace(self, url: str) -> None:
@@ -330,7 +330,7 @@ class TestRestore:
             await mine.write(Request([placed("owner", "10.0.0.1")]))
             await mine.write(Request([placed("wop", "10.0.0.4")]))
             before = await held_by(url)
-            entries = [(key, schema.Entry(1, value.encode())) for key, value in back]
+            entries = [(key, schema.StoreEntry(1, value.encode())) for key, value in back]
             left = await mine.restore(entries, labels={Identity(1000): lost, Identity(4000): lost})
 
         assert left == {(Kind.IDENTITY, "3000"), (Kind.ENDPOINT, "default/web"), (Kind.ENDPOINT, "default/wap")}

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from nfq_enforcer.cluster.records import Kind
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.store import member
-from nfq_enforcer.store.records import Kind
-from nfq_enforcer.store.redis import Request
-from nfq_enforcer.store.server import StoreError
-from tests.members import (
+from nfq_enforcer.store.redis import session
+from nfq_enforcer.store.redis.commands import Request
+from nfq_enforcer.store.redis.connection import StoreError
+from tests.support.members import (
     Node,
     agreed,
     endpoint_text,
@@ -27,7 +27,7 @@ from tests.members import (
     store,
     until,
 )
-from tests.redis_servers import LOOPBACK, RedisServer, Sentinel, valkey_server, wait_until
+from tests.support.redis_servers import LOOPBACK, RedisServer, Sentinel, valkey_server, wait_until
 
 NAMES = ("n1", "n2", "n3")
 SECRET = "geheim-s3cret"
@@ -43,10 +43,10 @@ def binary(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Have members look and come back sooner; hold every test to it that none of them fails inside."""
-    monkeypatch.setattr(member, "HEARTBEAT", 0.1)
-    monkeypatch.setattr(member, "_PAUSES", (0.02, 0.1))
-    monkeypatch.setattr(member, "_FIRST_STATE", 0.3)
-    monkeypatch.setattr(member, "_WAIT", 0.3)
+    monkeypatch.setattr(session, "HEARTBEAT", 0.1)
+    monkeypatch.setattr(session, "_PAUSES", (0.02, 0.1))
+    monkeypatch.setattr(session, "_FIRST_STATE", 0.3)
+    monkeypatch.setattr(session, "_WAIT", 0.3)
     caplog.set_level(logging.DEBUG, "nfq_enforcer")
     yield
     assert [record.message for record in caplog.records if record.exc_info] == []
@@ -133,10 +133,10 @@ class TestFollowing:
             last = max(each.id or 0 for each in written)
             await until(lambda: one.member.entries.position >= last, "all changes have come")
             await one.store.wait()
-            handed = one.store.take()
+            handed = one.store.poll()
 
             assert [change.kind for change in handed.changes].count(Kind.ENDPOINT) == 1000
-            assert one.store.take().changes == []
+            assert one.store.poll().changes == []
 
     async def test_what_a_node_writes_counts_there_at_once(self, server: RedisServer, tmp_path: Path) -> None:
         async with cluster(server.url(), tmp_path) as (one, two, _):

@@ -12,19 +12,27 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from nfq_enforcer.store.address import HostPort, parse
-from nfq_enforcer.store.redis import RedisStore
-from nfq_enforcer.store.server import (
+from nfq_enforcer.store.redis.commands import Commands
+from nfq_enforcer.store.redis.connection import (
     FAILURES,
     PERMISSIONS,
     SENTINEL_PERMISSIONS,
-    Server,
+    Connection,
     ServerInfo,
     StoreError,
     check,
     sentence,
 )
-from tests.redis_servers import LOOPBACK, Certificates, RedisServer, Sentinel, free_port, valkey_server, wait_until
-from tests.store_steps import take_every_step
+from tests.support.redis_servers import (
+    LOOPBACK,
+    Certificates,
+    RedisServer,
+    Sentinel,
+    free_port,
+    valkey_server,
+    wait_until,
+)
+from tests.support.store_steps import take_every_step
 
 SECRET = "geheim-s3cret"
 WRONG = "wr0ng-geheim"
@@ -76,7 +84,7 @@ def silent(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @asynccontextmanager
 async def connected(url: str, timeout: float = TIMEOUT) -> AsyncIterator[Redis]:
-    server = Server(parse(url))
+    server = Connection(parse(url))
     async with aclosing(server.client(*await server.locate(), timeout=timeout)) as client:
         yield client
 
@@ -158,7 +166,7 @@ class TestReached:
             url = server.url(login=f"full:{SECRET}", path="/1")
             async with connected(url) as client, connected(url) as reader:
                 await check(client)
-                await take_every_step(RedisStore(client, reader, "nfqe"))
+                await take_every_step(Commands(client, reader, "nfqe"))
                 with pytest.raises(redis_errors.NoPermissionError):
                     await client.hget("other:h", "f")
 
@@ -318,13 +326,13 @@ class TestRefused:
 
 class TestResolve:
     async def test_a_server_is_resolved_to_all_its_addresses(self) -> None:
-        found = await Server(parse("redis://localhost:7000")).resolve()
+        found = await Connection(parse("redis://localhost:7000")).resolve()
 
         assert (ip_address("127.0.0.1"), 7000) in found
         assert {port for _, port in found} == {7000}
 
     async def test_what_has_no_address_is_left_out(self) -> None:
-        server = Server(parse(f"redis+sentinel://no-such-host.invalid,[::1]:{free_port()}/main"))
+        server = Connection(parse(f"redis+sentinel://no-such-host.invalid,[::1]:{free_port()}/main"))
 
         assert {str(address) for address, _ in await server.resolve()} == {"::1"}
 
@@ -350,7 +358,7 @@ class TestSentinels:
         self, deployment: Deployment, tmp_path: Path
     ) -> None:
         primary, replica, sentinels = deployment
-        server = Server(parse(sentinel_url(sentinels, tmp_path)))
+        server = Connection(parse(sentinel_url(sentinels, tmp_path)))
 
         assert await server.locate() == (LOOPBACK, primary.port)
         ports = {primary.port, *(sentinel.port for sentinel in sentinels)}
@@ -372,7 +380,7 @@ class TestSentinels:
         with Sentinel(folder / "guard", guarded, tls=certificates) as sentinel:
             url = f"rediss+sentinel://{LOOPBACK}:{sentinel.port}/main{tls_options(certificates)}"
 
-            assert await Server(parse(url)).locate() == (LOOPBACK, guarded.port)
+            assert await Connection(parse(url)).locate() == (LOOPBACK, guarded.port)
             assert (await info(url)).product == "Redis"
 
     async def test_a_service_that_they_do_not_watch(self, folder: Path, plain: RedisServer, tmp_path: Path) -> None:
@@ -384,7 +392,7 @@ class TestSentinels:
             as_redis = await refusal(f"redis://{LOOPBACK}:{sentinel.port}")
             (tmp_path / "password").write_text(SECRET)
             options = f"?sentinel_user=sam&sentinel_password_file={tmp_path / 'password'}"
-            found = await Server(parse(f"redis+sentinel://{LOOPBACK}:{sentinel.port}/main{options}")).locate()
+            found = await Connection(parse(f"redis+sentinel://{LOOPBACK}:{sentinel.port}/main{options}")).locate()
 
         assert told == (
             "no Sentinel names a primary of 'other': "

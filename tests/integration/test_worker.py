@@ -13,22 +13,23 @@ from itertools import count
 import pytest
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache, Peer, PeerChange
-from nfq_enforcer.core.packet import UDP
-from nfq_enforcer.core.policymap import Entry, PolicyKey, PolicyMap, RuleRef
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, PeerChange
+from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction
-from nfq_enforcer.dataplane import iptables, pool
-from nfq_enforcer.dataplane.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, WorkerChannel, encode
-from nfq_enforcer.dataplane.counters import Counters
-from nfq_enforcer.dataplane.nfqueue import Numbers
-from nfq_enforcer.dataplane.policymaps import Named, Received
-from nfq_enforcer.dataplane.ruleset import IPV4
-from nfq_enforcer.dataplane.worker import Worker
-from nfq_enforcer.dataplane.workers import Workers
-from tests.apart import run_apart
-from tests.labs import PATIENT
-from tests.packets import packed
+from nfq_enforcer.core.wire.packet import UDP
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.rules import iptables
+from nfq_enforcer.dataplane.rules.ruleset import IPV4
+from nfq_enforcer.dataplane.worker import process
+from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, WorkerChannel, encode
+from nfq_enforcer.dataplane.worker.counters import Counters
+from nfq_enforcer.dataplane.worker.map_transfer import MapReceiver, SnapshotReference
+from nfq_enforcer.dataplane.worker.worker import Worker
+from nfq_enforcer.dataplane.worker.workers import Workers
+from tests.support.apart import run_apart
+from tests.support.labs import PATIENT
+from tests.support.packets import packed
 
 QUEUE, PORT = 100, 4242
 WEB, ONE, OTHER = "10.0.0.1", "10.0.0.2", "10.0.0.3"
@@ -38,7 +39,9 @@ RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.EGRESS, 0)
 
 def snapshot(revision: int, allowed: int = ALLOWED.identity) -> Snapshot:
     """Return a snapshot in which WEB may send datagrams to one identity alone."""
-    egress = PolicyMap({PolicyKey(Identity(allowed), UDP, 0, 0): Entry((RULE,))}, enforced=True, enforced_by=(RULE,))
+    egress = PolicyMap(
+        {PolicyKey(Identity(allowed), UDP, 0, 0): PolicyEntry((RULE,))}, enforced=True, enforced_by=(RULE,)
+    )
     web = LocalEndpoint("default/web", Identity(300), None, PolicyMap({}, enforced=False), egress, is_host=True)
     return Snapshot(revision, {packed(WEB): web}, Ipcache({}))
 
@@ -160,7 +163,7 @@ def test_a_worker_that_dies_amid_changes_is_replaced_by_one_that_has_them_all(ro
 def test_a_worker_that_reads_nothing_is_replaced_before_all_memory_waits_for_it(
     root: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_MAX_UNREAD", 1 << 20)
+    monkeypatch.setattr(process, "_MAX_UNREAD", 1 << 20)
 
     async def scenario() -> tuple[int, bool, bool]:
         async with judged({packed(ONE): ALLOWED}) as one:
@@ -182,9 +185,9 @@ def test_messages_that_a_turn_has_no_time_for_are_obeyed_in_the_next_ones_withou
 
     async def scenario() -> None:
         with warnings.catch_warnings(action="ignore"):  # of the size of the queue's socket
-            queues = Numbers(QUEUE, QUEUE + 1, QUEUE + 2)
-            setup = Setup("auto", queues, None, False, 1000, Named(Snapshot(1, {}, Ipcache({})), {}), {})
-            Worker(setup, Received(), WorkerChannel(theirs), Counters(memory), lambda: next(seconds)).run()
+            queues = QueueNumbers(QUEUE, QUEUE + 1, QUEUE + 2)
+            setup = Setup("auto", queues, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {})
+            Worker(setup, MapReceiver(), WorkerChannel(theirs), Counters(memory), lambda: next(seconds)).run()
 
     with ours, theirs:
         ours.sendall(b"".join(map(encode, [*[Peers(tuple(crowd(1)))] * number, Revision(2), Stop()])))

@@ -16,23 +16,23 @@ from typing import NamedTuple
 import pytest
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Ipcache
-from nfq_enforcer.core.packet import parse, reply_key
-from nfq_enforcer.core.policymap import PolicyMap
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.tables.ipcache import Ipcache
+from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.dataplane import iptables
-from nfq_enforcer.dataplane.netlinkqueue import NetlinkQueue
-from nfq_enforcer.dataplane.nfqueue import MAX_WAITING, Numbers, backlog, in_rows
-from nfq_enforcer.dataplane.ruleset import IPV4, IPV6
-from nfq_enforcer.dataplane.workers import Workers
+from nfq_enforcer.core.wire.packet import parse, reply_key
+from nfq_enforcer.dataplane.queue.netlink_queue import NetlinkQueue
+from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, QueueNumbers, backlog, in_rows
+from nfq_enforcer.dataplane.rules import iptables
+from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
+from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.host import Host
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import UPLINK, Address
-from tests.apart import enter, run_apart
+from nfq_enforcer.lab.traffic_host import TrafficHost
 from tests.integration.conftest import MakeLab
-from tests.labs import (
+from tests.support.apart import enter, run_apart
+from tests.support.labs import (
     BACKENDS,
     BRIEF,
     CLOSED,
@@ -58,16 +58,16 @@ from tests.labs import (
     stop_agents,
     until,
 )
-from tests.packets import packed
+from tests.support.packets import packed
 
 ELSEWHERE = ("front2", "back2", "front3", "db3", "n3", "world")
 FIRST = 100  # number of a queue
 NOTHING = Snapshot(1, {}, Ipcache({}))
 REFUSED = """
 import runpy
-from nfq_enforcer.dataplane import netlink
+from nfq_enforcer.dataplane.queue import netlink
 netlink.GSO = 1 << 20
-runpy.run_module("nfq_enforcer.dataplane.worker", run_name="__main__", alter_sys=True)
+runpy.run_module("nfq_enforcer.dataplane.worker.worker", run_name="__main__", alter_sys=True)
 """
 SERVICE = 8088  # a port that nobody listens on, but where NAT says so
 
@@ -242,11 +242,11 @@ class TestWhose:
         assert set(errors) == {0}
 
 
-async def _ask_tcp(host: Host, address: Address) -> str:
+async def _ask_tcp(host: TrafficHost, address: Address) -> str:
     return (await host.connect(address, SERVICE, PATIENT)).answered_by
 
 
-async def _ask_udp(host: Host, address: Address) -> str:
+async def _ask_udp(host: TrafficHost, address: Address) -> str:
     return (await host.send_udp(address, SERVICE, PATIENT)).answered_by
 
 
@@ -378,7 +378,7 @@ class TestTogether:
     def test_numbers_that_are_taken_are_told_whichever_workers_they_are(self, root: None) -> None:
         async def scenario() -> tuple[str, object]:
             workers = Workers(3, FIRST, 1000, lambda events: None)
-            other = NetlinkQueue(Numbers(FIRST + 5, FIRST + 10, FIRST + 11), _drop)
+            other = NetlinkQueue(QueueNumbers(FIRST + 5, FIRST + 10, FIRST + 11), _drop)
             try:
                 with pytest.raises(NfqError) as refused:
                     await workers.start(NOTHING, {})
@@ -394,12 +394,12 @@ class TestTogether:
         )
 
     def test_the_library_gets_one_worker_whatever_the_machine_is(self, root: None) -> None:
-        async def scenario() -> tuple[str, tuple[Numbers, ...]]:
+        async def scenario() -> tuple[str, tuple[QueueNumbers, ...]]:
             workers = Workers(None, FIRST, 1000, lambda events: None, driver="netfilterqueue")
             async with working(workers):
                 return workers.driver, workers.queues
 
-        assert run_apart(scenario()) == ("netfilterqueue", (Numbers(FIRST, FIRST, FIRST),))
+        assert run_apart(scenario()) == ("netfilterqueue", (QueueNumbers(FIRST, FIRST, FIRST),))
 
     @pytest.fixture
     def refusing(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -414,14 +414,14 @@ class TestTogether:
     ) -> None:
         monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
 
-        async def scenario() -> tuple[int, tuple[str, tuple[Numbers, ...]], list[int]]:
+        async def scenario() -> tuple[int, tuple[str, tuple[QueueNumbers, ...]], list[int]]:
             workers = Workers(None, FIRST, 1000, lambda events: None)
             before = len(workers.each)
             async with working(workers):
                 bound = [number for number in range(FIRST, FIRST + 12) if backlog(number)]
                 return before, (workers.driver, workers.queues), bound
 
-        assert run_apart(scenario()) == (4, ("netfilterqueue", (Numbers(FIRST, FIRST, FIRST),)), [FIRST])
+        assert run_apart(scenario()) == (4, ("netfilterqueue", (QueueNumbers(FIRST, FIRST, FIRST),)), [FIRST])
 
     def test_where_it_refuses_that_driver_several_workers_are_not_to_be_had(self, root: None, refusing: None) -> None:
         async def scenario() -> None:

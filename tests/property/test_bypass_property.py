@@ -11,23 +11,23 @@ from typing import NamedTuple
 
 import pytest
 
-from nfq_enforcer.core.arrival import OPENERS, REPLIERS, Interface
-from nfq_enforcer.core.conntrack import Bypass, Conntrack
+from nfq_enforcer.core.context import OPENERS, REPLIERS, Interface
 from nfq_enforcer.core.enforcer import Enforcer
 from nfq_enforcer.core.identity import WORLD, Identity
-from nfq_enforcer.core.ipcache import Ipcache, Peer
-from nfq_enforcer.core.packet import TCP, UDP, parse, reply_key
-from nfq_enforcer.core.policymap import PORT_BITS, Entry, PolicyKey, PolicyMap
-from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.tables.conntrack import Conntrack, Offload
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
+from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey, PolicyMap
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, Verdict
-from tests.nodes import rule
-from tests.packets import ACK, PSH, SYN, datagram, identity_on, packed, tcp
+from nfq_enforcer.core.wire.packet import TCP, UDP, parse, reply_key
+from tests.support.nodes import rule
+from tests.support.packets import ACK, PSH, SYN, datagram, identity_on, packed, tcp
 
 ROUNDS, STEPS = 60, 600
 CLUSTER, UPLINK = Interface("eth0", 1500), Interface("wan0", 1500)
 SERVICE = 80
 EARLIER = 0  # an epoch that is never in force
-_SHARES = {Verdict.BYPASS_OPENER: Bypass.OPENER, Verdict.BYPASS_FLOW: Bypass.FLOW}
+_SHARES = {Verdict.OFFLOAD_OPENER: Offload.OPENER, Verdict.OFFLOAD_FLOW: Offload.FLOW}
 
 
 class Party(NamedTuple):
@@ -53,7 +53,7 @@ class Record:
 
     opener: bytes  # the key of its packets
     answered: bool = False
-    mark: tuple[int, Bypass] | None = None
+    mark: tuple[int, Offload] | None = None
 
 
 @dataclass
@@ -112,11 +112,11 @@ class Gate:
     def bypassed(self, record: Record, key: bytes) -> bool:
         if record.mark is None or record.mark[0] != self.rules:
             return False
-        return record.mark[1] is Bypass.FLOW or key == record.opener
+        return record.mark[1] is Offload.FLOW or key == record.opener
 
 
 def side(allowed: list[tuple[Identity, int]]) -> PolicyMap:
-    entry = Entry((rule("any", Direction.INGRESS, 1),))
+    entry = PolicyEntry((rule("any", Direction.INGRESS, 1),))
     return PolicyMap({PolicyKey(*one, SERVICE, PORT_BITS): entry for one in allowed}, enforced=True)
 
 
@@ -202,7 +202,7 @@ class World:
 
     def forget(self, gate: Gate) -> None:
         """Have so much time go by that the worker forgets what it has left to the kernel."""
-        for flow in [flow for flow in gate.flows if flow.bypass in (Bypass.OPENER, Bypass.FLOW)]:
+        for flow in [flow for flow in gate.flows if flow.offload in (Offload.OPENER, Offload.FLOW)]:
             gate.flows.remove(flow)
 
 

@@ -5,11 +5,11 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_enforcer.core.conntrack import Conntrack
-from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP, read_key, reply_key
-from nfq_enforcer.dataplane.ctnetlink import MessageError, messages, read_flow
-from tests.conntracks import Way, entry
-from tests.nodes import FAMILIES
+from nfq_enforcer.core.tables.conntrack import Conntrack
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP, read_key, reply_key
+from nfq_enforcer.dataplane.queue.ctnetlink import MessageError, messages, read_flow
+from tests.support.conntracks import Way, entry
+from tests.support.nodes import FAMILIES
 
 SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=500)
 BULK = 50_000
@@ -30,7 +30,7 @@ def handle(body: bytes, flows: Conntrack) -> bool:
     if flow is not None:
         assert reply_key(reply_key(flow.key)) == flow.key
         assert len(read_key(flow.key)[0]) in (4, 16)
-        flows.learn(flow, 0.0)
+        flows.import_flow(flow, 0.0)
     return True
 
 

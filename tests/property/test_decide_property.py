@@ -7,12 +7,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_enforcer.core.conntrack import KnownFlow, State
 from nfq_enforcer.core.enforcer import Decision
-from nfq_enforcer.core.packet import TCP, UDP, parse
+from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
-from tests.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
-from tests.packets import (
+from nfq_enforcer.core.wire.packet import TCP, UDP, parse
+from tests.support.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
+from tests.support.packets import (
     error,
     fin,
     ip,
@@ -154,8 +154,8 @@ def test_no_learned_flow_lets_anything_in_from_outside_that_no_rule_allows() -> 
     connections = set()
     for number in range(BULK // 2):
         if number % 100 == 0:
-            opener, state = random.choice(openers), random.choice(list(State))
-            if node.flows.learn(KnownFlow(opener.key, state, 1e6), node.now) and opener.proto == TCP:
+            opener, state = random.choice(openers), random.choice(list(FlowState))
+            if node.flows.import_flow(KernelFlow(opener.key, state, 1e6), node.now) and opener.proto == TCP:
                 connections.add(opener.key)
         payload = damaged(random, random.choice(CORPUS))
         come_by, leave_by = random.choice((ETH0, WAN0)), random.choice((VETH_WEB, VETH_DB))

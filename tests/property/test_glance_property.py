@@ -3,15 +3,15 @@
 from random import Random
 from typing import Any
 
-from nfq_enforcer.core.conntrack import Conntrack, KnownFlow, State
 from nfq_enforcer.core.enforcer import Decision
-from nfq_enforcer.core.glance import glance
 from nfq_enforcer.core.identity import travels
-from nfq_enforcer.core.packet import TCP, UDP, checksum, parse
-from nfq_enforcer.core.stamp import read
+from nfq_enforcer.core.tables.conntrack import Conntrack, FlowState, KernelFlow
 from nfq_enforcer.core.verdict import Verdict
-from tests.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
-from tests.packets import (
+from nfq_enforcer.core.wire.fast_parse import parse_fast
+from nfq_enforcer.core.wire.packet import TCP, UDP, checksum, parse
+from nfq_enforcer.core.wire.stamp import read
+from tests.support.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
+from tests.support.packets import (
     Build,
     error,
     fin,
@@ -125,25 +125,25 @@ def known(flows: Conntrack, now: float) -> list[object]:
 
 def test_a_glance_and_the_long_way_agree_on_every_packet_and_know_the_same_flows() -> None:
     random, pressed, passed = Random(5), 0, 0
-    nodes = [Node(10_000, hands_on=True), Node(10_000, hands_on=True, glances=False)]  # never full
+    nodes = [Node(10_000, can_requeue=True), Node(10_000, can_requeue=True, glances=False)]  # never full
     for number in range(COUNT):
         policy = random.choice(POLICIES) if number % 300 == 0 else None
         step = random.choice((0.0, 0.01, 0.1, 40.0 if number % 50 == 0 else 0.0))
         drawn = draw(random)
-        seen = glance(draw(random)[0]) if number % 20 == 0 else None
-        learned, state = seen and seen[0], random.choice(list(State))
+        seen = parse_fast(draw(random)[0]) if number % 20 == 0 else None
+        learned, state = seen and seen[0], random.choice(list(FlowState))
         for node in nodes:
             node.now += step
             if policy is not None:
                 node.load(**policy)
             if learned is not None:
-                node.flows.learn(KnownFlow(learned, state, 100.0), node.now)
+                node.flows.import_flow(KernelFlow(learned, state, 100.0), node.now)
         quick, slow = (decide(node, *drawn) for node in nodes)
 
         assert quick == slow
         if number % 100 == 0:
             assert known(nodes[0].flows, nodes[0].now) == known(nodes[1].flows, nodes[1].now)
-        if quick.verdict is Verdict.ACCEPT and glance(drawn[0]) is not None:
+        if quick.verdict is Verdict.ACCEPT and parse_fast(drawn[0]) is not None:
             pressed += quick.payload is not None
             passed += quick.payload is None
 
@@ -155,7 +155,7 @@ def test_what_a_glance_tells_is_what_parsing_and_reading_the_stamp_tell() -> Non
     random, plain = Random(6), 0
     for _ in range(COUNT):
         payload = damage(random, draw(random)[0])
-        seen = glance(payload)
+        seen = parse_fast(payload)
         if seen is None:
             continue
         plain += 1

@@ -13,8 +13,8 @@ from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNet
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
-from nfq_enforcer.policy.rulebook import NO_PORTS
 from nfq_enforcer.policy.rules import PortOf, PortSet
+from nfq_enforcer.policy.rules_index import NO_PORTS
 
 NAMESPACE = "io.kubernetes.pod.namespace"
 KINDS = [

@@ -6,9 +6,9 @@ from contextlib import suppress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_enforcer.dataplane import netlink
-from nfq_enforcer.dataplane.netlink import Answers, MessageError, Packets
-from tests import netlink as kernel
+from nfq_enforcer.dataplane.queue import netlink
+from nfq_enforcer.dataplane.queue.netlink import MessageError, Packets, VerdictBatch
+from tests.support import netlink as kernel
 
 NUMBER = st.integers(0, 2**32 - 1)
 PORT = st.sampled_from((1, 2, 3, 2**31))
@@ -94,7 +94,7 @@ def test_every_packet_gets_its_own_verdict_in_the_order_of_its_queue(
     numbers = [queue for queue, _, _ in verdicts]
     queues = [KernelQueue(first[queue], numbers.count(queue)) for queue in range(3)]
     expected: list[list[tuple[int, int, bytes | None]]] = [[], [], []]
-    answers, sent = Answers(), b""
+    answers, sent = VerdictBatch(), b""
     for queue, what, send in verdicts:
         packet = (first[queue] + len(expected[queue])) % 2**32
         expected[queue].append((packet, 1, what) if isinstance(what, bytes) else (packet, what, None))

@@ -20,9 +20,9 @@ from scapy.layers.inet6 import (
 from scapy.layers.sctp import SCTP
 
 from nfq_enforcer.core.identity import CLUSTER_MAX, CLUSTER_MIN, Identity
-from nfq_enforcer.core.packet import Packet, checksum, parse, parse_quoted, reply_key
-from nfq_enforcer.core.stamp import Stamp, imprint, read, strip, write
 from nfq_enforcer.core.verdict import PacketError
+from nfq_enforcer.core.wire.packet import Packet, checksum, parse, parse_quoted, reply_key
+from nfq_enforcer.core.wire.stamp import Stamp, read, stamp_template, strip, write
 
 T = TypeVar("T")
 
@@ -163,7 +163,7 @@ def test_stripping_undoes_writing_and_other_options_survive(payload: bytes, stam
 def test_pressing_a_stamp_on_a_bare_packet_is_writing_it(payload: bytes, stamp: Stamp) -> None:
     packet = parse(payload)
 
-    assert imprint(stamp, packet.version, packet.proto).press(payload) == write(payload, packet, stamp)
+    assert stamp_template(stamp, packet.version, packet.proto).press(payload) == write(payload, packet, stamp)
 
 
 @SAME_EVERY_TIME

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfq_enforcer.core.identity import RESERVED
-from nfq_enforcer.core.l7 import HttpMatch, HttpRequest
 from nfq_enforcer.core.labels import Label, Labels
-from nfq_enforcer.core.policymap import Outcome
+from nfq_enforcer.core.tables.l7 import HttpMatch, HttpRequest
+from nfq_enforcer.core.tables.policymap import LookupResult
 from nfq_enforcer.errors import DocumentError, DocumentErrors
-from nfq_enforcer.policy import loader, located
-from nfq_enforcer.policy.cluster import Cluster
-from nfq_enforcer.policy.cluster import gather as settle
+from nfq_enforcer.policy import loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.loader import parse
+from nfq_enforcer.policy.model import Cluster
+from nfq_enforcer.policy.model import gather as settle
 
 Spec = dict[str, Any]
 NAMESPACES = ["one", "two"]
@@ -492,14 +492,14 @@ def cluster_of(documents: list[Spec], mode: Enforcement) -> Cluster:
     return settle(loader.gather(one.document for one in parse(text, "x.json")), mode)
 
 
-def asked(cluster: Cluster, direction: str, subject: int, peer: Who, port: tuple[int, int]) -> Outcome:
+def asked(cluster: Cluster, direction: str, subject: int, peer: Who, port: tuple[int, int]) -> LookupResult:
     policy = getattr(cluster.maps(cluster.members[subject]), direction)
     if peer.address is None:
         identity = next(number for number, labels in RESERVED.items() if labels == peer.labels)
-        return Outcome(*policy.lookup(identity, *port))
+        return LookupResult(*policy.lookup(identity, *port))
     address = ip_address(peer.address).packed
     found = cluster.addresses.lookup(address).identity
-    return Outcome(*policy.lookup(found, *port, cluster.addresses.local_identities(address)))
+    return LookupResult(*policy.lookup(found, *port, cluster.addresses.local_identities(address)))
 
 
 @settings(max_examples=PROBED // 100, deadline=None)
@@ -534,7 +534,7 @@ def test_any_text_gives_documents_or_errors(text: str) -> None:
 @given(st.binary())
 def test_any_bytes_give_text_or_an_error(raw: bytes) -> None:
     with suppress(DocumentError):
-        located.decode(raw, "x.yaml")
+        yaml_source.decode(raw, "x.yaml")
 
 
 FIELDS = st.sampled_from(

@@ -7,18 +7,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from nfq_enforcer.core.directory import Directory, EndpointName, KnownAddress
+from nfq_enforcer.cluster.names import EndpointName, KnownAddress, Names
+from nfq_enforcer.cluster.records import Address, Change, EndpointRecord, Kind, NodeRecord, Record
+from nfq_enforcer.cluster.replica import NodeSettings, Replica, View
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.ipcache import Peer
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.snapshot import Snapshot
+from nfq_enforcer.core.tables.ipcache import Peer
+from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.documents import Namespace
 from nfq_enforcer.policy.rules import PortOf
-from nfq_enforcer.store.records import Address, Change, EndpointRecord, Kind, NodeRecord, Record
-from nfq_enforcer.store.replica import NodeSettings, Replica, View
-from tests.packets import packed
 from tests.property.test_incremental_property import DOCUMENTS, HTTP, HTTP_TOO, KINDS
+from tests.support.packets import packed
 
 NUMBERS = [Identity(300 + number) for number in range(6)]
 ADDRESSES = [packed(f"10.1.0.{number}") for number in range(4)] + [packed("fd00::1")]
@@ -78,7 +78,7 @@ def judged(snapshot: Snapshot) -> Judged:
 Named = tuple[dict[str, EndpointName], dict[Identity, Labels | None], list[KnownAddress], list[str]]
 
 
-def named(directory: Directory) -> Named:
+def named(directory: Names) -> Named:
     """Return all that a directory says."""
     return (
         {one.name: one for one in directory},

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.core.conntrack import Opening, Origin
+from nfq_enforcer.cluster.replica import NodeSettings
 from nfq_enforcer.core.identity import WORLD
-from nfq_enforcer.core.judgement import Refused, judge
-from nfq_enforcer.core.packet import ICMP, ICMPV6
-from nfq_enforcer.core.snapshot import Snapshot
+from nfq_enforcer.core.policy_verdict import PolicyDenied, evaluate
+from nfq_enforcer.core.tables.conntrack import Opening, Origin
+from nfq_enforcer.core.tables.snapshot import Snapshot
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.policy.cilium import CiliumPolicy
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.loader import Documents, load
 from nfq_enforcer.policy.ports import Question
 from nfq_enforcer.policy.probes import Family
 from nfq_enforcer.policy.simulation import Pair, Simulation
-from nfq_enforcer.store.replica import NodeSettings
-from tests.replicas import replica_of, whole
+from tests.support.replicas import replica_of, whole
 
 FOLDER = Path(__file__).parents[2] / "policies"
 ENDPOINTS = FOLDER / "endpoints.yaml"
@@ -73,8 +73,8 @@ def judged(snapshot: Snapshot, pair: Pair, question: Question, origin: Origin) -
     assert target is not None
     asked = opening(source.network_address.packed, target.network_address.packed, question)
     try:
-        judge(snapshot, asked, origin)
-    except Refused:
+        evaluate(snapshot, asked, origin)
+    except PolicyDenied:
         return False
     return True
 

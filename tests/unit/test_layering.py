@@ -25,6 +25,7 @@ IMPURE = {
     "time",
 }
 IMPURE_CALLS = {"input", "open", "print"}
+CLUSTER = sorted(PACKAGE.glob("cluster/**/*.py"))
 READS_FILES = PACKAGE / "policy/loader.py"
 
 
@@ -67,8 +68,8 @@ def test_core_imports_only_itself_and_the_standard_library(path: Path) -> None:
     assert {name.partition(".")[0] for name in imported(path) - own} <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("path", [*CORE, *POLICY], ids=relative)
-def test_core_and_policy_reach_for_no_clock_socket_file_or_log(path: Path) -> None:
+@pytest.mark.parametrize("path", [*CORE, *POLICY, *CLUSTER], ids=relative)
+def test_pure_rooms_reach_for_no_clock_socket_file_or_log(path: Path) -> None:
     allowed = {"os", "pathlib"} if path == READS_FILES else set()
 
     assert {name.partition(".")[0] for name in imported(path)} & IMPURE <= allowed

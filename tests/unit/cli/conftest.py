@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import api
 from nfq_enforcer.cli.main import main
 
 NOBODY = 65534
@@ -56,7 +56,7 @@ class Canned:
     def __init__(self, socket: Path, answers: Mapping[str, Any]) -> None:
         self.socket = socket
         self.asked: list[Mapping[str, Any]] = []
-        self._server = api.Server(socket, {name: self._method(answer) for name, answer in answers.items()})
+        self._server = api.ApiServer(socket, {name: self._method(answer) for name, answer in answers.items()})
         self._runner = asyncio.Runner()
         self._thread = threading.Thread(target=self._runner.get_loop().run_forever)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from nfq_enforcer import api
+from nfq_enforcer.agent import client
 from tests.unit.cli.conftest import Answering, RunProgram
 from tests.unit.cli.test_policy import POLICY
 
@@ -89,7 +89,7 @@ def test_what_makes_no_new_revision_is_told_without_one(run: RunProgram, answeri
 def test_the_agent_is_given_the_time_that_waiting_takes(
     run: RunProgram, answering: Answering, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api, "TIMEOUT", 1e-9)  # which is over before any answer comes
+    monkeypatch.setattr(client, "TIMEOUT", 1e-9)  # which is over before any answer comes
     agent = answering(apply=APPLIED | {"nodes": [node("n1")]})
 
     assert run("policy", "load", file, "--wait", "--timeout", "60", "--socket", agent.socket).status == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nfq_enforcer
-from nfq_enforcer import config
+from nfq_enforcer.agent import config
 
 UNIT = Path(nfq_enforcer.__file__).parent / "systemd" / "nfq-enforcer.service"
 PROGRAM = "/usr/local/bin/nfq-enforcer"

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from nfq_enforcer.core.verdict import DropReason
-from nfq_enforcer.dataplane.counters import Counters
+from nfq_enforcer.dataplane.worker.counters import Counters
 from tests.unit.cli.conftest import Answering, RunProgram
 
 

@@ -5,16 +5,16 @@ from ipaddress import ip_network
 
 import pytest
 
-from nfq_enforcer.core import stamp
-from nfq_enforcer.core.conntrack import State
 from nfq_enforcer.core.enforcer import Decision
 from nfq_enforcer.core.identity import HOST, LOCAL, REMOTE_NODE, WORLD, Identity
-from nfq_enforcer.core.ipcache import Ipcache, Peer, Prefixes
-from nfq_enforcer.core.l7 import HttpMatch
-from nfq_enforcer.core.packet import ICMP, ICMPV6, TCP, UDP, parse, parse_quoted
-from nfq_enforcer.core.policymap import Entry, L7Rule, PolicyKey, PolicyMap
+from nfq_enforcer.core.tables.conntrack import FlowState
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, Prefixes
+from nfq_enforcer.core.tables.l7 import HttpMatch
+from nfq_enforcer.core.tables.policymap import L7Rule, PolicyEntry, PolicyKey, PolicyMap
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, Verdict
-from tests.nodes import (
+from nfq_enforcer.core.wire import stamp
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, UDP, parse, parse_quoted
+from tests.support.nodes import (
     CLIENT,
     DB,
     ETH0,
@@ -34,7 +34,7 @@ from tests.nodes import (
     refused,
     rule,
 )
-from tests.packets import (
+from tests.support.packets import (
     ACK,
     FIN,
     RST,
@@ -317,7 +317,7 @@ def test_the_host_reaches_its_endpoints_except_where_a_rule_denies_it(node: Node
 
 def test_a_rule_for_some_requests_lets_nothing_pass_without_a_proxy(node: Node, at: Addresses) -> None:
     ref = rule("db", Direction.INGRESS, 0)
-    some = Entry(l7=(L7Rule(ref, HttpMatch("GET")),))
+    some = PolicyEntry(l7=(L7Rule(ref, HttpMatch("GET")),))
     closed = PolicyMap({PolicyKey(WEB, TCP, 80, 16): some}, enforced=True, enforced_by=(ref,))
     endpoints = node.snapshot(0).endpoints
     node.load(endpoints={address: replace(one, ingress=closed) for address, one in endpoints.items()})
@@ -760,7 +760,7 @@ def test_a_flow_that_fell_silent_for_too_long_is_judged_anew(node: Node, at: Add
 
 def test_the_server_may_speak_first_in_a_learned_flow_whose_opener_policy_allows(node: Node, at: Addresses) -> None:
     node.load(ingress={"web": HTTP}, egress={"web": NOBODY})
-    node.learn(syn(at.client, at.web))
+    node.import_flow(syn(at.client, at.web))
 
     for _ in range(2):
         decision = node.forward(response(at.web, at.client), VETH_WEB, ETH0)
@@ -774,7 +774,7 @@ def test_a_learned_flow_that_policy_does_not_allow_is_cut_from_either_side(
     node: Node, at: Addresses, opener: Build, reply: Build
 ) -> None:
     node.load(ingress={"web": [(OTHER, 0, 0)]}, egress={"web": NOBODY})
-    node.learn(opener(at.client, at.web))
+    node.import_flow(opener(at.client, at.web))
 
     for _ in range(2):
         assert not accepted(from_client(node, opener(at.client, at.web)))
@@ -784,7 +784,7 @@ def test_a_learned_flow_that_policy_does_not_allow_is_cut_from_either_side(
 
 def test_a_learned_flow_lets_no_stranger_in_who_bears_its_openers_address(node: Node, at: Addresses) -> None:
     node.load(ingress={"web": HTTP})
-    node.learn(syn(at.client, at.web))
+    node.import_flow(syn(at.client, at.web))
     strangers = [(stamped(request(at.client, at.web), OTHER), ETH0)]
     strangers += [(request(at.client, at.web), way) for way in (ETH0, WAN0)]
 
@@ -797,7 +797,7 @@ def test_a_learned_flow_lets_no_stranger_in_who_bears_its_openers_address(node: 
 
 def test_a_learned_flows_opener_counts_by_its_stamp_once_it_speaks(node: Node, at: Addresses) -> None:
     node.load(ingress={"web": HTTP})
-    node.learn(syn(at.world, at.web))  # a router has changed its address
+    node.import_flow(syn(at.world, at.web))  # a router has changed its address
 
     assert refused(node.forward(response(at.web, at.world), VETH_WEB, ETH0)) is DropReason.POLICY_DENIED
     assert accepted(from_client(node, request(at.world, at.web)))
@@ -807,7 +807,7 @@ def test_a_learned_flows_opener_counts_by_its_stamp_once_it_speaks(node: Node, a
 def test_replies_in_a_learned_flow_of_a_local_opener_must_come_from_its_other_end(node: Node, at: Addresses) -> None:
     node.load(ingress={"web": NOBODY}, egress={"web": [(CLIENT, 0, 0), (WORLD, 0, 0), (DB, 0, 0)]})
     for address in (at.client, at.world, at.db):
-        node.learn(syn(at.web, address))
+        node.import_flow(syn(at.web, address))
 
     for come_by in (ETH0, WAN0):
         drop = node.forward(response(at.client, at.web), come_by, VETH_WEB)
@@ -820,7 +820,7 @@ def test_replies_in_a_learned_flow_of_a_local_opener_must_come_from_its_other_en
 
 def test_a_learned_flow_of_a_local_opener_is_held_against_its_egress(node: Node, at: Addresses) -> None:
     node.load(egress={"web": [(OTHER, 0, 0)]})
-    node.learn(syn(at.web, at.client))
+    node.import_flow(syn(at.web, at.client))
 
     drop = from_client(node, response(at.client, at.web))
     assert (refused(drop), event(drop).direction) == (DropReason.POLICY_DENIED, Direction.EGRESS)
@@ -828,7 +828,7 @@ def test_a_learned_flow_of_a_local_opener_is_held_against_its_egress(node: Node,
 
 
 def test_a_learned_flow_of_the_host_is_the_hosts(node: Node, at: Addresses) -> None:
-    node.learn(syn(at.host, at.web))
+    node.import_flow(syn(at.host, at.web))
     node.load(ingress=CLOSED, egress=CLOSED)
 
     assert accepted(node.receive(response(at.web, at.host), VETH_WEB))
@@ -838,7 +838,7 @@ def test_a_learned_flow_of_the_host_is_the_hosts(node: Node, at: Addresses) -> N
 
 
 def test_in_a_learned_flow_to_the_host_only_the_host_answers(node: Node, at: Addresses) -> None:
-    node.learn(udp(at.web, at.host))
+    node.import_flow(udp(at.web, at.host))
     node.load(ingress=CLOSED, egress={"web": [(HOST, 0, 0)]})
 
     assert accepted(node.send(udp_answer(at.host, at.web), VETH_WEB))
@@ -853,7 +853,7 @@ def test_the_other_end_of_a_learned_exchange_of_datagrams_that_is_cut_may_open_i
     node: Node, at: Addresses
 ) -> None:
     node.load(ingress=CLOSED)
-    node.learn(udp(at.client, at.web))
+    node.import_flow(udp(at.client, at.web))
     assert not accepted(node.forward(udp_answer(at.web, at.client), VETH_WEB, ETH0))
 
     assert event(node.forward(udp_answer(at.web, at.client), VETH_WEB, ETH0)).opening.source == WEB
@@ -861,7 +861,7 @@ def test_the_other_end_of_a_learned_exchange_of_datagrams_that_is_cut_may_open_i
 
 def test_who_the_opener_of_a_learned_flow_is_likely_to_be_changes_with_what_is_known(node: Node, at: Addresses) -> None:
     node.load(ingress={"web": HTTP})
-    node.learn(syn(at.client, at.web))
+    node.import_flow(syn(at.client, at.web))
     assert accepted(node.forward(response(at.web, at.client), VETH_WEB, ETH0))
     node.load(ingress={"web": HTTP}, ipcache=Ipcache({packed(at.client): Peer(OTHER, remote=True)}))
 
@@ -872,7 +872,7 @@ def test_an_error_about_a_learned_flow_is_held_against_policy_until_its_opener_i
     node: Node, at: Addresses
 ) -> None:
     node.load(ingress=CLOSED, egress={"web": [(CLIENT, 0, 0)]})
-    node.learn(udp(at.web, at.client))
+    node.import_flow(udp(at.web, at.client))
     about = udp(at.web, at.client)
 
     assert refused(from_client(node, error(at.client, at.web, about))) is DropReason.POLICY_DENIED
@@ -882,7 +882,7 @@ def test_an_error_about_a_learned_flow_is_held_against_policy_until_its_opener_i
 
 def test_a_learned_flow_that_only_audit_lets_pass_is_logged(node: Node, at: Addresses) -> None:
     node.load(ingress=CLOSED, audit=True)
-    node.learn(syn(at.client, at.web))
+    node.import_flow(syn(at.client, at.web))
 
     decision = node.forward(response(at.web, at.client), VETH_WEB, ETH0)
     assert (accepted(decision), event(decision).verdict) == (True, FlowVerdict.AUDIT)
@@ -891,11 +891,11 @@ def test_a_learned_flow_that_only_audit_lets_pass_is_logged(node: Node, at: Addr
 
 def test_a_learned_flow_whose_handshake_is_not_over_goes_on(node: Node, at: Addresses) -> None:
     node.load(ingress={"web": HTTP}, egress=CLOSED)
-    node.learn(syn(at.client, at.web), State.NEW)
+    node.import_flow(syn(at.client, at.web), FlowState.NEW)
 
     assert accepted(node.forward(syn_ack(at.web, at.client), VETH_WEB, ETH0))
     assert accepted(from_client(node, request(at.client, at.web)))
-    assert [flow.state for flow in node.flows] == [State.ESTABLISHED]
+    assert [flow.state for flow in node.flows] == [FlowState.ESTABLISHED]
 
 
 # Related errors
@@ -952,7 +952,7 @@ def test_an_error_is_handed_on_until_it_meets_the_worker_that_knows_the_flow(las
     packet = error(at.world, at.web, about, TOO_BIG)
 
     for worker in workers[:last]:
-        assert worker.forward(packet, WAN0, VETH_WEB) == Decision(Verdict.HAND_ON_NEXT)
+        assert worker.forward(packet, WAN0, VETH_WEB) == Decision(Verdict.REQUEUE_NEXT)
         assert len(worker.flows) == 0
     assert accepted(workers[last].forward(packet, WAN0, VETH_WEB))
 
@@ -973,10 +973,10 @@ def test_an_error_about_a_learned_flow_is_handed_on_to_who_may_have_seen_its_ope
     about = udp(at.web, at.client)
     for worker in (first, last):
         worker.load(ingress=CLOSED)
-        worker.learn(about)
+        worker.import_flow(about)
     packet = error(at.world, at.web, about, TOO_BIG)
 
-    assert first.forward(packet, WAN0, VETH_WEB) == Decision(Verdict.HAND_ON_NEXT)
+    assert first.forward(packet, WAN0, VETH_WEB) == Decision(Verdict.REQUEUE_NEXT)
     assert refused(last.forward(packet, WAN0, VETH_WEB)) is DropReason.POLICY_DENIED
     last.forward(about, VETH_WEB, ETH0)
     assert accepted(last.forward(packet, WAN0, VETH_WEB))
@@ -1274,7 +1274,7 @@ LONGEST = 65_531  # bytes that a verdict can carry
 
 @pytest.fixture
 def passing_on() -> Node:
-    return Node(hands_on=True)
+    return Node(can_requeue=True)
 
 
 @pytest.mark.parametrize("build", [syn, request, udp])
@@ -1328,7 +1328,7 @@ def test_what_has_no_room_for_its_stamp_is_handed_on_to_come_in_segments(passing
     assert passing_on.forward(large_tcp(at, room), VETH_WEB, ETH0, skb=GSO).payload is not None
     for _ in range(2):
         decision = passing_on.forward(large_tcp(at, room + 1), VETH_WEB, ETH0, skb=GSO)
-        assert decision == Decision(Verdict.HAND_ON_SEGMENTED)
+        assert decision == Decision(Verdict.REQUEUE_SEGMENTED)
 
 
 def test_a_connection_that_was_open_before_comes_in_segments_that_are_held_against_the_mtu(
@@ -1339,7 +1339,7 @@ def test_a_connection_that_was_open_before_comes_in_segments_that_are_held_again
     segment = request(at.web, at.client, data=bytes(MTU - headers))
 
     for _ in range(2):
-        assert passing_on.forward(large_tcp(at, 20_000), VETH_WEB, ETH0, skb=GSO) == Decision(Verdict.HAND_ON_SEGMENTED)
+        assert passing_on.forward(large_tcp(at, 20_000), VETH_WEB, ETH0, skb=GSO) == Decision(Verdict.REQUEUE_SEGMENTED)
         assert passing_on.forward(segment, VETH_WEB, ETH0).answer is not None
     for again in (rst(at.web, at.client), syn(at.web, at.client)):
         passing_on.forward(again, VETH_WEB, ETH0)
@@ -1363,11 +1363,11 @@ def test_what_is_cut_short_and_must_be_stamped_is_handed_on_to_come_whole(passin
     long = request(at.web, at.client, data=LONG)
 
     for _ in range(2):
-        assert passing_on.forward(cut_short(long), VETH_WEB, ETH0) == Decision(Verdict.HAND_ON_WHOLE)
+        assert passing_on.forward(cut_short(long), VETH_WEB, ETH0) == Decision(Verdict.REQUEUE_WHOLE)
     whole = passing_on.forward(long, VETH_WEB, ETH0)
     assert whole.payload == stamped(long, WEB)
     assert event(whole).verdict is FlowVerdict.FORWARDED
-    assert passing_on.forward(cut_short(long), VETH_WEB, ETH0) == Decision(Verdict.HAND_ON_WHOLE)
+    assert passing_on.forward(cut_short(long), VETH_WEB, ETH0) == Decision(Verdict.REQUEUE_WHOLE)
 
 
 def test_what_is_handed_on_is_noted_when_it_comes_again(passing_on: Node, at: Addresses) -> None:
@@ -1376,7 +1376,7 @@ def test_what_is_handed_on_is_noted_when_it_comes_again(passing_on: Node, at: Ad
     passing_on.now += 1
     long = tcp(at.web, at.client, 80, 40_000, FIN | ACK, LONG)
 
-    assert passing_on.forward(cut_short(long), VETH_WEB, ETH0).verdict is Verdict.HAND_ON_WHOLE
+    assert passing_on.forward(cut_short(long), VETH_WEB, ETH0).verdict is Verdict.REQUEUE_WHOLE
     assert [(flow.state, flow.expires, flow.reply_origin) for flow in passing_on.flows] == before
 
 
@@ -1398,7 +1398,7 @@ def test_what_only_audit_lets_pass_is_logged_when_it_comes_again(passing_on: Nod
 def test_a_forged_stamp_on_a_packet_cut_short_is_handed_on_to_be_taken_off(passing_on: Node, at: Addresses) -> None:
     forged = stamped(udp(at.web, at.world, data=LONG), OTHER)
 
-    assert passing_on.forward(cut_short(forged), VETH_WEB, WAN0).verdict is Verdict.HAND_ON_WHOLE
+    assert passing_on.forward(cut_short(forged), VETH_WEB, WAN0).verdict is Verdict.REQUEUE_WHOLE
     assert passing_on.forward(forged, VETH_WEB, WAN0).payload == udp(at.web, at.world, data=LONG)
 
 
@@ -1408,16 +1408,16 @@ def test_a_tunnels_packets_are_handed_on_to_get_their_inner_checksums(passing_on
     for payload in (ip(at.web, at.client, 47, inner), udp(at.web, at.client, 4789, inner)):
         for skb in (UNFINISHED, GSO):
             decision = passing_on.forward(payload, VETH_WEB, ETH0, skb=skb)
-            assert decision == Decision(Verdict.HAND_ON_SEGMENTED)
+            assert decision == Decision(Verdict.REQUEUE_SEGMENTED)
 
 
 @pytest.mark.parametrize("build", [udp, sctp])
 def test_what_is_not_tcp_is_cut_before_it_is_stamped(passing_on: Node, at: Addresses, build: Build) -> None:
     burst = build(at.web, at.client) if build is sctp else unfinished(build(at.web, at.client))
 
-    assert passing_on.forward(burst, VETH_WEB, ETH0, skb=GSO) == Decision(Verdict.HAND_ON_SEGMENTED)
+    assert passing_on.forward(burst, VETH_WEB, ETH0, skb=GSO) == Decision(Verdict.REQUEUE_SEGMENTED)
     assert accepted(passing_on.forward(build(at.web, at.client), VETH_WEB, ETH0))
-    assert passing_on.forward(burst, VETH_WEB, ETH0, skb=GSO) == Decision(Verdict.HAND_ON_SEGMENTED)
+    assert passing_on.forward(burst, VETH_WEB, ETH0, skb=GSO) == Decision(Verdict.REQUEUE_SEGMENTED)
 
 
 def beyond(at: Addresses, src: str, dst: str) -> bytes:
@@ -1442,7 +1442,7 @@ def test_what_is_longer_than_its_header_can_say_comes_in_segments_to_be_stamped(
 ) -> None:
     decision = passing_on.forward(beyond(at, at.web, at.client), VETH_WEB, ETH0, skb=GSO)
 
-    assert decision == Decision(Verdict.HAND_ON_SEGMENTED)
+    assert decision == Decision(Verdict.REQUEUE_SEGMENTED)
 
 
 def test_without_another_queue_what_is_longer_than_its_header_can_say_is_not_stamped(node: Node, at: Addresses) -> None:

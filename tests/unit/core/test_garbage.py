@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from nfq_enforcer.core.identity import WORLD
-from nfq_enforcer.core.packet import TCP
-from tests.nodes import ETH0, FAMILIES, VETH_WEB, Node
-from tests.packets import ACK, FIN, error, ping, pong, rst, stamped, syn, tcp, udp
+from nfq_enforcer.core.wire.packet import TCP
+from tests.support.nodes import ETH0, FAMILIES, VETH_WEB, Node
+from tests.support.packets import ACK, FIN, error, ping, pong, rst, stamped, syn, tcp, udp
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def uncollected() -> Iterator[None]:
 
 
 def test_packets_flows_and_policies_come_and_go_without_cycles(uncollected: None) -> None:
-    node = Node(maximum_flows=20, hands_on=True)
+    node = Node(maximum_flows=20, can_requeue=True)
     for turn in range(50):
         node.load(ingress={"web": [(WORLD, TCP, 80)]} if turn % 2 else None)
         node.now += 40

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.core.arrival import Interface
+from nfq_enforcer.core.context import Interface
 from nfq_enforcer.dataplane import interfaces
 from nfq_enforcer.dataplane.interfaces import Interfaces
 from nfq_enforcer.errors import NfqError

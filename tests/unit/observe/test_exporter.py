@@ -10,14 +10,14 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe import exporter
 from nfq_enforcer.observe.exporter import Exporter, render
-from nfq_enforcer.observe.metrics import Family, Sample, Sort
+from nfq_enforcer.observe.metrics import MetricFamily, MetricType, Sample
 
 FAMILIES = (
-    Family("nfq_enforcer_flows", "Open flows.", Sort.GAUGE, (Sample(3, {}),)),
-    Family(
+    MetricFamily("nfq_enforcer_flows", "Open flows.", MetricType.GAUGE, (Sample(3, {}),)),
+    MetricFamily(
         "nfq_enforcer_drops_total",
         'Packets, "dropped".\n',
-        Sort.COUNTER,
+        MetricType.COUNTER,
         (Sample(5, {"reason": "POLICY_DENIED"}), Sample(0, {"reason": 'a"b\\c\n'})),
     ),
 )
@@ -25,7 +25,7 @@ TEXT = render(FAMILIES)
 SCRAPE = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
-async def read() -> Iterable[Family]:
+async def read() -> Iterable[MetricFamily]:
     return FAMILIES
 
 
@@ -107,7 +107,7 @@ def test_what_is_no_scrape_is_told_so(request_: bytes, status: bytes) -> None:
 def test_one_scrape_is_read_at_a_time() -> None:
     reading = most = 0
 
-    async def read() -> Iterable[Family]:
+    async def read() -> Iterable[MetricFamily]:
         nonlocal reading, most
         reading += 1
         most = max(most, reading)
@@ -156,7 +156,7 @@ def test_those_who_wait_are_hung_up_on_at_the_end() -> None:
 
 
 def test_figures_that_cannot_be_had_are_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
-    async def read() -> Iterable[Family]:
+    async def read() -> Iterable[MetricFamily]:
         raise NfqError("iptables-save is gone")
 
     answer = serving(lambda served: ask(served, SCRAPE), read)
@@ -169,7 +169,7 @@ def test_figures_that_cannot_be_had_are_one_sentence(caplog: pytest.LogCaptureFi
 def test_a_bug_is_logged_and_costs_nobody_else_anything(caplog: pytest.LogCaptureFixture) -> None:
     faults = [ZeroDivisionError()]
 
-    async def read() -> Iterable[Family]:
+    async def read() -> Iterable[MetricFamily]:
         if faults:
             raise faults.pop()
         return FAMILIES

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from nfq_enforcer.core.conntrack import Opening
-from nfq_enforcer.core.directory import End, Ends
+from nfq_enforcer.cluster.names import End, Ends
 from nfq_enforcer.core.enforcer import FlowEvent
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, RESERVED, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP
-from nfq_enforcer.core.policymap import RuleRef
+from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.observe import flow
 from nfq_enforcer.observe.flow import Flow, compact, render_lost
-from tests.packets import packed
+from tests.support.packets import packed
 
 AT = 1_767_225_600.125  # 2026-01-01T00:00:00.125Z
 FRONT, BACK, UNKNOWN = Identity(300), Identity(400), Identity(0)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.core.verdict import DropReason
-from nfq_enforcer.observe.metrics import Sort, families
+from nfq_enforcer.observe.metrics import MetricType, families
 
 WORKER: dict[str, Any] = {
     **{
@@ -193,7 +193,7 @@ def test_nodes_are_told_live_or_not() -> None:
 def test_what_only_grows_is_a_counter_and_named_so() -> None:
     told = families(STATUS | {"store": STORE})
 
-    assert {family.name for family in told if family.sort is Sort.COUNTER} == {
+    assert {family.name for family in told if family.sort is MetricType.COUNTER} == {
         family.name for family in told if family.name.endswith("_total")
     }
     assert all(family.help and family.samples for family in told)

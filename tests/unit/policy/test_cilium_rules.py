@@ -2,10 +2,10 @@
 
 import pytest
 
-from nfq_enforcer.core.l7 import HttpRequest
-from nfq_enforcer.core.policymap import Outcome
+from nfq_enforcer.core.tables.l7 import HttpRequest
+from nfq_enforcer.core.tables.policymap import LookupResult
 from nfq_enforcer.policy.compiler import Enforcement
-from tests.clusters import CILIUM, CLUSTERWIDE, DB, EVERYBODY, WEB, World
+from tests.support.clusters import CILIUM, CLUSTERWIDE, DB, EVERYBODY, WEB, World
 
 NOBODY, ALL = [False] * 5, [True] * 5
 
@@ -272,7 +272,7 @@ REQUESTS = "{method: GET, path: /a|/b, headers: ['X: 1', Y]}"
 HTTP = f"toPorts: [{{ports: [{{port: '80', protocol: TCP}}], rules: {{http: [{REQUESTS}]}}}}]"
 
 
-def passes(found: Outcome, path: str, headers: tuple[tuple[str, str], ...] = (("x", "1"), ("y", ""))) -> bool:
+def passes(found: LookupResult, path: str, headers: tuple[tuple[str, str], ...] = (("x", "1"), ("y", ""))) -> bool:
     request = HttpRequest("GET", path, "", headers)
     return found.allowed and (not found.l7 or any(rule.match.matches(request) for rule in found.l7))  # type: ignore[arg-type]
 

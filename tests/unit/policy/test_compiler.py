@@ -5,7 +5,7 @@ import yaml
 
 from nfq_enforcer.core.identity import ANY, HOST, INIT, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.policymap import PORT_BITS, Entry, PolicyKey, RuleRef
+from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey, RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, CiliumPolicy
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
@@ -110,7 +110,7 @@ def test_a_negative_mention_of_the_namespace_opens_to_reserved_identities() -> N
 def test_egress_is_opened_to_the_peers_it_names() -> None:
     found = maps(policy("{endpointSelector: {}, egress: [{toEndpoints: [{matchLabels: {app: web}}]}]}"))
 
-    assert found.egress.entries == {PolicyKey(Identity(300), 0, 0, 0): Entry((ref(0, Direction.EGRESS),))}
+    assert found.egress.entries == {PolicyKey(Identity(300), 0, 0, 0): PolicyEntry((ref(0, Direction.EGRESS),))}
     assert found.egress.enforced
     assert not found.ingress.enforced
 
@@ -229,7 +229,7 @@ def test_a_new_identity_touches_only_the_maps_of_those_who_admit_it() -> None:
     after = before.with_identity(labels("new"), Identity(400))
 
     assert same(before, after) == EVERY - {(DB, Direction.INGRESS)}
-    assert after.maps_for(DB).ingress.entries == {**entries, PolicyKey(Identity(400), 0, 0, 0): Entry((ref(),))}
+    assert after.maps_for(DB).ingress.entries == {**entries, PolicyKey(Identity(400), 0, 0, 0): PolicyEntry((ref(),))}
     assert before.maps_for(DB).ingress.entries == entries
 
 
@@ -271,7 +271,7 @@ def test_a_changed_policy_touches_only_the_maps_of_those_it_selects() -> None:
     after = before.with_documents([other, FOR_WEB])
 
     assert same(before, after) == EVERY - {(DB, Direction.INGRESS)}
-    assert after.maps_for(DB).ingress.entries == {PolicyKey(WORLD, 0, 0, 0): Entry((ref(1),))}
+    assert after.maps_for(DB).ingress.entries == {PolicyKey(WORLD, 0, 0, 0): PolicyEntry((ref(1),))}
     assert after.maps_for(DB).ingress.enforced_by == (ref(0), ref(1))
     assert len(before.maps_for(DB).ingress.entries) == 2
 
@@ -310,7 +310,7 @@ def test_rules_are_named_in_the_order_of_documents_however_they_came() -> None:
     for documents in ([first, second, third], [third, first, second]):  # one between, and another order
         found = before.with_documents(documents).maps_for(DB).ingress
         refs = tuple(ref(name=one.name) for one in documents)
-        assert found.entries == {PolicyKey(Identity(300), 0, 0, 0): Entry(refs)}
+        assert found.entries == {PolicyKey(Identity(300), 0, 0, 0): PolicyEntry(refs)}
         assert found.enforced_by == refs
 
 

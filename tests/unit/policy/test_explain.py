@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.core.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import SideTrace, Trace, trace
 from nfq_enforcer.policy.loader import gather, load, parse

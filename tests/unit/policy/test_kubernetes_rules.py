@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.clusters import CILIUM, DB, EVERYBODY, PLAIN, WEB, World
+from tests.support.clusters import CILIUM, DB, EVERYBODY, PLAIN, WEB, World
 
 NOBODY, ALL = [False] * 5, [True] * 5
 

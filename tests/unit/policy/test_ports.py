@@ -2,7 +2,7 @@
 
 import pytest
 
-from nfq_enforcer.core.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.policy.ports import Question, Span, joined
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nfq_enforcer.core.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy.probes import Probe, ProbeFile
 

@@ -1,0 +1,1 @@
+"""Tables that a verdict reads: conntrack, ipcache, policy maps, the snapshot. Pure."""

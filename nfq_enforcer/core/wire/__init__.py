@@ -1,0 +1,1 @@
+"""Packet formats: parsing, stamps, ICMP errors, checksums. Pure."""

@@ -1,0 +1,63 @@
+"""Datagrams that no longer fit once stamped: the answer their sender gets, or leave to fragment them.
+
+A sender elsewhere is told the smaller MTU, as by any router on the path; a local datagram loses its DF bit instead.
+"""
+
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, Packet, checksum
+
+_ICMP_HEADER = 8
+_LONGEST_IPV4 = 576  # RFC 1812 section 4.3.2.3
+_LONGEST_IPV6 = 1280  # RFC 4443 section 2.4 (c)
+_INTERNETWORK_CONTROL = 0xC0  # the precedence of errors, RFC 1812 section 4.3.2.5
+_HOPS = 64
+_DF = 0x40  # in the first byte of flags and fragment offset
+
+
+def too_big(payload: bytes, packet: Packet, mtu: int, source: bytes) -> bytes:
+    """Return the packet that tells the sender of this one, from address ``source``, to send no more than ``mtu``."""
+    if packet.version == 4:
+        return _fragmentation_needed(payload, packet, mtu, source)
+    return _packet_too_big(payload, packet, mtu, source)
+
+
+def clear_df(payload: bytes, identification: int) -> bytes:
+    """Return an IPv4 packet that may be fragmented, with this identification if it had none.
+
+    RFC 6864: nobody need look at the identification of a datagram with DF, so that of many is 0; without DF fragments
+    of two of them would be taken for one datagram's.
+    """
+    header = bytearray(payload[: (payload[0] & 0x0F) * 4])
+    header[6] &= ~_DF
+    if header[4:6] == bytes(2):
+        header[4:6] = identification.to_bytes(2, "big")
+    header[10:12] = bytes(2)
+    header[10:12] = checksum(header).to_bytes(2, "big")
+    return bytes(header) + payload[len(header) :]
+
+
+def _fragmentation_needed(payload: bytes, packet: Packet, mtu: int, source: bytes) -> bytes:
+    """Build ICMP type 3, code 4, with the next hop's MTU (RFC 1191 section 4)."""
+    quote = payload[: min(packet.length, _LONGEST_IPV4 - IPV4_HEADER - _ICMP_HEADER)]
+    message = _summed(b"\x03\x04", mtu, quote, b"")
+    length = (IPV4_HEADER + len(message)).to_bytes(2, "big")
+    # With DF it needs no identification (RFC 6864), and no link is so small that it would be cut.
+    start = bytes((0x45, _INTERNETWORK_CONTROL)) + length + bytes((0, 0, _DF, 0, _HOPS, ICMP))
+    addresses = source + packet.src
+    header_sum = checksum(start + bytes(2) + addresses).to_bytes(2, "big")
+    return start + header_sum + addresses + message
+
+
+def _packet_too_big(payload: bytes, packet: Packet, mtu: int, source: bytes) -> bytes:
+    """Build ICMPv6 type 2 (RFC 4443 section 3.2)."""
+    quote = payload[: min(packet.length, _LONGEST_IPV6 - IPV6_HEADER - _ICMP_HEADER)]
+    addresses = source + packet.src
+    length = _ICMP_HEADER + len(quote)
+    pseudo_header = addresses + length.to_bytes(4, "big") + bytes((0, 0, 0, ICMPV6))  # RFC 8200 section 8.1
+    message = _summed(b"\x02\x00", mtu, quote, pseudo_header)
+    return b"\x60\0\0\0" + length.to_bytes(2, "big") + bytes((ICMPV6, _HOPS)) + addresses + message
+
+
+def _summed(kind: bytes, mtu: int, quote: bytes, pseudo_header: bytes) -> bytes:
+    """Return the message of this type and code, its checksum covering the pseudo header too."""
+    rest = mtu.to_bytes(4, "big") + quote
+    return kind + checksum(pseudo_header + kind + bytes(2) + rest).to_bytes(2, "big") + rest

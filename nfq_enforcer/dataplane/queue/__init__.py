@@ -1,0 +1,1 @@
+"""NFQUEUE: the queue protocol, two drivers, netlink codecs."""

@@ -1,0 +1,1 @@
+"""iptables rules and ipsets: rendering, installation, connection marks."""

@@ -1,0 +1,1 @@
+"""Worker processes: the verdict loop, its process, the channel to the agent."""

@@ -1,0 +1,398 @@
+"""Labs for tests: policies to apply, attempts with what is expected of each, flows to await, stamps on the wire.
+
+An attempt that is expected to be dropped gets little time and one that is expected to pass gets much, so that a busy
+machine makes tests slower and not wrong.
+"""
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from datetime import datetime
+from ipaddress import ip_address
+from typing import Any, NamedTuple
+
+import yaml
+
+from nfq_enforcer.agent import client
+from nfq_enforcer.errors import NfqError
+from nfq_enforcer.lab.capture import Capture
+from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.lab.node import LabNode
+from nfq_enforcer.lab.topology import UPLINK, Address
+from nfq_enforcer.lab.traffic_host import AttemptResult, TrafficHost
+
+HTTP, HTTPS, OTHER_TCP, DNS, CLOSED = 80, 443, 8080, 53, 81
+FAMILIES = (4, 6)
+DRIVERS = ("netlink", "netfilterqueue")
+PER_PACKET, PER_FLOW = MODES = "per-packet", "per-flow"
+
+
+class Datapath(NamedTuple):
+    """The agents' settings of what packets meet."""
+
+    driver: str
+    queues: int | str = 1
+    mode: str = PER_PACKET
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"driver": self.driver, "queues": self.queues, "datapath": self.mode}
+
+    def __str__(self) -> str:
+        return f"{self.driver}-{self.queues}-{self.mode}"
+
+
+DATAPATHS = (
+    *(Datapath("netlink"), Datapath("netlink", 2), Datapath("netfilterqueue")),
+    *(Datapath("netlink", 2, PER_FLOW), Datapath("netfilterqueue", 1, PER_FLOW)),
+)
+FLOOD = """
+import socket, sys
+
+family, address, number = sys.argv[1:]
+with socket.socket(int(family), socket.SOCK_DGRAM) as sender:
+    for _ in range(int(number)):
+        sender.sendto(b"no question", (address, 53))
+"""
+PATIENT = 10.0  # for what is expected to pass
+BRIEF = 0.4  # for what is expected to be dropped
+FRONTENDS, BACKENDS = ("front1", "front2", "front3"), ("back1", "back2")
+ENDPOINTS = (*FRONTENDS, *BACKENDS, "db3", "n3")
+
+
+def policy(name: str, role: str, **sections: list[dict[str, Any]]) -> str:
+    """Return a CiliumNetworkPolicy for the endpoints of this role, with ``ingress`` and ``egress``."""
+    document = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"endpointSelector": {"matchLabels": {"role": role}}, **sections},
+    }
+    return yaml.safe_dump(document, sort_keys=False, explicit_start=True)
+
+
+def from_role(role: str, *ports: tuple[int, str]) -> dict[str, Any]:
+    """Return an entry of ``ingress``: this role, on these ports, or on all if none is named."""
+    return {"fromEndpoints": [{"matchLabels": {"role": role}}]} | _to_ports(ports)
+
+
+def to_role(role: str, *ports: tuple[int, str]) -> dict[str, Any]:
+    """Return an entry of ``egress``, likewise."""
+    return {"toEndpoints": [{"matchLabels": {"role": role}}]} | _to_ports(ports)
+
+
+def _to_ports(ports: Iterable[tuple[int, str]]) -> dict[str, Any]:
+    written = [{"port": str(port), "protocol": protocol} for port, protocol in ports]
+    return {"toPorts": [{"ports": written}]} if written else {}
+
+
+FRONT_TO_BACK = policy("front-to-back", "backend", ingress=[from_role("frontend")])
+
+
+class Attempt(NamedTuple):
+    """Something a host tries."""
+
+    source: str
+    target: str
+    way: str  # one of WAYS
+    family: int
+
+
+_Way = Callable[[TrafficHost, Address, float], Awaitable[AttemptResult]]
+
+
+def _connect(port: int) -> _Way:
+    return lambda host, address, timeout: host.connect(address, port, timeout)
+
+
+def _datagram(port: int) -> _Way:
+    return lambda host, address, timeout: host.send_udp(address, port, timeout)
+
+
+WAYS: Mapping[str, _Way] = {
+    **{f"{port}/TCP": _connect(port) for port in (HTTP, HTTPS, OTHER_TCP)},
+    **{f"{port}/UDP": _datagram(port) for port in (DNS, CLOSED)},
+    "ping": lambda host, address, timeout: host.ping(address, timeout),
+}
+USUAL = ("80/TCP", "53/UDP", "ping")
+Expected = Mapping[Attempt, str]  # the status of its outcome
+
+
+def expect(
+    status: str, sources: Iterable[str], targets: Iterable[str], ways: Iterable[str] = USUAL
+) -> dict[Attempt, str]:
+    """Expect this status of every source's attempt to reach every other target, in each way and family."""
+    return {
+        Attempt(source, target, way, family): status
+        for source in sources
+        for target in targets
+        if source != target
+        for way in ways
+        for family in FAMILIES
+    }
+
+
+def passes(sources: Iterable[str], targets: Iterable[str], ways: Iterable[str] = USUAL) -> dict[Attempt, str]:
+    """Expect attempts to succeed."""
+    return expect("ok", sources, targets, ways)
+
+
+def dropped(sources: Iterable[str], targets: Iterable[str], ways: Iterable[str] = USUAL) -> dict[Attempt, str]:
+    """Expect attempts to get no answer at all."""
+    return expect("timeout", sources, targets, ways)
+
+
+async def outcomes(lab: Lab, expected: Expected) -> Expected:
+    """Make all attempts at once and return what became of each."""
+
+    async def make(attempt: Attempt) -> str:
+        address = lab.address(attempt.target, attempt.family)
+        timeout = BRIEF if expected[attempt] == "timeout" else PATIENT
+        return (await WAYS[attempt.way](lab.host(attempt.source), address, timeout)).status
+
+    return dict(zip(expected, await asyncio.gather(*map(make, expected)), strict=True))
+
+
+async def serve(lab: Lab) -> None:
+    """Have every host answer on its ports."""
+    hosts = [lab.host(name) for name in lab.topology.hosts]
+    tcp = (host.serve("TCP", HTTP, HTTPS, OTHER_TCP) for host in hosts)
+    await asyncio.gather(*tcp, *(host.serve("UDP", DNS) for host in hosts))
+
+
+def start(lab: Lab, name: str, *options: str, documents: str = "", **settings: Any) -> LabNode:
+    """Start the agent of one node alone; it judges what its endpoints say to each other and to the world."""
+    lab.documents.mkdir(exist_ok=True)
+    (lab.documents / "endpoints.yaml").write_text(lab.topology.endpoint_documents())
+    (lab.documents / "policies.yaml").write_text(documents)
+    lab.nodes[name].start(*options, **settings)
+    lab.nodes[name].wait_until_ready()
+    return lab.nodes[name]
+
+
+def start_all(lab: Lab, documents: str = "", **settings: Any) -> None:
+    """Start the agents of all nodes."""
+    lab.documents.mkdir(exist_ok=True)
+    (lab.documents / "policies.yaml").write_text(documents)
+    lab.start_agents(**settings)
+
+
+def stop_agents(lab: Lab) -> None:
+    """End all agents; none may have failed in a way that nobody has foreseen."""
+    for node in lab.nodes.values():
+        node.stop()
+    check_logs(lab)
+
+
+def check_logs(lab: Lab) -> None:
+    """Fail if the log of an agent, or of its worker, holds a traceback."""
+    for node in lab.nodes.values():
+        if node.log.exists():
+            assert "Traceback" not in (log := node.log.read_text()), f"{node.name}: {log}"
+
+
+def kill(pid: int) -> None:
+    """Kill a process and return when it is gone."""
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(pid)
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        gone = select.poll()
+        gone.register(descriptor, select.POLLIN)
+        gone.poll(PATIENT * 1000)
+        os.close(descriptor)
+
+
+async def until(condition: Any, timeout: float = PATIENT) -> None:
+    """Return when the condition, which only a look can tell, holds."""
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class Policies:
+    """The policies of one test: what it applies is withdrawn when it ends."""
+
+    def __init__(self, lab: Lab) -> None:
+        """Start with none."""
+        self._lab = lab
+        self._applied: set[str] = set()
+
+    async def apply(self, name: str, *documents: str) -> None:
+        """Apply these documents as one file, in place of those that had the name, on all nodes."""
+        self._applied.add(name)
+        await self._lab.apply(name, "".join(documents))
+
+    async def withdraw(self, name: str) -> None:
+        """Withdraw a file on all nodes."""
+        self._applied.discard(name)
+        await self._lab.withdraw(name)
+
+    async def withdraw_all(self) -> None:
+        """Withdraw what is still applied."""
+        for name in tuple(self._applied):
+            await self.withdraw(name)
+
+
+def identities(lab: Lab) -> dict[str, int]:
+    """Return the identity of every endpoint by name."""
+    node = next(iter(lab.nodes.values()))
+    return {endpoint["name"]: endpoint["identity"] for endpoint in client.call(node.socket, "endpoints")}
+
+
+def await_flow(node: LabNode, since: float, **wanted: object) -> dict[str, Any]:
+    """Return the node's first flow since then (Unix time) that has these properties; see ``properties``."""
+    seen = []
+    with (
+        contextlib.closing(client.stream(node.socket, "observe", 5.0, follow=True)) as flows,
+        contextlib.suppress(NfqError),
+    ):
+        for flow in flows:
+            if datetime.fromisoformat(flow["time"]).timestamp() < since:
+                continue
+            seen.append(properties(flow))
+            if wanted.items() <= seen[-1].items():
+                return dict(flow)
+    raise AssertionError(f"{node.name} has seen no flow {wanted}, but {seen}")
+
+
+def flows_since(node: LabNode, since: float) -> list[dict[str, Any]]:
+    """Return the properties of the flows that the node has seen since then."""
+    flows = node.observe()
+    return [properties(flow) for flow in flows if datetime.fromisoformat(flow["time"]).timestamp() >= since]
+
+
+def properties(flow: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a flow what tests ask for, flat."""
+    ends = flow.get("IP", {})
+    return {
+        "verdict": flow["verdict"],
+        "reason": flow.get("drop_reason_desc"),
+        "direction": flow["traffic_direction"],
+        "source": ends.get("source"),
+        "destination": ends.get("destination"),
+        "identity": flow["source"]["identity"],
+        "port": next((l4["destination_port"] for l4 in flow.get("l4", {}).values() if "destination_port" in l4), None),
+    }
+
+
+def now() -> float:
+    """Return the Unix time from which on to look for flows."""
+    return time.time() - 0.001  # the log has microseconds, and its clock is converted
+
+
+def arrivals(lab: Lab, host: str) -> Capture:
+    """Return a capture of what really reaches a host, whatever its kernel makes of it."""
+    return Capture(lab.network, host, UPLINK)
+
+
+def run_in(lab: Lab, machine: str, *command: str, text: str = "") -> str:
+    """Run a command in a machine's namespace; return what it prints."""
+    argv = lab.network.command(machine, command)
+    return subprocess.run(argv, input=text, stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENT).stdout
+
+
+def counters(lab: Lab, machine: str) -> dict[str, int]:
+    """Return the kernel's counters of a machine (SNMP), both families' by one name."""
+    found: dict[str, int] = {}
+    lines = run_in(lab, machine, "cat", "/proc/net/snmp").splitlines()
+    for names, numbers in zip(lines[::2], lines[1::2], strict=True):
+        (group, *keys), (_, *values) = names.split(), numbers.split()
+        found |= {group.rstrip(":") + key: int(value) for key, value in zip(keys, values, strict=True)}
+    for line in run_in(lab, machine, "cat", "/proc/net/snmp6").splitlines():
+        name, value = line.split()
+        name = name.replace("6", "", 1)
+        found[name] = found.get(name, 0) + int(value)
+    return found
+
+
+class Unharmed:
+    """Says of the kernels on the way what has gone wrong since it was made."""
+
+    NAMES = ("IpFragFails", "IpReasmFails", "TcpInErrs", "TcpInCsumErrors", "UdpInErrors", "UdpInCsumErrors")
+
+    def __init__(self, lab: Lab, *machines: str) -> None:
+        self._lab = lab
+        self._before = {machine: counters(lab, machine) for machine in machines}
+
+    def since(self) -> dict[tuple[str, str], int]:
+        """Return the counters that have grown, by machine and name."""
+        now = {machine: counters(self._lab, machine) for machine in self._before}
+        return {
+            (machine, name): now[machine][name] - before[name]
+            for machine, before in self._before.items()
+            for name in self.NAMES
+            if now[machine][name] != before[name]
+        }
+
+    def retransmitted(self, machine: str) -> tuple[int, int]:
+        """Return how many TCP segments were sent again, and how many were sent."""
+        now, before = counters(self._lab, machine), self._before[machine]
+        again, sent = (now[name] - before[name] for name in ("TcpRetransSegs", "TcpOutSegs"))
+        return again, sent
+
+
+PROGRAM = (sys.executable, "-P", "-m", "nfq_enforcer.cli")
+
+
+def ends(packet: bytes) -> tuple[Address, Address]:
+    """Return source and destination of an IP packet."""
+    start, size = (12, 4) if packet[0] >> 4 == 4 else (8, 16)
+    return ip_address(packet[start : start + size]), ip_address(packet[start + size : start + 2 * size])
+
+
+def length(packet: bytes) -> int:
+    """Return the length of a packet, of which a capture may have cut something off."""
+    start, rest = (2, 0) if packet[0] >> 4 == 4 else (4, 40)
+    return int.from_bytes(packet[start : start + 2], "big") + rest
+
+
+def between(capture: Capture, one: Iterable[Address], other: Iterable[Address]) -> list[bytes]:
+    """Return the captured packets that went between the ones and the others, in either direction."""
+    pairs = {(a, b) for a in one for b in other} | {(b, a) for a in one for b in other}
+    return [packet.data for packet in capture.packets() if ends(packet.data) in pairs]
+
+
+def stamps_on(packet: bytes) -> list[int]:
+    """Return the identities of all stamps on a captured IP packet or fragment.
+
+    Written after the format as it is documented, and on purpose not with the engine's own parser.
+    """
+    if packet[0] >> 4 == 4:
+        options = packet[20 : (packet[0] & 0x0F) * 4]
+        return _identities(options, 158, ends_list=True)
+    found: list[int] = []
+    kind, offset = packet[6], 40
+    while kind in (0, 43, 44, 60):
+        size = 8 if kind == 44 else (packet[offset + 1] + 1) * 8
+        if kind == 60:
+            found += _identities(packet[offset + 2 : offset + size], 0x1E, ends_list=False)
+        later_fragment = kind == 44 and struct.unpack_from("!H", packet, offset + 2)[0] & 0xFFF8
+        if later_fragment:
+            break
+        kind, offset = packet[offset], offset + size
+    return found
+
+
+def _identities(options: bytes, stamp: int, *, ends_list: bool) -> list[int]:
+    found, place = [], 0
+    while place < len(options):
+        kind = options[place]
+        if ends_list and kind == 0:
+            break
+        if kind == (1 if ends_list else 0):
+            place += 1
+            continue
+        size = options[place + 1] + (0 if ends_list else 2)
+        if kind == stamp:
+            version, identity = options[place + 2], int.from_bytes(options[place + 4 : place + 8], "big")
+            assert (size, version) == (8, 0x10), options.hex()
+            found.append(identity)
+        place += size
+    return found

@@ -1,0 +1,163 @@
+"""A node for tests: an enforcer with two endpoints, another node's endpoints to talk to, and a world outside.
+
+    web (300) ── veth-web ─┐                         ┌─ client (500), other (501)
+                         node ── eth0 ─ (cluster) ─ second node
+    db (400) ─── veth-db ──┘ └── wan0 ── world
+
+Tests say by which interfaces a packet comes and goes, as the kernel's three hooks do: it is received by the host
+itself, sent by the host itself, or forwarded. Policy is given as compiled maps: ``load`` names the sides that are
+enforced, and whom each lets pass.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import ip_network
+from typing import Any, NamedTuple
+
+from nfq_enforcer.core.context import Interface
+from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
+from nfq_enforcer.core.identity import REMOTE_NODE, Identity
+from nfq_enforcer.core.tables.conntrack import Conntrack, FlowState, KernelFlow
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
+from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.verdict import Direction, DropReason, Verdict
+from nfq_enforcer.core.wire.packet import parse
+from tests.support.packets import packed
+
+
+class Addresses(NamedTuple):
+    """One family's view of the test's little world."""
+
+    version: int
+    host: str
+    web: str
+    db: str
+    client: str  # an endpoint of the second node
+    other: str  # another one
+    second_node: str
+    cluster: str  # in the cluster's networks, and nobody known
+    world: str
+
+
+V4 = Addresses(
+    4, "172.16.0.1", "10.1.0.10", "10.1.0.20", "10.2.0.10", "10.2.0.11", "172.16.0.2", "10.9.0.9", "203.0.113.9"
+)
+V6 = Addresses(6, "fd00::1", "fd01::10", "fd01::20", "fd02::10", "fd02::11", "fd00::2", "fd09::9", "2001:db8::9")
+FAMILIES = (V4, V6)
+
+WEB, DB, CLIENT, OTHER = map(Identity, (300, 400, 500, 501))
+ETH0, WAN0, VETH_WEB, VETH_DB = "eth0", "wan0", "veth-web", "veth-db"
+MTU = 1500
+
+Allowed = Iterable[tuple[int, int, int]]  # identity, protocol, port
+Side = Mapping[str, Allowed]  # local endpoint: who may pass this side of it; a side not named is not enforced
+
+
+def rule(endpoint: str, direction: Direction, number: int) -> RuleRef:
+    """Return the rule that allows the peer of this number; number 99 is the one that closed the side."""
+    return RuleRef("CiliumNetworkPolicy", "default", endpoint, direction, number)
+
+
+def _policy(endpoint: str, direction: Direction, side: Side, denied: Side, closed_by: str) -> PolicyMap:
+    allowed = side.get(endpoint)
+    entries = _entries(allowed or (), lambda number: PolicyEntry((rule(endpoint, direction, number),)))
+    entries |= _entries(
+        denied.get(endpoint, ()),
+        lambda number: PolicyEntry((), (rule(endpoint, direction, number)._replace(deny=True),)),
+    )
+    if allowed is None:
+        return PolicyMap(entries, enforced=False)
+    return PolicyMap(entries, enforced=True, enforced_by=(rule(endpoint, direction, 99)._replace(kind=closed_by),))
+
+
+def _entries(keys: Allowed, entry: Callable[[int], PolicyEntry]) -> dict[PolicyKey, PolicyEntry]:
+    return {
+        PolicyKey(Identity(identity), proto, port, PORT_BITS if port else 0): entry(number)
+        for number, (identity, proto, port) in enumerate(keys)
+    }
+
+
+_PEERS = {
+    packed(address): Peer(identity, remote=True)
+    for at in FAMILIES
+    for address, identity in ((at.client, CLIENT), (at.other, OTHER), (at.second_node, REMOTE_NODE))
+}
+
+
+class Node:
+    """An enforcer on the node that the module's picture shows; nothing is enforced before ``load``."""
+
+    def __init__(
+        self, maximum_flows: int = 1000, *, can_requeue: bool = False, has_next: bool = False, glances: bool = True
+    ) -> None:
+        self.now = 1000.0
+        self.flows = Conntrack(maximum_flows, self.now)
+        self._enforcer = Enforcer(self.snapshot(0), self.flows, can_requeue=can_requeue, has_next=has_next)
+        self._decide = self._enforcer.decide if glances else self._enforcer.consider
+
+    def snapshot(
+        self,
+        revision: int,
+        ingress: Side | None = None,
+        egress: Side | None = None,
+        deny_ingress: Side | None = None,
+        deny_egress: Side | None = None,
+        closed_by: str = "CiliumNetworkPolicy",
+        **changed: Any,
+    ) -> Snapshot:
+        endpoints = {}
+        for name, identity, home in (("web", WEB, VETH_WEB), ("db", DB, VETH_DB)):
+            here = LocalEndpoint(
+                f"default/{name}",
+                identity,
+                home,
+                _policy(name, Direction.INGRESS, ingress or {}, deny_ingress or {}, closed_by),
+                _policy(name, Direction.EGRESS, egress or {}, deny_egress or {}, closed_by),
+            )
+            endpoints.update({packed(getattr(at, name)): here for at in FAMILIES})
+        fields: dict[str, Any] = {
+            "endpoints": endpoints,
+            "ipcache": Ipcache(_PEERS, [ip_network("10.9.0.0/16"), ip_network("fd09::/16")]),
+            "cluster_interfaces": frozenset({ETH0}),
+            "node_addresses": {at.version: packed(at.host) for at in FAMILIES},
+        }
+        return Snapshot(revision, **fields | changed)
+
+    def load(self, ingress: Side | None = None, egress: Side | None = None, **changed: Any) -> None:
+        """Put a new revision of policy in force; ``changed`` are other fields of the snapshot."""
+        self._enforcer.snapshot = self.snapshot(self._enforcer.snapshot.revision + 1, ingress, egress, **changed)
+
+    def import_flow(self, opener: bytes, state: FlowState = FlowState.ESTABLISHED) -> None:
+        """Know a flow as the kernel does, by a packet of its opener."""
+        assert self.flows.import_flow(KernelFlow(parse(opener).key, state, expires_in=60), self.now)
+
+    def receive(self, payload: bytes, come_by: str, skb: int = 0) -> Decision:
+        """Decide a packet in INPUT."""
+        return self._decide(payload, Interface(come_by, MTU), None, self.now, skb)
+
+    def send(self, payload: bytes, leave_by: str, mtu: int = MTU, skb: int = 0) -> Decision:
+        """Decide a packet in OUTPUT."""
+        return self._decide(payload, None, Interface(leave_by, mtu), self.now, skb)
+
+    def forward(self, payload: bytes, come_by: str, leave_by: str, mtu: int = MTU, skb: int = 0) -> Decision:
+        """Decide a packet in FORWARD."""
+        return self._decide(payload, Interface(come_by, MTU), Interface(leave_by, mtu), self.now, skb)
+
+
+PASSING = frozenset((Verdict.ACCEPT, Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW))
+
+
+def accepted(decision: Decision) -> bool:
+    return decision.verdict in PASSING
+
+
+def refused(decision: Decision) -> DropReason | None:
+    """Return the reason of a drop, None for what was accepted."""
+    if decision.verdict in PASSING:
+        return None
+    return event(decision).reason
+
+
+def event(decision: Decision) -> FlowEvent:
+    assert decision.event is not None
+    return decision.event

@@ -1,0 +1,374 @@
+"""The API: one line in, lines out, over a Unix socket; each end says in a sentence what the other did wrong."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import stat
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_enforcer.agent import api, client
+from nfq_enforcer.agent.api import ApiServer, Params
+from nfq_enforcer.errors import BadInput, NfqError
+
+NOBODY = 65534
+
+
+class Agent:
+    """What stands in for an agent: a few methods, and what became of a stream."""
+
+    def __init__(self) -> None:
+        self.left = threading.Event()
+
+    async def echo(self, params: Params) -> Any:
+        return dict(params)
+
+    async def refuse(self, params: Params) -> Any:
+        raise BadInput("no such endpoint") if params.get("bad_input") else NfqError("not now")
+
+    async def fail(self, _params: Params) -> Any:
+        return object()  # what JSON cannot say: a bug
+
+    async def count(self, params: Params) -> AsyncIterator[Any]:
+        for number in range(params["to"]):
+            yield number
+
+    async def refuse_stream(self, _params: Params) -> AsyncIterator[Any]:
+        yield "the first"
+        raise BadInput("no such verdict")
+
+    async def follow(self, _params: Params) -> AsyncIterator[Any]:
+        try:
+            yield "the first"
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
+    @property
+    def methods(self) -> dict[str, api.Method]:
+        return {
+            "echo": self.echo,
+            "refuse": self.refuse,
+            "fail": self.fail,
+            "count": self.count,
+            "refuse_stream": self.refuse_stream,
+            "follow": self.follow,
+        }
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return Agent()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "agent.sock"
+
+
+@pytest.fixture
+def serve(agent: Agent, path: Path) -> Callable[[Callable[[], Any]], Any]:
+    """Give what runs a client in a thread while the agent serves."""
+
+    async def serving(ask: Callable[[], Any]) -> Any:
+        server = ApiServer(path, agent.methods)
+        await server.start()
+        try:
+            return await asyncio.to_thread(ask)
+        finally:
+            await server.stop()
+
+    return lambda ask: asyncio.run(serving(ask))
+
+
+Serve = Callable[[Callable[[], Any]], Any]
+
+
+def raw(path: Path, line: bytes) -> Any:
+    """Send a line as it is and return the answer."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(line)
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as lines:
+            return json.loads(lines.readline())
+
+
+def error(ask: Callable[[], Any]) -> tuple[type[NfqError], str]:
+    with pytest.raises(NfqError) as caught:
+        ask()
+    return caught.type, str(caught.value)
+
+
+def test_a_call_gives_its_result(serve: Serve, path: Path) -> None:
+    assert serve(lambda: client.call(path, "echo", verdict="DROPPED", last=3)) == {"verdict": "DROPPED", "last": 3}
+
+
+def test_a_stream_gives_each_item_and_ends(serve: Serve, path: Path) -> None:
+    assert serve(lambda: list(client.stream(path, "count", to=3))) == [0, 1, 2]
+
+
+def test_an_item_comes_when_it_is_there_and_the_agent_learns_that_a_client_has_left(
+    serve: Serve, path: Path, agent: Agent
+) -> None:
+    def ask() -> tuple[Any, bool]:
+        with contextlib.closing(client.stream(path, "follow")) as items:
+            first = next(items)
+        return first, agent.left.wait(timeout=10)
+
+    assert serve(ask) == ("the first", True)
+
+
+def test_clients_are_served_side_by_side(serve: Serve, path: Path) -> None:
+    def ask() -> Any:
+        with contextlib.closing(client.stream(path, "follow")) as items:
+            next(items)
+            return client.call(path, "echo", still="here")
+
+    assert serve(ask) == {"still": "here"}
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [({"bad_input": True}, (BadInput, "no such endpoint")), ({}, (NfqError, "not now"))],
+)
+def test_a_refusal_reaches_the_client_as_the_error_that_it_is(
+    params: dict[str, Any], expected: tuple[type[NfqError], str], serve: Serve, path: Path
+) -> None:
+    assert serve(lambda: error(lambda: client.call(path, "refuse", **params))) == expected
+
+
+def test_a_refusal_in_the_midst_of_a_stream_reaches_the_client(serve: Serve, path: Path) -> None:
+    def ask() -> Any:
+        items = client.stream(path, "refuse_stream")
+        return next(items), error(lambda: next(items))
+
+    assert serve(ask) == ("the first", (BadInput, "no such verdict"))
+
+
+def test_an_unknown_method_is_refused_with_those_that_there_are(serve: Serve, path: Path) -> None:
+    assert serve(lambda: error(lambda: client.call(path, "frobnicate"))) == (
+        BadInput,
+        "unknown method 'frobnicate'; allowed: count, echo, fail, follow, refuse, refuse_stream",
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"nonsense\n",
+        b"\xff\n",
+        b"[]\n",
+        b"null\n",
+        b"{}\n",
+        b'{"method": []}\n',
+        b'{"method": "echo", "params": 3}\n',
+        b'{"method": "echo"',
+    ],
+)
+def test_what_is_no_request_is_refused_with_what_one_is(line: bytes, serve: Serve, path: Path) -> None:
+    assert serve(lambda: raw(path, line)) == {
+        "error": 'a request is one line of JSON: {"method": "…", "params": {…}}',
+        "exit_code": 2,
+    }
+
+
+def test_a_request_without_params_has_none(serve: Serve, path: Path) -> None:
+    assert serve(lambda: raw(path, b'{"method": "echo"}\n')) == {"result": {}}
+
+
+def test_a_request_beyond_measure_is_refused(serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_LIMIT", 1000)
+
+    assert serve(lambda: raw(path, b'{"method": "' + b"x" * 1000 + b"\n")) == {
+        "error": "a request has at most 1000 bytes",
+        "exit_code": 2,
+    }
+
+
+def test_who_asks_nothing_gets_nothing(serve: Serve, path: Path) -> None:
+    def ask() -> bytes:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.shutdown(socket.SHUT_WR)
+            return connection.recv(1)
+
+    assert serve(ask) == b""
+
+
+def test_a_bug_of_the_agent_is_a_sentence_for_the_client_and_a_line_in_the_log(
+    serve: Serve, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert serve(lambda: error(lambda: client.call(path, "fail"))) == (
+        NfqError,
+        f"the agent at {path} hung up without an answer; its log says why",
+    )
+    assert "TypeError" in caplog.text
+
+
+def test_the_socket_is_roots_alone_and_goes_with_the_agent(serve: Serve, path: Path) -> None:
+    before = os.umask(0o022)
+    os.umask(before)
+
+    assert stat.S_IMODE(serve(lambda: path.stat().st_mode)) == 0o600
+    assert not path.exists()
+    assert os.umask(before) == before
+
+
+def test_a_follower_does_not_keep_the_agent_from_its_end(agent: Agent, path: Path) -> None:
+    async def stopping() -> bytes:
+        server = ApiServer(path, agent.methods)
+        await server.start()
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b'{"method": "follow"}\n')
+        await reader.readline()
+        await server.stop()
+        rest = await reader.read()
+        writer.close()
+        return rest
+
+    assert asyncio.run(stopping()) == b""
+    assert agent.left.is_set()
+
+
+def test_a_server_that_never_started_can_be_stopped(path: Path) -> None:
+    asyncio.run(ApiServer(path, {}).stop())
+
+
+def start(path: Path) -> None:
+    async def starting() -> None:
+        server = ApiServer(path, {})
+        await server.start()
+        await server.stop()
+
+    asyncio.run(starting())
+
+
+def test_a_second_agent_does_not_take_the_socket_of_the_first(serve: Serve, path: Path) -> None:
+    message = f"another agent is listening on {path}: stop it, or choose another api.socket"
+
+    assert serve(lambda: (error(lambda: start(path)), client.call(path, "echo", still="here"))) == (
+        (NfqError, message),
+        {"still": "here"},
+    )
+
+
+def test_a_socket_that_a_killed_agent_left_is_replaced(path: Path) -> None:
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+
+    start(path)
+
+
+def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("precious")
+
+    assert error(lambda: start(path)) == (NfqError, f"cannot listen on {path}: it is there and is not a socket")
+    assert path.read_text() == "precious"
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 108)
+
+    assert error(lambda: start(path)) == (NfqError, f"cannot listen on {path}: AF_UNIX path too long")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "run" / "agent.sock"
+
+    assert error(lambda: start(path)) == (NfqError, f"cannot listen on {path}: Not a directory")
+
+
+def test_without_an_agent_a_client_is_told_how_to_start_one(path: Path) -> None:
+    assert error(lambda: client.call(path, "status")) == (
+        NfqError,
+        f"no agent is listening on {path}: start one with 'nfq-enforcer agent', or name its socket with --socket",
+    )
+
+
+def test_a_client_that_may_not_ask_is_told_to_use_sudo(serve: Serve, path: Path) -> None:
+    def ask() -> Any:
+        with as_nobody(path.parent):
+            return error(lambda: client.call(path, "echo"))
+
+    assert serve(ask) == (NfqError, f"no permission to ask the agent at {path}: run this with sudo")
+
+
+@contextlib.contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Shut a folder for this process, and let root be somebody else, to whom that means something."""
+    mode, user = folder.stat().st_mode, os.geteuid()
+    folder.chmod(0)
+    if user == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(mode)
+
+
+@contextlib.contextmanager
+def stranger(path: Path, *, answer: bytes | None) -> Iterator[None]:
+    """Listen, and hang up on the one that comes: after this answer, or in mid-question (b""). None: do nothing."""
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def answering() -> None:
+            if answer is not None:
+                with listening.accept()[0] as connection:
+                    connection.recv(1000 if answer else 1)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=answering)
+        thread.start()
+        yield
+        thread.join()
+
+
+def test_an_agent_that_hangs_up_on_a_question_is_told(path: Path) -> None:
+    with stranger(path, answer=b""):  # most of the question is unread, so the client's socket is reset
+        kind, message = error(lambda: client.call(path, "status"))
+
+    assert (kind, message) == (NfqError, f"the agent at {path} hung up without an answer; its log says why")
+
+
+@pytest.mark.parametrize("answer", [b"220 ready\r\n", b'{"result": tr', b"3\n", b"{}\n"])
+def test_what_is_no_answer_is_told(answer: bytes, path: Path) -> None:
+    with stranger(path, answer=answer):
+        assert error(lambda: list(client.stream(path, "status"))) == (
+            NfqError,
+            f"what came from {path} is not an agent's answer: is it an agent of this version?",
+        )
+
+
+def test_an_agent_that_does_not_answer_is_not_waited_for_forever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "TIMEOUT", 0.01)
+
+    with stranger(path, answer=None):
+        assert error(lambda: client.call(path, "status")) == (NfqError, f"the agent at {path} does not answer")
+
+
+def test_a_call_may_be_given_a_time_of_its_own(path: Path) -> None:
+    with stranger(path, answer=None):
+        assert error(lambda: client.call(path, "status", timeout=0.01)) == (
+            NfqError,
+            f"the agent at {path} does not answer",
+        )
+
+
+def test_an_answer_needs_no_particular_size(serve: Serve, path: Path) -> None:
+    text = "x" * 1_000_000
+
+    assert serve(lambda: client.call(path, "echo", text=text)) == {"text": text}

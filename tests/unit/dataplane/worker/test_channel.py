@@ -1,0 +1,216 @@
+"""The channel: whole messages from whatever pieces come, and an end that never waits for the other."""
+
+import socket
+from collections.abc import Iterator
+from ipaddress import ip_network
+
+import pytest
+
+from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.identity import WORLD, Identity
+from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
+from nfq_enforcer.core.tables.policymap import LookupResult, PolicyEntry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.worker.channel import (
+    Bound,
+    Decoder,
+    Enforced,
+    Events,
+    Failed,
+    Peers,
+    Revision,
+    Setup,
+    Stop,
+    WorkerChannel,
+    encode,
+    pack,
+    unpack,
+)
+from nfq_enforcer.dataplane.worker.map_transfer import MapReceiver, MapSender
+from tests.support.packets import packed
+
+RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
+WEB, CLIENT = packed("10.1.0.10"), packed("10.2.0.10")
+OPENING = Opening(CLIENT, WEB, 6, 40_000, 80, -1, -1, False, WORLD, Identity(300))
+EVENT = FlowEvent(
+    5.0,
+    FlowVerdict.DROPPED,
+    DropReason.POLICY_DENIED,
+    Direction.INGRESS,
+    OPENING,
+    2,
+    is_reply=False,
+    enforced_by=(RULE,),
+)
+OPEN, CLOSED = (
+    PolicyMap({}, enforced=False),
+    PolicyMap({PolicyKey(Identity(500), 6, 80, 16): PolicyEntry((RULE,))}, enforced=True, enforced_by=(RULE,)),
+)
+SNAPSHOT = Snapshot(
+    3,
+    {WEB: LocalEndpoint("default/web", Identity(300), "veth-web", CLOSED, OPEN)},
+    Ipcache({}, [ip_network("10.9.0.0/16")]),
+    frozenset({"eth0"}),
+    {4: packed("172.16.0.1")},
+)
+PEERS = {CLIENT: Peer(Identity(500), remote=True)}
+CHANGES = Peers(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
+BOUND = Bound("netlink", QueueNumbers(100, 101, 102))
+MESSAGES = [Stop(), BOUND, Failed("queue 100 is taken"), Enforced(3), Events(1, pack([EVENT])), CHANGES, Revision(4)]
+
+Pair = tuple[WorkerChannel, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Give a worker's channel and the agent's end of it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10)
+        yield WorkerChannel(theirs), ours
+
+
+def fetch(end: socket.socket, count: int) -> list[object]:
+    decoder, messages = Decoder(), list[object]()
+    while len(messages) < count:
+        messages += decoder.feed(end.recv(1 << 18))
+    return messages
+
+
+def fill(channel: WorkerChannel) -> int:
+    """Send until the channel refuses; return how many messages it took."""
+    taken = 0
+    while channel.send(bytes(1 << 16)):
+        taken += 1
+    return taken
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1 << 20])
+def test_messages_come_whole_and_in_order_whatever_pieces_they_come_in(size: int) -> None:
+    wire, decoder = b"".join(map(encode, MESSAGES)), Decoder()
+
+    pieces = [wire[at : at + size] for at in range(0, len(wire), size)]
+
+    assert [message for piece in pieces for message in decoder.feed(piece)] == MESSAGES
+
+
+def test_a_snapshot_arrives_as_it_was_sent() -> None:
+    sent, received = MapSender(), MapReceiver()
+    for piece in sent.add(SNAPSHOT):
+        received.add(piece)
+    named = sent.name(SNAPSHOT)
+    (setup,) = Decoder().feed(encode(Setup("auto", QueueNumbers(100, 102, 104), 101, False, 1000, named, PEERS)))
+
+    assert (setup.driver, setup.queues, setup.maximum_flows) == ("auto", QueueNumbers(100, 102, 104), 1000)
+    snapshot = received.fill(setup.snapshot)
+    assert (setup.fail_open, snapshot.revision) == (False, 3)
+    web = snapshot.endpoints[WEB]
+    assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")
+    assert web.ingress.lookup(Identity(500), 6, 80) == LookupResult(True, (RULE,))
+    assert (web.ingress.enforced, web.ingress.enforced_by, web.egress.enforced) == (True, (RULE,), False)
+    assert setup.peers == PEERS
+    assert snapshot.ipcache.lookup(packed("10.9.0.1")) == Peer(WORLD, remote=True)
+    assert (snapshot.homes, snapshot.cluster_interfaces) == (frozenset({"veth-web"}), frozenset({"eth0"}))
+
+
+def test_a_worker_hears_what_is_there_and_does_not_wait_for_more(pair: Pair) -> None:
+    channel, agent = pair
+    assert list(channel.receive()) == []
+
+    agent.sendall(encode(BOUND) + encode(Stop())[:-1])
+    assert list(channel.receive()) == [BOUND]
+
+    agent.sendall(encode(Stop())[-1:])
+    assert list(channel.receive()) == [Stop()]
+    assert not channel.closed
+
+
+def test_a_worker_that_stops_asking_gets_the_others_next_time_and_can_tell_that_there_are_some(pair: Pair) -> None:
+    channel, agent = pair
+    agent.sendall(b"".join(map(encode, MESSAGES)))
+
+    assert not channel.has_message
+    assert next(channel.receive()) == MESSAGES[0]
+    assert channel.has_message
+    assert list(channel.receive()) == MESSAGES[1:]
+    assert not channel.has_message
+
+
+def test_half_a_message_is_none(pair: Pair) -> None:
+    channel, agent = pair
+
+    for length in (2, 4, len(encode(Stop())) - 1):  # of the length, all of the length, all but the last byte
+        agent.sendall((encode(BOUND) + encode(Stop()))[: len(encode(BOUND)) + length])
+        assert list(channel.receive()) == [BOUND]
+        assert not channel.has_message
+        agent.sendall(encode(Stop())[length:])
+        assert list(channel.receive()) == [Stop()]
+
+
+def test_the_agent_hears_what_a_worker_says(pair: Pair) -> None:
+    channel, agent = pair
+
+    assert [channel.send(message) for message in MESSAGES] == [True] * len(MESSAGES)
+    assert fetch(agent, len(MESSAGES)) == MESSAGES
+
+
+def test_what_the_agent_does_not_fetch_is_refused_at_last_and_the_rest_arrives_whole(pair: Pair) -> None:
+    channel, agent = pair
+
+    taken = fill(channel)
+
+    assert taken > 64  # 4 MiB, and what the socket holds
+    agent.setblocking(False)
+    decoder, messages = Decoder(), list[object]()
+    while len(messages) < taken:
+        messages += decoder.feed(agent.recv(1 << 18))
+        channel.flush()
+    assert messages == [bytes(1 << 16)] * taken
+    assert channel.send(BOUND)
+
+
+def test_a_channel_has_the_descriptor_of_its_socket(pair: Pair) -> None:
+    channel, agent = pair
+
+    assert channel.fileno() > 2
+    assert channel.fileno() != agent.fileno()
+
+
+def test_a_worker_learns_from_silence_that_the_agent_is_gone(pair: Pair) -> None:
+    channel, agent = pair
+    agent.sendall(encode(Stop()))
+    agent.close()
+
+    assert list(channel.receive()) == [Stop()]
+    assert channel.closed
+    assert list(channel.receive()) == []
+
+
+def test_a_worker_learns_from_a_reset_that_the_agent_is_gone(pair: Pair) -> None:
+    channel, agent = pair
+    channel.send(BOUND)
+    agent.close()  # with what the worker said unread
+
+    assert list(channel.receive()) == []
+    assert channel.closed
+
+
+def test_a_worker_learns_from_sending_that_the_agent_is_gone(pair: Pair) -> None:
+    channel, agent = pair
+    fill(channel)
+    agent.close()
+
+    channel.flush()
+
+    assert channel.closed
+    assert channel.send(BOUND)  # to nobody, but that is no reason to wait or to fail
+
+
+def test_events_are_unpacked_as_they_were() -> None:
+    other = EVENT._replace(reason=None, allowed_by=(RULE, RULE), enforced_by=())
+
+    assert list(unpack(pack([EVENT, other]))) == [EVENT, other]
+    assert all(isinstance(event.opening, Opening) for event in unpack(pack([EVENT])))

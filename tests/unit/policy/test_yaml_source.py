@@ -1,0 +1,119 @@
+"""Every field of a YAML text is found again by line and column, and what is no plain YAML is refused."""
+
+import pytest
+
+from nfq_enforcer.errors import DocumentError
+from nfq_enforcer.policy import yaml_source
+from nfq_enforcer.policy.yaml_source import MAX_ALIASED, MAX_DEPTH, Place, Position
+
+
+def refused(text: str) -> str:
+    with pytest.raises(DocumentError) as caught:
+        yaml_source.parse(text, "x.yaml")
+    return str(caught.value)
+
+
+def test_documents_of_a_text_are_plain_data() -> None:
+    text = '{"json": [1, 1.5, true, null]}\n---\nweb: "80"\nsince: 2026-01-01\n'
+
+    assert [one.data for one in yaml_source.parse(text, "x")] == [
+        {"json": [1, 1.5, True, None]},
+        {"web": "80", "since": "2026-01-01"},
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "---\n", "# nothing\n---\n---\n...\n", "null"])
+def test_empty_documents_are_skipped(text: str) -> None:
+    assert yaml_source.parse(text, "x") == []
+
+
+def test_each_field_has_the_place_of_its_key_and_its_value() -> None:
+    (document,) = yaml_source.parse("spec:\n  ips: [10.0.0.1, fe80::1]\n  'a/b': 1.0\n", "x")
+
+    assert document.places[("spec", "ips", 1)] == Place(Position(2, 19), Position(2, 19), "fe80::1")
+    assert document.places[("spec", "a/b")] == Place(Position(3, 3), Position(3, 10), "1.0")
+
+
+def test_a_missing_field_is_where_the_nearest_field_around_it_is() -> None:
+    (document,) = yaml_source.parse("\nspec:\n  ips: []\n", "x")
+
+    assert document.place(("spec", "node", "name")).value == Position(3, 3)
+    assert str(document.error(("spec", "node"), "is missing")) == "x:3:3: spec.node: is missing"
+    assert str(document.error(("spec", "ips"), "unknown", at_key=True)) == "x:3:3: spec.ips: unknown"
+
+
+def test_a_path_reads_as_in_kubectl() -> None:
+    path = ("spec", "ingress", 0, "matchLabels", "k8s:app")
+
+    assert yaml_source.render_path(path) == 'spec.ingress[0].matchLabels["k8s:app"]'
+
+
+def test_an_alias_stands_for_what_it_names() -> None:
+    (document,) = yaml_source.parse("a: &x {b: [1]}\nc: *x\nd: &y e\n*y : 3\n", "x")
+
+    assert document.data == {"a": {"b": [1]}, "c": {"b": [1]}, "d": "e", "e": 3}
+    assert document.place(("c", "b", 0)).value == Position(1, 12)
+
+
+def test_standard_tags_are_followed_and_value_keys_are_text() -> None:
+    (document,) = yaml_source.parse("[!!str 80, !!int '3', ! x, =, !!map {}, !!seq []]", "x")
+
+    assert document.data == ["80", 3, "x", "=", {}, []]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\na: 2", "x.yaml:2:1: duplicate key 'a'; it is already given in line 1"),
+        ("b: 1\na: 2\n'a': 3", "x.yaml:3:1: duplicate key 'a'; it is already given in line 2"),
+        ("80: x", 'x.yaml:1:1: a key must be a string; quote it: "80"'),
+        ("? [a]\n: x", "x.yaml:1:3: a key must be a string"),
+        ("a: &x 1\nb: *y", "x.yaml:2:4: alias *y has no anchor &y that ends before it"),
+        ("a: &x [*x]", "x.yaml:1:8: alias *x has no anchor &x that ends before it"),
+        ("a: &x {b: 1}\n<<: *x", "x.yaml:2:1: merge keys (<<) are not allowed; write the fields out"),
+        ("a: !!python/name:os.system", "x.yaml:1:4: tag '!!python/name:os.system' is not allowed here"),
+        ("a: !secret x", "x.yaml:1:4: tag '!secret' is not allowed here"),
+        ("!!set {a}", "x.yaml:1:1: tag '!!set' is not allowed here"),
+        ("!!map [a]", "x.yaml:1:1: tag '!!map' is not allowed here"),
+        ("a: !!int x", "x.yaml:1:4: 'x' is not a value of its type"),
+        ("a: !!bool x", "x.yaml:1:4: 'x' is not a value of its type"),
+        ("a: !!float ''", "x.yaml:1:4: '' is not a value of its type"),
+        ("a: x\n\x07", "x.yaml:2:1: character U+0007 is not allowed in YAML"),
+        ("a: [1\n", "x.yaml:2:1: not valid YAML: did not find expected ',' or ']' (while parsing a flow sequence)"),
+    ],
+)
+def test_what_is_no_plain_data_is_refused_with_its_place(text: str, says: str) -> None:
+    assert refused(text) == says
+
+
+def test_a_tab_as_indentation_is_refused() -> None:
+    assert refused("a:\n\tb: 1").startswith("x.yaml:2:1: not valid YAML: found character that cannot start any token")
+
+
+def test_a_bomb_of_aliases_is_refused_before_it_is_built() -> None:
+    levels = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30))
+
+    assert f"at most {MAX_ALIASED} nodes are allowed" in refused(f"a0: &a0 x\n{levels}")
+
+
+def test_nesting_without_measure_is_refused() -> None:
+    assert (
+        refused("[" * 100_000) == f"x.yaml:1:{MAX_DEPTH + 2}: nested too deep; at most {MAX_DEPTH} levels are allowed"
+    )
+
+
+def test_nesting_by_way_of_aliases_counts() -> None:
+    levels = "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 100))
+
+    assert "nested too deep" in refused(f"a0: &a0 x\n{levels}")
+
+
+def test_bytes_are_text_in_utf_8_with_or_without_a_mark() -> None:
+    assert yaml_source.decode(b"\xef\xbb\xbfa: \xc3\xa4", "x") == "a: ä"
+
+
+def test_bytes_that_are_no_utf_8_are_refused_with_their_place() -> None:
+    with pytest.raises(DocumentError) as caught:
+        yaml_source.decode(b"a: 1\nb: \xff", "x.yaml")
+
+    assert str(caught.value) == "x.yaml:2:4: byte 0xff is not UTF-8; documents are UTF-8 text"

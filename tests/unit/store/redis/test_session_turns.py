@@ -1,0 +1,93 @@
+"""A member that gets up to date lets others have their turn, and is neither told over and over nor confused by it."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord
+from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.store.address import parse
+from nfq_enforcer.store.redis import schema
+from nfq_enforcer.store.redis.connection import Connection
+from nfq_enforcer.store.redis.last_state import LastState
+from nfq_enforcer.store.redis.mirror import Mirror
+from nfq_enforcer.store.redis.schema import Key, StoreEntry
+from nfq_enforcer.store.redis.session import Session
+from tests.support.redis_servers import PATIENCE, RedisServer
+
+WEB = EndpointRecord(
+    "default", "web", "n1", Identity(300), (bytes(4),), None, Labels.parse({"app": "web"}), "default", frozenset()
+)
+
+
+def member(folder: Path, url: str = "redis://127.0.0.1:1") -> Session:
+    return Session("n1", NodeRecord(()), Connection(parse(url)), LastState(folder, "cluster"), LabelFilter())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+def identities(count: int, number: int = 1) -> dict[Key, StoreEntry]:
+    labels = [Labels.parse({"app": str(one)}) for one in range(count)]
+    values = [StoreEntry(number, schema.encode_identity(one).encode()) for one in labels]
+    return {(Kind.IDENTITY, str(300 + place)): value for place, value in enumerate(values)}
+
+
+def test_who_has_looked_while_it_settles_waits_until_it_has_settled(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        one = member(tmp_path)
+        one._settled.clear()
+        one._handed.set()
+        assert one.poll().changes == []
+        async with asyncio.timeout(0):
+            await one.wait()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(scenario())
+
+
+def test_a_read_without_news_is_none_even_if_earlier_changes_wait(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        one = member(tmp_path / "state", server.url())
+        await one.start()
+        before = one.commands
+        await until(lambda: one.commands > before + 3)  # what it wrote itself has come by
+        one.poll()
+        await one.start_alone([WEB])
+        before = one.commands
+        await until(lambda: one.commands > before + 3)  # two of these are a sign of life
+        await one.stop()
+
+    with RedisServer(tmp_path / "server") as server:
+        asyncio.run(scenario())
+
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_entries_are_replaced_in_parts_and_come_to_what_single_changes_come_to() -> None:
+    gone = (Kind.IDENTITY, "9000")
+    there, anew = identities(10), identities(2500, number=2)
+    singly, in_parts = (Mirror("n1", LabelFilter()) for _ in range(2))
+    for one in (singly, in_parts):
+        deque(one.replacing({**there, gone: StoreEntry(1, b'{"v":1,"labels":"k8s:app=gone"}')}, {}), 0)
+
+    singly.accept(gone, 2, None)
+    for (kind, name), entry in anew.items():
+        singly.accept((kind, name), entry.id, entry.value)
+    parts = len(list(in_parts.replacing(anew, {})))
+
+    assert parts == 2
+    assert in_parts.entries == anew
+    assert in_parts.take() == singly.take()
+    assert in_parts.labels == singly.labels
