@@ -122,7 +122,7 @@ def _entity(name: str) -> Iterator[Selector | AddressBlock]:
 
 
 def _filters(entry: RuleEntry, *, without_l7: bool) -> tuple[L4Filter, ...]:
-    """Return the L4 filters of an entry; ``without_l7`` (no default deny) also allows requests that no L7 rule matches."""
+    """Return the L4 filters of an entry; ``without_l7`` (no default deny) also allows requests outside the L7 rules."""
     if entry.ports:
         return tuple(_filter(ports, without_l7=without_l7) for ports in entry.ports)
     if entry.icmps:
