@@ -213,7 +213,7 @@ class Handlers:
                 "namespace": policy.namespace,
                 "name": policy.name,
                 "origin": policy.origin,
-                "document": policy.written,
+                "document": policy.data,
             }
             for policy in self.reconciler.view.policies
         ]

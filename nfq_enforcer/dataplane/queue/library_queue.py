@@ -57,7 +57,7 @@ class LibraryQueue:
     def _on_packet(self, packet: netfilterqueue.Packet) -> None:
         indev, outdev = packet.physindev or packet.indev, packet.physoutdev or packet.outdev
         mark = packet.get_mark()
-        verdict = self._decide(packet.get_payload(), indev, outdev, connmark.origin_flags(mark))
+        verdict = self._decide(packet.get_payload(), indev, outdev, connmark.sender_flag(mark))
         if isinstance(verdict, bytes):
             packet.set_payload(verdict)
             packet.accept()

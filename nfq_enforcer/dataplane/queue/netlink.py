@@ -80,7 +80,7 @@ class PacketReader:
     def read(self, message: bytes) -> tuple[bytes, int, int, int, bytes]:
         """Return packet id, interfaces (in, out; 0: none), ``skb`` flags and payload; raise MessageError if malformed.
 
-        The flags are those of NFQA_SKB_INFO and those of the packet mark (``connmark.origin_flags``). The port of a
+        The flags are those of NFQA_SKB_INFO and those of the packet mark (``connmark.sender_flag``). The port of a
         bridge takes precedence over the bridge. The payload is the last attribute and ends the message.
         """
         try:
@@ -111,7 +111,7 @@ class PacketReader:
                 end = following
             offset, (size, kind) = following, ATTRIBUTE.unpack_from(message, following)
         interfaces = values[_PHYSINDEV] or values[_INDEV], values[_PHYSOUTDEV] or values[_OUTDEV]
-        path = *interfaces, connmark.origin_flags(values[_MARK]), end
+        path = *interfaces, connmark.sender_flag(values[_MARK]), end
         if len(self._paths) >= MAX_PATHS:
             self._paths.clear()
         self._path_ends[message[_HOOK]] = end

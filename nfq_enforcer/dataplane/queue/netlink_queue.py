@@ -16,8 +16,8 @@ import os
 import socket
 
 from nfq_enforcer.core.modes import Driver
-from nfq_enforcer.core.rewrite import LONGEST
 from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.core.wire.skb import MAX_PAYLOAD
 from nfq_enforcer.dataplane.queue import netlink
 from nfq_enforcer.dataplane.queue.netlink import QUEUE_FIELD, MessageError, PacketReader, Repeat, VerdictBatch
 from nfq_enforcer.dataplane.queue.protocol import QUEUE_MAXLEN, QueueNumbers, VerdictFunction, explain_bind_error
@@ -161,7 +161,7 @@ class NetlinkQueue:
                 )
             if error:
                 raise NfqError(explain_bind_error(number, OSError(error, os.strerror(error))))
-        copy_ranges = (HEADERS_COPY_RANGE, LONGEST, LONGEST)
+        copy_ranges = (HEADERS_COPY_RANGE, MAX_PAYLOAD, MAX_PAYLOAD)
         self._socket.sendmsg(
             netlink.set_copy_range(netlink.queue_number(number), copy_range)
             for number, copy_range in zip(numbers, copy_ranges, strict=True)

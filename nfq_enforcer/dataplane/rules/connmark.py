@@ -15,8 +15,8 @@ The same bits of the packet mark carry information to the worker: that the flow 
 another epoch, and which end of the flow sent the packet.
 """
 
-from nfq_enforcer.core.context import OPENERS, REPLIERS
 from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
 
 MASK = 0xFFFFFF00  # of a connmark, from the top: 23 bits of the epoch, one bit of extent; the low 8 bits are others'
 _EPOCH_SHIFT, _WHOLE_FLOW = 9, 1 << 8
@@ -27,7 +27,7 @@ PACKET_MASK = 0x70000000  # of a packet mark
 REQUEST = 0x40000000  # set by a verdict; with it:
 _REQUEST_WHOLE_FLOW, _REQUEST_ODD_EPOCH = 0x20000000, 0x10000000
 FROM_OPENER, FROM_REPLIER = 0x10000000, 0x20000000  # set by a rule, without REQUEST
-_ORIGIN_FLAGS = {FROM_OPENER: OPENERS, FROM_REPLIER: REPLIERS}
+_SENDER_FLAGS = {FROM_OPENER: FLOW_OPENER, FROM_REPLIER: FLOW_REPLIER}
 
 
 def opener_mark(epoch: int) -> int:
@@ -56,6 +56,6 @@ def add_request(mark: int, verdict: Verdict, epoch: int) -> int:
     return mark & ~PACKET_MASK | request(verdict, epoch)
 
 
-def origin_flags(mark: int) -> int:
-    """Return the flag of ``core.context`` for the end of the flow that sent the packet, 0 if no rule has set it."""
-    return _ORIGIN_FLAGS.get(mark & PACKET_MASK, 0)
+def sender_flag(mark: int) -> int:
+    """Return the flag of ``core.wire.skb`` for the end of the flow that sent the packet, 0 if no rule has set it."""
+    return _SENDER_FLAGS.get(mark & PACKET_MASK, 0)

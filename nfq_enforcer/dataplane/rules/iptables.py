@@ -12,7 +12,7 @@ from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue import ctnetlink
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.rules import ruleset
-from nfq_enforcer.dataplane.rules.offload import PerFlow, offload
+from nfq_enforcer.dataplane.rules.offload import PerFlow, offload_rules
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6, AddressFamily, Ruleset, Service
 from nfq_enforcer.errors import NfqError
 
@@ -75,7 +75,7 @@ class Rules:
         Rules that an earlier agent left stay until each table is replaced at once. After a failure, a host that had no
         rules of ours has none, and a host that had some keeps them: a host that was closed stays closed.
         """
-        rules = Ruleset(queues, self._fail_open, self._cluster_mtus, offload(snapshot.epoch))
+        rules = Ruleset(queues, self._fail_open, self._cluster_mtus, offload_rules(snapshot.epoch))
         hooked = {family: _hooked(_saved(family)) for family in self._families}
         try:
             if rules.offload.uses_marks:

@@ -13,11 +13,11 @@ from nfq_enforcer.dataplane.rules import connmark
 
 MARKED = "NFQE-MARKED"  # accepts packets of flows with a connmark of the current epoch
 SIGNED = "NFQE-SIGNED"  # sets the connmark that the packet mark requests, and accepts the packet
-ORIGIN = "NFQE-TOLD"  # sets in the packet mark which end of a flow with another connmark sent the packet
+SENDER = "NFQE-TOLD"  # sets in the packet mark which end of a flow with another connmark sent the packet
 
 
-class Offload(Protocol):
-    """Offload: rules of a data path mode."""
+class OffloadRules(Protocol):
+    """Offload rules: those of a data path mode."""
 
     @property
     def uses_marks(self) -> bool:
@@ -65,17 +65,17 @@ class PerFlow:
 
         Only packets of answered flows (ctstate ESTABLISHED) are marked: their direction cannot be forged.
         """
-        origin = (
-            f"-A {ORIGIN} -m conntrack --ctstate ESTABLISHED --ctdir {{}} "
+        sender = (
+            f"-A {SENDER} -m conntrack --ctstate ESTABLISHED --ctdir {{}} "
             f"-j MARK --set-xmark {{:#x}}/{connmark.PACKET_MASK:#x}"
         )
         return [
             *(f"-A {chain} -j {MARKED}" for chain in chains),
             *self.epoch_rules(),
             f"-A {queue} -j MARK --set-xmark 0/{connmark.PACKET_MASK:#x}",
-            f"-A {queue} -m connmark ! --mark 0/{connmark.MASK:#x} -j {ORIGIN}",
-            origin.format("ORIGINAL", connmark.FROM_OPENER),
-            origin.format("REPLY", connmark.FROM_REPLIER),
+            f"-A {queue} -m connmark ! --mark 0/{connmark.MASK:#x} -j {SENDER}",
+            sender.format("ORIGINAL", connmark.FROM_OPENER),
+            sender.format("REPLY", connmark.FROM_REPLIER),
         ]
 
     def epoch_rules(self) -> list[str]:
@@ -116,6 +116,6 @@ class PerFlow:
         return [f"-A {chain} -m mark ! --mark {field} -j MARK --set-xmark {field}" for chain in chains]
 
 
-def offload(epoch: int | None) -> Offload:
+def offload_rules(epoch: int | None) -> OffloadRules:
     """Return the rules for a snapshot's epoch; a snapshot of per-packet mode has none."""
     return PER_PACKET if epoch is None else PerFlow(epoch)

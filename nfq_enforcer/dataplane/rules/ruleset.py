@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.wire import stamp
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
-from nfq_enforcer.dataplane.rules.offload import MARKED, ORIGIN, PER_PACKET, SIGNED, Offload, PerFlow
+from nfq_enforcer.dataplane.rules.offload import MARKED, PER_PACKET, SENDER, SIGNED, OffloadRules, PerFlow
 
 Service = tuple[IPv4Address | IPv6Address, int]
 """Service: an address and a TCP port."""
@@ -59,7 +59,7 @@ HOOKS = {"security": _ENTRIES, "mangle": _MANGLED}
 # rule of the administrator may end the base chain, so our jump comes first.
 _JUMP = {"security": "-A {} -j {}", "mangle": "-I {} 1 -j {}"}
 CHAINS = {
-    "security": (*_ENTRIES.values(), MARKED, SIGNED, ORIGIN, _ICMPV6, _ENDS, SOURCES, QUEUE, ERRORS),
+    "security": (*_ENTRIES.values(), MARKED, SIGNED, SENDER, _ICMPV6, _ENDS, SOURCES, QUEUE, ERRORS),
     "mangle": tuple(_MANGLED.values()),
 }
 
@@ -78,7 +78,7 @@ class Ruleset:
     queues: Sequence[QueueNumbers]  # of each worker
     fail_open: bool  # packets are accepted while no socket is bound to their queue (else they are dropped)
     cluster_mtus: Mapping[str, int]  # cluster interface: its MTU
-    offload: Offload = PER_PACKET
+    offload: OffloadRules = PER_PACKET
 
     @property
     def unsegmented(self) -> bool:
