@@ -172,7 +172,7 @@ async def test_what_the_kernel_remembers_is_read_with_its_opener_and_state(lab: 
 
     def remembered() -> list[KernelFlow]:
         enter(Path("/run/netns") / lab.topology.namespace("n1"))
-        return list(ctnetlink.open_flows())
+        return list(ctnetlink.dump_flows())
 
     with ThreadPoolExecutor(1) as thread:
         flows = {flow.key: flow for flow in thread.submit(remembered).result()}
