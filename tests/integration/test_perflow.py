@@ -30,7 +30,7 @@ from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, Timings
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.lab.traffic_host import HeldConnection
 from nfq_enforcer.store.files import FileStore
 from tests.integration.conftest import MakeLab
 from tests.support.apart import enter, run_apart
@@ -147,7 +147,7 @@ def judged(lab: Lab, *nodes: str) -> int:
     return sum(worker["accepted"] + worker["dropped"] for worker in workers)
 
 
-async def hold(lab: Lab, server: str, family: int = 4) -> Connection:
+async def hold(lab: Lab, server: str, family: int = 4) -> HeldConnection:
     connection = await lab.host("front1").hold(lab.address(server, family), HTTP, PATIENT)
     assert (await connection.talk(PATIENT)).answered_by == server
     return connection

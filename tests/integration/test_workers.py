@@ -29,7 +29,7 @@ from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.topology import UPLINK, Address
+from nfq_enforcer.lab.topology import UPLINK, IPAddress
 from nfq_enforcer.lab.traffic_host import TrafficHost
 from tests.integration.conftest import MakeLab
 from tests.support.apart import enter, run_apart
@@ -172,7 +172,7 @@ def translated(lab: Lab, node: str) -> Iterator[None]:
             run_in(lab, node, command, text="*nat\nCOMMIT\n")
 
 
-def _at(address: Address, port: int) -> str:
+def _at(address: IPAddress, port: int) -> str:
     return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
@@ -243,11 +243,11 @@ class TestWhose:
         assert set(errors) == {0}
 
 
-async def _ask_tcp(host: TrafficHost, address: Address) -> str:
+async def _ask_tcp(host: TrafficHost, address: IPAddress) -> str:
     return (await host.connect(address, SERVICE, PATIENT)).answered_by
 
 
-async def _ask_udp(host: TrafficHost, address: Address) -> str:
+async def _ask_udp(host: TrafficHost, address: IPAddress) -> str:
     return (await host.send_udp(address, SERVICE, PATIENT)).answered_by
 
 
@@ -462,7 +462,7 @@ def stopped(process: int) -> Iterator[None]:
             os.kill(process, signal.SIGCONT)
 
 
-def flood(lab: Lab, source: str, address: Address) -> None:
+def flood(lab: Lab, source: str, address: IPAddress) -> None:
     """Send more datagrams than may wait for a verdict, and as many again."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     run_in(lab, source, sys.executable, "-c", FLOOD, str(int(family)), str(address), str(2 * QUEUE_MAXLEN))
