@@ -131,7 +131,7 @@ def _print(console: Console, made: report.Report) -> None:
         for cells in report.rows(made.figures, place):
             table.add_row(*cells)
         console.print(table)
-    reached = Table(*report.goal_columns(), title="To reach")
+    reached = Table(*report.goal_columns(), title="Goals")
     for cells in report.goal_rows(made.results):
         reached.add_row(*cells)
     console.print(reached)

@@ -17,20 +17,20 @@ _METHOD = """\
 Each contender has a lab of its own, is loaded once and then measured in turn. Traffic comes from C programs
 (`tests/bench/programs`), each with both ends of the traffic; nothing is pinned to a core. A repetition at a place is
 
-- **datagrams** of 64 bytes in one flow, as many as the way carries (256 on the way at most); *CPU a packet* is what the
-  judging processes and their children computed meanwhile (`/proc/PID/stat`), by the number of packets that were queued.
-  What the kernel does in their name, from the verdict to the next queue or socket, is in it; how much of the machine's
-  time was spent in softirqs is in `datapath.json`;
+- **datagrams** of 64 bytes in one flow, as many as the path carries (256 in flight at most); *CPU a packet* is the
+  CPU time of the processes that give verdicts and of their children meanwhile (`/proc/PID/stat`), divided by the
+  number of packets that were queued. It includes the kernel's work in their name, from the verdict to the next queue
+  or socket; the share of the machine's time that was spent in softirqs is in `datapath.json`;
 - **connections** opened and closed, 16 at a time, and counted; then, for as long, one after the other, and timed from
   `connect()` until they are open. The server, which accepts and closes, may be 256 behind;
 - **bulk TCP** over one connection.
 
 *At the host*: the endpoint is the host itself (INPUT and OUTPUT). *Forwarded*: both endpoints are behind veths of one
-node. *Stamped*: two nodes, each with a queue; CPU and memory are means over both. *Offloads off*: `tso gso gro off` on
-every interface on the way; what a host itself sends is segmented behind its queue all the same. The rules of the C and
-NetfilterQueue loops queue every packet and keep no state; those of the engine match an ipset, have the kernel keep
-connection state, and queue what has a local endpoint at an end. In the mode per-flow few packets are queued, so CPU a
-packet says little there. Memory is PSS."""
+node. *Stamped*: two nodes, each with a queue; CPU and memory are means over both. *Offloads off*: `tso gso gro off`
+on every interface of the path; packets that a host itself sends are segmented behind its queue all the same. The
+rules of the C and NetfilterQueue loops queue every packet and keep no state; those of the engine match an ipset, make
+the kernel keep connection state, and queue packets from or to a local endpoint. In the mode per-flow few packets are
+queued, so CPU a packet means little there. Memory is PSS."""
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,13 @@ def _verdict(result: Result) -> str:
 def markdown(report: Report) -> str:
     """Return the run as a document; what the machine makes is not edited by hand."""
     parts = [
-        "# What the data path costs",
-        "Written by `make bench`; `datapath.json` has every figure, `datapath.svg` shows them. In brackets: the ratio "
-        "to no netfilter, and of CPU to the C program that accepts every packet.",
+        "# The cost of the data path",
+        "Written by `make bench`; `datapath.json` has every figure, `datapath.svg` shows them. In parentheses: the "
+        "ratio to no netfilter; for CPU, the ratio to the C program that accepts every packet.",
         *filter(None, (f"{report.about}.", report.warning)),
         "![Figures of all contenders](datapath.svg)",
         *(f"Not there: {name} ({reason})." for name, reason in report.left_out.items()),
-        "## To reach",
+        "## Goals",
         _table(goal_columns(), goal_rows(report.results)),
     ]
     for place in report.figures.places():

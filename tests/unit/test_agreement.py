@@ -62,9 +62,9 @@ def crossed(homes: dict[str, str], pair: EndPair) -> Iterator[tuple[str, Origin]
     source, target = pair.egress.subject, pair.ingress.subject
     here, there = homes.get(source.name), homes.get(target.name)
     if here is not None:
-        yield here, ("veth", None)
+        yield here, Origin("veth", None)
     if there is not None and there != here:
-        yield there, (WIRE, source.identity if here else None)
+        yield there, Origin(WIRE, source.identity if here else None)
 
 
 def judged(snapshot: Snapshot, pair: EndPair, question: Traffic, origin: Origin) -> bool:

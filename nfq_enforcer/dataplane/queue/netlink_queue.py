@@ -14,8 +14,8 @@ import errno
 import os
 import socket
 
-from nfq_enforcer.core.rewrite import LONGEST
 from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.core.wire.skb import MAX_PAYLOAD
 from nfq_enforcer.dataplane.queue import netlink
 from nfq_enforcer.dataplane.queue.netlink import Again, MessageError, Packets, VerdictBatch
 from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, Judge, QueueNumbers, why_not_bound
@@ -151,7 +151,7 @@ class NetlinkQueue:
                 )
             if refused:
                 raise NfqError(why_not_bound(number, OSError(refused, os.strerror(refused))))
-        sizes = (HEADERS, LONGEST, LONGEST)
+        sizes = (HEADERS, MAX_PAYLOAD, MAX_PAYLOAD)
         self._socket.sendmsg(
             netlink.copy(netlink.queue_number(n), size) for n, size in zip(numbers, sizes, strict=True)
         )

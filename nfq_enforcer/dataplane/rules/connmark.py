@@ -13,8 +13,8 @@ caught up, no mark is in force.
 The same bits tell of a packet on its way to us that its flow has had a mark of another epoch, and from which end it is.
 """
 
-from nfq_enforcer.core.context import OPENERS, REPLIERS
 from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
 
 MASK = 0xFFFFFF00  # of a flow's mark, from the top: 23 bits of the epoch, one for how much; the rest is others'
 _EPOCH_BIT, _WHOLE = 9, 1 << 8
@@ -25,7 +25,7 @@ FIELD = 0x70000000  # of a packet's mark
 SIGNED = 0x40000000  # what a verdict sets; with it:
 _SIGNED_WHOLE, _SIGNED_ODD = 0x20000000, 0x10000000
 FROM_OPENER, FROM_REPLIER = 0x10000000, 0x20000000  # what a rule sets
-_TOLD = {FROM_OPENER: OPENERS, FROM_REPLIER: REPLIERS}
+_TOLD = {FROM_OPENER: FLOW_OPENER, FROM_REPLIER: FLOW_REPLIER}
 
 
 def of_opener(epoch: int) -> int:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers

@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
-from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
+from nfq_enforcer.core.enforcer import Enforcer
+from nfq_enforcer.core.events import Decision, FlowEvent
 from nfq_enforcer.core.tables import ipcache
 from nfq_enforcer.core.tables.conntrack import Conntrack
 from nfq_enforcer.core.tables.ipcache import PeerTable

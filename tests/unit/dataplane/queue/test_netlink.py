@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from nfq_enforcer.core.context import OPENERS, REPLIERS
+from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
 from nfq_enforcer.dataplane.queue import netlink
 from nfq_enforcer.dataplane.queue.netlink import Again, MessageError, Packets, VerdictBatch
 from nfq_enforcer.dataplane.rules.connmark import FROM_OPENER, FROM_REPLIER
@@ -56,8 +56,8 @@ def header(data: bytes) -> tuple[int, ...]:
         (FORWARD, (number(INDEV, 4), number(PHYSINDEV, 2), number(OUTDEV, 4), number(PHYSOUTDEV, 3)), 2, 3, 0),
         (FORWARD, (attribute(99, b"what a later kernel may say"), *IN), 2, 0, 0),
         (LOCAL_IN, (), 0, 0, 0),
-        (LOCAL_IN, (number(INDEV, 2), number(MARK, FROM_OPENER | 7), hardware_address()), 2, 0, OPENERS),
-        (LOCAL_OUT, (number(OUTDEV, 3), number(MARK, FROM_REPLIER), number(SKB_INFO, 3)), 0, 3, REPLIERS | 3),
+        (LOCAL_IN, (number(INDEV, 2), number(MARK, FROM_OPENER | 7), hardware_address()), 2, 0, FLOW_OPENER),
+        (LOCAL_OUT, (number(OUTDEV, 3), number(MARK, FROM_REPLIER), number(SKB_INFO, 3)), 0, 3, FLOW_REPLIER | 3),
     ],
 )
 def test_a_packet_is_read_the_first_time_and_when_its_like_is_known(

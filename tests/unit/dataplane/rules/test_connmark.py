@@ -2,8 +2,8 @@
 
 import pytest
 
-from nfq_enforcer.core.context import OPENERS, REPLIERS
 from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
 from nfq_enforcer.dataplane.rules import connmark
 from nfq_enforcer.dataplane.rules.connmark import EARLIER, FIELD, MASK, SIGNED
 
@@ -42,7 +42,7 @@ def test_a_packets_other_bits_stay() -> None:
 @pytest.mark.parametrize(
     ("mark", "told"),
     [
-        *((0, 0), (0x8FFFFFFF, 0), (0x10000000, OPENERS), (0x20000000, REPLIERS), (0xAFFFFFFF, REPLIERS)),
+        *((0, 0), (0x8FFFFFFF, 0), (0x10000000, FLOW_OPENER), (0x20000000, FLOW_REPLIER), (0xAFFFFFFF, FLOW_REPLIER)),
         *((0x30000000, 0), (SIGNED, 0), (SIGNED | 0x10000000, 0), (0x70000000, 0)),
     ],
 )

@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.identity import WORLD, Identity
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
