@@ -25,9 +25,10 @@ from nfq_enforcer.cluster.records import NodeRecord
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.cluster.source import Store
 from nfq_enforcer.core.labels import LabelFilter
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.wire import stamp
 from nfq_enforcer.dataplane.interfaces import Address, host_addresses, mtu
-from nfq_enforcer.dataplane.queue.library_queue import DRIVER, LONGEST_COPY
+from nfq_enforcer.dataplane.queue.library_queue import COPY_RANGE
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.worker.channel import Events, unpack
 from nfq_enforcer.dataplane.worker.workers import Workers
@@ -66,7 +67,7 @@ class Agent:
             config.first_queue,
             config.conntrack.max,
             self._on_events,
-            driver=config.driver,
+            driver=Driver(config.driver),
             fail_open=config.fail == "open",
         )
         self._store = self._make_store()
@@ -194,13 +195,13 @@ class Agent:
 
     def _warn_of_long_packets(self) -> None:
         """Say which packets the library, where it is the driver, cannot copy whole."""
-        longest = LONGEST_COPY - stamp.overhead(6)
+        longest = COPY_RANGE - stamp.overhead(6)
         for name in sorted(self._settings.cluster_interfaces):
-            if self._workers.driver == DRIVER and (size := mtu(name)) > longest:
+            if self._workers.driver is Driver.NETFILTERQUEUE and (size := mtu(name)) > longest:
                 _log.warning(
                     "interface %s has an MTU of %d, but the driver %s copies %d bytes of a packet: longer ones that "
                     "need a stamp are dropped (PAYLOAD_TOO_LONG); an MTU of %d or less avoids it",
-                    *(name, size, DRIVER, LONGEST_COPY, longest),
+                    *(name, size, self._workers.driver, COPY_RANGE, longest),
                 )
 
 

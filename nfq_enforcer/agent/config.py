@@ -18,9 +18,9 @@ from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.fields import MAX_PORT, Address, InterfaceName, NodeName
+from nfq_enforcer.policy.fields import MAX_PORT, AddressField, InterfaceName, NodeName
 from nfq_enforcer.policy.validation import Items, Part, validate
-from nfq_enforcer.policy.yaml_source import Located, Place, Position
+from nfq_enforcer.policy.yaml_source import Place, Position, YamlDocument
 from nfq_enforcer.store import address
 from nfq_enforcer.store.address import MEMORY, StoreAddress
 
@@ -125,7 +125,7 @@ class NodeSection(_Section):
 
     # the host's own word for itself is taken as it is: a name that no document can bear must not stop the program
     name: NodeName = Field(default_factory=socket.gethostname, validate_default=False)
-    ips: Items[Address] = ()
+    ips: Items[AddressField] = ()
     cluster_interfaces: Items[InterfaceName] = ()
     cluster_cidrs: Items[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]] = ()
 
@@ -240,14 +240,14 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         )
 
 
-def _contradiction(key: str, message: str, written: Located | None, environment: Mapping[str, str]) -> BadInput:
+def _contradiction(key: str, message: str, written: YamlDocument | None, environment: Mapping[str, str]) -> BadInput:
     variable = f"{ENVIRONMENT}{key.upper()}"
     if written is None or variable in environment:
-        written = Located(f"environment variable {variable}", "", {(): _NOWHERE})
+        written = YamlDocument(f"environment variable {variable}", "", {(): _NOWHERE})
     return written.error((key,), message, at_key=True)
 
 
-def _read(path: Path | None) -> Located | None:
+def _read(path: Path | None) -> YamlDocument | None:
     file = path or DEFAULT_PATH
     try:
         raw = file.read_bytes()
@@ -264,14 +264,14 @@ def _setting(variable: str, text: str) -> tuple[tuple[str, ...], object]:
     """Return the path of the key that a variable stands for, and its value; raise BadInput if either is wrong."""
     source = f"environment variable {variable}"
     path = tuple(variable.removeprefix(ENVIRONMENT).lower().split("__"))
-    written = _single(text, source) or Located(source, "", {})
+    written = _single(text, source) or YamlDocument(source, "", {})
     whole = _put({}, path, written.data)
-    places = {(*path, *inner): _NOWHERE._replace(written=place.written) for inner, place in written.places.items()}
-    validate(Config, whole, Located(source, whole, {(): _NOWHERE, **places}))
+    places = {(*path, *inner): _NOWHERE._replace(text=place.text) for inner, place in written.places.items()}
+    validate(Config, whole, YamlDocument(source, whole, {(): _NOWHERE, **places}))
     return path, written.data
 
 
-def _single(text: str, source: str) -> Located | None:
+def _single(text: str, source: str) -> YamlDocument | None:
     documents = yaml_source.parse(text, source)
     if len(documents) > 1:
         raise documents[1].error((), "a second YAML document; a configuration is one")

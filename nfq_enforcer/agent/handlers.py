@@ -96,32 +96,31 @@ class Handlers:
 
     async def _all_workers(self) -> dict[str, Any]:
         """Return what there is to say of the workers as one; its process is the first's."""
-        workers = self.workers
-        numbers = sorted(number for queues in workers.queues for number in queues.all)
-        queued, judged = await asyncio.to_thread(self.rules.queued), workers.judged
-        waiting = backlog(*numbers)
-        self.lost = max(self.lost, queued - judged - (waiting.waiting if waiting else 0))
+        queued, verdicts = await asyncio.to_thread(self.rules.queued), self.workers.verdicts
+        status = self.workers.status
+        waiting = backlog(*status.queues)
+        self.lost = max(self.lost, queued - verdicts - (waiting.waiting if waiting else 0))
         return {
-            "queue": workers.first_queue,
-            "queues": numbers,
-            "driver": workers.driver,
-            "pid": workers.each[0].pid,
-            "restarts": workers.restarts,
-            "failure": workers.failure,
+            "queue": self.workers.first_queue,
+            "queues": list(status.queues),
+            "driver": self.workers.driver,
+            "pid": status.pid,
+            "restarts": status.restarts,
+            "failure": status.failure,
             "lost": self.lost,
-            **workers.read(),
+            **status.counters,
         }
 
     def _each_worker(self) -> list[dict[str, Any]]:
         return [
             {
-                "queues": sorted(worker.queues.all),
-                "pid": worker.pid,
-                "restarts": worker.restarts,
-                "failure": worker.failure,
-                **worker.counters.read(),
+                "queues": list(status.queues),
+                "pid": status.pid,
+                "restarts": status.restarts,
+                "failure": status.failure,
+                **status.counters,
             }
-            for worker in self.workers.each
+            for status in (worker.status for worker in self.workers.processes)
         ]
 
     async def metrics(self) -> list[metrics.MetricFamily]:
@@ -214,7 +213,7 @@ class Handlers:
                 "namespace": policy.namespace,
                 "name": policy.name,
                 "origin": policy.origin,
-                "document": policy.written,
+                "document": policy.data,
             }
             for policy in self.reconciler.view.policies
         ]

@@ -5,7 +5,7 @@ hear of these alone: nothing is compiled, no snapshot is sent, no rule touched. 
 against the new peers within a second, all at once, however many changes come in it.
 
 Where the kernel passes established flows by itself (``datapath: per-flow``), whatever has flows judged again begins
-with a new epoch: the kernel passes nothing more of what was judged before (see ``dataplane.marks``). Then peers that
+with a new epoch: the kernel passes nothing more of what was judged before (see ``rules.connmark``). Then peers that
 are gone, or are others now, count for open flows before the step is done; only new ones may wait for that second. And
 from time to time it is done without a cause, so that each flow shows itself, and each end its stamp.
 """
@@ -118,10 +118,10 @@ class Reconciler:
             return
         # Packets of endpoints that are gone are taken off the queues before these judge without them, and those of new
         # ones are queued when they are known.
-        await asyncio.to_thread(self._rules.release, view.snapshot)
+        await asyncio.to_thread(self._rules.release_addresses, view.snapshot)
         async with self._new_epoch(again=again) as epoch:
             await self._workers.enforce(view.snapshot.renewed(self._number, epoch))
-        await asyncio.to_thread(self._rules.follow, view.snapshot)
+        await asyncio.to_thread(self._rules.update, view.snapshot)
         _log.info("revision %d is in force", self._number)
 
     def _change_peers(self, changes: Iterable[PeerChange]) -> None:
@@ -138,10 +138,10 @@ class Reconciler:
         """
         if self._epoch is not None:
             self._epoch += 1
-            await asyncio.to_thread(self._rules.move, None if again else self._epoch)
+            await asyncio.to_thread(self._rules.set_epoch, None if again else self._epoch)
         yield self._epoch
         if self._epoch is not None and again:
-            await asyncio.to_thread(self._rules.move, self._epoch)
+            await asyncio.to_thread(self._rules.set_epoch, self._epoch)
 
     async def _judge_again(self, *, again: bool) -> None:
         """Have open flows judged again, by the same snapshot and the peers that workers have heard of."""

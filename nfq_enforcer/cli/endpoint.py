@@ -14,7 +14,7 @@ from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Ou
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.documents import Endpoint
-from nfq_enforcer.policy.loader import File, Parsed
+from nfq_enforcer.policy.loader import File, ParsedDocument
 
 app = typer.Typer(help="Endpoints.", no_args_is_help=True)
 
@@ -184,6 +184,6 @@ def _read(paths: Iterable[Path]) -> list[File]:
     return files
 
 
-def _no_endpoint(one: Parsed) -> DocumentError:
+def _no_endpoint(one: ParsedDocument) -> DocumentError:
     kind = one.document.kind
     return one.error(("kind",), f"{kind} is not allowed here; allowed: Endpoint ('policy load' takes the other kinds)")

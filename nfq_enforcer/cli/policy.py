@@ -22,12 +22,12 @@ from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqErro
 from nfq_enforcer.policy import loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import trace as explain
-from nfq_enforcer.policy.matrix import diff as compare
-from nfq_enforcer.policy.matrix import matrix as everybody
-from nfq_enforcer.policy.matrix import named_ports
-from nfq_enforcer.policy.ports import PROTOCOLS, Question
+from nfq_enforcer.policy.matrix import default_traffic
+from nfq_enforcer.policy.matrix import diff as diff_policies
+from nfq_enforcer.policy.matrix import matrix as policy_matrix
+from nfq_enforcer.policy.ports import PROTOCOLS, Traffic
 from nfq_enforcer.policy.probes import ProbeFile
-from nfq_enforcer.policy.simulation import ECHO, Answer, Pair, Simulation
+from nfq_enforcer.policy.simulation import ECHO_REQUEST, ConnectionResult, EndPair, Simulation
 
 app = typer.Typer(help="Policy documents.", no_args_is_help=True)
 
@@ -157,7 +157,7 @@ def trace(
         Console().print(tables.trace(found), soft_wrap=True)
     else:
         print_data(found.as_data(), output)
-    raise typer.Exit(0 if found.answer.allowed else 1)
+    raise typer.Exit(0 if found.result.allowed else 1)
 
 
 @app.command()
@@ -181,8 +181,8 @@ def matrix(
             raise typer.Exit(_judge_probes(simulation, probes, form))
         finally:
             gc.enable()
-    asked = [_parse_port(port, "IPv4") for port in ports] if ports else named_ports(simulation)
-    cells = list(everybody(simulation, asked))
+    asked = [_parse_port(port, "IPv4") for port in ports] if ports else default_traffic(simulation)
+    cells = list(policy_matrix(simulation, asked))
     if form is Format.TABLE:
         Console().print(tables.matrix(simulation.endpoints, cells))
     else:
@@ -200,7 +200,7 @@ def diff(
 ) -> None:
     """Show which connections a change of policies allows or denies; exit status 0 if none, 1 if some."""
     both = [_simulation([*endpoints, path], enforcement, allow_localhost) for path in (old, new)]
-    changes = list(compare(*both))
+    changes = list(diff_policies(*both))
     form = _format(output)
     if form is Format.TABLE:
         Console().print(tables.diff(changes) if changes else "no connection changes its verdict")
@@ -220,7 +220,7 @@ def _configured() -> list[Path]:
     return [Path(path) for path in documents]
 
 
-def _pair(simulation: Simulation, source: str, target: str) -> Pair:
+def _pair(simulation: Simulation, source: str, target: str) -> EndPair:
     for option, reference in (("--from", source), ("--to", target)):
         try:
             simulation.end(reference)
@@ -229,7 +229,7 @@ def _pair(simulation: Simulation, source: str, target: str) -> Pair:
     return simulation.pair(source, target)
 
 
-def _question(port: str | None, http: str | None, pair: Pair) -> Question:
+def _question(port: str | None, http: str | None, pair: EndPair) -> Traffic:
     if port is None and http is None:
         raise BadInput("what is asked? give --port, as in --port 80/TCP or --port ICMP")
     question = _parse_port(port or "80/TCP", pair.family)
@@ -243,16 +243,16 @@ def _question(port: str | None, http: str | None, pair: Pair) -> Question:
     return question._replace(request=HttpRequest(method, path))
 
 
-def _parse_port(text: str, family: str) -> Question:
+def _parse_port(text: str, family: str) -> Traffic:
     number, _, protocol = text.partition("/")
     if number.upper() == "ICMP" and (not protocol or (protocol.isdecimal() and int(protocol) <= 255)):
-        proto, echo = ECHO[family]
-        return Question(proto, int(protocol) if protocol else echo)
+        proto, echo = ECHO_REQUEST[family]
+        return Traffic(proto, int(protocol) if protocol else echo)
     known = PROTOCOLS.get(protocol.upper() or "TCP")
     if known is None or not number.isdecimal() or not 1 <= int(number) <= 65535:
         allowed = "allowed: 1 to 65535 with /TCP (the default), /UDP or /SCTP; ICMP, or ICMP/ and a type from 0 to 255"
         raise BadInput(f"--port: '{text}' is not a port; {allowed}")
-    return Question(known, int(number))
+    return Traffic(known, int(number))
 
 
 def _judge_probes(simulation: Simulation, path: Path, form: Format) -> int:
@@ -272,12 +272,12 @@ def _judge_probes(simulation: Simulation, path: Path, form: Format) -> int:
     return 1 if missed else 0
 
 
-def _answers(simulation: Simulation, file: ProbeFile) -> list[Answer]:
-    answers: list[Answer] = []
+def _answers(simulation: Simulation, file: ProbeFile) -> list[ConnectionResult]:
+    answers: list[ConnectionResult] = []
     errors: list[DocumentError] = []
     for number, probe in enumerate(file.probes):
         try:
-            answers.append(simulation.judge_probe(probe))
+            answers.append(simulation.evaluate_probe(probe))
         except ValueError:
             errors += _bad_references(simulation, file, number)
     if errors:
@@ -294,7 +294,7 @@ def _bad_references(simulation: Simulation, file: ProbeFile, number: int) -> Ite
             yield file.error(number, field, str(error))
 
 
-def _missed(file: ProbeFile, answers: Sequence[Answer]) -> Iterable[DocumentError]:
+def _missed(file: ProbeFile, answers: Sequence[ConnectionResult]) -> Iterable[DocumentError]:
     for number, (probe, answer) in enumerate(zip(file.probes, answers, strict=True)):
         if probe.expect not in {None, answer.verdict}:
             found = (

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from nfq_enforcer.cluster.names import End, Ends
-from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict

@@ -1,4 +1,4 @@
-"""ICMP types by name, as Cilium's ``icmps`` names them, for each family."""
+"""ICMP types: the names that Cilium accepts in ``icmps``, and their numbers, for each address family."""
 
 from collections.abc import Mapping
 
@@ -53,7 +53,7 @@ MAX_TYPE = 255
 
 
 def number(family: str, written: object) -> int:
-    """Return the number of a type that is written as one, as digits or as a name; raise ValueError if it is none."""
+    """Return the number of an ICMP type given as a number, digits or a name; raise ValueError for anything else."""
     names = FAMILIES[family]
     if isinstance(written, str) and written in names:
         return names[written]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nfq_enforcer.dataplane.queue.drivers import AUTO
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import new_run_id
 from nfq_enforcer.lab.topology import Topology
@@ -89,7 +89,7 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
 @pytest.fixture(scope="module")
 def datapath() -> Datapath:
     """Give the settings of what packets meet; a module may have its own fixture of this name."""
-    return Datapath(AUTO, AUTO)
+    return Datapath(Driver.AUTO.value, "auto")
 
 
 @pytest.fixture(scope="module")

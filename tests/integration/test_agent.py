@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING
+from nfq_enforcer.dataplane.queue.protocol import QUEUE_MAXLEN
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
@@ -404,14 +404,14 @@ class TestOverflow:
         try:
             for family in (socket.AF_INET, socket.AF_INET6):
                 address = str(lab.address("back1", 4 if family is socket.AF_INET else 6))
-                run_in(lab, "front1", sys.executable, "-c", FLOOD, str(int(family)), address, str(MAX_WAITING))
+                run_in(lab, "front1", sys.executable, "-c", FLOOD, str(int(family)), address, str(QUEUE_MAXLEN))
             expected = {key: value for pair in both_ways for key, value in unseen(*pair, ways=("53/UDP",)).items()}
             assert await outcomes(lab, expected) == expected
-            assert node.status()["worker"]["lost"] >= MAX_WAITING
+            assert node.status()["worker"]["lost"] >= QUEUE_MAXLEN
         finally:
             os.kill(worker, signal.SIGCONT)
 
-        await until(lambda: node.status()["worker"]["accepted"] >= MAX_WAITING)
+        await until(lambda: node.status()["worker"]["accepted"] >= QUEUE_MAXLEN)
         expected = passes(*both_ways[0], ways=("53/UDP",)) | dropped(*both_ways[1], ways=("53/UDP",))
         assert await outcomes(lab, expected) == expected
         assert node.status()["worker"]["restarts"] == 0

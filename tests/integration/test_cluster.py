@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import STORE
-from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.lab.traffic_host import HeldConnection
 from nfq_enforcer.store.redis.connection import PERMISSIONS
 from tests.support.labs import (
     BRIEF,
@@ -249,7 +249,7 @@ class Traffic:
             made.append(self._until_over(kind, f"UDP {what}", expected, udp))
         return made
 
-    async def _held(self, source: str, target: str) -> list[Connection]:
+    async def _held(self, source: str, target: str) -> list[HeldConnection]:
         return [await self._lab.host(source).hold(self._lab.address(target, f), HTTP, PATIENT) for f in FAMILIES]
 
     @asynccontextmanager

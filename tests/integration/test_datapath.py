@@ -13,7 +13,7 @@ import pytest
 
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.lab.traffic_host import HeldConnection
 from tests.integration.conftest import MakeLab
 from tests.support import packets
 from tests.support.labs import (
@@ -273,7 +273,7 @@ class TestChange:
         assert (await forbidden.talk(BRIEF)).status == "timeout"
 
 
-async def _answers(connections: list[Connection]) -> list[str]:
+async def _answers(connections: list[HeldConnection]) -> list[str]:
     return [(await connection.talk(PATIENT)).answered_by for connection in connections]
 
 

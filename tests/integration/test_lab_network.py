@@ -20,14 +20,14 @@ from nfq_enforcer.lab import network
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import STATE, Network, find_command, list_labs, new_run_id, remove
-from nfq_enforcer.lab.topology import WORLD, Address, Topology
+from nfq_enforcer.lab.topology import WORLD, IPAddress, Topology
 from nfq_enforcer.lab.traffic_host import AttemptResult, TrafficHost
 
 HTTP, DNS, CLOSED = 80, 53, 81
 PATIENT = 10.0  # for what is expected to work, however busy the machine is
 EVENT_TIMEOUT_MS = 10_000
 
-Attempt = Callable[[TrafficHost, Address], Coroutine[Any, Any, AttemptResult]]
+Attempt = Callable[[TrafficHost, IPAddress], Coroutine[Any, Any, AttemptResult]]
 ATTEMPTS: dict[str, Attempt] = {
     "TCP": lambda host, address: host.connect(address, HTTP, PATIENT),
     "UDP": lambda host, address: host.send_udp(address, DNS, PATIENT),
@@ -312,11 +312,11 @@ def processes_of(lab: Lab, machine: str) -> set[int]:
     return {int(pid) for pid in subprocess.run(command, capture_output=True, check=True).stdout.split()}
 
 
-def addressed(packet: bytes, destination: Address) -> bool:
+def addressed(packet: bytes, destination: IPAddress) -> bool:
     return destination.packed == (packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
 
 
-def udp_packet(source: Address, destination: Address, payload: bytes) -> bytes:
+def udp_packet(source: IPAddress, destination: IPAddress, payload: bytes) -> bytes:
     udp = struct.pack("!HHHH", 4000, DNS, 8 + len(payload), 0) + payload
     ends = source.packed + destination.packed
     if source.version == 6:

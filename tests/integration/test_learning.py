@@ -15,7 +15,7 @@ from nfq_enforcer.core.wire.packet import parse
 from nfq_enforcer.dataplane.queue import ctnetlink
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
-from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.lab.traffic_host import HeldConnection
 from tests.integration.conftest import MakeLab
 from tests.support.apart import enter
 from tests.support.labs import (
@@ -99,7 +99,7 @@ async def crash(lab: Lab, datapath: Datapath) -> None:
     lab.start_agents(**datapath.settings)
 
 
-async def hold(lab: Lab, server: str, family: int = 4) -> Connection:
+async def hold(lab: Lab, server: str, family: int = 4) -> HeldConnection:
     connection = await lab.host("front1").hold(lab.address(server, family), HTTP, PATIENT)
     assert connection.opened.ok
     return connection
@@ -172,7 +172,7 @@ async def test_what_the_kernel_remembers_is_read_with_its_opener_and_state(lab: 
 
     def remembered() -> list[KernelFlow]:
         enter(Path("/run/netns") / lab.topology.namespace("n1"))
-        return list(ctnetlink.open_flows())
+        return list(ctnetlink.dump_flows())
 
     with ThreadPoolExecutor(1) as thread:
         flows = {flow.key: flow for flow in thread.submit(remembered).result()}

@@ -24,13 +24,13 @@ from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.wire.packet import parse
 from nfq_enforcer.dataplane.queue import ctnetlink
-from nfq_enforcer.dataplane.queue.protocol import in_rows
+from nfq_enforcer.dataplane.queue.protocol import allocate_queues
 from nfq_enforcer.dataplane.rules import connmark, iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
-from nfq_enforcer.dataplane.worker import process
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, Timings
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.lab.traffic_host import HeldConnection
 from nfq_enforcer.store.files import FileStore
 from tests.integration.conftest import MakeLab
 from tests.support.apart import enter, run_apart
@@ -147,7 +147,7 @@ def judged(lab: Lab, *nodes: str) -> int:
     return sum(worker["accepted"] + worker["dropped"] for worker in workers)
 
 
-async def hold(lab: Lab, server: str, family: int = 4) -> Connection:
+async def hold(lab: Lab, server: str, family: int = 4) -> HeldConnection:
     connection = await lab.host("front1").hold(lab.address(server, family), HTTP, PATIENT)
     assert (await connection.talk(PATIENT)).answered_by == server
     return connection
@@ -382,7 +382,7 @@ class TestMarks:
         assert 0 < judged(lab, "n2") - before < FEW
 
     async def test_rules_of_an_administrator_see_no_mark_of_ours_on_what_leaves(self, lab: Lab) -> None:
-        rule = ("-t", "mangle", "{}", "POSTROUTING", "-m", "mark", "!", "--mark", f"0/{connmark.FIELD:#x}")
+        rule = ("-t", "mangle", "{}", "POSTROUTING", "-m", "mark", "!", "--mark", f"0/{connmark.PACKET_MASK:#x}")
         connection = await hold(lab, "back2")
         run_in(lab, "n1", "iptables", *(word.format("-A") for word in rule))
         try:
@@ -392,7 +392,7 @@ class TestMarks:
         finally:
             run_in(lab, "n1", "iptables", *(word.format("-D") for word in rule))
 
-        assert [line.split("-c ")[1] for line in lines if f"{connmark.FIELD:#x}" in line] == ["0 0"]
+        assert [line.split("-c ")[1] for line in lines if f"{connmark.PACKET_MASK:#x}" in line] == ["0 0"]
 
     async def test_a_packet_that_a_program_has_signed_itself_is_judged_all_the_same(
         self, shared: Lab, datapath: Datapath
@@ -402,7 +402,7 @@ class TestMarks:
         try:
             for family in FAMILIES:
                 address = str(shared.address("back2", family))
-                for mark in (connmark.SIGNED, connmark.FIELD, connmark.FROM_REPLIER):
+                for mark in (connmark.REQUEST, connmark.PACKET_MASK, connmark.FROM_REPLIER):
                     program = ("python3", "-c", SIGN, _number(family), address, str(HTTP), str(mark))
                     assert run_in(shared, "n3", *program).strip() == "timed out"
                 program = (
@@ -446,26 +446,25 @@ class TestEpoch:
     def test_after_a_round_marks_from_long_ago_are_retired(self, root: None) -> None:
         async def scenario() -> tuple[list[str], list[str]]:
             rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
-            rules.install(replace(NOTHING, epoch=1), in_rows(100, 1))
+            rules.install(replace(NOTHING, epoch=1), allocate_queues(100, 1))
             ends = "-p udp -s 10.0.0.1 -d 10.0.0.2 --sport 1 --dport 2"
             run("conntrack", "-I", *ends.split(), "--timeout", "100", "--mark", "0x1242a")
             before = marks_now()
-            rules.move(ROUND)
+            rules.set_epoch(ROUND)
             return before, marks_now()
 
-        assert run_apart(scenario()) == ([f"{0x1242A}"], [f"{connmark.EARLIER | 0x2A}"])
+        assert run_apart(scenario()) == ([f"{0x1242A}"], [f"{connmark.RETIRED | 0x2A}"])
 
     def test_while_a_worker_has_not_heard_of_an_epoch_no_mark_is_in_force(
         self, root: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(process, "_PATIENCE", 0.5)
         monkeypatch.setattr(reconciler, "_SHOWING", 0.2)
         monkeypatch.setattr(reconciler, "_RENEWAL", 0.0)
 
         async def scenario() -> tuple[list[bool], int]:
-            async with enforcing() as one:
+            async with enforcing(Timings(response=0.5)) as one:
                 following = asyncio.create_task(one.reconciler.follow())
-                stuck = one.workers.each[0].pid
+                stuck = one.workers.processes[0].pid
                 assert stuck is not None
                 os.kill(stuck, signal.SIGSTOP)
                 try:
@@ -476,7 +475,7 @@ class TestEpoch:
                     os.kill(stuck, signal.SIGCONT)
                 await until(one.passes)
                 following.cancel()
-                return [*closed, stuck == one.workers.each[0].pid], one.workers.restarts
+                return [*closed, stuck == one.workers.processes[0].pid], one.workers.restarts
 
         assert run_apart(scenario()) == ([False, True], 0)
 
@@ -507,10 +506,10 @@ class Enforcing:
 
 
 @asynccontextmanager
-async def enforcing() -> AsyncIterator[Enforcing]:
+async def enforcing(timings: Timings = DEFAULT_TIMINGS) -> AsyncIterator[Enforcing]:
     """Give what is in force on a node of its own: store, workers and rules."""
     settings = NodeSettings("n1", (), frozenset(), frozenset())
-    store, workers = FileStore([], settings), Workers(1, 100, 1000, lambda events: None)
+    store, workers = FileStore([], settings), Workers(1, 100, 1000, lambda events: None, timings=timings)
     rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
     enforcing = Reconciler(store, Replica(settings), workers, rules, "per-flow")
     await store.start()

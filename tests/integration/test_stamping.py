@@ -8,7 +8,7 @@ import pytest
 from nfq_enforcer.core.wire.packet import parse
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.topology import Address
+from nfq_enforcer.lab.topology import IPAddress
 from nfq_enforcer.lab.traffic_host import AttemptResult
 from tests.integration.conftest import MakeLab
 from tests.support.labs import (
@@ -53,7 +53,7 @@ def datapath(request: pytest.FixtureRequest) -> Datapath:
     return given
 
 
-def every_address(lab: Lab, hosts: Iterable[str]) -> list[Address]:
+def every_address(lab: Lab, hosts: Iterable[str]) -> list[IPAddress]:
     return [lab.address(host, family) for host in hosts for family in FAMILIES]
 
 
@@ -62,7 +62,7 @@ def payload(mtu: int, family: int) -> int:
     return mtu - IP_HEADER[family] - UDP_HEADER
 
 
-def check_stamps(mode: str, seen: Iterable[bytes], owner: Mapping[Address, int]) -> None:
+def check_stamps(mode: str, seen: Iterable[bytes], owner: Mapping[IPAddress, int]) -> None:
     """Hold that each packet bears its sender's identity; where the kernel passes flows, the first of each direction."""
     known: set[bytes] = set()
     for packet in seen:

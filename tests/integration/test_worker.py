@@ -13,6 +13,7 @@ from itertools import count
 import pytest
 
 from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, PeerChange
 from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
@@ -21,10 +22,19 @@ from nfq_enforcer.core.wire.packet import UDP
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4
-from nfq_enforcer.dataplane.worker import process
-from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, WorkerChannel, encode
+from nfq_enforcer.dataplane.worker.channel import (
+    Decoder,
+    Enforced,
+    PeerChanges,
+    Revision,
+    Setup,
+    Stop,
+    WorkerChannel,
+    encode,
+)
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.map_transfer import MapReceiver, SnapshotReference
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, Timings
 from nfq_enforcer.dataplane.worker.worker import Worker
 from nfq_enforcer.dataplane.worker.workers import Workers
 from tests.support.apart import run_apart
@@ -54,8 +64,8 @@ def crowd(number: int, peer: Peer | None = ALLOWED) -> Iterator[PeerChange]:
 class Judged:
     """A worker whose verdicts can be had one by one: what WEB sends is all that meets its queue."""
 
-    def __init__(self) -> None:
-        self.worker = Workers(1, QUEUE, 1000, lambda events: None)
+    def __init__(self, timings: Timings) -> None:
+        self.worker = Workers(1, QUEUE, 1000, lambda events: None, timings=timings)
         # All of them listen, so that no port is closed and no ICMP error meets the queue too.
         self._sockets = {at: socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for at in (WEB, ONE, OTHER)}
         for address, one in self._sockets.items():
@@ -63,10 +73,10 @@ class Judged:
 
     async def passes(self, address: str) -> bool:
         """Send a datagram, of the same flow each time, and return the verdict on it."""
-        before = self.worker.read()
+        before = self.worker.status.counters
         self._sockets[WEB].sendto(b"?", (address, PORT))
         async with asyncio.timeout(PATIENT):
-            while (after := self.worker.read())["accepted"] == before["accepted"]:
+            while (after := self.worker.status.counters)["accepted"] == before["accepted"]:
                 if after["dropped"] > before["dropped"]:
                     return False
                 await asyncio.sleep(0.001)
@@ -77,7 +87,7 @@ class Judged:
         return await self.passes(ONE), await self.passes(OTHER)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        pid = self.worker.each[0].pid
+        pid = self.worker.processes[0].pid
         assert pid is not None
         os.kill(pid, number)
 
@@ -94,9 +104,9 @@ class Judged:
 
 
 @asynccontextmanager
-async def judged(peers: dict[bytes, Peer]) -> AsyncIterator[Judged]:
+async def judged(peers: dict[bytes, Peer], timings: Timings = DEFAULT_TIMINGS) -> AsyncIterator[Judged]:
     """Give a worker with these peers at revision 1, and all rules that hand packets over to it."""
-    one = Judged()
+    one = Judged(timings)
     try:
         await one.worker.start(snapshot(1), peers)
         iptables.Rules((IPV4,), fail_open=False, cluster_mtus={}).install(snapshot(1), one.worker.queues)
@@ -160,13 +170,9 @@ def test_a_worker_that_dies_amid_changes_is_replaced_by_one_that_has_them_all(ro
     assert run_apart(scenario(), WEB, ONE, OTHER) == [(True, False), (False, True), (True, False)]
 
 
-def test_a_worker_that_reads_nothing_is_replaced_before_all_memory_waits_for_it(
-    root: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "_MAX_UNREAD", 1 << 20)
-
+def test_a_worker_that_reads_nothing_is_replaced_before_all_memory_waits_for_it(root: None) -> None:
     async def scenario() -> tuple[int, bool, bool]:
-        async with judged({packed(ONE): ALLOWED}) as one:
+        async with judged({packed(ONE): ALLOWED}, Timings(unread_bytes=1 << 20)) as one:
             one.kill(signal.SIGSTOP)
             one.worker.change_peers([(packed(ONE), None), *crowd(1 << 16), (packed(OTHER), ALLOWED)])
             one.worker.change_peers(crowd(1 << 16, REFUSED))
@@ -186,11 +192,13 @@ def test_messages_that_a_turn_has_no_time_for_are_obeyed_in_the_next_ones_withou
     async def scenario() -> None:
         with warnings.catch_warnings(action="ignore"):  # of the size of the queue's socket
             queues = QueueNumbers(QUEUE, QUEUE + 1, QUEUE + 2)
-            setup = Setup("auto", queues, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {})
+            setup = Setup(
+                Driver.AUTO, queues, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {}
+            )
             Worker(setup, MapReceiver(), WorkerChannel(theirs), Counters(memory), lambda: next(seconds)).run()
 
     with ours, theirs:
-        ours.sendall(b"".join(map(encode, [*[Peers(tuple(crowd(1)))] * number, Revision(2), Stop()])))
+        ours.sendall(b"".join(map(encode, [*[PeerChanges(tuple(crowd(1)))] * number, Revision(2), Stop()])))
         run_apart(scenario())
         theirs.close()
         decoder, heard = Decoder(), list[object]()

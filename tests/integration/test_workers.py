@@ -16,19 +16,20 @@ from typing import NamedTuple
 import pytest
 
 from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.core.wire.packet import parse, reply_key
 from nfq_enforcer.dataplane.queue.netlink_queue import NetlinkQueue
-from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, QueueNumbers, backlog, in_rows
+from nfq_enforcer.dataplane.queue.protocol import QUEUE_MAXLEN, QueueNumbers, allocate_queues, backlog
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.topology import UPLINK, Address
+from nfq_enforcer.lab.topology import UPLINK, IPAddress
 from nfq_enforcer.lab.traffic_host import TrafficHost
 from tests.integration.conftest import MakeLab
 from tests.support.apart import enter, run_apart
@@ -88,7 +89,7 @@ class Onlookers:
         self.sights: list[Sight] = []
         self._namespace = Path("/run/netns") / lab.topology.namespace(node)
         self._snapshot = _snapshot(lab, node)
-        self._numbers = in_rows(FIRST, number)
+        self._numbers = allocate_queues(FIRST, number)
         self._end, self._ours = socket.socketpair()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._look)
@@ -117,7 +118,7 @@ class Onlookers:
                 waiting.register(descriptor, select.POLLIN)
             while self._end.fileno() not in dict(waiting.poll()):
                 for queue in queues:
-                    queue.answer()
+                    queue.process_batch()
         finally:
             iptables.remove()
             for queue in queues:
@@ -171,7 +172,7 @@ def translated(lab: Lab, node: str) -> Iterator[None]:
             run_in(lab, node, command, text="*nat\nCOMMIT\n")
 
 
-def _at(address: Address, port: int) -> str:
+def _at(address: IPAddress, port: int) -> str:
     return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
@@ -242,11 +243,11 @@ class TestWhose:
         assert set(errors) == {0}
 
 
-async def _ask_tcp(host: TrafficHost, address: Address) -> str:
+async def _ask_tcp(host: TrafficHost, address: IPAddress) -> str:
     return (await host.connect(address, SERVICE, PATIENT)).answered_by
 
 
-async def _ask_udp(host: TrafficHost, address: Address) -> str:
+async def _ask_udp(host: TrafficHost, address: IPAddress) -> str:
     return (await host.send_udp(address, SERVICE, PATIENT)).answered_by
 
 
@@ -341,9 +342,9 @@ class TestOneOfTwo:
             target, address = own[0].target, partial(lab.address, family=own[0].family)
             flood(lab, "front1", address(target))
             flood(lab, target, address("front1"))
-            assert node.status()["worker"]["lost"] >= 2 * MAX_WAITING
+            assert node.status()["worker"]["lost"] >= 2 * QUEUE_MAXLEN
             answered = await _answered(lab, pairs)
-        await until(lambda: node.status()["workers"][1]["accepted"] >= 2 * MAX_WAITING)
+        await until(lambda: node.status()["workers"][1]["accepted"] >= 2 * QUEUE_MAXLEN)
 
         assert answered == [fail == "open" or pair not in own for pair in pairs]
         expected = dict.fromkeys(pairs, "ok")
@@ -363,14 +364,14 @@ class TestTogether:
     def test_a_snapshot_is_in_force_when_it_is_so_in_each(self, root: None) -> None:
         async def scenario() -> tuple[bool, bool]:
             async with working(Workers(2, FIRST, 1000, lambda events: None)) as workers:
-                first, second = workers.each
+                first, second = workers.processes
                 assert second.pid is not None
                 with stopped(second.pid):
                     enforcing = asyncio.create_task(workers.enforce(NOTHING.renewed(2)))
-                    await first.taken(2)
+                    await first.wait_enforced(2)
                     before = enforcing.done()
                 await enforcing
-                await second.taken(2)
+                await second.wait_enforced(2)
                 return before, enforcing.done()
 
         assert run_apart(scenario()) == (False, True)
@@ -395,7 +396,7 @@ class TestTogether:
 
     def test_the_library_gets_one_worker_whatever_the_machine_is(self, root: None) -> None:
         async def scenario() -> tuple[str, tuple[QueueNumbers, ...]]:
-            workers = Workers(None, FIRST, 1000, lambda events: None, driver="netfilterqueue")
+            workers = Workers(None, FIRST, 1000, lambda events: None, driver=Driver.NETFILTERQUEUE)
             async with working(workers):
                 return workers.driver, workers.queues
 
@@ -416,7 +417,7 @@ class TestTogether:
 
         async def scenario() -> tuple[int, tuple[str, tuple[QueueNumbers, ...]], list[int]]:
             workers = Workers(None, FIRST, 1000, lambda events: None)
-            before = len(workers.each)
+            before = len(workers.processes)
             async with working(workers):
                 bound = [number for number in range(FIRST, FIRST + 12) if backlog(number)]
                 return before, (workers.driver, workers.queues), bound
@@ -461,7 +462,7 @@ def stopped(process: int) -> Iterator[None]:
             os.kill(process, signal.SIGCONT)
 
 
-def flood(lab: Lab, source: str, address: Address) -> None:
+def flood(lab: Lab, source: str, address: IPAddress) -> None:
     """Send more datagrams than may wait for a verdict, and as many again."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    run_in(lab, source, sys.executable, "-c", FLOOD, str(int(family)), str(address), str(2 * MAX_WAITING))
+    run_in(lab, source, sys.executable, "-c", FLOOD, str(int(family)), str(address), str(2 * QUEUE_MAXLEN))

@@ -13,7 +13,7 @@ from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNet
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
-from nfq_enforcer.policy.rules import PortOf, PortSet
+from nfq_enforcer.policy.rules import NamedPort, PortSet
 from nfq_enforcer.policy.rules_index import NO_PORTS
 
 NAMESPACE = "io.kubernetes.pod.namespace"
@@ -21,7 +21,7 @@ KINDS = [
     Labels.parse({"app": app, NAMESPACE: namespace, **more})
     for app, namespace, more in product("ab", ("one", "two"), ({}, {"tier": "x"}))
 ]
-HTTP, HTTP_TOO = (frozenset((PortOf("http", 6, number),)) for number in (80, 8080))
+HTTP, HTTP_TOO = (frozenset((NamedPort("http", 6, number),)) for number in (80, 8080))
 PORT_SETS: list[tuple[PortSet, ...]] = [(), (HTTP,), (HTTP_TOO,), (HTTP, HTTP_TOO), (HTTP, NO_PORTS)]
 
 SELECTORS: list[dict[str, Any]] = [
@@ -157,8 +157,8 @@ class Changes(RuleBasedStateMachine):
     def maps_are_those_of_a_policy_compiled_at_once(self) -> None:
         fresh = compile_policy(self.documents.values(), self.identities, self.mode, self.ports)
         assert self.maps_of(self.policy) == self.maps_of(fresh)
-        assert self.policy.numbers.labels == fresh.numbers.labels
-        assert self.policy.numbers.sites == fresh.numbers.sites
+        assert self.policy.local_identities.cidr_labels == fresh.local_identities.cidr_labels
+        assert self.policy.local_identities.by_port_set == fresh.local_identities.by_port_set
 
     def teardown(self) -> None:
         for policy, maps in self.before:

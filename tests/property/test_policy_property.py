@@ -22,8 +22,7 @@ from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy import loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.loader import parse
-from nfq_enforcer.policy.model import Cluster
-from nfq_enforcer.policy.model import gather as settle
+from nfq_enforcer.policy.model import ClusterModel, build_model
 
 Spec = dict[str, Any]
 NAMESPACES = ["one", "two"]
@@ -485,21 +484,21 @@ PLAIN = st.builds(
 DOCUMENTS = st.lists(CILIUM | PLAIN, max_size=3)
 
 
-def cluster_of(documents: list[Spec], mode: Enforcement) -> Cluster:
+def cluster_of(documents: list[Spec], mode: Enforcement) -> ClusterModel:
     for number, document in enumerate(documents):
         document["metadata"]["name"] = f"p{number}"
     text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [*WRITTEN, *SPACES, *documents]})
-    return settle(loader.gather(one.document for one in parse(text, "x.json")), mode)
+    return build_model(loader.group_documents(one.document for one in parse(text, "x.json")), mode)
 
 
-def asked(cluster: Cluster, direction: str, subject: int, peer: Who, port: tuple[int, int]) -> LookupResult:
-    policy = getattr(cluster.maps(cluster.members[subject]), direction)
+def asked(cluster: ClusterModel, direction: str, subject: int, peer: Who, port: tuple[int, int]) -> LookupResult:
+    policy = getattr(cluster.maps(cluster.endpoints[subject]), direction)
     if peer.address is None:
         identity = next(number for number, labels in RESERVED.items() if labels == peer.labels)
         return LookupResult(*policy.lookup(identity, *port))
     address = ip_address(peer.address).packed
-    found = cluster.addresses.lookup(address).identity
-    return LookupResult(*policy.lookup(found, *port, cluster.addresses.local_identities(address)))
+    found = cluster.ipcache.lookup(address).identity
+    return LookupResult(*policy.lookup(found, *port, cluster.ipcache.local_identities(address)))
 
 
 @settings(max_examples=PROBED // 100, deadline=None)

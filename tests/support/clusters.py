@@ -10,9 +10,8 @@ from nfq_enforcer.core.identity import RESERVED, Identity
 from nfq_enforcer.core.tables.policymap import LookupResult, PolicyMap
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.loader import gather as sort
-from nfq_enforcer.policy.loader import parse
-from nfq_enforcer.policy.model import Cluster, Member, gather
+from nfq_enforcer.policy.loader import group_documents, parse
+from nfq_enforcer.policy.model import ClusterModel, EndpointModel, build_model
 
 ENDPOINTS = """
 apiVersion: nfq-enforcer.io/v1
@@ -58,11 +57,11 @@ class World:
 
     def __init__(self, *policies: str, mode: Enforcement = Enforcement.PER_ENDPOINT) -> None:
         texts = [f"{text}\n" for text in (ENDPOINTS, *policies)]
-        documents = sort(one.document for text in texts for one in parse(text, "x.yaml"))
-        self.cluster: Cluster = gather(documents, mode)
+        documents = group_documents(one.document for text in texts for one in parse(text, "x.yaml"))
+        self.cluster: ClusterModel = build_model(documents, mode)
 
-    def member(self, name: str) -> Member:
-        return next(one for one in self.cluster.members if one.name == name)
+    def member(self, name: str) -> EndpointModel:
+        return next(one for one in self.cluster.endpoints if one.name == name)
 
     def ingress(self, of: str = "shop/db") -> PolicyMap:
         return self.cluster.maps(self.member(of)).ingress
@@ -85,7 +84,7 @@ class World:
             return _RESERVED[name], ()
         address = str(self.member(name).document.spec.ips[0]) if "/" in name else name
         packed = ip_address(address).packed
-        return self.cluster.addresses.lookup(packed).identity, self.cluster.addresses.local_identities(packed)
+        return self.cluster.ipcache.lookup(packed).identity, self.cluster.ipcache.local_identities(packed)
 
     def into(self, *peers: str, port: str = "80/TCP", of: str = "shop/db") -> list[bool]:
         """Say of each peer whether it may open this port."""

@@ -25,7 +25,7 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
-from nfq_enforcer.lab.topology import UPLINK, Address
+from nfq_enforcer.lab.topology import UPLINK, IPAddress
 from nfq_enforcer.lab.traffic_host import AttemptResult, TrafficHost
 
 HTTP, HTTPS, OTHER_TCP, DNS, CLOSED = 80, 443, 8080, 53, 81
@@ -105,7 +105,7 @@ class Attempt(NamedTuple):
     family: int
 
 
-_Way = Callable[[TrafficHost, Address, float], Awaitable[AttemptResult]]
+_Way = Callable[[TrafficHost, IPAddress, float], Awaitable[AttemptResult]]
 
 
 def _connect(port: int) -> _Way:
@@ -341,7 +341,7 @@ class Unharmed:
 PROGRAM = (sys.executable, "-P", "-m", "nfq_enforcer.cli")
 
 
-def ends(packet: bytes) -> tuple[Address, Address]:
+def ends(packet: bytes) -> tuple[IPAddress, IPAddress]:
     """Return source and destination of an IP packet."""
     start, size = (12, 4) if packet[0] >> 4 == 4 else (8, 16)
     return ip_address(packet[start : start + size]), ip_address(packet[start + size : start + 2 * size])
@@ -353,7 +353,7 @@ def length(packet: bytes) -> int:
     return int.from_bytes(packet[start : start + 2], "big") + rest
 
 
-def between(capture: Capture, one: Iterable[Address], other: Iterable[Address]) -> list[bytes]:
+def between(capture: Capture, one: Iterable[IPAddress], other: Iterable[IPAddress]) -> list[bytes]:
     """Return the captured packets that went between the ones and the others, in either direction."""
     pairs = {(a, b) for a in one for b in other} | {(b, a) for a in one for b in other}
     return [packet.data for packet in capture.packets() if ends(packet.data) in pairs]

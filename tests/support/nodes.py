@@ -14,15 +14,16 @@ from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.context import Interface
-from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
+from nfq_enforcer.core.enforcer import Enforcer
+from nfq_enforcer.core.events import Decision, FlowEvent
 from nfq_enforcer.core.identity import REMOTE_NODE, Identity
 from nfq_enforcer.core.tables.conntrack import Conntrack, FlowState, KernelFlow
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, Verdict
-from nfq_enforcer.core.wire.packet import parse
-from tests.support.packets import packed
+from nfq_enforcer.core.wire.packet import TCP, parse
+from tests.support.packets import packed, stamped
 
 
 class Addresses(NamedTuple):
@@ -48,6 +49,11 @@ FAMILIES = (V4, V6)
 WEB, DB, CLIENT, OTHER = map(Identity, (300, 400, 500, 501))
 ETH0, WAN0, VETH_WEB, VETH_DB = "eth0", "wan0", "veth-web", "veth-db"
 MTU = 1500
+
+HTTP = [(CLIENT, TCP, 80)]
+NOBODY: list[tuple[int, int, int]] = []
+EVERYTHING_FROM_CLIENT = [(CLIENT, 0, 0)]
+CLOSED = {"web": NOBODY, "db": NOBODY}
 
 Allowed = Iterable[tuple[int, int, int]]  # identity, protocol, port
 Side = Mapping[str, Allowed]  # local endpoint: who may pass this side of it; a side not named is not enforced
@@ -88,12 +94,12 @@ class Node:
     """An enforcer on the node that the module's picture shows; nothing is enforced before ``load``."""
 
     def __init__(
-        self, maximum_flows: int = 1000, *, can_requeue: bool = False, has_next: bool = False, glances: bool = True
+        self, maximum_flows: int = 1000, *, can_requeue: bool = False, has_next: bool = False, fast: bool = True
     ) -> None:
         self.now = 1000.0
         self.flows = Conntrack(maximum_flows, self.now)
         self._enforcer = Enforcer(self.snapshot(0), self.flows, can_requeue=can_requeue, has_next=has_next)
-        self._decide = self._enforcer.decide if glances else self._enforcer.consider
+        self._decide = self._enforcer.decide if fast else self._enforcer.slow_path
 
     def snapshot(
         self,
@@ -142,6 +148,11 @@ class Node:
     def forward(self, payload: bytes, come_by: str, leave_by: str, mtu: int = MTU, skb: int = 0) -> Decision:
         """Decide a packet in FORWARD."""
         return self._decide(payload, Interface(come_by, MTU), Interface(leave_by, mtu), self.now, skb)
+
+
+def from_client(node: Node, payload: bytes, identity: int = CLIENT) -> Decision:
+    """Decide a packet that another node forwards to web with this identity."""
+    return node.forward(stamped(payload, identity), ETH0, VETH_WEB)
 
 
 PASSING = frozenset((Verdict.ACCEPT, Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW))

@@ -153,3 +153,12 @@ def identity_on(payload: bytes | None) -> int | None:
     assert payload is not None
     found = stamp.read(payload, parse(payload))
     return None if found is None else found.identity
+
+
+def cut_short(payload: bytes) -> bytes:
+    """Return the packet as a queue hands it over that cannot copy all of it."""
+    return payload[:100]
+
+
+LONG = bytes(200)
+OPENERS_AND_REPLIES = [(syn, syn_ack), (request, response), (udp, udp_answer), (ping, pong)]

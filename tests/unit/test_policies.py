@@ -27,7 +27,7 @@ def test_an_example_does_what_its_probes_expect(example: Path) -> None:
     probes = ProbeFile(file.read_text(), str(file)).probes
 
     assert {probe.expect for probe in probes} == {"allow", "deny"} or example.stem == "k8s-allow-all"
-    answers = [simulation.judge_probe(probe) for probe in probes]
+    answers = [simulation.evaluate_probe(probe) for probe in probes]
     assert [
         f"{probe.source} to {probe.target}, {probe}: {answer.reason}"
         for probe, answer in zip(probes, answers, strict=True)

@@ -27,7 +27,7 @@ def changed(tmp_path: Path, number: int, **change: Any) -> Path:
 def test_the_machines_of_the_vagrantfile_have_the_endpoints_of_the_lab() -> None:
     addresses = {machine.name: machine.ips for machine in inventory.read(SHIPPED).machines}
 
-    assert set(addresses) == set(inventory.PARTS)
+    assert set(addresses) == set(inventory.ROLES)
     behind_veths = [endpoint for endpoint in Topology("x").endpoints if endpoint.interface]
     assert {one.name: one.addresses for one in behind_veths} == {one.name: addresses[one.name] for one in behind_veths}
 

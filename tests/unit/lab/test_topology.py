@@ -7,13 +7,13 @@ import pytest
 import yaml
 
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.lab.topology import SEGMENT, Address, Machine, Route, Topology
+from nfq_enforcer.lab.topology import SEGMENT, IPAddress, Machine, Route, Topology
 
 LAB = Topology("a1")
 IFNAMSIZ = 15
 
 
-def next_machine(machine: Machine, target: Address) -> str | None:
+def next_machine(machine: Machine, target: IPAddress) -> str | None:
     """Return where a machine's best route leads: its own name if the target is its own, None if nowhere."""
     if any(target == address.ip for interface in machine.interfaces for address in interface.addresses):
         return machine.name
@@ -25,7 +25,7 @@ def next_machine(machine: Machine, target: Address) -> str | None:
     return neighbour(machine, best.device, best.via or target)
 
 
-def neighbour(machine: Machine, device: str | None, address: Address) -> str | None:
+def neighbour(machine: Machine, device: str | None, address: IPAddress) -> str | None:
     """Return which machine on a device's wire (any device, if none is named) has the address."""
     wires = [(c.a, c.b) for c in LAB.cables] + [(c.b, c.a) for c in LAB.cables]
     near = {far[0] for own, far in wires if own[0] == machine.name and device in (own[1], None)}

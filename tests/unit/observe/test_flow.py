@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.cluster.names import End, Ends
-from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, RESERVED, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.conntrack import Opening

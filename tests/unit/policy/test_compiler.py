@@ -9,7 +9,7 @@ from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, CiliumPolicy
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
-from nfq_enforcer.policy.rules import PortOf
+from nfq_enforcer.policy.rules import NamedPort
 
 
 def labels(app: str, namespace: str = "default") -> Labels:
@@ -199,7 +199,7 @@ def test_endpoints_under_one_rule_share_its_entries() -> None:
 
 FOR_WEB = policy("{endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{}]}]}", "w")
 KINDS = (WEB, DB, FAR)
-HTTP, HTTP_TOO = (frozenset((PortOf("http", TCP, number),)) for number in (80, 8080))
+HTTP, HTTP_TOO = (frozenset((NamedPort("http", TCP, number),)) for number in (80, 8080))
 
 
 def compiled(*policies: CiliumPolicy, mode: Enforcement = Enforcement.PER_ENDPOINT) -> Policy:
@@ -254,7 +254,7 @@ def test_endpoints_of_one_identity_that_name_other_ports_are_told_apart_when_the
     rule = policy("{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]}")
     one = compiled(rule).with_identity(WEB, Identity(300), [HTTP])
     both = one.with_identity(WEB, Identity(300), [HTTP, HTTP_TOO])
-    sites = both.numbers.sites
+    sites = both.local_identities.by_port_set
 
     assert set(one.maps_for(DB).egress.entries) == {(300, TCP, 80, PORT_BITS)}
     assert set(both.maps_for(DB).egress.entries) == {
@@ -321,13 +321,13 @@ def test_a_prefix_that_comes_is_cut_out_of_those_that_contain_it() -> None:
 
     after = before.with_documents([wide, narrow])
 
-    cut, whole = sorted(after.numbers.cidrs.items(), key=lambda one: -one[0].prefixlen)
+    cut, whole = sorted(after.local_identities.by_cidr.items(), key=lambda one: -one[0].prefixlen)
     assert set(after.maps_for(DB).egress.entries) - set(before.maps_for(DB).egress.entries) == {(cut[1], 0, 0, 0)}
     assert after.maps_for(DB).egress.entries[PolicyKey(cut[1], 0, 0, 0)].allowed_by == tuple(
         ref(number, Direction.EGRESS) for number in range(2)
     )
     assert after.with_documents([wide]).maps_for(DB).egress.entries == before.maps_for(DB).egress.entries
-    assert whole[1] == before.numbers.cidrs[whole[0]]
+    assert whole[1] == before.local_identities.by_cidr[whole[0]]
 
 
 def test_prefixes_whose_numbers_meet_are_told_apart_when_the_second_comes() -> None:
@@ -340,7 +340,7 @@ def test_prefixes_whose_numbers_meet_are_told_apart_when_the_second_comes() -> N
     after = before.with_documents([one, other])
 
     fresh = compiled(one, other)
-    assert set(before.numbers.cidrs.values()) < set(after.numbers.cidrs.values())
+    assert set(before.local_identities.by_cidr.values()) < set(after.local_identities.by_cidr.values())
     assert after.maps_for(DB).egress.entries == fresh.maps_for(DB).egress.entries
     assert after.maps_for(DB).egress.entries != before.maps_for(DB).egress.entries
 

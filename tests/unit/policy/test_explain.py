@@ -9,11 +9,11 @@ import pytest
 from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import SideTrace, Trace, trace
-from nfq_enforcer.policy.loader import gather, load, parse
-from nfq_enforcer.policy.ports import Question
+from nfq_enforcer.policy.loader import group_documents, load, parse
+from nfq_enforcer.policy.ports import Traffic
 from nfq_enforcer.policy.simulation import Simulation
 
-HTTP = Question(6, 80)
+HTTP = Traffic(6, 80)
 POLICIES = Path(__file__).parents[3] / "policies"
 
 ENDPOINTS = """
@@ -35,17 +35,17 @@ def simulate(spec: str) -> Simulation:
         "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n"
         f"spec: {{endpointSelector: {{matchLabels: {{app: db}}}}, {spec}}}\n"
     )
-    return Simulation(gather(one.document for one in parse(document + ENDPOINTS, "f")))
+    return Simulation(group_documents(one.document for one in parse(document + ENDPOINTS, "f")))
 
 
-def explain(spec: str, question: Question = HTTP, source: str = "default/web") -> Trace:
+def explain(spec: str, question: Traffic = HTTP, source: str = "default/web") -> Trace:
     simulation = simulate(spec)
     return trace(simulation, simulation.pair(source, "default/db"), question)
 
 
-def said(spec: str, question: Question = HTTP, source: str = "default/web") -> str:
-    (only,) = explain(spec, question, source).ingress.considered
-    return only.words
+def said(spec: str, question: Traffic = HTTP, source: str = "default/web") -> str:
+    (only,) = explain(spec, question, source).ingress.rules
+    return only.explanation
 
 
 def from_(labels: str) -> str:
@@ -101,18 +101,18 @@ def test_a_rule_in_words(spec: str, words: str) -> None:
 def test_a_rule_that_selects_somebody_else_names_the_label() -> None:
     simulation = simulate("ingress: [{}]")
 
-    found = trace(simulation, simulation.pair("default/db", "default/web"), Question(6, 80))
+    found = trace(simulation, simulation.pair("default/db", "default/web"), Traffic(6, 80))
 
-    assert found.ingress.considered[0].words == "does not select default/web: wants app=db, and it has k8s:app=web"
+    assert found.ingress.rules[0].explanation == "does not select default/web: wants app=db, and it has k8s:app=web"
 
 
 def test_a_label_of_another_source_is_shown_as_what_is_there() -> None:
     simulation = simulate(from_("matchLabels: {'k8s:tier': back}"))
 
-    found = trace(simulation, simulation.pair("default/db", "default/db"), Question(6, 80))
+    found = trace(simulation, simulation.pair("default/db", "default/db"), Traffic(6, 80))
 
-    assert (found.ingress.considered, found.ingress.words) == ((), "default/db has no policy of its own")
-    assert found.answer.reason == "an endpoint cannot be cut off from itself"
+    assert (found.ingress.rules, found.ingress.explanation) == ((), "default/db has no policy of its own")
+    assert found.result.reason == "an endpoint cannot be cut off from itself"
 
 
 def test_an_address_outside_is_held_against_prefixes() -> None:
@@ -128,8 +128,8 @@ def test_requests_in_words() -> None:
     spec = f"ingress: [{{toPorts: [{{{port}, rules: {{http: {rules}}}}}]}}]"
 
     refused = "lets only requests pass that are GET /a or any method any path at h with X-A: 1 with X-B"
-    assert said(spec, Question(6, 80, HttpRequest("GET", "/b"))) == refused
-    assert said(spec, Question(6, 80, HttpRequest("GET", "/a"))) == "allows GET /a on 80/TCP from default/web"
+    assert said(spec, Traffic(6, 80, HttpRequest("GET", "/b"))) == refused
+    assert said(spec, Traffic(6, 80, HttpRequest("GET", "/a"))) == "allows GET /a on 80/TCP from default/web"
     assert said(spec) == "allows 80/TCP from default/web"
 
 
@@ -138,10 +138,10 @@ def test_dns_names_in_words() -> None:
         "egress: [{toPorts: [{ports: [{port: '53', protocol: TCP}], rules: {dns: [{matchName: a.example}]}}]}]"
     )
 
-    question = Question(6, 53, HttpRequest("GET", "/"))
+    question = Traffic(6, 53, HttpRequest("GET", "/"))
     found = trace(simulation, simulation.pair("default/db", "default/web"), question)
 
-    assert found.egress.considered[0].words.startswith("lets only requests pass that are DNS queries for ")
+    assert found.egress.rules[0].explanation.startswith("lets only requests pass that are DNS queries for ")
 
 
 def test_the_deciding_rule_is_marked_and_what_it_beats_is_not() -> None:
@@ -149,7 +149,7 @@ def test_the_deciding_rule_is_marked_and_what_it_beats_is_not() -> None:
 
     found = explain(spec).ingress
 
-    assert [(str(one.rule), one.fits, one.decides) for one in found.considered] == [
+    assert [(str(one.rule), one.matches, one.decides) for one in found.rules] == [
         ("default/p ingress[0]", True, False),
         ("default/p ingress[1]", False, False),
         ("default/p ingressDeny[0]", True, True),
@@ -180,27 +180,27 @@ def test_a_trace_is_data_for_other_tools() -> None:
 
 
 QUESTIONS = (
-    *(Question(6, port) for port in (21, 22, 23, 53, 80, 443, 5432, 8000, 9100, 9187, 30000, 30100)),
-    Question(17, 53),
-    Question(1, 8),
-    Question(6, 80, HttpRequest("GET", "/userdata/1")),
-    Question(6, 80, HttpRequest("GET", "/")),
+    *(Traffic(6, port) for port in (21, 22, 23, 53, 80, 443, 5432, 8000, 9100, 9187, 30000, 30100)),
+    Traffic(17, 53),
+    Traffic(1, 8),
+    Traffic(6, 80, HttpRequest("GET", "/userdata/1")),
+    Traffic(6, 80, HttpRequest("GET", "/")),
 )
 OUTSIDE = ("reserved:world", "reserved:host", "ip:203.0.113.1", "ip:198.51.100.7", "ip:198.51.100.200")
 
 
-def agrees(side: SideTrace, question: Question) -> bool:
+def agrees(side: SideTrace, question: Traffic) -> bool:
     """Say whether what the words call fitting is what the map has decided by."""
-    policy, outcome = side.facing.policy, side.facing.outcome(question)
+    policy, outcome = side.side.policy, side.side.lookup(question)
     if policy is None or outcome is None:
-        return not side.considered
-    fitting = {one.rule for one in side.considered if one.fits}
+        return not side.rules
+    fitting = {one.rule for one in side.rules if one.matches}
     denying = {rule for rule in fitting if rule.deny}
     if denying or outcome.denied:
-        return denying == set(outcome.rules) and not side.side.allowed
-    if not policy.enforced or side.facing.excused:
-        return side.side.allowed
-    return set(side.side.rules) <= fitting and side.side.allowed is bool(fitting)
+        return denying == set(outcome.rules) and not side.result.allowed
+    if not policy.enforced or side.side.exemption:
+        return side.result.allowed
+    return set(side.result.rules) <= fitting and side.result.allowed is bool(fitting)
 
 
 @pytest.mark.parametrize("mode", [Enforcement.AUTO, Enforcement.PER_ENDPOINT, Enforcement.ALWAYS])

@@ -203,7 +203,7 @@ def test_a_document_keeps_what_was_written() -> None:
     (one,) = parse(NAMESPACE("a", "team: shop"), "x.yaml")
 
     assert one.document.key == ("Namespace", "", "a")
-    assert one.document.written == {
+    assert one.document.data == {
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {"name": "a", "labels": {"team": "shop"}},

@@ -2,9 +2,9 @@
 
 import pytest
 
-from nfq_enforcer.policy.loader import gather, parse
-from nfq_enforcer.policy.matrix import diff, matrix, named_ports
-from nfq_enforcer.policy.ports import Question
+from nfq_enforcer.policy.loader import group_documents, parse
+from nfq_enforcer.policy.matrix import default_traffic, diff, matrix
+from nfq_enforcer.policy.ports import Traffic
 from nfq_enforcer.policy.simulation import Simulation
 
 
@@ -24,7 +24,7 @@ def simulate(spec: str = "", endpoints: str = ENDPOINTS) -> Simulation:
         "---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n"
         f"spec: {{endpointSelector: {{matchLabels: {{app: db}}}}, {spec}}}\n"
     )
-    return Simulation(gather(one.document for one in parse(endpoints + (policy if spec else ""), "f")))
+    return Simulation(group_documents(one.document for one in parse(endpoints + (policy if spec else ""), "f")))
 
 
 def ports(*written: str, rules: str = "") -> str:
@@ -42,9 +42,9 @@ def changes(old: str, new: str, source: str = "default/web") -> list[tuple[str, 
 
 
 def test_every_pair_is_asked_every_question_and_nobody_about_himself() -> None:
-    cells = list(matrix(simulate(ports("port: '80'")), [Question(6, 80), Question(6, 22)]))
+    cells = list(matrix(simulate(ports("port: '80'")), [Traffic(6, 80), Traffic(6, 22)]))
 
-    assert [(cell.source, cell.target, str(cell.question), cell.answer.verdict) for cell in cells] == [
+    assert [(cell.source, cell.target, str(cell.traffic), cell.result.verdict) for cell in cells] == [
         ("default/web", "default/db", "80/TCP", "allow"),
         ("default/web", "default/db", "22/TCP", "deny"),
         ("default/db", "default/web", "80/TCP", "deny"),
@@ -53,7 +53,7 @@ def test_every_pair_is_asked_every_question_and_nobody_about_himself() -> None:
 
 
 def test_a_cell_is_data_for_other_tools() -> None:
-    pings = list(matrix(simulate(), [Question(6, 80), Question(1, 8)]))
+    pings = list(matrix(simulate(), [Traffic(6, 80), Traffic(1, 8)]))
 
     assert pings[0].as_data()["port"] == 80
     assert list(pings[1].as_data().items())[:5] == [
@@ -76,13 +76,13 @@ def test_a_cell_is_data_for_other_tools() -> None:
     ],
 )
 def test_asked_are_the_ports_that_policies_name_one_that_none_does_and_ping(spec: str, asked: list[str]) -> None:
-    assert list(map(str, named_ports(simulate(spec)))) == asked
+    assert list(map(str, default_traffic(simulate(spec)))) == asked
 
 
 def test_ping_is_asked_in_the_families_that_endpoints_have() -> None:
     simulation = simulate("", ENDPOINTS + endpoint("six", "fd00::6"))
 
-    assert list(map(str, named_ports(simulation))) == ["1/TCP", "ICMP type 8", "ICMPv6 type 128"]
+    assert list(map(str, default_traffic(simulation))) == ["1/TCP", "ICMP type 8", "ICMPv6 type 128"]
 
 
 @pytest.mark.parametrize(

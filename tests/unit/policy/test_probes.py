@@ -42,7 +42,7 @@ def test_a_request_has_headers_by_name_or_as_policies_write_them(headers: str) -
     http = probe(f'"port": 80, "http": {{"path": "/x", "host": "h", "headers": {headers}}}').http
 
     assert http is not None
-    assert http.asked == HttpRequest("GET", "/x", "h", (("X-Role", "admin"),))
+    assert http.as_request() == HttpRequest("GET", "/x", "h", (("X-Role", "admin"),))
 
 
 @pytest.mark.parametrize(

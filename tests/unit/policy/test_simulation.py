@@ -5,9 +5,9 @@ import json
 import pytest
 
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.loader import gather, parse
+from nfq_enforcer.policy.loader import group_documents, parse
 from nfq_enforcer.policy.probes import ProbeFile
-from nfq_enforcer.policy.simulation import Answer, Simulation
+from nfq_enforcer.policy.simulation import ConnectionResult, Simulation
 
 ENDPOINTS = """
 ---
@@ -39,12 +39,12 @@ def policy(body: str, name: str = "p", app: str = "db") -> str:
 
 def simulate(*policies: str, mode: Enforcement = Enforcement.AUTO, allow_localhost: bool = True) -> Simulation:
     documents = parse(ENDPOINTS + "".join(policies), "f")
-    return Simulation(gather(one.document for one in documents), mode, allow_localhost=allow_localhost)
+    return Simulation(group_documents(one.document for one in documents), mode, allow_localhost=allow_localhost)
 
 
-def ask(simulation: Simulation, source: str, target: str, **probe: object) -> Answer:
+def ask(simulation: Simulation, source: str, target: str, **probe: object) -> ConnectionResult:
     asked = {"from": source, "to": target, **({} if "protocol" in probe else {"port": 80}), **probe}
-    return simulation.judge_probe(ProbeFile(json.dumps([asked]), "p").probes[0])
+    return simulation.evaluate_probe(ProbeFile(json.dumps([asked]), "p").probes[0])
 
 
 def test_both_sides_are_judged_and_name_their_rules() -> None:
@@ -231,7 +231,7 @@ def test_a_request_is_held_against_the_requests_that_a_rule_lists(
 ) -> None:
     answer = ask(simulate(REQUESTS), "default/web", "default/db", **({"http": http} if http else {}))
 
-    assert (answer.verdict, len(answer.ingress.rules), answer.filtered) == (verdict, rules, http is None)
+    assert (answer.verdict, len(answer.ingress.rules), answer.restricted) == (verdict, rules, http is None)
     assert answer.reason == f"nothing closes egress of default/web; {reason}" if answer.allowed else reason
 
 
