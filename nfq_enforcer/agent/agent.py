@@ -19,7 +19,7 @@ from typing import Any
 from nfq_enforcer import __version__
 from nfq_enforcer.agent import api
 from nfq_enforcer.agent.config import Config
-from nfq_enforcer.agent.handlers import Handlers
+from nfq_enforcer.agent.handlers.status import Handlers
 from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.cluster.records import NodeRecord
 from nfq_enforcer.cluster.replica import NodeSettings, Replica

@@ -1,0 +1,1 @@
+"""Handlers of the agent's API, one module for each noun."""
