@@ -13,7 +13,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from nfq_enforcer.agent import client, config
+from nfq_enforcer.agent import client, config, defaults
 from nfq_enforcer.cli import rollout, tables
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Socket
 from nfq_enforcer.cli.output import print_data
@@ -216,7 +216,7 @@ def _simulation(paths: Iterable[Path], enforcement: Enforcement, allow_localhost
 def _configured() -> list[Path]:
     documents = config.load(None, os.environ).documents
     if not documents:
-        raise BadInput(f"which documents? name them with -f, or as 'documents' in {config.DEFAULT_PATH}")
+        raise BadInput(f"which documents? name them with -f, or as 'documents' in {defaults.DEFAULT_PATH}")
     return [Path(path) for path in documents]
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.agent import client, reconciler
+from nfq_enforcer.agent import client
 from nfq_enforcer.agent.reconciler import Reconciler
+from nfq_enforcer.agent.timings import Timings
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
+from nfq_enforcer.core import modes
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.wire.packet import parse
@@ -427,11 +429,9 @@ def retire_marks(namespace: Path) -> None:
 class TestEpoch:
     """The node's own part, without endpoints: who moves the epoch, and when."""
 
-    def test_flows_show_themselves_from_time_to_time(self, root: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(reconciler, "_SHOWING", 0.05)
-
+    def test_flows_show_themselves_from_time_to_time(self, root: None) -> None:
         async def scenario() -> list[int]:
-            async with enforcing() as one:
+            async with enforcing(Timings(offload_recheck=0.05)) as one:
                 seen = [one.epoch()]
                 async with asyncio.timeout(PATIENT):
                     while len(seen) < 4:
@@ -459,12 +459,10 @@ class TestEpoch:
         self, root: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(process, "_PATIENCE", 0.5)
-        monkeypatch.setattr(reconciler, "_SHOWING", 0.2)
-        monkeypatch.setattr(reconciler, "_RENEWAL", 0.0)
 
         async def scenario() -> tuple[list[bool], int]:
-            async with enforcing() as one:
-                following = asyncio.create_task(one.reconciler.follow())
+            async with enforcing(Timings(recheck=0.0, offload_recheck=0.2)) as one:
+                following = asyncio.create_task(one.reconciler.run())
                 stuck = one.workers.each[0].pid
                 assert stuck is not None
                 os.kill(stuck, signal.SIGSTOP)
@@ -507,18 +505,18 @@ class Enforcing:
 
 
 @asynccontextmanager
-async def enforcing() -> AsyncIterator[Enforcing]:
+async def enforcing(timings: Timings) -> AsyncIterator[Enforcing]:
     """Give what is in force on a node of its own: store, workers and rules."""
     settings = NodeSettings("n1", (), frozenset(), frozenset())
     store, workers = FileStore([], settings), Workers(1, 100, 1000, lambda events: None)
     rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
-    enforcing = Reconciler(store, Replica(settings), workers, rules, "per-flow")
+    reconciler = Reconciler(store, Replica(settings), workers, rules, modes.Datapath.PER_FLOW, timings)
     await store.start()
     try:
-        await enforcing.begin()
-        yield Enforcing(enforcing, workers)
+        await reconciler.start()
+        yield Enforcing(reconciler, workers)
     finally:
-        await enforcing.end()
+        await reconciler.stop()
         await workers.stop()
         await store.stop()
         iptables.remove()
