@@ -17,7 +17,6 @@ from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.errors import BadInput, DocumentError, NfqError
 from nfq_enforcer.observe.status import PendingEndpoint, RefusedValue, StoreStatus
 from nfq_enforcer.policy import yaml_source
-from nfq_enforcer.store.redis.backup import FORMAT, VERSION
 
 app = typer.Typer(help="The store that the nodes of a cluster share.", no_args_is_help=True)
 
@@ -138,6 +137,8 @@ def _refused(value: RefusedValue) -> str:
 
 def _exported(socket: Path) -> Iterator[Entry]:
     """Yield the header and the entries; raise NfqError if entries are missing at the end."""
+    from nfq_enforcer.store.redis.backup import FORMAT, VERSION
+
     items = client.stream(socket, "store_export", _LONG)
     header = next(items, None)
     if not isinstance(header, dict) or header.get(FORMAT) != VERSION:
@@ -179,6 +180,8 @@ def _write(file: Path, lines: Iterable[str]) -> int:
 
 
 def _read(file: Path) -> list[Entry]:
+    from nfq_enforcer.store.redis.backup import FORMAT, VERSION
+
     try:
         text = yaml_source.decode(file.read_bytes(), str(file))
     except OSError as error:
