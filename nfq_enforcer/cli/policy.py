@@ -25,7 +25,7 @@ from nfq_enforcer.policy.explain import trace as explain
 from nfq_enforcer.policy.matrix import default_traffic
 from nfq_enforcer.policy.matrix import diff as diff_policies
 from nfq_enforcer.policy.matrix import matrix as policy_matrix
-from nfq_enforcer.policy.ports import PROTOCOLS, Traffic
+from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.probes import ProbeFile
 from nfq_enforcer.policy.simulation import ECHO_REQUEST, ConnectionResult, EndPair, Simulation
 
@@ -229,7 +229,7 @@ def _pair(simulation: Simulation, source: str, target: str) -> EndPair:
     return simulation.pair(source, target)
 
 
-def _question(port: str | None, http: str | None, pair: EndPair) -> Traffic:
+def _question(port: str | None, http: str | None, pair: EndPair) -> TrafficSpec:
     if port is None and http is None:
         raise BadInput("what is asked? give --port, as in --port 80/TCP or --port ICMP")
     question = _parse_port(port or "80/TCP", pair.family)
@@ -243,16 +243,16 @@ def _question(port: str | None, http: str | None, pair: EndPair) -> Traffic:
     return question._replace(request=HttpRequest(method, path))
 
 
-def _parse_port(text: str, family: str) -> Traffic:
+def _parse_port(text: str, family: str) -> TrafficSpec:
     number, _, protocol = text.partition("/")
     if number.upper() == "ICMP" and (not protocol or (protocol.isdecimal() and int(protocol) <= 255)):
         proto, echo = ECHO_REQUEST[family]
-        return Traffic(proto, int(protocol) if protocol else echo)
+        return TrafficSpec(proto, int(protocol) if protocol else echo)
     known = PROTOCOLS.get(protocol.upper() or "TCP")
     if known is None or not number.isdecimal() or not 1 <= int(number) <= 65535:
         allowed = "allowed: 1 to 65535 with /TCP (the default), /UDP or /SCTP; ICMP, or ICMP/ and a type from 0 to 255"
         raise BadInput(f"--port: '{text}' is not a port; {allowed}")
-    return Traffic(known, int(number))
+    return TrafficSpec(known, int(number))
 
 
 def _judge_probes(simulation: Simulation, path: Path, form: Format) -> int:

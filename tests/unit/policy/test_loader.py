@@ -1,4 +1,4 @@
-"""Files and folders are loaded whole or not at all, and everything wrong in any of them is told at once."""
+"""Files and folders are loaded all or nothing, and one error lists all mistakes of all documents."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def problems(*paths: Path) -> list[str]:
 
 @pytest.fixture
 def closed_folder() -> Iterator[Path]:
-    """Yield a folder that this process may see and not read, root or not."""
+    """Yield a folder that exists but that this process cannot read, as root or not."""
     shared = Path(tempfile.mkdtemp(dir="/tmp"))
     (shared / "closed").mkdir(mode=0o000)
     shared.chmod(0o755)

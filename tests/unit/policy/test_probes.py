@@ -1,4 +1,4 @@
-"""Probe files: any text gives probes, or errors that say where and what is allowed."""
+"""Probe files: any text yields probes, or errors with the place and the allowed values."""
 
 import json
 
