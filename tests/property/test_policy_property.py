@@ -318,15 +318,16 @@ def expected(
         Enforcement.PER_ENDPOINT: any(selects_subject for _, selects_subject, _ in readings),
         Enforcement.ALWAYS: True,
     }[mode]
-    results = [one for _, _, entries in readings for one in entries]
-    denied = {one.ref for one in results if one.covered and one.ref[3]}
-    allowed = {one.ref for one in results if one.covered and not one.ref[3]}
+    results = [result for _, _, entries in readings for result in entries]
+    denied = {result.ref for result in results if result.covered and result.ref[3]}
+    allowed = {result.ref for result in results if result.covered and not result.ref[3]}
     if denied:
         return False, denied, []
     if allowed or not closed:
         return True, allowed, []
-    some = [one for one in results if one.requests]
-    return bool(some), {one.ref for one in some}, [request for one in some for request in one.requests]
+    restricted = [result for result in results if result.requests]
+    requests = [request for result in restricted for request in result.requests]
+    return bool(restricted), {result.ref for result in restricted}, requests
 
 
 PROBE_COUNT = int(os.environ.get("NFQ_ENFORCER_TEST_PROBES", "50000"))  # a longer run sets a larger number

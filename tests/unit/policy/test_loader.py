@@ -104,9 +104,9 @@ def test_everything_wrong_in_any_file_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "d.yaml").symlink_to("nowhere")
     (tmp_path / "e.yaml").write_text(NAMESPACE("e", "") * 2)
 
-    told = problems(tmp_path, tmp_path / "gone")
+    messages = problems(tmp_path, tmp_path / "gone")
 
-    assert [one.removeprefix(f"{tmp_path}/").split(": ")[:2] for one in told] == [
+    assert [one.removeprefix(f"{tmp_path}/").split(": ")[:2] for one in messages] == [
         ["a.yaml:2:1", "not valid YAML"],
         ["b.yaml:3:18", "metadata.name"],
         ["c.yaml:1:1", "byte 0xff is not UTF-8; documents are UTF-8 text"],

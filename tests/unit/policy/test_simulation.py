@@ -240,7 +240,7 @@ def test_a_request_is_held_against_the_requests_that_a_rule_lists(
 
 
 @pytest.mark.parametrize(
-    ("reference", "told"),
+    ("reference", "expected"),
     [
         (
             "default/dbb",
@@ -253,11 +253,11 @@ def test_a_request_is_held_against_the_requests_that_a_rule_lists(
         ("ip:10.0.0", "'10.0.0' is not an address; allowed: ip: and an IPv4 or IPv6 address"),
     ],
 )
-def test_a_reference_to_nobody_is_refused_with_names_that_are_close(reference: str, told: str) -> None:
+def test_a_reference_to_nobody_is_refused_with_names_that_are_close(reference: str, expected: str) -> None:
     with pytest.raises(ValueError) as caught:
         simulate().end(reference)
 
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_a_policy_of_nodes_is_asked_where_the_host_is_an_end() -> None:
