@@ -23,9 +23,9 @@ from nfq_enforcer.policy import loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import trace as explain
 from nfq_enforcer.policy.matrix import default_traffic
-from nfq_enforcer.policy.matrix import diff as compare
-from nfq_enforcer.policy.matrix import matrix as all_pairs
-from nfq_enforcer.policy.ports import PROTOCOLS, Traffic
+from nfq_enforcer.policy.matrix import diff as diff_policies
+from nfq_enforcer.policy.matrix import matrix as policy_matrix
+from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.probes import ProbeFile
 from nfq_enforcer.policy.simulation import ECHO_REQUEST, ConnectionResult, EndPair, Simulation
 
@@ -187,7 +187,7 @@ def matrix(
         finally:
             gc.enable()
     questions = [_parse_port(port, "IPv4") for port in ports] if ports else default_traffic(simulation)
-    cells = list(all_pairs(simulation, questions))
+    cells = list(policy_matrix(simulation, questions))
     if form is Format.TABLE:
         Console().print(tables.matrix(simulation.endpoints, cells))
     else:
@@ -205,7 +205,7 @@ def diff(
 ) -> None:
     """Show the connections whose verdict a change of policies changes; exit status 0 if none, 1 if some."""
     simulations = [_simulation([*endpoints, path], enforcement, allow_localhost) for path in (old, new)]
-    changes = list(compare(*simulations))
+    changes = list(diff_policies(*simulations))
     form = _format(output)
     if form is Format.TABLE:
         Console().print(tables.diff(changes) if changes else "no connection changes its verdict")
@@ -234,7 +234,7 @@ def _pair(simulation: Simulation, source: str, target: str) -> EndPair:
     return simulation.pair(source, target)
 
 
-def _question(port: str | None, http: str | None, pair: EndPair) -> Traffic:
+def _question(port: str | None, http: str | None, pair: EndPair) -> TrafficSpec:
     if port is None and http is None:
         raise BadInput("what is asked? give --port, as in --port 80/TCP or --port ICMP")
     question = _parse_port(port or "80/TCP", pair.family)
@@ -248,16 +248,16 @@ def _question(port: str | None, http: str | None, pair: EndPair) -> Traffic:
     return question._replace(request=HttpRequest(method, path))
 
 
-def _parse_port(text: str, family: str) -> Traffic:
+def _parse_port(text: str, family: str) -> TrafficSpec:
     number, _, protocol = text.partition("/")
     if number.upper() == "ICMP" and (not protocol or (protocol.isdecimal() and int(protocol) <= 255)):
         proto, echo = ECHO_REQUEST[family]
-        return Traffic(proto, int(protocol) if protocol else echo)
+        return TrafficSpec(proto, int(protocol) if protocol else echo)
     known = PROTOCOLS.get(protocol.upper() or "TCP")
     if known is None or not number.isdecimal() or not 1 <= int(number) <= 65535:
         allowed = "allowed: 1 to 65535 with /TCP (the default), /UDP or /SCTP; ICMP, or ICMP/ and a type from 0 to 255"
         raise BadInput(f"--port: '{text}' is not a port; {allowed}")
-    return Traffic(known, int(number))
+    return TrafficSpec(known, int(number))
 
 
 def _evaluate_probes(simulation: Simulation, path: Path, form: Format) -> int:

@@ -11,7 +11,7 @@ from nfq_enforcer.core.labels import ANY_SOURCE, Labels
 from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
 from nfq_enforcer.core.tables.policymap import PORT_BITS, WHOLE, RuleRef
 from nfq_enforcer.core.verdict import Direction
-from nfq_enforcer.policy.ports import LAST, PortSpan, Traffic, merge_spans
+from nfq_enforcer.policy.ports import LAST, PortSpan, TrafficSpec, merge_spans
 from nfq_enforcer.policy.rules import AddressBlock, L4Filter, NamedPortRef, PortBlock, PortSet, Rule
 from nfq_enforcer.policy.selectors import Operator, Requirement, Selector
 from nfq_enforcer.policy.simulation import (
@@ -62,7 +62,7 @@ class SideTrace(NamedTuple):
 class Trace(NamedTuple):
     """Trace: a connection, its result, and the traces of both sides."""
 
-    traffic: Traffic
+    traffic: TrafficSpec
     result: ConnectionResult
     egress: SideTrace
     ingress: SideTrace
@@ -80,7 +80,7 @@ class Trace(NamedTuple):
         }
 
 
-def trace(simulation: Simulation, pair: EndPair, traffic: Traffic) -> Trace:
+def trace(simulation: Simulation, pair: EndPair, traffic: TrafficSpec) -> Trace:
     """Return the trace of a connection."""
     result = simulation.evaluate(pair, traffic)
     sides = (
@@ -91,7 +91,7 @@ def trace(simulation: Simulation, pair: EndPair, traffic: Traffic) -> Trace:
 
 
 def _rule_traces(
-    rules: Iterable[Rule], side: ConnectionSide, result: SideResult, traffic: Traffic
+    rules: Iterable[Rule], side: ConnectionSide, result: SideResult, traffic: TrafficSpec
 ) -> Iterator[RuleTrace]:
     if side.policy is not None:
         for rule in rules:
@@ -99,12 +99,12 @@ def _rule_traces(
             yield RuleTrace(rule.ref, not mismatch, rule.ref in result.rules, mismatch or _effect(rule, side, traffic))
 
 
-def _effect(rule: Rule, side: ConnectionSide, traffic: Traffic) -> str:
+def _effect(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
     preposition = "to" if side.direction is Direction.EGRESS else "from"
     return f"{'denies' if rule.ref.deny else 'allows'} {traffic} {preposition} {side.peer.name}"
 
 
-def _mismatch(rule: Rule, side: ConnectionSide, traffic: Traffic) -> str:
+def _mismatch(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
     """Return the first condition of a rule that the connection does not meet; empty if the rule matches."""
     if not rule.subject.matches(side.subject.labels):
         return f"does not select {side.subject.name}: {_unmet(rule.subject, side.subject)}"
@@ -184,7 +184,7 @@ def _spans(l4_filter: L4Filter, named_ports: PortSet) -> Iterator[PortSpan]:
             yield PortSpan(port.proto, port.number, min(last, LAST[port.proto]))
 
 
-def _matches_port(l4_filter: L4Filter, traffic: Traffic, named_ports: PortSet) -> bool:
+def _matches_port(l4_filter: L4Filter, traffic: TrafficSpec, named_ports: PortSet) -> bool:
     if any(isinstance(port, PortBlock) and not port.proto for port in l4_filter.ports):
         return True
     return any(span.proto == traffic.proto and traffic.port in span for span in _spans(l4_filter, named_ports))
@@ -199,7 +199,7 @@ def _render_ports(filters: Iterable[L4Filter], named_ports: PortSet) -> str:
     return ", ".join((*map(str, spans), *missing))
 
 
-def _request_mismatch(filters: Iterable[L4Filter], traffic: Traffic) -> str:
+def _request_mismatch(filters: Iterable[L4Filter], traffic: TrafficSpec) -> str:
     """Return the allowed requests if no filter allows this request; empty if one does, or if the traffic has none."""
     filters = tuple(filters)
     matches = [match for l4_filter in filters for match in l4_filter.l7]

@@ -211,7 +211,7 @@ def _unreadable(path: str, error: OSError) -> DocumentError:
 
 
 class _List(Part):
-    """_List: several documents in one, as ``kubectl get -o yaml`` prints them."""
+    """List: several documents in one, as ``kubectl get -o yaml`` prints them."""
 
     api_version: Literal["v1"]
     kind: Literal["List"]

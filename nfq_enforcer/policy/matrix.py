@@ -11,7 +11,7 @@ from typing import NamedTuple
 from nfq_enforcer.core.identity import ANY, Identity
 from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.wire.packet import TCP
-from nfq_enforcer.policy.ports import FIRST, LAST, PortSpan, Traffic, merge_spans, render_spans
+from nfq_enforcer.policy.ports import FIRST, LAST, PortSpan, TrafficSpec, merge_spans, render_spans
 from nfq_enforcer.policy.simulation import ECHO_REQUEST, ConnectionResult, EndPair, Simulation
 
 OUTSIDE_REFERENCES = ("reserved:world", "reserved:host", "reserved:remote-node")
@@ -22,7 +22,7 @@ class MatrixCell(NamedTuple):
 
     source: str
     target: str
-    traffic: Traffic
+    traffic: TrafficSpec
     result: ConnectionResult
 
     def as_data(self) -> dict[str, object]:
@@ -54,7 +54,7 @@ class VerdictChange(NamedTuple):
         }
 
 
-def matrix(simulation: Simulation, traffic: Iterable[Traffic]) -> Iterator[MatrixCell]:
+def matrix(simulation: Simulation, traffic: Iterable[TrafficSpec]) -> Iterator[MatrixCell]:
     """Yield the result of every pair of endpoints for every kind of traffic."""
     every_traffic = tuple(traffic)
     for source, target in product(simulation.endpoints, repeat=2):
@@ -64,25 +64,25 @@ def matrix(simulation: Simulation, traffic: Iterable[Traffic]) -> Iterator[Matri
                 yield MatrixCell(source, target, one_traffic, simulation.evaluate(pair, one_traffic))
 
 
-def default_traffic(simulation: Simulation) -> tuple[Traffic, ...]:
+def default_traffic(simulation: Simulation) -> tuple[TrafficSpec, ...]:
     """Return each port in the policies (of a range, the first of each block), a TCP port in none of them, and ping."""
     maps = {policy for name in simulation.endpoints for policy in simulation.end(name).maps or ()}
     keys = {key for policy in maps for key in policy.entries if key.bits}
-    in_policies = (Traffic(*key) for key in sorted({(key.proto, key.port) for key in keys}))
+    in_policies = (TrafficSpec(*key) for key in sorted({(key.proto, key.port) for key in keys}))
     in_none = _first_free_tcp_port(PortSpan(TCP, key.port, key.last_port) for key in keys if key.proto == TCP)
     only_ipv6 = {not simulation.end(name).supports("IPv4") for name in simulation.endpoints}
-    pings = [Traffic(*ECHO_REQUEST["IPv6" if ipv6 else "IPv4"]) for ipv6 in sorted(only_ipv6)]
+    pings = [TrafficSpec(*ECHO_REQUEST["IPv6" if ipv6 else "IPv4"]) for ipv6 in sorted(only_ipv6)]
     return tuple(dict.fromkeys((*in_policies, *in_none, *pings)))
 
 
-def _first_free_tcp_port(spans: Iterable[PortSpan]) -> tuple[Traffic, ...]:
+def _first_free_tcp_port(spans: Iterable[PortSpan]) -> tuple[TrafficSpec, ...]:
     """Return the first TCP port outside all spans; empty if the spans cover every port."""
     port = FIRST[TCP]
     for span in sorted(spans):
         if span.first > port:
             break
         port = max(port, span.last + 1)
-    return (Traffic(TCP, port),) if port <= LAST[TCP] else ()
+    return (TrafficSpec(TCP, port),) if port <= LAST[TCP] else ()
 
 
 def diff(old: Simulation, new: Simulation) -> Iterator[VerdictChange]:
@@ -101,7 +101,7 @@ def _changes(
     reasons: dict[tuple[str, str], str] = {}
     pairs = old.pair(source, target), new.pair(source, target)
     for span in intervals.of_pairs(*pairs):
-        traffic = Traffic(span.proto, span.first)
+        traffic = TrafficSpec(span.proto, span.first)
         before, after = old.evaluate(pairs[0], traffic), new.evaluate(pairs[1], traffic)
         if _observable(before) != _observable(after):
             change = _state(before), _state(after)
@@ -122,7 +122,7 @@ def _state(result: ConnectionResult) -> str:
 
 
 class _PortIntervals:
-    """_PortIntervals: the ports at which the entries of policy maps begin and end, by peer identity."""
+    """PortIntervals: the ports at which the entries of policy maps begin and end, by peer identity."""
 
     def __init__(self) -> None:
         self._cuts: dict[PolicyMap, dict[Identity, set[tuple[int, int]]]] = {}

@@ -35,8 +35,8 @@ class PortSpan(NamedTuple):
         return isinstance(port, int) and self.first <= port <= self.last
 
 
-class Traffic(NamedTuple):
-    """Traffic: the protocol and port (or ICMP type) of a connection, with an HTTP request if one is to be evaluated."""
+class TrafficSpec(NamedTuple):
+    """TrafficSpec: the protocol and port (or ICMP type) of a connection, with an optional HTTP request."""
 
     proto: int
     port: int

@@ -19,7 +19,7 @@ from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.model import EndpointModel, build_model
-from nfq_enforcer.policy.ports import PROTOCOLS, Traffic
+from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.probes import Family, Probe
 from nfq_enforcer.policy.rules import PortSet, Rule
 
@@ -102,7 +102,7 @@ class ConnectionSide(NamedTuple):
     local_identities: tuple[Identity, ...]  # of the peer's address
     exemption: str = ""  # the reason why the side applies deny rules only
 
-    def lookup(self, traffic: Traffic) -> LookupResult | None:
+    def lookup(self, traffic: TrafficSpec) -> LookupResult | None:
         """Return the policy map's result, None without a policy map."""
         if self.policy is None:
             return None
@@ -196,11 +196,11 @@ class Simulation:
         pair = self.pair(probe.source, probe.target, probe.family or (icmp.family if icmp else None))
         if probe.protocol == "ICMP":
             proto, echo = ECHO_REQUEST[pair.family]
-            return self.evaluate(pair, Traffic(proto, icmp.type if icmp else echo))
+            return self.evaluate(pair, TrafficSpec(proto, icmp.type if icmp else echo))
         request = probe.http.as_request() if probe.http else None
-        return self.evaluate(pair, Traffic(PROTOCOLS[probe.protocol], probe.port or 0, request))
+        return self.evaluate(pair, TrafficSpec(PROTOCOLS[probe.protocol], probe.port or 0, request))
 
-    def evaluate(self, pair: EndPair, traffic: Traffic) -> ConnectionResult:
+    def evaluate(self, pair: EndPair, traffic: TrafficSpec) -> ConnectionResult:
         """Return the result of a connection."""
         egress, ingress = self._evaluate_side(pair.egress, traffic), self._evaluate_side(pair.ingress, traffic)
         if pair.same_endpoint:
@@ -274,7 +274,7 @@ class Simulation:
         identity = self._model.policy.local_identities.by_ip_block.get(address)
         return () if identity is None else (identity,)
 
-    def _evaluate_side(self, side: ConnectionSide, traffic: Traffic) -> SideResult:
+    def _evaluate_side(self, side: ConnectionSide, traffic: TrafficSpec) -> SideResult:
         policy, result = side.policy, side.lookup(traffic)
         if policy is None or result is None:
             return SideResult(True, (), "")
@@ -306,7 +306,7 @@ def _with_peer(side: ConnectionSide) -> str:
     return f"{_PREPOSITIONS[side.direction]} {side.peer.name}"
 
 
-def _evaluate_request(result: LookupResult, traffic: Traffic, side: str) -> SideResult:
+def _evaluate_request(result: LookupResult, traffic: TrafficSpec, side: str) -> SideResult:
     if traffic.request is None:
         reason = f"{limited_list(result.rules)} opens {side}, but only requests that it lists pass"
         return SideResult(True, result.rules, reason, result.l7)

@@ -112,7 +112,7 @@ def _documents(text: str, file: str) -> Iterator[YamlDocument]:
 
 @dataclass
 class _Node:
-    """_Node: a part of a document; an anchored node is shared by all its aliases."""
+    """Node: a part of a document; an anchored node is shared by all its aliases."""
 
     data: object
     position: Position
@@ -134,7 +134,7 @@ def _collect_places(node: _Node, path: FieldPath, key: Position, places: dict[Fi
 
 
 class _Composer:
-    """_Composer: builds the nodes of one document from the events of the parser."""
+    """Composer: builds the nodes of one document from the events of the parser."""
 
     def __init__(self, events: Iterator[Any], file: str) -> None:
         self._events = events

@@ -14,7 +14,7 @@ from nfq_enforcer.errors import BadInput
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.enforceable import check
-from nfq_enforcer.policy.ports import PROTOCOLS, Traffic
+from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.simulation import Simulation
 from tests.support.labs import ENDPOINTS, FRONT_TO_BACK, Attempt, Policies, dropped, expect, outcomes, passes, run_in
 
@@ -52,11 +52,11 @@ def verdict(lab: Lab, simulation: Simulation, attempt: Attempt) -> bool:
     return simulation.evaluate(pair, question(attempt)).allowed
 
 
-def question(attempt: Attempt) -> Traffic:
+def question(attempt: Attempt) -> TrafficSpec:
     if attempt.way == "ping":
-        return Traffic(ICMP, 8) if attempt.family == 4 else Traffic(ICMPV6, 128)
+        return TrafficSpec(ICMP, 8) if attempt.family == 4 else TrafficSpec(ICMPV6, 128)
     port, _, protocol = attempt.way.partition("/")
-    return Traffic(PROTOCOLS[protocol], int(port))
+    return TrafficSpec(PROTOCOLS[protocol], int(port))
 
 
 def test_there_are_enough_examples_for_the_lab() -> None:

@@ -1,4 +1,4 @@
-"""What a rule opens, what it closes, and for whom, in each mode of enforcement."""
+"""Compilation: the entries and the default deny of policy maps, in each enforcement mode, and after changes."""
 
 import pytest
 import yaml
@@ -48,7 +48,7 @@ def maps(*policies: CiliumPolicy, mode: Enforcement = Enforcement.AUTO, of: Labe
 
 
 def opened(entry: str) -> set[tuple[int, int, int]]:
-    """Return what one entry of ``ingress`` opens to the database."""
+    """Return the policy keys that one entry of ``ingress`` allows to the database."""
     spec = f"{{endpointSelector: {{matchLabels: {{app: db}}}}, ingress: [{entry}]}}"
     found = maps(policy(spec)).ingress
     assert found.enforced
@@ -62,11 +62,11 @@ def ref(number: int = 0, direction: Direction = Direction.INGRESS, name: str = "
 @pytest.mark.parametrize(
     "entry",
     [
-        "{}",  # default deny: closes, opens nothing
+        "{}",  # default deny: isolates and allows nothing
         "{toPorts: []}",
-        "{fromEndpoints: []}",  # nobody, with ports or without
+        "{fromEndpoints: []}",  # no peer, with ports or without
         "{fromEndpoints: [], toPorts: [{ports: [{port: '80'}]}]}",
-        "{fromEndpoints: [{}], toPorts: [{}]}",  # an entry without ports opens none, as upstream
+        "{fromEndpoints: [{}], toPorts: [{}]}",  # an entry without ports allows none, as upstream
         "{fromEndpoints: [{}], toPorts: [{ports: []}]}",
         "{fromEndpoints: [{matchLabels: {app: nobody}}]}",
     ],
@@ -203,14 +203,14 @@ HTTP, HTTP_TOO = (frozenset((NamedPort("http", TCP, number),)) for number in (80
 
 
 def compiled(*policies: CiliumPolicy, mode: Enforcement = Enforcement.PER_ENDPOINT) -> Policy:
-    """Return a policy whose maps have been asked for, so that they can be taken over."""
+    """Return a policy with its maps compiled, so that the next policy can reuse them."""
     made = compile_policy(policies, IDENTITIES, mode)
     assert all(made.maps_for(kind) for kind in KINDS)
     return made
 
 
 def same(before: Policy, after: Policy) -> set[tuple[Labels, Direction]]:
-    """Return the sides whose map is the very object of before."""
+    """Return the sides with the same policy map object as before."""
     return {
         (kind, direction)
         for kind in KINDS
@@ -307,7 +307,10 @@ def test_rules_are_named_in_the_order_of_documents_however_they_came() -> None:
     first, second, third = (policy(spec, name) for name in "abc")
     before = compiled(first, third)
 
-    for documents in ([first, second, third], [third, first, second]):  # one between, and another order
+    for documents in (
+        [first, second, third],
+        [third, first, second],
+    ):  # a document added in the middle, then another order
         found = before.with_documents(documents).maps_for(DB).ingress
         refs = tuple(ref(name=one.name) for one in documents)
         assert found.entries == {PolicyKey(Identity(300), 0, 0, 0): PolicyEntry(refs)}

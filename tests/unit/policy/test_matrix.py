@@ -1,10 +1,10 @@
-"""Everybody against everybody, and what a change of policies changes in that."""
+"""The matrix of all pairs of endpoints, and the verdict changes between two policy sets."""
 
 import pytest
 
 from nfq_enforcer.policy.loader import group_documents, parse
 from nfq_enforcer.policy.matrix import default_traffic, diff, matrix
-from nfq_enforcer.policy.ports import Traffic
+from nfq_enforcer.policy.ports import TrafficSpec
 from nfq_enforcer.policy.simulation import Simulation
 
 
@@ -42,7 +42,7 @@ def changes(old: str, new: str, source: str = "default/web") -> list[tuple[str, 
 
 
 def test_every_pair_is_asked_every_question_and_nobody_about_himself() -> None:
-    cells = list(matrix(simulate(ports("port: '80'")), [Traffic(6, 80), Traffic(6, 22)]))
+    cells = list(matrix(simulate(ports("port: '80'")), [TrafficSpec(6, 80), TrafficSpec(6, 22)]))
 
     assert [(cell.source, cell.target, str(cell.traffic), cell.result.verdict) for cell in cells] == [
         ("default/web", "default/db", "80/TCP", "allow"),
@@ -53,7 +53,7 @@ def test_every_pair_is_asked_every_question_and_nobody_about_himself() -> None:
 
 
 def test_a_cell_is_data_for_other_tools() -> None:
-    pings = list(matrix(simulate(), [Traffic(6, 80), Traffic(1, 8)]))
+    pings = list(matrix(simulate(), [TrafficSpec(6, 80), TrafficSpec(1, 8)]))
 
     assert pings[0].as_data()["port"] == 80
     assert list(pings[1].as_data().items())[:5] == [
@@ -66,7 +66,7 @@ def test_a_cell_is_data_for_other_tools() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "asked"),
+    ("spec", "expected_traffic"),
     [
         (ports("port: '80'", "port: '1'"), ["1/TCP", "80/TCP", "2/TCP", "ICMP type 8"]),
         (ports("port: '6', endPort: 8"), ["6/TCP", "8/TCP", "1/TCP", "ICMP type 8"]),
@@ -75,8 +75,10 @@ def test_a_cell_is_data_for_other_tools() -> None:
         ("ingress: [{toPorts: [{ports: [{port: '0', protocol: TCP}]}]}]", ["1/TCP", "ICMP type 8"]),
     ],
 )
-def test_asked_are_the_ports_that_policies_name_one_that_none_does_and_ping(spec: str, asked: list[str]) -> None:
-    assert list(map(str, default_traffic(simulate(spec)))) == asked
+def test_asked_are_the_ports_that_policies_name_one_that_none_does_and_ping(
+    spec: str, expected_traffic: list[str]
+) -> None:
+    assert list(map(str, default_traffic(simulate(spec)))) == expected_traffic
 
 
 def test_ping_is_asked_in_the_families_that_endpoints_have() -> None:

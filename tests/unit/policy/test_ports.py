@@ -1,9 +1,9 @@
-"""Ports and ICMP types, as people read them."""
+"""Ports and ICMP types as text."""
 
 import pytest
 
 from nfq_enforcer.core.tables.l7 import HttpRequest
-from nfq_enforcer.policy.ports import PortSpan, Traffic, merge_spans
+from nfq_enforcer.policy.ports import PortSpan, TrafficSpec, merge_spans
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_spans_that_touch_are_one() -> None:
 
 
 def test_a_question_in_words() -> None:
-    assert str(Traffic(6, 80)) == "80/TCP"
-    assert str(Traffic(6, 80, HttpRequest("PUT", "/x"))) == "PUT /x on 80/TCP"
-    assert [(one.icmp, one.protocol) for one in (Traffic(58, 128), Traffic(17, 53))] == [
+    assert str(TrafficSpec(6, 80)) == "80/TCP"
+    assert str(TrafficSpec(6, 80, HttpRequest("PUT", "/x"))) == "PUT /x on 80/TCP"
+    assert [(one.icmp, one.protocol) for one in (TrafficSpec(58, 128), TrafficSpec(17, 53))] == [
         (True, "ICMP"),
         (False, "UDP"),
     ]

@@ -1,4 +1,4 @@
-"""A selector selects what upstream's would: sources, expressions, and the namespace it is bound to."""
+"""Selectors select as upstream: label sources, expressions, and the scope of a namespace."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def written(labels: dict[str, str] | None = None, *expressions: tuple[str, str, 
 
 
 def selected(selector: Selector) -> set[Identity]:
-    """Return what the selector selects, both ways of finding it out agreeing."""
+    """Return the selected identities; assert that SelectorIndex.select and Selector.matches agree."""
     found = set(SelectorIndex(IDENTITIES).select(selector))
     assert found == {number for labels, number in IDENTITIES.items() if selector.matches(labels)}
     return found
