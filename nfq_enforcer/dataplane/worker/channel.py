@@ -168,6 +168,7 @@ class WorkerChannel:
             self.flush()
             if len(self._unsent) > _MAX_UNSENT:
                 return False
+        # The rest of a message that the socket took in part stays in ``_unsent``, so messages arrive whole or not.
         self._unsent += encode(message)
         self.flush()
         return True

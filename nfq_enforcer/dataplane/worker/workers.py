@@ -126,7 +126,7 @@ class Workers:
         for chunk in self._maps.add(snapshot):
             self._send(chunk)
         self._send(self._maps.refer(snapshot))
-        self._send(self._maps.retain(snapshot))
+        self._send(self._maps.retain(snapshot))  # after the reference: until then the old snapshot uses its entries
         await self._wait_enforced(snapshot.revision)
 
     async def renew(self, revision: int, epoch: int | None = None) -> None:
@@ -179,7 +179,7 @@ class Workers:
                 self.processes[index].queues,
                 next_worker,
                 self._fail_open,
-                -(-self._max_flows // len(self.processes)),
+                -(-self._max_flows // len(self.processes)),  # rounded up
                 self._maps.refer(self._snapshot),
                 self._peers,
                 self._timings,
