@@ -1,4 +1,4 @@
-"""What ``nfq-enforcer policy`` shows on a terminal: verdicts in green and red, reasons beside them."""
+"""Tables of ``nfq-enforcer policy`` for a terminal: verdicts in green and red, with their reasons."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ _STYLE = {True: "green", False: "red"}
 
 
 def matrix(endpoints: Sequence[str], cells: Iterable[MatrixCell]) -> RenderableType:
-    """Return a square: in each cell the ports that are open, ``✓`` for all that were asked, ``✗`` for none."""
+    """Return a square table: each cell has the allowed ports, ``✓`` for all evaluated ones, ``✗`` for none."""
     by_pair: dict[tuple[str, str], list[MatrixCell]] = defaultdict(list)
     for cell in cells:
         by_pair[cell.source, cell.target].append(cell)
@@ -27,8 +27,8 @@ def matrix(endpoints: Sequence[str], cells: Iterable[MatrixCell]) -> RenderableT
     table = Table(*(Column(name, overflow="fold") for name in names), box=box.ROUNDED)
     for source in endpoints:
         table.add_row(source, *(_square(by_pair.get((source, target), [])) for target in endpoints))
-    asked = dict.fromkeys(str(cell.traffic) for found in by_pair.values() for cell in found)
-    legend = f"asked: {', '.join(asked)}\n✓ all of it passes   ✗ none   a port: only that   ~ only some requests"
+    questions = dict.fromkeys(str(cell.traffic) for pair in by_pair.values() for cell in pair)
+    legend = f"asked: {', '.join(questions)}\n✓ all of it passes   ✗ none   a port: only that   ~ only some requests"
     return Group(table, Text(legend, "dim"))
 
 
@@ -46,10 +46,10 @@ def _square(cells: Sequence[MatrixCell]) -> Text:
     )
 
 
-def probes(asked: Sequence[Probe], answers: Sequence[ConnectionResult]) -> Table:
-    """Return a row for each probe."""
+def probes(probes: Sequence[Probe], answers: Sequence[ConnectionResult]) -> Table:
+    """Return a table with a row for each probe."""
     table = Table("FROM", "TO", "ASKED", "VERDICT", "REASON", box=box.SIMPLE_HEAD)
-    for probe, answer in zip(asked, answers, strict=True):
+    for probe, answer in zip(probes, answers, strict=True):
         verdict = Text(answer.verdict, _STYLE[answer.allowed])
         if probe.expect not in {None, answer.verdict}:
             verdict.append(f"\nexpected {probe.expect}", "bold red")
@@ -58,7 +58,7 @@ def probes(asked: Sequence[Probe], answers: Sequence[ConnectionResult]) -> Table
 
 
 def diff(changes: Iterable[VerdictChange]) -> Table:
-    """Return a row for each pair and kind of change."""
+    """Return a table with a row for each pair and kind of change."""
     table = Table("FROM", "TO", "PORTS", "NOW", "THEN", "BECAUSE", box=box.SIMPLE_HEAD)
     for change in changes:
         ports = "\n".join(render_spans(change.spans))
@@ -67,21 +67,21 @@ def diff(changes: Iterable[VerdictChange]) -> Table:
     return table
 
 
-def policies(listed: Iterable[Mapping[str, Any]]) -> Table:
-    """Return the policies that an agent has, and where they come from."""
+def policies(policies: Iterable[Mapping[str, Any]]) -> Table:
+    """Return a table of policies with their origin."""
     table = Table("NAMESPACE", "NAME", "KIND", Column("FROM", overflow="fold"), box=box.SIMPLE_HEAD)
-    for one in listed:
+    for one in policies:
         table.add_row(*(Text(one[field]) for field in ("namespace", "name", "kind", "origin")))
     return table
 
 
-def trace(found: Trace) -> Text:
-    """Return the whole explanation, a line for each rule."""
-    lines = [Text(f"{found.egress.side.subject.name} → {found.ingress.side.subject.name}, {found.traffic}", "bold")]
-    for side in (found.egress, found.ingress):
+def trace(trace: Trace) -> Text:
+    """Return the explanation of a verdict, with one line for each rule."""
+    lines = [Text(f"{trace.egress.side.subject.name} → {trace.ingress.side.subject.name}, {trace.traffic}", "bold")]
+    for side in (trace.egress, trace.ingress):
         lines += _side(side)
-    verdict = (f"{found.result.verdict}: ", f"bold {_STYLE[found.result.allowed]}")
-    lines += [Text(), Text.assemble(verdict, found.result.reason)]
+    verdict = (f"{trace.result.verdict}: ", f"bold {_STYLE[trace.result.allowed]}")
+    lines += [Text(), Text.assemble(verdict, trace.result.reason)]
     return Text("\n").join(lines)
 
 

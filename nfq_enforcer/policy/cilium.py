@@ -112,9 +112,9 @@ class IcmpField(Part):
 
     @field_validator("type")
     @classmethod
-    def _number(cls, written: object, info: ValidationInfo) -> object:
+    def _number(cls, value: object, info: ValidationInfo) -> object:
         family = info.data.get("family")
-        return icmp.number(family, written) if family else written
+        return icmp.number(family, value) if family else value
 
 
 class IcmpRule(Part):

@@ -63,10 +63,10 @@ _WORLD = {"world-ipv4": ip_network("0.0.0.0/0"), "world-ipv6": ip_network("::/0"
 
 def resolve(document: CiliumPolicy) -> Iterator[Rule]:
     """Yield the rules of a document; ``ref.spec`` counts the rule in ``spec`` if present, then those in ``specs``."""
-    for spec, written in enumerate(document.rules):
-        subject = _subject(written, document.namespace)
-        for direction, deny, entries in _sections(written):
-            isolates = _isolates(written, direction)
+    for spec, policy_rule in enumerate(document.rules):
+        subject = _subject(policy_rule, document.namespace)
+        for direction, deny, entries in _sections(policy_rule):
+            isolates = _isolates(policy_rule, direction)
             for number, entry in enumerate(entries):
                 ref = RuleRef(document.kind, document.namespace, document.name, direction, number, spec, deny)
                 filters = _filters(entry, without_l7=not isolates)
@@ -95,18 +95,18 @@ def _isolates(rule: PolicyRule, direction: Direction) -> bool:
 def _peers(entry: RuleEntry, namespace: str) -> tuple[Selector | AddressBlock, ...] | None:
     if entry.peers is None:
         return None
-    return tuple(dict.fromkeys(peer for written in entry.peers for peer in _resolved_peers(written, namespace)))
+    return tuple(dict.fromkeys(peer for spec in entry.peers for peer in _resolve_peer(spec, namespace)))
 
 
-def _resolved_peers(written: PeerSpec, namespace: str) -> Iterator[Selector | AddressBlock]:
-    if isinstance(written, str):
-        yield from _entity(written)
-    elif isinstance(written, CidrRule):
-        yield AddressBlock(written.cidr, frozenset(written.except_), includes_endpoints=False)
-    elif isinstance(written, IPv4Network | IPv6Network):
-        yield AddressBlock(written, frozenset(), includes_endpoints=False)
+def _resolve_peer(spec: PeerSpec, namespace: str) -> Iterator[Selector | AddressBlock]:
+    if isinstance(spec, str):
+        yield from _entity(spec)
+    elif isinstance(spec, CidrRule):
+        yield AddressBlock(spec.cidr, frozenset(spec.except_), includes_endpoints=False)
+    elif isinstance(spec, IPv4Network | IPv6Network):
+        yield AddressBlock(spec, frozenset(), includes_endpoints=False)
     else:
-        yield peer_selector(written, namespace)
+        yield peer_selector(spec, namespace)
 
 
 def _entity(name: str) -> Iterator[Selector | AddressBlock]:
@@ -130,16 +130,16 @@ def _filters(entry: RuleEntry, *, without_l7: bool) -> tuple[L4Filter, ...]:
     return () if entry.peers is None else ALL_TRAFFIC
 
 
-def _filter(written: PortRule | DenyPortRule, *, without_l7: bool) -> L4Filter:
-    ports = unique(block for port in written.ports for block in _ports(port))
-    rules = written.rules if isinstance(written, PortRule) and not without_l7 else None
-    return L4Filter(ports, rules.matches() if rules else ())
+def _filter(port_rule: PortRule | DenyPortRule, *, without_l7: bool) -> L4Filter:
+    blocks = unique(block for port in port_rule.ports for block in _blocks(port))
+    rules = port_rule.rules if isinstance(port_rule, PortRule) and not without_l7 else None
+    return L4Filter(blocks, rules.matches() if rules else ())
 
 
-def _ports(written: PortProtocol) -> Iterator[PortBlock | NamedPortRef]:
-    if written.named:
-        return (NamedPortRef(written.port, proto) for proto in PROTOCOL_NUMBERS[written.protocol])
-    return port_range(written.protocol, int(written.port), written.end_port or int(written.port))
+def _blocks(port: PortProtocol) -> Iterator[PortBlock | NamedPortRef]:
+    if port.named:
+        return (NamedPortRef(port.port, proto) for proto in PROTOCOL_NUMBERS[port.protocol])
+    return port_range(port.protocol, int(port.port), port.end_port or int(port.port))
 
 
 def _icmp_block(field: IcmpField) -> PortBlock:

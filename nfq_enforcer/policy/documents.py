@@ -71,13 +71,18 @@ class Document(Part):
 
     @property
     def origin(self) -> str:
-        """Return ``file:line`` of the document's begin; empty if it was not read from a file."""
+        """Return ``file:line`` of the first line of the document; empty if it was not read from a file."""
         return self._origin
 
     @property
     def data(self) -> Mapping[str, object]:
         """Return the data that the document was validated from; empty if it was not read from a file."""
         return self._data
+
+    @property
+    def title(self) -> str:
+        """Return ``Kind namespace/name``, or ``Kind name`` for a document of the whole cluster."""
+        return f"{self.kind} {self.namespace}/{self.name}".replace(" /", " ")
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ from nfq_enforcer.policy.documents import Document
 def check(documents: Iterable[Document]) -> None:
     """Raise DocumentErrors for policies that this version cannot enforce fully: half a policy is worse than none."""
     errors = [
-        DocumentError(document.origin, f"{_render_name(document)}: {reason}")
+        DocumentError(document.origin, f"{document.title}: {reason}")
         for document in documents
         for reason in _unenforceable(document)
     ]
@@ -27,7 +27,3 @@ def _unenforceable(document: Document) -> Iterator[str]:
         yield f"dns rules {not_enforced} proxy to enforce them"
     if any(rule.node_selector is not None for rule in rules):
         yield f"rules with nodeSelector {not_enforced} way to judge the host's own packets"
-
-
-def _render_name(document: Document) -> str:
-    return f"{document.kind} {document.namespace}/{document.name}".replace(" /", " ")

@@ -73,17 +73,17 @@ def _annotation(key: str) -> str:
     return key
 
 
-def _address(written: object) -> IPv4Address | IPv6Address:
-    if not isinstance(written, str):
+def _address(value: object) -> IPv4Address | IPv6Address:
+    if not isinstance(value, str):
         raise PydanticCustomError("string_type", "not a string")
     try:
-        address = ip_address(written)
+        address = ip_address(value)
     except ValueError:
-        raise ValueError(f"'{written}' is not an address; allowed: IPv4 or IPv6, without a prefix length") from None
+        raise ValueError(f"'{value}' is not an address; allowed: IPv4 or IPv6, without a prefix length") from None
     if isinstance(address, IPv6Address) and (address.ipv4_mapped or address.scope_id):
-        raise ValueError(f"'{written}' is not allowed; write an IPv4 address as such, and no interface behind '%'")
+        raise ValueError(f"'{value}' is not allowed; write an IPv4 address as such, and no interface behind '%'")
     if address.is_multicast or address.is_loopback or address.is_unspecified:
-        raise ValueError(f"'{written}' is not allowed; a multicast, loopback or unspecified address is no endpoint's")
+        raise ValueError(f"'{value}' is not allowed; a multicast, loopback or unspecified address is no endpoint's")
     return address
 
 
@@ -127,25 +127,25 @@ def _end_port(number: int) -> int:
     return number
 
 
-def _prefix(written: object) -> IPv4Network | IPv6Network:
-    if isinstance(written, str) and "/" not in written:
-        raise ValueError(f"'{written}' is not a CIDR; allowed: an IPv4 or IPv6 prefix, as in 10.0.0.0/8")
-    return _cidr(written)
+def _prefix(value: object) -> IPv4Network | IPv6Network:
+    if isinstance(value, str) and "/" not in value:
+        raise ValueError(f"'{value}' is not a CIDR; allowed: an IPv4 or IPv6 prefix, as in 10.0.0.0/8")
+    return _cidr(value)
 
 
-def _cidr(written: object) -> IPv4Network | IPv6Network:
+def _cidr(value: object) -> IPv4Network | IPv6Network:
     """Parse a prefix or an address; host bits after the prefix are ignored, as upstream."""
-    if not isinstance(written, str):
+    if not isinstance(value, str):
         raise PydanticCustomError("string_type", "not a string")
-    _, slash, length = written.partition("/")
+    _, slash, length = value.partition("/")
     try:
         if slash and not _NUMBER.fullmatch(length):  # a netmask, for example
             raise ValueError
-        network = ip_network(written, strict=False)
+        network = ip_network(value, strict=False)
     except ValueError:
-        raise ValueError(f"'{written}' is not a CIDR; allowed: an IPv4 or IPv6 prefix, as in 10.0.0.0/8") from None
-    if isinstance(network, IPv6Network) and (network.network_address.ipv4_mapped or "%" in written):
-        raise ValueError(f"'{written}' is not allowed; write IPv4 addresses as such, and no interface behind '%'")
+        raise ValueError(f"'{value}' is not a CIDR; allowed: an IPv4 or IPv6 prefix, as in 10.0.0.0/8") from None
+    if isinstance(network, IPv6Network) and (network.network_address.ipv4_mapped or "%" in value):
+        raise ValueError(f"'{value}' is not allowed; write IPv4 addresses as such, and no interface behind '%'")
     return network
 
 

@@ -49,23 +49,23 @@ def resolve(document: NetworkPolicy) -> Iterator[Rule]:
             yield Rule(ref, subject, _peers(entry.peers, namespace), _filters(entry.ports), isolates=True)
 
 
-def _peers(written: Iterable[NetworkPolicyPeer], namespace: str) -> tuple[Selector | AddressBlock, ...] | None:
-    return tuple(dict.fromkeys(_peer(peer, namespace) for peer in written)) or None
+def _peers(peers: Iterable[NetworkPolicyPeer], namespace: str) -> tuple[Selector | AddressBlock, ...] | None:
+    return tuple(dict.fromkeys(_peer(peer, namespace) for peer in peers)) or None
 
 
-def _peer(written: NetworkPolicyPeer, namespace: str) -> Selector | AddressBlock:
-    if written.ip_block is not None:
-        return AddressBlock(written.ip_block.cidr, frozenset(written.ip_block.except_), includes_endpoints=True)
-    return pod_peer_selector(written.pod_selector, written.namespace_selector, namespace)
+def _peer(peer: NetworkPolicyPeer, namespace: str) -> Selector | AddressBlock:
+    if peer.ip_block is not None:
+        return AddressBlock(peer.ip_block.cidr, frozenset(peer.ip_block.except_), includes_endpoints=True)
+    return pod_peer_selector(peer.pod_selector, peer.namespace_selector, namespace)
 
 
-def _filters(written: Iterable[NetworkPolicyPort]) -> tuple[L4Filter, ...]:
-    ports = unique(port for entry in written for port in _ports(entry))
-    return (L4Filter(ports),) if ports else ALL_TRAFFIC
+def _filters(ports: Iterable[NetworkPolicyPort]) -> tuple[L4Filter, ...]:
+    blocks = unique(block for port in ports for block in _blocks(port))
+    return (L4Filter(blocks),) if blocks else ALL_TRAFFIC
 
 
-def _ports(written: NetworkPolicyPort) -> Iterator[PortBlock | NamedPortRef]:
-    if isinstance(written.port, str):
-        return iter([NamedPortRef(written.port, *PROTOCOL_NUMBERS[written.protocol])])
-    first = written.port or 0
-    return port_range(written.protocol, first, written.end_port or first)
+def _blocks(port: NetworkPolicyPort) -> Iterator[PortBlock | NamedPortRef]:
+    if isinstance(port.port, str):
+        return iter([NamedPortRef(port.port, *PROTOCOL_NUMBERS[port.protocol])])
+    first = port.port or 0
+    return port_range(port.protocol, first, port.end_port or first)

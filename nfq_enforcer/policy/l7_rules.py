@@ -30,20 +30,20 @@ _PATTERN = re.compile(r"[-a-zA-Z0-9_.*]{1,255}")
 _IN_LABEL = "[-a-zA-Z0-9_]"
 
 
-def _regex(written: str) -> str:
+def _regex(expression: str) -> str:
     """Return a POSIX extended expression in the syntax of Python's ``re``; raise ValueError if it is invalid."""
-    text = _CLASS.sub(lambda match: _POSIX.get(match[1], match[0]), written)
+    text = _CLASS.sub(lambda match: _POSIX.get(match[1], match[0]), expression)
     unsupported = _NOT_RE2.search(text)
     if unsupported:
         raise ValueError(
-            f"'{written}' has '{unsupported[1]}', which is not allowed; allowed: POSIX extended expressions"
+            f"'{expression}' has '{unsupported[1]}', which is not allowed; allowed: POSIX extended expressions"
         )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", FutureWarning)  # for syntax that a later Python may interpret differently
             re.compile(text)
     except (re.error, OverflowError, RecursionError, FutureWarning) as error:
-        raise ValueError(f"'{written}' is not a regular expression: {error}") from None
+        raise ValueError(f"'{expression}' is not a regular expression: {error}") from None
     return text
 
 
@@ -53,9 +53,9 @@ def _header_name(name: str) -> str:
     return name
 
 
-def _header(written: str) -> str:
-    _header_name(written.partition(":")[0].strip())
-    return written
+def _header(line: str) -> str:
+    _header_name(line.partition(":")[0].strip())
+    return line
 
 
 def _dns_name(name: str) -> str:
@@ -98,8 +98,8 @@ class HttpRule(Part):
         return HttpMatch(self.method, self.path, self.host, tuple(self._headers()))
 
     def _headers(self) -> Iterable[HeaderMatch]:
-        for written in self.headers:
-            name, colon, value = written.partition(":")
+        for line in self.headers:
+            name, colon, value = line.partition(":")
             yield HeaderMatch(name.strip(), value.strip() if colon else None)
         for header in self.header_matches:
             yield HeaderMatch(header.name, header.value or None)

@@ -65,8 +65,8 @@ def load(paths: Iterable[Path], applied: Iterable[ParsedDocument] = ()) -> Docum
 
     Raise DocumentErrors with all errors of all documents.
     """
-    files, errors = _files(paths)
-    parsed, more = _attempt(lambda path: _parse_file(_read_file(path)), files)
+    file_paths, errors = _files(paths)
+    parsed, more = _attempt(lambda path: _parse_file(_read_file(path)), file_paths)
     parsed += applied
     _raise_any([*errors, *more, *_conflicts(parsed)])
     return group_documents(item.document for item in parsed)
@@ -74,8 +74,8 @@ def load(paths: Iterable[Path], applied: Iterable[ParsedDocument] = ()) -> Docum
 
 def read(paths: Iterable[Path]) -> list[File]:
     """Return every file of documents that ``load`` reads; raise DocumentErrors for unreadable ones."""
-    found, errors = _files(paths)
-    files, more = _attempt(lambda path: [_read_file(path)], found)
+    file_paths, errors = _files(paths)
+    files, more = _attempt(lambda path: [_read_file(path)], file_paths)
     _raise_any([*errors, *more])
     return files
 
@@ -161,10 +161,10 @@ def _raise_any(errors: list[DocumentError]) -> None:
 
 def _files(paths: Iterable[Path]) -> tuple[Iterable[Path], list[DocumentError]]:
     files, errors = _attempt(_files_of, paths)
-    unique: dict[str, Path] = {}  # a path may be given together with its folder
+    by_real_path: dict[str, Path] = {}  # a file may be given together with its folder
     for path in files:
-        unique.setdefault(os.path.realpath(path), path)
-    return unique.values(), errors
+        by_real_path.setdefault(os.path.realpath(path), path)
+    return by_real_path.values(), errors
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -263,7 +263,7 @@ def _conflicts(parsed: Iterable[ParsedDocument]) -> Iterator[DocumentError]:
         first = by_key.setdefault(document.key, item)
         if first is not item:
             yield item.error(
-                ("metadata", "name"), f"{_render_name(first)} is already defined in {first.document.origin}"
+                ("metadata", "name"), f"{first.document.title} is already defined in {first.document.origin}"
             )
         elif isinstance(document, Endpoint):
             yield from _address_conflicts(item, document, owners)
@@ -275,11 +275,6 @@ def _address_conflicts(
     for number, address in enumerate(endpoint.spec.ips):
         if address in owners:
             owner = owners[address]
-            message = f"{address} already belongs to {_render_name(owner)}, defined in {owner.document.origin}"
+            message = f"{address} already belongs to {owner.document.title}, defined in {owner.document.origin}"
             yield parsed.error(("spec", "ips", number), message)
         owners.setdefault(address, parsed)
-
-
-def _render_name(parsed: ParsedDocument) -> str:
-    document = parsed.document
-    return f"{document.kind} {document.namespace}/{document.name}".replace(" /", " ")

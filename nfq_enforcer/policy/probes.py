@@ -32,11 +32,11 @@ def _icmp_type(number: int) -> int:
     return number
 
 
-def _header_list(written: object) -> object:
+def _header_list(value: object) -> object:
     """Convert ``["Name: value"]``, the form of headers in policies, to ``{"Name": "value"}``."""
-    if not isinstance(written, list) or not all(isinstance(line, str) for line in written):
-        return written
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in written)}
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        return value
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in value)}
 
 
 class ProbeRequest(Part):

@@ -81,7 +81,7 @@ def reserved_selector(name: str) -> Selector:
     return Selector(frozenset((Requirement(_RESERVED_SOURCE, name, Operator.EXISTS),)))
 
 
-def subject_selector(written: LabelSelector, namespace: str) -> Selector:
+def subject_selector(selector: LabelSelector, namespace: str) -> Selector:
     """Return the selector of a rule's subjects: endpoints in the policy's namespace, in any namespace if it is empty.
 
     It never selects the host, whatever its labels: ``node_selector`` does.
@@ -91,18 +91,18 @@ def subject_selector(written: LabelSelector, namespace: str) -> Selector:
     """
     if not namespace:
         not_host = _HOST._replace(operator=Operator.DOES_NOT_EXIST)
-        return Selector(_requirements(written.match_labels, written.match_expressions) | {not_host})
-    labels = {**written.match_labels, f"{DEFAULT_SOURCE}:{NAMESPACE_KEY}": namespace}
-    return Selector(_requirements(labels, written.match_expressions))
+        return Selector(_requirements(selector.match_labels, selector.match_expressions) | {not_host})
+    labels = {**selector.match_labels, f"{DEFAULT_SOURCE}:{NAMESPACE_KEY}": namespace}
+    return Selector(_requirements(labels, selector.match_expressions))
 
 
-def peer_selector(written: LabelSelector, namespace: str) -> Selector:
+def peer_selector(selector: LabelSelector, namespace: str) -> Selector:
     """Return the selector of a rule's peers, scoped as upstream.
 
     The scope of a namespaced policy is its namespace, that of a clusterwide policy every label set with a namespace,
     which means every endpoint.
     """
-    requirements = _requirements(written.match_labels, written.match_expressions)
+    requirements = _requirements(selector.match_labels, selector.match_expressions)
     if any(item.source == _RESERVED_SOURCE or _is_namespace(item) for item in requirements):
         return Selector(requirements)
     if not namespace:
@@ -112,14 +112,14 @@ def peer_selector(written: LabelSelector, namespace: str) -> Selector:
     return Selector(requirements | {_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace)})
 
 
-def node_selector(written: LabelSelector) -> Selector:
+def node_selector(selector: LabelSelector) -> Selector:
     """Return the selector of a rule's subjects that are nodes."""
-    return Selector(_requirements(written.match_labels, written.match_expressions) | {_HOST})
+    return Selector(_requirements(selector.match_labels, selector.match_expressions) | {_HOST})
 
 
-def pod_subject_selector(written: KubernetesSelector, namespace: str) -> Selector:
+def pod_subject_selector(selector: KubernetesSelector, namespace: str) -> Selector:
     """Return the selector of a NetworkPolicy's subjects: pods in its namespace."""
-    return Selector(_kubernetes_requirements(written) | {_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace)})
+    return Selector(_kubernetes_requirements(selector) | {_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace)})
 
 
 def pod_peer_selector(
@@ -133,13 +133,13 @@ def pod_peer_selector(
     return Selector(scope | _kubernetes_requirements(pods) if pods else scope)
 
 
-def _kubernetes_requirements(written: KubernetesSelector, prefix: str = "") -> frozenset[Requirement]:
-    equal = (_equal(DEFAULT_SOURCE, prefix + key, value) for key, value in written.match_labels.items())
+def _kubernetes_requirements(selector: KubernetesSelector, prefix: str = "") -> frozenset[Requirement]:
+    equal = (_equal(DEFAULT_SOURCE, prefix + key, value) for key, value in selector.match_labels.items())
     others = (
         Requirement(
             DEFAULT_SOURCE, prefix + expression.key, Operator(expression.operator), frozenset(expression.values)
         )
-        for expression in written.match_expressions
+        for expression in selector.match_expressions
     )
     return frozenset((*equal, *others))
 

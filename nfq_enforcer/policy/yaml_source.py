@@ -14,7 +14,7 @@ import yaml
 from nfq_enforcer.errors import DocumentError
 
 MAX_DEPTH = 64
-MAX_ALIASED = 100_000  # nodes of one document, with its aliases expanded
+MAX_ALIASED = 100_000  # nodes that the aliases of one document expand to
 
 FieldPath = tuple[str | int, ...]
 

@@ -17,9 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.agent import client, reconciler
+from nfq_enforcer.agent import client
+from nfq_enforcer.agent import timings as reconciler_timings
 from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
+from nfq_enforcer.core import modes
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.wire.packet import parse
@@ -27,7 +29,7 @@ from nfq_enforcer.dataplane.queue import ctnetlink
 from nfq_enforcer.dataplane.queue.protocol import allocate_queues
 from nfq_enforcer.dataplane.rules import connmark, iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
-from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, Timings
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.traffic_host import HeldConnection
@@ -427,11 +429,9 @@ def retire_marks(namespace: Path) -> None:
 class TestEpoch:
     """Changes of the epoch by the reconciler, on a node without endpoints."""
 
-    def test_flows_show_themselves_from_time_to_time(self, root: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(reconciler, "_SHOWING", 0.05)
-
+    def test_flows_show_themselves_from_time_to_time(self, root: None) -> None:
         async def scenario() -> list[int]:
-            async with enforcing() as one:
+            async with enforcing(reconciler_timings.Timings(offload_recheck=0.05)) as one:
                 seen = [one.epoch()]
                 async with asyncio.timeout(PATIENT):
                     while len(seen) < 4:
@@ -455,15 +455,11 @@ class TestEpoch:
 
         assert run_apart(scenario()) == ([f"{0x1242A}"], [f"{connmark.RETIRED | 0x2A}"])
 
-    def test_while_a_worker_has_not_heard_of_an_epoch_no_mark_is_in_force(
-        self, root: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(reconciler, "_SHOWING", 0.2)
-        monkeypatch.setattr(reconciler, "_RENEWAL", 0.0)
-
+    def test_while_a_worker_has_not_heard_of_an_epoch_no_mark_is_in_force(self, root: None) -> None:
         async def scenario() -> tuple[list[bool], int]:
-            async with enforcing(Timings(response=0.5)) as one:
-                following = asyncio.create_task(one.reconciler.follow())
+            timings = reconciler_timings.Timings(recheck=0.0, offload_recheck=0.2)
+            async with enforcing(timings, WorkerTimings(response=0.5)) as one:
+                following = asyncio.create_task(one.reconciler.run())
                 stuck = one.workers.processes[0].pid
                 assert stuck is not None
                 os.kill(stuck, signal.SIGSTOP)
@@ -506,18 +502,20 @@ class Enforcing:
 
 
 @asynccontextmanager
-async def enforcing(timings: Timings = DEFAULT_TIMINGS) -> AsyncIterator[Enforcing]:
+async def enforcing(
+    timings: reconciler_timings.Timings, worker_timings: WorkerTimings = DEFAULT_TIMINGS
+) -> AsyncIterator[Enforcing]:
     """Yield a reconciler with store, workers and rules, on a host without a lab."""
     settings = NodeSettings("n1", (), frozenset(), frozenset())
-    store, workers = FileStore([], settings), Workers(1, 100, 1000, lambda events: None, timings=timings)
+    store, workers = FileStore([], settings), Workers(1, 100, 1000, lambda events: None, timings=worker_timings)
     rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
-    enforcing = Reconciler(store, Replica(settings), workers, rules, "per-flow")
+    reconciler = Reconciler(store, Replica(settings), workers, rules, modes.Datapath.PER_FLOW, timings)
     await store.start()
     try:
-        await enforcing.begin()
-        yield Enforcing(enforcing, workers)
+        await reconciler.start()
+        yield Enforcing(reconciler, workers)
     finally:
-        await enforcing.end()
+        await reconciler.stop()
         await workers.stop()
         await store.stop()
         iptables.remove()

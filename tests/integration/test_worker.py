@@ -34,7 +34,7 @@ from nfq_enforcer.dataplane.worker.channel import (
 )
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.map_transfer import MapReceiver, SnapshotReference
-from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, Timings
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 from nfq_enforcer.dataplane.worker.worker import Worker
 from nfq_enforcer.dataplane.worker.workers import Workers
 from tests.support.apart import run_apart
@@ -64,7 +64,7 @@ def crowd(number: int, peer: Peer | None = ALLOWED) -> Iterator[PeerChange]:
 class SingleWorker:
     """Single worker: a worker that the test queries verdict by verdict; only packets from WEB reach its queue."""
 
-    def __init__(self, timings: Timings) -> None:
+    def __init__(self, timings: WorkerTimings) -> None:
         self.worker = Workers(1, QUEUE, 1000, lambda events: None, timings=timings)
         # All addresses have a bound socket, so no closed port causes an ICMP error, which would reach the queue too.
         self._sockets = {at: socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for at in (WEB, ONE, OTHER)}
@@ -73,10 +73,10 @@ class SingleWorker:
 
     async def passes(self, address: str) -> bool:
         """Send a datagram, always of the same flow, and return whether it was accepted."""
-        before = self.worker.status.counters
+        before = self.worker.state.counters
         self._sockets[WEB].sendto(b"?", (address, PORT))
         async with asyncio.timeout(PATIENT):
-            while (after := self.worker.status.counters)["accepted"] == before["accepted"]:
+            while (after := self.worker.state.counters)["accepted"] == before["accepted"]:
                 if after["dropped"] > before["dropped"]:
                     return False
                 await asyncio.sleep(0.001)
@@ -104,7 +104,9 @@ class SingleWorker:
 
 
 @asynccontextmanager
-async def single_worker(peers: dict[bytes, Peer], timings: Timings = DEFAULT_TIMINGS) -> AsyncIterator[SingleWorker]:
+async def single_worker(
+    peers: dict[bytes, Peer], timings: WorkerTimings = DEFAULT_TIMINGS
+) -> AsyncIterator[SingleWorker]:
     """Yield a worker with these peers at revision 1, and the rules that queue packets for it."""
     single = SingleWorker(timings)
     try:
@@ -172,7 +174,7 @@ def test_a_worker_that_dies_amid_changes_is_replaced_by_one_that_has_them_all(ro
 
 def test_a_worker_that_reads_nothing_is_replaced_before_all_memory_waits_for_it(root: None) -> None:
     async def scenario() -> tuple[int, bool, bool]:
-        async with single_worker({packed(ONE): ALLOWED}, Timings(unread_bytes=1 << 20)) as single:
+        async with single_worker({packed(ONE): ALLOWED}, WorkerTimings(unread_bytes=1 << 20)) as single:
             single.kill(signal.SIGSTOP)
             single.worker.change_peers([(packed(ONE), None), *crowd(1 << 16), (packed(OTHER), ALLOWED)])
             single.worker.change_peers(crowd(1 << 16, REFUSED))

@@ -15,8 +15,8 @@ from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.channel import Bound, Decoder, Enforced, Events, Failed, Stop, encode
 from nfq_enforcer.dataplane.worker.counters import Counters
-from nfq_enforcer.dataplane.worker.status import WorkerStatus
-from nfq_enforcer.dataplane.worker.timings import Timings
+from nfq_enforcer.dataplane.worker.state import WorkerState
+from nfq_enforcer.dataplane.worker.timings import WorkerTimings
 from nfq_enforcer.errors import NfqError
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class WorkerProcess:
         queues: QueueNumbers,
         setup: Callable[[], Iterable[bytes]],
         on_events: Callable[[Events], None],
-        timings: Timings,
+        timings: WorkerTimings,
     ) -> None:
         """Keep the worker's queues and the function that returns the first messages for one; start nothing yet."""
         self.queues = queues  # once started: those that the driver has bound
@@ -56,9 +56,9 @@ class WorkerProcess:
         return self._process.pid if self._process and self._process.returncode is None else None
 
     @property
-    def status(self) -> WorkerStatus:
-        """Return the status of the worker."""
-        return WorkerStatus(tuple(sorted(self.queues.all)), self.pid, self.restarts, self.failure, self.counters.read())
+    def state(self) -> WorkerState:
+        """Return the state of the worker."""
+        return WorkerState(tuple(sorted(self.queues.all)), self.pid, self.restarts, self.failure, self.counters.read())
 
     async def start(self) -> None:
         """Start the worker and return when its queues are bound; raise NfqError if they cannot be bound."""

@@ -16,6 +16,7 @@ import pytest
 from nfq_enforcer.agent import api, client
 from nfq_enforcer.agent.api import ApiServer, Params
 from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.web.server import Limits
 
 NOBODY = 65534
 
@@ -75,16 +76,16 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def serve(agent: Agent, path: Path) -> Callable[[Callable[[], Any]], Any]:
     """Give what runs a client in a thread while the agent serves."""
+    return lambda ask: asyncio.run(serving(ApiServer(path, agent.methods), ask))
 
-    async def serving(ask: Callable[[], Any]) -> Any:
-        server = ApiServer(path, agent.methods)
-        await server.start()
-        try:
-            return await asyncio.to_thread(ask)
-        finally:
-            await server.stop()
 
-    return lambda ask: asyncio.run(serving(ask))
+async def serving(server: ApiServer, ask: Callable[[], Any]) -> Any:
+    """Run a client in a thread while the server listens."""
+    await server.start()
+    try:
+        return await asyncio.to_thread(ask)
+    finally:
+        await server.stop()
 
 
 Serve = Callable[[Callable[[], Any]], Any]
@@ -183,10 +184,10 @@ def test_a_request_without_params_has_none(serve: Serve, path: Path) -> None:
     assert serve(lambda: raw(path, b'{"method": "echo"}\n')) == {"result": {}}
 
 
-def test_a_request_beyond_measure_is_refused(serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_LIMIT", 1000)
+def test_a_request_beyond_measure_is_refused(agent: Agent, path: Path) -> None:
+    server = ApiServer(path, agent.methods, Limits(request=1000))
 
-    assert serve(lambda: raw(path, b'{"method": "' + b"x" * 1000 + b"\n")) == {
+    assert asyncio.run(serving(server, lambda: raw(path, b'{"method": "' + b"x" * 1000 + b"\n"))) == {
         "error": "a request has at most 1000 bytes",
         "exit_code": 2,
     }

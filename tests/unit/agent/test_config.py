@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from nfq_enforcer.agent import config
+from nfq_enforcer.agent import config, defaults
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.compiler import Enforcement
@@ -187,13 +187,13 @@ def test_what_a_file_does_not_say_has_its_default(text: str, tmp_path: Path) -> 
 
 
 def test_without_any_file_everything_has_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "missing.yaml")
+    monkeypatch.setattr(defaults, "DEFAULT_PATH", tmp_path / "missing.yaml")
 
     assert config.load(None, {"PATH": "/bin"}).model_dump() == DEFAULTS
 
 
 def test_the_file_is_looked_for_where_the_documents_say() -> None:
-    assert Path("/etc/nfq-enforcer/agent.yaml") == config.DEFAULT_PATH
+    assert Path("/etc/nfq-enforcer/agent.yaml") == defaults.DEFAULT_PATH
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_file_is_looked_for_where_the_documents_say() -> None:
     [("", None), ("127.0.0.1:9962", ("127.0.0.1", 9962)), ("[::]:1", ("::", 1)), ("[0:0::1]:65535", ("::1", 65535))],
 )
 def test_where_metrics_are_to_be_had(written: str, listening: tuple[str, int] | None) -> None:
-    assert config.Metrics(address=written).listening == listening
+    assert config.MetricsSection(address=written).listening == listening
 
 
 @pytest.mark.parametrize(("key", "written", "value"), SETTINGS)

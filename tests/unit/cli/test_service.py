@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nfq_enforcer
-from nfq_enforcer.agent import config
+from nfq_enforcer.agent import defaults
 
 UNIT = Path(nfq_enforcer.__file__).parent / "systemd" / "nfq-enforcer.service"
 PROGRAM = "/usr/local/bin/nfq-enforcer"
@@ -59,7 +59,7 @@ def test_a_stop_is_the_agents_own_and_a_crash_leaves_the_rules(settings: Mapping
 def test_the_socket_is_where_the_agent_puts_it(settings: Mapping[str, list[str]]) -> None:
     (folder,) = settings["Service.RuntimeDirectory"]
 
-    assert f"/run/{folder}" == str(Path(config.DEFAULT_SOCKET).parent)
+    assert f"/run/{folder}" == str(Path(defaults.DEFAULT_SOCKET).parent)
 
 
 def test_the_last_known_state_is_in_a_folder_of_its_own(settings: Mapping[str, list[str]]) -> None:
