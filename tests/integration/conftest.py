@@ -12,7 +12,7 @@ from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import new_run_id
 from nfq_enforcer.lab.topology import Topology
-from tests.support.labs import Datapath, Policies, serve, stop_agents
+from tests.support.labs import DatapathSettings, Policies, serve, stop_agents
 
 MakeLab = Callable[..., Lab]
 
@@ -87,19 +87,19 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
 
 
 @pytest.fixture(scope="module")
-def datapath() -> Datapath:
+def datapath() -> DatapathSettings:
     """Give the settings of what packets meet; a module may have its own fixture of this name."""
-    return Datapath(Driver.AUTO.value, "auto")
+    return DatapathSettings(Driver.AUTO.value, "auto")
 
 
 @pytest.fixture(scope="module")
-def driver(datapath: Datapath) -> str:
+def driver(datapath: DatapathSettings) -> str:
     """Name the driver of the queues."""
     return datapath.driver
 
 
 @pytest.fixture(scope="module")
-def guarded(make_served: MakeLab, datapath: Datapath) -> Lab:
+def guarded(make_served: MakeLab, datapath: DatapathSettings) -> Lab:
     """Give the module's lab with agents of the default settings; its policies are those of ``policies``."""
     lab = make_served()
     lab.start_agents(**datapath.settings)

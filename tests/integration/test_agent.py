@@ -36,7 +36,7 @@ from tests.support.labs import (
     OTHER_TCP,
     PATIENT,
     PROGRAM,
-    Unharmed,
+    ErrorCounters,
     dropped,
     from_role,
     kill,
@@ -378,12 +378,12 @@ class TestStart:
             assert sender.stdout is not None
             assert sender.stdout.readline() == "open\n"
             start_all(lab, driver=driver)
-            unharmed = Unharmed(lab, *lab.nodes)
+            errors = ErrorCounters(lab, *lab.nodes)
 
             said, _ = sender.communicate("now\n", timeout=3 * PATIENT)
 
         assert said == "all has arrived\n"
-        assert unharmed.since() == {}
+        assert errors.since() == {}
 
 
 class TestOverflow:

@@ -1,4 +1,4 @@
-"""Which driver is taken, and what is said where the kernel refuses: old ones, ones without NFQUEUE, taken queues."""
+"""Choice of the driver, and messages for refusals: old kernels, kernels without NFQUEUE, queues in use."""
 
 import subprocess
 import sys
@@ -13,8 +13,8 @@ from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, backlog
 from nfq_enforcer.errors import NfqError
 from tests.support.apart import run_apart
 
-# No kernel here is without it, so the program has the kernel answer as one that is: a seccomp filter refuses the
-# netlink family of netfilter (seccomp(2); offsets in struct seccomp_data, linux/seccomp.h).
+# Every kernel under test has NFQUEUE. So the program simulates one without it: a seccomp filter refuses sockets of
+# NETLINK_NETFILTER (seccomp(2); offsets in struct seccomp_data, linux/seccomp.h).
 PROGRAM = """
 import ctypes, platform, struct, sys
 from pathlib import Path
@@ -85,10 +85,12 @@ def test_the_better_driver_is_taken_where_it_works(root: None) -> None:
 def test_where_the_kernel_refuses_what_it_needs_the_library_is_taken(
     root: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(netlink, "GSO", 1 << 20)  # no kernel has a flag of this value, as old ones have none for GSO
+    monkeypatch.setattr(
+        netlink, "GSO", 1 << 20
+    )  # no kernel has this flag, like a kernel before 3.11 without NFQA_CFG_F_GSO
 
     async def scenario() -> tuple[str, QueueNumbers]:
-        with warnings.catch_warnings(action="ignore"):  # of the size of the library's socket
+        with warnings.catch_warnings(action="ignore"):  # about the size of the library's socket buffer
             queue = drivers.bind(Driver.AUTO, queues(100), accept, fail_open=False)
         queue.close()
         return queue.driver, queue.numbers

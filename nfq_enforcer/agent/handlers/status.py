@@ -68,29 +68,29 @@ class StatusHandlers:
     async def _workers_in_sum(self) -> WorkersStatus:
         workers = self._parts.workers
         queued, verdicts = await asyncio.to_thread(self._parts.rules.queued), workers.verdicts
-        status = workers.status
-        waiting = backlog(*status.queues)
+        state = workers.state
+        waiting = backlog(*state.queues)
         self._lost = max(self._lost, queued - verdicts - (waiting.waiting if waiting else 0))
         return WorkersStatus(
             queue=workers.first_queue,
-            queues=list(status.queues),
+            queues=list(state.queues),
             driver=workers.driver,
-            pid=status.pid,
-            restarts=status.restarts,
-            failure=status.failure,
+            pid=state.pid,
+            restarts=state.restarts,
+            failure=state.failure,
             lost=self._lost,
-            counts=_packet_counts(status.counters),
+            counts=_packet_counts(state.counters),
         )
 
 
 def _worker_status(worker: WorkerProcess) -> WorkerStatus:
-    status = worker.status
+    state = worker.state
     return WorkerStatus(
-        queues=list(status.queues),
-        pid=status.pid,
-        restarts=status.restarts,
-        failure=status.failure,
-        counts=_packet_counts(status.counters),
+        queues=list(state.queues),
+        pid=state.pid,
+        restarts=state.restarts,
+        failure=state.failure,
+        counts=_packet_counts(state.counters),
     )
 
 

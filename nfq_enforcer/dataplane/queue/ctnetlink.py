@@ -70,6 +70,7 @@ def retire_marks() -> None:
             change = retire_message(body)
             if change is not None:
                 connection.send(change)
+                # NLM_F_ACK: the kernel replies to each change, so one receive follows each send.
                 error = netlink.read_errno(connection.recv(_RECEIVE_BYTES))
                 if error not in (0, errno.ENOENT):  # ENOENT: the flow has expired meanwhile
                     raise OSError(error, os.strerror(error))
@@ -80,6 +81,8 @@ def _open_socket() -> socket.socket:
 
 
 def _dump() -> Iterator[bytes]:
+    # A dump arrives as datagrams of many entries each, which the kernel writes as the socket is read; the table may
+    # change meanwhile. NLMSG_DONE ends it.
     with _open_socket() as connection:
         connection.send(dump_request())
         while True:
@@ -140,6 +143,8 @@ def read_flow(body: bytes) -> KernelFlow | None:
     if _ZONE in entry:
         return None
     try:
+        # The sender of the original tuple has its address before SNAT, and the sender of the reply tuple is the
+        # destination after DNAT: the two addresses that our hooks see.
         opener, replier = _sender(entry[_ORIGINAL]), _sender(entry[_REPLY])
         key = _key(opener, replier)
         state, timeout = _state(opener.proto, entry), int.from_bytes(entry[_TIMEOUT], "big")  # timeout in seconds

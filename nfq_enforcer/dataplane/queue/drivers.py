@@ -18,6 +18,6 @@ def bind(
     try:
         return NetlinkQueue(numbers, decide, fail_open=fail_open, next_worker=next_worker)
     except Unsupported:
-        if driver is not Driver.AUTO:
+        if driver is not Driver.AUTO:  # an explicit choice has no fallback
             raise
     return LibraryQueue(numbers, decide)

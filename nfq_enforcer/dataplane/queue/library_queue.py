@@ -55,6 +55,7 @@ class LibraryQueue:
         self._queue.unbind()
 
     def _on_packet(self, packet: netfilterqueue.Packet) -> None:
+        # The port of a bridge takes precedence over the bridge, as in ``PacketReader.read``.
         indev, outdev = packet.physindev or packet.indev, packet.physoutdev or packet.outdev
         mark = packet.get_mark()
         verdict = self._decide(packet.get_payload(), indev, outdev, connmark.sender_flag(mark))
@@ -65,7 +66,7 @@ class LibraryQueue:
             packet.accept()
         elif verdict is Verdict.DROP:
             packet.drop()
-        else:
+        else:  # OFFLOAD_*: the rules set the connmark; without further queues (``requeues``) no verdict is REQUEUE_*
             packet.set_mark(connmark.add_request(mark, verdict, self.epoch))
             packet.repeat()
         self._remaining -= 1

@@ -86,8 +86,9 @@ class NetlinkQueue:
     def process_batch(self) -> bool:
         """Return verdicts for waiting packets, one batch at most; return whether more may wait.
 
-        The packets of each queue get their verdicts in the order of arrival, which keeps a flow's packets in order.
+        The packets of a queue get their verdicts in the order of arrival, so no packet overtakes another of its queue.
         """
+        # Attributes that the loop needs for each packet are looked up once.
         receive, read, decide, batch = self._socket.recv, self._reader.read, self._decide, self._batch
         accepted = batch.accepted
         try:
@@ -102,19 +103,21 @@ class NetlinkQueue:
                     continue
                 verdict = decide(payload, indev, outdev, skb)
                 if verdict is _ACCEPT:
-                    # One batch verdict will accept all parked packets of this queue up to the last one noted here.
+                    # One batch verdict will accept all parked packets of this queue up to the last id stored here.
                     accepted[message[QUEUE_FIELD]] = packet_id
                 else:
                     result = verdict if isinstance(verdict, bytes) else self._netfilter_verdict(verdict, message)
                     batch.add(message[QUEUE_FIELD], packet_id, result)
                     if batch.size > _MAX_UNSENT:
                         self._send()
-        except BlockingIOError:
+        except BlockingIOError:  # no further message waits
             return False
         except OSError as error:
             if error.errno != errno.ENOBUFS:  # the kernel had no memory for a message; the rules' counters show it
                 raise
         finally:
+            # The verdicts of a batch wait in user space until here, for at most one batch: a packet that arrives alone
+            # gets its verdict at once, because the next ``recv`` raises BlockingIOError.
             self._send()
         return True
 
@@ -124,6 +127,7 @@ class NetlinkQueue:
 
     def _netfilter_verdict(self, verdict: Verdict, message: bytes) -> int | Repeat:
         if verdict is _OFFLOAD_FLOW or verdict is _OFFLOAD_OPENER:
+            # A verdict cannot set a connmark; a rule does so when the packet comes by with this request in its mark.
             return Repeat(connmark.add_request(netlink.read_mark(message), verdict, self.epoch))
         return self._netfilter_verdicts[verdict]
 
@@ -151,6 +155,7 @@ class NetlinkQueue:
         Until its copy range is set, a queue drops packets (NFQNL_COPY_NONE).
         """
         for number in numbers:
+            # In the queue without NFQA_CFG_F_GSO, ``nfqnl_enqueue_packet`` segments a GSO packet (skb_gso_segment).
             gso = 0 if number == numbers.segmented else netlink.GSO
             self._socket.send(netlink.bind(netlink.queue_number(number), QUEUE_MAXLEN, flags | gso))
             error = netlink.read_errno(self._socket.recv(netlink.MAX_MESSAGE_BYTES))

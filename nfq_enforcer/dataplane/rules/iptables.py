@@ -19,6 +19,7 @@ from nfq_enforcer.errors import NfqError
 _IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
 _LOCK_SECONDS = "5"
 _SETS = ("nfqe-local", "nfqe-store")
+# a line of ``iptables-save -c`` with its packet counter, for each rule with the target NFQUEUE
 _QUEUED = re.compile(rf"^\[(\d+):\d+\] -A (?:{ruleset.QUEUE}|{ruleset.ERRORS}) .*-j NFQUEUE ", re.MULTILINE)
 
 
@@ -63,6 +64,7 @@ class Rules:
         self._exempt_services = frozenset(services)
         for family in self._families:
             self._replace_store_set(family)
+            # Without any jump of ours, neither an earlier ``install`` nor an earlier agent has left rules.
             if self._interfaces is None and not _hooked(_saved(family)):
                 self.only_exempt = True
                 _restore(family, ruleset.render_exemption(family))
@@ -78,6 +80,7 @@ class Rules:
         rules = Ruleset(queues, self._fail_open, self._cluster_mtus, offload_rules(snapshot.epoch))
         hooked = {family: _hooked(_saved(family)) for family in self._families}
         try:
+            # The sets come first, because the rules refer to them.
             if rules.offload.uses_marks:
                 self._retire_marks()
             for family in self._families:
@@ -146,6 +149,7 @@ def remove() -> list[str]:
         saved = _saved(family)
         hooked, chains = _hooked(saved), _chains(saved)
         if hooked or chains:
+            # Jumps first, then the rules of all chains, then the chains: a chain with a reference cannot be deleted.
             _restore(family, ruleset.render_removal(hooked, chains))
             removed.append(f"{len(chains)} chains of {family.command}")
     for name in _run(["ipset", "list", "-n"]).split():
@@ -184,6 +188,10 @@ def _chains(saved: str) -> set[tuple[str, str]]:
 
 
 def _restore(family: AddressFamily, text: str) -> None:
+    """Apply the text: iptables-restore replaces the chains that a table of it declares in one step, at COMMIT.
+
+    ``--noflush`` leaves all other chains as they are; ``--wait`` waits for the xtables lock of another iptables.
+    """
     _run([f"{family.command}-restore", "--noflush", "--wait", _LOCK_SECONDS], text)
 
 

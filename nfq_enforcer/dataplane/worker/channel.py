@@ -17,7 +17,7 @@ from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.map_transfer import SnapshotReference
-from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, Timings
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 
 _LENGTH = struct.Struct("!I")
 _RECEIVE_BYTES = 1 << 18
@@ -34,7 +34,7 @@ class Setup(NamedTuple):
     max_flows: int
     snapshot: SnapshotReference
     peers: Mapping[bytes, Peer]
-    timings: Timings = DEFAULT_TIMINGS
+    timings: WorkerTimings = DEFAULT_TIMINGS
 
 
 class PeerChanges(NamedTuple):
@@ -168,6 +168,7 @@ class WorkerChannel:
             self.flush()
             if len(self._unsent) > _MAX_UNSENT:
                 return False
+        # The rest of a message that the socket took in part stays in ``_unsent``, so messages arrive whole or not.
         self._unsent += encode(message)
         self.flush()
         return True

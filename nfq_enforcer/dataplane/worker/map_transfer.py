@@ -104,6 +104,7 @@ class MapReceiver:
 
     def free_some(self) -> None:
         """Free a portion of the removed entries."""
+        # Freeing a dict of a hundred thousand entries at once would delay packets.
         if self._removed:
             last = self._removed[-1]
             for _ in range(min(_FREED, len(last))):

@@ -15,8 +15,8 @@ from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.channel import Bound, Decoder, Enforced, Events, Failed, Stop, encode
 from nfq_enforcer.dataplane.worker.counters import Counters
-from nfq_enforcer.dataplane.worker.status import WorkerStatus
-from nfq_enforcer.dataplane.worker.timings import Timings
+from nfq_enforcer.dataplane.worker.state import WorkerState
+from nfq_enforcer.dataplane.worker.timings import WorkerTimings
 from nfq_enforcer.errors import NfqError
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class WorkerProcess:
         queues: QueueNumbers,
         setup: Callable[[], Iterable[bytes]],
         on_events: Callable[[Events], None],
-        timings: Timings,
+        timings: WorkerTimings,
     ) -> None:
         """Keep the worker's queues and the function that returns the first messages for one; start nothing yet."""
         self.queues = queues  # once started: those that the driver has bound
@@ -56,9 +56,9 @@ class WorkerProcess:
         return self._process.pid if self._process and self._process.returncode is None else None
 
     @property
-    def status(self) -> WorkerStatus:
-        """Return the status of the worker."""
-        return WorkerStatus(tuple(sorted(self.queues.all)), self.pid, self.restarts, self.failure, self.counters.read())
+    def state(self) -> WorkerState:
+        """Return the state of the worker."""
+        return WorkerState(tuple(sorted(self.queues.all)), self.pid, self.restarts, self.failure, self.counters.read())
 
     async def start(self) -> None:
         """Start the worker and return when its queues are bound; raise NfqError if they cannot be bound."""
@@ -73,7 +73,7 @@ class WorkerProcess:
             self._writer.write(message)
         elif self._process is not None and self._process.returncode is None:
             _log.error("the worker of queue %d does not read its messages; killing it", self.queues.headers)
-            self._process.kill()
+            self._process.kill()  # ``_watch`` replaces it
             self._writer.transport.abort()
 
     async def wait_enforced(self, revision: int) -> None:
@@ -106,6 +106,7 @@ class WorkerProcess:
     async def _spawn(self) -> None:
         agent_end, worker_end = socket.socketpair()
         with worker_end:
+            # -P: the worker has no current directory in sys.path. The descriptors keep their numbers in the child.
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "nfq_enforcer.dataplane.worker.worker"),
                 *(str(worker_end.fileno()), str(self._memory)),
@@ -115,7 +116,9 @@ class WorkerProcess:
         reader, self._writer = await asyncio.open_unix_connection(sock=agent_end)
         bound: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read(reader, bound))
-        for message in self._setup():  # the current state; changes from here on are sent after it
+        # The setup has the current state. No other task runs between here and the last ``send``, so every later change
+        # follows the setup and none is lost.
+        for message in self._setup():
             self.send(message)
         try:
             async with asyncio.timeout(self._timings.response):

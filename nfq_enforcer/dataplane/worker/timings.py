@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Timings:
-    """Timings: intervals and deadlines, in seconds, and how far a worker may fall behind, in bytes."""
+class WorkerTimings:
+    """Worker timings: intervals and deadlines, in seconds, and how far a worker may fall behind, in bytes."""
 
     # in the worker
     housekeeping: float = 0.01  # between two runs of housekeeping, while packets or events wait
@@ -21,4 +21,4 @@ class Timings:
     unread_bytes: int = 64 << 20  # of messages to a worker, before it is killed; a million peers take half of that
 
 
-DEFAULT_TIMINGS = Timings()
+DEFAULT_TIMINGS = WorkerTimings()

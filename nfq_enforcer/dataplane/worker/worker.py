@@ -131,6 +131,7 @@ class Worker:
         """Return verdicts until the agent sends Stop or ends; then process the waiting packets and unbind."""
         more = False  # the last batch was full, so that packets may wait: no need to poll
         while self._deadline is None:
+            # Under load ``more`` stays true: no poll, and housekeeping by the clock alone.
             housekeeping_due = not more and self._wait()
             more = self._queue.process_batch()
             now = self._clock()
@@ -174,12 +175,12 @@ class Worker:
         verdict = decision.verdict
         if verdict is _ACCEPT:
             self._counts[ACCEPTED] += 1
-            return decision.payload or verdict
+            return decision.payload or verdict  # the rewritten packet, if the decision has one
         if verdict is _OFFLOAD_FLOW or verdict is _OFFLOAD_OPENER:
             # NF_REPEAT: the packet traverses the rules again, which set the connmark and accept it without a queue.
             self._counts[ACCEPTED] += 1
             self._counts[OFFLOADED] += 1
-        # A requeued packet (REQUEUE_*) counts when its second queue returns it, so each packet counts once.
+        # A requeued packet (REQUEUE_*) counts when the next queue accepts or drops it, so each packet counts once.
         return verdict
 
     def _record(self, decision: Decision) -> None:
@@ -211,7 +212,7 @@ class Worker:
         """Do all work besides packets: messages, expiry of flows, release of old maps, event log, interface cache."""
         self._next_housekeeping = now + self._timings.housekeeping
         self._receive(now)
-        if self._channel.closed:
+        if self._channel.closed:  # the agent has ended, or was killed
             self._stop(now)
         self._flows.expire(now)
         self._maps.free_some()
@@ -236,7 +237,7 @@ class Worker:
         elif isinstance(message, MapChunk):
             self._maps.add(message)
         elif isinstance(message, SnapshotReference):
-            self._interfaces.invalidate()
+            self._interfaces.invalidate()  # new endpoints may have new interfaces
             self._enforce(self._maps.resolve(message).over(self._peers))
         elif isinstance(message, MapRemoval):
             self._maps.remove(message)

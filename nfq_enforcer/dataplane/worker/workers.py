@@ -19,8 +19,8 @@ from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, allocate_queues,
 from nfq_enforcer.dataplane.worker.channel import Events, PeerChanges, Revision, Setup, encode
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender
 from nfq_enforcer.dataplane.worker.process import WorkerProcess
-from nfq_enforcer.dataplane.worker.status import WorkerStatus
-from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, Timings
+from nfq_enforcer.dataplane.worker.state import WorkerState
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 from nfq_enforcer.errors import NfqError
 
 _MAX_DEFAULT = 8  # workers, unless the configuration has a number
@@ -45,7 +45,7 @@ class Workers:
         *,
         driver: Driver = Driver.AUTO,
         fail_open: bool = False,
-        timings: Timings = DEFAULT_TIMINGS,
+        timings: WorkerTimings = DEFAULT_TIMINGS,
     ) -> None:
         """Keep the configuration; start nothing yet.
 
@@ -86,10 +86,10 @@ class Workers:
         return sum(worker.counters.verdicts for worker in self.processes)
 
     @property
-    def status(self) -> WorkerStatus:
-        """Return the status of all workers together: counters in sum, the process id of the first."""
-        each = [worker.status for worker in self.processes]
-        return WorkerStatus(
+    def state(self) -> WorkerState:
+        """Return the state of all workers together: counters in sum, the process id of the first."""
+        each = [worker.state for worker in self.processes]
+        return WorkerState(
             tuple(sorted(number for one in each for number in one.queues)),
             each[0].pid,
             self.restarts,
@@ -126,7 +126,7 @@ class Workers:
         for chunk in self._maps.add(snapshot):
             self._send(chunk)
         self._send(self._maps.refer(snapshot))
-        self._send(self._maps.retain(snapshot))
+        self._send(self._maps.retain(snapshot))  # after the reference: until then the old snapshot uses its entries
         await self._wait_enforced(snapshot.revision)
 
     async def renew(self, revision: int, epoch: int | None = None) -> None:
@@ -179,7 +179,7 @@ class Workers:
                 self.processes[index].queues,
                 next_worker,
                 self._fail_open,
-                -(-self._max_flows // len(self.processes)),
+                -(-self._max_flows // len(self.processes)),  # rounded up
                 self._maps.refer(self._snapshot),
                 self._peers,
                 self._timings,

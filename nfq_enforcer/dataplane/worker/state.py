@@ -1,11 +1,11 @@
-"""Status of workers, as the agent reports it."""
+"""State of workers, as far as the agent reports it in its status."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 
-class WorkerStatus(NamedTuple):
-    """Worker status: the state of one worker, or of all workers together."""
+class WorkerState(NamedTuple):
+    """Worker state: process, queues and counters of one worker, or of all workers together."""
 
     queues: tuple[int, ...]  # queue numbers, ascending
     pid: int | None  # of the first worker, for all together; None while no process runs
