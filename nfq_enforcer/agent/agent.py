@@ -45,7 +45,7 @@ class Agent:
     """Agent: enforces policy on one node, from ``run`` until a signal."""
 
     def __init__(self, config: Config, *, keep_rules: bool = False) -> None:
-        """Make the parts of the agent; with ``keep_rules`` the rules stay after its end, and drop what they queue."""
+        """Make the parts of the agent; with ``keep_rules`` the rules stay after its end, and drop queued packets."""
         iptables.check()
         self._config = config
         self._keep_rules = keep_rules

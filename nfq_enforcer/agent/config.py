@@ -1,7 +1,7 @@
 """Configuration of the agent: one YAML file, each key also an environment variable, with all defaults.
 
 The variable ``NFQ_ENFORCER_NODE__NAME`` sets ``node.name``; its value is read as YAML and overrides the file. A key
-that does not exist is refused, and so is a value whose feature is not built yet.
+that does not exist is refused, and so is a value for a feature that is not built yet.
 """
 
 import re

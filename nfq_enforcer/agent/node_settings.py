@@ -72,7 +72,7 @@ def host_warnings(settings: NodeSettings, families: Sequence[AddressFamily]) -> 
 
 
 def driver_warnings(settings: NodeSettings, driver: str) -> Iterator[str]:
-    """Yield a sentence for each cluster interface whose longest packets the driver cannot copy whole."""
+    """Yield a sentence for each cluster interface with packets too long for the driver to copy whole."""
     if driver != Driver.NETFILTERQUEUE:
         return
     longest = COPY_RANGE - stamp.overhead(6)

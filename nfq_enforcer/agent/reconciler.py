@@ -73,7 +73,7 @@ class Reconciler:
             self._offload_recheck = asyncio.create_task(self._recheck_offloaded_flows())
 
     async def run(self) -> None:
-        """Reconcile whenever the store has changes, and retry what failed; never return."""
+        """Reconcile whenever the store has changes, and retry after a failure; never return."""
         while True:
             try:
                 async with asyncio.timeout(self._timings.retry if self._incomplete else self._timings.failure_check):

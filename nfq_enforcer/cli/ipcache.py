@@ -18,7 +18,7 @@ def ipcache() -> None:
 
 @app.command("list")
 def list_addresses(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
-    """List the addresses whose identity this node has."""
+    """List the addresses with a known identity."""
     output.show(
         client.call(socket, "ipcache"),
         form,

@@ -203,7 +203,7 @@ def diff(
     allow_localhost: AllowLocalhost = Localhost.ALWAYS,
     output: Output = None,
 ) -> None:
-    """Show the connections whose verdict a change of policies changes; exit status 0 if none, 1 if some."""
+    """Show the connections to which a change of policies gives another verdict; exit status 0 if none, 1 if some."""
     simulations = [_simulation([*endpoints, path], enforcement, allow_localhost) for path in (old, new)]
     changes = list(diff_policies(*simulations))
     form = _format(output)

@@ -20,7 +20,7 @@ from nfq_enforcer.policy import yaml_source
 
 app = typer.Typer(help="The store that the nodes of a cluster share.", no_args_is_help=True)
 
-_BATCH = 4 << 20  # bytes of entries in one request to the API, whose limit is four times as high
+_BATCH = 4 << 20  # bytes of entries in one request to the API, which accepts four times as many
 _LONG = 300.0  # s for a result for which the whole store may be read or written
 
 Entry = Mapping[str, Any]

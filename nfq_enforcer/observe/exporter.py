@@ -35,7 +35,7 @@ def render(families: Iterable[MetricFamily]) -> bytes:
 
 
 class _FixedCollector(Collector):
-    """Collector: gives the library families whose values are already read."""
+    """Collector: gives the library families with values that are already read."""
 
     def __init__(self, families: Iterable[MetricFamily]) -> None:
         self._families = tuple(families)

@@ -15,10 +15,10 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _Record:
-    """Record: a JSON object whose keys are the names of the fields, in their order."""
+    """Record: a JSON object with the names of the fields as keys, in their order."""
 
     _nested: ClassVar[Mapping[str, type["_Record"]]] = {}  # the fields that are records, or sequences of records
-    _inlined: ClassVar[frozenset[str]] = frozenset()  # the nested fields whose keys stand in this object
+    _inlined: ClassVar[frozenset[str]] = frozenset()  # the nested fields with their keys directly in this object
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON data."""
@@ -30,7 +30,7 @@ class _Record:
 
     @classmethod
     def from_json(cls, data: Json) -> Self:
-        """Read the record; raise KeyError if a key is missing whose field has no default."""
+        """Read the record; raise KeyError for a missing key, unless its field has a default."""
         values = {
             field.name: _from_json(
                 cls._nested.get(field.name), data if field.name in cls._inlined else data[field.name]
@@ -112,7 +112,7 @@ class WorkersStatus(_Record):
 
 @dataclass(frozen=True)
 class RefusedValue(_Record):
-    """Refused value: a key of the store whose value this node cannot read."""
+    """Refused value: a key of the store with a value that this node cannot read."""
 
     key: str
     reason: str

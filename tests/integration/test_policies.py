@@ -1,4 +1,4 @@
-"""Example policies and the policy commands, on real traffic: what the matrix foretells is what happens."""
+"""Example policies and the policy commands on real traffic, compared with the verdicts of the matrix."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ WORLD = "world"
 
 
 def enforceable(example: Path) -> bool:
-    """Say whether an agent would take it; rules for a proxy and for hosts are refused as yet."""
+    """Return whether an agent accepts the example; it refuses rules for a proxy and for hosts."""
     documents = loader.load([example])
     try:
         check(documents.policies)
@@ -38,7 +38,7 @@ def examples() -> list[Path]:
 
 
 def foretold(lab: Lab, *files: Path) -> dict[Attempt, str]:
-    """Return what the matrix says of everybody's attempts to reach every endpoint of the lab."""
+    """Return the matrix' verdict on each attempt of every host to reach every endpoint of the lab."""
     simulation = Simulation(loader.load([lab.documents / "endpoints.yaml", *files]))
     return {
         attempt: "ok" if verdict(lab, simulation, attempt) else "timeout"

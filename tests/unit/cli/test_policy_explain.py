@@ -1,4 +1,4 @@
-"""``nfq-enforcer policy trace``, ``matrix`` and ``diff``: what they print, and with which status they end."""
+"""``nfq-enforcer policy trace``, ``matrix`` and ``diff``: output and exit status."""
 
 import json
 from functools import partial

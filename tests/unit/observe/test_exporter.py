@@ -1,4 +1,4 @@
-"""The exporter: metrics for whoever asks over HTTP as it should, a clear no for others, and no harm from either."""
+"""Exporter: metrics for a valid HTTP request, an error status for others, and limits for both."""
 
 import asyncio
 import logging
@@ -46,7 +46,7 @@ def serving(
 
 
 async def ask(served: Exporter, request: bytes) -> bytes:
-    """Send a request and return the whole answer."""
+    """Send a request and return the whole response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(request)
     answer = await reader.read()
@@ -151,7 +151,7 @@ def test_a_client_that_hangs_up_harms_nobody(caplog: pytest.LogCaptureFixture) -
 def test_those_who_wait_are_hung_up_on_at_the_end() -> None:
     async def until_stopped(served: Exporter) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        assert (await ask(served, SCRAPE)).endswith(TEXT)  # by now the first is being served too
+        assert (await ask(served, SCRAPE)).endswith(TEXT)  # the first connection is accepted by now
         await served.stop()
         left = await reader.read()
         writer.close()

@@ -1,4 +1,4 @@
-"""Metrics: what the agent's status says, by the names and in the units that a user of Prometheus expects."""
+"""Metrics: values of the agent's status, with Prometheus' conventions for names and units."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -84,7 +84,7 @@ def read(status: Mapping[str, Any]) -> list[MetricFamily]:
 
 
 def values(status: Mapping[str, Any], nodes: Iterable[NodeReport] = ()) -> dict[str, float]:
-    """Return every value by its name and labels as they are written in a query."""
+    """Return every value by its name and labels, in the syntax of a query."""
     return {
         family.name
         + (f"{{{','.join(f'{key}={label}' for key, label in sample.labels.items())}}}" * bool(sample.labels)): (
