@@ -7,7 +7,7 @@ from nfq_enforcer.agent.config import Config
 from nfq_enforcer.cluster.replica import NodeSettings
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.interfaces import mtu
-from nfq_enforcer.dataplane.queue.library_queue import LONGEST_COPY
+from nfq_enforcer.dataplane.queue.library_queue import COPY_RANGE
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
 from nfq_enforcer.errors import BadInput
 
@@ -51,6 +51,6 @@ def test_a_missing_family_and_a_missing_interface_are_a_warning_each() -> None:
 def test_the_library_cannot_copy_the_longest_packets_of_an_interface() -> None:
     (warning,) = node_settings.driver_warnings(settings(LOOPBACK), Driver.NETFILTERQUEUE)
 
-    assert mtu(LOOPBACK) >= LONGEST_COPY
+    assert mtu(LOOPBACK) >= COPY_RANGE
     assert warning.startswith(f"interface lo has an MTU of {mtu(LOOPBACK)}, but the driver netfilterqueue copies ")
     assert list(node_settings.driver_warnings(settings(LOOPBACK), Driver.NETLINK)) == []
