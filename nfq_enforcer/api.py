@@ -22,6 +22,7 @@ Method = Callable[[Params], Awaitable[Any] | AsyncIterator[Any]]
 _log = logging.getLogger(__name__)
 _GOODBYE = 1.0  # seconds for a client to take what it has been sent, when it is hung up on
 _LIMIT = 1 << 24  # bytes of a line
+_LONGEST_PATH = 107  # bytes of a socket's path: unix(7), sun_path without its last byte
 TIMEOUT = 10.0  # seconds that a call waits for its answer, unless it says otherwise
 
 
@@ -37,6 +38,10 @@ class Server:
 
     async def start(self) -> None:
         """Listen; raise NfqError if another agent does, or the place cannot be had."""
+        if (length := len(os.fsencode(self._path))) > _LONGEST_PATH:
+            raise NfqError(
+                f"cannot listen on {self._path}: it is {length} bytes long; allowed: at most {_LONGEST_PATH}"
+            )
         try:
             if _answers(self._path):
                 raise NfqError(f"another agent is listening on {self._path}: stop it, or choose another api.socket")

@@ -1,5 +1,7 @@
 """The kernel's conntrack, read: a flow has the ends that our hooks see, the state that it is in, and its time."""
 
+import errno
+import os
 import struct
 
 import pytest
@@ -142,8 +144,9 @@ def test_a_datagram_from_the_kernel_has_several_messages() -> None:
 
 
 def test_an_error_is_raised_as_the_kernels() -> None:
-    with pytest.raises(OSError, match="Operation not permitted"):
-        list(messages(message(ERROR, struct.pack("=i", -1))))
+    with pytest.raises(PermissionError) as caught:
+        list(messages(message(ERROR, struct.pack("=i", -errno.EPERM))))
+    assert caught.value.strerror == os.strerror(errno.EPERM)
 
 
 def test_the_request_asks_for_the_whole_table_of_both_families() -> None:

@@ -1,7 +1,9 @@
 """The exporter: metrics for whoever asks over HTTP as it should, a clear no for others, and no harm from either."""
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
@@ -190,7 +192,7 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
         return str(caught.value).replace(str(served.port), "PORT").encode()
 
     assert serving(another).decode() == (
-        "cannot serve metrics on 127.0.0.1:PORT: Address already in use; "
+        f"cannot serve metrics on 127.0.0.1:PORT: {os.strerror(errno.EADDRINUSE)}; "
         'choose another metrics.address, or "" for no metrics'
     )
 
