@@ -25,6 +25,7 @@ from nfq_enforcer.cluster.records import NodeRecord
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.cluster.source import Store
 from nfq_enforcer.core.labels import LabelFilter
+from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.wire import stamp
 from nfq_enforcer.dataplane.interfaces import Address, host_addresses, mtu
 from nfq_enforcer.dataplane.queue.library_queue import DRIVER, LONGEST_COPY
@@ -226,7 +227,7 @@ def node_settings(config: Config) -> NodeSettings:
         allow_localhost=config.allow_localhost == "always",
         believe_ipcache=config.identity_source == "stamp-or-ipcache",
         relevant=LabelFilter(config.identity_labels),
-        datapath=config.datapath,
+        datapath=Datapath(config.datapath),
     )
 
 

@@ -155,7 +155,7 @@ class Handlers:
                 "labels": [str(label) for label in endpoint.labels],
                 "addresses": list(endpoint.addresses),
                 "interface": endpoint.interface,
-                "document": self.replica.endpoints[f"{endpoint.namespace}/{endpoint.name}"].written(),
+                "document": self.replica.endpoints[f"{endpoint.namespace}/{endpoint.name}"].document(),
             }
             for endpoint in self.reconciler.view.directory
         ]
@@ -258,7 +258,7 @@ class Handlers:
     async def store_status(self, _params: api.Params) -> dict[str, Any]:
         """Return what there is to say of the store."""
         status = await self._shared().status()
-        return {**status, "changes_kept": await self._shared().kept()}
+        return {**status, "changes_kept": await self._shared().changes_kept()}
 
     async def store_export(self, _params: api.Params) -> AsyncIterator[dict[str, Any]]:
         """Yield a header, then everything that the cluster has agreed on."""
@@ -267,7 +267,7 @@ class Handlers:
 
     async def store_import(self, params: api.Params) -> dict[str, Any]:
         """Give what was exported to the store."""
-        imported = await self._shared().take_in(params.get("entries", ()))
+        imported = await self._shared().import_entries(params.get("entries", ()))
         await self.reconciler.step()
         return imported
 

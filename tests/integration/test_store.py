@@ -120,7 +120,7 @@ class TestAllOrNothing:
         async with store(url) as mine:
             await mine.write(Request([placed("a", "10.0.0.1"), placed("b", "10.0.0.2"), placed("c", "10.0.0.3")]))
             swapped = [placed("a", "10.0.0.2"), placed("b", "10.0.0.1"), placed("d", "10.0.0.3")]
-            await mine.write(Request(swapped, gone=[(Kind.ENDPOINT, "default/c")]))
+            await mine.write(Request(swapped, deleted=[(Kind.ENDPOINT, "default/c")]))
 
             for ip, name in (("10.0.0.1", "b"), ("10.0.0.2", "a"), ("10.0.0.3", "d")):
                 with pytest.raises(BadInput, match=f"^{ip} already belongs to endpoint default/{name}$"):
@@ -195,7 +195,7 @@ class TestCollection:
         return number
 
     async def stop(self, mine: Commands, name: str = "web") -> None:
-        await mine.write(Request(gone=[(Kind.ENDPOINT, f"default/{name}")]))
+        await mine.write(Request(deleted=[(Kind.ENDPOINT, f"default/{name}")]))
 
     async def test_an_identity_that_nobody_has_is_collected_after_the_grace(self, url: str) -> None:
         async with store(url) as mine:
@@ -350,7 +350,7 @@ class TestRestore:
                 await mine.write(Request([placed("new", "10.0.0.1")]))
             assert (await mine.write(Request([placed("new", "10.0.0.3")]))).numbers == (1000,)
             assert (await mine.collect(*GRACE)).identities == 0
-            await mine.write(Request(gone=[(Kind.ENDPOINT, f"default/{name}") for name in ("web", "wap", "new")]))
+            await mine.write(Request(deleted=[(Kind.ENDPOINT, f"default/{name}") for name in ("web", "wap", "new")]))
             assert (await mine.collect(*GRACE)).identities == 1
 
     async def test_whoever_was_behind_brings_nothing_back_once_one_who_knew_more_has_been_there(self, url: str) -> None:

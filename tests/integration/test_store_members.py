@@ -13,9 +13,9 @@ import pytest
 
 from nfq_enforcer.cluster.records import Kind
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.store.redis import session
 from nfq_enforcer.store.redis.commands import Request
 from nfq_enforcer.store.redis.connection import StoreError
+from nfq_enforcer.store.redis.timings import Timings
 from tests.support.members import (
     Node,
     agreed,
@@ -32,6 +32,7 @@ from tests.support.redis_servers import LOOPBACK, RedisServer, Sentinel, valkey_
 NAMES = ("n1", "n2", "n3")
 SECRET = "geheim-s3cret"
 STRESS_TURNS = 6
+TIMINGS = Timings(heartbeat=0.1, read_wait=0.3, first_state=0.3, first_pause=0.02, longest_pause=0.1)
 
 
 @pytest.fixture(scope="module", params=["redis", "valkey"])
@@ -41,12 +42,8 @@ def binary(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def brisk(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Have members look and come back sooner; hold every test to it that none of them fails inside."""
-    monkeypatch.setattr(session, "HEARTBEAT", 0.1)
-    monkeypatch.setattr(session, "_PAUSES", (0.02, 0.1))
-    monkeypatch.setattr(session, "_FIRST_STATE", 0.3)
-    monkeypatch.setattr(session, "_WAIT", 0.3)
+def no_internal_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Assert after every test that no session has logged an exception."""
     caplog.set_level(logging.DEBUG, "nfq_enforcer")
     yield
     assert [record.message for record in caplog.records if record.exc_info] == []
@@ -62,7 +59,7 @@ def server(binary: str, tmp_path: Path) -> Iterator[RedisServer]:
 @asynccontextmanager
 async def cluster(url: str, folder: Path, names: tuple[str, ...] = NAMES) -> AsyncIterator[list[Node]]:
     """Give started members."""
-    nodes = [Node(name, url, folder) for name in names]
+    nodes = [Node(name, url, folder, TIMINGS) for name in names]
     try:
         yield [await node.start() for node in nodes]
     finally:
@@ -104,7 +101,7 @@ class TestFollowing:
             await two.start()
             await agreed(server.url(), [one, two])
 
-            assert two.member.entries.resyncs == 0
+            assert two.session.mirror.resyncs == 0
             assert "default/new" in two.endpoints
             assert "default/n1-0" not in two.endpoints
 
@@ -118,7 +115,7 @@ class TestFollowing:
             await two.start()
             await agreed(server.url(), [one, two])
 
-            assert two.member.entries.resyncs == 1
+            assert two.session.mirror.resyncs == 1
             gone = {change.name for change in two.handed if change.record is None}
             assert gone == {"default/n1-0"}  # and nothing that went on being there
 
@@ -131,7 +128,7 @@ class TestFollowing:
                 some = [placed(f"e{place}", f"10.{place >> 8}.{place & 255}.1", node="n9") for place in range(1000)]
                 written = await asyncio.gather(*(other.write(Request([each])) for each in some))
             last = max(each.id or 0 for each in written)
-            await until(lambda: one.member.entries.position >= last, "all changes have come")
+            await until(lambda: one.session.mirror.position >= last, "all changes have come")
             await one.store.wait()
             handed = one.store.poll()
 
@@ -161,7 +158,7 @@ class TestFollowing:
             assert after.keys() == before.keys()
             assert len(set(after.values())) == len(set(before.values())) == 3
             for number in after.values():
-                assert "team=red" in str(one.member.entries.labels[number])
+                assert "team=red" in str(one.session.mirror.labels[number])
 
             await three.apply(namespace_text(""))
             await until(lambda: one.endpoints == before, "they have the identities of before")
@@ -302,7 +299,7 @@ class TestLoss:
                 held = await agreed(url, nodes)
                 primary.kill()
                 await until(
-                    lambda: all(len(n.member.entries.forks) > 1 and n.connected for n in nodes),
+                    lambda: all(len(n.session.mirror.forks) > 1 and n.connected for n in nodes),
                     "all are at the replica",
                 )
                 await agreed(url, nodes)
@@ -377,7 +374,7 @@ class TestWithoutTheStore:
             server.kill()
             await cut(nodes)
             one, since = nodes[0], f"the store {server.url(path='/0')} is unreachable since "
-            await until(lambda: "refused" in (one.member.error or ""), "the reason is known")
+            await until(lambda: "refused" in (one.session.reachability.error or ""), "the reason is known")
             known = one.known
             for doing, sentence in (
                 (lambda: one.apply(policy_text("q")), since),
@@ -412,9 +409,9 @@ class TestWithoutTheStore:
             await two.run_endpoint("yours", "10.9.0.1", "app0")
             server.start()
             await until(lambda: all(node.connected for node in nodes), "all are back")
-            loser = one if one.member.pending else two
+            loser = one if one.session.pending.reasons else two
             name = "default/mine" if loser is one else "default/yours"
-            await until(lambda: loser.member.pending.get(name) is not None, "the conflict is named")
+            await until(lambda: loser.session.pending.reasons.get(name) is not None, "the conflict is named")
 
             (item,) = (await loser.status())["pending"]
             assert item["endpoint"] == name
@@ -422,7 +419,7 @@ class TestWithoutTheStore:
             assert name in loser.endpoints
             await loser.store.delete_endpoints([name])
             await agreed(server.url(), nodes)
-            await until(lambda: loser.member.pending == {}, "it has nothing left to tell")
+            await until(lambda: loser.session.pending.reasons == {}, "it has nothing left to tell")
             assert name not in loser.endpoints
 
     async def test_what_the_store_did_not_take_is_taken_once_the_address_is_free(
@@ -438,13 +435,18 @@ class TestWithoutTheStore:
             await two.run_endpoint("yours", "10.9.0.1", "app0")
             server.start()
             await until(lambda: all(node.connected for node in nodes), "all are back")
-            await until(lambda: bool(one.member.pending or two.member.pending), "one of both is not taken")
-            winner, name = (two, "default/yours") if one.member.pending else (one, "default/mine")
+            await until(
+                lambda: bool(one.session.pending.reasons or two.session.pending.reasons), "one of both is not taken"
+            )
+            winner, name = (two, "default/yours") if one.session.pending.reasons else (one, "default/mine")
             await winner.store.delete_endpoints([name])
             held = await agreed(server.url(), nodes)
 
             assert len({"default/mine", "default/yours"} & {name for _, name in held}) == 1
-            await until(lambda: one.member.pending == two.member.pending == {}, "nobody has anything left to tell")
+            await until(
+                lambda: one.session.pending.reasons == two.session.pending.reasons == {},
+                "nobody has anything left to tell",
+            )
 
 
 class TestLease:
@@ -548,13 +550,13 @@ class TestForeign:
     async def test_a_newer_version_s_change_does_not_break_the_row(self, server: RedisServer, tmp_path: Path) -> None:
         async with cluster(server.url(), tmp_path, ("n1", "n2")) as nodes:
             await populated(server.url(), nodes)
-            resyncs = nodes[1].member.entries.resyncs
+            resyncs = nodes[1].session.mirror.resyncs
             serial = server.ask("HINCRBY", "nfqe:meta", "serial", "1").strip()
             server.ask("XADD", "nfqe:changes", "*", "serial", serial, "changes", '[["pod","x","y"]]')
             await nodes[0].run_endpoint("new", "10.9.0.1", "new")
             await agreed(server.url(), nodes)
 
-            assert nodes[1].member.entries.resyncs == resyncs
+            assert nodes[1].session.mirror.resyncs == resyncs
 
     @pytest.mark.parametrize("key", ["endpoints", "changes", "ipcache", "meta"])
     async def test_a_key_of_another_type_is_named_and_what_is_known_goes_on(
@@ -569,8 +571,8 @@ class TestForeign:
             assert one.known == known
 
             server.ask("FLUSHALL")
-            forks = one.member.entries.forks
-            await until(lambda: one.connected and one.member.entries.forks != forks, "it goes on")
+            forks = one.session.mirror.forks
+            await until(lambda: one.connected and one.session.mirror.forks != forks, "it goes on")
             assert await agreed(server.url(), [one]) == known
 
 
@@ -584,10 +586,10 @@ class TestTransfer:
         assert (head["schema"], head["entries"]) == (1, len(entries))
 
         async with cluster(server.url(path="/0?prefix=other"), tmp_path, ("n9",)) as (fresh,):
-            said = await fresh.store.take_in(entries)
+            said = await fresh.store.import_entries(entries)
             assert said == {"written": len(held), "unchanged": 0, "refused": []}
             assert {key: value for key, value in fresh.known.items() if key[0] is not Kind.NODE} == held
-            again = await fresh.store.take_in(entries)
+            again = await fresh.store.import_entries(entries)
             assert again == {"written": 0, "unchanged": len(held), "refused": []}
 
     async def test_damaged_lines_are_named_and_the_rest_is_taken(self, server: RedisServer, tmp_path: Path) -> None:
@@ -596,13 +598,13 @@ class TestTransfer:
             entries = list(one.store.export())[1:]
         async with cluster(server.url(path="/0?prefix=other"), tmp_path, ("n9",)) as (fresh,):
             damaged = [{**item, "value": {"v": 1}} if item["name"] == "default/n1-0" else item for item in entries]
-            said = await fresh.store.take_in(damaged)
+            said = await fresh.store.import_entries(damaged)
             assert said["written"] == len(entries) - 1
             assert [item["key"] for item in said["refused"]] == ["endpoints default/n1-0"]
             with pytest.raises(BadInput, match=r"^entry 2 is not one of an export: it has no kind, name and value$"):
-                await fresh.store.take_in([entries[0], {"kind": "pod", "name": "x", "value": {}}])
+                await fresh.store.import_entries([entries[0], {"kind": "pod", "name": "x", "value": {}}])
             with pytest.raises(BadInput, match=r"^entry 1 is not one of an export"):
-                await fresh.store.take_in(["x"])
+                await fresh.store.import_entries(["x"])
 
 
 async def test_no_password_is_in_what_is_logged_said_or_written_down(
@@ -636,7 +638,7 @@ async def test_whatever_happens_all_agree_in_the_end_and_nothing_is_missing(
     random = Random(seed)
     async with cluster(server.url(), tmp_path) as nodes:
         running = await populated(server.url(), nodes)
-        numbers = {name: (number, nodes[0].member.entries.labels[number]) for name, number in running.items()}
+        numbers = {name: (number, nodes[0].session.mirror.labels[number]) for name, number in running.items()}
         removed: set[str] = set()
         for turn in range(STRESS_TURNS):
             must = set(await agreed(server.url(), nodes)) - {(Kind.ENDPOINT, name) for name in removed}
@@ -652,7 +654,7 @@ async def test_whatever_happens_all_agree_in_the_end_and_nothing_is_missing(
             assert missing == set(), f"turn {turn}"
         for name, (number, labels) in numbers.items():
             if name in nodes[0].endpoints:
-                assert (nodes[0].endpoints[name], nodes[0].member.entries.labels[number]) == (number, labels)
+                assert (nodes[0].endpoints[name], nodes[0].session.mirror.labels[number]) == (number, labels)
 
 
 async def write(node: Node, random: Random, turn: int, removed: set[str]) -> None:

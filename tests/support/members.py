@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, NodeRecord, Placed
+from nfq_enforcer.cluster.records import Change, EndpointRecord, EndpointRequest, Kind, NodeRecord
 from nfq_enforcer.cluster.source import Started
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
@@ -23,6 +23,7 @@ from nfq_enforcer.store.redis.last_state import LastState
 from nfq_enforcer.store.redis.schema import Key, StoreEntry
 from nfq_enforcer.store.redis.session import Session
 from nfq_enforcer.store.redis.store import RedisStore
+from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, Timings
 
 PATIENCE = 40.0
 LOOK = 0.01
@@ -68,9 +69,9 @@ def endpoint(name: str, ip: str, app: str = "web", node: str = "n1") -> Endpoint
     return EndpointRecord("default", name, node, Identity(0), packed, None, labels, "default", frozenset())
 
 
-def placed(name: str, ip: str, app: str = "web", node: str = "n1", preferred: int = 1000) -> Placed:
+def placed(name: str, ip: str, app: str = "web", node: str = "n1", preferred: int = 1000) -> EndpointRequest:
     """Return an endpoint to be written, with its ``app`` as the only label that counts."""
-    return Placed(endpoint(name, ip, app, node), Labels.parse({"app": app}), Identity(preferred))
+    return EndpointRequest(endpoint(name, ip, app, node), Labels.parse({"app": app}), Identity(preferred))
 
 
 def endpoint_text(name: str, ip: str, app: str = "web", node: str = "") -> str:
@@ -94,19 +95,20 @@ def namespace_text(labels: str) -> str:
 class Node:
     """A member in the place of a node's agent, which can end and come again."""
 
-    def __init__(self, name: str, url: str, folder: Path) -> None:
-        """Name it; its last known state is in a folder of its own below this one."""
+    def __init__(self, name: str, url: str, folder: Path, timings: Timings = DEFAULT_TIMINGS) -> None:
+        """Take name, store and timings; the last known state is in ``folder``, in a folder of the node's name."""
         self.name = name
-        self._server = Connection(parse(url))
+        self._connection = Connection(parse(url), timings)
+        self._timings = timings
         self._folder = folder / name
         self.handed: list[Change] = []  # all that was handed over since the last start
         self._begin()
 
     def _begin(self) -> None:
-        state = LastState(self._folder, self._server.address.cluster)
+        state = LastState(self._folder, self._connection.address.cluster)
         record = NodeRecord((ip_address("192.0.2.1"),), "1")
-        self.member = Session(self.name, record, self._server, state, LabelFilter())
-        self.store = RedisStore(self.member)
+        self.session = Session(self.name, record, self._connection, state, LabelFilter(), self._timings)
+        self.store = RedisStore(self.session)
         self._taking: asyncio.Task[None] | None = None
 
     async def start(self) -> "Node":
@@ -149,17 +151,17 @@ class Node:
     @property
     def connected(self) -> bool:
         """Say whether it is up to date with the store, as far as it knows."""
-        return self.member.store is not None
+        return self.session.commands is not None
 
     @property
     def known(self) -> dict[Key, bytes]:
         """Return all that it holds."""
-        return {key: entry.value for key, entry in self.member.entries.entries.items()}
+        return {key: entry.value for key, entry in self.session.mirror.entries.items()}
 
     @property
     def endpoints(self) -> dict[str, Identity]:
         """Return the endpoints that it knows, with their numbers."""
-        return numbers_of(self.member.entries.entries)
+        return numbers_of(self.session.mirror.entries)
 
     async def status(self) -> dict[str, Any]:
         """Return the store's part of the agent's status."""
@@ -198,14 +200,14 @@ async def agreed(url: str, nodes: Iterable[Node]) -> dict[Key, bytes]:
     async def equal() -> bool:
         nonlocal held
         held, fork = await held_by(url), await last_fork(url)
-        return all(node.connected and fork in node.member.entries.forks and node.known == held for node in everyone)
+        return all(node.connected and fork in node.session.mirror.forks and node.known == held for node in everyone)
 
     try:
         await until(equal, "all nodes have joined the server as it is now, and hold what it holds")
     except AssertionError as error:
         for node in everyone:
             keys = {key for key in node.known.keys() | held.keys() if node.known.get(key) != held.get(key)}
-            error.add_note(f"{node.name}: connected {node.connected}, pending {node.member.pending}")
+            error.add_note(f"{node.name}: connected {node.connected}, pending {node.session.pending.reasons}")
             error.add_note("\n".join(f"{key}: {node.known.get(key)!r}, store {held.get(key)!r}" for key in keys))
         raise
     return held

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nfq_enforcer.cluster.records import Address, Change, Kind, NodeRecord, changes_between, described
+from nfq_enforcer.cluster.records import Address, Change, Kind, NodeRecord, changes_between, records_of
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.policy.loader import Documents
@@ -17,7 +17,7 @@ def replica_of(
     """Return a node's replica of the documents; ``nodes`` are the addresses of nodes by name."""
     replica = Replica(settings)
     replica.apply(Change(Kind.NODE, name, NodeRecord(addresses)) for name, addresses in nodes.items())
-    replica.apply(changes_between({}, described(documents, settings.name, settings.relevant)))
+    replica.apply(changes_between({}, records_of(documents, settings.name, settings.relevant)))
     return replica
 
 

@@ -50,19 +50,19 @@ def test_names_for_ports_are_known_while_an_endpoint_has_them(roster: EndpointIn
 
 
 def test_it_notes_what_has_changed_until_it_forgets(roster: EndpointIndex) -> None:
-    noted = roster.noted()
+    noted = roster.changes()
     assert (set(noted.touched), noted.local, noted.ports) == ({packed(f"10.3.0.{n}") for n in range(3)}, False, True)
-    roster.forget()
-    assert roster.noted() == ({}, False, False)
+    roster.reset_changes()
+    assert roster.changes() == ({}, False, False)
 
     roster.put("shop/e1", record(1, node="n1"))
-    noted = roster.noted()
+    noted = roster.changes()
     assert (list(noted.touched), noted.local, noted.ports) == ([packed("10.3.0.1")], True, False)
 
 
 def test_nothing_is_held_of_who_is_gone(roster: EndpointIndex) -> None:
     for number in range(3):
         roster.put(f"shop/e{number}", None)
-    roster.forget()
+    roster.reset_changes()
 
     assert not any(held for name, held in vars(roster).items() if name != "_node")

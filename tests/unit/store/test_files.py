@@ -59,7 +59,7 @@ def loaded(*paths: Path) -> FileStore:
     store = store_of(*paths)
     run(store.start())
     store.poll()
-    store.changed()
+    store.poll_files()
     return store
 
 
@@ -76,10 +76,10 @@ def endpoints(store: FileStore) -> list[str]:
 
 def change(store: FileStore) -> list[bool]:
     """Look until a change has been seen and loaded, if there is one; return what each look said."""
-    looks = [store.changed(), store.changed()]
+    looks = [store.poll_files(), store.poll_files()]
     if looks[-1]:
         run(store.start())
-    return [*looks, store.changed()]
+    return [*looks, store.poll_files()]
 
 
 SEEN, NOT_SEEN = [False, True, False], [False, False, False]
@@ -102,11 +102,11 @@ def test_what_was_never_loaded_is_to_be_loaded(folder: Path) -> None:
 def test_a_file_that_is_written_is_seen_when_it_has_come_to_rest(folder: Path) -> None:
     store = loaded(folder)
     (folder / "web.yaml").write_text(ENDPOINT + "# half")
-    assert store.changed() is False
+    assert store.poll_files() is False
     (folder / "web.yaml").write_text(ENDPOINT + "# half, and the other half")
-    assert store.changed() is False
+    assert store.poll_files() is False
 
-    assert store.changed() is True
+    assert store.poll_files() is True
 
 
 def test_a_file_that_comes_is_seen(folder: Path) -> None:
@@ -154,18 +154,18 @@ def test_a_named_file_that_goes_is_seen(folder: Path) -> None:
     store = loaded(folder / "web.yaml")
     (folder / "web.yaml").unlink()
 
-    assert [store.changed(), store.changed()] == [False, True]
+    assert [store.poll_files(), store.poll_files()] == [False, True]
 
 
 def test_a_folder_that_vanishes_is_refused_and_one_that_comes_back_is_seen(folder: Path, tmp_path: Path) -> None:
     store = loaded(folder)
     folder.rename(tmp_path / "elsewhere")
 
-    assert [store.changed(), store.changed()] == [False, True]
+    assert [store.poll_files(), store.poll_files()] == [False, True]
     with pytest.raises(BadInput) as caught:
         run(store.start())
     assert str(caught.value) == f"{folder}: cannot be read: No such file or directory"
-    assert store.changed() is False  # it was told once
+    assert store.poll_files() is False  # it was told once
 
     (tmp_path / "elsewhere").rename(folder)
     assert change(store) == SEEN
@@ -175,10 +175,10 @@ def test_a_folder_that_vanishes_is_refused_and_one_that_comes_back_is_seen(folde
 def test_a_broken_file_is_refused_once_and_seen_when_it_is_mended(folder: Path) -> None:
     store = loaded(folder)
     (folder / "web.yaml").write_text("kind: [")
-    assert [store.changed(), store.changed()] == [False, True]
+    assert [store.poll_files(), store.poll_files()] == [False, True]
     with pytest.raises(BadInput, match="not valid YAML"):
         run(store.start())
-    assert [store.changed(), store.changed()] == [False, False]
+    assert [store.poll_files(), store.poll_files()] == [False, False]
 
     (folder / "web.yaml").write_text(ENDPOINT)
     assert change(store) == SEEN

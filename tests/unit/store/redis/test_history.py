@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_enforcer.cluster.records import Kind
-from nfq_enforcer.store.redis.history import Fork, gone, lost, read_forks, sorted_for_store, unseen
+from nfq_enforcer.store.redis.history import Fork, deleted, lost, read_forks, sorted_for_store, unseen
 from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry
 
 WEB, DB = (Kind.ENDPOINT, "default/web"), (Kind.ENDPOINT, "default/db")
@@ -57,18 +57,18 @@ class TestLost:
 
 class TestGone:
     def test_what_came_back_and_had_gone_is_taken_away(self) -> None:
-        assert gone({WEB: StoreEntry(3, b"w")}, 9, {WEB: StoreEntry(3, b"w"), DB: StoreEntry(4, b"d")}, NOTHING) == (
+        assert deleted({WEB: StoreEntry(3, b"w")}, 9, {WEB: StoreEntry(3, b"w"), DB: StoreEntry(4, b"d")}, NOTHING) == (
             DB,
         )
 
     def test_what_is_later_than_what_a_member_knows_stays(self) -> None:
-        assert gone({}, 9, {WEB: StoreEntry(9, b"w"), DB: StoreEntry(10, b"d")}, NOTHING) == (WEB,)
+        assert deleted({}, 9, {WEB: StoreEntry(9, b"w"), DB: StoreEntry(10, b"d")}, NOTHING) == (WEB,)
 
     def test_what_was_written_since_stays(self) -> None:
-        assert gone({}, 9, {WEB: StoreEntry(4, b"w")}, {WEB}) == ()
+        assert deleted({}, 9, {WEB: StoreEntry(4, b"w")}, {WEB}) == ()
 
     def test_identities_stay_for_whoever_has_them_again(self) -> None:
-        assert gone({}, 9, {NUMBER: StoreEntry(4, b"")}, NOTHING) == ()
+        assert deleted({}, 9, {NUMBER: StoreEntry(4, b"")}, NOTHING) == ()
 
 
 # -- a cluster, its crash, and its members one after the other ---------------------------------------------------------
@@ -92,7 +92,7 @@ def rejoin(store: Held, survived: int, since: Set[Key], mine: Held, position: in
     """Let a member give the store what it has lost, as ``sync`` does; return what survives from now on."""
     if position <= survived:
         return survived
-    back, away = lost(mine, store, survived, since), gone(mine, position, store, since)
+    back, away = lost(mine, store, survived, since), deleted(mine, position, store, since)
     store.update(back)
     for key in away:
         del store[key]

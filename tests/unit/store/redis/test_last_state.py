@@ -211,10 +211,9 @@ def test_a_file_that_another_process_has_open_is_said_and_left_alone(state: Last
     script = f"""
 from pathlib import Path
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.store.redis import last_state
-last_state._PATIENCE = 0
+from nfq_enforcer.store.redis.last_state import LastState
 try:
-    last_state.LastState(Path({str(state.path.parent)!r}), {CLUSTER!r}).load()
+    LastState(Path({str(state.path.parent)!r}), {CLUSTER!r}, lock_timeout=0).load()
 except NfqError as error:
     print(error)
 """

@@ -82,7 +82,7 @@ class TestWritten:
     def test_an_endpoint_is_read_as_it_was_written(self, text: str) -> None:
         record = endpoint(text)
 
-        assert decode(Kind.ENDPOINT, record.called, schema.encode_endpoint(record).encode()) == record
+        assert decode(Kind.ENDPOINT, record.full_name, schema.encode_endpoint(record).encode()) == record
 
     @pytest.mark.parametrize("text", [CILIUM, CLUSTERWIDE, PLAIN, NAMESPACE])
     def test_a_document_is_read_as_it_was_written_and_still_knows_its_file(self, text: str) -> None:
@@ -231,7 +231,12 @@ class TestRefused:
             (Kind.DOCUMENT, POLICY, policy(kind="Pod"), "unknown kind Pod of cilium.io/v2"),
             (Kind.DOCUMENT, POLICY, policy(apiVersion="v9"), "unknown kind CiliumNetworkPolicy of v9"),
             (Kind.DOCUMENT, POLICY, policy(spec={"ingres": []}), "spec"),
-            (Kind.DOCUMENT, "Endpoint/shop/web", changed(POLICY_VALUE, document=endpoint().written()), "its name says"),
+            (
+                Kind.DOCUMENT,
+                "Endpoint/shop/web",
+                changed(POLICY_VALUE, document=endpoint().document()),
+                "its name says",
+            ),
         ],
     )
     def test_each_wrong_field_is_named(self, kind: Kind, name: str, value: bytes, reason: str) -> None:

@@ -45,8 +45,8 @@ def identities(count: int, number: int = 1) -> dict[Key, StoreEntry]:
 def test_who_has_looked_while_it_settles_waits_until_it_has_settled(tmp_path: Path) -> None:
     async def scenario() -> None:
         one = member(tmp_path)
-        one._settled.clear()
-        one._handed.set()
+        one._feed.close()
+        one._feed.announce()
         assert one.poll().changes == []
         async with asyncio.timeout(0):
             await one.wait()
@@ -61,12 +61,12 @@ def test_a_read_without_news_is_none_even_if_earlier_changes_wait(
     async def scenario() -> None:
         one = member(tmp_path / "state", server.url())
         await one.start()
-        before = one.commands
-        await until(lambda: one.commands > before + 3)  # what it wrote itself has come by
+        before = one.commands_sent
+        await until(lambda: one.commands_sent > before + 3)  # what it wrote itself has come by
         one.poll()
-        await one.start_alone([WEB])
-        before = one.commands
-        await until(lambda: one.commands > before + 3)  # two of these are a sign of life
+        await one.pending.start([WEB])
+        before = one.commands_sent
+        await until(lambda: one.commands_sent > before + 3)  # two of these are a sign of life
         await one.stop()
 
     with RedisServer(tmp_path / "server") as server:
@@ -80,14 +80,14 @@ def test_entries_are_replaced_in_parts_and_come_to_what_single_changes_come_to()
     there, anew = identities(10), identities(2500, number=2)
     singly, in_parts = (Mirror("n1", LabelFilter()) for _ in range(2))
     for one in (singly, in_parts):
-        deque(one.replacing({**there, gone: StoreEntry(1, b'{"v":1,"labels":"k8s:app=gone"}')}, {}), 0)
+        deque(one.replace_all({**there, gone: StoreEntry(1, b'{"v":1,"labels":"k8s:app=gone"}')}, {}), 0)
 
     singly.accept(gone, 2, None)
     for (kind, name), entry in anew.items():
         singly.accept((kind, name), entry.id, entry.value)
-    parts = len(list(in_parts.replacing(anew, {})))
+    parts = len(list(in_parts.replace_all(anew, {})))
 
     assert parts == 2
     assert in_parts.entries == anew
-    assert in_parts.take() == singly.take()
+    assert in_parts.take_changes() == singly.take_changes()
     assert in_parts.labels == singly.labels
