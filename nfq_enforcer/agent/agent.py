@@ -171,7 +171,7 @@ class Agent:
     def _named(self, packed: bytes) -> Iterator[Logged]:
         """Yield packed events, with the names that hold now."""
         wall = time.time() - time.monotonic()
-        directory = self._reconciler.view.directory
+        directory = self._reconciler.view.names
         for event in unpack(packed):
             yield Logged(event, directory.ends(event.opening), event.time + wall)
 

@@ -66,7 +66,7 @@ class Handlers:
 
     async def status(self, _params: api.Params) -> dict[str, Any]:
         """Return what the agent enforces and how it fares."""
-        view, directory = self.reconciler.view, self.reconciler.view.directory
+        view, directory = self.reconciler.view, self.reconciler.view.names
         return {
             "version": __version__,
             "node": self.settings.name,
@@ -157,12 +157,12 @@ class Handlers:
                 "interface": endpoint.interface,
                 "document": self.replica.endpoints[f"{endpoint.namespace}/{endpoint.name}"].document(),
             }
-            for endpoint in self.reconciler.view.directory
+            for endpoint in self.reconciler.view.names
         ]
 
     async def identities(self, _params: api.Params) -> list[dict[str, Any]]:
         """Return every identity: the reserved, the cluster's and those of this node's prefixes."""
-        directory = self.reconciler.view.directory
+        directory = self.reconciler.view.names
         having = Counter(endpoint.identity for endpoint in self.replica.endpoints.values())
         known = {**RESERVED, **directory.identities, **directory.cidrs}
         return [
@@ -177,7 +177,7 @@ class Handlers:
 
     async def nodes(self, _params: api.Params) -> list[dict[str, Any]]:
         """Return every node, and whether it has been heard of lately."""
-        directory = self.reconciler.view.directory
+        directory = self.reconciler.view.names
         hosted = Counter(endpoint.node for endpoint in self.replica.endpoints.values())
         heard = {one.name: one for one in await self.store.enforced_by(0, 0)}
         return [
@@ -194,7 +194,7 @@ class Handlers:
 
     async def ipcache(self, _params: api.Params) -> list[dict[str, Any]]:
         """Return who has which address."""
-        directory = self.reconciler.view.directory
+        directory = self.reconciler.view.names
         return [
             {
                 "address": known.address,

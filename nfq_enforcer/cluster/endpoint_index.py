@@ -1,6 +1,6 @@
 """Index of the cluster's nodes and endpoints, and of the owner of each address. Pure.
 
-A change costs as much as it changes, whatever the number of endpoints, and the fields that many endpoints have in
+The cost of a change does not depend on the number of endpoints, and the fields that many endpoints have in
 common are held once. The index records the addresses that have changed owners, so that no caller compares all of them.
 
 Two endpoints can claim one address for a while, because the new owner may become known before the old one is deleted.
@@ -25,8 +25,8 @@ _NODE = Peer(REMOTE_NODE, remote=True)
 _UNNAMED: frozenset[PortSet] = frozenset((frozenset(),))
 
 
-class _Common(NamedTuple):
-    """_Common: the fields that endpoints have in common, those of one deployment for example."""
+class _Template(NamedTuple):
+    """_Template: the fields that endpoints have in common, those of one deployment for example."""
 
     namespace: str
     account: str
@@ -56,8 +56,10 @@ class EndpointIndex:
         self.ports: dict[Identity, frozenset[PortSet]] = {}  # of identities with named ports
         self._contested: dict[bytes, list[EndpointRecord]] = {}  # claims of addresses with more than one
         self._hosts: Counter[bytes] = Counter()  # number of other nodes with an address
-        self._commons: dict[_Common, tuple[_Common, int]] = {}  # each with the number of its endpoints
-        self._port_counts: defaultdict[Identity, Counter[PortSet]] = defaultdict(Counter)  # number of _Common with them
+        self._templates: dict[_Template, tuple[_Template, int]] = {}  # each with the number of its endpoints
+        self._port_counts: defaultdict[Identity, Counter[PortSet]] = defaultdict(
+            Counter
+        )  # number of _Template with them
         self._touched: dict[bytes, Peer | None] = {}
         self._local_changed = self._ports_changed = False
 
@@ -79,11 +81,11 @@ class EndpointIndex:
         old = self.endpoints.get(name)
         if old == record:
             return
-        new = self._with_common(record) if record is not None else None
+        new = self._with_template(record) if record is not None else None
         if old is not None:
             for address in old.addresses:
                 self._set_claims(address, [claim for claim in self._claims(address) if claim is not old])
-            self._remove_common(old)
+            self._release_template(old)
         if new is not None:
             for address in new.addresses:
                 self._set_claims(address, [*self._claims(address), new])
@@ -141,42 +143,42 @@ class EndpointIndex:
         _set_owner(self.local, address, local)
         _set_owner(self.owners, address, local or claims)
 
-    def _with_common(self, record: EndpointRecord) -> EndpointRecord:
+    def _with_template(self, record: EndpointRecord) -> EndpointRecord:
         """Count the record, and return it with the same objects for common fields as the other records have."""
-        own = _common(record)
-        common, count = self._commons.get(own, (own, 0))
-        self._commons[common] = common, count + 1
+        own = _template(record)
+        template, count = self._templates.get(own, (own, 0))
+        self._templates[template] = template, count + 1
         if not count:
-            self._count_ports(common, 1)
+            self._count_ports(template, 1)
         node = sys.intern(record.node)
-        shared = node is record.node and all(map(operator.is_, own, common))
-        return record if shared else record._replace(**common._asdict(), node=node)
+        shared = node is record.node and all(map(operator.is_, own, template))
+        return record if shared else record._replace(**template._asdict(), node=node)
 
-    def _remove_common(self, record: EndpointRecord) -> None:
-        common, count = self._commons.pop(_common(record))
+    def _release_template(self, record: EndpointRecord) -> None:
+        template, count = self._templates.pop(_template(record))
         if count > 1:
-            self._commons[common] = common, count - 1
+            self._templates[template] = template, count - 1
         else:
-            self._count_ports(common, -1)
+            self._count_ports(template, -1)
 
-    def _count_ports(self, common: _Common, step: int) -> None:
+    def _count_ports(self, template: _Template, step: int) -> None:
         """Add to the count of the named ports of an identity, and update ``ports``."""
-        counts = self._port_counts[common.identity]
-        counts[common.ports] += step
-        if not counts[common.ports]:
-            del counts[common.ports]
+        counts = self._port_counts[template.identity]
+        counts[template.ports] += step
+        if not counts[template.ports]:
+            del counts[template.ports]
         if not counts:
-            del self._port_counts[common.identity]
+            del self._port_counts[template.identity]
         port_sets = frozenset(counts)
         if port_sets <= _UNNAMED:
-            self._ports_changed |= self.ports.pop(common.identity, None) is not None
-        elif self.ports.get(common.identity) != port_sets:
-            self.ports[common.identity] = port_sets
+            self._ports_changed |= self.ports.pop(template.identity, None) is not None
+        elif self.ports.get(template.identity) != port_sets:
+            self.ports[template.identity] = port_sets
             self._ports_changed = True
 
 
-def _common(record: EndpointRecord) -> _Common:
-    return _Common(record.namespace, record.account, record.identity, record.labels, record.ports)
+def _template(record: EndpointRecord) -> _Template:
+    return _Template(record.namespace, record.account, record.identity, record.labels, record.ports)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -126,7 +126,7 @@ ClusterState = Mapping[tuple[Kind, str], Record]
 def records_of(documents: Documents, node: str, relevant: LabelFilter | None = None) -> ClusterState:
     """Return the records of documents alone: identities are derived from the labels of all endpoints.
 
-    ``node`` is the node of endpoints whose document names none; ``relevant`` selects the labels of an identity.
+    ``node`` is the node of endpoints with a document that names none; ``relevant`` selects the labels of an identity.
     """
     endpoints = members(documents, relevant)
     state: dict[tuple[Kind, str], Record] = {}

@@ -6,7 +6,7 @@ Changes come one by one or a thousand at once, in any order, from whichever stor
 An endpoint of another node with known labels and named ports changes the peer of its address and nothing else: nothing
 is compiled, and the snapshot is the same object as before. The same holds for any change without effect on this node.
 
-An endpoint can have an identity whose record is missing (so far). Its number is used, and no selector selects it. If
+An endpoint can have an identity without a record (so far). Its number is used, and no selector selects it. If
 the endpoint is on this node, its policy cannot be compiled: as soon as the cluster has any policy, all its traffic is
 dropped.
 """
@@ -58,7 +58,7 @@ class View:
     changed: bool  # the snapshot differs from the view before; if False, it is the same object
     peer_changes: tuple[tuple[bytes, Peer | None], ...]  # by address; None: no peer has it any more
     policies: tuple[PolicyDocument, ...]  # in the order of their names
-    directory: Names  # live: one object for all views
+    names: Names  # live: one object for all views
     compilations: int  # number of compilations and incremental revisions of the policy so far
 
 

@@ -214,7 +214,7 @@ def _quoted(name: str) -> str:
 
 
 def _check_options(options: dict[str, str], *, tls: bool, sentinel: bool, has_password: bool) -> None:
-    """Raise ValueError for an option without effect: the user who wrote it expects one."""
+    """Raise ValueError for an option without effect, because its user expects one."""
     names = options.keys()
     if not tls and (wrong := names & _TLS_OPTIONS):
         raise ValueError(f"the store's option {min(wrong)} is for TLS: rediss:// or rediss+sentinel://")

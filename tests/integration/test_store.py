@@ -1,4 +1,4 @@
-"""The store's scripts on real servers: atomic, whoever calls them at once, and nothing that is in use is lost."""
+"""The store's scripts on real servers: atomic under concurrent calls, and no entry in use is lost."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ def documents(*names: str) -> list[tuple[Kind, str, str]]:
 
 
 async def numbers(url: str) -> dict[str, str]:
-    """Return the number of each label set, by the entries of identities."""
+    """Return the number of each label set, from the entries of identities."""
     held = await held_by(url)
     return {json.loads(value)["labels"]: name for (kind, name), value in held.items() if kind is Kind.IDENTITY}
 
@@ -164,14 +164,14 @@ class TestAllOrNothing:
     async def test_nobody_writes_before_a_member_has_joined_this_run_of_the_server(self, url: str) -> None:
         async with connection(url) as client:
             stranger = Commands(client, client, "test")
-            for doing in (
+            for command in (
                 stranger.write(Request(values=[(Kind.NODE, "n1", NODE)])),
                 stranger.restore([], [(Kind.NODE, "n1")]),
                 stranger.heartbeat("n1", 0),
                 stranger.collect(*GRACE),
             ):
                 with pytest.raises(NotJoined, match=r"^it has been emptied, and this node is about to join it anew$"):
-                    await doing
+                    await command
             await stranger.join("n1", 0, 0)
             await client.hset("test:meta", "run", "0" * 40)
             with pytest.raises(NotJoined, match=r"^it has been restarted or replaced"):
@@ -366,7 +366,7 @@ class TestRestore:
             assert (await mine.scan())[0] == of[3]
             assert (await mine.join("n1", 0, 0)).forks[0].survived == written[1].id
 
-            await mine.note_restored(fork, written[0].id or 0)  # it is never taken back
+            await mine.note_restored(fork, written[0].id or 0)  # it never decreases
             assert (await mine.join("n1", 0, 0)).forks[0].survived == written[1].id
-            await mine.restore(of[1].items())  # an import asks for no fork
+            await mine.restore(of[1].items())  # an import names no fork
             assert (await mine.scan())[0] == of[3] | of[1]

@@ -1,4 +1,4 @@
-"""Members of a cluster on real servers: whatever becomes of the server, they end in one and the same state."""
+"""Sessions of several nodes on real servers: after any failure of the server they agree on one state."""
 
 import asyncio
 import json
@@ -37,7 +37,7 @@ TIMINGS = Timings(heartbeat=0.1, read_wait=0.3, first_state=0.3, first_pause=0.0
 
 @pytest.fixture(scope="module", params=["redis", "valkey"])
 def binary(request: pytest.FixtureRequest) -> str:
-    """Give the server's program, of each product."""
+    """Give the server's binary, of each product."""
     return valkey_server() if request.param == "valkey" else "redis-server"
 
 
@@ -51,14 +51,14 @@ def no_internal_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture
 def server(binary: str, tmp_path: Path) -> Iterator[RedisServer]:
-    """Give a server of the test's own, which forgets all with its end unless it was told to save."""
+    """Give a server of the test's own; its data end with it unless it has saved them."""
     with RedisServer(tmp_path / "server", binary=binary) as server:
         yield server
 
 
 @asynccontextmanager
 async def cluster(url: str, folder: Path, names: tuple[str, ...] = NAMES) -> AsyncIterator[list[Node]]:
-    """Give started members."""
+    """Give started nodes."""
     nodes = [Node(name, url, folder, TIMINGS) for name in names]
     try:
         yield [await node.start() for node in nodes]
@@ -68,7 +68,7 @@ async def cluster(url: str, folder: Path, names: tuple[str, ...] = NAMES) -> Asy
 
 
 async def populated(url: str, nodes: list[Node]) -> dict[str, Any]:
-    """Start endpoints of some kinds on all nodes and load a policy; return the endpoints once all agree."""
+    """Start endpoints with several label sets on all nodes and load a policy; return the endpoints once all agree."""
     for place, node in enumerate(nodes):
         for number in range(3):
             await node.run_endpoint(f"{node.name}-{number}", f"10.0.{place}.{number}", f"app{number}")
@@ -82,8 +82,8 @@ def documents(node: Node) -> set[str]:
     return {name for kind, name in node.known if kind is Kind.DOCUMENT}
 
 
-def handed_endpoints(node: Node) -> set[str]:
-    return {change.name for change in node.handed if change.kind is Kind.ENDPOINT}
+def delivered_endpoints(node: Node) -> set[str]:
+    return {change.name for change in node.delivered if change.kind is Kind.ENDPOINT}
 
 
 async def cut(nodes: list[Node]) -> None:
@@ -116,8 +116,8 @@ class TestFollowing:
             await agreed(server.url(), [one, two])
 
             assert two.session.mirror.resyncs == 1
-            gone = {change.name for change in two.handed if change.record is None}
-            assert gone == {"default/n1-0"}  # and nothing that went on being there
+            gone = {change.name for change in two.delivered if change.record is None}
+            assert gone == {"default/n1-0"}  # and no endpoint that still exists
 
     async def test_what_comes_while_a_node_is_busy_is_handed_over_at_once(
         self, server: RedisServer, tmp_path: Path
@@ -130,9 +130,9 @@ class TestFollowing:
             last = max(each.id or 0 for each in written)
             await until(lambda: one.session.mirror.position >= last, "all changes have come")
             await one.store.wait()
-            handed = one.store.poll()
+            batch = one.store.poll()
 
-            assert [change.kind for change in handed.changes].count(Kind.ENDPOINT) == 1000
+            assert [change.kind for change in batch.changes].count(Kind.ENDPOINT) == 1000
             assert one.store.poll().changes == []
 
     async def test_what_a_node_writes_counts_there_at_once(self, server: RedisServer, tmp_path: Path) -> None:
@@ -185,13 +185,13 @@ class TestLoss:
             before = await populated(server.url(), nodes)
             known = nodes[0].known
             for node in nodes:
-                node.handed.clear()
+                node.delivered.clear()
             damage(server)
             await agreed(server.url(), nodes)
 
             assert nodes[0].endpoints == before
             assert nodes[0].known == known
-            assert [change for node in nodes for change in node.handed if change.record is None] == []
+            assert [change for node in nodes for change in node.delivered if change.record is None] == []
             assert await nodes[1].run_endpoint("again", "10.9.0.1", "app0") == before["default/n1-0"]
 
     async def test_an_old_dump_is_brought_up_to_date(self, server: RedisServer, tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ class TestLoss:
             async with cluster(url, tmp_path) as nodes:
                 await populated(url, nodes)
                 wait_until(lambda: in_step(replica), "the replica has everything")
-                replica.ask("REPLICAOF", LOOPBACK, "1")  # from now on it misses what is written
+                replica.ask("REPLICAOF", LOOPBACK, "1")  # from here on it misses all writes
                 await nodes[0].store.delete_endpoints(["default/n1-0"])
                 await nodes[1].run_endpoint("new", "10.9.0.1", "new")
                 held = await agreed(url, nodes)
@@ -309,13 +309,13 @@ class TestLoss:
 
 
 def knows_all(sentinel: Sentinel) -> bool:
-    said = sentinel.ask("INFO", "sentinel")
-    return "slaves=1" in said and "sentinels=3" in said
+    info = sentinel.ask("INFO", "sentinel")
+    return "slaves=1" in info and "sentinels=3" in info
 
 
 def in_step(replica: RedisServer) -> bool:
-    said = replica.ask("INFO", "replication")
-    return "master_link_status:up" in said and "master_sync_in_progress:0" in said
+    info = replica.ask("INFO", "replication")
+    return "master_link_status:up" in info and "master_sync_in_progress:0" in info
 
 
 class TestWithoutTheStore:
@@ -331,7 +331,7 @@ class TestWithoutTheStore:
             await one.stop()
             await one.start()
             assert one.endpoints == before
-            await until(lambda: handed_endpoints(one) == set(before), "the last known state is handed over")
+            await until(lambda: delivered_endpoints(one) == set(before), "the last known state is handed over")
 
             assert await one.run_endpoint("new", "10.9.0.1", "app0") == before["default/n1-0"]
             assert await one.store.delete_endpoints(["default/n1-1"]) == ["default/n1-1"]
@@ -376,7 +376,7 @@ class TestWithoutTheStore:
             one, since = nodes[0], f"the store {server.url(path='/0')} is unreachable since "
             await until(lambda: "refused" in (one.session.reachability.error or ""), "the reason is known")
             known = one.known
-            for doing, sentence in (
+            for command, sentence in (
                 (lambda: one.apply(policy_text("q")), since),
                 (lambda: one.store.delete_policy("default", "p"), since),
                 (
@@ -391,7 +391,7 @@ class TestWithoutTheStore:
                 (lambda: one.store.collect(None), since),
             ):
                 with pytest.raises(StoreError, match=f"^{sentence}.*: it cannot be reached: Connection refused$"):
-                    await doing()
+                    await command()
             with pytest.raises(BadInput, match=r"^10\.0\.0\.1 already belongs to endpoint default/n1-1$"):
                 await one.run_endpoint("new", "10.0.0.1", "app0")
             assert one.known == known
@@ -466,7 +466,7 @@ class TestLease:
 
             assert two.endpoints == before
             assert (Kind.NODE, "n3") in held
-            assert [change for change in three.handed if change.name in own and change.record is None] == []
+            assert [change for change in three.delivered if change.name in own and change.record is None] == []
 
     async def test_a_node_that_is_collected_while_it_is_there_goes_on(
         self, server: RedisServer, tmp_path: Path
@@ -474,7 +474,7 @@ class TestLease:
         async with cluster(server.url(), tmp_path) as nodes:
             before = await populated(server.url(), nodes)
             for node in nodes:
-                node.handed.clear()
+                node.delivered.clear()
             async with store(server.url(), "n9") as other:
                 collected = await other.collect(-60, 0, 0, 0)
             assert set(collected.nodes) == set(NAMES)
@@ -483,7 +483,9 @@ class TestLease:
 
             assert nodes[0].endpoints == before
             for node in nodes:
-                gone = {change.name for change in node.handed if change.record is None and change.kind is Kind.ENDPOINT}
+                gone = {
+                    change.name for change in node.delivered if change.record is None and change.kind is Kind.ENDPOINT
+                }
                 assert not {name for name in gone if name.startswith(f"default/{node.name}-")}
 
 
@@ -586,8 +588,8 @@ class TestTransfer:
         assert (head["schema"], head["entries"]) == (1, len(entries))
 
         async with cluster(server.url(path="/0?prefix=other"), tmp_path, ("n9",)) as (fresh,):
-            said = await fresh.store.import_entries(entries)
-            assert said == {"written": len(held), "unchanged": 0, "refused": []}
+            imported = await fresh.store.import_entries(entries)
+            assert imported == {"written": len(held), "unchanged": 0, "refused": []}
             assert {key: value for key, value in fresh.known.items() if key[0] is not Kind.NODE} == held
             again = await fresh.store.import_entries(entries)
             assert again == {"written": 0, "unchanged": len(held), "refused": []}
@@ -598,9 +600,9 @@ class TestTransfer:
             entries = list(one.store.export())[1:]
         async with cluster(server.url(path="/0?prefix=other"), tmp_path, ("n9",)) as (fresh,):
             damaged = [{**item, "value": {"v": 1}} if item["name"] == "default/n1-0" else item for item in entries]
-            said = await fresh.store.import_entries(damaged)
-            assert said["written"] == len(entries) - 1
-            assert [item["key"] for item in said["refused"]] == ["endpoints default/n1-0"]
+            imported = await fresh.store.import_entries(damaged)
+            assert imported["written"] == len(entries) - 1
+            assert [item["key"] for item in imported["refused"]] == ["endpoints default/n1-0"]
             with pytest.raises(BadInput, match=r"^entry 2 is not one of an export: it has no kind, name and value$"):
                 await fresh.store.import_entries([entries[0], {"kind": "pod", "name": "x", "value": {}}])
             with pytest.raises(BadInput, match=r"^entry 1 is not one of an export"):
@@ -616,16 +618,16 @@ async def test_no_password_is_in_what_is_logged_said_or_written_down(
         for place, url in enumerate(urls):
             async with cluster(url, tmp_path / str(place), ("n1",)) as (one,):
                 await one.run_endpoint("web", f"10.0.0.{place}", "web")
-                said = json.dumps([await one.status(), list(one.store.export())])
+                texts = json.dumps([await one.status(), list(one.store.export())])
                 server.kill()
                 await cut([one])
                 with pytest.raises(StoreError) as caught:
                     await one.apply(policy_text("p"))
-                said += str(caught.value) + json.dumps(await one.status())
+                texts += str(caught.value) + json.dumps(await one.status())
                 server.start()
                 await until(lambda one=one: one.connected, "it is back")  # type: ignore[misc]
             saved = b"".join(file.read_bytes() for file in (tmp_path / str(place)).rglob("*.state*"))
-            assert SECRET not in said
+            assert SECRET not in texts
             assert saved
             assert SECRET.encode() not in saved
     assert SECRET not in caplog.text
@@ -658,7 +660,7 @@ async def test_whatever_happens_all_agree_in_the_end_and_nothing_is_missing(
 
 
 async def write(node: Node, random: Random, turn: int, removed: set[str]) -> None:
-    """Start and stop endpoints of this node, as far as the store allows."""
+    """Start and stop endpoints of this node; ignore the errors of an unreachable store."""
     octet = 20 + NAMES.index(node.name)
     for place in range(12):
         try:
@@ -669,12 +671,12 @@ async def write(node: Node, random: Random, turn: int, removed: set[str]) -> Non
                 some = random.sample(own, min(1, len(own)))
                 removed.update(some)
                 await node.store.delete_endpoints(some)
-        except StoreError:  # it may have been written all the same, or not
+        except StoreError:  # the write may have been done or not
             await asyncio.sleep(0.01)
 
 
 async def damage(server: RedisServer, random: Random) -> None:
-    """End the server at some point, and have it come back without some or all of its data."""
+    """Kill the server at a random time, and restart it with a part of its data or none."""
     await asyncio.sleep(random.random() * 0.1)
     if random.random() < 0.5:
         await asyncio.to_thread(server.save)

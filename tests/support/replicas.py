@@ -1,4 +1,4 @@
-"""A replica of what documents say, and the snapshot that judges by all of it."""
+"""Replicas of documents, and their snapshots with peers."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +21,7 @@ def replica_of(
     return replica
 
 
-def whole(replica: Replica, revision: int = 1) -> Snapshot:
-    """Return the snapshot with the peers in it, as a worker has it."""
+def with_peers(replica: Replica, revision: int = 1) -> Snapshot:
+    """Return the snapshot with the peers in its ipcache, as a worker has it."""
     snapshot = replica.view(revision).snapshot
     return replace(snapshot, ipcache=replica.ipcache(replica.peers))

@@ -1,4 +1,4 @@
-"""Every step of the store on Redis, for what a user at the server must be allowed to do."""
+"""Every step of the store on Redis, for the permissions that a user of the server needs."""
 
 from ipaddress import ip_address
 
@@ -16,8 +16,8 @@ FRONT = EndpointRecord("default", "front", "n1", Identity(0), (ADDRESS,), None, 
 
 
 async def take_every_step(store: Commands) -> None:
-    """Come, write, lose, give back and leave, on a store that is empty and is so again afterwards."""
-    await store.join("n1", 5 << 32, 1)  # as one who knows more than the store
+    """Join, write, delete, restore, collect and leave; the store is empty before and after."""
+    await store.join("n1", 5 << 32, 1)  # as a node with a later position than the store
     one = Mirror("n1", LabelFilter(())).endpoint_request(FRONT)
     written = await store.write(Request([one], [(Kind.NODE, "n1", NODE)]))
     known, _ = await store.scan()

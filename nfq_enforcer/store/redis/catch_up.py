@@ -110,7 +110,7 @@ async def _restore(
     returned = deleted(mirror.entries, mirror.position, stored, rewritten)
     if missing or returned:
         _log.warning(
-            "the store has come back without %d entries that this node knows, and with %d that had gone; it gets them",
+            "the store has lost %d entries and brought back %d deleted ones; restoring its state from this node",
             *(len(missing), len(returned)),
         )
     await commands.restore(missing, returned, mirror.position, labels=mirror.labels, fork=fork)

@@ -1,8 +1,8 @@
 """Commands of the store on Redis: each an atomic step at the server, with arguments and answers as Python values.
 
 This module holds no state of the cluster and takes no decisions; ``session`` and ``writer`` do. A connection that fails
-raises StoreError. A server whose current run this node has not joined (it was restarted, replaced or emptied) raises
-NotJoined.
+raises StoreError. If this node has not joined the server's current run (the server was restarted, replaced or emptied),
+a command raises NotJoined.
 """
 
 import json
@@ -45,8 +45,8 @@ class Joined(NamedTuple):
     now: float  # the server's time, in seconds since the epoch
 
 
-class Pulse(NamedTuple):
-    """Pulse: the answer to a heartbeat."""
+class HeartbeatAnswer(NamedTuple):
+    """HeartbeatAnswer: the answer to a heartbeat."""
 
     registered: bool  # as in Joined
     fork: str  # name of the last fork
@@ -204,10 +204,10 @@ class Commands:
         """Record that all lost entries up to this position are restored, for this fork and those after it."""
         await self._run("restore", "[]", fork, schema.write_id(position))
 
-    async def heartbeat(self, node: str, revision: int, *, ago: float = 0.0) -> Pulse:
+    async def heartbeat(self, node: str, revision: int, *, ago: float = 0.0) -> HeartbeatAnswer:
         """Record that a node lives (or lived, ``ago`` seconds ago) and enforces this revision of the policy."""
         answer = await self._run("heartbeat", node, revision, int(ago * 1000))
-        return Pulse(answer["registered"], answer["fork"].partition(" ")[0], answer["now"] / 1000)
+        return HeartbeatAnswer(answer["registered"], answer["fork"].partition(" ")[0], answer["now"] / 1000)
 
     async def collect(self, lease: float, grace: float, retirement: float, interval: float) -> Collected:
         """Remove unused entries; do nothing if a node has done so less than ``interval`` ago. All in seconds."""

@@ -1,10 +1,10 @@
-"""Restoring a cluster whose store has come back with fewer changes than it had. Pure.
+"""Restoration of a cluster after its store has come back with fewer changes than it had. Pure.
 
-A server that was restarted, or whose replica was promoted, may have lost the last changes, or all of them if it came
-back empty. No two runs of a server have the same run id, so the first node that meets another run records a *fork*: the
+A restarted server, or a replica promoted in its place, may have lost the last changes, or all of them if it came back
+empty. No two runs of a server have the same run id, so the first node that meets another run records a *fork*: the
 last change that had survived in it (``survived``), and the stream entry from which the stream goes on (``marker``).
-Every node's mirror holds the whole cluster as of its position in the stream. A node whose mirror is later than the
-surviving changes restores the difference:
+Every node's mirror holds the whole cluster as of its position in the stream. A node with a mirror later than
+the surviving changes restores the difference:
 
 - it writes the entries of lost changes, unless they were written anew since the fork;
 - it deletes the entries that it has seen deleted, and that an old dump or a node that was behind has brought back.

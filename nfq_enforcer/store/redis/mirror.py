@@ -23,7 +23,7 @@ class Mirror:
     """Mirror: the store's entries, this node's indexes of them, and the changes not yet handed over or saved."""
 
     def __init__(self, node: str, relevant: LabelFilter) -> None:
-        """Start empty; ``node`` is the node whose endpoints ``own`` holds, ``relevant`` the labels of an identity."""
+        """Start empty; ``own`` holds the endpoints of ``node``, and ``relevant`` are the labels of an identity."""
         self._node = node
         self._relevant = relevant
         self.entries: dict[Key, StoreEntry] = {}
@@ -59,7 +59,7 @@ class Mirror:
             self._put(key, StoreEntry(change_id, value))
 
     def override(self, key: Key, entry: StoreEntry | None) -> None:
-        """Apply a change of which this node's state is authoritative, whatever its id."""
+        """Apply a change for which this node is authoritative, also over a later one."""
         if entry is None:
             self._delete(key)
         else:
@@ -82,7 +82,7 @@ class Mirror:
         self.foreign.append((entry, reason))
 
     def replace_all(self, entries: Mapping[Key, StoreEntry], bad: Mapping[Key, str]) -> Iterator[None]:
-        """Replace all entries by these, but keep an entry whose new value cannot be decoded.
+        """Replace all entries by these, but keep an entry if its new value cannot be decoded.
 
         ``bad`` are the store's fields that are no entries, with the reasons. Yields after each part, so that other
         tasks can run.
@@ -144,7 +144,7 @@ class Mirror:
         return kind is Kind.ENDPOINT and name in self.own
 
     def has_seen_fork(self, marker: int) -> bool:
-        """Return whether this node has seen the fork whose stream entry has this id."""
+        """Return whether this node has seen the fork with this stream entry, by its id."""
         return any(name.endswith(f"@{schema.write_id(marker)}") for name in self.forks)
 
     def endpoint_request(

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class PendingEndpoints:
-    """PendingEndpoints: the endpoints whose write is due, and the endpoints that the store refused, by full name."""
+    """PendingEndpoints: the endpoints due to be written, and the endpoints that the store refused, by full name."""
 
     def __init__(self, mirror: Mirror, saver: StateSaver, feed: ChangeFeed) -> None:
         """Start with none."""
@@ -84,7 +84,7 @@ class PendingEndpoints:
     def note_conflict(self, name: str, reason: str) -> None:
         """Record that the store refused an endpoint; log it unless the reason is the same as before."""
         if self._conflicts.get(name) != reason:
-            _log.error("the store does not take endpoint %s of this node: %s", name, reason)
+            _log.error("the store refuses endpoint %s of this node: %s", name, reason)
         self._conflicts[name] = reason
 
     def clear_conflict(self, name: str) -> None:

@@ -1,8 +1,8 @@
 """The agent's interface to a store on Redis; the node's ``Session`` holds connection and state.
 
 Documents are written to the store first, and are in force on this node as soon as it has answered. Without the store
-the nodes cannot agree on a policy, so policy commands fail until it is back; but an endpoint of this node whose labels
-have an identity can start and stop.
+the nodes cannot agree on a policy, so policy commands fail until it is back; but an endpoint of this node can start
+and stop if its labels have an identity.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Records: what documents make, how an endpoint is written again, and what has changed from one state to another."""
+"""Records: of documents, an endpoint's document from its record, and the changes between two states."""
 
 import json
 
@@ -88,7 +88,7 @@ def test_documents_make_records_of_all_they_name() -> None:
     assert state[Kind.ENDPOINT, "default/plain"] == plain
     made = state[Kind.ENDPOINT, "shop/web"]
     assert isinstance(made, EndpointRecord)
-    assert made.identity != web.identity  # its namespace has a label here
+    assert made.identity != web.identity  # with a label of its namespace
     assert "k8s:io.cilium.k8s.namespace.labels.team=blue" in str(state[Kind.IDENTITY, str(made.identity)])
 
 

@@ -1,4 +1,4 @@
-"""A store that has lost something gets it back: all that the furthest member knew, and nothing that had gone."""
+"""Restoration of a store that has lost entries: all entries of the furthest node return, and no deleted ones."""
 
 from collections.abc import Iterable, Mapping, Set
 
@@ -71,7 +71,7 @@ class TestGone:
         assert deleted({}, 9, {NUMBER: StoreEntry(4, b"")}, NOTHING) == ()
 
 
-# -- a cluster, its crash, and its members one after the other ---------------------------------------------------------
+# -- a cluster, its crash, and the return of one node after the other ------------------------------------------------
 
 Held = dict[Key, StoreEntry]
 KEYS = [WEB, DB, POLICY, NODE]
@@ -89,7 +89,7 @@ def held_after(writes: Iterable[tuple[Key, bool]], base: Mapping[Key, StoreEntry
 
 
 def rejoin(store: Held, survived: int, since: Set[Key], mine: Held, position: int) -> int:
-    """Let a member give the store what it has lost, as ``sync`` does; return what survives from now on."""
+    """Restore the lost entries from one node, as ``catch_up`` does; return the new ``survived``."""
     if position <= survived:
         return survived
     back, away = lost(mine, store, survived, since), deleted(mine, position, store, since)
@@ -109,7 +109,7 @@ def test_whoever_comes_first_the_store_ends_with_what_the_furthest_knew_and_what
     store, base, since = held_after(writes[:survived], {}, 1), survived, set[Key]()
     for place, position in enumerate(positions):
         base = rejoin(store, base, since, held_after(writes[:position], {}, 1), position)
-        new = later[place::4]  # written between one member and the next
+        new = later[place::4]  # written between the return of two nodes
         store = held_after(new, store, 100 * (place + 1))
         since |= {key for key, _ in new}
 

@@ -1,4 +1,4 @@
-"""What a member holds: it follows the store, keeps what it understands, and tells once what has changed."""
+"""Mirror: holds the entries of the store that it can decode, and delivers each change once."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ def namespace(labels: str) -> Namespace:
 
 @pytest.fixture
 def mirror() -> Mirror:
-    """Give the entries of node ``n1``, still empty."""
+    """Give an empty mirror of node ``n1``."""
     return Mirror("n1", LabelFilter())
 
 
@@ -135,7 +135,7 @@ class TestNotUnderstood:
 
 
 def replace(mirror: Mirror, by: Mapping[Key, StoreEntry], bad: Mapping[Key, str]) -> None:
-    """Replace all at once."""
+    """Replace all entries without a pause."""
     deque(mirror.replace_all(by, bad), 0)
 
 
@@ -266,10 +266,10 @@ def test_told_changes_always_come_to_what_is_held(
     mirror = Mirror("n1", LabelFilter())
     for change in before:
         mirror.accept(*change)
-    told = {(change.kind, change.name): change.record for change in mirror.take_changes()}
+    delivered = {(change.kind, change.name): change.record for change in mirror.take_changes()}
     replace(mirror, {key: StoreEntry(number, data) for key, number, data in after if data is not None}, {})
-    told |= {(change.kind, change.name): change.record for change in mirror.take_changes()}
+    delivered |= {(change.kind, change.name): change.record for change in mirror.take_changes()}
 
     held = {key: schema.decode(*key, entry.value) for key, entry in mirror.entries.items()}
-    assert {key: record for key, record in told.items() if record is not None} == held
+    assert {key: record for key, record in delivered.items() if record is not None} == held
     assert mirror.own == {key[1]: one for key, one in held.items() if getattr(one, "node", None) == "n1"}

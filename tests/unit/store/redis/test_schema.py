@@ -1,4 +1,4 @@
-"""The values of the store: what is written is read again, and whatever else lies there is a sentence, never a crash."""
+"""Values of the store: an encoded value is decoded again, and any other value is a SchemaError with a sentence."""
 
 import json
 from ipaddress import ip_address
@@ -139,7 +139,7 @@ def without(value: str, field: str) -> bytes:
 
 
 def spec(**fields: Any) -> bytes:
-    """Return an endpoint's value with other fields in its spec; None: without it."""
+    """Return an endpoint's value with other fields in its spec; None: without the field."""
     data = json.loads(schema.encode_endpoint(endpoint()))
     data["document"]["spec"].update(fields)
     data["document"]["spec"] = {name: one for name, one in data["document"]["spec"].items() if one is not None}
@@ -260,7 +260,7 @@ NAMED = [
 
 
 def places(data: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the way to everything in a value."""
+    """Return the path to every element of a value."""
     inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     return [place, *(found for key, one in inner for found in places(one, (*place, key)))]
 
@@ -274,13 +274,13 @@ def put(data: Any, place: tuple[Any, ...], value: Any) -> Any:
 
 
 def decoded(kind: Kind, name: str, value: bytes) -> Record | None:
-    """Return what a value stands for, None if it is refused; a record can be written again."""
+    """Return the record of a value, None if it is refused; assert that the record can be encoded again."""
     try:
         record = decode(kind, name, value)
     except SchemaError as error:
         assert str(error)
         return None
-    value.decode()  # so that it can be given back
+    value.decode()  # so that it can be restored
     return record
 
 
