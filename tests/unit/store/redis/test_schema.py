@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord, Record, document_name
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.policy.loader import parse
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.schema import SchemaError, StoreEntry, decode
@@ -74,6 +75,15 @@ class TestWritten:
         assert decode(Kind.NODE, "n1", schema.encode_node(NODE).encode()) == NODE
         of_an_older_version = without(NODE_VALUE, "datapath")
         assert decode(Kind.NODE, "n1", of_an_older_version) == NODE._replace(datapath="per-packet")
+
+    @pytest.mark.parametrize(("word", "read"), [("per-flow", Datapath.PER_FLOW), ("per-table", "per-table")])
+    def test_a_node_with_the_datapath_of_a_newer_version_is_still_a_node(self, word: str, read: str) -> None:
+        value = schema.encode_node(NODE._replace(datapath=word))
+        node = decode(Kind.NODE, "n1", value.encode())
+
+        assert json.loads(value)["datapath"] == word
+        assert isinstance(node, NodeRecord)
+        assert (node.datapath, type(node.datapath)) == (read, type(read))
 
     def test_labels_of_an_identity_are_read_as_they_were_written(self) -> None:
         assert decode(Kind.IDENTITY, str(NUMBER), schema.encode_identity(LABELS).encode()) == LABELS
