@@ -1,7 +1,7 @@
 """Index of the cluster's nodes and endpoints, and of the owner of each address. Pure.
 
-The cost of a change does not depend on the number of endpoints, and the fields that many endpoints have in
-common are held once. The index records the addresses that have changed owners, so that no caller compares all of them.
+The cost of a change does not depend on the number of endpoints, and the fields that many endpoints have in common are
+held once. The index records the addresses that have changed owners, so that no caller compares all of them.
 
 Two endpoints can claim one address for a while, because the new owner may become known before the old one is deleted.
 An endpoint of this node wins over those of other nodes (its packets pass here, and none of them may pass unjudged),

@@ -130,10 +130,12 @@ def records_of(documents: Documents, node: str, relevant: LabelFilter | None = N
     """
     endpoints = members(documents, relevant)
     state: dict[tuple[Kind, str], Record] = {}
-    state |= {(Kind.DOCUMENT, document_name(one)): one for one in documents.namespaces}
-    state |= {(Kind.DOCUMENT, document_name(one)): one for one in documents.policies}
-    state |= {(Kind.IDENTITY, str(one.identity)): one.relevant for one in endpoints}
-    state |= {(Kind.ENDPOINT, one.name): EndpointRecord.of(one.document, one.identity, node) for one in endpoints}
+    state |= {(Kind.DOCUMENT, document_name(document)): document for document in documents.namespaces}
+    state |= {(Kind.DOCUMENT, document_name(document)): document for document in documents.policies}
+    state |= {(Kind.IDENTITY, str(member.identity)): member.relevant for member in endpoints}
+    state |= {
+        (Kind.ENDPOINT, member.name): EndpointRecord.of(member.document, member.identity, node) for member in endpoints
+    }
     return state
 
 

@@ -99,9 +99,9 @@ class FileStore:
         """Apply the documents of files beside those in the folders, until this store ends."""
         parsed = await asyncio.to_thread(loader.parse_all, files)
         before = set(self._state)
-        await self._change(lambda: {**self._applied, **{one.document.key: one for one in parsed}})
-        started = [self._started(one.document, before) for one in parsed if isinstance(one.document, Endpoint)]
-        return Applied(tuple("/".join(filter(None, one.document.key)) for one in parsed), tuple(started))
+        await self._change(lambda: {**self._applied, **{item.document.key: item for item in parsed}})
+        started = [self._started(item.document, before) for item in parsed if isinstance(item.document, Endpoint)]
+        return Applied(tuple("/".join(filter(None, item.document.key)) for item in parsed), tuple(started))
 
     def _started(self, document: Endpoint, before: Set[tuple[Kind, str]]) -> Started:
         full_name = f"{document.namespace}/{document.name}"
@@ -116,7 +116,9 @@ class FileStore:
         """Delete the applied policies of this name; raise BadInput if no applied policy has it."""
 
         def without_policy() -> _Applied:
-            left = {key: one for key, one in self._applied.items() if key[1:] != (namespace, name) or _is_other(key)}
+            left = {
+                key: item for key, item in self._applied.items() if key[1:] != (namespace, name) or _is_no_policy(key)
+            }
             if len(left) == len(self._applied):
                 raise BadInput(_not_applied(namespace, name, self._policies))
             return left
@@ -131,7 +133,7 @@ class FileStore:
         for name in existing:
             if name not in applied:
                 raise BadInput(f"endpoint {name} comes from a file: remove it there")
-        await self._change(lambda: {key: one for key, one in self._applied.items() if key not in keys})
+        await self._change(lambda: {key: item for key, item in self._applied.items() if key not in keys})
         return existing
 
     async def enforced_by(self, revision: int, patience: float) -> list[NodeStatus]:
@@ -178,7 +180,7 @@ class FileStore:
         return tuple(mark for path in self._paths for mark in _marks(path))
 
 
-def _is_other(key: Key) -> bool:
+def _is_no_policy(key: Key) -> bool:
     return key[0] in {"Endpoint", "Namespace"}
 
 

@@ -50,7 +50,7 @@ async def apply(mirror: Mirror, entry: StreamEntry) -> None:
         raise NotJoined(f"change {mirror.serial + 1} is missing, the next is {entry.serial}")
     mirror.position, mirror.serial = entry.id, entry.serial
     for key, change_id, value in entry.changes:
-        if not (entry.collected and mirror.is_own(key)):  # collected by a node to which this one looked gone
+        if not (entry.collected and mirror.is_own(key)):  # collected when this node's lease had run out; it is live
             mirror.accept(key, change_id, value)
     if entry.revision is not None:
         mirror.revision = max(mirror.revision, entry.revision)

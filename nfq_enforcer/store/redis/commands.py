@@ -1,6 +1,6 @@
 """Commands of the store on Redis: each an atomic step at the server, with arguments and answers as Python values.
 
-This module holds no state of the cluster and takes no decisions; ``session`` and ``writer`` do. A connection that fails
+This module holds no state of the cluster and makes no decisions; ``session`` and ``writer`` do. A connection that fails
 raises StoreError. If this node has not joined the server's current run (the server was restarted, replaced or emptied),
 a command raises NotJoined.
 """
@@ -123,16 +123,16 @@ class Commands:
 
         A change written during the scan may be missing; the stream, read on from before the scan, has it.
         """
-        found: dict[Key, StoreEntry] = {}
+        entries: dict[Key, StoreEntry] = {}
         bad: dict[Key, str] = {}
         for kind, name in HASHES.items():
             async for field_name, data in self._scan_hash(f"{self._prefix}:{name}"):
                 key = kind, field_name.decode("utf-8", "replace")
                 try:
-                    found[key] = schema.read_entry(data)
+                    entries[key] = schema.read_entry(data)
                 except SchemaError as error:
                     bad[key] = str(error)
-        return found, bad
+        return entries, bad
 
     async def _scan_hash(self, name: str) -> AsyncIterator[tuple[bytes, bytes]]:
         cursor = 0

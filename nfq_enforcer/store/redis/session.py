@@ -50,7 +50,7 @@ class Session:
         relevant: LabelFilter,
         timings: Timings = DEFAULT_TIMINGS,
     ) -> None:
-        """Take this node's name and record, the way to the store, and the file of the last known state.
+        """Take this node's name and record, the connection to the store, and the file of the last known state.
 
         ``relevant`` are the labels that make an identity. Nothing is connected or read yet.
         """

@@ -69,15 +69,15 @@ class RedisStore:
     async def apply(self, files: Sequence[File]) -> Applied:
         """Write the documents of files, all or nothing; raise BadInput with every error in them, or StoreError."""
         parsed = await asyncio.to_thread(loader.parse_all, files)
-        documents = loader.gather(one.document for one in parsed)
+        documents = loader.gather(item.document for item in parsed)
         enforceable.check(documents.policies)
-        namespaces = self._mirror.namespaces | {document_name(one): one for one in documents.namespaces}
+        namespaces = self._mirror.namespaces | {document_name(document): document for document in documents.namespaces}
         endpoints = [
             self._mirror.endpoint_request(EndpointRecord.of(document, Identity(0), self._session.node), namespaces)
             for document in documents.endpoints
         ]
         others: tuple[Namespace | PolicyDocument, ...] = (*documents.namespaces, *documents.policies)
-        values = [(Kind.DOCUMENT, document_name(one), schema.encode_document(one)) for one in others]
+        values = [(Kind.DOCUMENT, document_name(document), schema.encode_document(document)) for document in others]
         if self._session.commands is None and endpoints and not values:
             numbers, new = await self._start_without_store(endpoints), frozenset[Identity]()
         else:
@@ -87,7 +87,7 @@ class RedisStore:
             Started(request.record.full_name, number, request.labels, number in new)
             for request, number in zip(endpoints, numbers, strict=True)
         )
-        return Applied(tuple("/".join(filter(None, one.document.key)) for one in parsed), tuple(started))
+        return Applied(tuple("/".join(filter(None, item.document.key)) for item in parsed), tuple(started))
 
     async def _start_without_store(self, endpoints: Sequence[EndpointRequest]) -> tuple[Identity, ...]:
         """Start endpoints of this node with an identity that the mirror has a number for."""

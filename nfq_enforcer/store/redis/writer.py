@@ -113,15 +113,17 @@ class Writer:
         written = await commands.write(request)
         for key in written.missing:
             self._mirror.override(key, None)  # the store refused it before, or another node has deleted it
-        for name in (*(one.record.full_name for one in request.endpoints), *(name for _, name in request.deleted)):
+        for endpoint in request.endpoints:
+            self._pending.clear_conflict(endpoint.record.full_name)
+        for _, name in request.deleted:
             self._pending.clear_conflict(name)
         if written.id is None:
             return written
-        for one, number in zip(request.endpoints, written.numbers, strict=True):
+        for endpoint, number in zip(request.endpoints, written.numbers, strict=True):
             if number in written.new:
-                self._accept((Kind.IDENTITY, str(number)), written.id, schema.encode_identity(one.labels))
-            value = schema.encode_endpoint(one.record._replace(identity=number))
-            self._accept((Kind.ENDPOINT, one.record.full_name), written.id, value)
+                self._accept((Kind.IDENTITY, str(number)), written.id, schema.encode_identity(endpoint.labels))
+            value = schema.encode_endpoint(endpoint.record._replace(identity=number))
+            self._accept((Kind.ENDPOINT, endpoint.record.full_name), written.id, value)
         for kind, name, value in request.values:
             self._accept((kind, name), written.id, value)
         for key in request.deleted:
