@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from nfq_enforcer.agent.config import Config
+from nfq_enforcer.cluster.records import Address
 from nfq_enforcer.cluster.replica import NodeSettings
 from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.core.modes import Driver, IdentitySource
 from nfq_enforcer.core.wire import stamp
-from nfq_enforcer.dataplane.interfaces import Address, host_addresses, mtu
+from nfq_enforcer.dataplane.interfaces import host_addresses, mtu
 from nfq_enforcer.dataplane.queue.library_queue import COPY_RANGE
 from nfq_enforcer.dataplane.rules.ruleset import AddressFamily
 from nfq_enforcer.errors import BadInput
@@ -35,7 +36,7 @@ def read(config: Config) -> NodeSettings:
         config.mode,
         audit=config.audit,
         allow_localhost=config.allow_localhost == "always",
-        believe_ipcache=config.identity_source is IdentitySource.STAMP_OR_IPCACHE,
+        trust_ipcache=config.identity_source is IdentitySource.STAMP_OR_IPCACHE,
         relevant=LabelFilter(config.identity_labels),
         datapath=config.datapath,
     )

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from nfq_enforcer.agent import epoch
-from nfq_enforcer.agent.timings import Timings
+from nfq_enforcer.agent.timings import ReconcilerTimings
 from nfq_enforcer.cluster.records import Change, NodeRecord
 from nfq_enforcer.cluster.replica import Replica, View
 from nfq_enforcer.cluster.source import ChangeBatch, Store
@@ -40,7 +40,7 @@ class Reconciler:
         workers: Workers,
         rules: Rules,
         datapath: Datapath = Datapath.PER_PACKET,
-        timings: Timings | None = None,
+        timings: ReconcilerTimings | None = None,
     ) -> None:
         """Set the parts; nothing is enforced before ``start``."""
         self._store = store
@@ -48,7 +48,7 @@ class Reconciler:
         self._workers = workers
         self._rules = rules
         self._datapath = datapath
-        self._timings = timings or Timings()
+        self._timings = timings or ReconcilerTimings()
         self._epoch = epoch.create(datapath, rules)
         self._lock = asyncio.Lock()  # one reconciliation or recheck at a time
         self._number = 1  # the newest revision, enforced or not
@@ -65,7 +65,7 @@ class Reconciler:
         batch = self._store.poll()
         await self._apply_to_replica(batch.changes)
         self.view = await asyncio.to_thread(self._replica.view, self._number)
-        snapshot = self.view.snapshot.renewed(self._number, self._epoch.number)
+        snapshot = self.view.snapshot.with_revision(self._number, self._epoch.number)
         await self._workers.start(snapshot, self._replica.peers)
         await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
         self._acknowledge(batch)
@@ -130,7 +130,7 @@ class Reconciler:
         # them: so no packet meets a worker that does not have its endpoint.
         await asyncio.to_thread(self._rules.release_addresses, view.snapshot)
         async with self._epoch.advance(hold=retry) as number:
-            await self._workers.enforce(view.snapshot.renewed(self._number, number))
+            await self._workers.enforce(view.snapshot.with_revision(self._number, number))
         await asyncio.to_thread(self._rules.update, view.snapshot)
         _log.info("revision %d is in force", self._number)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Timings:
+class ReconcilerTimings:
     """Timings: intervals in seconds, and the size of a batch."""
 
     recheck: float = 1.0  # longest time for which open flows may pass by the peers of before a change

@@ -12,7 +12,7 @@ from nfq_enforcer.core.verdict import FlowVerdict
 from nfq_enforcer.observe import flow
 
 
-class Format(StrEnum):
+class ObserveFormat(StrEnum):
     """Output format of a flow."""
 
     COMPACT = "compact"
@@ -26,8 +26,8 @@ def observe(
     ] = None,
     last: Annotated[int | None, typer.Option(min=0, help="Only the last N flows of the log.")] = None,
     output: Annotated[
-        Format, typer.Option("--output", "-o", help="compact, or one JSON object a line.")
-    ] = Format.COMPACT,
+        ObserveFormat, typer.Option("--output", "-o", help="compact, or one JSON object a line.")
+    ] = ObserveFormat.COMPACT,
     socket: Socket = DEFAULT,
 ) -> None:
     """Show new flows and drops: both ends, the verdict, and the documents that decided it."""
@@ -35,6 +35,6 @@ def observe(
     params = {name: value for name, value in options.items() if value is not None}
     try:
         for event in client.stream(socket, "observe", **params):
-            print(json.dumps(event) if output is Format.JSON else flow.compact(event), flush=True)
+            print(json.dumps(event) if output is ObserveFormat.JSON else flow.compact(event), flush=True)
     except (KeyboardInterrupt, BrokenPipeError):  # the user, or the reader of the output, ended it
         return

@@ -39,17 +39,17 @@ class Localhost(StrEnum):
     POLICY = "policy"
 
 
-Output = Annotated[
+PolicyOutput = Annotated[
     Format | None, typer.Option("--output", "-o", help="table (default on a terminal), json (default elsewhere), yaml.")
 ]
-Mode = Annotated[Enforcement, typer.Option("--enforcement", help="As in the configuration of the agent.")]
+EnforcementMode = Annotated[Enforcement, typer.Option("--enforcement", help="As in the configuration of the agent.")]
 AllowLocalhost = Annotated[Localhost, typer.Option("--allow-localhost", help="As in the configuration of the agent.")]
 Endpoints = Annotated[
     list[Path], typer.Option("--endpoints", help="File or folder of Endpoint and Namespace documents; repeatable.")
 ]
 Wait = Annotated[bool, typer.Option(help="Wait until every live node of the cluster enforces the change.")]
 Timeout = Annotated[int, typer.Option(min=1, help="With --wait: the longest wait in seconds.")]
-Documents = Annotated[list[Path], typer.Argument(help="Files and folders of documents; - for standard input.")]
+DocumentPaths = Annotated[list[Path], typer.Argument(help="Files and folders of documents; - for standard input.")]
 
 
 @app.callback()
@@ -59,7 +59,7 @@ def policy() -> None:
 
 @app.command()
 def validate(
-    paths: Documents,
+    paths: DocumentPaths,
 ) -> None:
     """Check documents as the agent does when it loads them; print every error with its place."""
     documents = loader.load(paths)
@@ -68,7 +68,7 @@ def validate(
 
 @app.command()
 def load(
-    paths: Documents,
+    paths: DocumentPaths,
     wait: Wait = False,
     timeout: Timeout = 30,
     socket: Socket = DEFAULT,
@@ -87,7 +87,7 @@ def load(
 
 
 @app.command("list")
-def list_policies(output: Output = None, socket: Socket = DEFAULT) -> None:
+def list_policies(output: PolicyOutput = None, socket: Socket = DEFAULT) -> None:
     """List the policies that the agent enforces, with their origin."""
     policies = client.call(socket, "policies")
     form = _format(output)
@@ -149,7 +149,7 @@ def trace(
     ] = None,
     port: Annotated[str | None, typer.Option("--port", help="80/TCP, 53/UDP, ICMP or ICMP/TYPE.")] = None,
     http: Annotated[str | None, typer.Option("--http", help="HTTP request, as in 'GET /path'.")] = None,
-    enforcement: Mode = Enforcement.AUTO,
+    enforcement: EnforcementMode = Enforcement.AUTO,
     allow_localhost: AllowLocalhost = Localhost.ALWAYS,
     output: Annotated[Format, typer.Option("--output", "-o", help="table (words), json or yaml.")] = Format.TABLE,
 ) -> None:
@@ -173,9 +173,9 @@ def matrix(
         list[str] | None,
         typer.Option("--port", help="80/TCP, ICMP …; repeatable. Default: every port that a policy names."),
     ] = None,
-    enforcement: Mode = Enforcement.AUTO,
+    enforcement: EnforcementMode = Enforcement.AUTO,
     allow_localhost: AllowLocalhost = Localhost.ALWAYS,
-    output: Output = None,
+    output: PolicyOutput = None,
 ) -> None:
     """Evaluate every pair of endpoints, or a file of probes; exit status 1 if a verdict differs from its ``expect``."""
     simulation = _simulation([*endpoints, *policies], enforcement, allow_localhost)
@@ -199,9 +199,9 @@ def diff(
     old: Annotated[Path, typer.Argument(help="File or folder of the current policies.")],
     new: Annotated[Path, typer.Argument(help="File or folder of the new policies.")],
     endpoints: Endpoints,
-    enforcement: Mode = Enforcement.AUTO,
+    enforcement: EnforcementMode = Enforcement.AUTO,
     allow_localhost: AllowLocalhost = Localhost.ALWAYS,
-    output: Output = None,
+    output: PolicyOutput = None,
 ) -> None:
     """Show the connections to which a change of policies gives another verdict; exit status 0 if none, 1 if some."""
     simulations = [_simulation([*endpoints, path], enforcement, allow_localhost) for path in (old, new)]

@@ -45,7 +45,7 @@ class NodeSettings:
     enforcement: Enforcement = Enforcement.AUTO
     audit: bool = False
     allow_localhost: bool = True
-    believe_ipcache: bool = False
+    trust_ipcache: bool = False
     relevant: LabelFilter = field(default_factory=LabelFilter)
     datapath: Datapath = Datapath.PER_PACKET
 
@@ -220,7 +220,7 @@ class Replica:
             {address.version: address.packed for address in reversed(settings.addresses)},
             audit=settings.audit,
             allow_localhost=settings.allow_localhost,
-            believe_ipcache=settings.believe_ipcache,
+            trust_ipcache=settings.trust_ipcache,
         )
 
     def _labels_of(self, full_name: str) -> Labels:

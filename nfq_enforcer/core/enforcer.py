@@ -356,7 +356,7 @@ class Enforcer:
         packet = context.packet
         unevaluated = PolicyVerdict(context.opening, context.origin)
         verdict = error.policy_verdict if isinstance(error, PolicyDenied) else unevaluated
-        leaves = self._snapshot.leaves(packet.src, context.indev.name if context.indev else None)
+        leaves = self._snapshot.is_from_endpoint(packet.src, context.indev.name if context.indev else None)
         return FlowEvent(
             context.now,
             FlowVerdict.DROPPED,

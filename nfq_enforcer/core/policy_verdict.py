@@ -112,7 +112,7 @@ def unstamped_identity(snapshot: Snapshot, address: bytes) -> Identity:
     Never the identity of an endpoint with this address, unless the configuration says so (``identity_source``).
     """
     identity = snapshot.ipcache.lookup(address).identity
-    return WORLD if travels(identity) and not snapshot.believe_ipcache else identity
+    return WORLD if travels(identity) and not snapshot.trust_ipcache else identity
 
 
 def likely_origin(snapshot: Snapshot, opener: bytes, from_host: bool) -> Origin:
@@ -155,7 +155,7 @@ def check_reply(snapshot: Snapshot, replier: bytes, opener: bytes, to_host: bool
     if source_endpoint(snapshot, replier, origin) or origin.identity is not None:
         return
     endpoint = snapshot.endpoints.get(opener)
-    if endpoint is None or not endpoint.guarded or snapshot.audit or snapshot.believe_ipcache:
+    if endpoint is None or not endpoint.guarded or snapshot.audit or snapshot.trust_ipcache:
         return
     if travels(snapshot.ipcache.lookup(replier).identity):
         raise PacketError(DropReason.STAMP_MISSING)

@@ -56,6 +56,6 @@ def _required_form(context: PacketContext, too_long: bool) -> Verdict | None:
     if packet.truncated:
         return None if too_long else Verdict.REQUEUE_WHOLE
     unfinished = context.skb & (CHECKSUM_UNFINISHED | GSO)
-    if unfinished and not checksums.is_left(context.payload, packet.key, packet.l4_offset):
+    if unfinished and not checksums.is_unfinished(context.payload, packet.key, packet.l4_offset):
         return Verdict.REQUEUE_SEGMENTED
     return None

@@ -5,12 +5,11 @@ import json
 import socket
 import struct
 import subprocess
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 
+from nfq_enforcer.cluster.records import Address
 from nfq_enforcer.core.context import Interface
 from nfq_enforcer.errors import NfqError
-
-Address = IPv4Address | IPv6Address
 
 _SIOCGIFMTU = 0x8921  # linux/sockios.h
 _IFREQ = struct.Struct("16si20x")

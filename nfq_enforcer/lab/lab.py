@@ -12,7 +12,7 @@ from nfq_enforcer.core.verdict import FlowVerdict
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.base import LabBase, policies
 from nfq_enforcer.lab.capture import Capture
-from nfq_enforcer.lab.network import Network, new_run_id
+from nfq_enforcer.lab.network import LabNetwork, new_run_id
 from nfq_enforcer.lab.node import LabNode
 from nfq_enforcer.lab.store import StoreServer
 from nfq_enforcer.lab.topology import NODES, Topology
@@ -31,7 +31,7 @@ class Lab(LabBase):
 
     def __init__(self, topology: Topology | None = None, *, memory: bool = False) -> None:
         """Keep the topology; build nothing yet. A lab that is up records its kind of store in its state folder."""
-        self.network = Network(topology or Topology(new_run_id()))
+        self.network = LabNetwork(topology or Topology(new_run_id()))
         self.documents = self.network.state / "documents"
         self.store = StoreServer(self.network)
         self._memory_flag = self.network.state / "memory"

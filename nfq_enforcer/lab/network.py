@@ -64,7 +64,7 @@ _ROUTER_SYSCTLS = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1, 
 _BRIDGE_SYSCTLS = {f"net/bridge/bridge-nf-call-{tables}": 0 for tables in ("iptables", "ip6tables", "arptables")}
 
 
-class Network:
+class LabNetwork:
     """Network: the namespaces of one lab, and the Executor of its machines."""
 
     python = sys.executable

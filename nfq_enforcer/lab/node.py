@@ -9,14 +9,14 @@ from typing import Any
 import yaml
 
 from nfq_enforcer.agent import client
-from nfq_enforcer.lab.network import Network
+from nfq_enforcer.lab.network import LabNetwork
 from nfq_enforcer.lab.process import LabProcess
 
 
 class LabNode:
     """LabNode: one node and its agent; the agent outlives this object, as a daemon does."""
 
-    def __init__(self, network: Network, name: str, store: Mapping[str, Any]) -> None:
+    def __init__(self, network: LabNetwork, name: str, store: Mapping[str, Any]) -> None:
         """Keep the node's name and the settings of its store; the agent may or may not run."""
         self.name = name
         self.socket = network.state / f"{name}.sock"

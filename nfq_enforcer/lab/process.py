@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.network import Network
+from nfq_enforcer.lab.network import LabNetwork
 
 _TIMEOUT = 15.0  # seconds for the program to get ready, or to end
 _POLL_INTERVAL = 0.02
@@ -20,7 +20,7 @@ _LOG_LINES = 5
 class LabProcess:
     """LabProcess: one program on one machine, with its log and its process id in files of the lab."""
 
-    def __init__(self, network: Network, machine: str, title: str, log: Path, pid_file: Path) -> None:
+    def __init__(self, network: LabNetwork, machine: str, title: str, log: Path, pid_file: Path) -> None:
         """Keep the machine, the files, and the title for error messages; the program may or may not run."""
         self.log = log
         self._network = network

@@ -8,7 +8,7 @@ import signal
 import subprocess
 
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.network import Network, find_command
+from nfq_enforcer.lab.network import LabNetwork, find_command
 from nfq_enforcer.lab.process import LabProcess
 from nfq_enforcer.lab.topology import STORE
 
@@ -19,7 +19,7 @@ _TIMEOUT = 15.0  # seconds for a reply
 class StoreServer:
     """StoreServer: the Redis server of one lab."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: LabNetwork) -> None:
         """Keep the server's files and machine; the server may or may not run."""
         self.folder = network.state / STORE
         self._dump = self.folder / "dump.rdb"

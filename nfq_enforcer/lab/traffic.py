@@ -59,7 +59,7 @@ Result = dict[str, Any]
 T = TypeVar("T")
 
 
-class ConnectionEnd:
+class TrafficEnd:
     """ConnectionEnd: this host's end of one TCP connection, opened or accepted."""
 
     def __init__(self, number: int, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -156,7 +156,7 @@ class Traffic:
     def __init__(self, name: str) -> None:
         self._name = name
         self._numbers = count(1)
-        self._connections: dict[int, ConnectionEnd] = {}
+        self._connections: dict[int, TrafficEnd] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._servers: list[object] = []
 
@@ -265,25 +265,25 @@ class Traffic:
             sock.sendto(data, (socket.inet_ntop(family, data[destination]), 0))
         return {}
 
-    async def _open(self, address: str, port: int) -> ConnectionEnd:
+    async def _open(self, address: str, port: int) -> TrafficEnd:
         return self._register(*await asyncio.open_connection(address, port))
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._register(reader, writer)
 
-    def _register(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> ConnectionEnd:
-        connection = ConnectionEnd(next(self._numbers), self._name, reader, writer)
+    def _register(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> TrafficEnd:
+        connection = TrafficEnd(next(self._numbers), self._name, reader, writer)
         self._connections[connection.number] = connection
         task = asyncio.create_task(self._run(connection))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return connection
 
-    async def _run(self, connection: ConnectionEnd) -> None:
+    async def _run(self, connection: TrafficEnd) -> None:
         await connection.run()
         self._drop(connection)
 
-    def _drop(self, connection: ConnectionEnd) -> None:
+    def _drop(self, connection: TrafficEnd) -> None:
         connection.close()
         self._connections.pop(connection.number, None)
 

@@ -17,7 +17,7 @@ from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 
-Flow = dict[str, Any]
+HubbleFlow = dict[str, Any]
 
 VERDICTS = tuple(str(verdict) for verdict in FlowVerdict)
 _MAX_RULES = 8  # of each kind in one flow
@@ -26,7 +26,7 @@ _ICMP = {ICMP: "ICMPv4", ICMPV6: "ICMPv6"}
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 
 
-def render(event: FlowEvent, names: Ends, node: str, wall_time: float) -> Flow:
+def render(event: FlowEvent, names: Ends, node: str, wall_time: float) -> HubbleFlow:
     """Return the event as a JSON object; ``names`` at the time of the event, ``wall_time`` in seconds since the epoch.
 
     The source of a reply is its sender, which is the destination of the opening.
@@ -35,7 +35,7 @@ def render(event: FlowEvent, names: Ends, node: str, wall_time: float) -> Flow:
     opener = (opening.src, opening.sport, _end(opening.source, names.source))
     other = (opening.dst, opening.dport, _end(opening.destination, names.destination))
     (src, sport, source), (dst, dport, destination) = (other, opener) if event.is_reply else (opener, other)
-    flow: Flow = {
+    flow: HubbleFlow = {
         "time": datetime.fromtimestamp(wall_time, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "verdict": str(event.verdict),
     }
@@ -64,10 +64,10 @@ def render(event: FlowEvent, names: Ends, node: str, wall_time: float) -> Flow:
     return flow | _rules("enforced_by", event.enforced_by) | {"Summary": _summary(event)}
 
 
-def _l4(event: FlowEvent, sport: int, dport: int) -> Flow:
+def _l4(event: FlowEvent, sport: int, dport: int) -> HubbleFlow:
     opening = event.opening
     if opening.proto in _PORTED:
-        ports: Flow = {"source_port": sport, "destination_port": dport}
+        ports: HubbleFlow = {"source_port": sport, "destination_port": dport}
         if opening.proto == TCP:
             ports["flags"] = dict.fromkeys(_flag_names(event.tcp_flags), True)
         return {_PORTED[opening.proto]: ports}
@@ -76,8 +76,8 @@ def _l4(event: FlowEvent, sport: int, dport: int) -> Flow:
     return {"protocol": opening.proto}
 
 
-def _end(identity: Identity, names: End) -> Flow:
-    end: Flow = {"identity": identity}
+def _end(identity: Identity, names: End) -> HubbleFlow:
+    end: HubbleFlow = {"identity": identity}
     if names.labels is not None:
         end["labels"] = [str(label) for label in names.labels]
     if names.name:
@@ -85,7 +85,7 @@ def _end(identity: Identity, names: End) -> Flow:
     return end
 
 
-def _rules(field: str, rules: Iterable[RuleRef]) -> Flow:
+def _rules(field: str, rules: Iterable[RuleRef]) -> HubbleFlow:
     refs = [{"kind": rule.kind, "namespace": rule.namespace, "name": rule.name, "rule": rule.place} for rule in rules]
     return {field: refs[:_MAX_RULES]} if refs else {}
 
@@ -110,12 +110,12 @@ class Logged(NamedTuple):
     names: Ends
     wall_time: float  # s since the epoch
 
-    def render(self, node: str) -> Flow:
+    def render(self, node: str) -> HubbleFlow:
         """Return the event as a JSON object."""
         return render(self.event, self.names, node, self.wall_time)
 
 
-def render_lost(number: int) -> Flow:
+def render_lost(number: int) -> HubbleFlow:
     """Return the object that replaces the flows that a reader lost (Hubble's ``LostEvent``)."""
     return {"lost_events": {"source": "HUBBLE_RING_BUFFER", "num_events_lost": number}}
 

@@ -15,25 +15,25 @@ KEPT = 4095  # flows, as in Hubble by default
 _BEHIND = 10_000  # flows that may wait for one follower
 
 
-Entry = TypeVar("Entry")
+LogEntry = TypeVar("LogEntry")
 
 
-class Follower(Generic[Entry]):
+class Follower(Generic[LogEntry]):
     """Follower: receives the flows that are added to the log after it."""
 
     def __init__(self) -> None:
         """Begin with the next flow."""
-        self._waiting: asyncio.Queue[Entry] = asyncio.Queue(_BEHIND)
+        self._waiting: asyncio.Queue[LogEntry] = asyncio.Queue(_BEHIND)
         self._lost = 0
 
-    def add(self, flow: Entry) -> None:
+    def add(self, flow: LogEntry) -> None:
         """Add a flow, or count it as lost if too many wait."""
         try:
             self._waiting.put_nowait(flow)
         except asyncio.QueueFull:
             self._lost += 1
 
-    async def next(self) -> Entry:
+    async def next(self) -> LogEntry:
         """Wait for the next flow and return it."""
         return await self._waiting.get()
 
@@ -43,19 +43,19 @@ class Follower(Generic[Entry]):
         return lost
 
 
-class FlowLog(Generic[Entry]):
+class FlowLog(Generic[LogEntry]):
     """Flow log: the last flows of this node."""
 
     def __init__(self, kept: int = KEPT) -> None:
         """Begin with an empty log that keeps so many flows."""
         self._kept = kept
-        self._last: deque[Entry] = deque(maxlen=kept)
-        self._packs: deque[tuple[int, Callable[[], Iterable[Entry]]]] = deque()  # newer than ``_last``
+        self._last: deque[LogEntry] = deque(maxlen=kept)
+        self._packs: deque[tuple[int, Callable[[], Iterable[LogEntry]]]] = deque()  # newer than ``_last``
         self._packed = 0  # flows in ``_packs``
-        self._followers: set[Follower[Entry]] = set()
+        self._followers: set[Follower[LogEntry]] = set()
         self.seen = 0  # flows added so far
 
-    def add(self, flow: Entry) -> None:
+    def add(self, flow: LogEntry) -> None:
         """Add a flow."""
         self.open()
         self.seen += 1
@@ -63,7 +63,7 @@ class FlowLog(Generic[Entry]):
         for follower in self._followers:
             follower.add(flow)
 
-    def add_pack(self, number: int, unpack: Callable[[], Iterable[Entry]]) -> None:
+    def add_pack(self, number: int, unpack: Callable[[], Iterable[LogEntry]]) -> None:
         """Add a number of flows; ``unpack`` gives them when a reader needs them."""
         if self._followers:
             for flow in unpack():
@@ -81,16 +81,16 @@ class FlowLog(Generic[Entry]):
             self._last.extend(self._packs.popleft()[1]())
         self._packed = 0
 
-    def last(self) -> list[Entry]:
+    def last(self) -> list[LogEntry]:
         """Return the kept flows, oldest first."""
         self.open()
         return list(self._last)
 
     @contextmanager
-    def follow(self) -> Iterator[Follower[Entry]]:
+    def follow(self) -> Iterator[Follower[LogEntry]]:
         """Give a follower until the context ends."""
         self.open()
-        follower: Follower[Entry] = Follower()
+        follower: Follower[LogEntry] = Follower()
         self._followers.add(follower)
         try:
             yield follower

@@ -14,10 +14,10 @@ Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class _Record:
+class _StatusRecord:
     """Record: a JSON object with the names of the fields as keys, in their order."""
 
-    _nested: ClassVar[Mapping[str, type["_Record"]]] = {}  # the fields that are records, or sequences of records
+    _nested: ClassVar[Mapping[str, type["_StatusRecord"]]] = {}  # the fields that are records, or sequences of records
     _inlined: ClassVar[frozenset[str]] = frozenset()  # the nested fields with their keys directly in this object
 
     def to_json(self) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class _Record:
 
 
 def _to_json(value: Any) -> Any:
-    if isinstance(value, _Record):
+    if isinstance(value, _StatusRecord):
         return value.to_json()
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_to_json(item) for item in value]
@@ -51,14 +51,14 @@ def _to_json(value: Any) -> Any:
     return value
 
 
-def _from_json(kind: type[_Record] | None, data: Any) -> Any:
+def _from_json(kind: type[_StatusRecord] | None, data: Any) -> Any:
     if kind is None or data is None:
         return data
     return [kind.from_json(item) for item in data] if isinstance(data, list) else kind.from_json(data)
 
 
 @dataclass(frozen=True)
-class PacketCounts(_Record):
+class PacketCounts(_StatusRecord):
     """Packet counts: verdicts, drops, flows and losses of one worker, or of all workers in sum."""
 
     accepted: int
@@ -80,7 +80,7 @@ class PacketCounts(_Record):
 
 
 @dataclass(frozen=True)
-class WorkerStatus(_Record):
+class WorkerStatus(_StatusRecord):
     """Worker status: process, queues and counts of one worker."""
 
     queues: Sequence[int]  # sorted
@@ -89,12 +89,12 @@ class WorkerStatus(_Record):
     failure: str | None  # the reason for which the process cannot be replaced
     counts: PacketCounts
 
-    _nested: ClassVar[Mapping[str, type[_Record]]] = {"counts": PacketCounts}
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"counts": PacketCounts}
     _inlined = frozenset({"counts"})
 
 
 @dataclass(frozen=True)
-class WorkersStatus(_Record):
+class WorkersStatus(_StatusRecord):
     """Workers status: all workers of the node in sum."""
 
     queue: int  # the first
@@ -106,12 +106,12 @@ class WorkersStatus(_Record):
     lost: int  # packets that were queued and received no verdict
     counts: PacketCounts
 
-    _nested: ClassVar[Mapping[str, type[_Record]]] = {"counts": PacketCounts}
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"counts": PacketCounts}
     _inlined = frozenset({"counts"})
 
 
 @dataclass(frozen=True)
-class RefusedValue(_Record):
+class RefusedValue(_StatusRecord):
     """Refused value: a key of the store with a value that this node cannot read."""
 
     key: str
@@ -119,17 +119,17 @@ class RefusedValue(_Record):
 
 
 @dataclass(frozen=True)
-class RefusedValues(_Record):
+class RefusedValues(_StatusRecord):
     """Refused values of the store: their number, and the first of them."""
 
     count: int
     values: Sequence[RefusedValue]
 
-    _nested: ClassVar[Mapping[str, type[_Record]]] = {"values": RefusedValue}
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"values": RefusedValue}
 
 
 @dataclass(frozen=True)
-class PendingEndpoint(_Record):
+class PendingEndpoint(_StatusRecord):
     """Pending endpoint: started while the store was unreachable, still to be written to it."""
 
     endpoint: str
@@ -137,7 +137,7 @@ class PendingEndpoint(_Record):
 
 
 @dataclass(frozen=True)
-class Lag(_Record):
+class Lag(_StatusRecord):
     """Lag from a change in the store to its enforcement on this node, in milliseconds; None without changes."""
 
     p50: float | None
@@ -145,7 +145,7 @@ class Lag(_Record):
 
 
 @dataclass(frozen=True)
-class StoreStatus(_Record):
+class StoreStatus(_StatusRecord):
     """Store status: the connection to the store, and the store's content. None stands for an unknown value."""
 
     store: str  # address, without the password
@@ -168,7 +168,7 @@ class StoreStatus(_Record):
     lag_ms: Lag | None = None
     changes_kept: int | None = None  # in the stream, for nodes that reconnect; read by 'store status' only
 
-    _nested: ClassVar[Mapping[str, type[_Record]]] = {
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
         "refused": RefusedValues,
         "pending": PendingEndpoint,
         "lag_ms": Lag,
@@ -182,7 +182,7 @@ class StoreStatus(_Record):
 
 
 @dataclass(frozen=True)
-class DocumentCounts(_Record):
+class DocumentCounts(_StatusRecord):
     """Document counts: documents of the cluster that this node has loaded."""
 
     policies: int
@@ -190,7 +190,7 @@ class DocumentCounts(_Record):
 
 
 @dataclass(frozen=True)
-class Refusal(_Record):
+class Refusal(_StatusRecord):
     """Refusal of changed documents; the last valid ones stay enforced."""
 
     since: str  # UTC, RFC 3339
@@ -198,14 +198,14 @@ class Refusal(_Record):
 
 
 @dataclass(frozen=True)
-class LogCounts(_Record):
+class LogCounts(_StatusRecord):
     """Log counts: events that have reached the flow log."""
 
     seen: int
 
 
 @dataclass(frozen=True)
-class AgentStatus(_Record):
+class AgentStatus(_StatusRecord):
     """Agent status: settings, policy, workers, store and log of a node."""
 
     version: str
@@ -229,7 +229,7 @@ class AgentStatus(_Record):
     workers: Sequence[WorkerStatus]
     log: LogCounts
 
-    _nested: ClassVar[Mapping[str, type[_Record]]] = {
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
         "documents": DocumentCounts,
         "refused": Refusal,
         "store": StoreStatus,
@@ -240,7 +240,7 @@ class AgentStatus(_Record):
 
 
 @dataclass(frozen=True)
-class NodeReport(_Record):
+class NodeReport(_StatusRecord):
     """Node report: a node of the cluster, with the store's record of its heartbeat."""
 
     name: str

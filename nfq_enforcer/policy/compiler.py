@@ -193,7 +193,7 @@ class Policy:
             entries = self._replaced_entries(policy_map, rules, side.ports, keys)
             return policy_map.revised(entries, keys, enforced=enforced, enforced_by=enforced_by)
         if (enforced, enforced_by) != (policy_map.enforced, policy_map.enforced_by):
-            return policy_map.closed_by(enforced_by, enforced=enforced)
+            return policy_map.with_enforcement(enforced_by, enforced=enforced)
         return policy_map
 
     def _keys_of(self, rules: Iterable[Rule], others: Iterable[Rule], ports: PortSet) -> set[PolicyKey]:

@@ -137,14 +137,14 @@ _Item = tuple[YamlDocument, yaml_source.FieldPath, object]
 """A YAML document, the path of a policy document in it, and that document's data."""
 
 _Input = TypeVar("_Input")
-_Output = TypeVar("_Output")
+_LoaderOutput = TypeVar("_LoaderOutput")
 
 
 def _attempt(
-    step: Callable[[_Input], Iterable[_Output]], inputs: Iterable[_Input]
-) -> tuple[list[_Output], list[DocumentError]]:
+    step: Callable[[_Input], Iterable[_LoaderOutput]], inputs: Iterable[_Input]
+) -> tuple[list[_LoaderOutput], list[DocumentError]]:
     """Return the results of a step for the valid inputs, and the errors of the others."""
-    results: list[_Output] = []
+    results: list[_LoaderOutput] = []
     errors: list[DocumentError] = []
     for item in inputs:
         try:

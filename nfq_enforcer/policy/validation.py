@@ -10,8 +10,8 @@ from pydantic.alias_generators import to_camel
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy.yaml_source import FieldPath, YamlDocument
 
-Item = TypeVar("Item")
-Items = Annotated[tuple[Item, ...], Strict(False)]  # a strict tuple would refuse the lists of documents
+ItemT = TypeVar("ItemT")
+Items = Annotated[tuple[ItemT, ...], Strict(False)]  # a strict tuple would refuse the lists of documents
 
 
 class Part(BaseModel):

@@ -19,7 +19,7 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab import network
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.network import STATE, Network, find_command, list_labs, new_run_id, remove
+from nfq_enforcer.lab.network import STATE, LabNetwork, find_command, list_labs, new_run_id, remove
 from nfq_enforcer.lab.topology import WORLD, IPAddress, Topology
 from nfq_enforcer.lab.traffic_host import AttemptResult, TrafficHost
 
@@ -231,7 +231,7 @@ class TestLife:
 
     def test_a_lab_that_is_there_is_neither_built_again_nor_harmed(self, lab: Lab, runner: asyncio.Runner) -> None:
         with pytest.raises(NfqError, match="is there already: remove it with `nfq-enforcer lab down`"):
-            Network(lab.topology).up()
+            LabNetwork(lab.topology).up()
 
         assert runner.run(lab.host("front1").ping(lab.address("db3"), PATIENT)).ok
 
@@ -239,7 +239,7 @@ class TestLife:
         topology = Topology(new_run_id(), mtu=20)
 
         with pytest.raises(NfqError, match=r"the lab's network: .*mtu.*in 'link set \w+ mtu 20"):
-            Network(topology).up()
+            LabNetwork(topology).up()
 
         assert_no_trace(topology.run_id)
 
@@ -257,7 +257,7 @@ class TestLife:
         assert_no_trace(run_id)
 
     def test_down_kills_what_does_not_heed_the_request_to_end(self, root: None) -> None:
-        network = Network(Topology(new_run_id()))
+        network = LabNetwork(Topology(new_run_id()))
         network.up()
         stubborn = network.in_namespace("n1", ["sh", "-c", "trap '' TERM; echo; read x"], **pipes())
         assert stubborn.stdout is not None
@@ -270,7 +270,7 @@ class TestLife:
         assert_no_trace(network.topology.run_id)
 
     def test_down_ends_no_process_outside_of_the_lab(self, root: None) -> None:
-        network = Network(Topology(new_run_id()))
+        network = LabNetwork(Topology(new_run_id()))
         network.up()
         with subprocess.Popen(["cat"], **pipes()) as bystander:
             network.down()
@@ -294,7 +294,7 @@ class TestPrerequisites:
         os.seteuid(65534)
         try:
             with pytest.raises(NfqError, match="the lab needs root to make network namespaces: run it with sudo"):
-                Network(Topology("noroot")).up()
+                LabNetwork(Topology("noroot")).up()
         finally:
             os.seteuid(0)
 
@@ -369,7 +369,7 @@ def test_the_last_lab_takes_the_folder_of_all_labs_with_it(
 ) -> None:
     state = tmp_path / "labs"
     monkeypatch.setattr(network, "STATE", state)
-    first, last = Network(Topology(new_run_id())), Network(Topology(new_run_id()))
+    first, last = LabNetwork(Topology(new_run_id())), LabNetwork(Topology(new_run_id()))
     first.up()
     last.up()
 

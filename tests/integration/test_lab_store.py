@@ -8,7 +8,7 @@ import pytest
 
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.network import Network, new_run_id
+from nfq_enforcer.lab.network import LabNetwork, new_run_id
 from nfq_enforcer.lab.store import PORT, StoreServer
 from nfq_enforcer.lab.topology import NODES, STORE, Topology
 from nfq_enforcer.store.address import HostPort, parse
@@ -90,7 +90,7 @@ def test_one_that_cannot_start_says_why(lab: Lab, store: StoreServer) -> None:
 
 
 def test_it_ends_with_the_lab(root: None) -> None:
-    network = Network(Topology(new_run_id()))
+    network = LabNetwork(Topology(new_run_id()))
     network.up()
     server = StoreServer(network)
     server.start()
@@ -103,4 +103,4 @@ def test_it_ends_with_the_lab(root: None) -> None:
 
 def test_of_a_lab_that_is_not_up_it_is_a_sentence(root: None) -> None:
     with pytest.raises(NfqError, match="the lab 'nolab' is not up: see `nfq-enforcer lab up`"):
-        StoreServer(Network(Topology("nolab"))).start()
+        StoreServer(LabNetwork(Topology("nolab"))).start()

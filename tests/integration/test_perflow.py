@@ -431,7 +431,7 @@ class TestEpoch:
 
     def test_flows_show_themselves_from_time_to_time(self, root: None) -> None:
         async def scenario() -> list[int]:
-            async with enforcing(reconciler_timings.Timings(offload_recheck=0.05)) as one:
+            async with enforcing(reconciler_timings.ReconcilerTimings(offload_recheck=0.05)) as one:
                 seen = [one.epoch()]
                 async with asyncio.timeout(PATIENT):
                     while len(seen) < 4:
@@ -457,7 +457,7 @@ class TestEpoch:
 
     def test_while_a_worker_has_not_heard_of_an_epoch_no_mark_is_in_force(self, root: None) -> None:
         async def scenario() -> tuple[list[bool], int]:
-            timings = reconciler_timings.Timings(recheck=0.0, offload_recheck=0.2)
+            timings = reconciler_timings.ReconcilerTimings(recheck=0.0, offload_recheck=0.2)
             async with enforcing(timings, WorkerTimings(response=0.5)) as one:
                 following = asyncio.create_task(one.reconciler.run())
                 stuck = one.workers.processes[0].pid
@@ -503,7 +503,7 @@ class Enforcing:
 
 @asynccontextmanager
 async def enforcing(
-    timings: reconciler_timings.Timings, worker_timings: WorkerTimings = DEFAULT_TIMINGS
+    timings: reconciler_timings.ReconcilerTimings, worker_timings: WorkerTimings = DEFAULT_TIMINGS
 ) -> AsyncIterator[Enforcing]:
     """Yield a reconciler with store, workers and rules, on a host without a lab."""
     settings = NodeSettings("n1", (), frozenset(), frozenset())

@@ -369,7 +369,7 @@ class TestTogether:
                 first, second = workers.processes
                 assert second.pid is not None
                 with stopped(second.pid):
-                    enforcing = asyncio.create_task(workers.enforce(NOTHING.renewed(2)))
+                    enforcing = asyncio.create_task(workers.enforce(NOTHING.with_revision(2)))
                     await first.wait_enforced(2)
                     before = enforcing.done()
                 await enforcing

@@ -55,7 +55,7 @@ POLICIES: list[dict[str, Any]] = [
     {"ingress": {"web": [(CLIENT, 0, 0), (OTHER, 0, 0)]}, "egress": {"web": [(CLIENT, 0, 0), (DB, TCP, 80)]}},
     {"ingress": {"web": [], "db": []}, "audit": True},
     {"ingress": {"web": []}, "egress": {"web": [], "db": [(WEB, 0, 0)]}},
-    {"believe_ipcache": True},
+    {"trust_ipcache": True},
 ]
 
 

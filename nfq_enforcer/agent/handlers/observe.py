@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.observe.flow import VERDICTS, Flow, render_lost
+from nfq_enforcer.observe.flow import VERDICTS, HubbleFlow, render_lost
 
 
 class ObserveHandlers:
@@ -15,7 +15,7 @@ class ObserveHandlers:
         """Set the parts to read."""
         self._parts = parts
 
-    async def observe(self, params: Params) -> AsyncIterator[Flow]:
+    async def observe(self, params: Params) -> AsyncIterator[HubbleFlow]:
         """Yield the kept flows, with ``follow`` also new ones; ``verdict`` filters, ``last`` limits the kept ones."""
         verdict, node = params.get("verdict"), self._parts.settings.name
         if verdict is not None and verdict not in VERDICTS:

@@ -72,7 +72,7 @@ class PeerTable(MutableMapping[bytes, Peer]):
         return sum(map(len, self._parts))
 
 
-def change(peers: MutableMapping[bytes, Peer], changes: Iterable[PeerChange]) -> None:
+def apply_changes(peers: MutableMapping[bytes, Peer], changes: Iterable[PeerChange]) -> None:
     """Apply changes to the peers, in order."""
     for address, peer in changes:
         if peer is None:
@@ -142,7 +142,7 @@ class Ipcache:
         self._sites = sites or {}
         self._unknown: dict[bytes, Peer] = {}  # cached results for addresses without a peer
 
-    def over(self, peers: Mapping[bytes, Peer]) -> "Ipcache":
+    def with_peers(self, peers: Mapping[bytes, Peer]) -> "Ipcache":
         """Return the same ipcache over other peers, which their owner may continue to change."""
         other = copy(self)
         other._peers = peers

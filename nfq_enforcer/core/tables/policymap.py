@@ -139,11 +139,11 @@ class PolicyMap:
         """Pickle the arguments and the derived fields, without the cache: ``id()`` differs in another process."""
         return _remake, (self.entries, self.enforced, self.enforced_by, self._masks, self.can_refuse)
 
-    def over(self, entries: Mapping[PolicyKey, PolicyEntry]) -> "PolicyMap":
+    def with_entries(self, entries: Mapping[PolicyKey, PolicyEntry]) -> "PolicyMap":
         """Return the same map with other entries of the same prefix lengths; the entries are not inspected."""
         return _remake(entries, self.enforced, self.enforced_by, self._masks, self.can_refuse)
 
-    def closed_by(self, rules: tuple[RuleRef, ...], *, enforced: bool) -> "PolicyMap":
+    def with_enforcement(self, rules: tuple[RuleRef, ...], *, enforced: bool) -> "PolicyMap":
         """Return a map of the same entries, enforced or not, with other enforcing rules."""
         return self.revised(self.entries, (), enforced=enforced, enforced_by=rules)
 

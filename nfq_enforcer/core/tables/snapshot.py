@@ -42,20 +42,20 @@ class Snapshot:
     node_addresses: Mapping[int, bytes] = field(default_factory=dict)  # IP version: this node's address
     audit: bool = False  # log denials, and accept the packets
     allow_localhost: bool = True  # policy allows every opening by the host to its endpoints, except for deny rules
-    believe_ipcache: bool = False  # an unstamped packet has the identity of its source address
+    trust_ipcache: bool = False  # an unstamped packet has the identity of its source address
     epoch: int | None = None  # of the connmarks that offload flows (per-flow); None: per-packet
-    homes: frozenset[str] = field(init=False)  # interfaces that only endpoints use
+    endpoint_interfaces: frozenset[str] = field(init=False)  # interfaces that only endpoints use
 
     def __post_init__(self) -> None:
         """Collect the interfaces of endpoints, except cluster interfaces, which other hosts use as well."""
-        homes = frozenset(e.interface for e in self.endpoints.values() if e.interface is not None)
-        object.__setattr__(self, "homes", homes - self.cluster_interfaces)
+        interfaces = frozenset(e.interface for e in self.endpoints.values() if e.interface is not None)
+        object.__setattr__(self, "endpoint_interfaces", interfaces - self.cluster_interfaces)
 
-    def over(self, peers: Mapping[bytes, Peer]) -> "Snapshot":
+    def with_peers(self, peers: Mapping[bytes, Peer]) -> "Snapshot":
         """Return the same snapshot over these peers, which their owner may continue to change between packets."""
-        return replace(self, ipcache=self.ipcache.over(peers))
+        return replace(self, ipcache=self.ipcache.with_peers(peers))
 
-    def renewed(self, revision: int, epoch: int | None = None) -> "Snapshot":
+    def with_revision(self, revision: int, epoch: int | None = None) -> "Snapshot":
         """Return the same snapshot under another revision, so that known flows are evaluated again."""
         return replace(self, revision=revision, epoch=epoch)
 
@@ -68,16 +68,18 @@ class Snapshot:
         endpoint = self.endpoints.get(address)
         if interface is None or (endpoint is not None and interface == endpoint.interface):
             return endpoint
-        if interface in self.homes or (endpoint is not None and self._must_be_elsewhere(endpoint, interface)):
+        if interface in self.endpoint_interfaces or (
+            endpoint is not None and self._must_be_elsewhere(endpoint, interface)
+        ):
             raise LookupError
         return endpoint
 
     def _must_be_elsewhere(self, endpoint: LocalEndpoint, interface: str) -> bool:
         return endpoint.interface is not None or endpoint.is_host or interface in self.cluster_interfaces
 
-    def leaves(self, address: bytes, interface: str | None) -> bool:
+    def is_from_endpoint(self, address: bytes, interface: str | None) -> bool:
         """Tell whether an endpoint of this node has sent a packet, even under a forged source address."""
         try:
-            return interface in self.homes or self.source_endpoint(address, interface) is not None
+            return interface in self.endpoint_interfaces or self.source_endpoint(address, interface) is not None
         except LookupError:
             return False

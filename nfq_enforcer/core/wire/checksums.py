@@ -14,7 +14,7 @@ _SCTP_FIELD = 8
 _CRC32C = 0x82F63B78  # Castagnoli's polynomial, reflected (RFC 9260 appendix A)
 
 
-def is_left(payload: bytes, key: bytes, l4: int) -> bool:
+def is_unfinished(payload: bytes, key: bytes, l4: int) -> bool:
     """Tell whether the unfinished checksum is that of this complete packet, not that of an inner packet.
 
     ``key``: of the flow. ``l4``: offset of the transport header. In a tunnel packet the inner checksum is unfinished,
@@ -31,7 +31,7 @@ def is_left(payload: bytes, key: bytes, l4: int) -> bool:
 
 
 def finish(payload: bytes, proto: int, l4: int) -> bytes:
-    """Return a complete packet with its checksum finished; ``is_left`` must have returned True for it."""
+    """Return a complete packet with its checksum finished; ``is_unfinished`` must have returned True for it."""
     if proto == SCTP:
         at, value = l4 + _SCTP_FIELD, _crc32c(payload[l4:]).to_bytes(4, "little")
     else:

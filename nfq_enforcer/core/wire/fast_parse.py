@@ -79,7 +79,7 @@ def insert_fast(payload: bytes, fast: FastPacket, template: StampTemplate, mtu: 
         return None
     if skb & (CHECKSUM_UNFINISHED | GSO):
         proto = key[0]
-        if not checksums.is_left(payload, key, l4) or (skb & GSO and proto != TCP):
+        if not checksums.is_unfinished(payload, key, l4) or (skb & GSO and proto != TCP):
             return None
         if not skb & GSO:
             payload = checksums.finish(payload, proto, l4)

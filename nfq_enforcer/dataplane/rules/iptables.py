@@ -12,7 +12,7 @@ from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue import ctnetlink
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.rules import ruleset
-from nfq_enforcer.dataplane.rules.offload import PerFlow, offload_rules
+from nfq_enforcer.dataplane.rules.offload_rules import PerFlowRules, offload_rules
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6, AddressFamily, Ruleset, Service
 from nfq_enforcer.errors import NfqError
 
@@ -86,29 +86,29 @@ class Rules:
             for family in self._families:
                 self._replace_store_set(family)
                 self._replace_local_set(family, _addresses(snapshot, family))
-                _restore(family, ruleset.render(rules, family, snapshot.homes, hooked[family]))
+                _restore(family, ruleset.render(rules, family, snapshot.endpoint_interfaces, hooked[family]))
         except NfqError:
             if self.only_exempt or not any(hooked.values()):
                 remove()
             raise
-        self._interfaces, self.only_exempt = snapshot.homes, False
+        self._interfaces, self.only_exempt = snapshot.endpoint_interfaces, False
 
     def set_epoch(self, epoch: int | None) -> None:
         """Put an epoch in force: at once, only connmarks of this epoch offload flows; with None no connmark does."""
-        per_flow = PerFlow(epoch)
+        per_flow = PerFlowRules(epoch)
         if per_flow.reuses_marks:
             self._retire_marks()
         self._restore_epoch(per_flow)
 
     def _retire_marks(self) -> None:
         """Retire all connmarks, so that none from long ago or of an earlier agent equals that of a coming epoch."""
-        self._restore_epoch(PerFlow(None))
+        self._restore_epoch(PerFlowRules(None))
         try:
             ctnetlink.retire_marks()
         except OSError as error:
             raise NfqError(f"the connmarks of flows cannot be changed: {error.strerror}") from error
 
-    def _restore_epoch(self, per_flow: PerFlow) -> None:
+    def _restore_epoch(self, per_flow: PerFlowRules) -> None:
         for family in self._families:
             _restore(family, ruleset.render_epoch(per_flow))
 
@@ -126,9 +126,9 @@ class Rules:
             addresses = _addresses(snapshot, family)
             if addresses != self._addresses.get(family):
                 self._replace_local_set(family, addresses)
-            if snapshot.homes != self._interfaces:
-                _restore(family, ruleset.render_sources(snapshot.homes))
-        self._interfaces = snapshot.homes
+            if snapshot.endpoint_interfaces != self._interfaces:
+                _restore(family, ruleset.render_sources(snapshot.endpoint_interfaces))
+        self._interfaces = snapshot.endpoint_interfaces
 
     def queued(self) -> int:
         """Return how many packets the rules have sent to the queues since ``install``."""

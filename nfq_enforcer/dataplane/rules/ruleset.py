@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.wire import stamp
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
-from nfq_enforcer.dataplane.rules.offload import MARKED, PER_PACKET, SENDER, SIGNED, OffloadRules, PerFlow
+from nfq_enforcer.dataplane.rules.offload_rules import MARKED, PER_PACKET, SENDER, SIGNED, OffloadRules, PerFlowRules
 
 Service = tuple[IPv4Address | IPv6Address, int]
 """Service: an address and a TCP port."""
@@ -137,7 +137,7 @@ def render_sources(interfaces: Iterable[str]) -> str:
     return _tables(security=[f":{SOURCES} - [0:0]", *_source_rules(interfaces)])
 
 
-def render_epoch(per_flow: PerFlow) -> str:
+def render_epoch(per_flow: PerFlowRules) -> str:
     """Return the input that replaces the rules that match and set connmarks of the epoch in force."""
     return _tables(security=[f":{MARKED} - [0:0]", f":{SIGNED} - [0:0]", *per_flow.epoch_rules()])
 

@@ -125,7 +125,7 @@ def _with_entries(snapshot: Snapshot, entries: Callable[[bytes], tuple[Entries, 
     endpoints: dict[int, LocalEndpoint] = {}
 
     def new_map(policy: PolicyMap, new_entries: Entries) -> PolicyMap:
-        return maps.setdefault((id(policy), id(new_entries)), policy.over(new_entries))
+        return maps.setdefault((id(policy), id(new_entries)), policy.with_entries(new_entries))
 
     def new_endpoint(address: bytes, endpoint: LocalEndpoint) -> LocalEndpoint:
         if id(endpoint) not in endpoints:

@@ -89,7 +89,7 @@ class Worker:
         self._raw_sockets = {4: _raw_socket(socket.AF_INET), 6: _raw_socket(socket.AF_INET6)}
         self._deadline: float | None = None  # after Stop: the time to end, even if packets still wait
         self._messages_wait = False  # the last run of housekeeping had no time for some received messages
-        snapshot = maps.resolve(setup.snapshot).over(self._peers)
+        snapshot = maps.resolve(setup.snapshot).with_peers(self._peers)
         # Flows are imported before the queues are bound. Otherwise a reply that arrives first would belong to no
         # known flow, and would be dropped (CT_NO_MATCH).
         self._import_flows(snapshot, now)
@@ -233,16 +233,16 @@ class Worker:
 
     def _handle_message(self, message: object, now: float) -> None:
         if isinstance(message, PeerChanges):
-            ipcache.change(self._peers, message.changes)
+            ipcache.apply_changes(self._peers, message.changes)
         elif isinstance(message, MapChunk):
             self._maps.add(message)
         elif isinstance(message, SnapshotReference):
             self._interfaces.invalidate()  # new endpoints may have new interfaces
-            self._enforce(self._maps.resolve(message).over(self._peers))
+            self._enforce(self._maps.resolve(message).with_peers(self._peers))
         elif isinstance(message, MapRemoval):
             self._maps.remove(message)
         elif isinstance(message, Revision):
-            self._enforce(self._enforcer.snapshot.renewed(message.number, message.epoch))
+            self._enforce(self._enforcer.snapshot.with_revision(message.number, message.epoch))
         elif isinstance(message, Stop):
             self._stop(now)
 

@@ -117,7 +117,7 @@ class Workers:
         """Send changes of peers; they are in force with the next snapshot or renewal, if not earlier."""
         remaining = iter(changes)
         while portion := tuple(islice(remaining, _CHANGES_A_MESSAGE)):
-            ipcache.change(self._peers, portion)
+            ipcache.apply_changes(self._peers, portion)
             self._send(PeerChanges(portion))
 
     async def enforce(self, snapshot: Snapshot) -> None:
@@ -135,7 +135,7 @@ class Workers:
         Return when the revision is in force; raise NfqError if that takes too long.
         """
         assert self._snapshot is not None
-        self._snapshot = self._snapshot.renewed(revision, epoch)
+        self._snapshot = self._snapshot.with_revision(revision, epoch)
         self._send(Revision(revision, epoch))
         await self._wait_enforced(revision)
 

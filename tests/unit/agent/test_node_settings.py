@@ -27,7 +27,7 @@ def test_the_configuration_decides_where_it_says_something(source: str, relaxed:
     read = node_settings.read(config)
 
     assert (read.name, [str(address) for address in read.addresses]) == ("n1", ["10.0.0.1"])
-    assert (read.cluster_interfaces, read.believe_ipcache) == (frozenset({LOOPBACK}), relaxed)
+    assert (read.cluster_interfaces, read.trust_ipcache) == (frozenset({LOOPBACK}), relaxed)
 
 
 def test_an_interface_that_does_not_exist_is_refused() -> None:

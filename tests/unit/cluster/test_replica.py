@@ -217,7 +217,7 @@ def test_a_snapshot_has_what_the_configuration_says() -> None:
         cluster_networks=(ip_network("10.9.0.0/16"),),
         audit=True,
         allow_localhost=False,
-        believe_ipcache=True,
+        trust_ipcache=True,
     )
 
     snapshot = build(Documents(), settings, 7, {})[0]
@@ -226,14 +226,14 @@ def test_a_snapshot_has_what_the_configuration_says() -> None:
     assert snapshot.cluster_interfaces == {"eth0"}
     assert snapshot.node_addresses == {4: N1.packed, 6: N1_V6.packed}  # the first address of each family
     assert snapshot.ipcache.lookup(packed("10.9.0.9")) == Peer(WORLD, remote=True)
-    assert (snapshot.audit, snapshot.allow_localhost, snapshot.believe_ipcache) == (True, False, True)
+    assert (snapshot.audit, snapshot.allow_localhost, snapshot.trust_ipcache) == (True, False, True)
 
 
 def test_without_settings_a_snapshot_has_the_defaults() -> None:
     snapshot = build(Documents(), NodeSettings("n1"), 1, {})[0]
 
     assert (snapshot.cluster_interfaces, snapshot.node_addresses, len(snapshot.ipcache)) == (frozenset(), {}, 0)
-    assert (snapshot.audit, snapshot.allow_localhost, snapshot.believe_ipcache) == (False, True, False)
+    assert (snapshot.audit, snapshot.allow_localhost, snapshot.trust_ipcache) == (False, True, False)
 
 
 CIDRS = """

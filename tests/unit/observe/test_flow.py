@@ -15,7 +15,7 @@ from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.observe import flow
-from nfq_enforcer.observe.flow import Flow, compact, render_lost
+from nfq_enforcer.observe.flow import HubbleFlow, compact, render_lost
 from tests.support.packets import packed
 
 AT = 1_767_225_600.125  # 2026-01-01T00:00:00.125Z
@@ -67,7 +67,7 @@ def called(identity: Identity) -> End:
     return End(labels, "shop", NAMES[identity]) if identity in NAMES else End(labels)
 
 
-def render(seen: FlowEvent) -> Flow:
+def render(seen: FlowEvent) -> HubbleFlow:
     names = Ends(called(seen.opening.source), called(seen.opening.destination))
     return flow.render(seen, names, "n1", AT)
 
@@ -169,7 +169,7 @@ def test_what_audit_lets_pass_has_the_reason_for_which_it_would_be_dropped() -> 
         (opening(proto=47), {"protocol": 47}, "IP protocol 47"),
     ],
 )
-def test_each_protocol_has_its_own_form(asked: Opening, l4: Flow, summary: str) -> None:
+def test_each_protocol_has_its_own_form(asked: Opening, l4: HubbleFlow, summary: str) -> None:
     seen = render(event(asked, tcp_flags=0))
 
     assert (seen["l4"], seen["Summary"]) == (l4, summary)

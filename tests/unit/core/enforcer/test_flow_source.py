@@ -90,7 +90,7 @@ def test_a_reply_of_another_nodes_endpoint_must_be_stamped(node: Node, at: Addre
 
 
 def test_an_unstamped_reply_is_believed_where_the_node_says_so(node: Node, at: Addresses) -> None:
-    node.load(ingress=CLOSED, believe_ipcache=True)
+    node.load(ingress=CLOSED, trust_ipcache=True)
     node.forward(syn(at.web, at.client), VETH_WEB, ETH0)
 
     assert accepted(node.forward(syn_ack(at.client, at.web), ETH0, VETH_WEB))

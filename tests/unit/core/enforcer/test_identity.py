@@ -51,7 +51,7 @@ def test_without_a_stamp_an_endpoints_address_is_the_worlds(node: Node, at: Addr
 
 
 def test_without_a_stamp_an_address_is_believed_where_the_node_says_so(node: Node, at: Addresses) -> None:
-    node.load(believe_ipcache=True)
+    node.load(trust_ipcache=True)
 
     assert event(node.forward(syn(at.client, at.web), ETH0, VETH_WEB)).opening.source == CLIENT
     assert event(node.forward(syn(at.world, at.web), ETH0, VETH_WEB)).opening.source == WORLD

@@ -8,7 +8,7 @@ import pytest
 from nfq_enforcer.core.wire.packet import parse
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, allocate_queues
 from nfq_enforcer.dataplane.rules import ruleset
-from nfq_enforcer.dataplane.rules.offload import PerFlow
+from nfq_enforcer.dataplane.rules.offload_rules import PerFlowRules
 from nfq_enforcer.dataplane.rules.ruleset import HOOKS, IPV4, IPV6, AddressFamily, Ruleset
 from tests.support.packets import icmp
 
@@ -198,7 +198,9 @@ def test_what_the_rules_take_for_an_icmp_error_is_one() -> None:
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])
 def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: AddressFamily) -> None:
-    rules = Ruleset([QueueNumbers(100, 101, 102)], fail_open=False, cluster_mtus={"eth0": 1500}, offload=PerFlow(2))
+    rules = Ruleset(
+        [QueueNumbers(100, 101, 102)], fail_open=False, cluster_mtus={"eth0": 1500}, offload=PerFlowRules(2)
+    )
 
     lines = ruleset.render(rules, family, [], hooked=set()).splitlines()
 
@@ -217,13 +219,13 @@ def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: 
     for chain in ("MSS-IN", "MSS-OUT", "UNMARK"):
         unmark = f"-A NFQE-{chain} -m mark ! --mark 0/0x70000000 -j MARK --set-xmark 0/0x70000000"
         assert next(line for line in lines if f"-A NFQE-{chain} " in line) == unmark
-    of_epoch = [line for line in ruleset.render_epoch(PerFlow(2)).splitlines() if line.startswith("-A")]
+    of_epoch = [line for line in ruleset.render_epoch(PerFlowRules(2)).splitlines() if line.startswith("-A")]
     assert [line for line in lines if re.match("-A NFQE-(MARKED|SIGNED) ", line)] == of_epoch
 
 
 def test_an_epoch_is_replaced_alone_and_at_once() -> None:
     """The first two rules do not match a connmark of the last epoch, nor the last CONNMARK rules a request of it."""
-    assert ruleset.render_epoch(PerFlow(2)) == (
+    assert ruleset.render_epoch(PerFlowRules(2)) == (
         "*security\n"
         ":NFQE-MARKED - [0:0]\n"
         ":NFQE-SIGNED - [0:0]\n"
@@ -241,7 +243,7 @@ def test_an_epoch_is_replaced_alone_and_at_once() -> None:
 
 
 def test_where_no_epoch_is_in_force_nothing_passes_unseen_and_no_packet_goes_round() -> None:
-    lines = ruleset.render_epoch(PerFlow(None)).splitlines()
+    lines = ruleset.render_epoch(PerFlowRules(None)).splitlines()
 
     assert [line for line in lines if line.startswith("-A")] == [
         "-A NFQE-MARKED -m mark --mark 0x40000000/0x40000000 -g NFQE-SIGNED",

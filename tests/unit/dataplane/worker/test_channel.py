@@ -116,7 +116,7 @@ def test_a_snapshot_arrives_as_it_was_sent() -> None:
     assert (web.ingress.enforced, web.ingress.enforced_by, web.egress.enforced) == (True, (RULE,), False)
     assert setup.peers == PEERS
     assert snapshot.ipcache.lookup(packed("10.9.0.1")) == Peer(WORLD, remote=True)
-    assert (snapshot.homes, snapshot.cluster_interfaces) == (frozenset({"veth-web"}), frozenset({"eth0"}))
+    assert (snapshot.endpoint_interfaces, snapshot.cluster_interfaces) == (frozenset({"veth-web"}), frozenset({"eth0"}))
 
 
 def test_a_worker_hears_what_is_there_and_does_not_wait_for_more(pair: Pair) -> None:

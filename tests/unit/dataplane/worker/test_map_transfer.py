@@ -60,7 +60,7 @@ def test_what_arrives_means_what_was_sent(size: int) -> None:
     ]
     assert not ingress.lookup(Identity(300 + size), TCP, 80).allowed
     assert filled.endpoints[WEB4].egress.lookup(Identity(300), TCP, 80).allowed
-    assert (filled.revision, filled.homes) == (3, frozenset({"veth-web"}))
+    assert (filled.revision, filled.endpoint_interfaces) == (3, frozenset({"veth-web"}))
 
 
 def test_no_message_holds_more_than_a_worker_takes_at_once() -> None:
@@ -81,7 +81,7 @@ def test_what_is_one_endpoint_or_one_map_stays_one() -> None:
 
 def test_maps_over_the_same_entries_send_them_once_and_stay_different() -> None:
     sender, enforced = MapSender(), policy(10)
-    wanted = snapshot(1, enforced, db=enforced.closed_by((), enforced=False))
+    wanted = snapshot(1, enforced, db=enforced.with_enforcement((), enforced=False))
 
     chunks = list(sender.add(wanted))
     (filled,) = deliver(MapReceiver(), [*chunks, sender.refer(wanted)])

@@ -30,7 +30,7 @@ class OffloadRules(Protocol):
         """Return the rules of these chains of table mangle that clear our bits of packet marks."""
 
 
-class PerPacket:
+class PerPacketRules:
     """Per-packet mode: every packet goes through a queue, nothing is offloaded."""
 
     uses_marks = False
@@ -44,11 +44,11 @@ class PerPacket:
         return []
 
 
-PER_PACKET = PerPacket()
+PER_PACKET = PerPacketRules()
 
 
 @dataclass(frozen=True)
-class PerFlow:
+class PerFlowRules:
     """Per-flow mode: the kernel accepts packets of flows with a connmark of the epoch in force."""
 
     epoch: int | None  # None: no epoch is in force, so every packet goes through a queue
@@ -118,4 +118,4 @@ class PerFlow:
 
 def offload_rules(epoch: int | None) -> OffloadRules:
     """Return the rules for a snapshot's epoch; a snapshot of per-packet mode has none."""
-    return PER_PACKET if epoch is None else PerFlow(epoch)
+    return PER_PACKET if epoch is None else PerFlowRules(epoch)
