@@ -1,5 +1,7 @@
 """The file of machines: the one for the Vagrantfile is right, and what is wrong with another is said with its place."""
 
+import errno
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -64,5 +66,5 @@ def test_a_file_of_machines_is_one_document(tmp_path: Path, text: str, said: str
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"none\.yaml: cannot be read: No such file or directory"):
+    with pytest.raises(BadInput, match=rf"none\.yaml: cannot be read: {re.escape(os.strerror(errno.ENOENT))}"):
         inventory.read(tmp_path / "none.yaml")
