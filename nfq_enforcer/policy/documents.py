@@ -20,10 +20,10 @@ from nfq_enforcer.policy.fields import (
     LabelKey,
     LabelValue,
     NodeName,
-    OwnLabels,
     PortField,
     PortName,
     SelectorKey,
+    UserLabels,
 )
 from nfq_enforcer.policy.validation import Items, Part
 
@@ -98,7 +98,7 @@ class Document(Part):
 class EndpointMetadata(Metadata):
     """EndpointMetadata: the name of an endpoint, and the labels that determine its identity."""
 
-    labels: OwnLabels = Field(default_factory=dict)
+    labels: UserLabels = Field(default_factory=dict)
 
 
 class EndpointPort(Part):
@@ -145,7 +145,7 @@ class NamespaceMetadata(ClusterMetadata):
     """NamespaceMetadata: the name of a namespace, and the labels that its endpoints inherit."""
 
     name: DnsLabel
-    labels: OwnLabels = Field(default_factory=dict)
+    labels: UserLabels = Field(default_factory=dict)
 
 
 class Namespace(Document):

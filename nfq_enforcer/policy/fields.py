@@ -17,7 +17,7 @@ AUDIT_ANNOTATION = "nfq-enforcer.io/audit"
 MAX_PORT = 65535
 
 _ENGINE_KEYS = "io.cilium.k8s."
-_TAKEN_SOURCES = {"reserved", "any", "cidr", "fqdn"}
+_RESERVED_SOURCES = {"reserved", "any", "cidr", "fqdn"}
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -48,10 +48,10 @@ def _selector_key(key: str) -> str:
     return key
 
 
-def _endpoint_label_key(key: str) -> str:
+def _user_label_key(key: str) -> str:
     """Refuse label keys reserved for the engine: with them an endpoint could claim another namespace or identity."""
     source, name = split_key(key)
-    if source in _TAKEN_SOURCES:
+    if source in _RESERVED_SOURCES:
         raise ValueError(f"label source '{source}' is taken; allowed: k8s, which is the default, or one of your own")
     if name == NAMESPACE_KEY or name.startswith(_ENGINE_KEYS):
         raise ValueError(f"label '{name}' is taken; it is made from the namespace and the service account")
@@ -191,8 +191,8 @@ LabelKey = Annotated[str, AfterValidator(_label_key)]
 SelectorKey = Annotated[str, AfterValidator(_selector_key)]
 LabelValue = Annotated[str, AfterValidator(check_value)]
 AccountName = Annotated[DnsName, AfterValidator(check_value)]  # it becomes the value of a label
-OwnLabels = Annotated[
-    dict[Annotated[str, AfterValidator(_endpoint_label_key)], LabelValue],
+UserLabels = Annotated[
+    dict[Annotated[str, AfterValidator(_user_label_key)], LabelValue],
     AfterValidator(_unique_labels),
 ]
 AddressField = Annotated[IPv4Address | IPv6Address, PlainValidator(_address)]

@@ -104,5 +104,6 @@ def _cidr_labels(network: Network) -> Labels:
 
 
 def _port_set_labels(identity: Identity, port_set: PortSet) -> Labels:
+    # The number is the hash of this text: other label names would give other numbers.
     ports = (Label("port", f"{port.name}.{port.proto}", str(port.number)) for port in port_set)
     return Labels((Label("site", str(identity), ""), *ports))
