@@ -2,7 +2,7 @@
 
 A rule with the target NFQUEUE parks a packet in a numbered queue of the kernel (net/netfilter/nfnetlink_queue.c). The
 kernel sends a message about it to the one socket that is bound to that number: a packet id, the interfaces, flags, and
-as many bytes of the packet as the socket asked for (copy range). The packet stays parked until the socket returns a
+as many bytes of the packet as the queue's copy range allows. The packet stays parked until the socket returns a
 verdict for its id:
 
 - NF_DROP: the packet is freed.
@@ -54,7 +54,7 @@ class Queue(Protocol):
     driver: Driver
     requeues: bool  # the worker has further queues, to which the verdicts REQUEUE_* send a packet
     numbers: "QueueNumbers"
-    epoch: int  # of the connmarks that the verdicts OFFLOAD_* ask for (see ``rules.connmark``); set by the worker
+    epoch: int  # of the connmarks that the verdicts OFFLOAD_* request (see ``rules.connmark``); set by the worker
 
     def fileno(self) -> int:
         """Return the descriptor that is readable while packets wait."""

@@ -1,4 +1,4 @@
-"""Connmarks of offloaded flows, and the packet marks by which verdicts ask for them (``datapath: per-flow``).
+"""Connmarks of offloaded flows, and the packet marks by which verdicts request them (``datapath: per-flow``).
 
 A flow's mark (connmark, the bits of ``MASK``) holds how much of the flow is offloaded and the *epoch* of that verdict.
 The rules accept a packet without a queue if its flow has a mark of the current epoch. Whenever flows have to be

@@ -251,7 +251,7 @@ class Worker:
         self._channel.send(Enforced(snapshot.revision))
 
     def _use(self, snapshot: Snapshot) -> None:
-        """Decide the next packets by this snapshot; in per-packet mode (no epoch) no verdict asks for a connmark."""
+        """Decide the next packets by this snapshot; in per-packet mode (no epoch) no verdict requests a connmark."""
         self._enforcer.snapshot = snapshot
         self._queue.epoch = snapshot.epoch or 0
 
