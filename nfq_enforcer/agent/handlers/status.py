@@ -1,7 +1,6 @@
 """Status of the node's agent."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 from nfq_enforcer import __version__
@@ -79,7 +78,7 @@ class StatusHandlers:
             restarts=workers.restarts,
             failure=workers.failure,
             lost=self._lost,
-            counts=_packet_counts(workers.read()),
+            counts=PacketCounts.from_json(workers.read()),
         )
 
 
@@ -89,9 +88,5 @@ def _worker_status(worker: WorkerProcess) -> WorkerStatus:
         pid=worker.pid,
         restarts=worker.restarts,
         failure=worker.failure,
-        counts=_packet_counts(worker.counters.read()),
+        counts=PacketCounts.from_json(worker.counters.read()),
     )
-
-
-def _packet_counts(counters: Mapping[str, int]) -> PacketCounts:
-    return PacketCounts.from_json(counters)
