@@ -107,8 +107,8 @@ def get(
     policies = client.call(socket, "policies")
     documents = [one["document"] for one in policies if (one["namespace"], one["name"]) == _split(name)]
     if not documents:
-        known = ", ".join(sorted(f"{one['namespace']}/{one['name']}".lstrip("/") for one in policies))
-        raise NfqError(f"there is no policy {name}; there are: {known or 'none'}")
+        names = ", ".join(sorted(f"{one['namespace']}/{one['name']}".lstrip("/") for one in policies))
+        raise NfqError(f"there is no policy {name}; there are: {names or 'none'}")
     if output is DataFormat.JSON:
         print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
     else:
@@ -253,11 +253,11 @@ def _parse_port(text: str, family: str) -> TrafficSpec:
     if number.upper() == "ICMP" and (not protocol or (protocol.isdecimal() and int(protocol) <= 255)):
         proto, echo = ECHO_REQUEST[family]
         return TrafficSpec(proto, int(protocol) if protocol else echo)
-    known = PROTOCOLS.get(protocol.upper() or "TCP")
-    if known is None or not number.isdecimal() or not 1 <= int(number) <= 65535:
+    ip_protocol = PROTOCOLS.get(protocol.upper() or "TCP")
+    if ip_protocol is None or not number.isdecimal() or not 1 <= int(number) <= 65535:
         allowed = "allowed: 1 to 65535 with /TCP (the default), /UDP or /SCTP; ICMP, or ICMP/ and a type from 0 to 255"
         raise BadInput(f"--port: '{text}' is not a port; {allowed}")
-    return TrafficSpec(known, int(number))
+    return TrafficSpec(ip_protocol, int(number))
 
 
 def _evaluate_probes(simulation: Simulation, path: Path, form: Format) -> int:

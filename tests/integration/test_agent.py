@@ -144,9 +144,9 @@ class TestTrace:
         start(lab, "n1").stop(signal.SIGKILL)
         assert set(before) < set(rules(lab, "n1"))
 
-        said = run_in(lab, "n1", *PROGRAM, "cleanup")
+        output = run_in(lab, "n1", *PROGRAM, "cleanup")
 
-        assert "chains of iptables" in said
+        assert "chains of iptables" in output
         assert rules(lab, "n1") == before
         assert run_in(lab, "n1", *PROGRAM, "cleanup") == "nothing of nfq_enforcer is there\n"
 
@@ -381,9 +381,9 @@ class TestStart:
             start_all(lab, driver=driver)
             errors = ErrorCounters(lab, *lab.nodes)
 
-            said, _ = sender.communicate("now\n", timeout=3 * PATIENT)
+            output, _ = sender.communicate("now\n", timeout=3 * PATIENT)
 
-        assert said == "all has arrived\n"
+        assert output == "all has arrived\n"
         assert errors.since() == {}
 
 

@@ -91,8 +91,8 @@ class TestCommands:
         ]
         shown = tmp_path / "shown.yaml"
         shown.write_text(self.ask(guarded, "get", "default/front-to-back"))
-        (was,), (given,) = loader.load([file]).policies, loader.load([shown]).policies
-        assert (given.key, given.data) == (was.key, was.data)
+        (loaded,), (printed,) = loader.load([file]).policies, loader.load([shown]).policies
+        assert (printed.key, printed.data) == (loaded.key, loaded.data)
 
         assert "default/front-to-back deleted\nrevision " in self.ask(guarded, "delete", "default/front-to-back")
         assert await outcomes(guarded, open_again) == open_again

@@ -1,7 +1,6 @@
 """Status of the node's agent."""
 
 import asyncio
-from collections.abc import Mapping
 from typing import Any
 
 from nfq_enforcer import __version__
@@ -79,7 +78,7 @@ class StatusHandlers:
             restarts=state.restarts,
             failure=state.failure,
             lost=self._lost,
-            counts=_packet_counts(state.counters),
+            counts=PacketCounts.from_json(state.counters),
         )
 
 
@@ -90,9 +89,5 @@ def _worker_status(worker: WorkerProcess) -> WorkerStatus:
         pid=state.pid,
         restarts=state.restarts,
         failure=state.failure,
-        counts=_packet_counts(state.counters),
+        counts=PacketCounts.from_json(state.counters),
     )
-
-
-def _packet_counts(counters: Mapping[str, int]) -> PacketCounts:
-    return PacketCounts.from_json(counters)

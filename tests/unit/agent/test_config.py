@@ -248,11 +248,11 @@ def test_the_variable_that_names_the_file_is_no_setting(tmp_path: Path) -> None:
     assert config.load(write(tmp_path, ""), {"NFQ_ENFORCER_CONFIG": "/a/file"}).model_dump() == DEFAULTS
 
 
-@pytest.mark.parametrize(("text", "told"), REFUSED)
-def test_a_wrong_file_is_refused_with_place_field_and_what_is_allowed(text: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "expected"), REFUSED)
+def test_a_wrong_file_is_refused_with_place_field_and_what_is_allowed(text: str, expected: str, tmp_path: Path) -> None:
     file = write(tmp_path, text)
 
-    assert refusal(file, {}).startswith(f"{file}:{told}")
+    assert refusal(file, {}).startswith(f"{file}:{expected}")
 
 
 def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("NODE__NAEM", "x", "node.naem: unknown field 'naem'; did you mean 'name'? allowed: name, ips, "),
         ("NODES", "{}", "nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, state, documents, "),
@@ -285,18 +285,20 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_variable_is_refused_with_its_name_and_what_is_allowed(
-    name: str, value: str, told: str, tmp_path: Path
+    name: str, value: str, expected: str, tmp_path: Path
 ) -> None:
     message = refusal(write(tmp_path, ""), {f"NFQ_ENFORCER_{name}": value})
 
-    assert message.startswith(f"environment variable NFQ_ENFORCER_{name}: {told}")
+    assert message.startswith(f"environment variable NFQ_ENFORCER_{name}: {expected}")
 
 
-@pytest.mark.parametrize(("value", "told"), [("[", "2:1: not valid YAML: "), ("a\n---\nb", "3:1: a second YAML doc")])
-def test_a_variable_that_is_not_one_yaml_value_is_refused(value: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "expected"), [("[", "2:1: not valid YAML: "), ("a\n---\nb", "3:1: a second YAML doc")]
+)
+def test_a_variable_that_is_not_one_yaml_value_is_refused(value: str, expected: str, tmp_path: Path) -> None:
     message = refusal(write(tmp_path, ""), {"NFQ_ENFORCER_FAIL": value})
 
-    assert message.startswith(f"environment variable NFQ_ENFORCER_FAIL:{told}")
+    assert message.startswith(f"environment variable NFQ_ENFORCER_FAIL:{expected}")
 
 
 @pytest.mark.parametrize("place", ["file", "variable", "both"])
@@ -305,10 +307,10 @@ def test_documents_and_a_store_exclude_each_other_wherever_they_are_said(place: 
     environment = {"NFQ_ENFORCER_STORE": "redis://h"}
     environment |= {"NFQ_ENFORCER_DOCUMENTS": "[/a]"} if place != "file" else {}
 
-    told = refusal(file, environment)
+    expected = refusal(file, environment)
 
     where = f"{file}:1:1" if place == "file" else "environment variable NFQ_ENFORCER_DOCUMENTS"
-    assert told.startswith(f"{where}: documents: documents are watched with the store 'memory:' only; ")
+    assert expected.startswith(f"{where}: documents: documents are watched with the store 'memory:' only; ")
 
 
 def test_documents_that_a_variable_takes_away_are_not_refused(tmp_path: Path) -> None:

@@ -55,18 +55,18 @@ class Canned:
 
     def __init__(self, socket: Path, answers: Mapping[str, Any]) -> None:
         self.socket = socket
-        self.asked: list[Mapping[str, Any]] = []
+        self.calls: list[Mapping[str, Any]] = []
         self._server = api.ApiServer(socket, {name: self._method(answer) for name, answer in answers.items()})
         self._runner = asyncio.Runner()
         self._thread = threading.Thread(target=self._runner.get_loop().run_forever)
 
     def _method(self, answer: Any) -> api.Method:
         async def once(params: api.Params) -> Any:
-            self.asked.append(params)
+            self.calls.append(params)
             return answer
 
         async def one_by_one(params: api.Params) -> AsyncIterator[Any]:
-            self.asked.append(params)
+            self.calls.append(params)
             for item in answer:
                 yield item
 

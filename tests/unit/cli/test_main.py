@@ -106,7 +106,7 @@ def test_what_needs_root_says_so(command: str, run: RunProgram, nobody: None) ->
     )
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="without root that is what is told first")
+@pytest.mark.skipif(os.geteuid() != 0, reason="without root the missing privilege is reported first")
 @pytest.mark.parametrize("command", ["agent", "cleanup"])
 def test_what_needs_iptables_names_what_is_missing(
     command: str, run: RunProgram, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -72,7 +72,7 @@ def test_the_examples_are_valid(run: RunProgram) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (
             POLICY.replace("  ingress:", "  descripton: x\n  ingress:"),
@@ -104,14 +104,14 @@ def test_the_examples_are_valid(run: RunProgram) -> None:
     ],
 )
 def test_a_bad_document_is_refused_with_file_line_field_and_what_is_allowed(
-    text: str, told: str, run: RunProgram, tmp_path: Path
+    text: str, expected: str, run: RunProgram, tmp_path: Path
 ) -> None:
     file = write(tmp_path, "bad.yaml", text)
 
     done = run("policy", "validate", tmp_path)
 
     assert (done.status, done.out) == (2, "")
-    assert done.err.startswith(f"nfq-enforcer: {file}:{told}")
+    assert done.err.startswith(f"nfq-enforcer: {file}:{expected}")
     assert done.err.count("\n") == 1
 
 

@@ -208,9 +208,9 @@ def test_a_trace_marks_rules_that_fit_and_do_not_decide(ask: Ask) -> None:
 
 
 def test_a_trace_may_ask_about_a_request(ask: Ask) -> None:
-    asked = ("trace", "-f", ENDPOINTS, "-f", USERDATA, "--from", "default/front", "--to", "default/back", "--http")
+    command = ("trace", "-f", ENDPOINTS, "-f", USERDATA, "--from", "default/front", "--to", "default/back", "--http")
 
-    assert [ask(*asked, request).status for request in ("GET /userdata/7", "GET /userdata/x")] == [0, 1]
+    assert [ask(*command, request).status for request in ("GET /userdata/7", "GET /userdata/x")] == [0, 1]
 
 
 def test_a_trace_is_data_for_other_tools(ask: Ask) -> None:
@@ -220,7 +220,7 @@ def test_a_trace_is_data_for_other_tools(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ((), "what is asked? give --port, as in --port 80/TCP or --port ICMP"),
         (("--http", "/x"), "--http: '/x' on 80/TCP; allowed: a method and a path, as in 'GET /path', on a TCP port"),
@@ -232,11 +232,11 @@ def test_a_trace_is_data_for_other_tools(ask: Ask) -> None:
         (("--port", "80", "--from", "x"), "--from: 'x' is nobody that the documents know; allowed: "),
     ],
 )
-def test_a_trace_of_what_is_nothing_is_refused(options: tuple[str, ...], told: str, ask: Ask) -> None:
+def test_a_trace_of_what_is_nothing_is_refused(options: tuple[str, ...], expected: str, ask: Ask) -> None:
     done = ask(*TRACE, *options)
 
     assert (done.status, done.out) == (2, "")
-    assert done.err.startswith(f"nfq-enforcer: {told}")
+    assert done.err.startswith(f"nfq-enforcer: {expected}")
 
 
 def test_a_trace_takes_the_agents_documents_if_it_is_given_none(
@@ -244,21 +244,21 @@ def test_a_trace_takes_the_agents_documents_if_it_is_given_none(
 ) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text(f"documents: [{ENDPOINTS}, {WEB_PORTS}]")
-    asked = ("trace", "--from", "default/front", "--to", "default/back", "--port", "80")
+    command = ("trace", "--from", "default/front", "--to", "default/back", "--port", "80")
     monkeypatch.setattr("nfq_enforcer.agent.defaults.DEFAULT_PATH", file)
 
-    found = ask(*asked)
+    found = ask(*command)
     file.unlink()
-    lost = ask(*asked)
+    lost = ask(*command)
 
     assert found.status == 0
     assert lost == (2, "", f"nfq-enforcer: which documents? name them with -f, or as 'documents' in {file}\n")
 
 
 def test_a_difference_names_who_gains_and_loses_what(ask: Ask) -> None:
-    asked = ("diff", WEB_PORTS, POLICIES / "backend-https.yaml", "--endpoints", ENDPOINTS)
+    command = ("diff", WEB_PORTS, POLICIES / "backend-https.yaml", "--endpoints", ENDPOINTS)
 
-    done, table = ask(*asked), ask(*asked, "-o", "table")
+    done, table = ask(*command), ask(*command, "-o", "table")
 
     assert (done.status, table.status) == (1, 1)
     assert json.loads(done.out) == [
@@ -278,10 +278,10 @@ def test_a_difference_names_who_gains_and_loses_what(ask: Ask) -> None:
 
 
 def test_where_nothing_differs_the_status_says_so(ask: Ask) -> None:
-    asked = ("diff", WEB_PORTS, WEB_PORTS, "--endpoints", ENDPOINTS)
+    command = ("diff", WEB_PORTS, WEB_PORTS, "--endpoints", ENDPOINTS)
 
-    assert ask(*asked) == (0, "[]\n", "")
-    assert ask(*asked, "-o", "table").out == "no connection changes its verdict\n"
+    assert ask(*command) == (0, "[]\n", "")
+    assert ask(*command, "-o", "table").out == "no connection changes its verdict\n"
 
 
 def test_bad_documents_are_refused(ask: Ask, tmp_path: Path) -> None:

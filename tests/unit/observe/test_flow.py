@@ -47,14 +47,14 @@ def opening(
     return Opening(packed(src), packed(dst), proto, *ports, *icmp, False, source, destination)
 
 
-def event(asked: Opening | None = None, **changed: Any) -> FlowEvent:
+def event(opened: Opening | None = None, **changed: Any) -> FlowEvent:
     """Return the event of an allowed TCP connection from front1 to back1; ``changed`` overrides fields."""
-    plain = FlowEvent(5.0, FlowVerdict.FORWARDED, None, Direction.INGRESS, asked or opening(), SYN, is_reply=False)
+    plain = FlowEvent(5.0, FlowVerdict.FORWARDED, None, Direction.INGRESS, opened or opening(), SYN, is_reply=False)
     return plain._replace(**changed)
 
 
-def dropped(reason: DropReason, asked: Opening | None = None, **changed: Any) -> FlowEvent:
-    return event(asked, verdict=FlowVerdict.DROPPED, reason=reason, **changed)
+def dropped(reason: DropReason, opened: Opening | None = None, **changed: Any) -> FlowEvent:
+    return event(opened, verdict=FlowVerdict.DROPPED, reason=reason, **changed)
 
 
 def unreadable() -> FlowEvent:
@@ -156,7 +156,7 @@ def test_what_audit_lets_pass_has_the_reason_for_which_it_would_be_dropped() -> 
 
 
 @pytest.mark.parametrize(
-    ("asked", "l4", "summary"),
+    ("opened", "l4", "summary"),
     [
         (opening(proto=UDP, port=53), {"UDP": {"source_port": 40_000, "destination_port": 53}}, "UDP"),
         (opening(proto=SCTP, port=3868), {"SCTP": {"source_port": 40_000, "destination_port": 3868}}, "SCTP"),
@@ -169,8 +169,8 @@ def test_what_audit_lets_pass_has_the_reason_for_which_it_would_be_dropped() -> 
         (opening(proto=47), {"protocol": 47}, "IP protocol 47"),
     ],
 )
-def test_each_protocol_has_its_own_form(asked: Opening, l4: HubbleFlow, summary: str) -> None:
-    seen = render(event(asked, tcp_flags=0))
+def test_each_protocol_has_its_own_form(opened: Opening, l4: HubbleFlow, summary: str) -> None:
+    seen = render(event(opened, tcp_flags=0))
 
     assert (seen["l4"], seen["Summary"]) == (l4, summary)
 

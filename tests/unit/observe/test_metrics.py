@@ -128,11 +128,11 @@ def test_packets_are_told_by_verdict_and_drops_by_reason() -> None:
 
 
 def test_of_each_worker_is_told_whether_it_is_there_and_how_much_it_has_to_do() -> None:
-    told = {
+    metrics = {
         name.removeprefix("nfq_enforcer_worker_"): value for name, value in values(STATUS).items() if "{worker" in name
     }
 
-    assert told == {
+    assert metrics == {
         "up{worker=0}": 1,
         "up{worker=1}": 0,
         "restarts_total{worker=0}": 2,
@@ -145,9 +145,11 @@ def test_of_each_worker_is_told_whether_it_is_there_and_how_much_it_has_to_do() 
 
 
 def test_every_reason_is_there_before_it_has_first_been_counted() -> None:
-    told = [sample.labels["reason"] for family in read(STATUS) if "drops" in family.name for sample in family.samples]
+    metrics = [
+        sample.labels["reason"] for family in read(STATUS) if "drops" in family.name for sample in family.samples
+    ]
 
-    assert told == [str(reason) for reason in DropReason]
+    assert metrics == [str(reason) for reason in DropReason]
 
 
 def test_what_is_out_of_the_ordinary_is_told() -> None:
@@ -162,9 +164,9 @@ def test_without_a_store_nothing_is_told_of_one(status: dict[str, Any]) -> None:
 
 
 def test_a_store_that_is_reached_is_told() -> None:
-    told = {name: value for name, value in values(STATUS | {"store": STORE}).items() if "_store_" in name}
+    metrics = {name: value for name, value in values(STATUS | {"store": STORE}).items() if "_store_" in name}
 
-    assert told == {
+    assert metrics == {
         "nfq_enforcer_store_connected": 1,
         "nfq_enforcer_store_unreachable_since_timestamp_seconds": 0,
         "nfq_enforcer_store_commands_total": 1234,
@@ -188,9 +190,9 @@ def test_of_a_store_that_is_not_reached_it_is_told_since_when_and_what_is_not_kn
         "lag_ms": {"p50": None, "p99": 2},
     }
 
-    told = {name: value for name, value in values(STATUS | {"store": store}).items() if "_store_" in name}
+    metrics = {name: value for name, value in values(STATUS | {"store": store}).items() if "_store_" in name}
 
-    assert told == {
+    assert metrics == {
         "nfq_enforcer_store_connected": 0,
         "nfq_enforcer_store_unreachable_since_timestamp_seconds": 1767225601,
         "nfq_enforcer_store_lag_seconds{quantile=0.99}": 0.002,
@@ -202,17 +204,17 @@ def node(name: str, *, live: bool | None) -> NodeReport:
 
 
 def test_nodes_are_told_live_or_not() -> None:
-    told = values(STATUS, (node("n1", live=True), node("n2", live=False), node("n3", live=None)))
+    metrics = values(STATUS, (node("n1", live=True), node("n2", live=False), node("n3", live=None)))
 
-    assert "nfq_enforcer_node_live{node=n3}" not in told
-    assert (told["nfq_enforcer_node_live{node=n1}"], told["nfq_enforcer_node_live{node=n2}"]) == (1, 0)
+    assert "nfq_enforcer_node_live{node=n3}" not in metrics
+    assert (metrics["nfq_enforcer_node_live{node=n1}"], metrics["nfq_enforcer_node_live{node=n2}"]) == (1, 0)
 
 
 def test_what_only_grows_is_a_counter_and_named_so() -> None:
-    told = read(STATUS | {"store": STORE})
+    metrics = read(STATUS | {"store": STORE})
 
-    assert {family.name for family in told if family.sort is MetricType.COUNTER} == {
-        family.name for family in told if family.name.endswith("_total")
+    assert {family.name for family in metrics if family.sort is MetricType.COUNTER} == {
+        family.name for family in metrics if family.name.endswith("_total")
     }
-    assert all(family.help and family.samples for family in told)
-    assert len({family.name for family in told}) == len(told)
+    assert all(family.help and family.samples for family in metrics)
+    assert len({family.name for family in metrics}) == len(metrics)
