@@ -59,8 +59,7 @@ def _known_again(given: tuple[PolicyDocument, ...], known: tuple[PolicyDocument,
         return known
     by_key = {one.key: one for one in known}
     chosen = tuple(
-        old if (old := by_key.get(one.key)) is not None and one.written and old.written == one.written else one
-        for one in given
+        old if (old := by_key.get(one.key)) is not None and one.data and old.data == one.data else one for one in given
     )
     return known if _same(chosen, known) else chosen
 

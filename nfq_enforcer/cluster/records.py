@@ -12,8 +12,8 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.core.wire.packet import SCTP, TCP, UDP
 from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
-from nfq_enforcer.policy.loader import Documents, all_labels
-from nfq_enforcer.policy.model import members, named_ports
+from nfq_enforcer.policy.loader import Documents, compose_labels
+from nfq_enforcer.policy.model import model_endpoints, named_ports
 from nfq_enforcer.policy.rules import PortSet
 
 Address = IPv4Address | IPv6Address
@@ -74,7 +74,7 @@ class EndpointRecord(NamedTuple):
 
     def all_labels(self, namespaces: Mapping[str, Namespace]) -> Labels:
         """Return its own labels, and those of namespace and account; ``namespaces`` by the names of their records."""
-        return all_labels(self.labels, self.namespace, self.account, namespaces.get(f"Namespace//{self.namespace}"))
+        return compose_labels(self.labels, self.namespace, self.account, namespaces.get(f"Namespace//{self.namespace}"))
 
     def written(self) -> dict[str, Any]:
         """Return the Endpoint document that says so, as data."""
@@ -125,11 +125,11 @@ def described(documents: Documents, node: str, relevant: LabelFilter | None = No
 
     ``node`` is where an endpoint lives whose document does not say; ``relevant`` says which labels enter an identity.
     """
-    found = members(documents, relevant)
+    found = model_endpoints(documents, relevant)
     state: dict[tuple[Kind, str], Record] = {}
     state |= {(Kind.DOCUMENT, document_name(one)): one for one in documents.namespaces}
     state |= {(Kind.DOCUMENT, document_name(one)): one for one in documents.policies}
-    state |= {(Kind.IDENTITY, str(one.identity)): one.relevant for one in found}
+    state |= {(Kind.IDENTITY, str(one.identity)): one.identity_labels for one in found}
     state |= {(Kind.ENDPOINT, one.name): EndpointRecord.of(one.document, one.identity, node) for one in found}
     return state
 

@@ -75,7 +75,7 @@ class Replica:
         self._stale = False  # the policy is no longer that of these identities and documents
         self._compiled = Compilation.fresh((), {}, {}, settings.enforcement)
         self._compilations = 0
-        self._local_numbers = self._compiled.policy.numbers  # those of the last view
+        self._local_numbers = self._compiled.policy.local_identities  # those of the last view
         self._outside, self._blocks, self._sites = NO_PREFIXES, NO_PREFIXES, dict[bytes, Identity]()
         self._snapshot: Snapshot | None = None
         known = self._roster
@@ -166,14 +166,14 @@ class Replica:
 
     def _look_at_addresses(self, touched: Collection[bytes]) -> bool:
         """Bring up to date what policy calls addresses on this node; say whether anything of it is new."""
-        numbers, old = self._compiled.policy.numbers, self._sites
+        numbers, old = self._compiled.policy.local_identities, self._sites
         if numbers is not self._local_numbers:
             self._local_numbers = numbers
-            self._outside, self._blocks = Prefixes(numbers.cidrs), Prefixes(numbers.blocks)
-            self._directory.cidrs = {number: labels for labels, number in numbers.labels.items()}
-            self._sites = self._sites_of(numbers, self._roster.owners) if numbers.sites else {}
+            self._outside, self._blocks = Prefixes(numbers.by_cidr), Prefixes(numbers.by_ip_block)
+            self._directory.cidrs = {number: labels for labels, number in numbers.cidr_labels.items()}
+            self._sites = self._sites_of(numbers, self._roster.owners) if numbers.by_port_set else {}
             return True
-        if numbers.sites:
+        if numbers.by_port_set:
             now = self._sites_of(numbers, touched)
             kept = {address: site for address, site in old.items() if address not in touched}
             self._sites = kept | now
@@ -185,7 +185,7 @@ class Replica:
         return {
             address: site
             for address, owner in owners
-            if owner is not None and (site := numbers.sites.get((owner.identity, owner.ports))) is not None
+            if owner is not None and (site := numbers.by_port_set.get((owner.identity, owner.ports))) is not None
         }
 
     def _local_endpoints(self) -> dict[bytes, LocalEndpoint]:

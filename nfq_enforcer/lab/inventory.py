@@ -23,7 +23,7 @@ from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors
 from nfq_enforcer.lab.topology import ENDPOINTS, NODES, ROUTER, WORLD
 from nfq_enforcer.policy import fields, yaml_source
 from nfq_enforcer.policy.validation import Items, Part, validate
-from nfq_enforcer.policy.yaml_source import Located
+from nfq_enforcer.policy.yaml_source import YamlDocument
 
 ROLES = tuple(dict.fromkeys((*NODES, *ENDPOINTS, ROUTER, WORLD)))
 
@@ -53,7 +53,7 @@ class RemoteMachine(Part):
     """RemoteMachine: one role of the lab, the place of its machine, and the machine's own addresses."""
 
     name: Annotated[str, AfterValidator(_role)]
-    ips: Items[fields.Address]
+    ips: Items[fields.AddressField]
     ssh: Annotated[str, AfterValidator(_destination)] | None = None  # None: on this host
     namespace: Annotated[str, AfterValidator(_namespace)] | None = None  # None: the host itself
     socket: str = "/run/nfq-enforcer/agent.sock"  # of a node: its agent's API
@@ -82,7 +82,7 @@ def read(path: Path) -> Inventory:
     return inventory
 
 
-def _errors(machines: Sequence[RemoteMachine], source: Located) -> Iterator[DocumentError]:
+def _errors(machines: Sequence[RemoteMachine], source: YamlDocument) -> Iterator[DocumentError]:
     names = [machine.name for machine in machines]
     for number, machine in enumerate(machines):
         if machine.name in names[:number]:

@@ -27,13 +27,13 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import enforceable, loader
 from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
-from nfq_enforcer.policy.loader import Documents, File, Key, Parsed
+from nfq_enforcer.policy.loader import DocumentKey, Documents, File, ParsedDocument
 
 _log = logging.getLogger(__name__)
 _LOOK = 0.15  # seconds between two looks at the documents
 
 _Print = tuple[tuple[str, int, int, int], ...]
-_Applied = Mapping[Key, Parsed]
+_Applied = Mapping[DocumentKey, ParsedDocument]
 
 
 class FileStore:
@@ -178,7 +178,7 @@ class FileStore:
         return tuple(mark for path in self._paths for mark in _marks(path))
 
 
-def _is_other(key: Key) -> bool:
+def _is_other(key: DocumentKey) -> bool:
     return key[0] in {"Endpoint", "Namespace"}
 
 

@@ -65,7 +65,7 @@ def _known(
     packet: bytes, indev: Interface, outdev: Interface, skb: int = 0, *, fast_path: bool = True
 ) -> Callable[[], object]:
     enforcer = _enforcer()
-    decide = enforcer.decide if fast_path else enforcer.consider
+    decide = enforcer.decide if fast_path else enforcer.slow_path
     decide(packet, indev, outdev, 1.0, skb)
     return lambda: decide(packet, indev, outdev, 1.0, skb)
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from statistics import median
 
 from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
@@ -21,7 +22,7 @@ from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker import worker
-from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, encode
+from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, PeerChanges, Revision, Setup, Stop, encode
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender, SnapshotReference
 from nfq_enforcer.dataplane.worker.workers import Workers
@@ -94,7 +95,7 @@ def _added_and_removed(size: int) -> list[object]:
     """Return the messages of a snapshot with so many entries, and of a snapshot without entries."""
     maps, messages = MapSender(), list[object]()
     for snapshot in (_snapshot(0, size), _snapshot(2)):
-        messages += [*maps.add(snapshot), maps.name(snapshot), maps.keep(snapshot)]
+        messages += [*maps.add(snapshot), maps.refer(snapshot), maps.retain(snapshot)]
     return messages
 
 
@@ -107,7 +108,9 @@ async def _longest_housekeeping(messages: Iterable[object]) -> float:
         process = subprocess.Popen(program, pass_fds=(theirs.fileno(), memory), stdout=subprocess.PIPE, text=True)
         theirs.close()
         ours.sendall(
-            encode(Setup("auto", _QUEUES, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {}))
+            encode(
+                Setup(Driver.AUTO, _QUEUES, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {})
+            )
         )
         _await_revision(ours, 1)
         ours.sendall(b"".join(map(encode, messages)))
@@ -133,7 +136,7 @@ def _peers() -> dict[bytes, Peer]:
 
 def _changes() -> list[object]:
     changes = tuple(_peers().items())
-    return [*(Peers(changes[at : at + _MESSAGE]) for at in range(0, _PEERS, _MESSAGE)), Revision(2)]
+    return [*(PeerChanges(changes[at : at + _MESSAGE]) for at in range(0, _PEERS, _MESSAGE)), Revision(2)]
 
 
 def _snapshot(revision: int, entries: int = 0) -> Snapshot:
@@ -149,9 +152,9 @@ class _Timed(worker.Worker):
 
     longest = 0.0
 
-    def _turn(self, now: float) -> None:
+    def _housekeeping(self, now: float) -> None:
         begun = time.perf_counter()
-        super()._turn(now)
+        super()._housekeeping(now)
         _Timed.longest = max(_Timed.longest, time.perf_counter() - begun)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from nfq_enforcer.dataplane.queue.drivers import AUTO
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import new_run_id
 from nfq_enforcer.lab.topology import Topology
-from tests.support.labs import Datapath, Policies, serve, stop_agents
+from tests.support.labs import DatapathSettings, Policies, serve, stop_agents
 
 MakeLab = Callable[..., Lab]
 
@@ -87,19 +87,19 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
 
 
 @pytest.fixture(scope="module")
-def datapath() -> Datapath:
+def datapath() -> DatapathSettings:
     """Return the settings of the data path; a module may override this fixture."""
-    return Datapath(AUTO, AUTO)
+    return DatapathSettings(Driver.AUTO.value, "auto")
 
 
 @pytest.fixture(scope="module")
-def driver(datapath: Datapath) -> str:
+def driver(datapath: DatapathSettings) -> str:
     """Return the name of the queues' driver."""
     return datapath.driver
 
 
 @pytest.fixture(scope="module")
-def guarded(make_served: MakeLab, datapath: Datapath) -> Lab:
+def guarded(make_served: MakeLab, datapath: DatapathSettings) -> Lab:
     """Run agents with default settings in the module's lab; the fixture ``policies`` sets their policies."""
     lab = make_served()
     lab.start_agents(**datapath.settings)

@@ -1,4 +1,4 @@
-"""Metrics of real agents, scraped over HTTP as Prometheus does it."""
+"""Metrics of running agents, scraped over HTTP as by Prometheus."""
 
 import sys
 
@@ -13,7 +13,7 @@ SCRAPE = (
 
 
 def scrape(lab: Lab, name: str) -> dict[str, float]:
-    """Return the values of a node's metrics by name, and by verdict or reason where there is one."""
+    """Return the values of a node's metrics by name, followed by the label verdict or reason."""
     found = {}
     for family in parse(run_in(lab, name, sys.executable, "-c", SCRAPE)):
         for sample in family.samples:

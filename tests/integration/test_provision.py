@@ -266,7 +266,7 @@ def test_a_configuration_changed_by_hand_is_kept(installed: Copy) -> None:
     assert done.returncode == 0
     assert done.stderr == (
         f"provision.sh: {CONFIGURATION} was changed by hand and is kept; "
-        f"what these arguments say is in {CONFIGURATION}.new\n"
+        f"the one from these arguments is in {CONFIGURATION}.new\n"
     )
     assert file.read_text() == changed
     assert yaml.safe_load(new_file.read_text())["node"] == {"name": "after"}
@@ -283,7 +283,7 @@ def test_an_interface_that_is_not_there_is_said(installed: Copy) -> None:
     refused = installed.attempt(PROVISION, "node", "--store", "memory:", "--interface", "eth7", at=N1)
 
     assert refused.returncode == 1
-    assert refused.stderr == ("provision.sh: --interface eth7: there is no such interface and none has this address\n")
+    assert refused.stderr == ("provision.sh: --interface eth7: no interface has this name or address\n")
     assert installed.file(CONFIGURATION).read_text() == before
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
 from nfq_enforcer.core.wire.packet import TCP, UDP, parse

@@ -14,7 +14,8 @@ from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.context import Interface
-from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
+from nfq_enforcer.core.enforcer import Enforcer
+from nfq_enforcer.core.events import Decision, FlowEvent
 from nfq_enforcer.core.identity import REMOTE_NODE, Identity
 from nfq_enforcer.core.tables.conntrack import Conntrack, FlowState, KernelFlow
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
@@ -93,12 +94,12 @@ class Node:
     """Node: an enforcer on the node of the module's diagram; no side is enforced before ``load``."""
 
     def __init__(
-        self, maximum_flows: int = 1000, *, can_requeue: bool = False, has_next: bool = False, glances: bool = True
+        self, maximum_flows: int = 1000, *, can_requeue: bool = False, has_next: bool = False, fast: bool = True
     ) -> None:
         self.now = 1000.0
         self.flows = Conntrack(maximum_flows, self.now)
         self._enforcer = Enforcer(self.snapshot(0), self.flows, can_requeue=can_requeue, has_next=has_next)
-        self._decide = self._enforcer.decide if glances else self._enforcer.consider
+        self._decide = self._enforcer.decide if fast else self._enforcer.slow_path
 
     def snapshot(
         self,

@@ -69,7 +69,7 @@ class RedisStore:
     async def apply(self, files: Sequence[File]) -> Applied:
         """Take files of documents, all or nothing; raise BadInput for all that is wrong with them, or StoreError."""
         parsed = await asyncio.to_thread(loader.parse_all, files)
-        documents = loader.gather(one.document for one in parsed)
+        documents = loader.group_documents(one.document for one in parsed)
         enforceable.check(documents.policies)
         namespaces = self._entries.namespaces | {document_name(one): one for one in documents.namespaces}
         placed = [

@@ -1,4 +1,4 @@
-"""The configuration: each key has its default, can be set in the file and by a variable, and is refused when wrong."""
+"""Configuration: each key has its default, is set in the file or by a variable, and is refused if invalid."""
 
 import socket
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from nfq_enforcer.agent import config
+from nfq_enforcer.agent import config, defaults
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.compiler import Enforcement
@@ -21,7 +21,7 @@ SECRET = "geheim-s3cret"
 
 DEFAULTS: dict[str, object] = {
     "node": {"name": socket.gethostname(), "ips": (), "cluster_interfaces": (), "cluster_cidrs": ()},
-    "store": "memory:",  # as it is dumped
+    "store": "memory:",  # in a dump
     "state": "/var/lib/nfq-enforcer",
     "documents": (),
     "enforcement": "auto",
@@ -41,7 +41,7 @@ DEFAULTS: dict[str, object] = {
     "log": {"level": "info", "format": "text"},
 }
 
-# key, another value than the default as it is written, and as it is read
+# key, a value other than the default in YAML, and the same value in Python
 SETTINGS: list[tuple[str, str, object]] = [
     ("node.name", "n1", "n1"),
     ("node.ips", "[192.0.2.1, 'fd00::1']", (ip_address("192.0.2.1"), ip_address("fd00::1"))),
@@ -75,7 +75,7 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("log.format", "json", "json"),
 ]
 
-# one line of a file, where in it the fault is, and what is said of it
+# one line of a file, the place of the error in it, and the message
 REFUSED = [
     ("nodes: {}", "1:1: nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, state, documents, "),
     ("node: {nmae: x}", "1:8: node.nmae: unknown field 'nmae'; did you mean 'name'? allowed: name, ips, "),
@@ -187,13 +187,13 @@ def test_what_a_file_does_not_say_has_its_default(text: str, tmp_path: Path) -> 
 
 
 def test_without_any_file_everything_has_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "missing.yaml")
+    monkeypatch.setattr(defaults, "DEFAULT_PATH", tmp_path / "missing.yaml")
 
     assert config.load(None, {"PATH": "/bin"}).model_dump() == DEFAULTS
 
 
 def test_the_file_is_looked_for_where_the_documents_say() -> None:
-    assert Path("/etc/nfq-enforcer/agent.yaml") == config.DEFAULT_PATH
+    assert Path("/etc/nfq-enforcer/agent.yaml") == defaults.DEFAULT_PATH
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_file_is_looked_for_where_the_documents_say() -> None:
     [("", None), ("127.0.0.1:9962", ("127.0.0.1", 9962)), ("[::]:1", ("::", 1)), ("[0:0::1]:65535", ("::1", 65535))],
 )
 def test_where_metrics_are_to_be_had(written: str, listening: tuple[str, int] | None) -> None:
-    assert config.Metrics(address=written).listening == listening
+    assert config.MetricsSection(address=written).listening == listening
 
 
 @pytest.mark.parametrize(("key", "written", "value"), SETTINGS)
@@ -374,7 +374,7 @@ def test_the_mode_is_the_compilers() -> None:
 
 def test_a_host_name_that_no_document_could_bear_is_taken_as_it_is() -> None:
     program = (
-        "import socket; socket.gethostname = lambda: '(none)'\n"  # what Linux says before anyone has set one
+        "import socket; socket.gethostname = lambda: '(none)'\n"  # the kernel's host name before it is set
         "from nfq_enforcer.agent.config import Config; print(Config().node.name)"
     )
 

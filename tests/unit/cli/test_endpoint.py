@@ -1,4 +1,4 @@
-"""``nfq-enforcer endpoint``: described by options or by files, listed, shown as documents, taken away."""
+"""``nfq-enforcer endpoint``: added from options or files, listed, printed as documents, deleted."""
 
 import json
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_an_endpoint_is_its_document_with_its_identity_as_status(
         **DOCUMENT,
         "status": status,
     }
-    (again,) = loader.parse(as_yaml, "again.yaml")  # what was shown can be given back
+    (again,) = loader.parse(as_yaml, "again.yaml")  # the printed document is valid input
     assert again.document.key == ("Endpoint", "shop", "front1")
 
 

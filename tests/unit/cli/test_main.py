@@ -1,4 +1,4 @@
-"""The program: what every command has in common, and what a user sees when one cannot do its work."""
+"""The program: properties common to all commands, and the messages of commands that fail."""
 
 import os
 import subprocess
@@ -139,7 +139,7 @@ def test_the_configuration_can_be_named_by_a_variable(
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_cannot_be_written_is_one_sentence_and_1(unbuffered: str) -> None:
-    """Whether Python holds it back until the end or not."""
+    """With and without buffering of standard output in Python."""
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "nfq_enforcer.cli", "version"],

@@ -1,4 +1,4 @@
-"""``nfq-enforcer observe``: flows as the agent sends them, a line each, in the form that was asked for."""
+"""``nfq-enforcer observe``: flows from the agent, one a line, in the chosen format."""
 
 import json
 import os

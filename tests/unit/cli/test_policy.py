@@ -1,4 +1,4 @@
-"""``nfq-enforcer policy validate``: good documents are counted; of bad ones every mistake is named, with its place."""
+"""``nfq-enforcer policy validate``: counts valid documents, and prints every error of invalid ones with its place."""
 
 import io
 import sys
@@ -49,7 +49,7 @@ def test_files_and_folders_are_taken_together(run: RunProgram, tmp_path: Path) -
 
 
 def give(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Have the program find this on its standard input."""
+    """Set the program's standard input."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 

@@ -1,4 +1,4 @@
-"""``nfq-enforcer policy trace``, ``matrix`` and ``diff``: what they print, and with which status they end."""
+"""``nfq-enforcer policy trace``, ``matrix`` and ``diff``: output and exit status."""
 
 import json
 from functools import partial
@@ -243,7 +243,7 @@ def test_a_trace_takes_the_agents_documents_if_it_is_given_none(
     file = tmp_path / "agent.yaml"
     file.write_text(f"documents: [{ENDPOINTS}, {WEB_PORTS}]")
     asked = ("trace", "--from", "default/front", "--to", "default/back", "--port", "80")
-    monkeypatch.setattr("nfq_enforcer.agent.config.DEFAULT_PATH", file)
+    monkeypatch.setattr("nfq_enforcer.agent.defaults.DEFAULT_PATH", file)
 
     found = ask(*asked)
     file.unlink()

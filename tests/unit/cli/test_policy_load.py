@@ -1,4 +1,4 @@
-"""``nfq-enforcer policy load``: what was applied, where it is in force, and who is still behind."""
+"""``nfq-enforcer policy load``: applied documents, and the nodes that enforce them or are behind."""
 
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def test_what_makes_no_new_revision_is_told_without_one(run: RunProgram, answeri
 def test_the_agent_is_given_the_time_that_waiting_takes(
     run: RunProgram, answering: Answering, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "TIMEOUT", 1e-9)  # which is over before any answer comes
+    monkeypatch.setattr(client, "TIMEOUT", 1e-9)  # ends before any response
     agent = answering(apply=APPLIED | {"nodes": [node("n1")]})
 
     assert run("policy", "load", file, "--wait", "--timeout", "60", "--socket", agent.socket).status == 0

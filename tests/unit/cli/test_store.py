@@ -1,4 +1,4 @@
-"""``nfq-enforcer store``: what is told of it, and what leaves it as lines and comes back whole or not at all."""
+"""``nfq-enforcer store``: status, and an export as lines that is imported as a whole or not at all."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Interfaces: names, MTUs and addresses, as the kernel and iproute2 tell them. Needs no interface but lo."""
+"""Interfaces: names, MTUs and addresses, read from the kernel and iproute2. The tests need no interface but lo."""
 
 import json
 import socket
@@ -18,7 +18,7 @@ NO_INDEX = 2**31 - 1
 
 
 def put_ip(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a program ``ip`` of this text, and no other, in PATH."""
+    """Set PATH to a folder with a script ``ip`` and nothing else."""
     program = folder / "ip"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
@@ -42,7 +42,7 @@ def test_what_was_asked_once_is_remembered_until_it_is_to_be_forgotten() -> None
     first = known[LO]
 
     assert known[LO] is first
-    known.forget()
+    known.invalidate()
     assert known[LO] is not first
     assert known[LO] == first
 

@@ -1,4 +1,4 @@
-"""Flows for readers: JSON with Hubble's names, and one line in Hubble's manner."""
+"""Rendering of flows: JSON with Hubble's names, and one line in Hubble's form."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.cluster.names import End, Ends
-from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, RESERVED, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.conntrack import Opening
@@ -48,7 +48,7 @@ def opening(
 
 
 def event(asked: Opening | None = None, **changed: Any) -> FlowEvent:
-    """Return the event of a TCP connection from front1 to back1 that passes; ``changed`` are other fields."""
+    """Return the event of an allowed TCP connection from front1 to back1; ``changed`` overrides fields."""
     plain = FlowEvent(5.0, FlowVerdict.FORWARDED, None, Direction.INGRESS, asked or opening(), SYN, is_reply=False)
     return plain._replace(**changed)
 
@@ -73,13 +73,13 @@ def render(seen: FlowEvent) -> Flow:
 
 
 def line(seen: FlowEvent) -> str:
-    """Return the compact line without its time and node, which another test is about."""
+    """Return the compact line without time and node, which have a test of their own."""
     return compact(render(seen)).removeprefix("Jan 01 00:00:00.125 [n1]: ")
 
 
 @pytest.fixture(autouse=True)
 def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have lines tell the time of day that the tests expect, wherever they run."""
+    """Set the time zone of the expected lines."""
     with monkeypatch.context() as changed:
         changed.setenv("TZ", "UTC")
         time.tzset()

@@ -1,12 +1,13 @@
-"""Metrics: what the agent's status says, by the names and in the units that a user of Prometheus expects."""
+"""Metrics: values of the agent's status, with Prometheus' conventions for names and units."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
 
 from nfq_enforcer.core.verdict import DropReason
-from nfq_enforcer.observe.metrics import MetricType, families
+from nfq_enforcer.observe.metrics import MetricFamily, MetricType, families
+from nfq_enforcer.observe.status import AgentStatus, NodeReport
 
 WORKER: dict[str, Any] = {
     **{
@@ -33,17 +34,27 @@ WORKER: dict[str, Any] = {
 STATUS: dict[str, Any] = {
     "version": "0.1",
     "node": "n1",
+    "addresses": ["10.0.0.1"],
+    "cluster_interfaces": ["eth0"],
     "since": "2026-01-01T00:00:00Z",
+    "enforcement": "auto",
+    "audit": False,
+    "fail": "closed",
+    "datapath": "per-packet",
+    "families": ["IPv4", "IPv6"],
     "revision": 7,
+    "compilations": 3,
     "documents": {"policies": 2, "endpoints": 9},
     "refused": None,
     "endpoints": 4,
     "identities": 5,
+    "store": None,
     "worker": WORKER,
     "workers": [
         {**WORKER, "queues": [100, 102, 104], "accepted": 60, "dropped": 5, "flows": 8, "restarts": 2},
         {**WORKER, "queues": [101, 103, 105], "accepted": 30, "dropped": 0, "flows": 4, "restarts": 0, "pid": None},
     ],
+    "log": {"seen": 15},
 }
 STORE: dict[str, Any] = {
     "store": "redis://10.0.0.1:6379/0",
@@ -68,14 +79,18 @@ STORE: dict[str, Any] = {
 }
 
 
-def values(status: Mapping[str, Any], nodes: tuple[Mapping[str, Any], ...] = ()) -> dict[str, float]:
-    """Return every value by its name and labels as they are written in a query."""
+def read(status: Mapping[str, Any]) -> list[MetricFamily]:
+    return families(AgentStatus.from_json(status))
+
+
+def values(status: Mapping[str, Any], nodes: Iterable[NodeReport] = ()) -> dict[str, float]:
+    """Return every value by its name and labels, in the syntax of a query."""
     return {
         family.name
         + (f"{{{','.join(f'{key}={label}' for key, label in sample.labels.items())}}}" * bool(sample.labels)): (
             sample.value
         )
-        for family in families(status, nodes)
+        for family in families(AgentStatus.from_json(status), nodes)
         for sample in family.samples
     }
 
@@ -130,9 +145,7 @@ def test_of_each_worker_is_told_whether_it_is_there_and_how_much_it_has_to_do() 
 
 
 def test_every_reason_is_there_before_it_has_first_been_counted() -> None:
-    told = [
-        sample.labels["reason"] for family in families(STATUS) if "drops" in family.name for sample in family.samples
-    ]
+    told = [sample.labels["reason"] for family in read(STATUS) if "drops" in family.name for sample in family.samples]
 
     assert told == [str(reason) for reason in DropReason]
 
@@ -184,14 +197,19 @@ def test_of_a_store_that_is_not_reached_it_is_told_since_when_and_what_is_not_kn
     }
 
 
-def test_nodes_are_told_live_or_not() -> None:
-    told = values(STATUS, ({"name": "n1", "live": True}, {"name": "n2", "live": False}))
+def node(name: str, *, live: bool | None) -> NodeReport:
+    return NodeReport(name, ["10.0.0.1"], live, None, None, "0.1", "per-packet", 2)
 
+
+def test_nodes_are_told_live_or_not() -> None:
+    told = values(STATUS, (node("n1", live=True), node("n2", live=False), node("n3", live=None)))
+
+    assert "nfq_enforcer_node_live{node=n3}" not in told
     assert (told["nfq_enforcer_node_live{node=n1}"], told["nfq_enforcer_node_live{node=n2}"]) == (1, 0)
 
 
 def test_what_only_grows_is_a_counter_and_named_so() -> None:
-    told = families(STATUS | {"store": STORE})
+    told = read(STATUS | {"store": STORE})
 
     assert {family.name for family in told if family.sort is MetricType.COUNTER} == {
         family.name for family in told if family.name.endswith("_total")

@@ -1,4 +1,4 @@
-"""Files and folders are loaded whole or not at all, and everything wrong in any of them is told at once."""
+"""Files and folders are loaded all or nothing, and one error lists all mistakes of all documents."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def problems(*paths: Path) -> list[str]:
 
 @pytest.fixture
 def closed_folder() -> Iterator[Path]:
-    """Yield a folder that this process may see and not read, root or not."""
+    """Yield a folder that exists but that this process cannot read, as root or not."""
     shared = Path(tempfile.mkdtemp(dir="/tmp"))
     (shared / "closed").mkdir(mode=0o000)
     shared.chmod(0o755)
@@ -104,9 +104,9 @@ def test_everything_wrong_in_any_file_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "d.yaml").symlink_to("nowhere")
     (tmp_path / "e.yaml").write_text(NAMESPACE("e", "") * 2)
 
-    told = problems(tmp_path, tmp_path / "gone")
+    messages = problems(tmp_path, tmp_path / "gone")
 
-    assert [one.removeprefix(f"{tmp_path}/").split(": ")[:2] for one in told] == [
+    assert [one.removeprefix(f"{tmp_path}/").split(": ")[:2] for one in messages] == [
         ["a.yaml:2:1", "not valid YAML"],
         ["b.yaml:3:18", "metadata.name"],
         ["c.yaml:1:1", "byte 0xff is not UTF-8; documents are UTF-8 text"],
@@ -203,7 +203,7 @@ def test_a_document_keeps_what_was_written() -> None:
     (one,) = parse(NAMESPACE("a", "team: shop"), "x.yaml")
 
     assert one.document.key == ("Namespace", "", "a")
-    assert one.document.written == {
+    assert one.document.data == {
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {"name": "a", "labels": {"team": "shop"}},

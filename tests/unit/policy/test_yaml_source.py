@@ -1,4 +1,4 @@
-"""Every field of a YAML text is found again by line and column, and what is no plain YAML is refused."""
+"""Every field of a YAML text has its line and column, and anything but plain YAML is refused."""
 
 import pytest
 

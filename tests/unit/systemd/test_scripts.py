@@ -42,8 +42,8 @@ def test_help_names_every_option(script: Path) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "what is this host to be? allowed: store, node"),
-        (["router"], "'router' is not something to set up; allowed: store, node"),
+        ([], "the role of this host is missing; allowed: store, node"),
+        (["router"], "'router' is not a role of a host; allowed: store, node"),
         (["store", "--port", "1"], "'--port' is not an option of 'store'; allowed: --bind, --prefix, --password-file"),
         (["store", "--bind"], "--bind needs a value"),
         (["store", "--bind", ""], "--bind needs a value"),
@@ -58,7 +58,7 @@ def test_help_names_every_option(script: Path) -> None:
         ),
         (["node", "--store", "10.0.0.1"], "--store is not a URL of a store; allowed: memory:, redis://…"),
         (["node", "--store", f'{REDIS}"'], "--store is not a URL of a store; allowed: memory:, redis://…"),
-        (["node", "--store", "redis://nfqe:secret@10.0.0.1"], "--store bears a password, which everybody on this host"),
+        (["node", "--store", "redis://nfqe:secret@10.0.0.1"], "--store contains a password, which every user"),
         (["node", "--store", REDIS, "--name", "a b"], "--name 'a b': allowed are letters, digits and . _ -"),
         (["node", "--store", REDIS, "--interface", "a b"], "--interface 'a b' is no name of an interface"),
         (
@@ -80,7 +80,7 @@ def test_what_cannot_be_used_is_said(arguments: list[str], message: str) -> None
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "'' is nothing to do; allowed: router, network, register, tools, operator, operated"),
+        ([], "'' is not a command; allowed: router, network, register, tools, operator, operated"),
         (["operated", "/none"], "'/none' is no key: it cannot be read"),
         (["network"], "'' is no node; allowed: 1, 2, 3"),
         (["register", "4", "a=b"], "'4' is no node; allowed: 1, 2, 3"),

@@ -1,6 +1,6 @@
 """Packets in a known flow that do not come from the flow's own endpoint, and replies that need a stamp."""
 
-from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.identity import WORLD
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.verdict import DropReason, Verdict

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.identity import HOST, WORLD
 from nfq_enforcer.core.tables.conntrack import FlowState
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer

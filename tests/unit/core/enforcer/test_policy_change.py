@@ -2,7 +2,7 @@
 
 import pytest
 
-from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, Verdict
 from tests.support.nodes import (
     CLIENT,

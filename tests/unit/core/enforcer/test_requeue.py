@@ -2,7 +2,7 @@
 
 import pytest
 
-from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.identity import WORLD
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
 from nfq_enforcer.core.wire import stamp

@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.verdict import Verdict
 from tests.support.nodes import (
