@@ -20,6 +20,7 @@ Params = Mapping[str, Any]
 Method = Callable[[Params], Awaitable[Any] | AsyncIterator[Any]]
 
 LIMITS = Limits(request=1 << 24)
+_MAX_PATH_LENGTH = 107  # bytes of a socket's path: unix(7), sun_path without its last byte
 
 
 class ApiServer:
@@ -34,6 +35,10 @@ class ApiServer:
 
     async def start(self) -> None:
         """Listen; raise NfqError if another agent listens on the socket, or the path cannot be bound."""
+        if (length := len(os.fsencode(self._path))) > _MAX_PATH_LENGTH:
+            raise NfqError(
+                f"cannot listen on {self._path}: it is {length} bytes long; allowed: at most {_MAX_PATH_LENGTH}"
+            )
         try:
             if _is_listening(self._path):
                 raise NfqError(f"another agent is listening on {self._path}: stop it, or choose another api.socket")

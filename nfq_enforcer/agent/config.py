@@ -37,8 +37,8 @@ _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^]:[]+)):(?P<port>[0-
 def _network(written: object) -> IPv4Network | IPv6Network:
     try:
         return ip_network(str(written))
-    except ValueError as error:
-        raise ValueError(f"{error}; allowed: a network as in 10.0.0.0/8 or fd00::/8") from None
+    except ValueError:
+        raise ValueError(f"'{written}' is not a network; allowed: as in 10.0.0.0/8 or fd00::/8") from None
 
 
 def _store(written: object) -> StoreAddress:

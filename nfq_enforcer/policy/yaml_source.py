@@ -5,6 +5,7 @@ duplicate or not strings, tags other than those of YAML's own scalars, merge key
 nesting (a few hundred bytes of aliases can stand for billions of nodes). Timestamps remain text, as for kubectl.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -94,6 +95,8 @@ def parse(text: str, file: str) -> list[YamlDocument]:
     try:
         return list(_documents(text, file))
     except yaml.MarkedYAMLError as error:
+        assert error.problem_mark is not None  # of the scanner's and the parser's errors
+        _check_nesting(text[: error.problem_mark.index], file)
         position = _position(error.problem_mark)
         message = f"not valid YAML: {error.problem}{f' ({error.context})' if error.context else ''}"
         raise DocumentError(file, message, line=position.line, column=position.column) from None
@@ -108,6 +111,23 @@ def _documents(text: str, file: str) -> Iterator[YamlDocument]:
                 places: dict[FieldPath, Place] = {}
                 _collect_places(root, (), root.position, places)
                 yield YamlDocument(file, root.data, places)
+
+
+def _check_nesting(text: str, file: str) -> None:
+    """Raise DocumentError if the text, as far as it parses, is nested deeper than ``MAX_DEPTH``.
+
+    The scanner reads up to 1,024 characters ahead of the events, and PyYAML 6.0.4 has a nesting limit of its own
+    in the scanner. An error from the scanner can thus precede the event of a node that ``_Composer`` refuses.
+    """
+    depth = 0
+    with contextlib.suppress(yaml.MarkedYAMLError):
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            elif isinstance(event, yaml.NodeEvent) and depth > MAX_DEPTH:
+                raise _too_deep(event, file)
+            elif isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
 
 
 @dataclass
@@ -220,15 +240,23 @@ class _Composer:
 
     def _check_depth(self, event: Any, depth: int) -> None:
         if depth > MAX_DEPTH:
-            raise self._error(event, f"nested too deep; at most {MAX_DEPTH} levels are allowed")
+            raise _too_deep(event, self._file)
 
     def _check_tag(self, event: Any, tag: str | None, allowed: set[str]) -> None:
         if tag is not None and tag not in {"!", *allowed}:
             raise self._error(event, f"tag '{tag.replace(_STANDARD, '!!')}' is not allowed here")
 
     def _error(self, event: Any, message: str) -> DocumentError:
-        position = _position(event.start_mark)
-        return DocumentError(self._file, message, line=position.line, column=position.column)
+        return _error_at(event, self._file, message)
+
+
+def _too_deep(event: Any, file: str) -> DocumentError:
+    return _error_at(event, file, f"nested too deep; at most {MAX_DEPTH} levels are allowed")
+
+
+def _error_at(event: Any, file: str, message: str) -> DocumentError:
+    position = _position(event.start_mark)
+    return DocumentError(file, message, line=position.line, column=position.column)
 
 
 def _position(mark: Any) -> Position:

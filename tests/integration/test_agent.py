@@ -4,6 +4,7 @@ The tests share one lab with servers on every host. Each test starts its agents,
 """
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -522,7 +523,7 @@ class TestRefusal:
 
         assert ended.returncode == 1
         assert sentence(ended) == (
-            "cannot serve metrics on 127.0.0.1:9962: Address already in use; "
+            f"cannot serve metrics on 127.0.0.1:9962: {os.strerror(errno.EADDRINUSE)}; "
             'choose another metrics.address, or "" for no metrics'
         )
 

@@ -113,7 +113,7 @@ def test_only_the_user_of_the_nodes_can_log_in_to_the_store(store: Copy) -> None
         (["SCRIPT", "LOAD", "return 1"], "e0e1f9fabfc9d4800c877a703b823ac0578ff8db"),
         (["CLIENT", "SETNAME", "nfq-enforcer"], "OK"),
         (["SET", "another", "1"], "NOPERM"),
-        (["EVAL", "return redis.call('get', 'another')", "0"], "ERR The user executing the script can't access"),
+        (["EVAL", "return redis.call('get', 'another')", "0"], ("ERR", "NOPERM")),
         (["FLUSHALL"], "NOPERM"),
         (["KEYS", "*"], "NOPERM"),
         (["CONFIG", "GET", "*"], "NOPERM"),
@@ -122,9 +122,11 @@ def test_only_the_user_of_the_nodes_can_log_in_to_the_store(store: Copy) -> None
         (["FUNCTION", "FLUSH"], "NOPERM"),
         (["CLIENT", "LIST"], "NOPERM"),
     ],
-    ids=lambda parameter: " ".join(parameter[:2]) if isinstance(parameter, list) else parameter[:6],
+    ids=lambda parameter: " ".join(parameter[:2]) if isinstance(parameter, list) else str(parameter)[:6],
 )
-def test_a_node_may_use_the_keys_of_its_cluster_and_no_more(store: Copy, command: list[str], reply: str) -> None:
+def test_a_node_may_use_the_keys_of_its_cluster_and_no_more(
+    store: Copy, command: list[str], reply: str | tuple[str, ...]
+) -> None:
     assert redis(store, *command).startswith(reply)
 
 

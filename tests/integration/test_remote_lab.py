@@ -167,7 +167,7 @@ def test_a_cluster_with_policies_of_its_own_is_left_alone(copy: Copy) -> None:
 @pytest.mark.parametrize(
     "part, change, message",
     [
-        ("n2", {"ssh": "root@172.31.0.99"}, r"root@172\.31\.0\.99 cannot be reached by ssh: ssh: connect to host .*"),
+        ("n2", {"ssh": "root@172.31.0.99"}, r"root@172\.31\.0\.99 cannot be reached by ssh: .+"),
         ("n2", {"ips": ["172.31.0.99", "fd00:31::99"]}, r"n2 has no interface with the address 172\.31\.0\.99, .*"),
         ("n2", {"socket": "/run/none.sock"}, r"n2: nfq-enforcer: .*/run/none\.sock.*"),
         ("back2", {"ips": ["10.31.2.99", "fd00:31:2::99"]}, r"the cluster knows no endpoints with .* of back2; .*"),

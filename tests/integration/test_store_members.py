@@ -1,8 +1,10 @@
 """Members of a cluster on real servers: whatever becomes of the server, they end in one and the same state."""
 
 import asyncio
+import errno
 import json
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -379,6 +381,7 @@ class TestWithoutTheStore:
             one, since = nodes[0], f"the store {server.url(path='/0')} is unreachable since "
             await until(lambda: "refused" in (one.member.error or ""), "the reason is known")
             known = one.known
+            refused = os.strerror(errno.ECONNREFUSED)
             for doing, sentence in (
                 (lambda: one.apply(policy_text("q")), since),
                 (lambda: one.store.delete_policy("default", "p"), since),
@@ -393,7 +396,7 @@ class TestWithoutTheStore:
                 (lambda: one.store.delete_endpoints(["default/n2-0"]), since),
                 (lambda: one.store.collect(None), since),
             ):
-                with pytest.raises(StoreError, match=f"^{sentence}.*: it cannot be reached: Connection refused$"):
+                with pytest.raises(StoreError, match=f"^{sentence}.*: it cannot be reached: {refused}$"):
                     await doing()
             with pytest.raises(BadInput, match=r"^10\.0\.0\.1 already belongs to endpoint default/n1-1$"):
                 await one.run_endpoint("new", "10.0.0.1", "app0")

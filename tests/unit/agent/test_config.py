@@ -1,5 +1,7 @@
 """Configuration: each key has its default, is set in the file or by a variable, and is refused if invalid."""
 
+import errno
+import os
 import socket
 import subprocess
 import sys
@@ -87,7 +89,7 @@ REFUSED = [
     ("node: {cluster_interfaces: [eth0/1]}", "1:29: node.cluster_interfaces[0]: 'eth0/1' is not an interface's name"),
     (
         "node: {cluster_cidrs: [10.0.0.1/8]}",
-        "1:24: node.cluster_cidrs[0]: 10.0.0.1/8 has host bits set; allowed: a network as in 10.0.0.0/8 or fd00::/8",
+        "1:24: node.cluster_cidrs[0]: '10.0.0.1/8' is not a network; allowed: as in 10.0.0.0/8 or fd00::/8",
     ),
     ("store: http://h", "1:8: store: this is not the address of a store; allowed: memory:, redis://[user["),
     ("store: [redis://h]", "1:8: store: must be a string, not a list"),
@@ -358,7 +360,7 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path, {}) == f"{tmp_path}: cannot be read: Is a directory"
+    assert refusal(tmp_path, {}) == f"{tmp_path}: cannot be read: {os.strerror(errno.EISDIR)}"
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:

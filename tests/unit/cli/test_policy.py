@@ -1,6 +1,8 @@
 """``nfq-enforcer policy validate``: counts valid documents, and prints every error of invalid ones with its place."""
 
+import errno
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -127,7 +129,7 @@ def test_a_folder_that_is_not_there_is_refused(run: RunProgram, tmp_path: Path) 
     assert run("policy", "validate", tmp_path / "missing") == (
         2,
         "",
-        f"nfq-enforcer: {tmp_path}/missing: cannot be read: No such file or directory\n",
+        f"nfq-enforcer: {tmp_path}/missing: cannot be read: {os.strerror(errno.ENOENT)}\n",
     )
 
 

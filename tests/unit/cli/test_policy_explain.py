@@ -1,6 +1,8 @@
 """``nfq-enforcer policy trace``, ``matrix`` and ``diff``: output and exit status."""
 
+import errno
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -103,7 +105,7 @@ def test_every_reference_to_nobody_is_named(ask: Ask, tmp_path: Path) -> None:
 def test_a_probe_file_that_is_not_there_is_refused(ask: Ask, tmp_path: Path) -> None:
     done = ask(*MATRIX, "--probes", tmp_path / "none")
 
-    assert done == (2, "", f"nfq-enforcer: {tmp_path}/none: cannot be read: No such file or directory\n")
+    assert done == (2, "", f"nfq-enforcer: {tmp_path}/none: cannot be read: {os.strerror(errno.ENOENT)}\n")
 
 
 def test_without_probes_every_pair_is_asked_every_port_that_a_policy_names(ask: Ask) -> None:

@@ -1,6 +1,8 @@
 """``nfq-enforcer store``: status, and an export as lines that is imported as a whole or not at all."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from stat import S_IMODE
 from typing import Any
@@ -159,7 +161,7 @@ def test_a_header_need_not_say_how_many_entries_there_are(run: RunProgram, answe
 @pytest.mark.parametrize(
     ("place", "status", "told"),
     [
-        ("missing/export.jsonl", 1, "cannot be written: No such file or directory"),
+        ("missing/export.jsonl", 1, f"cannot be written: {os.strerror(errno.ENOENT)}"),
         ("", 2, "cannot be written: it is there and is not a file"),
     ],
 )
@@ -264,7 +266,11 @@ def test_a_file_that_is_not_text_is_refused_with_the_line(run: RunProgram, tmp_p
 
 
 def test_a_file_that_cannot_be_read_is_refused(run: RunProgram, tmp_path: Path) -> None:
-    assert run("store", "import", tmp_path) == (2, "", f"nfq-enforcer: {tmp_path}: cannot be read: Is a directory\n")
+    assert run("store", "import", tmp_path) == (
+        2,
+        "",
+        f"nfq-enforcer: {tmp_path}: cannot be read: {os.strerror(errno.EISDIR)}\n",
+    )
 
 
 @pytest.mark.parametrize(("options", "grace"), [([], None), (["--grace", "0"], 0), (["--grace", "900"], 900)])

@@ -1,5 +1,7 @@
 """Inventory file: the file for the Vagrantfile is valid, and an error in another file is reported with its position."""
 
+import errno
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -66,5 +68,5 @@ def test_a_file_of_machines_is_one_document(tmp_path: Path, text: str, message: 
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"none\.yaml: cannot be read: No such file or directory"):
+    with pytest.raises(BadInput, match=rf"none\.yaml: cannot be read: {re.escape(os.strerror(errno.ENOENT))}"):
         inventory.read(tmp_path / "none.yaml")

@@ -1,7 +1,9 @@
 """Exporter: metrics for a valid HTTP request, an error status for others, and limits for both."""
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
@@ -195,7 +197,7 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
         return str(caught.value).replace(str(served.port), "PORT").encode()
 
     assert serving(another).decode() == (
-        "cannot serve metrics on 127.0.0.1:PORT: Address already in use; "
+        f"cannot serve metrics on 127.0.0.1:PORT: {os.strerror(errno.EADDRINUSE)}; "
         'choose another metrics.address, or "" for no metrics'
     )
 

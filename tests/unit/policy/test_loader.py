@@ -1,5 +1,6 @@
 """Files and folders are loaded all or nothing, and one error lists all mistakes of all documents."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -145,11 +146,11 @@ def test_what_is_neither_file_nor_folder_is_refused_without_waiting_for_it(tmp_p
 def test_a_path_that_cannot_be_looked_at_is_refused() -> None:
     path = Path("/tmp", "a" * 5000)
 
-    assert problems(path) == [f"{path}: cannot be read: File name too long"]
+    assert problems(path) == [f"{path}: cannot be read: {os.strerror(errno.ENAMETOOLONG)}"]
 
 
 def test_a_folder_that_cannot_be_read_is_refused(closed_folder: Path) -> None:
-    assert problems(closed_folder) == [f"{closed_folder}: cannot be read: Permission denied"]
+    assert problems(closed_folder) == [f"{closed_folder}: cannot be read: {os.strerror(errno.EACCES)}"]
 
 
 def test_an_endpoint_bears_its_own_labels_and_those_of_its_namespace_and_account(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_what_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DocumentErrors) as caught:
         read([tmp_path / "missing.yaml", tmp_path / "gone"])
 
-    assert [error.message for error in caught.value.errors] == ["cannot be read: No such file or directory"] * 2
+    assert [error.message for error in caught.value.errors] == [f"cannot be read: {os.strerror(errno.ENOENT)}"] * 2
 
 
 def test_a_document_keeps_what_was_written() -> None:

@@ -107,7 +107,7 @@ def test_where_json_is_no_yaml_the_field_is_named_without_its_line() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[{,}]", "p.json:1:3: not valid JSON: Expecting property name enclosed in double quotes; a probe file is a "),
+        ("[{,}]", "p.json:1:3: not valid JSON: "),
         ("{}", "p.json:1:1: a probe file is a JSON list of probes"),
         ("[" * 100_000, "p.json: not a probe file: nested too deep, or a number too long"),
         (f"[{'9' * 5000}]", "p.json: not a probe file: nested too deep, or a number too long"),
@@ -117,6 +117,7 @@ def test_what_is_no_list_of_probes_is_refused(text: str, expected: str) -> None:
     (problem,) = problems(text)
 
     assert problem.startswith(expected)
+    assert "not valid JSON" not in problem or problem.endswith("; a probe file is a JSON list of probes")
 
 
 def test_an_error_may_name_a_field_or_the_whole_probe() -> None:

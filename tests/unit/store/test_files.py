@@ -1,6 +1,7 @@
 """The store of files and folders: every change is seen, once, and never before it has come to rest."""
 
 import asyncio
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_a_folder_that_vanishes_is_refused_and_one_that_comes_back_is_seen(folde
     assert [store.changed(), store.changed()] == [False, True]
     with pytest.raises(BadInput) as caught:
         run(store.start())
-    assert str(caught.value) == f"{folder}: cannot be read: No such file or directory"
+    assert str(caught.value) == f"{folder}: cannot be read: {os.strerror(errno.ENOENT)}"
     assert store.changed() is False  # it was told once
 
     (tmp_path / "elsewhere").rename(folder)
