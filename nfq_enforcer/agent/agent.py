@@ -166,7 +166,7 @@ class Agent:
     def _name_events(self, packed: bytes) -> Iterator[Logged]:
         """Yield packed events with the current names of their ends."""
         epoch = time.time() - time.monotonic()  # of the workers' clock
-        names = self._reconciler.view.directory
+        names = self._reconciler.view.names
         for event in unpack(packed):
             yield Logged(event, names.ends(event.opening), event.time + epoch)
 

@@ -1,1 +1,1 @@
-"""The cluster as one node sees it: records, replica, endpoint index, names, compilation. Pure."""
+"""The cluster as one node has it: records, names, and the replica that compiles them into a snapshot."""

@@ -1,4 +1,4 @@
-"""Compilation: the policy that an agent enforces, compiled from the records of its store, incrementally."""
+"""Incremental compilation of a policy from the policy documents and identities of a store."""
 
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from nfq_enforcer.policy.compiler import Enforcement, Policy, compile_policy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.rules import PortSet
 
-_MANY = 100  # identities changed at once: a fresh compilation costs about as much as so many steps
+_MANY = 100  # changed identities; a fresh compilation costs about as much as so many steps
 _NO_PORTS: frozenset[PortSet] = frozenset()
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """A policy, and what it was compiled from."""
+    """Compilation: a policy, and the documents, identities and named ports that it was compiled from."""
 
     policy: Policy
     policies: tuple[PolicyDocument, ...]
     numbers: Mapping[Labels, Identity]
-    ports: Mapping[Identity, Set[PortSet]]  # the named ports of the endpoints of each identity, if there are any
+    ports: Mapping[Identity, Set[PortSet]]  # named ports of each identity's endpoints, if they have any
 
     @classmethod
     def fresh(
@@ -30,7 +30,7 @@ class Compilation:
         ports: Mapping[Identity, Set[PortSet]],
         enforcement: Enforcement,
     ) -> "Compilation":
-        """Compile all of it."""
+        """Compile a policy from scratch."""
         return cls(compile_policy(policies, numbers, enforcement, ports), policies, numbers, ports)
 
     def followed_by(
@@ -40,11 +40,11 @@ class Compilation:
         ports: Mapping[Identity, Set[PortSet]],
         enforcement: Enforcement,
     ) -> "Compilation":
-        """Return the compilation of what is so now, in the same mode; itself if that says the same as before.
+        """Return the compilation of the current state, in the same mode; ``self`` if nothing is different.
 
-        Where little has changed, only that is compiled.
+        If little has changed, only the changes are compiled.
         """
-        chosen = _known_again(policies, self.policies)
+        chosen = _with_same_objects(policies, self.policies)
         if chosen is self.policies and numbers == self.numbers and ports == self.ports:
             return self
         policy = _in_steps(self, chosen, numbers, ports)
@@ -53,19 +53,22 @@ class Compilation:
         return Compilation(policy, chosen, numbers, ports)
 
 
-def _known_again(given: tuple[PolicyDocument, ...], known: tuple[PolicyDocument, ...]) -> tuple[PolicyDocument, ...]:
-    """Return the documents given, each that says what a known one said as that very object; the known, if all do."""
-    if given is known:
-        return known
-    by_key = {one.key: one for one in known}
+def _with_same_objects(
+    policies: tuple[PolicyDocument, ...], before: tuple[PolicyDocument, ...]
+) -> tuple[PolicyDocument, ...]:
+    """Return the documents, with the object of before for each of equal content; ``before`` if all are equal."""
+    if policies is before:
+        return before
+    by_key = {policy.key: policy for policy in before}
     chosen = tuple(
-        old if (old := by_key.get(one.key)) is not None and one.data and old.data == one.data else one for one in given
+        old if (old := by_key.get(policy.key)) is not None and policy.data and old.data == policy.data else policy
+        for policy in policies
     )
-    return known if _same(chosen, known) else chosen
+    return before if _same_objects(chosen, before) else chosen
 
 
-def _same(some: Iterable[PolicyDocument], others: Iterable[PolicyDocument]) -> bool:
-    return list(map(id, some)) == list(map(id, others))
+def _same_objects(policies: Iterable[PolicyDocument], others: Iterable[PolicyDocument]) -> bool:
+    return list(map(id, policies)) == list(map(id, others))
 
 
 def _in_steps(
@@ -74,22 +77,22 @@ def _in_steps(
     numbers: Mapping[Labels, Identity],
     ports: Mapping[Identity, Set[PortSet]],
 ) -> Policy | None:
-    """Return the policy before with each change applied; None where so much has changed that a fresh one is cheaper."""
+    """Return the policy of before with each change applied; None if so much has changed that a fresh one is cheaper."""
     gone = before.numbers.keys() - numbers.keys()
     stayed = before.numbers.keys() & numbers.keys()
     if any(before.numbers[labels] != numbers[labels] for labels in stayed):
-        return None  # two sets of labels met at one number, or an identity was given another
+        return None  # labels have another number, or share one with other labels
     changed = [
         labels
         for labels in stayed
         if before.ports.get(numbers[labels], _NO_PORTS) != ports.get(numbers[labels], _NO_PORTS)
     ]
-    come = [*(numbers.keys() - stayed), *changed]
-    if len(gone) + len(come) > _MANY:
+    new = [*(numbers.keys() - stayed), *changed]
+    if len(gone) + len(new) > _MANY:
         return None
     policy = before.policy if policies is before.policies else before.policy.with_documents(policies)
     for labels in gone:
         policy = policy.without_identity(labels)
-    for labels in come:
+    for labels in new:
         policy = policy.with_identity(labels, numbers[labels], ports.get(numbers[labels], _NO_PORTS))
     return policy

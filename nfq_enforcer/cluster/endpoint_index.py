@@ -1,11 +1,11 @@
-"""Who is in the cluster: its nodes and endpoints, and who of them has which address. Pure.
+"""Index of the cluster's nodes and endpoints, and of the owner of each address. Pure.
 
-A change costs what it changes, however many endpoints there are, and what all endpoints of a kind have in common is
-held once. Which addresses have changed hands is noted, so that nobody has to compare all of them to find out.
+The cost of a change does not depend on the number of endpoints, and the fields that many endpoints have in common are
+held once. The index records the addresses that have changed owners, so that no caller compares all of them.
 
-Two endpoints may claim one address, for a while: the one that is new there may be heard of before the old one is gone.
-An endpoint of this node is believed before those of others (it is here, and nothing may pass it unjudged), otherwise
-the one that came last; when that one goes, the address is again that of who still claims it.
+Two endpoints can claim one address for a while, because the new owner may become known before the old one is deleted.
+An endpoint of this node wins over those of other nodes (its packets pass here, and none of them may pass unjudged),
+otherwise the last one does; when that one is deleted, the address goes back to an endpoint that still claims it.
 """
 
 import operator
@@ -25,8 +25,8 @@ _NODE = Peer(REMOTE_NODE, remote=True)
 _UNNAMED: frozenset[PortSet] = frozenset((frozenset(),))
 
 
-class _Sort(NamedTuple):
-    """What endpoints of one sort have in common, those of a deployment for example."""
+class _Template(NamedTuple):
+    """_Template: the fields that endpoints have in common, those of one deployment for example."""
 
     namespace: str
     account: str
@@ -36,33 +36,35 @@ class _Sort(NamedTuple):
 
 
 class IndexChanges(NamedTuple):
-    """What has changed."""
+    """IndexChanges: the changes since they were last reset."""
 
-    touched: Mapping[bytes, Peer | None]  # addresses about which anything was said, and the peers they had before
-    local: bool  # endpoints of this node
-    ports: bool  # what endpoints of some identity have names for
+    touched: Mapping[bytes, Peer | None]  # addresses of all changed records, and their peers before the changes
+    local: bool  # endpoints of this node have changed
+    ports: bool  # the named ports of some identity have changed
 
 
 class EndpointIndex:
-    """Nodes and endpoints, as the node of this name sees them."""
+    """EndpointIndex: nodes and endpoints from the point of view of one node."""
 
     def __init__(self, node: str) -> None:
-        """Begin with nobody; ``node`` is this node's name."""
+        """Start empty; ``node`` is this node's name."""
         self._node = node
         self.nodes: dict[str, NodeRecord] = {}
-        self.endpoints: dict[str, EndpointRecord] = {}  # by namespace/name
+        self.endpoints: dict[str, EndpointRecord] = {}  # by full name
         self.owners: dict[bytes, EndpointRecord] = {}  # by address
-        self.local: dict[bytes, EndpointRecord] = {}  # those of them that live on this node
-        self.ports: dict[Identity, frozenset[PortSet]] = {}  # of identities whose endpoints have names for ports
-        self._contested: dict[bytes, list[EndpointRecord]] = {}  # who claims an address, if more than one does
-        self._hosts: Counter[bytes] = Counter()  # how many other nodes have an address
-        self._sorts: dict[_Sort, tuple[_Sort, int]] = {}  # each once, and how many are of it
-        self._named: defaultdict[Identity, Counter[PortSet]] = defaultdict(Counter)  # how many sorts have them
+        self.local: dict[bytes, EndpointRecord] = {}  # the owners on this node, by address
+        self.ports: dict[Identity, frozenset[PortSet]] = {}  # of identities with named ports
+        self._contested: dict[bytes, list[EndpointRecord]] = {}  # claims of addresses with more than one
+        self._hosts: Counter[bytes] = Counter()  # number of other nodes with an address
+        self._templates: dict[_Template, tuple[_Template, int]] = {}  # each with the number of its endpoints
+        self._port_counts: defaultdict[Identity, Counter[PortSet]] = defaultdict(
+            Counter
+        )  # number of _Template with them
         self._touched: dict[bytes, Peer | None] = {}
         self._local_changed = self._ports_changed = False
 
     def put_node(self, name: str, record: NodeRecord | None) -> None:
-        """Take a node as it is now; None: it is gone."""
+        """Update a node's record; None: the node is deleted."""
         old = self.nodes.get(name)
         if old == record:
             return
@@ -75,24 +77,24 @@ class EndpointIndex:
             del self.nodes[name]
 
     def put(self, name: str, record: EndpointRecord | None) -> None:
-        """Take an endpoint as it is now, by its ``namespace/name``; None: it is gone."""
+        """Update an endpoint's record, by its full name ``namespace/name``; None: the endpoint is deleted."""
         old = self.endpoints.get(name)
         if old == record:
             return
-        new = self._enter(record) if record is not None else None
+        new = self._with_template(record) if record is not None else None
         if old is not None:
             for address in old.addresses:
-                self._settle(address, [one for one in self._claims(address) if one is not old])
-            self._leave(old)
+                self._set_claims(address, [claim for claim in self._claims(address) if claim is not old])
+            self._release_template(old)
         if new is not None:
             for address in new.addresses:
-                self._settle(address, [*self._claims(address), new])
+                self._set_claims(address, [*self._claims(address), new])
             self.endpoints[name] = new
         else:
             del self.endpoints[name]
 
     def peer(self, address: bytes) -> Peer | None:
-        """Return the peer on another node that has this address; None: there is none."""
+        """Return the peer on another node with this address; None for an unknown address or one of this node."""
         owner = self.owners.get(address)
         if owner is not None and owner.node != self._node:
             return _remote(owner.identity)
@@ -100,15 +102,17 @@ class EndpointIndex:
 
     def peers(self) -> dict[bytes, Peer]:
         """Return all peers by address."""
-        others = {address: _remote(one.identity) for address, one in self.owners.items() if address not in self.local}
+        others = {
+            address: _remote(owner.identity) for address, owner in self.owners.items() if address not in self.local
+        }
         return dict.fromkeys(self._hosts, _NODE) | others
 
-    def noted(self) -> IndexChanges:
-        """Return what has changed since that was last forgotten."""
+    def changes(self) -> IndexChanges:
+        """Return the changes since the last reset."""
         return IndexChanges(self._touched, self._local_changed, self._ports_changed)
 
-    def forget(self) -> None:
-        """Note anew from here on."""
+    def reset_changes(self) -> None:
+        """Start recording changes anew."""
         self._touched, self._local_changed, self._ports_changed = {}, False, False
 
     def _count(self, name: str, record: NodeRecord, step: int) -> None:
@@ -128,60 +132,63 @@ class EndpointIndex:
         owner = self.owners.get(address)
         return self._contested.get(address, () if owner is None else (owner,))
 
-    def _settle(self, address: bytes, claims: list[EndpointRecord]) -> None:
-        """Give an address to the right one of those who claim it, in the order in which they came."""
+    def _set_claims(self, address: bytes, claims: list[EndpointRecord]) -> None:
+        """Set the claims of an address, oldest first, and choose its owner among them."""
         self._touch(address)
         self._contested.pop(address, None)
         if len(claims) > 1:
             self._contested[address] = claims
-        here = [one for one in claims if one.node == self._node]
-        self._local_changed |= bool(here) or address in self.local
-        _set(self.local, address, here)
-        _set(self.owners, address, here or claims)
+        local = [claim for claim in claims if claim.node == self._node]
+        self._local_changed |= bool(local) or address in self.local
+        _set_owner(self.local, address, local)
+        _set_owner(self.owners, address, local or claims)
 
-    def _enter(self, record: EndpointRecord) -> EndpointRecord:
-        """Return the record, with what it has in common with others as the very objects that they have."""
-        given = _Sort(record.namespace, record.account, record.identity, record.labels, record.ports)
-        sort, count = self._sorts.get(given, (given, 0))
-        self._sorts[sort] = sort, count + 1
+    def _with_template(self, record: EndpointRecord) -> EndpointRecord:
+        """Count the record, and return it with the same objects for common fields as the other records have."""
+        own = _template(record)
+        template, count = self._templates.get(own, (own, 0))
+        self._templates[template] = template, count + 1
         if not count:
-            self._name(sort, 1)
+            self._count_ports(template, 1)
         node = sys.intern(record.node)
-        shared = node is record.node and all(map(operator.is_, given, sort))
-        return record if shared else record._replace(**sort._asdict(), node=node)
+        shared = node is record.node and all(map(operator.is_, own, template))
+        return record if shared else record._replace(**template._asdict(), node=node)
 
-    def _leave(self, record: EndpointRecord) -> None:
-        given = _Sort(record.namespace, record.account, record.identity, record.labels, record.ports)
-        sort, count = self._sorts.pop(given)
+    def _release_template(self, record: EndpointRecord) -> None:
+        template, count = self._templates.pop(_template(record))
         if count > 1:
-            self._sorts[sort] = sort, count - 1
+            self._templates[template] = template, count - 1
         else:
-            self._name(sort, -1)
+            self._count_ports(template, -1)
 
-    def _name(self, sort: _Sort, step: int) -> None:
-        """Count who has names for which ports."""
-        named = self._named[sort.identity]
-        named[sort.ports] += step
-        if not named[sort.ports]:
-            del named[sort.ports]
-        if not named:
-            del self._named[sort.identity]
-        found = frozenset(named)
-        if found <= _UNNAMED:
-            self._ports_changed |= self.ports.pop(sort.identity, None) is not None
-        elif self.ports.get(sort.identity) != found:
-            self.ports[sort.identity] = found
+    def _count_ports(self, template: _Template, step: int) -> None:
+        """Add to the count of the named ports of an identity, and update ``ports``."""
+        counts = self._port_counts[template.identity]
+        counts[template.ports] += step
+        if not counts[template.ports]:
+            del counts[template.ports]
+        if not counts:
+            del self._port_counts[template.identity]
+        port_sets = frozenset(counts)
+        if port_sets <= _UNNAMED:
+            self._ports_changed |= self.ports.pop(template.identity, None) is not None
+        elif self.ports.get(template.identity) != port_sets:
+            self.ports[template.identity] = port_sets
             self._ports_changed = True
+
+
+def _template(record: EndpointRecord) -> _Template:
+    return _Template(record.namespace, record.account, record.identity, record.labels, record.ports)
 
 
 @lru_cache(maxsize=1 << 16)
 def _remote(identity: Identity) -> Peer:
-    """Return the peer that endpoints of an identity are, the very same for all of them."""
+    """Return the peer for remote endpoints of an identity: one object for all of them."""
     return Peer(identity, remote=True)
 
 
-def _set(owners: dict[bytes, EndpointRecord], address: bytes, claims: list[EndpointRecord]) -> None:
-    """Make the last claim the one that holds."""
+def _set_owner(owners: dict[bytes, EndpointRecord], address: bytes, claims: list[EndpointRecord]) -> None:
+    """Make the endpoint of the last claim the owner."""
     if claims:
         owners[address] = claims[-1]
     else:

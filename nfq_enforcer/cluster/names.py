@@ -1,33 +1,35 @@
-"""Names for numbers: the labels an identity stands for, the endpoint that has an address. For logs and lists only."""
+"""Names for identities and addresses: labels, endpoints, nodes. For logs and lists only, never for a verdict."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import NamedTuple, Protocol
 
+from nfq_enforcer.cluster.records import Address
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, RESERVED, Identity
 from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.conntrack import Opening
 
 
 class NodeView(Protocol):
-    """A node, as whoever keeps the cluster has it."""
+    """NodeView: the fields of a node's record that names are made of."""
 
     @property
-    def addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
-        """Return how other nodes reach it."""
+    def addresses(self) -> tuple[Address, ...]:
+        """Return the addresses by which other nodes reach it."""
 
     @property
     def version(self) -> str:
-        """Return the version that it runs."""
+        """Return the version of its nfq_enforcer."""
 
     @property
-    def datapath(self) -> str:
-        """Return its datapath, as the configuration has it."""
+    def datapath(self) -> Datapath | str:
+        """Return the datapath of its configuration."""
 
 
 class EndpointView(Protocol):
-    """An endpoint, as whoever keeps the cluster has it."""
+    """EndpointView: the fields of an endpoint's record that names are made of."""
 
     @property
     def namespace(self) -> str:
@@ -35,11 +37,11 @@ class EndpointView(Protocol):
 
     @property
     def name(self) -> str:
-        """Return its name there."""
+        """Return its name in the namespace."""
 
     @property
     def node(self) -> str:
-        """Return the node where it lives."""
+        """Return its node."""
 
     @property
     def identity(self) -> Identity:
@@ -51,48 +53,48 @@ class EndpointView(Protocol):
 
     @property
     def interface(self) -> str | None:
-        """Return the interface behind which it lives, on its node."""
+        """Return its interface on its node."""
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointName:
-    """An endpoint of the cluster, as a reader knows it."""
+    """EndpointName: an endpoint of the cluster, in the terms of logs and lists."""
 
     namespace: str
     name: str
     node: str
     identity: Identity
-    labels: Labels  # all of them, also those that enter no identity
+    labels: Labels  # all of them, also those that are not part of the identity
     addresses: tuple[str, ...]
     interface: str | None
 
 
 class End(NamedTuple):
-    """What one end of a connection was called at some moment."""
+    """End: the names of one end of a connection at some time."""
 
-    labels: Labels | None  # those that make its identity; None: the identity was not known here
+    labels: Labels | None  # of its identity; None: the identity was not known on this node
     namespace: str = ""
-    name: str = ""  # empty: no endpoint
+    name: str = ""  # empty: not an endpoint
 
 
 class Ends(NamedTuple):
-    """What both ends of a connection were called at some moment."""
+    """Ends: the names of both ends of a connection at some time."""
 
-    source: End  # who opened it
+    source: End  # the opener
     destination: End
 
 
 class KnownAddress(NamedTuple):
-    """An address that somebody in the cluster has."""
+    """KnownAddress: an address of an endpoint or a node of the cluster."""
 
     address: str
     identity: Identity
     node: str
-    endpoint: str  # namespace/name; empty: the node itself
+    endpoint: str  # its full name, namespace/name; empty: the node itself
 
 
 class Names:
-    """What things are called now: a live look at what its owner keeps, not a copy."""
+    """Names: the current names of identities, addresses and nodes, a live view of a replica's mappings."""
 
     def __init__(
         self,
@@ -103,41 +105,41 @@ class Names:
         owners: Mapping[bytes, EndpointView],
         all_labels: Callable[[str], Labels],
     ) -> None:
-        """Take this node's name, and what its owner keeps and goes on changing.
+        """Take this node's name and the mappings of a replica, which goes on changing them.
 
-        ``endpoints`` are by ``namespace/name``, ``owners`` are those who have an address; ``all_labels`` of an endpoint
-        are asked for by its ``namespace/name``.
+        ``endpoints`` are by full name, ``namespace/name``, ``owners`` are endpoints by address; ``all_labels`` returns
+        all labels of an endpoint by its full name.
         """
         self._node = node
-        self.identities = identities  # of the cluster; the reserved ones are known anyway
+        self.identities = identities  # of the cluster; the reserved ones are in RESERVED
         self.nodes = nodes
-        self.cidrs: Mapping[Identity, Labels] = {}  # identities of this node only; its owner puts others in place
+        self.cidrs: Mapping[Identity, Labels] = {}  # of identities of this node only; the replica replaces it
         self._endpoints = endpoints
         self._owners = owners
         self._all_labels = all_labels
 
     def labels(self, identity: Identity) -> Labels | None:
-        """Return the labels that make an identity, None for one that is not known here."""
-        for known in (self.identities, self.cidrs, RESERVED):
-            labels = known.get(identity)
+        """Return the labels of an identity, None for one that is not known on this node."""
+        for labels_by_identity in (self.identities, self.cidrs, RESERVED):
+            labels = labels_by_identity.get(identity)
             if labels is not None:
                 return labels
         return None
 
     def endpoint(self, address: bytes, identity: Identity) -> EndpointName | None:
-        """Return the endpoint that has this address, if it also has this identity: an address alone proves nothing."""
-        found = self._owners.get(address)
-        return self._named(found) if found is not None and found.identity == identity else None
+        """Return the endpoint with this address if it also has this identity: an address alone is no proof."""
+        owner = self._owners.get(address)
+        return self._named(owner) if owner is not None and owner.identity == identity else None
 
     def ends(self, opening: Opening) -> Ends:
-        """Return what both ends of a connection are called now, for who wants to know later."""
+        """Return the current names of both ends of a connection, to be kept with an event."""
         return Ends(self._end(opening.src, opening.source), self._end(opening.dst, opening.destination))
 
     def addresses(self) -> Iterator[KnownAddress]:
-        """Yield every address that somebody in the cluster has; an endpoint's before a node's."""
+        """Yield every address of an endpoint or node of the cluster; for an address of both, only the endpoint's."""
         for packed, owner in self._owners.items():
-            called = f"{owner.namespace}/{owner.name}"
-            yield KnownAddress(str(ip_address(packed)), owner.identity, owner.node, called)
+            full_name = f"{owner.namespace}/{owner.name}"
+            yield KnownAddress(str(ip_address(packed)), owner.identity, owner.node, full_name)
         for name, node in self.nodes.items():
             identity = HOST if name == self._node else REMOTE_NODE
             for address in node.addresses:
@@ -149,16 +151,23 @@ class Names:
         return map(self._named, self._endpoints.values())
 
     def __len__(self) -> int:
-        """Return how many endpoints there are."""
+        """Return the number of endpoints."""
         return len(self._endpoints)
 
     def _end(self, address: bytes, identity: Identity) -> End:
-        labels, found = self.labels(identity), self._owners.get(address)
-        if found is None or found.identity != identity:
+        labels, owner = self.labels(identity), self._owners.get(address)
+        if owner is None or owner.identity != identity:
             return End(labels)
-        return End(labels, found.namespace, found.name)
+        return End(labels, owner.namespace, owner.name)
 
-    def _named(self, one: EndpointView) -> EndpointName:
-        labels = self._all_labels(f"{one.namespace}/{one.name}")
-        addresses = tuple(str(ip_address(address)) for address in one.addresses)
-        return EndpointName(one.namespace, one.name, one.node, one.identity, labels, addresses, one.interface)
+    def _named(self, endpoint: EndpointView) -> EndpointName:
+        labels = self._all_labels(f"{endpoint.namespace}/{endpoint.name}")
+        return EndpointName(
+            endpoint.namespace,
+            endpoint.name,
+            endpoint.node,
+            endpoint.identity,
+            labels,
+            tuple(str(ip_address(address)) for address in endpoint.addresses),
+            endpoint.interface,
+        )

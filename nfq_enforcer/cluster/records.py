@@ -1,6 +1,6 @@
-"""What a cluster is made of: a record for each node, identity, endpoint and document, whichever store it comes from.
+"""Records of a cluster: one for each node, identity, endpoint and document, from whichever store.
 
-A store hands over changes: this thing is now so, or is gone. ``replica`` makes of them what the node enforces.
+A store delivers changes of records, also deletions. ``replica`` turns them into the state that the node enforces.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.wire.packet import SCTP, TCP, UDP
 from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
 from nfq_enforcer.policy.loader import Documents, compose_labels
@@ -22,43 +23,45 @@ _PROTOCOLS = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
 
 
 class Kind(StrEnum):
-    """What a record is about; beside each how it is named."""
+    """Kind: the kind of a record; each line has the form of the record's name."""
 
-    NODE = "node"  # by its name
+    NODE = "node"  # the node's name
     DOCUMENT = "document"  # a policy or a Namespace: kind/namespace/name, the namespace empty for the whole cluster
-    IDENTITY = "identity"  # by its number in decimal
+    IDENTITY = "identity"  # the number in decimal
     ENDPOINT = "endpoint"  # namespace/name
 
 
 class NodeRecord(NamedTuple):
-    """A node, as it has registered itself."""
+    """NodeRecord: a node, written by its own agent."""
 
-    addresses: tuple[Address, ...]  # how other nodes reach it
-    version: str = ""  # of nfq_enforcer that it runs
-    datapath: str = "per-packet"  # as its configuration has it
+    addresses: tuple[Address, ...]  # by which other nodes reach it
+    version: str = ""  # of its nfq_enforcer
+    datapath: Datapath | str = (
+        Datapath.PER_PACKET
+    )  # of its configuration; a str if this version does not have that word
 
 
 class EndpointRecord(NamedTuple):
-    """An endpoint, as little of it as all nodes can hold of a hundred thousand."""
+    """EndpointRecord: an endpoint, with the fields that every node can hold for a hundred thousand of them."""
 
     namespace: str
     name: str
     node: str
     identity: Identity
     addresses: tuple[bytes, ...]  # 4 or 16 bytes each
-    interface: str | None  # on its node; None: not said, or the host itself
-    labels: Labels  # as its document has them: without those of its namespace and account
+    interface: str | None  # on its node; None: not known, or the host itself
+    labels: Labels  # of its document, without those of its namespace and account
     account: str
     ports: PortSet
 
     @property
-    def called(self) -> str:
+    def full_name(self) -> str:
         """Return ``namespace/name``."""
         return f"{self.namespace}/{self.name}"
 
     @classmethod
     def of(cls, document: Endpoint, identity: Identity, node: str) -> "EndpointRecord":
-        """Return the record of a document; ``node`` is where it lives if the document does not say."""
+        """Return the record of a document; ``node`` is its node if the document names none."""
         spec = document.spec
         return cls(
             document.namespace,
@@ -73,11 +76,11 @@ class EndpointRecord(NamedTuple):
         )
 
     def all_labels(self, namespaces: Mapping[str, Namespace]) -> Labels:
-        """Return its own labels, and those of namespace and account; ``namespaces`` by the names of their records."""
+        """Return the labels of endpoint, namespace and account; ``namespaces`` by the names of their records."""
         return compose_labels(self.labels, self.namespace, self.account, namespaces.get(f"Namespace//{self.namespace}"))
 
-    def written(self) -> dict[str, Any]:
-        """Return the Endpoint document that says so, as data."""
+    def document(self) -> dict[str, Any]:
+        """Return the Endpoint document of the record, as data."""
         spec: dict[str, Any] = {"node": self.node, "ips": [str(ip_address(address)) for address in self.addresses]}
         if self.interface is not None:
             spec["interface"] = self.interface
@@ -91,12 +94,12 @@ class EndpointRecord(NamedTuple):
         return {"apiVersion": "nfq-enforcer.io/v1", "kind": "Endpoint", "metadata": metadata, "spec": spec}
 
 
-class Placed(NamedTuple):
-    """An endpoint to be written, with the labels that make its identity and the number it shall have if it is new."""
+class EndpointRequest(NamedTuple):
+    """EndpointRequest: an endpoint to be written to a store that allocates the number of its identity."""
 
-    record: EndpointRecord
-    labels: Labels
-    preferred: Identity
+    record: EndpointRecord  # its identity is not used
+    labels: Labels  # that make the identity
+    preferred: Identity  # the number for a new identity, if it is free
 
 
 Record = NodeRecord | EndpointRecord | Labels | PolicyDocument | Namespace
@@ -104,11 +107,11 @@ Record = NodeRecord | EndpointRecord | Labels | PolicyDocument | Namespace
 
 
 class Change(NamedTuple):
-    """One thing of the cluster is now so."""
+    """Change: a record of the cluster as it is now."""
 
     kind: Kind
     name: str
-    record: Record | None  # None: it is gone
+    record: Record | None  # None: deleted
 
 
 def document_name(document: PolicyDocument | Namespace) -> str:
@@ -117,25 +120,27 @@ def document_name(document: PolicyDocument | Namespace) -> str:
 
 
 ClusterState = Mapping[tuple[Kind, str], Record]
-"""All records by what they are about."""
+"""All records by kind and name."""
 
 
-def described(documents: Documents, node: str, relevant: LabelFilter | None = None) -> ClusterState:
-    """Return the records that documents alone make: identities are derived from the labels of all endpoints.
+def records_of(documents: Documents, node: str, relevant: LabelFilter | None = None) -> ClusterState:
+    """Return the records of documents alone: identities are derived from the labels of all endpoints.
 
-    ``node`` is where an endpoint lives whose document does not say; ``relevant`` says which labels enter an identity.
+    ``node`` is the node of endpoints with a document that names none; ``relevant`` selects the labels of an identity.
     """
-    found = model_endpoints(documents, relevant)
+    endpoints = model_endpoints(documents, relevant)
     state: dict[tuple[Kind, str], Record] = {}
-    state |= {(Kind.DOCUMENT, document_name(one)): one for one in documents.namespaces}
-    state |= {(Kind.DOCUMENT, document_name(one)): one for one in documents.policies}
-    state |= {(Kind.IDENTITY, str(one.identity)): one.identity_labels for one in found}
-    state |= {(Kind.ENDPOINT, one.name): EndpointRecord.of(one.document, one.identity, node) for one in found}
+    state |= {(Kind.DOCUMENT, document_name(document)): document for document in documents.namespaces}
+    state |= {(Kind.DOCUMENT, document_name(document)): document for document in documents.policies}
+    state |= {(Kind.IDENTITY, str(endpoint.identity)): endpoint.identity_labels for endpoint in endpoints}
+    state |= {
+        (Kind.ENDPOINT, member.name): EndpointRecord.of(member.document, member.identity, node) for member in endpoints
+    }
     return state
 
 
 def changes_between(before: ClusterState, now: ClusterState) -> list[Change]:
-    """Return what has changed from one state to another: first what is gone, then what is new or different."""
-    gone = [Change(*key, None) for key in before if key not in now]
+    """Return the changes from one state to another: first deletions, then new and different records."""
+    deleted = [Change(*key, None) for key in before if key not in now]
     new = [Change(*key, record) for key, record in now.items() if before.get(key) != record]
-    return gone + new
+    return deleted + new

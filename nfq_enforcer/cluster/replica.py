@@ -1,13 +1,14 @@
 """This node's replica of the cluster: changes in, the snapshot for the workers and changed peers out. Pure.
 
-Changes come one by one or a thousand at once, in any order, from whichever store. ``apply`` only notes them, and
-``view`` then compiles what they call for, once. What it comes to depends on what is so, not on how it came about.
+Changes come one by one or a thousand at once, in any order, from whichever store. ``apply`` only records them;
+``view`` compiles once for all of them. The result depends on the current records only, not on the order of the changes.
 
-An endpoint of another node whose labels and named ports are known changes its address's peer and nothing else: nothing
-is compiled, and the snapshot is the very one of before. So is it after any change that means nothing on this node.
+An endpoint of another node with known labels and named ports changes the peer of its address and nothing else: nothing
+is compiled, and the snapshot is the same object as before. The same holds for any change without effect on this node.
 
-An endpoint may name an identity whose record is not there (yet). It counts with that number, which no selector selects.
-If it lives here, nobody can tell what may pass it: as soon as there is any policy, nothing may.
+An endpoint can have an identity without a record (so far). Its number is used, and no selector selects it. If
+the endpoint is on this node, its policy cannot be compiled: as soon as the cluster has any policy, all its traffic is
+dropped.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -20,6 +21,7 @@ from nfq_enforcer.cluster.names import Names
 from nfq_enforcer.cluster.records import Address, Change, EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.ipcache import NO_PREFIXES, Ipcache, Peer, Prefixes
 from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
@@ -33,11 +35,11 @@ _OPEN = EndpointMaps(PolicyMap({}, enforced=False), PolicyMap({}, enforced=False
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """What a snapshot takes from the configuration of this node."""
+    """NodeSettings: the configuration of this node that its records and snapshots depend on."""
 
     name: str
-    addresses: tuple[Address, ...] = ()  # how other nodes reach this one
-    own_addresses: frozenset[Address] = frozenset()  # all that this host has
+    addresses: tuple[Address, ...] = ()  # by which other nodes reach this one
+    own_addresses: frozenset[Address] = frozenset()  # all addresses of this host
     cluster_interfaces: frozenset[str] = frozenset()
     cluster_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     enforcement: Enforcement = Enforcement.AUTO
@@ -45,62 +47,62 @@ class NodeSettings:
     allow_localhost: bool = True
     believe_ipcache: bool = False
     relevant: LabelFilter = field(default_factory=LabelFilter)
-    datapath: str = "per-packet"
+    datapath: Datapath = Datapath.PER_PACKET
 
 
 @dataclass(frozen=True)
 class View:
-    """The cluster as this node sees it now, and what is new about it since the view before."""
+    """View: the state that this node enforces, and its differences from the view before."""
 
-    snapshot: Snapshot  # its ipcache knows no peers
-    changed: bool  # whether the snapshot is another than in the view before; if not, it is the very same
-    peer_changes: tuple[tuple[bytes, Peer | None], ...]  # by address; None: nobody there any more
+    snapshot: Snapshot  # without peers in its ipcache
+    changed: bool  # the snapshot differs from the view before; if False, it is the same object
+    peer_changes: tuple[tuple[bytes, Peer | None], ...]  # by address; None: no peer has it any more
     policies: tuple[PolicyDocument, ...]  # in the order of their names
-    directory: Names  # live: one for all views
-    compilations: int  # how often the policy was compiled or revised so far
+    names: Names  # live: one object for all views
+    compilations: int  # number of compilations and incremental revisions of the policy so far
 
 
 class Replica:
-    """What this node knows of the cluster."""
+    """Replica: the records of the cluster, compiled for one node."""
 
     def __init__(self, settings: NodeSettings) -> None:
-        """Begin with an empty cluster."""
+        """Start with an empty cluster."""
         self._settings = settings
         self._own = frozenset(address.packed for address in settings.own_addresses)
-        self._roster = EndpointIndex(settings.name)
+        self._index = EndpointIndex(settings.name)
         self._identities: dict[Identity, Labels] = {}
         self._namespaces: dict[str, Namespace] = {}
         self._policies: dict[str, PolicyDocument] = {}
         self._sorted: tuple[PolicyDocument, ...] = ()  # as of the last compilation
-        self._stale = False  # the policy is no longer that of these identities and documents
+        self._stale = False  # identities or documents have changed since the compilation
         self._compiled = Compilation.fresh((), {}, {}, settings.enforcement)
         self._compilations = 0
-        self._local_numbers = self._compiled.policy.local_identities  # those of the last view
+        self._local_numbers = self._compiled.policy.local_identities  # of the last view
         self._outside, self._blocks, self._sites = NO_PREFIXES, NO_PREFIXES, dict[bytes, Identity]()
         self._snapshot: Snapshot | None = None
-        known = self._roster
-        self._directory = Names(
-            settings.name, self._identities, known.nodes, known.endpoints, known.owners, self._labels_of
+        index = self._index
+        self._names = Names(
+            settings.name, self._identities, index.nodes, index.endpoints, index.owners, self._labels_of
         )
 
     @property
     def peers(self) -> dict[bytes, Peer]:
-        """Return all peers by address: what all ``peer_changes`` together come to once nothing waits for a view."""
-        return self._roster.peers()
+        """Return all peers by address: the sum of all ``peer_changes``, after a view of all changes."""
+        return self._index.peers()
 
     @property
     def endpoints(self) -> Mapping[str, EndpointRecord]:
-        """Return every endpoint by its ``namespace/name``."""
-        return self._roster.endpoints
+        """Return every endpoint by its full name, ``namespace/name``."""
+        return self._index.endpoints
 
     def apply(self, changes: Iterable[Change]) -> None:
-        """Take what is so now; the next view shows it."""
+        """Record changes for the next view."""
         for change in changes:
             match change:
                 case (Kind.ENDPOINT, name, EndpointRecord() | None as endpoint):
-                    self._roster.put(name, endpoint)
+                    self._index.put(name, endpoint)
                 case (Kind.NODE, name, NodeRecord() | None as node):
-                    self._roster.put_node(name, node)
+                    self._index.put_node(name, node)
                 case (Kind.IDENTITY, name, Labels() | None as labels):
                     self._put_identity(Identity(int(name)), labels)
                 case (Kind.DOCUMENT, name, PolicyDocument() | Namespace() | None as document):
@@ -109,29 +111,29 @@ class Replica:
                     raise TypeError(f"a record of another kind: {change}")
 
     def view(self, revision: int) -> View:
-        """Return the view now; its snapshot has this revision if it is another than before.
+        """Return the current view; a snapshot that differs from the one before has this revision.
 
-        To be called by one at a time, and not while ``apply`` is. If it fails, the next view is of all that this one
-        was to be of, and new.
+        Not to be called concurrently with itself or with ``apply``. If it fails, the next view has all of its changes
+        and a new snapshot.
         """
         old, self._snapshot = self._snapshot, None
-        noted, policies = self._roster.noted(), self._compiled.policies
-        if stale := self._stale or noted.ports:
+        changes, policies = self._index.changes(), self._compiled.policies
+        if stale := self._stale or changes.ports:
             self._compile()
-        anew = self._look_at_addresses(noted.touched) or policies is not self._compiled.policies
-        endpoints = self._local_endpoints() if old is None or stale or noted.local else old.endpoints
-        if old is None or anew or not _equal(endpoints, old.endpoints):
+        different = self._update_local_identities(changes.touched) or policies is not self._compiled.policies
+        endpoints = self._local_endpoints() if old is None or stale or changes.local else old.endpoints
+        if old is None or different or not _equal(endpoints, old.endpoints):
             snapshot = self._new_snapshot(revision, endpoints)
         else:
             snapshot = old
-        peers = ((address, had, self._roster.peer(address)) for address, had in noted.touched.items())
-        changes = tuple((address, now) for address, had, now in peers if now != had)
+        peers = ((address, before, self._index.peer(address)) for address, before in changes.touched.items())
+        peer_changes = tuple((address, now) for address, before, now in peers if now != before)
         self._snapshot, self._stale = snapshot, False
-        self._roster.forget()
-        return View(snapshot, snapshot is not old, changes, self._sorted, self._directory, self._compilations)
+        self._index.reset_changes()
+        return View(snapshot, snapshot is not old, peer_changes, self._sorted, self._names, self._compilations)
 
     def ipcache(self, peers: Mapping[bytes, Peer]) -> Ipcache:
-        """Return an ipcache of these peers that knows what policy says of addresses, as of the last view."""
+        """Return an ipcache of these peers, with the policy's identities of addresses as of the last view."""
         return Ipcache(peers, self._settings.cluster_networks, self._outside, self._blocks, self._sites)
 
     def _put_identity(self, identity: Identity, labels: Labels | None) -> None:
@@ -152,36 +154,36 @@ class Replica:
             self._stale |= self._policies.pop(name, None) is not None
 
     def _compile(self) -> None:
-        """Bring the policy up to date."""
-        # in the order of their names, so that rules stand in one order on all nodes
-        self._sorted = tuple(one for _, one in sorted(self._policies.items(), key=lambda named: named[0]))
-        # of two numbers for the same labels, which no store gives, the lower one counts
+        """Compile the policy of the current documents and identities."""
+        # In the order of their names, so that the rules have the same order on all nodes.
+        self._sorted = tuple(policy for _, policy in sorted(self._policies.items(), key=lambda item: item[0]))
+        # Of two numbers for the same labels, which no store allocates, the lower one is used.
         numbers = {labels: number for number, labels in sorted(self._identities.items(), reverse=True)}
-        known = self._roster.ports
-        ports = {number: known[number] for number in numbers.values() if number in known}
-        after = self._compiled.followed_by(self._sorted, numbers, ports, self._settings.enforcement)
-        if after is not self._compiled:
-            self._compiled = after
+        named = self._index.ports
+        ports = {number: named[number] for number in numbers.values() if number in named}
+        compiled = self._compiled.followed_by(self._sorted, numbers, ports, self._settings.enforcement)
+        if compiled is not self._compiled:
+            self._compiled = compiled
             self._compilations += 1
 
-    def _look_at_addresses(self, touched: Collection[bytes]) -> bool:
-        """Bring up to date what policy calls addresses on this node; say whether anything of it is new."""
+    def _update_local_identities(self, touched: Collection[bytes]) -> bool:
+        """Update this node's own identities of addresses (CIDRs and sites); return whether any is different."""
         numbers, old = self._compiled.policy.local_identities, self._sites
         if numbers is not self._local_numbers:
             self._local_numbers = numbers
             self._outside, self._blocks = Prefixes(numbers.by_cidr), Prefixes(numbers.by_ip_block)
-            self._directory.cidrs = {number: labels for labels, number in numbers.cidr_labels.items()}
-            self._sites = self._sites_of(numbers, self._roster.owners) if numbers.by_port_set else {}
+            self._names.cidrs = {number: labels for labels, number in numbers.cidr_labels.items()}
+            self._sites = self._sites_of(numbers, self._index.owners) if numbers.by_port_set else {}
             return True
         if numbers.by_port_set:
-            now = self._sites_of(numbers, touched)
+            new = self._sites_of(numbers, touched)
             kept = {address: site for address, site in old.items() if address not in touched}
-            self._sites = kept | now
+            self._sites = kept | new
         return self._sites != old
 
     def _sites_of(self, numbers: LocalIdentities, addresses: Iterable[bytes]) -> dict[bytes, Identity]:
-        """Return what tells apart endpoints of one identity whose named ports differ, of these addresses."""
-        owners = ((address, self._roster.owners.get(address)) for address in addresses)
+        """Return the sites of addresses: local identities for endpoints of one identity with different named ports."""
+        owners = ((address, self._index.owners.get(address)) for address in addresses)
         return {
             address: site
             for address, owner in owners
@@ -191,19 +193,19 @@ class Replica:
     def _local_endpoints(self) -> dict[bytes, LocalEndpoint]:
         made: dict[str, LocalEndpoint] = {}
         return {
-            address: made.get(one.called) or made.setdefault(one.called, self._local(one))
-            for address, one in self._roster.local.items()
+            address: made.get(record.full_name) or made.setdefault(record.full_name, self._local_endpoint(record))
+            for address, record in self._index.local.items()
         }
 
-    def _local(self, one: EndpointRecord) -> LocalEndpoint:
-        maps = self._maps(one)
-        is_host = not self._own.isdisjoint(one.addresses)
-        return LocalEndpoint(one.called, one.identity, one.interface, maps.ingress, maps.egress, is_host)
+    def _local_endpoint(self, record: EndpointRecord) -> LocalEndpoint:
+        maps = self._maps(record)
+        is_host = not self._own.isdisjoint(record.addresses)
+        return LocalEndpoint(record.full_name, record.identity, record.interface, maps.ingress, maps.egress, is_host)
 
-    def _maps(self, one: EndpointRecord) -> EndpointMaps:
-        labels = self._directory.labels(one.identity)
+    def _maps(self, record: EndpointRecord) -> EndpointMaps:
+        labels = self._names.labels(record.identity)
         if labels is not None:
-            return self._compiled.policy.maps_for(labels, one.ports)
+            return self._compiled.policy.maps_for(labels, record.ports)
         mode = self._settings.enforcement
         closed = mode is Enforcement.ALWAYS or (mode is not Enforcement.NEVER and bool(self._policies))
         return _SHUT if closed else _OPEN
@@ -221,9 +223,9 @@ class Replica:
             believe_ipcache=settings.believe_ipcache,
         )
 
-    def _labels_of(self, called: str) -> Labels:
-        return self._roster.endpoints[called].all_labels(self._namespaces)
+    def _labels_of(self, full_name: str) -> Labels:
+        return self._index.endpoints[full_name].all_labels(self._namespaces)
 
 
-def _equal(some: Mapping[bytes, LocalEndpoint], others: Mapping[bytes, LocalEndpoint]) -> bool:
-    return some is others or some == others
+def _equal(endpoints: Mapping[bytes, LocalEndpoint], others: Mapping[bytes, LocalEndpoint]) -> bool:
+    return endpoints is others or endpoints == others

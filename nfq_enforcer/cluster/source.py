@@ -1,4 +1,4 @@
-"""Where an agent has its cluster from: what every store offers it, whichever it is."""
+"""Source of an agent's cluster: the interface that every store implements."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
@@ -10,15 +10,15 @@ from nfq_enforcer.policy.loader import File
 
 
 class ChangeBatch(NamedTuple):
-    """What a store hands over."""
+    """ChangeBatch: changes that a store delivers together."""
 
     changes: list[Change]
-    revision: int  # of the policy, with these changes; 0 where the nodes have not agreed on one
-    written: float | None = None  # when another node wrote the first of them, on this node's clock
+    revision: int  # of the policy, with these changes; 0 for a store without an agreed revision
+    written: float | None = None  # time of another node's write of the first change, on this node's clock
 
 
 class Started(NamedTuple):
-    """An endpoint that was written, and the identity that it has got."""
+    """Started: an endpoint that was written, and its identity."""
 
     endpoint: str
     identity: Identity
@@ -27,58 +27,61 @@ class Started(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """What was written of files."""
+    """Applied: the documents of files that were written, and the endpoints among them."""
 
     documents: tuple[str, ...]
     endpoints: tuple[Started, ...]
 
 
 class NodeStatus(NamedTuple):
-    """A node, as the store has heard of it."""
+    """NodeStatus: a node, as of its last heartbeat."""
 
     name: str
-    live: bool | None  # None: without the store nobody knows
-    seen: float | None = None  # seconds since the epoch, on the store's clock
+    live: bool | None  # None: unknown, because the store is not reachable
+    seen: float | None = None  # time of the last heartbeat, in seconds since the epoch on the store's clock
     revision: int | None = None  # of the policy that it enforces
 
 
 class Store(Protocol):
-    """What an agent asks of its store. Whoever applies or deletes takes what follows of it next."""
+    """Store: the source of an agent's cluster.
+
+    Changes by ``apply``, ``delete_policy`` and ``delete_endpoints`` are in the next batch of ``poll``.
+    """
 
     @property
     def refused(self) -> tuple[float, str] | None:
-        """Return since when, and why, documents are not taken; None if all are."""
+        """Return the time since which, and the reason for which, documents are refused; None if none are."""
 
     @property
     def revision(self) -> int | None:
-        """Return the revision of the policy that the nodes have agreed on; None where they do not."""
+        """Return the revision of the policy that the nodes agree on; None for a store without one."""
 
     async def start(self) -> None:
-        """Return when there is a first state to take; raise NfqError if there can be none."""
+        """Return when a first state is available; raise NfqError if none can be."""
 
     async def stop(self) -> None:
         """Leave the store."""
 
     async def wait(self) -> None:
-        """Return when there are changes to take."""
+        """Return when changes are available."""
 
     def poll(self) -> ChangeBatch:
-        """Return the changes since the last time."""
+        """Return the changes since the last poll."""
 
-    def acknowledge(self, handed: ChangeBatch) -> None:
-        """Note that what was handed over is in force on this node."""
+    def acknowledge(self, batch: ChangeBatch) -> None:
+        """Record that a batch is enforced on this node."""
 
     async def apply(self, files: Sequence[File]) -> Applied:
-        """Take files of documents, all or nothing; raise BadInput for all that is wrong with them."""
+        """Write the documents of files, all or nothing; raise BadInput with every error in them."""
 
     async def delete_policy(self, namespace: str, name: str) -> None:
-        """Take a policy out; raise BadInput if that cannot be."""
+        """Delete a policy; raise BadInput if it cannot be deleted."""
 
     async def delete_endpoints(self, names: Sequence[str]) -> list[str]:
-        """Take endpoints out; return those that there were."""
+        """Delete endpoints; return those that existed."""
 
     async def enforced_by(self, revision: int, patience: float) -> list[NodeStatus]:
-        """Return the nodes once every live one enforces this revision of the policy, or patience has run out."""
+        """Return the nodes once every live one enforces this policy revision, or after ``patience`` seconds."""
 
     async def status(self) -> dict[str, Any] | None:
-        """Return what there is to say of the connection; None where there is none."""
+        """Return the status of the connection; None for a store without one."""

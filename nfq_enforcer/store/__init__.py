@@ -1,1 +1,1 @@
-"""What the cluster agrees on, and this node's replica of it."""
+"""Stores, the sources of an agent's cluster: documents in files for one host, or Redis for a cluster."""

@@ -1,14 +1,14 @@
-"""Where the store is: what the setting ``store`` says, taken apart. Pure.
+"""Address of the store: parse the setting ``store``. Pure.
 
     memory:
     redis://[user[:password]@]host[:6379][/db]
     redis+sentinel://[user[:password]@]host[:26379],host,…/service[/db]
 
 and ``rediss://`` and ``rediss+sentinel://`` for the same over TLS; user and password are those of Redis, also behind
-Sentinels. An IPv6 address stands in brackets, and what is special in a URL is percent-encoded. Options follow as
+Sentinels. An IPv6 address stands in brackets, and special characters of a URL are percent-encoded. Options follow as
 ``?name=value&name=value``; they are the names in ``OPTIONS``.
 
-No sentence about a wrong address, and no text of a right one, holds a password or what might be a part of one.
+No error for an invalid address, and no text of a valid one, contains a password or a possible part of one.
 """
 
 import re
@@ -24,13 +24,13 @@ from pydantic import SecretStr
 
 DEFAULT_PREFIX = "nfqe"
 OPTIONS = (
-    "prefix",  # of all keys, so that several clusters may share a server
+    "prefix",  # of all keys, so that several clusters can share a server
     "password_file",
-    "sentinel_user",  # of the Sentinels themselves
+    "sentinel_user",  # for the Sentinels themselves
     "sentinel_password_file",
-    "ca_file",  # whose certificates are believed; default: those the system believes
-    "cert_file",  # this node's own certificate, where the server asks for one
-    "key_file",  # its key, if it is not in the same file
+    "ca_file",  # trusted certificate authorities; default: those of the system
+    "cert_file",  # this node's own certificate, for a server that requires one
+    "key_file",  # the key of cert_file, if it is in another file
 )
 _SENTINEL_OPTIONS = frozenset({"sentinel_user", "sentinel_password_file"})
 _TLS_OPTIONS = frozenset({"ca_file", "cert_file", "key_file"})
@@ -45,13 +45,13 @@ _SCHEME = re.compile(r"(redis|rediss)(\+sentinel)?://(.*)", re.DOTALL)
 _SERVER = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*))(?::([^:]*))?")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_.])?")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,5}")
-_SERVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")  # what Sentinel itself allows
-_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # no ':', so no cluster's keys are another one's, no pattern
+_SERVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")  # the names that Sentinel allows
+_PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # no ':', so keys of two clusters differ; no pattern
 _PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 class HostPort(NamedTuple):
-    """A server as the address names it; an IPv6 address is without its brackets."""
+    """HostPort: host and port of a server in the address; an IPv6 address is without brackets."""
 
     host: str
     port: int
@@ -62,10 +62,10 @@ class HostPort(NamedTuple):
 
 @dataclass(frozen=True)
 class StoreAddress:
-    """One store; without servers it is the node's own memory. ``str`` of it is ``redacted``."""
+    """StoreAddress: the address of a store; without servers, the node's own memory. ``str`` of it is ``redacted``."""
 
-    servers: tuple[HostPort, ...] = ()  # the Sentinels, if there is a service
-    service: str = ""  # what Sentinels call the primary and its replicas
+    servers: tuple[HostPort, ...] = ()  # with a service, the Sentinels
+    service: str = ""  # the Sentinels' name of the primary and its replicas
     db: int = 0
     prefix: str = DEFAULT_PREFIX
     tls: bool = False
@@ -80,12 +80,12 @@ class StoreAddress:
 
     @property
     def is_memory(self) -> bool:
-        """Say whether there is no server: one host works alone."""
+        """Return whether the address has no server: the host works alone."""
         return not self.servers
 
     @property
     def redacted(self) -> str:
-        """Return it for logs and status: canonical, without passwords and files."""
+        """Return the canonical address for logs and status, without passwords and files."""
         if self.is_memory:
             return "memory:"
         scheme = f"redis{'s' if self.tls else ''}{'+sentinel' if self.service else ''}"
@@ -95,7 +95,7 @@ class StoreAddress:
 
     @property
     def cluster(self) -> str:
-        """Return what names the cluster, whoever asks for it and however: fit for the name of a file."""
+        """Return a name of the cluster, the same for every user and spelling of the address, fit for a file name."""
         if self.is_memory:
             return "memory"
         servers = ",".join(sorted(str(server).lower() for server in self.servers))
@@ -113,7 +113,7 @@ MEMORY = StoreAddress()
 
 
 def parse(text: str) -> StoreAddress:
-    """Return the address that a text stands for; raise ValueError with a sentence that says what is allowed."""
+    """Return the address of a text; raise ValueError with a sentence that lists the allowed forms."""
     if text == "memory:":
         return MEMORY
     scheme = _SCHEME.fullmatch(text)
@@ -125,7 +125,7 @@ def parse(text: str) -> StoreAddress:
 def _parse(text: str, *, tls: bool, sentinel: bool) -> StoreAddress:
     before, _, query = text.partition("?")
     authority, _, path = before.partition("/")
-    if "@" in path or "@" in query:  # most likely it ends a password that a '/' or '?' has cut in two
+    if "@" in path or "@" in query:  # most likely it ends a password with a '/' or '?' in it
         raise ValueError("a '/', '?' or '@' in a user, a password or an option must be written %2F, %3F or %40")
     login, _, hosts = authority.rpartition("@")
     user, _, password = login.partition(":")
@@ -152,7 +152,7 @@ def _parse(text: str, *, tls: bool, sentinel: bool) -> StoreAddress:
 
 def _servers(text: str, *, sentinel: bool) -> tuple[HostPort, ...]:
     port = _SENTINEL_PORT if sentinel else _REDIS_PORT
-    servers = tuple(_server(one, port) for one in text.split(","))
+    servers = tuple(_server(part, port) for part in text.split(","))
     if len(servers) > 1 and not sentinel:
         raise ValueError("redis:// and rediss:// take one host; several are Sentinels: redis+sentinel://")
     if len(set(servers)) < len(servers):
@@ -161,9 +161,9 @@ def _servers(text: str, *, sentinel: bool) -> tuple[HostPort, ...]:
 
 
 def _server(text: str, port: int) -> HostPort:
-    """Take a host apart; a port is not repeated in an error, for it may be a password that no '@' ends."""
-    found = _SERVER.fullmatch(text)
-    bracketed, name, number = found.groups() if found else (None, "", None)
+    """Return host and port; an error does not repeat the port, which may be a password without an '@' after it."""
+    matched = _SERVER.fullmatch(text)
+    bracketed, name, number = matched.groups() if matched else (None, "", None)
     host = _ipv6(bracketed) if bracketed is not None else name if _HOST.fullmatch(name) else None
     if host is None:
         raise ValueError(
@@ -202,27 +202,27 @@ def _options(query: str) -> dict[str, str]:
     for item in filter(None, query.split("&")):
         name, _, value = item.partition("=")
         if name not in OPTIONS:
-            raise ValueError(f"the store has an unknown option{_called(name)}; allowed: {', '.join(OPTIONS)}")
+            raise ValueError(f"the store has an unknown option{_quoted(name)}; allowed: {', '.join(OPTIONS)}")
         if name in options:
             raise ValueError(f"the store's option {name} is given twice; once is allowed")
         options[name] = _CHECKS.get(name, _any)(name, _decoded(value, f"the option {name}"))
     return options
 
 
-def _called(name: str) -> str:
-    return f" '{name}'" if re.fullmatch(r"[a-z_]{1,32}", name) else ""  # else it may be anything, a password too
+def _quoted(name: str) -> str:
+    return f" '{name}'" if re.fullmatch(r"[a-z_]{1,32}", name) else ""  # any other text may be a password
 
 
 def _check_options(options: dict[str, str], *, tls: bool, sentinel: bool, has_password: bool) -> None:
-    """Refuse what would count for nothing: a user who wrote it expects that it does something."""
-    given = options.keys()
-    if not tls and (wrong := given & _TLS_OPTIONS):
+    """Raise ValueError for an option without effect, because its user expects one."""
+    names = options.keys()
+    if not tls and (wrong := names & _TLS_OPTIONS):
         raise ValueError(f"the store's option {min(wrong)} is for TLS: rediss:// or rediss+sentinel://")
-    if not sentinel and (wrong := given & _SENTINEL_OPTIONS):
+    if not sentinel and (wrong := names & _SENTINEL_OPTIONS):
         raise ValueError(f"the store's option {min(wrong)} is for Sentinels: redis+sentinel:// or rediss+sentinel://")
-    if has_password and "password_file" in given:
+    if has_password and "password_file" in names:
         raise ValueError("the store has a password and a password_file; one of them is allowed")
-    if "key_file" in given and "cert_file" not in given:
+    if "key_file" in names and "cert_file" not in names:
         raise ValueError("the store has a key_file and no cert_file; the certificate belongs to it")
 
 
@@ -250,10 +250,10 @@ _CHECKS: dict[str, Callable[[str, str], str]] = {
 }
 
 
-def _decoded(text: str, what: str) -> str:
+def _decoded(text: str, subject: str) -> str:
     try:
         if not _PERCENT.search(text):
             return unquote(text, errors="strict")
     except UnicodeDecodeError:
         pass
-    raise ValueError(f"{what} of the store is not percent-encoded UTF-8; a '%' itself is written %25")
+    raise ValueError(f"{subject} of the store is not percent-encoded UTF-8; a '%' itself is written %25")

@@ -1,7 +1,7 @@
-"""The store of a host that works alone: files and folders of documents, and what is applied from the command line.
+"""Store of a host that works alone: documents in files and folders, and documents applied from the command line.
 
-Files are looked at, not listened to: a look costs a ``stat`` a file, and sees every kind of change on every file
-system, a folder that vanishes and comes back among them. What is applied lives in memory, as long as the agent does.
+Files are polled, not watched by inotify: a poll costs a ``stat`` a file, and detects every kind of change on every file
+system, also a folder that vanishes and comes back. Applied documents are in memory, and end with the agent.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from nfq_enforcer.cluster.records import (
     Kind,
     NodeRecord,
     changes_between,
-    described,
+    records_of,
 )
 from nfq_enforcer.cluster.replica import NodeSettings
 from nfq_enforcer.cluster.source import Applied, ChangeBatch, NodeStatus, Started
@@ -30,25 +30,25 @@ from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
 from nfq_enforcer.policy.loader import DocumentKey, Documents, File, ParsedDocument
 
 _log = logging.getLogger(__name__)
-_LOOK = 0.15  # seconds between two looks at the documents
 
-_Print = tuple[tuple[str, int, int, int], ...]
+_Fingerprint = tuple[tuple[str, int, int, int], ...]
 _Applied = Mapping[DocumentKey, ParsedDocument]
 
 
 class FileStore:
-    """Documents in files and folders, read again when something about them has changed, and those applied.
+    """FileStore: documents in files and folders, read again after a change, and applied documents beside them.
 
-    Identities are derived from the labels of all endpoints, so nodes that have the same documents agree on them.
+    Identities are derived from the labels of all endpoints, so nodes with the same documents agree on them.
     """
 
-    def __init__(self, paths: Iterable[Path], settings: NodeSettings) -> None:
-        """Take the files and folders, and which node this is; nothing is read yet."""
+    def __init__(self, paths: Iterable[Path], settings: NodeSettings, interval: float = 0.15) -> None:
+        """Take files and folders, this node's settings, and the seconds between two polls; nothing is read yet."""
         self._paths = tuple(paths)
         self._settings = settings
-        self._seen: _Print | None = None  # at the last look
-        self._loaded: _Print | None = None
-        self._state: ClusterState = {}  # as it was handed over, or waits to be
+        self._interval = interval
+        self._seen: _Fingerprint | None = None  # of the last poll
+        self._loaded: _Fingerprint | None = None  # of the last load
+        self._state: ClusterState = {}  # the records of the last load
         self._applied: _Applied = {}
         self._policies: tuple[PolicyDocument, ...] = ()
         self._changes: list[Change] = []
@@ -56,28 +56,28 @@ class FileStore:
         self._refused: tuple[float, str] | None = None
 
     async def start(self) -> None:
-        """Read all documents; raise BadInput with every problem there is."""
+        """Read all documents; raise BadInput with every error in them."""
         await self._load(self._applied)
 
     async def stop(self) -> None:
-        """Leave the files as they are."""
+        """Do nothing: the files stay as they are."""
 
     @property
     def refused(self) -> tuple[float, str] | None:
-        """Return since when, and why, changed documents are not taken."""
+        """Return the time since which, and the reason for which, changed documents are refused; None if none are."""
         return self._refused
 
     @property
     def revision(self) -> int | None:
-        """Return None: nodes that read the same files agree on no number."""
+        """Return None: nodes that read the same files do not agree on a revision."""
         return None
 
     async def wait(self) -> None:
-        """Return when documents have changed and are right."""
+        """Return when documents have changed and are valid."""
         while not self._changes:
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(self._interval)
             async with self._loading:
-                if self.changed():
+                if self.poll_files():
                     await self._reload()
 
     async def _reload(self) -> None:
@@ -88,79 +88,81 @@ class FileStore:
             _log.error("documents refused, those before stay in force: %s", error)
 
     def poll(self) -> ChangeBatch:
-        """Return the changes since the last time."""
+        """Return the changes since the last poll."""
         taken, self._changes = self._changes, []
         return ChangeBatch(taken, 0)
 
-    def acknowledge(self, handed: ChangeBatch) -> None:
-        """Note nothing: nobody else asks."""
+    def acknowledge(self, batch: ChangeBatch) -> None:
+        """Do nothing: no other node depends on it."""
 
     async def apply(self, files: Sequence[File]) -> Applied:
-        """Take files of documents beside those in the folders; they last as long as this store."""
+        """Apply the documents of files beside those in the folders, until this store ends."""
         parsed = await asyncio.to_thread(loader.parse_all, files)
-        known = set(self._state)
-        await self._change(lambda: {**self._applied, **{one.document.key: one for one in parsed}})
-        started = [self._started(one.document, known) for one in parsed if isinstance(one.document, Endpoint)]
-        return Applied(tuple("/".join(filter(None, one.document.key)) for one in parsed), tuple(started))
+        before = set(self._state)
+        await self._change(lambda: {**self._applied, **{item.document.key: item for item in parsed}})
+        started = [self._started(item.document, before) for item in parsed if isinstance(item.document, Endpoint)]
+        return Applied(tuple("/".join(filter(None, item.document.key)) for item in parsed), tuple(started))
 
-    def _started(self, document: Endpoint, known: Set[tuple[Kind, str]]) -> Started:
-        called = f"{document.namespace}/{document.name}"
-        record = self._state[Kind.ENDPOINT, called]
+    def _started(self, document: Endpoint, before: Set[tuple[Kind, str]]) -> Started:
+        full_name = f"{document.namespace}/{document.name}"
+        record = self._state[Kind.ENDPOINT, full_name]
         assert isinstance(record, EndpointRecord)
         key = Kind.IDENTITY, str(record.identity)
         labels = self._state[key]
         assert isinstance(labels, Labels)
-        return Started(called, record.identity, labels, key not in known)
+        return Started(full_name, record.identity, labels, key not in before)
 
     async def delete_policy(self, namespace: str, name: str) -> None:
-        """Take back policies of this name that were applied; raise BadInput where none was."""
+        """Delete the applied policies of this name; raise BadInput if no applied policy has it."""
 
-        def without() -> _Applied:
-            left = {key: one for key, one in self._applied.items() if key[1:] != (namespace, name) or _is_other(key)}
+        def without_policy() -> _Applied:
+            left = {
+                key: item for key, item in self._applied.items() if key[1:] != (namespace, name) or _is_no_policy(key)
+            }
             if len(left) == len(self._applied):
                 raise BadInput(_not_applied(namespace, name, self._policies))
             return left
 
-        await self._change(without)
+        await self._change(without_policy)
 
     async def delete_endpoints(self, names: Sequence[str]) -> list[str]:
-        """Take back endpoints that were applied; raise BadInput for one that comes from a file."""
+        """Delete applied endpoints; return those that existed; raise BadInput for one that comes from a file."""
         keys = {("Endpoint", *name.split("/", 1)): name for name in names}
-        there = [name for name in names if (Kind.ENDPOINT, name) in self._state]
+        existing = [name for name in names if (Kind.ENDPOINT, name) in self._state]
         applied = [name for key, name in keys.items() if key in self._applied]
-        for name in there:
+        for name in existing:
             if name not in applied:
                 raise BadInput(f"endpoint {name} comes from a file: remove it there")
-        await self._change(lambda: {key: one for key, one in self._applied.items() if key not in keys})
-        return there
+        await self._change(lambda: {key: item for key, item in self._applied.items() if key not in keys})
+        return existing
 
     async def enforced_by(self, revision: int, patience: float) -> list[NodeStatus]:
-        """Return this node, the only one there is."""
+        """Return this node, the only one."""
         return [NodeStatus(self._settings.name, live=True)]
 
     async def status(self) -> None:
-        """Return None: there is no connection."""
+        """Return None: a host that works alone has no connection."""
 
     async def _change(self, change: Callable[[], _Applied]) -> None:
-        """Have other documents applied, one change at a time; raise BadInput, and change nothing, if they are wrong."""
+        """Replace the applied documents, one change at a time; raise BadInput without a change if they are invalid."""
         async with self._loading:
             await self._load(change())
 
-    def changed(self) -> bool:
-        """Look; say whether anything has changed since the last load, and has come to rest since the last look.
+    def poll_files(self) -> bool:
+        """Return whether the files differ from the last load, and are unchanged since the last poll.
 
-        A file that is still being written is not read half.
+        So a file that is still being written is not read.
         """
-        before, self._seen = self._seen, self._print()
+        before, self._seen = self._seen, self._fingerprint()
         return self._seen == before and self._seen != self._loaded
 
     async def _load(self, applied: _Applied) -> None:
-        """Take all documents, with these applied; raise BadInput with every problem there is.
+        """Load all files and the applied documents; raise BadInput with every error in them.
 
-        If it is others than those applied now, what has changed in files and is refused still counts as changed.
+        With other applied documents than before, refused changes of files still count as changes.
         """
         if applied is self._applied:
-            self._loaded = self._print()
+            self._loaded = self._fingerprint()
         documents, state = await asyncio.to_thread(self._read, applied)
         self._changes += changes_between(self._state, state)
         self._state, self._policies, self._applied, self._refused = state, documents.policies, applied, None
@@ -169,25 +171,25 @@ class FileStore:
         documents = loader.load(self._paths, applied.values())
         enforceable.check(documents.policies)
         node = {(Kind.NODE, self._settings.name): self._record()}
-        return documents, {**node, **described(documents, self._settings.name, self._settings.relevant)}
+        return documents, {**node, **records_of(documents, self._settings.name, self._settings.relevant)}
 
     def _record(self) -> NodeRecord:
         return NodeRecord(self._settings.addresses, __version__, self._settings.datapath)
 
-    def _print(self) -> _Print:
+    def _fingerprint(self) -> _Fingerprint:
         return tuple(mark for path in self._paths for mark in _marks(path))
 
 
-def _is_other(key: DocumentKey) -> bool:
+def _is_no_policy(key: DocumentKey) -> bool:
     return key[0] in {"Endpoint", "Namespace"}
 
 
-def _not_applied(namespace: str, name: str, known: Iterable[PolicyDocument]) -> str:
-    called = f"{namespace}/{name}" if namespace else name
-    for policy in known:
+def _not_applied(namespace: str, name: str, policies: Iterable[PolicyDocument]) -> str:
+    full_name = f"{namespace}/{name}" if namespace else name
+    for policy in policies:
         if policy.key[1:] == (namespace, name):
-            return f"policy {called} comes from {policy.origin}: remove it there"
-    return f"there is no policy {called}; 'nfq-enforcer policy list' shows those there are"
+            return f"policy {full_name} comes from {policy.origin}: remove it there"
+    return f"there is no policy {full_name}; 'nfq-enforcer policy list' shows those there are"
 
 
 def _marks(path: Path) -> Iterable[tuple[str, int, int, int]]:
@@ -195,7 +197,7 @@ def _marks(path: Path) -> Iterable[tuple[str, int, int, int]]:
         if not path.is_dir():
             yield _mark(path)
             return
-        for folder, _, files in os.walk(path):  # as the loader does, which follows no link to a folder
+        for folder, _, files in os.walk(path):  # like the loader, it follows no link to a folder
             yield _mark(Path(folder))
             for name in sorted(files):
                 yield _mark(Path(folder, name))

@@ -22,7 +22,7 @@ from nfq_enforcer.lab.topology import STORE
 from nfq_enforcer.policy.cilium import CiliumNetworkPolicy
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.commands import Request
-from nfq_enforcer.store.redis.session import HEARTBEAT
+from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS
 from tests.bench.simulated import Simulation, connected, fill, node_name
 
 IDENTITIES = 5000
@@ -107,7 +107,7 @@ async def _live(url: str) -> None:
     async with connected(url, node_name(0)) as store:
         while True:
             await store.heartbeat(node_name(0), 1)
-            await asyncio.sleep(HEARTBEAT)
+            await asyncio.sleep(DEFAULT_TIMINGS.heartbeat)
 
 
 def main() -> None:

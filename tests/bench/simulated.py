@@ -16,7 +16,7 @@ from ipaddress import IPv4Address
 from statistics import quantiles
 from typing import Any
 
-from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord, Placed
+from nfq_enforcer.cluster.records import EndpointRecord, EndpointRequest, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.lab.lab import Lab
@@ -26,7 +26,7 @@ from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.commands import Commands, Request, Written
 from nfq_enforcer.store.redis.connection import Connection
 from nfq_enforcer.store.redis.mirror import Mirror
-from nfq_enforcer.store.redis.session import COLLECT, GRACE, HEARTBEAT, LEASE, RETIREMENT
+from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS
 
 _FIRST_ENDPOINT, _FIRST_NODE = IPv4Address("10.64.0.0"), IPv4Address("10.200.0.1")
 _BATCH = 500  # endpoints in one write of ``fill``
@@ -70,13 +70,13 @@ def endpoint_name(number: int) -> str:
     return f"default/endpoint-{number:06}"
 
 
-def endpoint(number: int, labels: Labels, nodes: int) -> Placed:
+def endpoint(number: int, labels: Labels, nodes: int) -> EndpointRequest:
     """Return the endpoint of this number; the number determines its node and its address."""
     address = (_FIRST_ENDPOINT + number).packed
     namespace, name = endpoint_name(number).split("/")
     node, interface = node_name(number % nodes), f"veth{number % 1000}"
     record = EndpointRecord(namespace, name, node, Identity(0), (address,), interface, labels, "default", frozenset())
-    return _PLACES.placed(record)
+    return _PLACES.endpoint_request(record)
 
 
 _PLACES = Mirror("", LabelFilter())  # empty, so that each request has the labels of its identity
@@ -108,7 +108,7 @@ async def fill(simulation: Simulation) -> dict[str, float]:
             numbers = range(start, min(start + _BATCH, simulation.endpoints))
             placed = [endpoint(one, kinds[one % len(kinds)], simulation.nodes) for one in numbers]
             await store.write(Request(placed))
-        return {"commands": store.commands, "seconds": time.perf_counter() - begun}
+        return {"commands": store.sent, "seconds": time.perf_counter() - begun}
 
 
 class _Churn:
@@ -156,7 +156,7 @@ class _Churn:
         place = self._random.randrange(len(self._alive))
         self._alive[place], self._alive[-1] = self._alive[-1], self._alive[place]
         number = self._alive.pop()
-        await self._write(number, Request(gone=[(Kind.ENDPOINT, endpoint_name(number))]))
+        await self._write(number, Request(deleted=[(Kind.ENDPOINT, endpoint_name(number))]))
         self.stops += 1
 
     async def _write(self, number: int, request: Request) -> Written:
@@ -172,7 +172,7 @@ async def churn(simulation: Simulation) -> dict[str, float]:
         nodes = [node_name(number) for number in range(simulation.nodes)]
         stores = [await stack.enter_async_context(connected(simulation.url, name)) for name in nodes]
         for store in stores:
-            store.commands = 0
+            store.sent = 0
         living = [asyncio.create_task(_live(*one)) for one in zip(stores, nodes, strict=True)]
         one = _Churn(simulation, stores)
         seconds = await one.run()
@@ -184,7 +184,7 @@ async def churn(simulation: Simulation) -> dict[str, float]:
             "starts": one.starts,
             "stops": one.stops,
             "allocated": one.allocated,
-            "commands": sum(store.commands for store in stores),
+            "commands": sum(store.sent for store in stores),
             "signs_of_life": signs,
             "write_p50": quantiles(one.took, n=100)[49],
             "write_p99": quantiles(one.took, n=100)[98],
@@ -193,14 +193,14 @@ async def churn(simulation: Simulation) -> dict[str, float]:
 
 async def _live(store: Commands, node: str) -> int:
     """Send heartbeats until cancelled; return the number of commands that they took."""
-    own = 0
+    own, timings = 0, DEFAULT_TIMINGS
     with suppress(asyncio.CancelledError):
-        await asyncio.sleep(random.uniform(0, HEARTBEAT))
+        await asyncio.sleep(random.uniform(0, timings.heartbeat))
         while True:
             await store.heartbeat(node, 1)
-            await store.collect(LEASE, GRACE, RETIREMENT, COLLECT)
+            await store.collect(timings.lease, timings.grace, timings.retirement, timings.collect)
             own += 2
-            await asyncio.sleep(HEARTBEAT)
+            await asyncio.sleep(timings.heartbeat)
     return own
 
 
@@ -216,7 +216,7 @@ async def allocate(simulation: Simulation) -> dict[str, float]:
         return {"seconds": time.perf_counter() - begun, "allocated": sum(new)}
 
 
-async def _allocate(store: Commands, placed: Sequence[Placed]) -> int:
+async def _allocate(store: Commands, placed: Sequence[EndpointRequest]) -> int:
     return sum([len((await store.write(Request([one]))).new) for one in placed])
 
 

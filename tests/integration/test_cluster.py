@@ -1,4 +1,4 @@
-"""A cluster on Redis under real traffic: what holds while the store works, while it is away, and when it is back."""
+"""A cluster on Redis under real traffic: while the store works, while it is away, and after its return."""
 
 import asyncio
 import errno
@@ -45,8 +45,8 @@ from tests.support.labs import (
 )
 from tests.support.redis_servers import Certificates, RedisServer, Sentinel
 
-STEADY = 60.0  # for a connection that must not be cut: it may wait, on a busy machine long, but not end
-PACE = 0.05  # seconds between two attempts of one who attempts all the time
+STEADY = 60.0  # for a connection that must not end; on a busy machine it may wait long
+PACE = 0.05  # seconds between two attempts of the continuous traffic
 DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])
 SCRAPE = (
     "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9962/metrics', timeout=9).read().decode())"
@@ -75,7 +75,7 @@ def add(lab: Lab, name: str, at: str, role: str, *options: str) -> "subprocess.C
 
 
 def store_of(lab: Lab, node: str) -> dict[str, Any]:
-    """Return what a node says of the store."""
+    """Return the store's part of a node's status."""
     seen: dict[str, Any] = lab.nodes[node].status()["store"]
     return seen
 
@@ -87,20 +87,20 @@ def scrape(lab: Lab, node: str) -> dict[str, float]:
 
 
 def in_step(lab: Lab) -> bool:
-    """Say whether all nodes are connected and hold the same, enforced."""
+    """Return whether all nodes are connected and enforce the same revision of the same state."""
     seen = [store_of(lab, node) for node in lab.nodes]
     same = ("position", "policy_revision", "nodes", "identities", "endpoints", "documents")
     return all(one["connected"] for one in seen) and len({tuple(one[key] for key in same) for one in seen}) == 1
 
 
 def are_cut_off(lab: Lab) -> bool:
-    """Say whether every node has noticed that there is no store."""
+    """Return whether every node has detected that the store is unreachable."""
     return not any(store_of(lab, node)["connected"] for node in lab.nodes)
 
 
 @contextmanager
 def cut_off(lab: Lab, node: str) -> Iterator[None]:
-    """Let no packet pass between a node and the store, without touching the node."""
+    """Drop all packets between a node and the store, outside of the node."""
     rules = [("INPUT", "-s"), ("OUTPUT", "-d")]
     address = str(lab.address(node))
     for chain, end in rules:
@@ -114,7 +114,7 @@ def cut_off(lab: Lab, node: str) -> Iterator[None]:
 
 @pytest.fixture
 def workloads(guarded: Lab) -> Iterator[Callable[..., str]]:
-    """Attach workloads that answer, and delete their endpoints at the end."""
+    """Attach workloads with a server each, and delete their endpoints at the end."""
     names: list[str] = []
 
     def attach(node: str) -> str:
@@ -215,16 +215,16 @@ FORBIDDEN = (("front1", "db3"), ("db3", "back2"), ("back1", "back2"), ("front1",
 
 
 class Traffic:
-    """Allowed and forbidden traffic that goes on all the time, and what was wrong with it."""
+    """Traffic: allowed and forbidden connections, attempted continuously, and the unexpected results."""
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
         self._over = asyncio.Event()
         self.wrong: list[str] = []
-        self._done: list[int] = []  # how often each has been tried
+        self._done: list[int] = []  # number of attempts of each
 
     async def once_more(self) -> None:
-        """Return when everything that goes on has been tried once more from its beginning to its end."""
+        """Return when each of the attempts has been made once more from beginning to end."""
         before = list(self._done)
         await wait(lambda: all(now > then + 1 for now, then in zip(self._done, before, strict=True)), "traffic goes on")
 
@@ -256,7 +256,7 @@ class Traffic:
 
     @asynccontextmanager
     async def going_on(self, *, opening: bool = True) -> AsyncIterator[None]:
-        """Have it go on; ``opening``: new allowed connections, too."""
+        """Run the traffic; ``opening``: with new allowed connections, too."""
         held = [one for pair in TALKING for one in await self._held(*pair)]
         loops = [self._until_over("talked", c.host.name, "ok", partial(c.talk, STEADY)) for c in held]
         for pair in TALKING if opening else ():
@@ -277,12 +277,12 @@ class Traffic:
 
 
 async def wait(condition: Callable[[], object], what: str) -> None:
-    """Wait without holding up the traffic."""
+    """Wait without blocking the traffic."""
     await asyncio.to_thread(until, condition, what)
 
 
 def agreed(lab: Lab) -> list[dict[str, int]]:
-    """Return the identities of all endpoints as each node has them."""
+    """Return the identities of all endpoints on each node."""
     return [
         {one["name"]: one["identity"] for one in client.call(node.socket, "endpoints")} for node in lab.nodes.values()
     ]
@@ -318,7 +318,7 @@ async def test_agents_that_restart_without_the_store_go_on_with_the_last_known_s
     before = agreed(guarded)
     traffic = Traffic(guarded)
 
-    async with traffic.going_on(opening=False):  # at a node without an agent nothing is opened: fail: closed
+    async with traffic.going_on(opening=False):  # a node without an agent opens no connection: fail: closed
         await asyncio.to_thread(guarded.store.kill)
         await wait(lambda: are_cut_off(guarded), "the nodes notice")
         await traffic.once_more()
@@ -414,13 +414,13 @@ async def test_values_that_are_not_understood_are_named_and_do_no_harm(guarded: 
 
 @pytest.fixture(scope="module")
 def other(make_served: Callable[..., Lab]) -> Lab:
-    """Give a lab whose agents the test starts, each with the store that it is about."""
+    """Give a lab with agents that the test starts, each with the store under test."""
     return make_served()
 
 
 @pytest.fixture
 def unstarted(other: Lab) -> Iterator[Lab]:
-    """Give that lab with neither agents nor a store, and leave it so, without a traceback in a log."""
+    """Give that lab with neither agents nor a store, stop both at the end, and assert that no log has a traceback."""
     yield other
     stop_agents(other)
     other.store.kill()
@@ -429,7 +429,7 @@ def unstarted(other: Lab) -> Iterator[Lab]:
 
 
 def at_store(lab: Lab, tmp_path: Path, port: int, **options: Any) -> RedisServer:
-    """Return a server on the machine of the store, at another port than the lab's own."""
+    """Return a server on the store's machine, at another port than the lab's own."""
     host, prefix = str(lab.address(STORE)), lab.network.command(STORE, [])
     return RedisServer(tmp_path / str(port), port, host=host, prefix=prefix, **options)
 

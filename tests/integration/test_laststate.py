@@ -1,4 +1,4 @@
-"""The last known state on disks that fail: what was saved before is kept, and each refusal is a sentence."""
+"""Last known state on failing disks: the earlier saves are kept, and each error is a sentence."""
 
 import subprocess
 import sys

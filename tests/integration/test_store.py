@@ -1,4 +1,4 @@
-"""The store's scripts on real servers: atomic, whoever calls them at once, and nothing that is in use is lost."""
+"""The store's scripts on real servers: atomic under concurrent calls, and no entry in use is lost."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ def documents(*names: str) -> list[tuple[Kind, str, str]]:
 
 
 async def numbers(url: str) -> dict[str, str]:
-    """Return the number of each label set, by the entries of identities."""
+    """Return the number of each label set, from the entries of identities."""
     held = await held_by(url)
     return {json.loads(value)["labels"]: name for (kind, name), value in held.items() if kind is Kind.IDENTITY}
 
@@ -120,7 +120,7 @@ class TestAllOrNothing:
         async with store(url) as mine:
             await mine.write(Request([placed("a", "10.0.0.1"), placed("b", "10.0.0.2"), placed("c", "10.0.0.3")]))
             swapped = [placed("a", "10.0.0.2"), placed("b", "10.0.0.1"), placed("d", "10.0.0.3")]
-            await mine.write(Request(swapped, gone=[(Kind.ENDPOINT, "default/c")]))
+            await mine.write(Request(swapped, deleted=[(Kind.ENDPOINT, "default/c")]))
 
             for ip, name in (("10.0.0.1", "b"), ("10.0.0.2", "a"), ("10.0.0.3", "d")):
                 with pytest.raises(BadInput, match=f"^{ip} already belongs to endpoint default/{name}$"):
@@ -164,14 +164,14 @@ class TestAllOrNothing:
     async def test_nobody_writes_before_a_member_has_joined_this_run_of_the_server(self, url: str) -> None:
         async with connection(url) as client:
             stranger = Commands(client, client, "test")
-            for doing in (
+            for command in (
                 stranger.write(Request(values=[(Kind.NODE, "n1", NODE)])),
                 stranger.restore([], [(Kind.NODE, "n1")]),
                 stranger.heartbeat("n1", 0),
                 stranger.collect(*GRACE),
             ):
                 with pytest.raises(NotJoined, match=r"^it has been emptied, and this node is about to join it anew$"):
-                    await doing
+                    await command
             await stranger.join("n1", 0, 0)
             await client.hset("test:meta", "run", "0" * 40)
             with pytest.raises(NotJoined, match=r"^it has been restarted or replaced"):
@@ -195,7 +195,7 @@ class TestCollection:
         return number
 
     async def stop(self, mine: Commands, name: str = "web") -> None:
-        await mine.write(Request(gone=[(Kind.ENDPOINT, f"default/{name}")]))
+        await mine.write(Request(deleted=[(Kind.ENDPOINT, f"default/{name}")]))
 
     async def test_an_identity_that_nobody_has_is_collected_after_the_grace(self, url: str) -> None:
         async with store(url) as mine:
@@ -350,7 +350,7 @@ class TestRestore:
                 await mine.write(Request([placed("new", "10.0.0.1")]))
             assert (await mine.write(Request([placed("new", "10.0.0.3")]))).numbers == (1000,)
             assert (await mine.collect(*GRACE)).identities == 0
-            await mine.write(Request(gone=[(Kind.ENDPOINT, f"default/{name}") for name in ("web", "wap", "new")]))
+            await mine.write(Request(deleted=[(Kind.ENDPOINT, f"default/{name}") for name in ("web", "wap", "new")]))
             assert (await mine.collect(*GRACE)).identities == 1
 
     async def test_whoever_was_behind_brings_nothing_back_once_one_who_knew_more_has_been_there(self, url: str) -> None:
@@ -366,7 +366,7 @@ class TestRestore:
             assert (await mine.scan())[0] == of[3]
             assert (await mine.join("n1", 0, 0)).forks[0].survived == written[1].id
 
-            await mine.note_restored(fork, written[0].id or 0)  # it is never taken back
+            await mine.note_restored(fork, written[0].id or 0)  # it never decreases
             assert (await mine.join("n1", 0, 0)).forks[0].survived == written[1].id
-            await mine.restore(of[1].items())  # an import asks for no fork
+            await mine.restore(of[1].items())  # an import names no fork
             assert (await mine.scan())[0] == of[3] | of[1]

@@ -1,4 +1,4 @@
-"""Real servers as they are deployed: each is reached as its address says, and each failure is one clear sentence."""
+"""Real servers in their deployments: each address form connects, and each failure is one clear sentence."""
 
 import asyncio
 import errno
@@ -39,7 +39,7 @@ from tests.support.store_steps import take_every_step
 SECRET = "geheim-s3cret"
 WRONG = "wr0ng-geheim"
 TIMEOUT = 30.0
-BRIEF = 0.2  # for what never answers
+BRIEF = 0.2  # for a server that never answers
 FULL_ACL = f"full on >{SECRET} ~nfqe:* {PERMISSIONS}"
 ACL = f"nfq on >{SECRET} ~nfqe:* +ping +info +select +client|setname +xread +hget"
 
@@ -51,14 +51,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(folder: Path) -> Iterator[RedisServer]:
-    """Give a server with a user of its own beside the default one."""
+    """Give a server with a dedicated user beside the default one."""
     with RedisServer(folder / "plain", acl=[ACL]) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
 def locked(folder: Path) -> Iterator[RedisServer]:
-    """Give a server that asks for a password."""
+    """Give a server that requires a password."""
     with RedisServer(folder / "locked", password=SECRET) as server:
         yield server
 
@@ -70,14 +70,14 @@ def certificates(folder: Path) -> Certificates:
 
 @pytest.fixture(scope="module")
 def guarded(folder: Path, certificates: Certificates) -> Iterator[RedisServer]:
-    """Give a server that speaks TLS only, with those who have a certificate."""
+    """Give a server with TLS only, which requires a client certificate."""
     with RedisServer(folder / "guarded", tls=certificates) as server:
         yield server
 
 
 @pytest.fixture(autouse=True)
 def silent(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Hold every test to it: no password in what is logged."""
+    """Assert after every test that the log contains no password."""
     caplog.set_level(logging.DEBUG)
     yield
     assert SECRET not in caplog.text
@@ -97,7 +97,7 @@ async def info(url: str, timeout: float = TIMEOUT) -> ServerInfo:
 
 
 async def refusal(url: str, timeout: float = TIMEOUT) -> str:
-    """Return what is said of a server that cannot be used; no password is in it, however it is looked at."""
+    """Return the error sentence for a server that cannot be used; assert that no form of the error has a password."""
     with pytest.raises(StoreError) as caught:
         await info(url, timeout)
     error: BaseException | None = caught.value
@@ -110,7 +110,7 @@ async def refusal(url: str, timeout: float = TIMEOUT) -> str:
 
 @asynccontextmanager
 async def stranger(*answers: bytes) -> AsyncIterator[str]:
-    """Give the address of what is no Redis: it gives these answers, and then never one again."""
+    """Give the address of a server that is no Redis: it gives these answers, and then none."""
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left = iter(answers)
@@ -350,7 +350,7 @@ Deployment = tuple[RedisServer, RedisServer, list[Sentinel]]
 class TestSentinels:
     @pytest.fixture
     def deployment(self, folder: Path) -> Iterator[Deployment]:
-        """Give a primary, its replica and three Sentinels that know of each other."""
+        """Give a primary, its replica and three Sentinels that have discovered each other."""
         with ExitStack() as stack:
             primary = stack.enter_context(RedisServer(folder / "primary", password=SECRET))
             replica = stack.enter_context(RedisServer(folder / "second", password=SECRET, replica_of=primary))

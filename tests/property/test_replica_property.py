@@ -1,4 +1,4 @@
-"""However a cluster came about, one change after another, a node sees it as if it had heard of all of it at once."""
+"""A replica depends on the current records only: any sequence of changes gives the same state as one batch."""
 
 from ipaddress import ip_address
 from typing import Any
@@ -59,11 +59,11 @@ RECORDS: st.SearchStrategy[tuple[Key, Record]] = st.one_of(
     ENDPOINTS, ENDPOINTS, ENDPOINTS, IDENTITIES, IDENTITIES, HOSTED, POLICIES, SPACES
 )
 
-Judged = tuple[dict[bytes, tuple[Any, ...]], list[tuple[Any, ...]]]
+Evaluation = tuple[dict[bytes, tuple[Any, ...]], list[tuple[Any, ...]]]
 
 
-def judged(snapshot: Snapshot) -> Judged:
-    """Return by what a worker judges: the endpoints with all that their maps hold, and what addresses are called."""
+def evaluation(snapshot: Snapshot) -> Evaluation:
+    """Return a worker's input: the endpoints with the contents of their maps, and the identities of addresses."""
     endpoints = {
         address: (
             *(one.name, one.identity, one.interface, one.is_host),
@@ -75,30 +75,30 @@ def judged(snapshot: Snapshot) -> Judged:
     return endpoints, [(cache.lookup(one), cache.local_identities(one)) for one in (*ADDRESSES, *OUTSIDE)]
 
 
-Named = tuple[dict[str, EndpointName], dict[Identity, Labels | None], list[KnownAddress], list[str]]
+AllNames = tuple[dict[str, EndpointName], dict[Identity, Labels | None], list[KnownAddress], list[str]]
 
 
-def named(directory: Names) -> Named:
-    """Return all that a directory says."""
+def all_names(names: Names) -> AllNames:
+    """Return all names."""
     return (
-        {one.name: one for one in directory},
-        {number: directory.labels(number) for number in (*NUMBERS, *directory.cidrs)},
-        sorted(directory.addresses()),
-        sorted(directory.nodes),
+        {one.name: one for one in names},
+        {number: names.labels(number) for number in (*NUMBERS, *names.cidrs)},
+        sorted(names.addresses()),
+        sorted(names.nodes),
     )
 
 
 class Changes(RuleBasedStateMachine):
-    """Records that come, change and go, some at a time."""
+    """Changes: records are written, changed and deleted, a few at a time."""
 
     @initialize(mode=st.sampled_from(Enforcement))
     def begin(self, mode: Enforcement) -> None:
         self.settings = NodeSettings("here", own_addresses=frozenset(HOSTS[:1]), enforcement=mode)
         self.replica = Replica(self.settings)
-        self.state: dict[Key, Record] = {}  # in the order in which they came to be as they are
+        self.state: dict[Key, Record] = {}  # in the order of their last changes
         self.peers: dict[bytes, Peer] = {}
         self.view = self.replica.view(1)
-        self.before: list[tuple[View, Judged]] = []
+        self.before: list[tuple[View, Evaluation]] = []
 
     @rule(records=st.lists(RECORDS, min_size=1, max_size=4))
     def some_come_or_change(self, records: list[tuple[Key, Record]]) -> None:
@@ -124,7 +124,7 @@ class Changes(RuleBasedStateMachine):
                 if record is not None:
                     self.state[kind, name] = record
         self.replica.apply(changes)
-        self.before.append((self.view, judged(self.view.snapshot)))
+        self.before.append((self.view, evaluation(self.view.snapshot)))
         self.view = self.replica.view(len(self.before) + 1)
         for address, peer in self.view.peer_changes:
             assert self.peers.pop(address, None) != peer
@@ -136,10 +136,10 @@ class Changes(RuleBasedStateMachine):
         fresh = Replica(self.settings)
         fresh.apply(Change(*key, record) for key, record in self.state.items())
         view = fresh.view(1)
-        assert judged(self.view.snapshot) == judged(view.snapshot)
+        assert evaluation(self.view.snapshot) == evaluation(view.snapshot)
         assert self.peers == self.replica.peers == fresh.peers == dict(view.peer_changes)
         assert self.view.policies == view.policies
-        assert named(self.view.directory) == named(view.directory)
+        assert all_names(self.view.names) == all_names(view.names)
 
     @invariant()
     def a_view_that_says_so_has_the_snapshot_of_before(self) -> None:
@@ -149,8 +149,8 @@ class Changes(RuleBasedStateMachine):
             assert self.view.snapshot.revision == (len(self.before) + 1 if self.view.changed else old.snapshot.revision)
 
     def teardown(self) -> None:
-        for view, seen in self.before:
-            assert judged(view.snapshot) == seen  # what was handed out has not changed
+        for view, earlier in self.before:
+            assert evaluation(view.snapshot) == earlier  # the earlier view has not changed
 
 
 TestChanges = Changes.TestCase

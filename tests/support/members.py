@@ -1,4 +1,4 @@
-"""Members of a cluster on real servers, without agents: what each holds, and what the store holds."""
+"""Nodes of a cluster on real servers, without agents: the content of each mirror, and of the store."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, NodeRecord, Placed
+from nfq_enforcer.cluster.records import Change, EndpointRecord, EndpointRequest, Kind, NodeRecord
 from nfq_enforcer.cluster.source import Started
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import LabelFilter, Labels
@@ -23,28 +23,29 @@ from nfq_enforcer.store.redis.last_state import LastState
 from nfq_enforcer.store.redis.schema import Key, StoreEntry
 from nfq_enforcer.store.redis.session import Session
 from nfq_enforcer.store.redis.store import RedisStore
+from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, Timings
 
 PATIENCE = 40.0
 LOOK = 0.01
 TIMEOUT = 30.0
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], what: str) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], promise: str) -> None:
     """Return once the condition holds; fail if it does not for long."""
     deadline = time.monotonic() + PATIENCE
     while True:
-        said = condition()
-        if said if isinstance(said, bool) else await said:
+        result = condition()
+        if result if isinstance(result, bool) else await result:
             return
-        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {promise}"
         await asyncio.sleep(LOOK)
 
 
 @asynccontextmanager
 async def connection(url: str) -> AsyncIterator[Redis]:
     """Give a client of a server."""
-    server = Connection(parse(url))
-    client = server.client(*await server.locate(), timeout=TIMEOUT)
+    deployment = Connection(parse(url))
+    client = deployment.client(*await deployment.locate(), timeout=TIMEOUT)
     try:
         yield client
     finally:
@@ -53,24 +54,24 @@ async def connection(url: str) -> AsyncIterator[Redis]:
 
 @asynccontextmanager
 async def store(url: str, node: str = "n1") -> AsyncIterator[Commands]:
-    """Give a cluster's store that a member of this name has joined."""
+    """Give a cluster's store, joined as the node of this name."""
     address = parse(url)
     async with connection(url) as client, connection(url) as reader:
-        joined = Commands(client, reader, address.prefix)
-        await joined.join(node, 0, 0)
-        yield joined
+        commands = Commands(client, reader, address.prefix)
+        await commands.join(node, 0, 0)
+        yield commands
 
 
 def endpoint(name: str, ip: str, app: str = "web", node: str = "n1") -> EndpointRecord:
-    """Return an endpoint in the namespace ``default``; it has no number yet."""
+    """Return an endpoint in the namespace ``default``, without a number."""
     labels = Labels.parse({"app": app})
     packed = (ip_address(ip).packed,)
     return EndpointRecord("default", name, node, Identity(0), packed, None, labels, "default", frozenset())
 
 
-def placed(name: str, ip: str, app: str = "web", node: str = "n1", preferred: int = 1000) -> Placed:
-    """Return an endpoint to be written, with its ``app`` as the only label that counts."""
-    return Placed(endpoint(name, ip, app, node), Labels.parse({"app": app}), Identity(preferred))
+def placed(name: str, ip: str, app: str = "web", node: str = "n1", preferred: int = 1000) -> EndpointRequest:
+    """Return an endpoint to be written, with its ``app`` as the only relevant label."""
+    return EndpointRequest(endpoint(name, ip, app, node), Labels.parse({"app": app}), Identity(preferred))
 
 
 def endpoint_text(name: str, ip: str, app: str = "web", node: str = "") -> str:
@@ -81,7 +82,7 @@ def endpoint_text(name: str, ip: str, app: str = "web", node: str = "") -> str:
 
 
 def policy_text(name: str, app: str = "web") -> str:
-    """Return a policy that lets nobody in."""
+    """Return a policy that allows no ingress."""
     metadata, spec = f"{{name: {name}}}", f"{{podSelector: {{matchLabels: {{app: {app}}}}}, policyTypes: [Ingress]}}"
     return f"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {metadata}\nspec: {spec}\n"
 
@@ -92,53 +93,54 @@ def namespace_text(labels: str) -> str:
 
 
 class Node:
-    """A member in the place of a node's agent, which can end and come again."""
+    """Node: a session in place of a node's agent, which can stop and start again."""
 
-    def __init__(self, name: str, url: str, folder: Path) -> None:
-        """Name it; its last known state is in a folder of its own below this one."""
+    def __init__(self, name: str, url: str, folder: Path, timings: Timings = DEFAULT_TIMINGS) -> None:
+        """Take name, store and timings; the last known state is in ``folder``, in a folder of the node's name."""
         self.name = name
-        self._server = Connection(parse(url))
+        self._connection = Connection(parse(url), timings)
+        self._timings = timings
         self._folder = folder / name
-        self.handed: list[Change] = []  # all that was handed over since the last start
+        self.delivered: list[Change] = []  # all changes delivered since the last start
         self._begin()
 
     def _begin(self) -> None:
-        state = LastState(self._folder, self._server.address.cluster)
+        state = LastState(self._folder, self._connection.address.cluster)
         record = NodeRecord((ip_address("192.0.2.1"),), "1")
-        self.member = Session(self.name, record, self._server, state, LabelFilter())
-        self.store = RedisStore(self.member)
-        self._taking: asyncio.Task[None] | None = None
+        self.session = Session(self.name, record, self._connection, state, LabelFilter(), self._timings)
+        self.store = RedisStore(self.session)
+        self._polling: asyncio.Task[None] | None = None
 
     async def start(self) -> "Node":
-        """Start it as an agent does, and go on taking what is handed over."""
+        """Start the session as an agent does, and keep polling its changes."""
         self._begin()
-        self.handed = []
+        self.delivered = []
         await self.store.start()
-        self._taking = asyncio.create_task(self._take())
+        self._polling = asyncio.create_task(self._poll())
         return self
 
     async def stop(self) -> None:
-        """End it as an agent does."""
-        if self._taking is not None:
+        """Stop the session as an agent does."""
+        if self._polling is not None:
             await self.pause()
-            self._taking = None
+            self._polling = None
             await self.store.stop()
 
     async def pause(self) -> None:
-        """Take nothing more of what is handed over."""
-        if self._taking is not None:
-            self._taking.cancel()
-            await asyncio.gather(self._taking, return_exceptions=True)
+        """Stop polling changes."""
+        if self._polling is not None:
+            self._polling.cancel()
+            await asyncio.gather(self._polling, return_exceptions=True)
 
-    async def _take(self) -> None:
+    async def _poll(self) -> None:
         while True:
             await self.store.wait()
-            handed = self.store.poll()
-            self.handed += handed.changes
-            self.store.acknowledge(handed)
+            batch = self.store.poll()
+            self.delivered += batch.changes
+            self.store.acknowledge(batch)
 
     async def apply(self, *texts: str) -> tuple[Started, ...]:
-        """Load documents by this node; return the endpoints among them."""
+        """Load documents at this node; return the endpoints among them."""
         return (await self.store.apply([File("x.yaml", "---\n".join(texts))])).endpoints
 
     async def run_endpoint(self, name: str, ip: str, app: str = "web") -> Identity:
@@ -148,18 +150,18 @@ class Node:
 
     @property
     def connected(self) -> bool:
-        """Say whether it is up to date with the store, as far as it knows."""
-        return self.member.store is not None
+        """Return whether the session is connected and caught up."""
+        return self.session.commands is not None
 
     @property
     def known(self) -> dict[Key, bytes]:
-        """Return all that it holds."""
-        return {key: entry.value for key, entry in self.member.entries.entries.items()}
+        """Return all values of the mirror."""
+        return {key: entry.value for key, entry in self.session.mirror.entries.items()}
 
     @property
     def endpoints(self) -> dict[str, Identity]:
-        """Return the endpoints that it knows, with their numbers."""
-        return numbers_of(self.member.entries.entries)
+        """Return the endpoints of the mirror, with their numbers."""
+        return numbers_of(self.session.mirror.entries)
 
     async def status(self) -> dict[str, Any]:
         """Return the store's part of the agent's status."""
@@ -176,7 +178,7 @@ def numbers_of(entries: Mapping[Key, StoreEntry]) -> dict[str, Identity]:
 
 
 async def held_by(url: str) -> dict[Key, bytes]:
-    """Return all that the store holds."""
+    """Return all values of the store."""
     async with connection(url) as client:
         found, bad = await Commands(client, client, parse(url).prefix).scan()
     assert not bad
@@ -184,28 +186,28 @@ async def held_by(url: str) -> dict[Key, bytes]:
 
 
 async def dump(url: str) -> dict[bytes, bytes | None]:
-    """Return every key of the cluster with its contents as the server would dump them."""
+    """Return every key of the cluster with its content in the form of DUMP."""
     async with connection(url) as client:
         keys = [key async for key in client.scan_iter(f"{parse(url).prefix}:*")]
         return {key: await client.dump(key) for key in sorted(keys)}
 
 
 async def agreed(url: str, nodes: Iterable[Node]) -> dict[Key, bytes]:
-    """Return what the store and all nodes hold, once that is the same."""
+    """Return the values of the store, once all nodes hold the same."""
     everyone = list(nodes)
     held: dict[Key, bytes] = {}
 
     async def equal() -> bool:
         nonlocal held
         held, fork = await held_by(url), await last_fork(url)
-        return all(node.connected and fork in node.member.entries.forks and node.known == held for node in everyone)
+        return all(node.connected and fork in node.session.mirror.forks and node.known == held for node in everyone)
 
     try:
         await until(equal, "all nodes have joined the server as it is now, and hold what it holds")
     except AssertionError as error:
         for node in everyone:
             keys = {key for key in node.known.keys() | held.keys() if node.known.get(key) != held.get(key)}
-            error.add_note(f"{node.name}: connected {node.connected}, pending {node.member.pending}")
+            error.add_note(f"{node.name}: connected {node.connected}, pending {node.session.pending.reasons}")
             error.add_note("\n".join(f"{key}: {node.known.get(key)!r}, store {held.get(key)!r}" for key in keys))
         raise
     return held

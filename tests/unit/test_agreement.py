@@ -18,7 +18,7 @@ from nfq_enforcer.policy.loader import Documents, load
 from nfq_enforcer.policy.ports import TrafficSpec
 from nfq_enforcer.policy.probes import Family
 from nfq_enforcer.policy.simulation import EndPair, Simulation
-from tests.support.replicas import replica_of, whole
+from tests.support.replicas import replica_of, with_peers
 
 FOLDER = Path(__file__).parents[2] / "policies"
 ENDPOINTS = FOLDER / "endpoints.yaml"
@@ -42,7 +42,9 @@ EXAMPLES = [example for example in sorted(set(FOLDER.glob("*.yaml")) - {ENDPOINT
 def snapshots(documents: Documents, mode: Enforcement) -> dict[str, Snapshot]:
     """Return the snapshot that each node builds from the documents."""
     return {
-        node: whole(replica_of(documents, NodeSettings(node, cluster_interfaces=frozenset((WIRE,)), enforcement=mode)))
+        node: with_peers(
+            replica_of(documents, NodeSettings(node, cluster_interfaces=frozenset((WIRE,)), enforcement=mode))
+        )
         for node in NODES
     }
 

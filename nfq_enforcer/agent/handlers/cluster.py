@@ -29,7 +29,7 @@ class ClusterHandlers:
                 "labels": [str(label) for label in endpoint.labels],
                 "addresses": list(endpoint.addresses),
                 "interface": endpoint.interface,
-                "document": self._parts.replica.endpoints[f"{endpoint.namespace}/{endpoint.name}"].written(),
+                "document": self._parts.replica.endpoints[f"{endpoint.namespace}/{endpoint.name}"].document(),
             }
             for endpoint in self._parts.names
         ]

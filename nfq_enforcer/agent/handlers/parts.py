@@ -32,4 +32,4 @@ class Parts:
     @property
     def names(self) -> Names:
         """Return the names of identities, addresses and nodes."""
-        return self.reconciler.view.directory
+        return self.reconciler.view.names

@@ -21,7 +21,7 @@ class StoreHandlers:
         """Return the status of the store."""
         store = self._redis()
         status = StoreStatus.from_json(await store.status())
-        return {**status.to_json(), "changes_kept": await store.kept()}
+        return {**status.to_json(), "changes_kept": await store.changes_kept()}
 
     async def store_export(self, _params: Params) -> AsyncIterator[dict[str, Any]]:
         """Yield a header, then every entry of the store."""
@@ -30,7 +30,7 @@ class StoreHandlers:
 
     async def store_import(self, params: Params) -> dict[str, Any]:
         """Write exported entries to the store."""
-        imported = await self._redis().take_in(params.get("entries", ()))
+        imported = await self._redis().import_entries(params.get("entries", ()))
         await self._parts.reconciler.reconcile()
         return imported
 

@@ -1,1 +1,1 @@
-"""The shared store: a cluster's records on Redis."""
+"""The store on Redis, shared by the nodes of a cluster."""

@@ -1,7 +1,7 @@
-"""A cluster written down and read back: ``nfq-enforcer store export`` and ``import``.
+"""Backup of a cluster: ``nfq-enforcer store export`` and ``import``.
 
-Identities keep their numbers. What is in the store just so already is left alone, what cannot be taken is named, and
-the rest is taken. Nodes are not written down: each says itself where it is.
+Identities keep their numbers. An import leaves entries with equal values as they are, names the entries that it cannot
+write, and writes the rest. Nodes are not exported: each agent registers its own node.
 """
 
 import json
@@ -20,86 +20,92 @@ from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry
 from nfq_enforcer.store.redis.session import Session
 
 FORMAT, VERSION = "nfq_enforcer_export", 1  # the header's first field
-_KINDS = (Kind.IDENTITY, Kind.DOCUMENT, Kind.ENDPOINT)
-_OLDEST = 1  # an id below those of all changes: what is in the store wins
+_KINDS = (Kind.IDENTITY, Kind.DOCUMENT, Kind.ENDPOINT)  # in the order of an import
+_OLDEST = 1  # an id before those of all changes, so an entry of the store wins over an imported one
 
 
-def export(entries: Mirror, store: str) -> Iterator[dict[str, Any]]:
-    """Yield a header, then all that the cluster has agreed on; ``store`` says in the header where that was."""
-    chosen = sorted((_KINDS.index(kind), name) for kind, name in entries.entries if kind in _KINDS)
+def export(mirror: Mirror, store: str) -> Iterator[dict[str, Any]]:
+    """Yield a header, then all identities, documents and endpoints; ``store`` is the store's address in the header."""
+    exported = sorted((_KINDS.index(kind), name) for kind, name in mirror.entries if kind in _KINDS)
     yield {
         FORMAT: VERSION,
         "schema": schema.VERSION,
         "store": store,
-        "position": schema.write_id(entries.position),
-        "policy_revision": entries.revision,
-        "entries": len(chosen),
+        "position": schema.write_id(mirror.position),
+        "policy_revision": mirror.revision,
+        "entries": len(exported),
     }
-    for place, name in chosen:
-        key = _KINDS[place], name
-        yield {"kind": key[0], "name": name, "value": json.loads(entries.entries[key].value)}
+    for order, name in exported:
+        key = _KINDS[order], name
+        yield {"kind": key[0], "name": name, "value": json.loads(mirror.entries[key].value)}
 
 
-async def take_in(member: Session, exported: Iterable[Any]) -> dict[str, Any]:
-    """Give the store what was exported; raise BadInput for what is no export at all, or StoreError."""
-    records, refused = _understood(exported)
-    held = {key: entry.value for key, entry in member.entries.entries.items()}
-    news = {key: record for key, record in records.items() if held.get(key) != _value(record)}
+async def import_entries(session: Session, exported: Iterable[Any]) -> dict[str, Any]:
+    """Write exported entries to the store; raise BadInput for input that is no export, or StoreError."""
+    records, refused = _decoded(exported)
+    held = {key: entry.value for key, entry in session.mirror.entries.items()}
+    different = {key: record for key, record in records.items() if held.get(key) != _value(record)}
     written = 0
-    for taking in (_take_identities, _take_documents, _take_endpoints):
-        taken, left = await taking(member, news)
-        written += taken
+    for import_kind in (_import_identities, _import_documents, _import_endpoints):
+        count, left = await import_kind(session, different)
+        written += count
         refused |= left
     return {
         "written": written,
-        "unchanged": len(records) - len(news),
-        "refused": [{"key": f"{schema.HASHES[kind]} {name}", "reason": why} for (kind, name), why in refused.items()],
+        "unchanged": len(records) - len(different),
+        "refused": [
+            {"key": f"{schema.HASHES[kind]} {name}", "reason": reason} for (kind, name), reason in refused.items()
+        ],
     }
 
 
-Taken = tuple[int, dict[Key, str]]
-"""How many were written, and why others were not."""
+Imported = tuple[int, dict[Key, str]]
+"""The number of written entries, and the reasons for those that were not written."""
 
 
-async def _take_identities(member: Session, news: Mapping[Key, Record]) -> Taken:
-    store = await member.reachable()
-    entries = [(key, StoreEntry(_OLDEST, _value(one))) for key, one in news.items() if isinstance(one, Labels)]
-    left = await store.restore(entries)
+async def _import_identities(session: Session, records: Mapping[Key, Record]) -> Imported:
+    commands = await session.reachability.wait_reachable()
+    entries = [
+        (key, StoreEntry(_OLDEST, _value(record))) for key, record in records.items() if isinstance(record, Labels)
+    ]
+    left = await commands.restore(entries)
     reason = "its number, or its labels, belong to another identity"
     return len(entries) - len(left), dict.fromkeys(left, reason)
 
 
-async def _take_documents(member: Session, news: Mapping[Key, Record]) -> Taken:
+async def _import_documents(session: Session, records: Mapping[Key, Record]) -> Imported:
     documents = [
-        (*key, _value(one).decode()) for key, one in news.items() if isinstance(one, PolicyDocument | Namespace)
+        (*key, _value(record).decode())
+        for key, record in records.items()
+        if isinstance(record, PolicyDocument | Namespace)
     ]
     if documents:
-        await member.write(Request(values=documents))
+        await session.writer.write(Request(values=documents))
     return len(documents), {}
 
 
-async def _take_endpoints(member: Session, news: Mapping[Key, Record]) -> Taken:
-    namespaces = member.entries.namespaces | {
-        name: one for (_, name), one in news.items() if isinstance(one, Namespace)
+async def _import_endpoints(session: Session, records: Mapping[Key, Record]) -> Imported:
+    namespaces = session.mirror.namespaces | {
+        name: record for (_, name), record in records.items() if isinstance(record, Namespace)
     }
-    taken, left = 0, {}
-    for key, one in news.items():
-        if isinstance(one, EndpointRecord):
+    count, left = 0, {}
+    for key, record in records.items():
+        if isinstance(record, EndpointRecord):
             try:
-                await member.write(Request([member.entries.placed(one, namespaces)]))
-                taken += 1
+                await session.writer.write(Request([session.mirror.endpoint_request(record, namespaces)]))
+                count += 1
             except BadInput as error:
                 left[key] = str(error)
-    return taken, left
+    return count, left
 
 
-def _understood(exported: Iterable[Any]) -> tuple[dict[Key, Record], dict[Key, str]]:
-    """Return the records of exported entries, and why others are not understood."""
+def _decoded(exported: Iterable[Any]) -> tuple[dict[Key, Record], dict[Key, str]]:
+    """Return the records of exported entries, and the reasons for those that cannot be decoded."""
     records: dict[Key, Record] = {}
     refused: dict[Key, str] = {}
-    for number, one in enumerate(exported, 1):
+    for number, entry in enumerate(exported, 1):
         try:
-            key, value = (Kind(one["kind"]), str(one["name"])), json.dumps(one["value"]).encode()
+            key, value = (Kind(entry["kind"]), str(entry["name"])), json.dumps(entry["value"]).encode()
         except (KeyError, TypeError, ValueError):
             raise BadInput(f"entry {number} is not one of an export: it has no kind, name and value") from None
         try:

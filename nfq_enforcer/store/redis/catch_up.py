@@ -1,8 +1,8 @@
-"""Getting up to date with the store, and staying so: from where a member is to where the store is.
+"""Catch-up: bring a node's mirror from its own position to the store's, and apply the stream from there.
 
-Where nothing is missing in between, the stream is read on. Where something is (the member was away for long, the stream
-was trimmed, the server was replaced) all entries are taken anew and the stream is read on from before that, so that
-what was written meanwhile is not missed. A store that has lost something gets it back first (``merge``).
+If no change is missing in between, the stream is read on. If changes are missing (the node was away for long, the
+stream was trimmed, the server was replaced) all entries are read anew, and the stream is read on from a position before
+that read, so that writes during it are not missed. A store that has lost entries gets them back first (``history``).
 """
 
 import asyncio
@@ -10,119 +10,123 @@ import logging
 from collections.abc import Mapping, Sequence, Set
 
 from nfq_enforcer.cluster.records import Kind
-from nfq_enforcer.store.redis.commands import Commands, Joined, NotJoined, Published
-from nfq_enforcer.store.redis.history import Fork, gone, lost, unseen
+from nfq_enforcer.store.redis.commands import Commands, Joined, NotJoined, StreamEntry
+from nfq_enforcer.store.redis.history import Fork, deleted, lost, unseen
 from nfq_enforcer.store.redis.mirror import Mirror
 from nfq_enforcer.store.redis.schema import Key, StoreEntry, write_id
 
 _log = logging.getLogger(__name__)
-_MANY = 100  # changes after which others have a turn
+_MANY = 100  # changes in one stream entry after which other tasks get to run
 
 
-async def get_up_to_date(entries: Mirror, store: Commands, joined: Joined, pending: Mapping[str, bytes]) -> None:
-    """Bring the entries to where the store is.
+async def bring_up_to_date(mirror: Mirror, commands: Commands, joined: Joined, pending: Mapping[str, bytes]) -> None:
+    """Bring the mirror to the state of the store.
 
-    ``pending`` are endpoints of this node that the store has not been told of, or has not taken: their values, empty
-    for those that are gone. They are told later, as news, for nobody else has ever known them. Raise StoreError or
-    NotJoined if it fails; the entries are then as whole as they were.
+    ``pending`` are endpoints of this node that were not written yet or that the store refused: their values, empty for
+    stopped ones. They are written after the catch-up, as new changes, because no other node has ever had them. Raise
+    StoreError or NotJoined if it fails; the mirror is then as complete as before.
     """
-    new = unseen(joined.forks, entries.forks)
-    if new or not await _can_resume(entries, store, joined):
-        await _take_all(entries, store, joined, new, pending)
-    while published := await store.read(entries.position, None):
-        for one in published:
-            await take(entries, one)
+    new_forks = unseen(joined.forks, mirror.forks)
+    if new_forks or not await _can_resume(mirror, commands, joined):
+        await _replace_all(mirror, commands, joined, new_forks, pending)
+    while stream_entries := await commands.read(mirror.position, None):
+        for entry in stream_entries:
+            await apply(mirror, entry)
 
 
-def may_lack_own(entries: Mirror, joined: Joined) -> bool:
-    """Say whether the store may have lost endpoints of this node: only this node knows whether they are."""
-    return not joined.registered or bool(unseen(joined.forks, entries.forks))
+def may_lack_own_endpoints(mirror: Mirror, joined: Joined) -> bool:
+    """Return whether the store may have lost endpoints of this node; only this node can restore those."""
+    return not joined.registered or bool(unseen(joined.forks, mirror.forks))
 
 
-async def take(entries: Mirror, published: Published) -> None:
-    """Take an entry of the stream; raise NotJoined if one before it is missing."""
-    if published.foreign or not published.serial:
-        entries.skip(f"changes {write_id(published.id)}", published.foreign or "it is nothing of ours")
-        entries.position = published.id
-        entries.serial += published.serial == entries.serial + 1  # ours, but of a version that says more
+async def apply(mirror: Mirror, entry: StreamEntry) -> None:
+    """Apply an entry of the stream; raise NotJoined if the entry before it is missing."""
+    if entry.foreign or not entry.serial:
+        mirror.note_foreign(f"changes {write_id(entry.id)}", entry.foreign or "it is nothing of ours")
+        mirror.position = entry.id
+        mirror.serial += entry.serial == mirror.serial + 1  # in sequence: written by a newer version of nfq_enforcer
         return
-    if published.serial != entries.serial + 1:
-        raise NotJoined(f"change {entries.serial + 1} is missing, the next is {published.serial}")
-    entries.position, entries.serial = published.id, published.serial
-    for key, number, value in published.changes:
-        if not (published.collected and entries.is_own(key)):  # who collected it has lost sight of this node
-            entries.accept(key, number, value)
-    if published.revision is not None:
-        entries.revision = max(entries.revision, published.revision)
-    if len(published.changes) > _MANY:
+    if entry.serial != mirror.serial + 1:
+        raise NotJoined(f"change {mirror.serial + 1} is missing, the next is {entry.serial}")
+    mirror.position, mirror.serial = entry.id, entry.serial
+    for key, change_id, value in entry.changes:
+        if not (entry.collected and mirror.is_own(key)):  # collected when this node's lease had run out; it is live
+            mirror.accept(key, change_id, value)
+    if entry.revision is not None:
+        mirror.revision = max(mirror.revision, entry.revision)
+    if len(entry.changes) > _MANY:
         await asyncio.sleep(0)
 
 
-async def _can_resume(entries: Mirror, store: Commands, joined: Joined) -> bool:
-    """Say whether nothing is missing between what is known and what the stream has."""
-    if not entries.position:
+async def _can_resume(mirror: Mirror, commands: Commands, joined: Joined) -> bool:
+    """Return whether the stream has every change after the mirror's position."""
+    if not mirror.position:
         return False
-    following = await store.read(entries.position, None)
-    return following[0].serial == entries.serial + 1 if following else joined.serial == entries.serial
+    following = await commands.read(mirror.position, None)
+    return following[0].serial == mirror.serial + 1 if following else joined.serial == mirror.serial
 
 
-async def _take_all(
-    entries: Mirror,
-    store: Commands,
+async def _replace_all(
+    mirror: Mirror,
+    commands: Commands,
     joined: Joined,
-    new: Sequence[Fork],
+    new_forks: Sequence[Fork],
     pending: Mapping[str, bytes],
 ) -> None:
-    """Hold what the store holds, having given back what it has lost."""
-    theirs, bad = await store.scan()
-    # who knows nothing has nothing to give back, and need not read the whole stream
-    anew = await store.since(new[0].marker) if new and entries.entries else None
-    if anew is not None and entries.reach > min(fork.survived for fork in new):
-        unclear = entries.refused.keys() | {(Kind.ENDPOINT, name) for name in pending}
-        await _give_back(entries, store, theirs, new, anew | unclear)
-        theirs, bad = await _without_gone(entries, store, new, unclear)
-    for name in entries.own if may_lack_own(entries, joined) else ():
+    """Read all entries of the store into the mirror, after restoring those that the store has lost."""
+    stored, bad = await commands.scan()
+    # An empty mirror has nothing to restore, and need not read the whole stream.
+    rewritten = await commands.written_since(new_forks[0].marker) if new_forks and mirror.entries else None
+    if rewritten is not None and mirror.last_id > min(fork.survived for fork in new_forks):
+        uncertain = mirror.refused.keys() | {(Kind.ENDPOINT, name) for name in pending}
+        await _restore(mirror, commands, stored, new_forks, rewritten | uncertain)
+        stored, bad = await _without_deleted(mirror, commands, new_forks, uncertain)
+    for name in mirror.own if may_lack_own_endpoints(mirror, joined) else ():
         key = Kind.ENDPOINT, name
-        if key not in theirs and key not in (anew or ()):
-            theirs[key] = entries.entries[key]
+        if key not in stored and key not in (rewritten or ()):
+            stored[key] = mirror.entries[key]
     for name, value in pending.items():
-        theirs.pop((Kind.ENDPOINT, name), None)
+        stored.pop((Kind.ENDPOINT, name), None)
         if value:
-            theirs[Kind.ENDPOINT, name] = StoreEntry(entries.position, value)
-    for _ in entries.replacing(theirs, bad):
+            stored[Kind.ENDPOINT, name] = StoreEntry(mirror.position, value)
+    for _ in mirror.replace_all(stored, bad):
         await asyncio.sleep(0)
-    for name, value in pending.items():  # those, too, that have come up meanwhile
-        entries.assume((Kind.ENDPOINT, name), StoreEntry(entries.position, value) if value else None)
-    entries.position, entries.serial, entries.revision = joined.last, joined.serial, joined.revision
-    entries.forks = frozenset(fork.name for fork in joined.forks)  # with them, for it is on this side of them now
+    for name, value in pending.items():  # including those that became pending during the replacement
+        mirror.override((Kind.ENDPOINT, name), StoreEntry(mirror.position, value) if value else None)
+    mirror.position, mirror.serial, mirror.revision = joined.last, joined.serial, joined.revision
+    mirror.forks = frozenset(fork.name for fork in joined.forks)  # with the position, which is after these forks now
 
 
-async def _give_back(
-    entries: Mirror, store: Commands, theirs: Mapping[Key, StoreEntry], new: Sequence[Fork], since: Set[Key]
+async def _restore(
+    mirror: Mirror,
+    commands: Commands,
+    stored: Mapping[Key, StoreEntry],
+    new_forks: Sequence[Fork],
+    rewritten: Set[Key],
 ) -> None:
-    """Give the store what it has lost."""
-    fork = new[0].name
-    missing = lost(entries.entries, theirs, min(fork.survived for fork in new), since)
-    away = gone(entries.entries, entries.position, theirs, since)
-    if missing or away:
+    """Write the entries that the store has lost, and delete those that an old state has brought back."""
+    fork = new_forks[0].name
+    missing = lost(mirror.entries, stored, min(fork.survived for fork in new_forks), rewritten)
+    returned = deleted(mirror.entries, mirror.position, stored, rewritten)
+    if missing or returned:
         _log.warning(
-            "the store has come back without %d entries that this node knows, and with %d that had gone; it gets them",
-            *(len(missing), len(away)),
+            "the store has lost %d entries and brought back %d deleted ones; restoring its state from this node",
+            *(len(missing), len(returned)),
         )
-    await store.restore(missing, away, entries.position, labels=entries.labels, fork=fork)
-    if not entries.refused:  # else: who understands those knows more
-        await store.note_restored(fork, entries.position)
+    await commands.restore(missing, returned, mirror.position, labels=mirror.labels, fork=fork)
+    if not mirror.refused:  # else a node that can decode the refused values restores more
+        await commands.note_restored(fork, mirror.position)
 
 
-async def _without_gone(
-    entries: Mirror, store: Commands, new: Sequence[Fork], unclear: Set[Key]
+async def _without_deleted(
+    mirror: Mirror, commands: Commands, new_forks: Sequence[Fork], uncertain: Set[Key]
 ) -> tuple[dict[Key, StoreEntry], dict[Key, str]]:
-    """Return what is in the store now, without what a member that was behind has brought back at the same time."""
-    theirs, bad = await store.scan()
-    anew = await store.since(new[0].marker)
-    if anew is not None:
-        away = gone(entries.entries, entries.position, theirs, anew | unclear)
-        left = await store.restore((), away, entries.position, fork=new[0].name)
-        for key in set(away) - left:
-            del theirs[key]
-    return theirs, bad
+    """Return the store's entries now, without deleted ones that a node which was behind has restored meanwhile."""
+    stored, bad = await commands.scan()
+    rewritten = await commands.written_since(new_forks[0].marker)
+    if rewritten is not None:
+        returned = deleted(mirror.entries, mirror.position, stored, rewritten | uncertain)
+        left = await commands.restore((), returned, mirror.position, fork=new_forks[0].name)
+        for key in set(returned) - left:
+            del stored[key]
+    return stored, bad

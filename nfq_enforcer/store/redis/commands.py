@@ -1,7 +1,8 @@
-"""The store on Redis: what can be asked of it, each an atomic step at the server, and each with its meaning in Python.
+"""Commands of the store on Redis: each an atomic step at the server, with arguments and answers as Python values.
 
-It keeps nothing and decides nothing; ``member`` does. A connection that fails raises StoreError. A server that this
-member has not joined as it runs now (it was restarted or replaced, or was emptied) raises NotJoined.
+This module holds no state of the cluster and makes no decisions; ``session`` and ``writer`` do. A connection that fails
+raises StoreError. If this node has not joined the server's current run (the server was restarted, replaced or emptied),
+a command raises NotJoined.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from nfq_enforcer.cluster.records import EndpointRecord, Kind, Placed
+from nfq_enforcer.cluster.records import EndpointRecord, EndpointRequest, Kind
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
@@ -23,56 +24,56 @@ from nfq_enforcer.store.redis.connection import StoreError, sentence
 from nfq_enforcer.store.redis.history import Fork, read_forks
 from nfq_enforcer.store.redis.schema import HASHES, Key, SchemaError, StoreEntry
 
-_SCAN = 2000  # entries a step of a scan
-_READ = 200  # entries of the stream at once; each may hold hundreds of changes
-_GIVEN_BACK = 500  # entries a restoring step
+_SCAN = 2000  # entries in one step of a scan
+_READ = 200  # stream entries in one read; each may hold hundreds of changes
+_RESTORE_BATCH = 500  # entries in one restore
 NO_LABELS: Mapping[Identity, Labels] = {}
 
 
 class NotJoined(StoreError):
-    """The server is not, or is no longer, the one that this member has joined; once it has, it can ask again."""
+    """This node has not joined the server's current run; after another join the command can be repeated."""
 
 
 class Joined(NamedTuple):
-    """What a member is told when it comes."""
+    """Joined: the answer to a join."""
 
     last: int  # id of the last change
     serial: int  # of the last change
     revision: int  # of the policy
     forks: tuple[Fork, ...]
-    registered: bool  # the store still has this member's entry: its lease has not run out
+    registered: bool  # the store still has this node's entry: its lease has not run out
     now: float  # the server's time, in seconds since the epoch
 
 
-class Pulse(NamedTuple):
-    """The answer to a heartbeat."""
+class HeartbeatAnswer(NamedTuple):
+    """HeartbeatAnswer: the answer to a heartbeat."""
 
-    registered: bool
-    fork: str  # name of the last one
-    now: float
+    registered: bool  # as in Joined
+    fork: str  # name of the last fork
+    now: float  # the server's time, in seconds since the epoch
 
 
 @dataclass
 class Request:
-    """Changes to be written together."""
+    """Request: changes to be written together."""
 
-    endpoints: Sequence[Placed] = ()
-    values: Sequence[tuple[Kind, str, str]] = ()  # of nodes and documents
-    gone: Sequence[Key] = ()
+    endpoints: Sequence[EndpointRequest] = ()
+    values: Sequence[tuple[Kind, str, str]] = ()  # of nodes and documents: kind, name, value
+    deleted: Sequence[Key] = ()
 
 
 class Written(NamedTuple):
-    """What writing came to."""
+    """Written: the answer to a write."""
 
-    id: int | None  # of the change; None: all of it was so already
+    id: int | None  # of the change; None: the store held all of it already
     revision: int  # of the policy
     numbers: tuple[Identity, ...]  # of the endpoints, in their order
-    new: frozenset[Identity]  # those of them that nobody had before
-    missing: tuple[Key, ...]  # what should have gone and was not there
+    new: frozenset[Identity]  # those numbers that no endpoint had before
+    missing: tuple[Key, ...]  # keys to be deleted that the store did not have
 
 
 class Collected(NamedTuple):
-    """What garbage collection took out."""
+    """Collected: the nodes, and the numbers of identities and endpoints, that a garbage collection has removed."""
 
     nodes: tuple[str, ...]
     identities: int
@@ -80,77 +81,77 @@ class Collected(NamedTuple):
 
 
 @dataclass
-class Published:
-    """An entry of the stream: changes that were written together."""
+class StreamEntry:
+    """StreamEntry: changes that were written together."""
 
     id: int
     serial: int
     revision: int | None = None
-    changes: list[tuple[Key, int, bytes | None]] = field(default_factory=list)  # with the id of each; None: gone
-    fork: bool = False
-    restored: bool = False  # given back after a loss, not written anew
-    collected: bool = False
-    foreign: str = ""  # why it cannot be read, if it cannot
+    changes: list[tuple[Key, int, bytes | None]] = field(default_factory=list)  # key, change id, value; None: deleted
+    fork: bool = False  # records a fork
+    restored: bool = False  # restored after a loss, not written anew
+    collected: bool = False  # removed by a garbage collection
+    foreign: str = ""  # reason for which the entry cannot be decoded; empty: it can
 
 
 class Commands:
-    """One cluster's store, over one connection for commands and one that waits for changes."""
+    """Commands: one cluster's store, over a connection for commands and a connection for blocking reads."""
 
     def __init__(self, client: "Redis", reader: "Redis", prefix: str) -> None:
-        """Take two open clients and the prefix of the cluster's keys."""
+        """Take two open clients, the second for blocking reads, and the prefix of the cluster's keys."""
         self._client = client
         self._reader = reader
         self._prefix = prefix
         self._scripts = {name: client.register_script(_script(name)) for name in _SCRIPTS}
         self._closed = False
-        self.commands = 0
+        self.sent = 0  # number of commands sent
 
     async def join(self, node: str, last: int, revision: int) -> Joined:
-        """Come, or come back, with what this member knows; raise StoreError for a store of another version."""
-        said = await self._run("join", node, schema.write_id(last), revision)
+        """Join with the mirror's last change id and policy revision; raise StoreError for a store of another schema."""
+        answer = await self._run("join", node, schema.write_id(last), revision)
         return Joined(
-            schema.read_id(said["last"]),
-            said["serial"],
-            said["revision"],
-            read_forks(said["forks"]),
-            said["registered"],
-            said["now"] / 1000,
+            schema.read_id(answer["last"]),
+            answer["serial"],
+            answer["revision"],
+            read_forks(answer["forks"]),
+            answer["registered"],
+            answer["now"] / 1000,
         )
 
     async def scan(self) -> tuple[dict[Key, StoreEntry], dict[Key, str]]:
-        """Return every entry there is, and of what is none the reason.
+        """Return all entries, and for each field that is no entry the reason.
 
-        What is written meanwhile may be among them or not: the stream, read on from before the scan, says.
+        A change written during the scan may be missing; the stream, read on from before the scan, has it.
         """
-        found: dict[Key, StoreEntry] = {}
+        entries: dict[Key, StoreEntry] = {}
         bad: dict[Key, str] = {}
         for kind, name in HASHES.items():
             async for field_name, data in self._scan_hash(f"{self._prefix}:{name}"):
                 key = kind, field_name.decode("utf-8", "replace")
                 try:
-                    found[key] = schema.read_entry(data)
+                    entries[key] = schema.read_entry(data)
                 except SchemaError as error:
                     bad[key] = str(error)
-        return found, bad
+        return entries, bad
 
     async def _scan_hash(self, name: str) -> AsyncIterator[tuple[bytes, bytes]]:
         cursor = 0
         while True:
-            cursor, part = await self._ask(self._client.hscan(name, cursor, count=_SCAN))
-            for one in part.items():
-                yield one
+            cursor, part = await self._execute(self._client.hscan(name, cursor, count=_SCAN))
+            for item in part.items():
+                yield item
             if cursor == 0:
                 return
 
-    async def read(self, after: int, patience: float | None) -> list[Published]:
-        """Return what follows an id in the stream; wait for it up to so many seconds (None: not at all)."""
-        block = None if patience is None else max(1, int(patience * 1000))
+    async def read(self, after: int, wait: float | None) -> list[StreamEntry]:
+        """Return the stream entries after an id; block up to ``wait`` seconds for the first (None: do not block)."""
+        block = None if wait is None else max(1, int(wait * 1000))
         stream = f"{self._prefix}:changes"
-        answer = await self._ask(self._reader.xread({stream: schema.write_id(after)}, count=_READ, block=block))
-        return [_published(*one) for one in _entries(answer)]
+        answer = await self._execute(self._reader.xread({stream: schema.write_id(after)}, count=_READ, block=block))
+        return [_stream_entry(*item) for item in _items(answer)]
 
-    async def since(self, marker: int) -> frozenset[Key] | None:
-        """Return what was written anew since a fork; None if the stream no longer reaches back to it."""
+    async def written_since(self, marker: int) -> frozenset[Key] | None:
+        """Return the keys written anew since a fork; None if the stream no longer reaches back to it."""
         keys: set[Key] = set()
         part = await self._range(schema.write_id(marker))
         if not part or part[0].id != marker:
@@ -160,79 +161,80 @@ class Commands:
             part = await self._range(f"({schema.write_id(part[-1].id)}")
         return frozenset(keys)
 
-    async def _range(self, start: str) -> list[Published]:
-        part = await self._ask(self._client.xrange(f"{self._prefix}:changes", start, "+", count=_READ))
-        return [_published(*one) for one in part]
+    async def _range(self, start: str) -> list[StreamEntry]:
+        part = await self._execute(self._client.xrange(f"{self._prefix}:changes", start, "+", count=_READ))
+        return [_stream_entry(*item) for item in part]
 
     async def write(self, request: Request) -> Written:
-        """Write changes, all or nothing; raise BadInput where an address belongs to another endpoint."""
-        said = await self._run("write", json.dumps(_request(request)))
+        """Write changes, all or nothing; raise BadInput if an address belongs to another endpoint."""
+        answer = await self._run("write", json.dumps(_request(request)))
         return Written(
-            schema.read_id(said["id"]) if "id" in said else None,
-            said["revision"],
-            tuple(map(Identity, said["numbers"] or ())),
-            frozenset(map(Identity, said["new"] or ())),
-            tuple((Kind(kind), name) for kind, name in said["missing"] or ()),
+            schema.read_id(answer["id"]) if "id" in answer else None,
+            answer["revision"],
+            tuple(map(Identity, answer["numbers"] or ())),
+            frozenset(map(Identity, answer["new"] or ())),
+            tuple((Kind(kind), name) for kind, name in answer["missing"] or ()),
         )
 
     async def restore(
         self,
         missing: Iterable[tuple[Key, StoreEntry]],
-        gone: Iterable[Key] = (),
-        at: int = 0,
+        deleted: Iterable[Key] = (),
+        position: int = 0,
         *,
         labels: Mapping[Identity, Labels] = NO_LABELS,
         fork: str = "",
     ) -> frozenset[Key]:
-        """Give back entries, and take away others that had gone by ``at``; return those that could not be given back.
+        """Restore missing entries, delete those that were deleted by ``position``; return the keys left as they are.
 
-        An identity cannot if its number or its labels have gone to another, an endpoint if one of its addresses has,
-        or its number, of which ``labels`` says what it meant; nor is taken away what is newer. With ``fork``, the first
-        over which they were lost, those are left out that a member who knew more has not.
+        An identity is left out if its number or its labels belong to another, an endpoint if one of its addresses does,
+        or if its number stands for other labels than ``labels`` gives for it. A newer entry is not deleted. ``fork`` is
+        the first fork over which the entries were lost; with it, entries are left out that a node with a later position
+        did not restore.
         """
-        orders = [order for key, entry in missing if (order := _order(key, entry, labels)) is not None]
-        orders += [[*key, schema.write_id(at), None] for key in gone]
+        orders = [order for key, entry in missing if (order := _restore_order(key, entry, labels)) is not None]
+        orders += [[*key, schema.write_id(position), None] for key in deleted]
         left: set[Key] = set()
-        for place in range(0, len(orders), _GIVEN_BACK):
-            said = await self._run("restore", json.dumps(orders[place : place + _GIVEN_BACK]), fork, "")
-            left.update((Kind(kind), name) for kind, name in said["left"] or ())
+        for start in range(0, len(orders), _RESTORE_BATCH):
+            answer = await self._run("restore", json.dumps(orders[start : start + _RESTORE_BATCH]), fork, "")
+            left.update((Kind(kind), name) for kind, name in answer["left"] or ())
         return frozenset(left)
 
     async def note_restored(self, fork: str, position: int) -> None:
-        """Note that all is given back that was known at this position, from this fork on."""
+        """Record that all lost entries up to this position are restored, for this fork and those after it."""
         await self._run("restore", "[]", fork, schema.write_id(position))
 
-    async def heartbeat(self, node: str, revision: int, *, ago: float = 0.0) -> Pulse:
-        """Say that a node lives (or did, so many seconds ago) and enforces this revision of the policy."""
-        said = await self._run("heartbeat", node, revision, int(ago * 1000))
-        return Pulse(said["registered"], said["fork"].partition(" ")[0], said["now"] / 1000)
+    async def heartbeat(self, node: str, revision: int, *, ago: float = 0.0) -> HeartbeatAnswer:
+        """Record that a node lives (or lived, ``ago`` seconds ago) and enforces this revision of the policy."""
+        answer = await self._run("heartbeat", node, revision, int(ago * 1000))
+        return HeartbeatAnswer(answer["registered"], answer["fork"].partition(" ")[0], answer["now"] / 1000)
 
     async def collect(self, lease: float, grace: float, retirement: float, interval: float) -> Collected:
-        """Take out what nobody uses; all in seconds; nothing if somebody did so less than ``interval`` ago."""
+        """Remove unused entries; do nothing if a node has done so less than ``interval`` ago. All in seconds."""
         nodes: list[str] = []
         identities = endpoints = 0
         more = True
         while more:
             limits = (str(int(seconds * 1000)) for seconds in (lease, grace, retirement, interval))
-            said = await self._run("collect", *limits)
-            nodes += filter(None, said["nodes"].split(","))
-            identities += said["identities"]
-            endpoints += said["endpoints"]
-            more = said["more"]
+            answer = await self._run("collect", *limits)
+            nodes += filter(None, answer["nodes"].split(","))
+            identities += answer["identities"]
+            endpoints += answer["endpoints"]
+            more = answer["more"]
         return Collected(tuple(nodes), identities, endpoints)
 
     async def nodes(self) -> dict[str, tuple[float, int]]:
-        """Return when each node was last heard of (the server's time), and which revision it enforces."""
-        seen = await self._ask(self._client.zrange(f"{self._prefix}:seen", 0, -1, withscores=True))
-        enforced = await self._ask(self._client.hgetall(f"{self._prefix}:enforced"))
+        """Return each node's time of the last heartbeat, on the server's clock, and the revision that it enforces."""
+        seen = await self._execute(self._client.zrange(f"{self._prefix}:seen", 0, -1, withscores=True))
+        enforced = await self._execute(self._client.hgetall(f"{self._prefix}:enforced"))
         return {name.decode(): (score / 1000, int(enforced.get(name, 0))) for name, score in seen}
 
-    async def kept(self) -> int:
-        """Return how many changes the stream still has."""
-        return int(await self._ask(self._client.xlen(f"{self._prefix}:changes")))
+    async def changes_kept(self) -> int:
+        """Return the number of entries in the stream."""
+        return int(await self._execute(self._client.xlen(f"{self._prefix}:changes")))
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close both connections."""
         self._closed = True
         for client in (self._client, self._reader):
             try:
@@ -242,11 +244,11 @@ class Commands:
 
     async def _run(self, name: str, *arguments: str | int) -> dict[str, Any]:
         script = self._scripts[name]
-        answer = await self._ask(script(args=[self._prefix, schema.VERSION, *arguments]))
-        said: dict[str, Any] = json.loads(answer)
-        refused = said.get("refused")
+        text = await self._execute(script(args=[self._prefix, schema.VERSION, *arguments]))
+        answer: dict[str, Any] = json.loads(text)
+        refused = answer.get("refused")
         if refused == "address":
-            raise BadInput("; ".join(f"{ip} already belongs to endpoint {owner}" for ip, owner, _ in said["taken"]))
+            raise BadInput("; ".join(f"{ip} already belongs to endpoint {owner}" for ip, owner, _ in answer["taken"]))
         if refused is not None and refused.startswith("schema "):
             version = refused.removeprefix("schema ")
             raise StoreError(
@@ -255,14 +257,14 @@ class Commands:
             )
         if refused is not None:
             raise NotJoined(_NOT_JOINED[refused])
-        return said
+        return answer
 
-    async def _ask(self, asked: Any) -> Any:
-        self.commands += 1
+    async def _execute(self, command: Any) -> Any:
+        self.sent += 1
         try:
-            return await asked
+            return await command
         except Exception as error:
-            if self._closed:  # under a command that waits; redis-py then trips in one way or another
+            if self._closed:  # during this command; redis-py then raises one of many errors
                 raise NotJoined("this node is about to connect to it anew") from None
             if isinstance(error, RedisError | OSError):
                 raise StoreError(sentence(error)) from error
@@ -282,26 +284,27 @@ def _script(name: str) -> str:
 
 
 def _request(request: Request) -> dict[str, Any]:
+    """Return a request as ``lua/write.lua`` takes it."""
     return {
         "endpoints": [
             {
-                "name": one.record.called,
-                "node": one.record.node,
-                "ips": [str(ip_address(address)) for address in one.record.addresses],
-                "document": schema.endpoint_document(one.record),
-                "labels": str(one.labels),
-                "identity": schema.encode_identity(one.labels),
-                "preferred": one.preferred,
+                "name": endpoint.record.full_name,
+                "node": endpoint.record.node,
+                "ips": [str(ip_address(address)) for address in endpoint.record.addresses],
+                "document": schema.endpoint_document(endpoint.record),
+                "labels": str(endpoint.labels),
+                "identity": schema.encode_identity(endpoint.labels),
+                "preferred": endpoint.preferred,
             }
-            for one in request.endpoints
+            for endpoint in request.endpoints
         ],
         "values": list(request.values),
-        "gone": list(request.gone),
+        "deleted": list(request.deleted),
     }
 
 
-def _order(key: Key, entry: StoreEntry, labels: Mapping[Identity, Labels]) -> list[Any] | None:
-    """Return an entry as ``lua/restore.lua`` takes it."""
+def _restore_order(key: Key, entry: StoreEntry, labels: Mapping[Identity, Labels]) -> list[Any] | None:
+    """Return an entry as ``lua/restore.lua`` takes it; None for a value that this version cannot decode."""
     kind, name = key
     try:
         record = schema.decode(kind, name, entry.value)
@@ -311,22 +314,22 @@ def _order(key: Key, entry: StoreEntry, labels: Mapping[Identity, Labels]) -> li
     if isinstance(record, Labels):
         more = str(record)
     elif isinstance(record, EndpointRecord):
-        its = labels.get(record.identity)
+        identity_labels = labels.get(record.identity)
         ips = [str(ip_address(address)) for address in record.addresses]
-        more = [record.node, record.identity, ips, None if its is None else str(its)]
+        more = [record.node, record.identity, ips, None if identity_labels is None else str(identity_labels)]
     return [kind, name, schema.write_id(entry.id), entry.value.decode(), more]
 
 
-def _entries(answer: Any) -> Iterable[tuple[bytes, Mapping[bytes, bytes]]]:
-    """Return the entries of an answer to XREAD about one stream, as either version of the protocol has it."""
-    for stream in answer.values() if isinstance(answer, Mapping) else [one[1] for one in answer or ()]:
+def _items(answer: Any) -> Iterable[tuple[bytes, Mapping[bytes, bytes]]]:
+    """Yield the ids and fields of an answer to XREAD of one stream, in the shape of RESP2 or of RESP3."""
+    for stream in answer.values() if isinstance(answer, Mapping) else [item[1] for item in answer or ()]:
         for part in stream:
             yield from part if isinstance(part, list) else [part]
 
 
-def _published(raw_id: bytes, fields: Mapping[bytes, bytes] | None) -> Published:
-    """Return an entry of the stream; one that is not of ours says nothing."""
-    entry = Published(schema.read_id(raw_id.decode()), 0)
+def _stream_entry(raw_id: bytes, fields: Mapping[bytes, bytes] | None) -> StreamEntry:
+    """Return an entry of the stream; a foreign one has no changes, and has a reason if it cannot be decoded."""
+    entry = StreamEntry(schema.read_id(raw_id.decode()), 0)
     fields = fields or {}
     try:
         entry.serial = int(fields.get(b"serial", b"0"))

@@ -1,12 +1,12 @@
-"""The way to a Redis server (or a Valkey) as it is deployed: TLS, users, Sentinels; and what is wrong where it fails.
+"""Connections to a Redis or Valkey deployment: TLS, users, Sentinels, and error sentences for its failures.
 
-A client is one connection and lives as long as that: what it was told at its start (which server this is, whether it
-is the primary) would not hold for the next one. Who wants to be connected again asks ``locate`` and makes a new client.
+A client is one connection and ends with it: facts read at its start (the server's run, its role as the primary) need
+not hold for the next connection. A caller that connects again calls ``locate`` and makes a new client.
 
-One server holds all of a cluster, because its changes are one ordered stream and a step changes several keys at once;
-the shards of a Redis Cluster could promise neither, so it is refused.
+One server holds a whole cluster, because the changes are one ordered stream and a step changes several keys at once.
+The shards of a Redis Cluster can guarantee neither, so a server in cluster mode is refused.
 
-A user of its own needs what ``PERMISSIONS`` has and the keys below the address's ``prefix``, here ``nfqe``:
+A dedicated user needs ``PERMISSIONS`` and the keys below the address's ``prefix``, here ``nfqe``:
 ``ACL SETUSER nfq-enforcer on >PASSWORD ~nfqe:* PERMISSIONS``. Behind Sentinels the ``sentinel_user`` needs
 ``SENTINEL_PERMISSIONS``.
 """
@@ -18,7 +18,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +29,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from nfq_enforcer.cluster.records import Address
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.store.address import HostPort, StoreAddress
+from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, Timings
 
-Address = IPv4Address | IPv6Address
-
-# What scripts call counts, too: Redis checks it against the user who runs them.
+# With the commands inside scripts: Redis checks those against the user that runs the script.
 PERMISSIONS = (
     "+ping +info +select +client|setname +evalsha +script|load +time +exists "
     "+xread +xrange +xlen +xinfo|stream +xadd +xsetid "
@@ -46,76 +46,78 @@ SENTINEL_PERMISSIONS = "+client|setname +sentinel|get-master-addr-by-name"
 
 CLIENT_NAME = "nfq-enforcer"
 MIN_VERSION = (6, 2)
-_RESP = 2  # every server and proxy speaks it, and no command of ours answers more in RESP3
-_SENTINEL_TIMEOUT = 2.0  # seconds that one Sentinel gets before the next is asked
-_SERVER_TEXT = 200  # characters of what a server says that are repeated
+_RESP = 2  # supported by every server and proxy; RESP3 adds nothing to the answers used here
+_SERVER_TEXT = 200  # characters of a server's error text that a sentence repeats
 
-FAILURES = (RedisError, OSError, ValueError)  # what talking to a server can raise; a stranger's bytes the last
+FAILURES = (RedisError, OSError, ValueError)  # of a command; ValueError for bytes of another protocol
 
 
 class StoreError(NfqError):
-    """The store cannot be reached or used as it is deployed."""
+    """The store cannot be reached, or its deployment cannot be used."""
 
 
 class HandshakeError(redis_errors.ConnectionError):
-    """The server was reached, but not as it wants it; the text is a sentence, without the password that was sent."""
+    """The server was reached and the handshake failed; the text is a sentence without the password that was sent."""
 
 
 class ServerInfo(NamedTuple):
-    """What a server says of itself."""
+    """ServerInfo: product, version and run of a server, from its answer to INFO."""
 
     product: str  # Redis or Valkey
     version: str
-    run_id: str  # another one after each start
+    run_id: str  # new with each start of the server
 
 
 class Connection:
-    """One Redis deployment, by its address."""
+    """Connection: locates the servers of one deployment and makes clients of them."""
 
-    def __init__(self, address: StoreAddress) -> None:
+    def __init__(self, address: StoreAddress, timings: Timings = DEFAULT_TIMINGS) -> None:
+        """Take the deployment's address; nothing is connected yet."""
         self.address = address
+        self._sentinel_timeout = timings.sentinel_timeout
 
     async def locate(self) -> HostPort:
-        """Return where the primary is now; raise StoreError if no Sentinel knows."""
+        """Return host and port of the current primary; raise StoreError if no Sentinel names one."""
         if not self.address.service:
             return self.address.servers[0]
-        said: list[str] = []
+        failures: list[str] = []
         for sentinel in self.address.servers:
             try:
-                return await self._ask(sentinel)
+                return await self._query(sentinel)
             except StoreError as error:
-                said.append(f"{sentinel}: {error}")
+                failures.append(f"{sentinel}: {error}")
             except FAILURES as error:
-                said.append(f"{sentinel}: {sentence(error)}")
-        raise StoreError(f"no Sentinel names a primary of '{self.address.service}': {'; '.join(said)}")
+                failures.append(f"{sentinel}: {sentence(error)}")
+        raise StoreError(f"no Sentinel names a primary of '{self.address.service}': {'; '.join(failures)}")
 
     async def resolve(self) -> frozenset[tuple[Address, int]]:
-        """Return every address that this node may have to reach: the primary's and the Sentinels'.
+        """Return all addresses and ports that this node may connect to: the primary's and the Sentinels'.
 
-        What cannot be found out now is left out: without names or Sentinels there is nothing to be reached either.
+        A name that does not resolve, or a primary that no Sentinel names, is left out: it cannot be reached either.
         """
         servers = set(self.address.servers)
         with suppress(StoreError):
             servers.add(await self.locate())
-        found = await asyncio.gather(*map(_resolved, servers))
-        return frozenset().union(*found)
+        resolved = await asyncio.gather(*map(_resolved, servers))
+        return frozenset().union(*resolved)
 
     def client(self, host: str, port: int, *, timeout: float) -> Redis:
-        """Return a client of one connection, made with its first command; raise StoreError for a file it needs."""
-        one = self.address
-        password = _read_password("password_file", one.password_file)
-        if password is None and one.password:
-            password = one.password.get_secret_value()
-        return self._client(HostPort(host, port), one.user, password, db=one.db, timeout=timeout)
+        """Return a client that connects with its first command; raise StoreError for a file that cannot be read."""
+        address = self.address
+        password = _read_password("password_file", address.password_file)
+        if password is None and address.password:
+            password = address.password.get_secret_value()
+        return self._client(HostPort(host, port), address.user, password, db=address.db, timeout=timeout)
 
-    async def _ask(self, sentinel: HostPort) -> HostPort:
-        one = self.address
-        password = _read_password("sentinel_password_file", one.sentinel_password_file)
-        client: Any = self._client(sentinel, one.sentinel_user, password, db=0, timeout=_SENTINEL_TIMEOUT)
+    async def _query(self, sentinel: HostPort) -> HostPort:
+        """Return the primary that a Sentinel names; raise StoreError or one of FAILURES."""
+        address = self.address
+        password = _read_password("sentinel_password_file", address.sentinel_password_file)
+        client: Any = self._client(sentinel, address.sentinel_user, password, db=0, timeout=self._sentinel_timeout)
         async with aclosing(client):
-            answer = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", one.service)
+            answer = await client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", address.service)
         if not answer:
-            raise StoreError(f"it watches nothing called '{one.service}'")
+            raise StoreError(f"it watches nothing called '{address.service}'")
         host, port = answer
         return HostPort(host.decode(), int(port))
 
@@ -134,40 +136,40 @@ class Connection:
             protocol=_RESP,
             client_name=CLIENT_NAME,
             single_connection_client=True,
-            driver_info=None,  # of no use to anyone, and not known before Redis 7.2
+            driver_info=None,  # CLIENT SETINFO is unknown before Redis 7.2
             redis_connect_func=_once(lacks_certificate=self.address.tls and not self.address.cert_file),
             **self._tls(),
         )
 
     def _tls(self) -> dict[str, Any]:
-        one = self.address
-        files = {"ca_file": one.ca_file, "cert_file": one.cert_file, "key_file": one.key_file}
+        address = self.address
+        files = {"ca_file": address.ca_file, "cert_file": address.cert_file, "key_file": address.key_file}
         for name, file in files.items():
             if file:
-                _read(name, file)  # here, where its name is known; TLS only says that some file is wrong
+                _read(name, file)  # an error here names the file; an error of TLS does not
         return {
-            "ssl": one.tls,
+            "ssl": address.tls,
             "ssl_cert_reqs": "required",
             "ssl_check_hostname": True,
-            "ssl_ca_certs": one.ca_file and str(one.ca_file),
-            "ssl_certfile": one.cert_file and str(one.cert_file),
-            "ssl_keyfile": one.key_file and str(one.key_file),
+            "ssl_ca_certs": address.ca_file and str(address.ca_file),
+            "ssl_certfile": address.cert_file and str(address.cert_file),
+            "ssl_keyfile": address.key_file and str(address.key_file),
         }
 
 
 async def check(client: Redis) -> ServerInfo:
-    """Return what the server is; raise StoreError if it does not answer, or is none that can hold a cluster."""
+    """Return the server's product, version and run; raise StoreError if it does not answer or cannot be used."""
     try:
         info: Any = await client.info()
     except FAILURES as error:
         raise StoreError(sentence(error)) from error
-    except (AttributeError, TypeError):  # redis-py does not doubt the shape of an answer
+    except (AttributeError, TypeError):  # redis-py does not check the shape of an answer
         raise StoreError(_STRANGER) from None
     return read_info(info)
 
 
 def read_info(info: Mapping[str, Any]) -> ServerInfo:
-    """Return what the answer to INFO says; raise StoreError if it says that the server can hold no cluster."""
+    """Return product, version and run in an answer to INFO; raise StoreError if the server cannot hold a cluster."""
     if "redis_version" not in info:
         raise StoreError(_STRANGER)
     if info.get("redis_mode") == "sentinel":
@@ -175,7 +177,7 @@ def read_info(info: Mapping[str, Any]) -> ServerInfo:
     if info.get("redis_mode") == "cluster" or info.get("cluster_enabled"):
         raise StoreError(_CLUSTER_MODE)
     product = "Valkey" if "valkey_version" in info else "Redis"
-    version = str(info["redis_version"])  # of Valkey: that of the Redis it is compatible with
+    version = str(info["redis_version"])  # for a Valkey: the version of Redis that it is compatible with
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < MIN_VERSION:
         raise StoreError(f"it is {product} {version}; needed is {'.'.join(map(str, MIN_VERSION))} or newer")
     if info.get("loading"):
@@ -187,14 +189,14 @@ def read_info(info: Mapping[str, Any]) -> ServerInfo:
 
 
 def sentence(error: BaseException) -> str:
-    """Return what is wrong in one sentence about the server ("it …"), without what was sent to it."""
+    """Return an error as one sentence with the server as subject ("it …"), without any text sent to the server."""
     if isinstance(error, HandshakeError):
         return str(error)
     while type(error) is redis_errors.ConnectionError and (inner := error.__cause__ or error.__context__):
-        error = inner  # redis-py's own text has the place twice
+        error = inner  # redis-py's own text has host and port twice
     if isinstance(error, NfqError):
         return str(error)
-    return next((told(error) for kind, told in _SENTENCES if isinstance(error, kind)), _STRANGER)
+    return next((render(error) for kind, render in _SENTENCES if isinstance(error, kind)), _STRANGER)
 
 
 _STRANGER = "it does not answer as a Redis server does"
@@ -217,7 +219,7 @@ def _tls_sentence(error: BaseException) -> str:
 
 
 def _os_sentence(error: BaseException) -> str:
-    """Tell an error of the system; one that sums up those of several addresses has their numbers in its text only."""
+    """Return the sentence for an error of the system; one of several addresses has the numbers in its text only."""
     assert isinstance(error, OSError)
     number = error.errno or next(map(int, re.findall(r"\[Errno (\d+)\]", str(error))), 0)
     return f"it cannot be reached: {os.strerror(number) if number else error}"
@@ -240,7 +242,7 @@ def _connection_sentence(error: BaseException) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """Return the first sentence of what the server said, without arguments, among which a password may be."""
+    """Return the first sentence of the server's error text, without arguments, which may contain a password."""
     text = " ".join(str(error).split()).partition(", with args")[0].partition(". ")[0]
     return text[:_SERVER_TEXT]
 
@@ -269,7 +271,7 @@ _SENTENCES: tuple[tuple[type[BaseException], Callable[[BaseException], str]], ..
 
 
 def _once(*, lacks_certificate: bool) -> Callable[[redis_connection.Connection], Awaitable[None]]:
-    """Return what completes a connection, and refuses to do so for another one of the same client."""
+    """Return a connect callback that completes a client's first connection and refuses any further one."""
     used = False
 
     async def connect(connection: redis_connection.Connection) -> None:
@@ -280,9 +282,9 @@ def _once(*, lacks_certificate: bool) -> Callable[[redis_connection.Connection],
         try:
             await connection.on_connect()
         except FAILURES as error:
-            told = sentence(error)
+            reason = sentence(error)
             hint = "; it may ask for a certificate of this node: see cert_file" if lacks_certificate else ""
-            raise HandshakeError(told + hint if told == _CLOSED else told) from None
+            raise HandshakeError(reason + hint if reason == _CLOSED else reason) from None
 
     return connect
 
@@ -303,7 +305,7 @@ def _read(name: str, file: Path) -> str:
 async def _resolved(server: HostPort) -> frozenset[tuple[Address, int]]:
     loop = asyncio.get_running_loop()
     try:
-        found = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):  # the latter: a name that no resolver takes
+        resolved = await loop.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # UnicodeError: the name cannot be encoded for a resolver
         return frozenset()
-    return frozenset((ip_address(place[0]), server.port) for *_, place in found)
+    return frozenset((ip_address(address[0]), server.port) for *_, address in resolved)

@@ -1,18 +1,18 @@
-"""What becomes of a cluster when its store has come back with less than it had. Pure.
+"""Restoration of a cluster after its store has come back with fewer changes than it had. Pure.
 
-A server that was restarted, or whose replica has taken its place, may have lost the changes that came last: all of
-them, if it came back empty. No two runs of a server have the same run id, so the first member that meets another one
-notes a *fork*: which changes had survived in it (``survived``), and from where on (``marker``) the stream goes on.
-Every member holds the whole cluster as it was at its place in the stream. One that knows more than what survived gives
-back what is missing:
+A restarted server, or a replica promoted in its place, may have lost the last changes, or all of them if it came back
+empty. No two runs of a server have the same run id, so the first node that meets another run records a *fork*: the
+last change that had survived in it (``survived``), and the stream entry from which the stream goes on (``marker``).
+Every node's mirror holds the whole cluster as of its position in the stream. A node with a mirror later than
+the surviving changes restores the difference:
 
-- what it knows from a change that was lost, unless that was written anew since the fork;
-- and it takes away again what it knows to have gone, but came back with an old dump or from a member that was behind.
+- it writes the entries of lost changes, unless they were written anew since the fork;
+- it deletes the entries that it has seen deleted, and that an old dump or a node that was behind has brought back.
 
-Then it notes how far it knew, and what survived is from now on all up to there: to a member that comes later and was
-behind, what it misses in the store is not lost but gone. So whatever the order in which they come, it ends in what the
-furthest of them knew. What was written since the fork always wins. One that comes so late that the stream does not
-reach back to the fork knows no better than the store.
+Then it records its position as the fork's ``survived``: for a node that comes later and was behind, an entry missing in
+the store is not lost but deleted. So in whichever order the nodes come back, the store ends with the entries of the
+node that was furthest. Writes since the fork always win. A node that comes back when the stream no longer reaches to
+the fork restores nothing and takes the store's state.
 """
 
 from collections.abc import Iterable, Mapping, Set
@@ -23,16 +23,16 @@ from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry, read_i
 
 
 class Fork(NamedTuple):
-    """A point from which the store's history went on otherwise."""
+    """Fork: a point at which the store went on as another run of the server."""
 
-    name: str  # run@marker: no two forks have the same
-    marker: int  # id of the entry in the stream that says so
-    survived: int  # id of the last change before it that is not lost, or was given back
+    name: str  # run@marker, unique
+    marker: int  # id of the stream entry that records it
+    survived: int  # id of the last change before it that was not lost, or was restored
 
 
 def read_forks(text: str) -> tuple[Fork, ...]:
-    """Return the forks that a store knows, oldest first; raise SchemaError if they are none."""
-    return tuple(_fork(one) for one in text.split(",") if one)
+    """Return the forks of a store's list, oldest first; raise SchemaError for a text that is none."""
+    return tuple(_fork(item) for item in text.split(",") if item)
 
 
 def _fork(text: str) -> Fork:
@@ -43,42 +43,42 @@ def _fork(text: str) -> Fork:
     return Fork(name, read_id(marker), read_id(survived))
 
 
-def unseen(forks: Iterable[Fork], known: Set[str]) -> tuple[Fork, ...]:
-    """Return the forks that a member has not seen, oldest first."""
-    return tuple(fork for fork in forks if fork.name not in known)
+def unseen(forks: Iterable[Fork], seen: Set[str]) -> tuple[Fork, ...]:
+    """Return the forks that a node has not seen, oldest first; ``seen`` are the names of the others."""
+    return tuple(fork for fork in forks if fork.name not in seen)
 
 
 def lost(
-    mine: Mapping[Key, StoreEntry], theirs: Mapping[Key, StoreEntry], survived: int, since: Set[Key]
+    held: Mapping[Key, StoreEntry], stored: Mapping[Key, StoreEntry], survived: int, rewritten: Set[Key]
 ) -> tuple[tuple[Key, StoreEntry], ...]:
-    """Return what this member knows and the store has lost, in the order in which it gets it back.
+    """Return the entries that a node holds and the store has lost, in the order in which to restore them.
 
-    ``since`` is what was written since the fork.
+    ``rewritten`` are the keys of entries written since the fork.
     """
     return sorted_for_store(
         (key, entry)
-        for key, entry in mine.items()
-        if entry.id > survived and key not in since and (key not in theirs or theirs[key].id < entry.id)
+        for key, entry in held.items()
+        if entry.id > survived and key not in rewritten and (key not in stored or stored[key].id < entry.id)
     )
 
 
-def gone(
-    mine: Mapping[Key, StoreEntry], position: int, theirs: Mapping[Key, StoreEntry], since: Set[Key]
+def deleted(
+    held: Mapping[Key, StoreEntry], position: int, stored: Mapping[Key, StoreEntry], rewritten: Set[Key]
 ) -> tuple[Key, ...]:
-    """Return what is in the store again, and this member, who knows all up to this position, knows to have gone.
+    """Return the keys that the store has again, and that a node with all changes up to ``position`` no longer holds.
 
-    Not identities: one that nobody has is collected, and one that somebody has must stay.
+    Identities are never among them: an unused one is collected later, and a used one must stay.
     """
     return tuple(
         key
-        for key, entry in theirs.items()
-        if entry.id <= position and key not in mine and key not in since and key[0] is not Kind.IDENTITY
+        for key, entry in stored.items()
+        if entry.id <= position and key not in held and key not in rewritten and key[0] is not Kind.IDENTITY
     )
 
 
-_ORDER = (Kind.DOCUMENT, Kind.IDENTITY, Kind.NODE, Kind.ENDPOINT)  # nobody is open before policy is back
+_ORDER = (Kind.DOCUMENT, Kind.IDENTITY, Kind.NODE, Kind.ENDPOINT)  # policies first: no endpoint is open without them
 
 
 def sorted_for_store(entries: Iterable[tuple[Key, StoreEntry]]) -> tuple[tuple[Key, StoreEntry], ...]:
-    """Return entries in the order in which a store that has lost them gets them back."""
-    return tuple(sorted(entries, key=lambda one: _ORDER.index(one[0][0])))
+    """Return entries in the order in which to restore them."""
+    return tuple(sorted(entries, key=lambda item: _ORDER.index(item[0][0])))

@@ -1,15 +1,14 @@
-"""The last known state of a cluster on disk, so that an agent that starts while the store is away enforces it.
+"""Last known state of a cluster on disk: an agent that starts while the store is away enforces it.
 
-What ``load`` returns was saved, all of it, by one ``save`` after another: a kill in the middle of a save leaves the
-state before it, and a power cut may take the last few. Anything else that is found (a torn page, a flipped bit, a lost
-row, the file of another cluster, a format of a newer version) is refused as a whole and set aside: no state is better
-than a wrong one.
+``load`` returns exactly the state after one of the saves: a kill in the middle of a save leaves the state before it,
+and a power cut may lose the last few saves. Any other content (a torn page, a flipped bit, a lost row, the file of
+another cluster, a newer format) is refused as a whole and set aside: no state is better than a wrong one.
 
-It is a database of SQLite, which brings the atomic saves. SQLite does not notice a flipped bit inside of a value, so
-each row has a digest of its own, and one row the count and the sum (XOR) of all of these: with it a missing row is
-noticed, and a save still costs no more than what it changes. The digests are keyed with the name of the cluster.
+The file is an SQLite database, for its atomic transactions. SQLite does not detect a flipped bit inside of a value, so
+each row has a digest, and one row has the count and the sum (XOR) of all digests. The sum detects a missing row, and a
+save still costs only as much as it changes. The digests are keyed with the name of the cluster.
 
-Only one process at a time has the file open. An object is for one thread at a time, whichever it is.
+Only one process at a time has the file open. An object is for one thread at a time, which need not be the same one.
 """
 
 import os
@@ -34,15 +33,15 @@ _RECORDS = (
     " digest BLOB NOT NULL, PRIMARY KEY (kind, name)) WITHOUT ROWID"
 )
 _WHOLE = "CREATE TABLE whole (count INTEGER NOT NULL, digest BLOB NOT NULL)"
-_MARK, _PENDING = ".mark", ".pending"  # beside the kinds of records, none of which has a dot
+_MARK, _PENDING = ".mark", ".pending"  # kinds of rows; the dot tells them from the kinds of records
 _DIGEST_SIZE = 16
-_PATIENCE = 5.0  # seconds for an agent that is just ending to let go of the file
-_FILES = ("", "-wal")  # endings: the database and its write-ahead log
+_LOCK_TIMEOUT = 5.0  # seconds; an agent that is just ending may still have the file open
+_FILES = ("", "-wal")  # suffixes of the database and its write-ahead log
 _MEMORY = "/dev/shm"
-_LONGEST_LOG = 4 << 20  # bytes that the write-ahead log keeps between saves
+_LONGEST_LOG = 4 << 20  # bytes of the write-ahead log that are kept between saves
 
-# What is wrong with these is not the file; all else that SQLite complains of is.
-_OF_THE_SYSTEM = {
+# These errors are the system's, with an intact file; every other error of SQLite means a damaged file.
+_SYSTEM_ERRORS = {
     sqlite3.SQLITE_BUSY: "another process has it open",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened",
     sqlite3.SQLITE_FULL: "the disk is full",
@@ -54,48 +53,55 @@ _OF_THE_SYSTEM = {
 
 
 class SavedState(NamedTuple):
-    """All that was saved."""
+    """SavedState: the content of the file."""
 
     entries: dict[tuple[Kind, str], StoreEntry]
-    marks: dict[str, str]  # how far it goes: positions in streams and the like
-    pending: list[tuple[str, bytes]]  # what this node has still to tell the store, in order
+    marks: dict[str, str]  # the mirror's marks: position, serial, revision, forks
+    pending: list[tuple[str, bytes]]  # names and values of the pending endpoints, in order
 
 
 class _Damaged(Exception):
-    """The file is not what a save has left; ``str`` says in which way."""
+    """The file's content is not that of a save; ``str`` is the damage."""
 
 
 class _Row(NamedTuple):
     kind: str
     name: str
-    id: str  # as text: a stream's numbers are longer than SQLite's 64 bits
+    id: str  # text, because an id of the stream is longer than SQLite's 64-bit integers
     value: bytes
 
 
 class LastState:
-    """The file of one cluster in a folder.
+    """LastState: the file of one cluster in a folder.
 
-    A save that failed leaves the file ``behind``: what it would have brought is missing, so until a save with
-    ``replace`` succeeds all others are refused.
+    A failed save leaves the file ``behind``: its changes are missing, so every further save is refused until one with
+    ``replace`` succeeds.
     """
 
-    def __init__(self, folder: Path, cluster: str) -> None:
-        """Take the folder, and the cluster's name, part of which the file's name shows; nothing is opened yet."""
+    def __init__(self, folder: Path, cluster: str, lock_timeout: float = _LOCK_TIMEOUT) -> None:
+        """Take the folder, the cluster's name, and the seconds to wait for another process to close the file.
+
+        The file's name shows a part of the cluster's name. Nothing is opened yet.
+        """
         key = blake2b(cluster.encode(), digest_size=32)
         self.path = folder / f"{_readable(cluster)}-{key.hexdigest()[:16]}.state"
-        self.problem: str | None = None  # what the last load found wrong, for the log
+        self.problem: str | None = None  # the damage that the last load found, as a sentence for the log
         self.behind = False
         self._cluster, self._key = cluster, key.digest()
+        self._lock_timeout = lock_timeout
         self._connection: sqlite3.Connection | None = None
 
     def load(self) -> SavedState | None:
-        """Return what was saved last; None if nothing was, or if it is damaged: see ``problem``. Or raise NfqError."""
+        """Return the last saved state; None if nothing was saved, or if it is damaged: see ``problem``.
+
+        Raise NfqError if the system does not allow to read it.
+        """
         self.problem = None
         try:
-            with self._telling():
+            with self._translated_errors():
                 if self._connection is None and not self.path.exists():
                     return None
-                if not os.access(self.path, os.W_OK):  # not even root may write on a disk that is read-only
+                if not os.access(self.path, os.W_OK):  # false even for root on a read-only disk
                     return self._read_copy()
                 return self._read(self._opened())
         except _Damaged as damage:
@@ -105,9 +111,9 @@ class LastState:
     def save(
         self, changes: Iterable[tuple[Kind, str, StoreEntry | None]], marks: Mapping[str, str], *, replace: bool = False
     ) -> None:
-        """Save changes of entries (None: it is gone) and marks, all or nothing, or raise NfqError.
+        """Save changes of entries (None: deleted) and marks, all or nothing, or raise NfqError.
 
-        With ``replace`` there are no other entries than these. Marks that are not given stay as they are.
+        With ``replace`` all other entries are deleted. Other marks stay as they are.
         """
         if self.behind and not replace:
             raise NfqError(f"{self.path}: an earlier save failed, so it needs one of all entries before any other")
@@ -125,23 +131,23 @@ class LastState:
         self.behind = False
 
     def save_pending(self, pending: Iterable[tuple[str, bytes]]) -> None:
-        """Save what is pending now, in place of what was, or raise NfqError."""
+        """Save the pending endpoints in place of those saved before, or raise NfqError."""
         with self._writing() as rows:
             rows.clear([_PENDING])
-            for place, (name, value) in enumerate(pending):
-                rows.add(_Row(_PENDING, f"{place:09}", name, value))
+            for order, (name, value) in enumerate(pending):
+                rows.add(_Row(_PENDING, f"{order:09}", name, value))
 
     def close(self) -> None:
         """Close the file; the next call opens it again."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(sqlite3.Error):  # what was saved is in the log, and is read from there
+            with suppress(sqlite3.Error):  # committed saves are in the log, and the next load reads it
                 connection.close()
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
             self._make_file()
-            connection = sqlite3.connect(self.path, _PATIENCE, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(self.path, self._lock_timeout, isolation_level=None, check_same_thread=False)
             try:
                 _prepare(connection)
             except BaseException:
@@ -151,20 +157,20 @@ class LastState:
         return self._connection
 
     def _read_copy(self) -> SavedState | None:
-        """Return what is on a disk that is read-only, where SQLite would not read the log."""
+        """Return the state on a read-only disk, read from a copy: SQLite does not read the log there."""
         self.close()
         with TemporaryDirectory(dir=_MEMORY) as folder:
             copy = LastState(Path(folder), self._cluster)
-            for ending in _FILES:
+            for suffix in _FILES:
                 with suppress(FileNotFoundError):
-                    shutil.copyfile(f"{self.path}{ending}", f"{copy.path}{ending}")
+                    shutil.copyfile(f"{self.path}{suffix}", f"{copy.path}{suffix}")
             try:
                 return copy._read(copy._opened())
             finally:
                 copy.close()
 
     def _make_file(self) -> None:
-        """Have a file that only its owner reads; SQLite gives those beside it the same mode."""
+        """Make a file that only its owner can read; SQLite gives the log and the index the same mode."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -187,9 +193,9 @@ class LastState:
 
     @contextmanager
     def _writing(self) -> "Iterator[_Rows]":
-        """Begin a transaction, and end it: well, or as if it had never been."""
+        """Begin a transaction, and commit it, or roll it back after an error."""
         try:
-            with self._telling():
+            with self._translated_errors():
                 connection = self._opened()
                 connection.execute("BEGIN IMMEDIATE")
                 try:
@@ -198,7 +204,7 @@ class LastState:
                     rows.write_sum()
                     connection.execute("COMMIT")
                 except BaseException:
-                    with suppress(sqlite3.Error):  # SQLite may have done so itself
+                    with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
                         connection.execute("ROLLBACK")
                     raise
         except _Damaged as damage:
@@ -206,12 +212,12 @@ class LastState:
             raise NfqError(self._set_aside(damage)) from None
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Say what failed: raise NfqError for what is wrong around the file, _Damaged for what is wrong in it."""
+    def _translated_errors(self) -> Iterator[None]:
+        """Translate errors: raise NfqError for an error of the system, _Damaged for a damaged file."""
         try:
             yield
         except sqlite3.Error as error:
-            reason = _OF_THE_SYSTEM.get(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF)
+            reason = _SYSTEM_ERRORS.get(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF)
             if reason is None:
                 raise _Damaged(str(error)) from None
             if os.access(self.path, os.F_OK) and not os.access(self.path, os.W_OK):
@@ -222,36 +228,36 @@ class LastState:
             raise NfqError(f"{self.path}: the last known state of the cluster is not to be had: {reason}") from None
 
     def _set_aside(self, damage: _Damaged) -> str:
-        """Rename the file and its log, so that neither is read again; return the sentence that says so."""
+        """Rename the file and its log, so that neither is read again; return the sentence for the log or the error."""
         self.close()
         aside = self.path.with_suffix(".corrupt")
         try:
-            for ending in _FILES:
+            for suffix in _FILES:
                 with suppress(FileNotFoundError):
-                    Path(f"{self.path}{ending}").rename(f"{aside}{ending}")
-            now = f"it is now {aside.name}"
+                    Path(f"{self.path}{suffix}").rename(f"{aside}{suffix}")
+            outcome = f"it is now {aside.name}"
         except OSError as error:
-            now = f"it cannot be renamed: {error.strerror}"
-        return f"{self.path}: is no last known state of this cluster ({damage}); {now}"
+            outcome = f"it cannot be renamed: {error.strerror}"
+        return f"{self.path}: is no last known state of this cluster ({damage}); {outcome}"
 
 
 class _Rows:
-    """The rows of an open file, and the sum of their digests as it becomes in a transaction."""
+    """_Rows: the rows of an open file, with the count and the sum of their digests during a transaction."""
 
     def __init__(self, connection: sqlite3.Connection, key: bytes) -> None:
         self._execute = connection.execute
         self._key = key
-        found = self._execute("SELECT count, digest FROM whole").fetchall()
-        if len(found) > 1:
+        sums = self._execute("SELECT count, digest FROM whole").fetchall()
+        if len(sums) > 1:
             raise _Damaged("it has two sums")
-        self.were_saved = bool(found)
-        count, digest = found[0] if found else (0, bytes(_DIGEST_SIZE))
+        self.were_saved = bool(sums)
+        count, digest = sums[0] if sums else (0, bytes(_DIGEST_SIZE))
         if not isinstance(count, int):
             raise _Damaged("its count of rows is not one")
         self._count, self._sum = count, _number(digest)
 
     def checked(self) -> Iterator[_Row]:
-        """Yield all rows; raise _Damaged as soon as one is wrong, or after the last if one is missing."""
+        """Yield all rows; raise _Damaged for a row with a wrong digest, or after the last if one is missing."""
         count = total = 0
         for *fields, digest in self._execute("SELECT kind, name, id, value, digest FROM record ORDER BY kind, name"):
             row = _Row(*fields)
@@ -268,22 +274,22 @@ class _Rows:
         self._count, self._sum = self._count + 1, self._sum ^ _number(digest)
 
     def remove(self, kind: str, name: str) -> None:
-        self._forget(self._execute("DELETE FROM record WHERE kind = ? AND name = ? RETURNING digest", (kind, name)))
+        self._subtract(self._execute("DELETE FROM record WHERE kind = ? AND name = ? RETURNING digest", (kind, name)))
 
     def clear(self, kinds: Iterable[str]) -> None:
         for kind in kinds:
-            self._forget(self._execute("DELETE FROM record WHERE kind = ? RETURNING digest", (kind,)))
+            self._subtract(self._execute("DELETE FROM record WHERE kind = ? RETURNING digest", (kind,)))
 
     def write_sum(self) -> None:
         self._execute("DELETE FROM whole")
         self._execute("INSERT INTO whole VALUES (?, ?)", (self._count, self._sum.to_bytes(_DIGEST_SIZE)))
 
-    def _forget(self, digests: Iterable[tuple[bytes]]) -> None:
+    def _subtract(self, digests: Iterable[tuple[bytes]]) -> None:
         for (digest,) in digests:
             self._count, self._sum = self._count - 1, self._sum ^ _number(digest)
 
     def _digest(self, row: _Row) -> bytes:
-        # With types: a flipped bit makes a text of a blob that is otherwise the same.
+        # With the types: a flipped bit can turn a blob into a text of the same bytes.
         parts = (f"{type(field).__name__} {field!r}" for field in row)
         return blake2b("\0".join(parts).encode(), digest_size=_DIGEST_SIZE, key=self._key).digest()
 
@@ -299,8 +305,10 @@ def _readable(cluster: str) -> str:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    """Set an open file up, with empty tables if it is new; raise _Damaged for one that is not ours."""
-    connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # and so the log's index is in memory, not in a third file
+    """Set the options of an open file and create its tables if it is new; raise _Damaged for a foreign file."""
+    connection.execute(
+        "PRAGMA locking_mode = EXCLUSIVE"
+    )  # with it the index of the log is in memory, not in a third file
     _check_kind(connection)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = NORMAL")
@@ -312,7 +320,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
 def _check_kind(connection: sqlite3.Connection) -> None:
     try:
         tables = _tables(connection)
-    except UnicodeDecodeError:  # SQLite quotes in its complaint what is no text
+    except UnicodeDecodeError:  # raised for SQLite's error text, which quotes the damaged bytes
         raise _Damaged("its tables have no names") from None
     application, written = (connection.execute(f"PRAGMA {n}").fetchone()[0] for n in ("application_id", "user_version"))
     if not tables and not application and not written:

@@ -1,13 +1,13 @@
-"""What one member holds of the store: every entry, understood as far as this program does. Pure.
+"""One node's mirror of the store: all entries as the store holds them, and the records decoded from them. Pure.
 
-A value that cannot be understood is left out and named, and what was known before stays. Entries are whole: with them
-a member restarts while the store is away, and gives back what the store has lost.
+A value that this version cannot decode is named and not applied; the entry before it stays. Entries are kept in full:
+from them an agent restarts while the store is away, and restores entries that the store has lost.
 """
 
 from collections import deque
 from collections.abc import Iterator, Mapping
 
-from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, Placed, Record
+from nfq_enforcer.cluster.records import Change, EndpointRecord, EndpointRequest, Kind, Record
 from nfq_enforcer.core.identity import Identity, derive
 from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.policy.documents import Namespace
@@ -15,55 +15,57 @@ from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry
 
 _MARKS = ("position", "serial", "revision")
-_SKIPPED = 8
-_PART = 1000  # entries: some ten milliseconds
+_NAMED_FOREIGN = 8
+_PART = 1000  # entries between two yields: some ten milliseconds
 
 
 class Mirror:
-    """The entries, what follows from them for this node, and what has changed since somebody took the changes."""
+    """Mirror: the store's entries, this node's indexes of them, and the changes not yet handed over or saved."""
 
     def __init__(self, node: str, relevant: LabelFilter) -> None:
-        """Hold nothing yet; ``node`` is whose own endpoints are told apart, ``relevant`` what makes an identity."""
+        """Start empty; ``own`` holds the endpoints of ``node``, and ``relevant`` are the labels of an identity."""
         self._node = node
         self._relevant = relevant
         self.entries: dict[Key, StoreEntry] = {}
-        self.refused: dict[Key, str] = {}  # why each value is not understood
-        self.own: dict[str, EndpointRecord] = {}  # the endpoints of this node
+        self.refused: dict[Key, str] = {}  # reason for each value that could not be decoded
+        self.own: dict[str, EndpointRecord] = {}  # the endpoints of this node, by full name
         self.namespaces: dict[str, Namespace] = {}
         self.numbers: dict[Labels, Identity] = {}
         self.labels: dict[Identity, Labels] = {}
-        self.skipped: deque[tuple[str, str]] = deque(maxlen=_SKIPPED)  # the last foreign changes, each with the reason
-        self.skips = 0  # how many there were
-        self.position = 0  # id of the last change in the stream that is in here
-        self.serial = 0  # its serial
-        self._reach = 0  # id of the last change, of those made by this node before they came by in the stream
+        self.foreign: deque[tuple[str, str]] = deque(
+            maxlen=_NAMED_FOREIGN
+        )  # the last foreign stream entries: id, reason
+        self.foreign_count = 0  # of all foreign stream entries
+        self.position = 0  # id of the last stream entry that was applied
+        self.serial = 0  # of that entry
         self.revision = 0  # of the policy
-        self.forks: frozenset[str] = frozenset()  # those that this node has seen, by their names
-        self.resyncs = 0  # how often all entries were taken anew
-        self._known_as: dict[Labels, Identity] = {}  # what labels of this node's endpoints have ever had
-        self.whole = True  # not in the middle of being replaced
+        self.forks: frozenset[str] = frozenset()  # names of the forks that this node has seen
+        self.resyncs = 0  # number of times that all entries were read anew
+        self.complete = True  # False while all entries are being replaced
+        self._last_accepted = 0  # id of the last accepted change; this node's own writes are ahead of ``position``
+        self._own_numbers: dict[Labels, Identity] = {}  # every number that this node's endpoints have had, by labels
         self._changes: list[Change] = []
-        self._unsaved: dict[Key, StoreEntry | None] | None = {}  # None: all
+        self._unsaved: dict[Key, StoreEntry | None] | None = {}  # None: all entries
 
-    def accept(self, key: Key, number: int, value: bytes | None) -> None:
-        """Take a change that has this id; ``None``: the entry is gone. One that is not newer changes nothing."""
-        self._reach = max(self._reach, number)
-        known = self.entries.get(key)
-        if known is not None and known.id >= number:
+    def accept(self, key: Key, change_id: int, value: bytes | None) -> None:
+        """Apply a change (None: the entry is deleted) unless the entry is of the same change or a later one."""
+        self._last_accepted = max(self._last_accepted, change_id)
+        held = self.entries.get(key)
+        if held is not None and held.id >= change_id:
             return
         if value is None:
-            self._forget(key)
+            self._delete(key)
         else:
-            self._take(key, StoreEntry(number, value))
+            self._put(key, StoreEntry(change_id, value))
 
-    def assume(self, key: Key, entry: StoreEntry | None) -> None:
-        """Take what this node knows better than the store, whatever the id."""
+    def override(self, key: Key, entry: StoreEntry | None) -> None:
+        """Apply a change for which this node is authoritative, also over a later one."""
         if entry is None:
-            self._forget(key)
+            self._delete(key)
         else:
-            self._take(key, entry)
+            self._put(key, entry)
 
-    def _take(self, key: Key, entry: StoreEntry) -> None:
+    def _put(self, key: Key, entry: StoreEntry) -> None:
         try:
             record = schema.decode(*key, entry.value)
         except SchemaError as error:
@@ -71,116 +73,119 @@ class Mirror:
             return
         self.refused.pop(key, None)
         self.entries[key] = entry
-        self._note_unsaved(key, entry)
-        self._note(key, record)
+        self._mark_unsaved(key, entry)
+        self._index(key, record)
 
-    def skip(self, what: str, reason: str) -> None:
-        """Note something in the stream that is nobody's change."""
-        self.skips += 1
-        self.skipped.append((what, reason))
+    def note_foreign(self, entry: str, reason: str) -> None:
+        """Record a stream entry that no nfq_enforcer of this version has written."""
+        self.foreign_count += 1
+        self.foreign.append((entry, reason))
 
-    def replacing(self, entries: Mapping[Key, StoreEntry], bad: Mapping[Key, str]) -> Iterator[None]:
-        """Hold these entries and no others, but keep what is known where a value is not understood.
+    def replace_all(self, entries: Mapping[Key, StoreEntry], bad: Mapping[Key, str]) -> Iterator[None]:
+        """Replace all entries by these, but keep an entry if its new value cannot be decoded.
 
-        ``bad`` are those of the store that are not even entries. It goes in parts, and yields after each, so that
-        others have their turn meanwhile.
+        ``bad`` are the store's fields that are no entries, with the reasons. Yields after each part, so that other
+        tasks can run.
         """
         self.resyncs += 1
-        self.whole = False
+        self.complete = False
         self._unsaved = None
         for key in [key for key in self.entries if key not in entries and key not in bad]:
-            self._forget(key)
+            self._delete(key)
         self.refused = dict(bad)
-        yield from self._taking(entries)
-        self.whole = True
+        yield from self._put_all(entries)
+        self.complete = True
 
-    def _taking(self, entries: Mapping[Key, StoreEntry]) -> Iterator[None]:
+    def _put_all(self, entries: Mapping[Key, StoreEntry]) -> Iterator[None]:
         for count, (key, entry) in enumerate(entries.items(), 1):
             if self.entries.get(key) != entry:
-                self._take(key, entry)
+                self._put(key, entry)
             if count % _PART == 0:
                 yield
 
-    def recalling(self, entries: Mapping[Key, StoreEntry], marks: Mapping[str, str]) -> Iterator[None]:
-        """Hold what was saved; yield from time to time, as ``replacing`` does."""
-        yield from self._taking(entries)
+    def load_saved(self, entries: Mapping[Key, StoreEntry], marks: Mapping[str, str]) -> Iterator[None]:
+        """Load the entries and marks of the last known state; yields after each part, as ``replace_all`` does."""
+        yield from self._put_all(entries)
         self.position, self.serial, self.revision = (int(marks.get(name, "0")) for name in _MARKS)
         self.forks = frozenset(filter(None, marks.get("forks", "").split(",")))
         self._unsaved = {}
 
     @property
     def marks(self) -> dict[str, str]:
-        """Return how far the entries go, to be saved with them."""
+        """Return position, serial, revision and forks as texts, to be saved with the entries."""
         numbers = (self.position, self.serial, self.revision)
         return {**dict(zip(_MARKS, map(str, numbers), strict=True)), "forks": ",".join(sorted(self.forks))}
 
     @property
-    def reach(self) -> int:
-        """Return the id of the last change that is known; of others between ``position`` and this, some may not be."""
-        return max(self._reach, self.position)
+    def last_id(self) -> int:
+        """Return the id of the last change in the mirror; other nodes' changes after ``position`` may be missing."""
+        return max(self._last_accepted, self.position)
 
     @property
-    def changed(self) -> bool:
-        """Say whether there are changes that nobody has taken."""
+    def has_changes(self) -> bool:
+        """Return whether changes wait to be handed over."""
         return bool(self._changes)
 
-    def take(self) -> list[Change]:
-        """Return the changes since the last time, in their order."""
+    def take_changes(self) -> list[Change]:
+        """Return the changes since the last call, in their order."""
         taken, self._changes = self._changes, []
         return taken
 
     def take_unsaved(self) -> dict[Key, StoreEntry | None] | None:
-        """Return the entries that have changed since the last time; None: all may have."""
+        """Return the entries that have changed since the last call; None: any entry may have."""
         taken, self._unsaved = self._unsaved, {}
         return taken
 
     def is_own(self, key: Key) -> bool:
-        """Say whether an entry is an endpoint of this node, or the identity of one."""
+        """Return whether an entry is an endpoint of this node, or the identity of one."""
         kind, name = key
         if kind is Kind.IDENTITY:
-            return any(str(one.identity) == name for one in self.own.values())
+            return any(str(record.identity) == name for record in self.own.values())
         return kind is Kind.ENDPOINT and name in self.own
 
-    def knows(self, fork: int) -> bool:
-        """Say whether this node has seen the fork that an entry of the stream, of this id, tells of."""
-        return any(name.endswith(f"@{schema.write_id(fork)}") for name in self.forks)
+    def has_seen_fork(self, marker: int) -> bool:
+        """Return whether this node has seen the fork with this stream entry, by its id."""
+        return any(name.endswith(f"@{schema.write_id(marker)}") for name in self.forks)
 
-    def placed(self, record: EndpointRecord, namespaces: Mapping[str, Namespace] | None = None) -> Placed:
-        """Return an endpoint with the labels that make its identity, and the number that it has or shall have.
+    def endpoint_request(
+        self, record: EndpointRecord, namespaces: Mapping[str, Namespace] | None = None
+    ) -> EndpointRequest:
+        """Return an endpoint with its relevant labels, and the number of their identity or the number it prefers.
 
-        ``namespaces`` by the names of their documents, if they are about to be others than those that are held.
+        ``namespaces`` by the names of their documents replace the mirror's, for a write that changes both.
         """
         labels = self._relevant.apply(record.all_labels(self.namespaces if namespaces is None else namespaces))
-        known = self.numbers.get(labels) or self._known_as.get(labels)
-        return Placed(record, labels, derive([labels])[labels] if known is None else known)
+        number = self.numbers.get(labels) or self._own_numbers.get(labels)
+        return EndpointRequest(record, labels, derive([labels])[labels] if number is None else number)
 
     def is_mislabelled(self, record: EndpointRecord) -> bool:
-        """Say whether an endpoint has the identity of other labels than its own."""
-        return self.placed(record).labels != self.labels.get(record.identity)
+        """Return whether an endpoint's identity stands for other labels than the endpoint's."""
+        return self.endpoint_request(record).labels != self.labels.get(record.identity)
 
     def counts(self) -> dict[Kind, int]:
-        """Return how many entries there are of each kind."""
+        """Return the number of entries of each kind."""
         counts = dict.fromkeys(Kind, 0)
         for kind, _ in self.entries:
             counts[kind] += 1
         return counts
 
     def described_refusals(self, at_most: int) -> list[dict[str, str]]:
-        """Return the first values that are not understood, each with its reason."""
+        """Return the first values that could not be decoded and the last foreign stream entries, with the reasons."""
         values = [(f"{schema.HASHES[kind]} {name}", reason) for (kind, name), reason in self.refused.items()]
-        return [{"key": key, "reason": reason} for key, reason in [*values, *self.skipped][:at_most]]
+        return [{"key": key, "reason": reason} for key, reason in [*values, *self.foreign][:at_most]]
 
-    def _forget(self, key: Key) -> None:
+    def _delete(self, key: Key) -> None:
         self.refused.pop(key, None)
         if self.entries.pop(key, None) is not None:
-            self._note_unsaved(key, None)
-            self._note(key, None)
+            self._mark_unsaved(key, None)
+            self._index(key, None)
 
-    def _note_unsaved(self, key: Key, entry: StoreEntry | None) -> None:
+    def _mark_unsaved(self, key: Key, entry: StoreEntry | None) -> None:
         if self._unsaved is not None:
             self._unsaved[key] = entry
 
-    def _note(self, key: Key, record: Record | None) -> None:
+    def _index(self, key: Key, record: Record | None) -> None:
+        """Add a change to those to be handed over, and bring the indexes up to date with it."""
         kind, name = key
         self._changes.append(Change(kind, name, record))
         if kind is Kind.ENDPOINT:
@@ -188,15 +193,15 @@ class Mirror:
             if isinstance(record, EndpointRecord) and record.node == self._node:
                 self.own[name] = record
                 if record.identity in self.labels:
-                    self._known_as[self.labels[record.identity]] = record.identity
+                    self._own_numbers[self.labels[record.identity]] = record.identity
         elif kind is Kind.IDENTITY:
-            self._note_identity(Identity(int(name)), record)
+            self._index_identity(Identity(int(name)), record)
         elif schema.is_namespace(key):
             self.namespaces.pop(name, None)
             if isinstance(record, Namespace):
                 self.namespaces[name] = record
 
-    def _note_identity(self, number: Identity, record: Record | None) -> None:
+    def _index_identity(self, number: Identity, record: Record | None) -> None:
         before = self.labels.pop(number, None)
         if before is not None and self.numbers.get(before) == number:
             del self.numbers[before]

@@ -1,24 +1,24 @@
-"""How a cluster lies in Redis: schema version 1. Pure: it encodes and decodes, and opens no connection.
+"""Schema version 1 of a cluster in Redis. Pure: it encodes and decodes, and opens no connection.
 
 Every key begins with the cluster's prefix and a colon (``nfqe:`` by default), so that clusters can share a server.
 
 | key | type | holds |
 |---|---|---|
-| meta | hash | schema (this version), run (of the server, as INFO names it, that a member has joined last), serial (of the last change), revision (of the policy), collected (when garbage was last, ms) |
-| nodes, documents, identities, endpoints | hash | name → entry, named as ``records.Kind`` says |
+| meta | hash | schema (this version), run (the run id, from INFO, of the server that a node has joined last), serial (of the last change), revision (of the policy), collected (time of the last garbage collection, ms) |
+| nodes, documents, identities, endpoints | hash | name → entry; ``records.Kind`` has the form of the names |
 | numbers | hash | canonical labels → number of their identity |
-| ipcache | hash | address → endpoint that has it |
-| references:NUMBER | set | the endpoints that have this identity; each lives as long as its node's lease |
+| ipcache | hash | address → endpoint with it |
+| references:NUMBER | set | the endpoints with this identity; each lives as long as its node's lease |
 | hosted:NODE | set | the endpoints of this node |
-| seen | sorted set | node → when it was last heard of, ms |
+| seen | sorted set | node → time of its last heartbeat, ms |
 | enforced | hash | node → revision of the policy that it enforces |
-| unused | sorted set | number that no endpoint has → since when, ms |
-| retired, retired-at | hash, sorted set | collected number → labels it had, when, ms; others do not get it for a while |
-| forks | list | ``run@marker survived``: where the server came back as another run; see ``merge`` |
+| unused | sorted set | number without an endpoint → time since which, ms |
+| retired, retired-at | hash, sorted set | collected number → its former labels, and the time, ms; other labels do not get the number during the retirement |
+| forks | list | ``run@marker survived``: the points at which the server came back as another run; see ``history`` |
 | changes | stream | every change: ``changes`` [[kind, name, value or null, id if restored]], ``serial``, ``revision``; or ``fork`` |
 
-An entry is ``ID VALUE``: the id of the stream entry that brought it, and a JSON object with ``"v": 1``. All that is
-written together is one entry of the stream. All writing is done by the scripts in ``lua/``, each of which is atomic.
+An entry is ``ID VALUE``: the id of the stream entry with the change, and a JSON object with ``"v": 1``. Changes that
+are written together are one stream entry. Only the scripts in ``lua/`` write, and each of them is atomic.
 """  # noqa: E501
 
 import json
@@ -34,6 +34,7 @@ from pydantic import ValidationError
 from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord, Record
 from nfq_enforcer.core.identity import Identity, travels
 from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.policy.registry import KINDS
 from nfq_enforcer.policy.rules import PROTOCOL_NUMBERS, NamedPort, PortSet
@@ -42,16 +43,16 @@ VERSION = 1
 Key = tuple[Kind, str]
 
 _ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
-_NUMBER = re.compile(r"[1-9][0-9]{0,7}")  # one way to write it, so that no identity has two names
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # half of a pair that makes a character; alone, nothing can print it
-_SHOWN = 100  # characters of what is wrong that are repeated
+_NUMBER = re.compile(r"[1-9][0-9]{0,7}")  # a single spelling, so that no identity has two names
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # a surrogate; without its other half it cannot be encoded
+_SHOWN = 100  # characters of a wrong text that an error repeats
 
 
 def _no_number(name: str) -> None:
     raise ValueError(name)
 
 
-_JSON = json.JSONDecoder(parse_constant=_no_number)  # made once: it reads a hundred thousand values
+_JSON = json.JSONDecoder(parse_constant=_no_number)  # one decoder for a hundred thousand values
 
 HASHES = {
     Kind.NODE: "nodes",
@@ -62,18 +63,18 @@ HASHES = {
 
 
 class SchemaError(Exception):
-    """A value is not what this version understands; ``str`` says why."""
+    """A value cannot be decoded by this version; ``str`` is the reason."""
 
 
 class StoreEntry(NamedTuple):
-    """A value, and which change brought it: the stream's id as one number, so that the later is the greater."""
+    """StoreEntry: a value, and the id of the change that wrote it as one number, greater for later changes."""
 
     id: int
     value: bytes
 
 
 def read_id(text: str) -> int:
-    """Return an id of the stream, ``MS-SEQ``, as one number; raise SchemaError if it is none."""
+    """Return an id of the stream, ``MS-SEQ``, as one number; raise SchemaError for another text."""
     if not _ID.fullmatch(text):
         raise SchemaError(f"{text[:_SHOWN]!r} is not an id of a change")
     ms, seq = text.split("-")
@@ -81,18 +82,18 @@ def read_id(text: str) -> int:
 
 
 def write_id(number: int) -> str:
-    """Return the id as the stream has it."""
+    """Return the id in the stream's form, ``MS-SEQ``."""
     return f"{number >> 32}-{number & 0xFFFFFFFF}"
 
 
 def read_entry(data: bytes) -> StoreEntry:
-    """Return an entry as a hash holds it; raise SchemaError if it is none."""
+    """Return the entry in a field of a hash; raise SchemaError if its id is not one."""
     head, _, value = data.partition(b" ")
     return StoreEntry(read_id(head.decode("ascii", "replace")), value)
 
 
 def read_json(data: bytes) -> Any:
-    """Return what JSON says; raise SchemaError if it is none, or has what cannot be written on."""
+    """Return the value of a JSON text; raise SchemaError for invalid JSON, or for text that cannot be encoded again."""
     try:
         read = _JSON.decode(data.decode())
         if _HALF.search(data):
@@ -103,7 +104,7 @@ def read_json(data: bytes) -> Any:
 
 
 def is_namespace(key: Key) -> bool:
-    """Say whether an entry is a Namespace document."""
+    """Return whether an entry is a Namespace document."""
     return key[0] is Kind.DOCUMENT and key[1].startswith("Namespace/")
 
 
@@ -119,7 +120,7 @@ def encode_identity(labels: Labels) -> str:
 
 
 def encode_document(document: PolicyDocument | Namespace) -> str:
-    """Return the value of a document; it keeps where it was read."""
+    """Return the value of a document, with the file and place of its origin."""
     return _encode({"origin": document.origin, "document": document.data})
 
 
@@ -130,11 +131,11 @@ def encode_endpoint(record: EndpointRecord) -> str:
 
 def endpoint_document(record: EndpointRecord) -> str:
     """Return the document within an endpoint's value."""
-    return _dump(record.written())
+    return _dump(record.document())
 
 
 def decode(kind: Kind, name: str, value: bytes) -> Record:
-    """Return the record that a value stands for; raise SchemaError for one that this version does not understand."""
+    """Return the record of a value; raise SchemaError for a value that this version cannot decode."""
     data = read_json(value)
     if not isinstance(data, dict) or "v" not in data:
         raise SchemaError("it is not an object with a version, so nothing of ours")
@@ -147,8 +148,8 @@ def decode(kind: Kind, name: str, value: bytes) -> Record:
         place = ".".join(map(str, first["loc"]))
         raise SchemaError(f"{place}: {first['msg']}" if place else first["msg"]) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        said = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-        raise SchemaError(f"it is not a value of kind {kind}: {said}") from None
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise SchemaError(f"it is not a value of kind {kind}: {reason}") from None
 
 
 def _encode(data: Mapping[str, Any]) -> str:
@@ -161,15 +162,23 @@ def _dump(data: object) -> str:
 
 def _node(_name: str, data: Mapping[str, Any]) -> NodeRecord:
     addresses = tuple(map(ip_address, _strings(data["addresses"])))
-    return NodeRecord(addresses, _string(data["version"]), _string(data.get("datapath", "per-packet")))
+    return NodeRecord(addresses, _string(data["version"]), _datapath(_string(data.get("datapath", "per-packet"))))
+
+
+def _datapath(word: str) -> Datapath | str:
+    """Return the datapath of a node; the word of a newer version's datapath stays a string."""
+    try:
+        return Datapath(word)
+    except ValueError:
+        return word
 
 
 def _document(name: str, data: Mapping[str, Any]) -> PolicyDocument | Namespace:
     written = data["document"]
-    known = KINDS.get(_string(written["kind"]))
-    if known is None or known[0] != written["apiVersion"]:
+    kind = KINDS.get(_string(written["kind"]))
+    if kind is None or kind[0] != written["apiVersion"]:
         raise ValueError(f"unknown kind {written['kind']} of {written.get('apiVersion')}")
-    document = known[1].model_validate(written)
+    document = kind[1].model_validate(written)
     if not isinstance(document, PolicyDocument | Namespace) or "/".join(document.key) != name:
         raise ValueError("it is not the document that its name says")
     document.set_source(_string(data["origin"]), written)
@@ -183,7 +192,7 @@ def _identity(name: str, data: Mapping[str, Any]) -> Labels:
 
 
 def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
-    """Read what the cluster needs, a hundred thousand times in seconds; its writer has checked all the rest."""
+    """Decode the fields of a record, a hundred thousand times in seconds; the writer has validated the document."""
     metadata, spec = data["document"]["metadata"], data["document"]["spec"]
     record = EndpointRecord(
         intern(_string(metadata["namespace"])),
@@ -196,7 +205,7 @@ def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
         intern(_string(spec.get("serviceAccount", "default"))),
         _ports(tuple((p["name"], p["protocol"], p["port"]) for p in spec.get("ports", ()))),
     )
-    if record.called != name or not record.addresses:
+    if record.full_name != name or not record.addresses:
         raise ValueError("it is not the endpoint that its name says, or has no address")
     return record
 
@@ -204,7 +213,7 @@ def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
 _DECODERS = {Kind.NODE: _node, Kind.DOCUMENT: _document, Kind.IDENTITY: _identity, Kind.ENDPOINT: _endpoint}
 
 
-# What many endpoints have in common is kept once for all of them.
+# Values that many endpoints have in common are one object for all of them.
 
 
 @lru_cache(maxsize=1 << 16)
@@ -216,7 +225,7 @@ def _cluster_identity(number: object) -> Identity:
 
 @lru_cache(maxsize=1 << 16)
 def labels_of(text: str) -> Labels:
-    """Return the labels of their canonical text; raise ValueError if it is none."""
+    """Return the labels of a canonical text; raise ValueError for another text."""
     labels = Labels.parse(dict(part.partition("=")[::2] for part in text.split(";") if part))
     if str(labels) != text:
         raise ValueError(f"{text!r} is not the canonical text of labels")
@@ -249,4 +258,4 @@ def _string(value: object) -> str:
 def _strings(value: object) -> list[str]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is not a list")
-    return [_string(one) for one in value]
+    return [_string(item) for item in value]

@@ -1,7 +1,8 @@
-"""The store that the nodes of a cluster share, as this node's agent uses it: ``member`` keeps connection and state.
+"""The agent's interface to a store on Redis; the node's ``Session`` holds connection and state.
 
-Whatever is loaded goes to the store first and counts here at once. Without a store nothing can be agreed on, so
-policies wait until it is back; but an endpoint of this node whose labels have an identity can start and stop.
+Documents are written to the store first, and are in force on this node as soon as it has answered. Without the store
+the nodes cannot agree on a policy, so policy commands fail until it is back; but an endpoint of this node can start
+and stop if its labels have an identity.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from ipaddress import ip_address
 from statistics import quantiles
 from typing import Any
 
-from nfq_enforcer.cluster.records import EndpointRecord, Kind, Placed, document_name
+from nfq_enforcer.cluster.records import EndpointRecord, EndpointRequest, Kind, document_name
 from nfq_enforcer.cluster.source import Applied, ChangeBatch, NodeStatus, Started
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.errors import BadInput
@@ -21,190 +22,190 @@ from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.redis import backup, schema
 from nfq_enforcer.store.redis.commands import Collected, Request
 from nfq_enforcer.store.redis.connection import StoreError
-from nfq_enforcer.store.redis.session import GRACE, LEASE, LIVE, RETIREMENT, Session
+from nfq_enforcer.store.redis.session import Session
 from nfq_enforcer.text import utc_time
 
-_LOOK = 0.05  # seconds between two looks at what other nodes enforce
-_NAMED = 20  # refused values that status names
+_NAMED = 20  # refused values in the status
 
 
 class RedisStore:
-    """The ``Store`` of a node in a cluster."""
+    """RedisStore: the ``Store`` of a node in a cluster."""
 
-    def __init__(self, member: Session) -> None:
-        """Take this node's membership."""
-        self._member = member
-        self._entries = member.entries
+    def __init__(self, session: Session) -> None:
+        """Take this node's session, not started yet."""
+        self._session = session
+        self._mirror = session.mirror
 
     async def start(self) -> None:
-        """Return when there is a state to enforce."""
-        await self._member.start()
+        """Return when a state can be enforced."""
+        await self._session.start()
 
     async def stop(self) -> None:
-        """Leave the store, and save what is not saved."""
-        await self._member.stop()
+        """Leave the store, and save the rest of the state."""
+        await self._session.stop()
 
     async def wait(self) -> None:
-        """Return when there are changes to take."""
-        await self._member.wait()
+        """Return when changes are available."""
+        await self._session.wait()
 
     def poll(self) -> ChangeBatch:
-        """Return the changes since the last time."""
-        return self._member.poll()
+        """Return the changes since the last poll."""
+        return self._session.poll()
 
-    def acknowledge(self, handed: ChangeBatch) -> None:
-        """Note that what was handed over is in force on this node."""
-        self._member.acknowledge(handed)
+    def acknowledge(self, batch: ChangeBatch) -> None:
+        """Record that a batch is enforced on this node."""
+        self._session.acknowledge(batch)
 
     @property
     def refused(self) -> tuple[float, str] | None:
-        """Return None: what gets into the store has been checked, and what is there all the same is named in status."""
+        """Return None: documents are checked before the write, and status names values that cannot be decoded."""
         return None
 
     @property
     def revision(self) -> int:
-        """Return the revision of the policy, as far as this node knows."""
-        return self._member.entries.revision
+        """Return the revision of the policy in this node's mirror."""
+        return self._mirror.revision
 
     async def apply(self, files: Sequence[File]) -> Applied:
-        """Take files of documents, all or nothing; raise BadInput for all that is wrong with them, or StoreError."""
+        """Write the documents of files, all or nothing; raise BadInput with every error in them, or StoreError."""
         parsed = await asyncio.to_thread(loader.parse_all, files)
-        documents = loader.group_documents(one.document for one in parsed)
+        documents = loader.group_documents(item.document for item in parsed)
         enforceable.check(documents.policies)
-        namespaces = self._entries.namespaces | {document_name(one): one for one in documents.namespaces}
-        placed = [
-            self._entries.placed(EndpointRecord.of(one, Identity(0), self._member.node), namespaces)
-            for one in documents.endpoints
+        namespaces = self._mirror.namespaces | {document_name(document): document for document in documents.namespaces}
+        endpoints = [
+            self._mirror.endpoint_request(EndpointRecord.of(document, Identity(0), self._session.node), namespaces)
+            for document in documents.endpoints
         ]
         others: tuple[Namespace | PolicyDocument, ...] = (*documents.namespaces, *documents.policies)
-        values = [(Kind.DOCUMENT, document_name(one), schema.encode_document(one)) for one in others]
-        if self._member.store is None and placed and not values:
-            numbers, new = await self._start_alone(placed), frozenset[Identity]()
+        values = [(Kind.DOCUMENT, document_name(document), schema.encode_document(document)) for document in others]
+        if self._session.commands is None and endpoints and not values:
+            numbers, new = await self._start_without_store(endpoints), frozenset[Identity]()
         else:
-            written = await self._member.write(Request(placed, values))
+            written = await self._session.writer.write(Request(endpoints, values))
             numbers, new = written.numbers, written.new
         started = (
-            Started(one.record.called, number, one.labels, number in new)
-            for one, number in zip(placed, numbers, strict=True)
+            Started(request.record.full_name, number, request.labels, number in new)
+            for request, number in zip(endpoints, numbers, strict=True)
         )
-        return Applied(tuple("/".join(filter(None, one.document.key)) for one in parsed), tuple(started))
+        return Applied(tuple("/".join(filter(None, item.document.key)) for item in parsed), tuple(started))
 
-    async def _start_alone(self, placed: Sequence[Placed]) -> tuple[Identity, ...]:
-        """Start endpoints of this node whose identity the store has said before it went away."""
-        numbers = [self._number_alone(one) for one in placed]
-        await self._member.start_alone(
-            one.record._replace(identity=number) for one, number in zip(placed, numbers, strict=True)
+    async def _start_without_store(self, endpoints: Sequence[EndpointRequest]) -> tuple[Identity, ...]:
+        """Start endpoints of this node with an identity that the mirror has a number for."""
+        numbers = [self._number_of(request) for request in endpoints]
+        await self._session.pending.start(
+            request.record._replace(identity=number) for request, number in zip(endpoints, numbers, strict=True)
         )
         return tuple(numbers)
 
-    def _number_alone(self, one: Placed) -> Identity:
-        if one.record.node != self._member.node:
-            raise StoreError(f"{one.record.called} is on node {one.record.node}, and {self._member.unreachable}")
-        number = self._entries.numbers.get(one.labels)
+    def _number_of(self, request: EndpointRequest) -> Identity:
+        """Return the number of an endpoint's identity; raise StoreError or BadInput if it needs the store."""
+        record, unreachable = request.record, self._session.reachability.unreachable
+        if record.node != self._session.node:
+            raise StoreError(f"{record.full_name} is on node {record.node}, and {unreachable}")
+        number = self._mirror.numbers.get(request.labels)
         if number is None:
-            raise StoreError(f"no endpoint has had the labels {one.labels} yet, and {self._member.unreachable}")
-        for other in self._entries.own.values():
-            for address in set(other.addresses).intersection(one.record.addresses):
-                if other.called != one.record.called:
-                    raise BadInput(f"{ip_address(address)} already belongs to endpoint {other.called}")
+            raise StoreError(f"no endpoint has had the labels {request.labels} yet, and {unreachable}")
+        for other in self._mirror.own.values():
+            for address in set(other.addresses).intersection(record.addresses):
+                if other.full_name != record.full_name:
+                    raise BadInput(f"{ip_address(address)} already belongs to endpoint {other.full_name}")
         return number
 
     async def delete_policy(self, namespace: str, name: str) -> None:
-        """Take a policy out; raise BadInput if there is none of this name."""
+        """Delete all policies of this name; raise BadInput if no policy has it."""
         keys = [
             key
-            for key in self._entries.entries
-            if key[0] is Kind.DOCUMENT and _names_policy(key[1].split("/"), namespace, name)
+            for key in self._mirror.entries
+            if key[0] is Kind.DOCUMENT and _is_policy(key[1].split("/"), namespace, name)
         ]
         if not keys:
-            called = f"{namespace}/{name}" if namespace else name
-            raise BadInput(f"there is no policy {called}; 'nfq-enforcer policy list' shows those there are")
-        await self._member.write(Request(gone=keys))
+            full_name = f"{namespace}/{name}" if namespace else name
+            raise BadInput(f"there is no policy {full_name}; 'nfq-enforcer policy list' shows those there are")
+        await self._session.writer.write(Request(deleted=keys))
 
     async def delete_endpoints(self, names: Sequence[str]) -> list[str]:
-        """Take endpoints out, and return those that there were."""
-        known = [name for name in names if (Kind.ENDPOINT, name) in self._entries.entries]
-        if self._member.store is None and all(name in self._entries.own for name in known):
-            await self._member.stop_alone(known)
-        elif known:
-            await self._member.write(Request(gone=[(Kind.ENDPOINT, name) for name in known]))
-        return known
+        """Delete endpoints; return those that existed."""
+        existing = [name for name in names if (Kind.ENDPOINT, name) in self._mirror.entries]
+        if self._session.commands is None and all(name in self._mirror.own for name in existing):
+            await self._session.pending.stop(existing)
+        elif existing:
+            await self._session.writer.write(Request(deleted=[(Kind.ENDPOINT, name) for name in existing]))
+        return existing
 
     async def nodes(self) -> list[NodeStatus]:
-        """Return every node; without the store nobody knows who lives."""
-        store = self._member.store
-        if store is None:
-            return [NodeStatus(name, live=None) for kind, name in self._entries.entries if kind is Kind.NODE]
-        seen = await store.nodes()
-        now = time.time() + self._member.offset
-        names = [name for kind, name in self._entries.entries if kind is Kind.NODE]
+        """Return every node; without the store it is unknown which nodes are live."""
+        commands = self._session.commands
+        if commands is None:
+            return [NodeStatus(name, live=None) for kind, name in self._mirror.entries if kind is Kind.NODE]
+        seen = await commands.nodes()
+        now, live = time.time() + self._session.clock_offset, self._session.timings.live
+        names = [name for kind, name in self._mirror.entries if kind is Kind.NODE]
         return [
-            NodeStatus(name, now - seen[name][0] < LIVE, *seen[name]) if name in seen else NodeStatus(name, live=False)
+            NodeStatus(name, now - seen[name][0] < live, *seen[name]) if name in seen else NodeStatus(name, live=False)
             for name in names
         ]
 
     async def enforced_by(self, revision: int, patience: float) -> list[NodeStatus]:
-        """Return the nodes once every live one enforces this revision of the policy, or patience has run out."""
+        """Return the nodes once every live one enforces this policy revision, or after ``patience`` seconds."""
         deadline = time.monotonic() + patience
         while True:
             nodes = await self.nodes()
             late = any(node.live and (node.revision or 0) < revision for node in nodes)
             if not late or time.monotonic() > deadline:
                 return nodes
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(self._session.timings.enforced_poll)
 
     async def status(self) -> dict[str, Any]:
         """Return the store's part of the agent's status."""
-        member, counts = self._member, self._entries.counts()
-        lags = [1000 * lag for lag in member.lags]
+        session, mirror, counts = self._session, self._mirror, self._mirror.counts()
+        lags = [1000 * lag for lag in session.lags]
         return {
-            "store": member.server.address.redacted,
-            "prefix": member.server.address.prefix,
-            "connected": member.store is not None,
-            "since": utc_time(member.since),
-            "error": member.error,
-            "server": f"{member.info.product} {member.info.version}" if member.info else None,
+            "store": session.connection.address.redacted,
+            "prefix": session.connection.address.prefix,
+            "connected": session.commands is not None,
+            "since": utc_time(session.reachability.since),
+            "error": session.reachability.error,
+            "server": f"{session.info.product} {session.info.version}" if session.info else None,
             "schema": schema.VERSION,
-            "position": schema.write_id(member.entries.position),
-            "policy_revision": member.entries.revision,
+            "position": schema.write_id(mirror.position),
+            "policy_revision": mirror.revision,
             "nodes": counts[Kind.NODE],
             "identities": counts[Kind.IDENTITY],
             "endpoints": counts[Kind.ENDPOINT],
             "documents": counts[Kind.DOCUMENT],
-            "commands": member.commands,
-            "resyncs": member.entries.resyncs,
+            "commands": session.commands_sent,
+            "resyncs": mirror.resyncs,
             "refused": {
-                "count": len(self._entries.refused) + self._entries.skips,
-                "values": self._entries.described_refusals(_NAMED),
+                "count": len(mirror.refused) + mirror.foreign_count,
+                "values": mirror.described_refusals(_NAMED),
             },
-            "pending": [{"endpoint": name, "reason": reason} for name, reason in member.pending.items()],
+            "pending": [{"endpoint": name, "reason": reason} for name, reason in session.pending.reasons.items()],
             "lag_ms": {"p50": _percentile(lags, 50), "p99": _percentile(lags, 99)},
         }
 
-    async def kept(self) -> int | None:
-        """Return how many changes the stream still has; None without a store."""
-        return await self._member.store.kept() if self._member.store is not None else None
+    async def changes_kept(self) -> int | None:
+        """Return the number of changes in the stream; None while the store is not reachable."""
+        return await self._session.commands.changes_kept() if self._session.commands is not None else None
 
     async def collect(self, grace: float | None) -> Collected:
-        """Collect garbage now; ``grace`` in seconds instead of the usual."""
-        store = await self._member.reachable()
-        return await store.collect(LEASE, GRACE if grace is None else grace, RETIREMENT, 0)
+        """Collect garbage now; ``grace`` in seconds replaces that of the timings."""
+        commands, timings = await self._session.reachability.wait_reachable(), self._session.timings
+        return await commands.collect(timings.lease, timings.grace if grace is None else grace, timings.retirement, 0)
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Yield a header, then all that the cluster has agreed on."""
-        member = self._member
-        yield from backup.export(self._entries, member.server.address.redacted)
+        """Yield a header, then all identities, documents and endpoints of the cluster; see ``backup``."""
+        yield from backup.export(self._mirror, self._session.connection.address.redacted)
 
-    async def take_in(self, entries: Iterable[Any]) -> dict[str, Any]:
-        """Give the store what was exported; see ``transfer``."""
-        return await backup.take_in(self._member, entries)
+    async def import_entries(self, entries: Iterable[Any]) -> dict[str, Any]:
+        """Write exported entries to the store; see ``backup``."""
+        return await backup.import_entries(self._session, entries)
 
 
-def _names_policy(key: Sequence[str], namespace: str, name: str) -> bool:
+def _is_policy(key: Sequence[str], namespace: str, name: str) -> bool:
     return key[0] != "Namespace" and list(key[1:]) == [namespace, name]
 
 
-def _percentile(of: Sequence[float], percent: int) -> float | None:
-    if len(of) < 2:
-        return round(of[0], 1) if of else None
-    return round(quantiles(of, n=100)[percent - 1], 1)
+def _percentile(samples: Sequence[float], percent: int) -> float | None:
+    if len(samples) < 2:
+        return round(samples[0], 1) if samples else None
+    return round(quantiles(samples, n=100)[percent - 1], 1)

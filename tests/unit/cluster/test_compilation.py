@@ -1,4 +1,4 @@
-"""The cluster: what has changed since is compiled, and comes to what a fresh compilation comes to."""
+"""Incremental compilation: compiles the changes only, with the same result as a fresh compilation."""
 
 from collections import defaultdict
 
@@ -43,7 +43,7 @@ def documents(*texts: str) -> Documents:
 
 
 def numbered(*texts: str, by: int = 0) -> tuple[EndpointModel, ...]:
-    """Return the endpoints of documents, with numbers that are ``by`` higher than those derived."""
+    """Return the endpoints of documents, with the derived numbers increased by ``by``."""
     return tuple(one._replace(identity=Identity(one.identity + by)) for one in model_endpoints(documents(*texts)))
 
 
@@ -59,7 +59,7 @@ def made(*texts: str, before: Compilation | None = None, by: int = 0) -> Compila
 
 
 def contents(compiled: Compilation, *texts: str) -> dict[str, list[tuple[object, ...]]]:
-    """Return what the maps of every endpoint of the documents hold."""
+    """Return the contents of the maps of every endpoint of the documents."""
     return {
         one.name: [
             (side.entries, side.enforced, side.enforced_by)

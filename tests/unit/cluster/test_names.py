@@ -1,4 +1,4 @@
-"""The directory: names for identities and addresses, as they are now."""
+"""Names: the current names of identities and addresses."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
@@ -31,8 +31,8 @@ class Workload(NamedTuple):
     interface: str | None = None
 
 
-class Known:
-    """A directory and what its owner keeps."""
+class Cluster:
+    """Cluster: names, and the mappings that their owner changes."""
 
     def __init__(self) -> None:
         self.identities = {WEB: RELEVANT, NAMELESS: Labels()}
@@ -40,70 +40,70 @@ class Known:
         self.owners: dict[bytes, Workload] = {}
         nodes = {"n1": Host((ip_address("172.16.0.1"),)), "n2": Host((ip_address("172.16.0.2"), ip_address("fd00::2")))}
         every = {"shop/front1": ALL}
-        self.directory = Names("n1", self.identities, nodes, self.endpoints, self.owners, every.__getitem__)
+        self.names = Names("n1", self.identities, nodes, self.endpoints, self.owners, every.__getitem__)
 
-    def add(self, one: Workload) -> None:
-        self.endpoints[f"{one.namespace}/{one.name}"] = one
-        self.owners |= dict.fromkeys(one.addresses, one)
+    def add(self, workload: Workload) -> None:
+        self.endpoints[f"{workload.namespace}/{workload.name}"] = workload
+        self.owners |= dict.fromkeys(workload.addresses, workload)
 
 
 @pytest.fixture
-def known() -> Known:
-    """Give a directory of two nodes and an endpoint."""
-    known = Known()
-    known.add(Workload("shop", "front1", "n1", WEB, (packed("10.1.0.10"), packed("fd01::10")), "veth1"))
-    return known
+def cluster() -> Cluster:
+    """Give the names of two nodes and an endpoint."""
+    cluster = Cluster()
+    cluster.add(Workload("shop", "front1", "n1", WEB, (packed("10.1.0.10"), packed("fd01::10")), "veth1"))
+    return cluster
 
 
 NAME = EndpointName("shop", "front1", "n1", WEB, ALL, ("10.1.0.10", "fd01::10"), "veth1")
 
 
-def test_an_identity_has_the_labels_that_make_it(known: Known) -> None:
-    assert known.directory.labels(WEB) == RELEVANT
+def test_an_identity_has_the_labels_that_make_it(cluster: Cluster) -> None:
+    assert cluster.names.labels(WEB) == RELEVANT
 
 
-def test_a_reserved_identity_is_always_known(known: Known) -> None:
-    assert known.directory.labels(WORLD) == RESERVED[WORLD]
+def test_a_reserved_identity_is_always_known(cluster: Cluster) -> None:
+    assert cluster.names.labels(WORLD) == RESERVED[WORLD]
 
 
-def test_the_identity_of_a_cidr_is_known_while_policy_names_it(known: Known) -> None:
-    assert known.directory.labels(CIDR) is None
+def test_the_identity_of_a_cidr_is_known_while_policy_names_it(cluster: Cluster) -> None:
+    assert cluster.names.labels(CIDR) is None
 
-    known.directory.cidrs = {CIDR: Labels()}
-    assert known.directory.labels(CIDR) == Labels()
-
-
-def test_an_identity_without_labels_is_not_an_unknown_one(known: Known) -> None:
-    assert known.directory.labels(NAMELESS) == Labels()
-    assert known.directory.labels(UNKNOWN) is None
+    cluster.names.cidrs = {CIDR: Labels()}
+    assert cluster.names.labels(CIDR) == Labels()
 
 
-def test_an_endpoint_is_found_by_its_address_and_identity_together(known: Known) -> None:
-    assert known.directory.endpoint(packed("10.1.0.10"), WEB) == NAME
-    assert known.directory.endpoint(packed("fd01::10"), WEB) == NAME
-    assert known.directory.endpoint(packed("10.1.0.10"), WORLD) is None
-    assert known.directory.endpoint(packed("10.1.0.11"), WEB) is None
-    assert known.directory.endpoint(b"", WEB) is None
+def test_an_identity_without_labels_is_not_an_unknown_one(cluster: Cluster) -> None:
+    assert cluster.names.labels(NAMELESS) == Labels()
+    assert cluster.names.labels(UNKNOWN) is None
 
 
-def test_every_endpoint_and_node_is_listed(known: Known) -> None:
-    assert (list(known.directory), len(known.directory)) == ([NAME], 1)
-    assert list(known.directory.nodes) == ["n1", "n2"]
+def test_an_endpoint_is_found_by_its_address_and_identity_together(cluster: Cluster) -> None:
+    assert cluster.names.endpoint(packed("10.1.0.10"), WEB) == NAME
+    assert cluster.names.endpoint(packed("fd01::10"), WEB) == NAME
+    assert cluster.names.endpoint(packed("10.1.0.10"), WORLD) is None
+    assert cluster.names.endpoint(packed("10.1.0.11"), WEB) is None
+    assert cluster.names.endpoint(b"", WEB) is None
 
 
-def test_what_its_owner_changes_is_seen_at_once(known: Known) -> None:
-    known.endpoints.clear()
-    known.owners.clear()
-    del known.identities[WEB]
-
-    assert (list(known.directory), known.directory.labels(WEB)) == ([], None)
-    assert known.directory.endpoint(packed("10.1.0.10"), WEB) is None
+def test_every_endpoint_and_node_is_listed(cluster: Cluster) -> None:
+    assert (list(cluster.names), len(cluster.names)) == ([NAME], 1)
+    assert list(cluster.names.nodes) == ["n1", "n2"]
 
 
-def test_every_address_is_listed_an_endpoints_before_a_nodes(known: Known) -> None:
-    known.add(Workload("shop", "host", "n2", NAMELESS, (packed("fd00::2"),)))
+def test_what_its_owner_changes_is_seen_at_once(cluster: Cluster) -> None:
+    cluster.endpoints.clear()
+    cluster.owners.clear()
+    del cluster.identities[WEB]
 
-    assert list(known.directory.addresses()) == [
+    assert (list(cluster.names), cluster.names.labels(WEB)) == ([], None)
+    assert cluster.names.endpoint(packed("10.1.0.10"), WEB) is None
+
+
+def test_every_address_is_listed_an_endpoints_before_a_nodes(cluster: Cluster) -> None:
+    cluster.add(Workload("shop", "host", "n2", NAMELESS, (packed("fd00::2"),)))
+
+    assert list(cluster.names.addresses()) == [
         KnownAddress("10.1.0.10", WEB, "n1", "shop/front1"),
         KnownAddress("fd01::10", WEB, "n1", "shop/front1"),
         KnownAddress("fd00::2", NAMELESS, "n2", "shop/host"),
@@ -116,21 +116,21 @@ def opening(src: str, source: Identity, dst: str, destination: Identity) -> Open
     return Opening(packed(src), packed(dst), TCP, 40_000, 80, -1, -1, False, source, destination)
 
 
-def test_both_ends_of_a_connection_have_names(known: Known) -> None:
-    ends = known.directory.ends(opening("203.0.113.9", WORLD, "10.1.0.10", WEB))
+def test_both_ends_of_a_connection_have_names(cluster: Cluster) -> None:
+    ends = cluster.names.ends(opening("203.0.113.9", WORLD, "10.1.0.10", WEB))
 
     assert ends == Ends(End(RESERVED[WORLD]), End(RELEVANT, "shop", "front1"))
 
 
-def test_who_bears_an_endpoints_address_and_not_its_identity_is_not_that_endpoint(known: Known) -> None:
-    ends = known.directory.ends(opening("10.1.0.10", WORLD, "10.1.0.11", UNKNOWN))
+def test_who_bears_an_endpoints_address_and_not_its_identity_is_not_that_endpoint(cluster: Cluster) -> None:
+    ends = cluster.names.ends(opening("10.1.0.10", WORLD, "10.1.0.11", UNKNOWN))
 
     assert ends == Ends(End(RESERVED[WORLD]), End(None))
 
 
-def test_names_that_were_looked_up_stay_when_their_owner_is_gone(known: Known) -> None:
-    ends = known.directory.ends(opening("10.1.0.10", WEB, "172.16.0.2", REMOTE_NODE))
-    known.owners.clear()
-    known.identities.clear()
+def test_names_that_were_looked_up_stay_when_their_owner_is_gone(cluster: Cluster) -> None:
+    ends = cluster.names.ends(opening("10.1.0.10", WEB, "172.16.0.2", REMOTE_NODE))
+    cluster.owners.clear()
+    cluster.identities.clear()
 
     assert ends == Ends(End(RELEVANT, "shop", "front1"), End(RESERVED[REMOTE_NODE]))

@@ -1,10 +1,10 @@
-"""Records: what documents make, how an endpoint is written again, and what has changed from one state to another."""
+"""Records: of documents, an endpoint's document from its record, and the changes between two states."""
 
 import json
 
 import pytest
 
-from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, changes_between, described
+from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, changes_between, records_of
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.wire.packet import TCP, UDP
 from nfq_enforcer.policy import loader
@@ -45,7 +45,7 @@ def documents(*texts: str) -> Documents:
 
 def record(text: str) -> EndpointRecord:
     (endpoint,) = documents(text).endpoints
-    (found,) = (one for one in described(documents(text), "n1").values() if isinstance(one, EndpointRecord))
+    (found,) = (one for one in records_of(documents(text), "n1").values() if isinstance(one, EndpointRecord))
     assert found == EndpointRecord.of(endpoint, found.identity, "n1")
     return found
 
@@ -53,7 +53,7 @@ def record(text: str) -> EndpointRecord:
 def test_a_record_has_what_the_document_says() -> None:
     web = record(FULL)
 
-    assert (web.called, web.node, web.interface, web.account) == ("shop/web", "n2", "veth-web", "tester")
+    assert (web.full_name, web.node, web.interface, web.account) == ("shop/web", "n2", "veth-web", "tester")
     assert web.addresses == (packed("10.1.0.10"), packed("fd01::10"))
     assert web.labels == Labels.parse({"app": "web", "container:tier": "front", "plain": ""})
     assert web.ports == {NamedPort("http", TCP, 80), NamedPort("dns", UDP, 53)}
@@ -62,21 +62,21 @@ def test_a_record_has_what_the_document_says() -> None:
 def test_what_a_document_does_not_say_is_as_ever() -> None:
     plain = record(PLAIN)
 
-    assert (plain.called, plain.node, plain.interface, plain.account) == ("default/plain", "n1", None, "default")
+    assert (plain.full_name, plain.node, plain.interface, plain.account) == ("default/plain", "n1", None, "default")
     assert (plain.labels, plain.ports) == (Labels(), frozenset())
 
 
 @pytest.mark.parametrize("text", [PLAIN, FULL])
 def test_what_is_written_of_a_record_is_read_as_that_record(text: str) -> None:
     before = record(text)
-    (again,) = loader.parse(json.dumps(before.written()), "y.yaml")
+    (again,) = loader.parse(json.dumps(before.document()), "y.yaml")
 
     assert isinstance(again.document, Endpoint)
     assert EndpointRecord.of(again.document, before.identity, "elsewhere") == before
 
 
 def test_documents_make_records_of_all_they_name() -> None:
-    state = described(documents(FULL, PLAIN, SPACE, POLICY), "n1")
+    state = records_of(documents(FULL, PLAIN, SPACE, POLICY), "n1")
     web, plain = record(FULL), record(PLAIN)
 
     assert [key for key in state if key[0] is not Kind.IDENTITY] == [
@@ -88,12 +88,12 @@ def test_documents_make_records_of_all_they_name() -> None:
     assert state[Kind.ENDPOINT, "default/plain"] == plain
     made = state[Kind.ENDPOINT, "shop/web"]
     assert isinstance(made, EndpointRecord)
-    assert made.identity != web.identity  # its namespace has a label here
+    assert made.identity != web.identity  # with a label of its namespace
     assert "k8s:io.cilium.k8s.namespace.labels.team=blue" in str(state[Kind.IDENTITY, str(made.identity)])
 
 
 def test_changes_are_what_is_gone_and_then_what_is_new_or_different() -> None:
-    before, now = described(documents(PLAIN, POLICY), "n1"), described(documents(PLAIN, SPACE), "n2")
+    before, now = records_of(documents(PLAIN, POLICY), "n1"), records_of(documents(PLAIN, SPACE), "n2")
 
     assert changes_between(before, before) == []
     assert changes_between(before, now) == [

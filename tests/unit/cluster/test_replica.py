@@ -1,4 +1,4 @@
-"""The replica: from changes of the cluster to what the workers of one node judge by, and what of it is new."""
+"""Replica: from changes of the cluster to the snapshot and peers of one node, and to their differences."""
 
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -20,7 +20,7 @@ from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.rules import NamedPort
 from tests.support.packets import packed
-from tests.support.replicas import replica_of, whole
+from tests.support.replicas import replica_of, with_peers
 
 ENDPOINTS = """
 apiVersion: nfq-enforcer.io/v1
@@ -66,20 +66,20 @@ def documents(*texts: str) -> Documents:
     return loader.group_documents(one.document for text in texts for one in loader.parse(text, "x.yaml"))
 
 
-def seen(name: str = "n1", *texts: str, enforcement: Enforcement = Enforcement.AUTO) -> tuple[Snapshot, Names]:
-    """Return the snapshot that a node makes of the documents, with the peers in it, and the directory."""
+def snapshot_of(name: str = "n1", *texts: str, enforcement: Enforcement = Enforcement.AUTO) -> tuple[Snapshot, Names]:
+    """Return a node's snapshot of the documents, with peers, and the names."""
     settings = NodeSettings(name, NODES.get(name, ()), enforcement=enforcement)
     replica = replica_of(documents(ENDPOINTS, *texts), settings, NODES)
-    return whole(replica, 3), replica.view(3).directory
+    return with_peers(replica, 3), replica.view(3).names
 
 
 def build(documents: Documents, settings: NodeSettings, revision: int, nodes: Any) -> tuple[Snapshot, Names]:
     replica = replica_of(documents, settings, nodes)
-    return whole(replica, revision), replica.view(revision).directory
+    return with_peers(replica, revision), replica.view(revision).names
 
 
 def test_the_endpoints_of_a_node_are_local_to_it_under_each_address() -> None:
-    endpoints = seen("n1")[0].endpoints
+    endpoints = snapshot_of("n1")[0].endpoints
 
     assert {address: (one.name, one.interface) for address, one in endpoints.items()} == {
         WEB: ("shop/web", "veth-web"),
@@ -90,14 +90,14 @@ def test_the_endpoints_of_a_node_are_local_to_it_under_each_address() -> None:
 
 
 def test_an_endpoint_without_a_node_is_local_to_whoever_loads_it() -> None:
-    endpoints = seen("n2")[0].endpoints
+    endpoints = snapshot_of("n2")[0].endpoints
 
     assert {one.name for one in endpoints.values()} == {"other/web", "shop/client", "shop/here"}
 
 
 def test_endpoints_of_other_nodes_and_those_nodes_are_peers_to_be_stamped() -> None:
-    snapshot, directory = seen("n1")
-    identities = {f"{e.namespace}/{e.name}": e.identity for e in directory}
+    snapshot, names = snapshot_of("n1")
+    identities = {f"{e.namespace}/{e.name}": e.identity for e in names}
 
     ipcache = snapshot.ipcache
     assert len(ipcache) == 5
@@ -109,7 +109,7 @@ def test_endpoints_of_other_nodes_and_those_nodes_are_peers_to_be_stamped() -> N
 
 @pytest.mark.parametrize("address", [WEB, HERE, N1.packed, N1_V6.packed, packed("203.0.113.9")])
 def test_what_is_on_this_node_and_what_nobody_knows_is_no_peer(address: bytes) -> None:
-    assert seen("n1")[0].ipcache.lookup(address) == Peer(WORLD, remote=False)
+    assert snapshot_of("n1")[0].ipcache.lookup(address) == Peer(WORLD, remote=False)
 
 
 def test_an_endpoint_that_has_an_address_of_the_host_is_the_host_itself() -> None:
@@ -131,7 +131,7 @@ def test_a_node_that_is_an_endpoint_is_known_as_the_endpoint() -> None:
 
 
 def test_two_nodes_with_the_same_documents_agree_on_every_identity() -> None:
-    first, second = seen("n1")[1], seen("n2")[1]
+    first, second = snapshot_of("n1")[1], snapshot_of("n2")[1]
 
     assert first.identities == second.identities
     assert {(e.namespace, e.name): e.identity for e in first} == {(e.namespace, e.name): e.identity for e in second}
@@ -142,9 +142,9 @@ def test_equal_labels_are_one_identity_and_a_namespace_is_a_label() -> None:
         "10.2.0.11", "10.2.0.12"
     )
     settings = NodeSettings("n1")
-    known = build(documents(ENDPOINTS, two.split("---")[2]), settings, 1, {})[1]
+    names = build(documents(ENDPOINTS, two.split("---")[2]), settings, 1, {})[1]
 
-    identities = {f"{e.namespace}/{e.name}": e.identity for e in known}
+    identities = {f"{e.namespace}/{e.name}": e.identity for e in names}
     assert identities["shop/client"] == identities["shop/twin"]
     assert len({identities[name] for name in ("shop/web", "other/web", "shop/client", "shop/here")}) == 4
 
@@ -152,10 +152,10 @@ def test_equal_labels_are_one_identity_and_a_namespace_is_a_label() -> None:
 def test_only_relevant_labels_make_an_identity_and_the_others_are_shown() -> None:
     settings = NodeSettings("n1", relevant=LabelFilter(["!version"]))
 
-    known = build(documents(ENDPOINTS), settings, 1, {})[1]
+    names = build(documents(ENDPOINTS), settings, 1, {})[1]
 
-    web = next(e for e in known if (e.namespace, e.name) == ("shop", "web"))
-    made = known.labels(web.identity)
+    web = next(e for e in names if (e.namespace, e.name) == ("shop", "web"))
+    made = names.labels(web.identity)
     assert made == Labels.parse(
         {
             "app": "web",
@@ -169,21 +169,21 @@ def test_only_relevant_labels_make_an_identity_and_the_others_are_shown() -> Non
 
 
 def test_the_directory_names_every_endpoint_of_the_cluster_by_each_address() -> None:
-    known = seen("n1")[1]
+    names = snapshot_of("n1")[1]
 
-    assert [(e.namespace, e.name, e.node, e.addresses, e.interface) for e in known] == [
+    assert [(e.namespace, e.name, e.node, e.addresses, e.interface) for e in names] == [
         ("shop", "web", "n1", ("10.1.0.10", "fd01::10"), "veth-web"),
         ("other", "web", "n2", ("10.2.0.10", "fd02::10"), "veth-web"),
         ("shop", "client", "n2", ("10.2.0.11",), None),
         ("shop", "here", "n1", ("192.168.7.7",), None),
     ]
-    web = next(iter(known))
-    assert known.endpoint(WEB, web.identity) == known.endpoint(packed("fd01::10"), web.identity) == web
+    web = next(iter(names))
+    assert names.endpoint(WEB, web.identity) == names.endpoint(packed("fd01::10"), web.identity) == web
 
 
 def test_policy_guards_the_endpoints_of_this_node() -> None:
-    snapshot, directory = seen("n1", POLICY)
-    client = next(e.identity for e in directory if e.name == "client")
+    snapshot, names = snapshot_of("n1", POLICY)
+    client = next(e.identity for e in names if e.name == "client")
 
     web = snapshot.endpoints[WEB]
     assert [str(rule) for rule in web.ingress.lookup(client, TCP, 80).rules] == ["shop/clients-to-web ingress[0]"]
@@ -203,7 +203,7 @@ def test_policy_guards_the_endpoints_of_this_node() -> None:
     ],
 )
 def test_the_enforcement_mode_is_the_nodes(mode: Enforcement, web: tuple[bool, bool], here: tuple[bool, bool]) -> None:
-    endpoints = seen("n1", POLICY, enforcement=mode)[0].endpoints
+    endpoints = snapshot_of("n1", POLICY, enforcement=mode)[0].endpoints
 
     assert (endpoints[WEB].ingress.enforced, endpoints[WEB].egress.enforced) == web
     assert (endpoints[HERE].ingress.enforced, endpoints[HERE].egress.enforced) == here
@@ -224,7 +224,7 @@ def test_a_snapshot_has_what_the_configuration_says() -> None:
 
     assert (snapshot.revision, snapshot.endpoints) == (7, {})
     assert snapshot.cluster_interfaces == {"eth0"}
-    assert snapshot.node_addresses == {4: N1.packed, 6: N1_V6.packed}  # the first of each family
+    assert snapshot.node_addresses == {4: N1.packed, 6: N1_V6.packed}  # the first address of each family
     assert snapshot.ipcache.lookup(packed("10.9.0.9")) == Peer(WORLD, remote=True)
     assert (snapshot.audit, snapshot.allow_localhost, snapshot.believe_ipcache) == (True, False, True)
 
@@ -252,12 +252,12 @@ spec: {podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 10.2.0.11/32}}]}]}
 
 
 def test_addresses_outside_have_the_identities_that_policies_name() -> None:
-    snapshot, directory = seen("n1", CIDRS)
+    snapshot, names = snapshot_of("n1", CIDRS)
     ipcache, web = snapshot.ipcache, snapshot.endpoints[WEB]
 
     inside, hole, other = (ipcache.lookup(packed(f"203.0.{end}")).identity for end in ("113.1", "113.129", "114.1"))
     assert [web.egress.lookup(peer, TCP, 80).allowed for peer in (inside, hole, other)] == [True, False, False]
-    assert [str(directory.labels(peer)) for peer in (inside, hole, other)] == [
+    assert [str(names.labels(peer)) for peer in (inside, hole, other)] == [
         "cidr:203.0.113.0/24;reserved:world",
         "cidr:203.0.113.128/25;reserved:world",
         "reserved:world",
@@ -266,7 +266,7 @@ def test_addresses_outside_have_the_identities_that_policies_name() -> None:
 
 
 def test_an_ip_block_is_found_by_the_address_of_an_endpoint_of_another_node() -> None:
-    snapshot, _ = seen("n1", CIDRS)
+    snapshot, _ = snapshot_of("n1", CIDRS)
     ipcache, web = snapshot.ipcache, snapshot.endpoints[WEB]
 
     for address, allowed in ((CLIENT, True), (OTHER_WEB, False)):
@@ -312,7 +312,7 @@ def document(text: str) -> Change:
 
 
 class Node:
-    """The replica of node n1, in which b lives, and its views."""
+    """Node: the replica of node n1, where b is, and its views."""
 
     def __init__(self, *changes: Change, **settings: Any) -> None:
         self.replica = Replica(NodeSettings("n1", **settings))
@@ -321,7 +321,7 @@ class Node:
         self.first = self.after(*map(identity, KINDS), document(A_TO_B), b, *changes)
 
     def after(self, *changes: Change) -> View:
-        """Return the view after some changes."""
+        """Apply changes; return the next view."""
         self.replica.apply(changes)
         self.revision += 1
         self.view = self.replica.view(self.revision)
@@ -448,7 +448,7 @@ def test_an_address_that_moves_among_endpoints_of_one_identity_is_no_change() ->
     view = node.after(endpoint("new", A), gone(endpoint("old", A)))
 
     assert view.peer_changes == ()
-    assert [one.name for one in view.directory] == ["b", "new"]
+    assert [one.name for one in view.names] == ["b", "new"]
 
 
 def test_of_two_who_claim_an_address_the_last_has_it_and_when_it_goes_the_other() -> None:
@@ -501,7 +501,7 @@ def test_other_nodes_are_peers_until_they_go_or_are_somebody() -> None:
     assert node.after(n2._replace(record=NodeRecord((N2,)))).peer_changes == ((N2_V6.packed, None),)
     assert node.after(gone(n2)).peer_changes == ()
     assert node.after(gone(endpoint("host"))).peer_changes == ((N2.packed, None),)
-    assert list(node.first.directory.nodes) == ["n1"]
+    assert list(node.first.names.nodes) == ["n1"]
 
 
 def test_an_address_of_two_nodes_is_a_nodes_while_either_has_it() -> None:
@@ -516,11 +516,11 @@ def test_an_endpoint_counts_with_a_number_that_is_not_known_yet_and_gets_its_lab
     node = Node()
     view = node.after(endpoint("early", STRANGER))
     assert view.peer_changes == ((X, Peer(STRANGER, remote=True)),)
-    assert (view.changed, view.directory.labels(STRANGER), node.lets_in(STRANGER)) == (False, None, False)
+    assert (view.changed, view.names.labels(STRANGER), node.lets_in(STRANGER)) == (False, None, False)
 
     labels = Labels.parse({"app": "a", "tier": "x", SHOP: "shop"})
     view = node.after(identity(STRANGER, labels))
-    assert (view.peer_changes, view.directory.labels(STRANGER), node.lets_in(STRANGER)) == ((), labels, True)
+    assert (view.peer_changes, view.names.labels(STRANGER), node.lets_in(STRANGER)) == ((), labels, True)
 
 
 def test_an_identity_may_go_before_the_endpoints_that_use_it() -> None:
@@ -613,7 +613,10 @@ def test_endpoints_of_one_identity_are_told_apart_by_their_named_ports() -> None
 
     three = endpoint("three", C, packed("10.9.0.3"), ports=NAMED)
     view = node.after(three)
-    assert (view.changed, view.compilations) == (True, node.first.compilations)  # nothing compiled, but a site is new
+    assert (view.changed, view.compilations) == (
+        True,
+        node.first.compilations,
+    )  # nothing was compiled, but a site is new
     assert out(packed("10.9.0.3"), 80)
 
     assert node.after(gone(three)).changed
@@ -632,7 +635,7 @@ def test_the_directory_follows_and_names_labels_of_namespace_and_account() -> No
     (space,) = documents(text).namespaces
     node.replica.apply([Change(Kind.DOCUMENT, "Namespace//shop", space)])
 
-    one = node.first.directory.endpoint(X, A)
+    one = node.first.names.endpoint(X, A)
     assert one is not None
     assert str(one.labels).split(";") == [
         "k8s:app=a",
@@ -644,7 +647,7 @@ def test_the_directory_follows_and_names_labels_of_namespace_and_account() -> No
     ]
 
     node.replica.apply([Change(Kind.DOCUMENT, "Namespace//shop", None)])
-    one = node.first.directory.endpoint(X, A)
+    one = node.first.names.endpoint(X, A)
     assert one is not None
     assert "team" not in str(one.labels)
 
@@ -652,7 +655,7 @@ def test_the_directory_follows_and_names_labels_of_namespace_and_account() -> No
 def test_the_directory_knows_who_has_which_address() -> None:
     node = Node(endpoint("one"), Change(Kind.NODE, "n2", NodeRecord((N2,))))
 
-    assert set(node.first.directory.addresses()) == {
+    assert set(node.first.names.addresses()) == {
         KnownAddress("10.1.0.1", B, "n1", "shop/b"),
         KnownAddress("10.9.0.1", A, "n2", "shop/one"),
         KnownAddress(str(N2), REMOTE_NODE, "n2", ""),

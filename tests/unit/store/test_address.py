@@ -1,4 +1,4 @@
-"""The address of a store: every form and option, what is said of a wrong one, and no password in any text."""
+"""Address of a store: every form and option, the error of an invalid one, and no password in any text."""
 
 from pathlib import Path
 
@@ -108,12 +108,12 @@ def test_user_and_password_are_percent_decoded(text: str, user: str | None, pass
     assert (address.password.get_secret_value() if address.password else None) == password
 
 
-@pytest.mark.parametrize(("text", "told"), REFUSED)
-def test_a_wrong_address_is_refused_with_what_is_allowed_and_without_a_password(text: str, told: str) -> None:
+@pytest.mark.parametrize(("text", "reason"), REFUSED)
+def test_a_wrong_address_is_refused_with_what_is_allowed_and_without_a_password(text: str, reason: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse(text)
 
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(reason)
     assert SECRET not in str(caught.value)
 
 

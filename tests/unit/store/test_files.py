@@ -1,7 +1,6 @@
-"""The store of files and folders: every change is seen, once, and never before it has come to rest."""
+"""FileStore: every change of a file is detected once, and not before the file is at rest."""
 
 import asyncio
-import errno
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -29,7 +28,7 @@ spec: {ips: [10.1.0.10]}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Give a folder with a document in it and one in a folder below."""
+    """Give a folder with a document and a subfolder with another."""
     folder = tmp_path / "documents"
     (folder / "below").mkdir(parents=True)
     (folder / "web.yaml").write_text(ENDPOINT)
@@ -42,7 +41,7 @@ PATIENCE = 30.0
 
 
 def run(doing: Awaitable[T]) -> T:
-    """Return what an asynchronous call comes to."""
+    """Return the result of a coroutine."""
 
     async def awaited() -> T:
         async with asyncio.timeout(PATIENCE):
@@ -56,31 +55,31 @@ def store_of(*paths: Path) -> FileStore:
 
 
 def loaded(*paths: Path) -> FileStore:
-    """Return a store that has loaded its documents, handed them over and looked at them since."""
+    """Return a store that has loaded and delivered its documents and polled its files since."""
     store = store_of(*paths)
     run(store.start())
     store.poll()
-    store.changed()
+    store.poll_files()
     return store
 
 
-def handed(store: FileStore) -> list[tuple[str, str, bool]]:
-    """Return of each change that is handed over what it is about, and whether that is there."""
+def delivered(store: FileStore) -> list[tuple[str, str, bool]]:
+    """Return for each delivered change its name, and whether the record exists."""
     return [(str(change.kind), change.name, change.record is not None) for change in store.poll().changes]
 
 
 def endpoints(store: FileStore) -> list[str]:
-    """Return those that a store hands over at its start."""
+    """Return the endpoints that a store delivers at its start."""
     run(store.start())
     return sorted(change.name for change in store.poll().changes if change.kind is Kind.ENDPOINT)
 
 
 def change(store: FileStore) -> list[bool]:
-    """Look until a change has been seen and loaded, if there is one; return what each look said."""
-    looks = [store.changed(), store.changed()]
+    """Poll until a change is detected and loaded, if there is one; return the result of each poll."""
+    looks = [store.poll_files(), store.poll_files()]
     if looks[-1]:
         run(store.start())
-    return [*looks, store.changed()]
+    return [*looks, store.poll_files()]
 
 
 SEEN, NOT_SEEN = [False, True, False], [False, False, False]
@@ -103,11 +102,11 @@ def test_what_was_never_loaded_is_to_be_loaded(folder: Path) -> None:
 def test_a_file_that_is_written_is_seen_when_it_has_come_to_rest(folder: Path) -> None:
     store = loaded(folder)
     (folder / "web.yaml").write_text(ENDPOINT + "# half")
-    assert store.changed() is False
+    assert store.poll_files() is False
     (folder / "web.yaml").write_text(ENDPOINT + "# half, and the other half")
-    assert store.changed() is False
+    assert store.poll_files() is False
 
-    assert store.changed() is True
+    assert store.poll_files() is True
 
 
 def test_a_file_that_comes_is_seen(folder: Path) -> None:
@@ -115,7 +114,7 @@ def test_a_file_that_comes_is_seen(folder: Path) -> None:
     (folder / "below" / "more.yaml").write_text(ENDPOINT.replace("web", "more").replace(".10", ".30"))
 
     assert change(store) == SEEN
-    assert handed(store) == [("endpoint", "default/more", True)]
+    assert delivered(store) == [("endpoint", "default/more", True)]
 
 
 def test_a_file_that_goes_is_seen(folder: Path) -> None:
@@ -123,7 +122,7 @@ def test_a_file_that_goes_is_seen(folder: Path) -> None:
     (folder / "below" / "db.yaml").unlink()
 
     assert change(store) == SEEN
-    assert handed(store) == [("endpoint", "default/db", False)]
+    assert delivered(store) == [("endpoint", "default/db", False)]
 
 
 def test_a_file_that_is_replaced_is_seen_even_if_size_and_time_are_equal(folder: Path) -> None:
@@ -135,7 +134,7 @@ def test_a_file_that_is_replaced_is_seen_even_if_size_and_time_are_equal(folder:
     fresh.rename(folder / "web.yaml")
 
     assert change(store) == SEEN
-    assert handed(store) == [("endpoint", "default/web", False), ("endpoint", "default/wap", True)]
+    assert delivered(store) == [("endpoint", "default/web", False), ("endpoint", "default/wap", True)]
 
 
 def test_a_file_that_a_link_now_leads_to_is_seen(folder: Path, tmp_path: Path) -> None:
@@ -148,38 +147,38 @@ def test_a_file_that_a_link_now_leads_to_is_seen(folder: Path, tmp_path: Path) -
     link.symlink_to(tmp_path / "new")
 
     assert change(store) == SEEN
-    assert handed(store) == [("endpoint", "default/old", False), ("endpoint", "default/new", True)]
+    assert delivered(store) == [("endpoint", "default/old", False), ("endpoint", "default/new", True)]
 
 
 def test_a_named_file_that_goes_is_seen(folder: Path) -> None:
     store = loaded(folder / "web.yaml")
     (folder / "web.yaml").unlink()
 
-    assert [store.changed(), store.changed()] == [False, True]
+    assert [store.poll_files(), store.poll_files()] == [False, True]
 
 
 def test_a_folder_that_vanishes_is_refused_and_one_that_comes_back_is_seen(folder: Path, tmp_path: Path) -> None:
     store = loaded(folder)
     folder.rename(tmp_path / "elsewhere")
 
-    assert [store.changed(), store.changed()] == [False, True]
+    assert [store.poll_files(), store.poll_files()] == [False, True]
     with pytest.raises(BadInput) as caught:
         run(store.start())
-    assert str(caught.value) == f"{folder}: cannot be read: {os.strerror(errno.ENOENT)}"
-    assert store.changed() is False  # it was told once
+    assert str(caught.value) == f"{folder}: cannot be read: No such file or directory"
+    assert store.poll_files() is False  # the change was delivered once
 
     (tmp_path / "elsewhere").rename(folder)
     assert change(store) == SEEN
-    assert handed(store) == []
+    assert delivered(store) == []
 
 
 def test_a_broken_file_is_refused_once_and_seen_when_it_is_mended(folder: Path) -> None:
     store = loaded(folder)
     (folder / "web.yaml").write_text("kind: [")
-    assert [store.changed(), store.changed()] == [False, True]
+    assert [store.poll_files(), store.poll_files()] == [False, True]
     with pytest.raises(BadInput, match="not valid YAML"):
         run(store.start())
-    assert [store.changed(), store.changed()] == [False, False]
+    assert [store.poll_files(), store.poll_files()] == [False, False]
 
     (folder / "web.yaml").write_text(ENDPOINT)
     assert change(store) == SEEN
@@ -187,7 +186,7 @@ def test_a_broken_file_is_refused_once_and_seen_when_it_is_mended(folder: Path) 
 
 def test_folders_that_links_lead_to_are_neither_read_nor_looked_at(folder: Path) -> None:
     for name in ("round", "and-round", "and-round-again"):
-        (folder / name).symlink_to(folder)  # followed, they would be more folders than there is time for
+        (folder / name).symlink_to(folder)  # if links were followed, the number of folders would be exponential
 
     assert endpoints(store_of(folder)) == ["default/db", "default/web"]
     assert change(loaded(folder)) == NOT_SEEN
@@ -209,7 +208,7 @@ def apply(store: FileStore, *files: tuple[str, str]) -> Applied:
 
 
 def origins(store: FileStore) -> list[str]:
-    """Return where the policies were read that a store hands over."""
+    """Return the origins of the policies that a store delivers."""
     records = (change.record for change in store.poll().changes)
     return [record.origin for record in records if isinstance(record, PolicyDocument)]
 
@@ -220,7 +219,7 @@ def test_what_is_applied_stands_beside_what_is_in_files(folder: Path) -> None:
     assert apply(store, ("mine.yaml", POLICY)) == Applied((CLOSED,), ())
     assert origins(store) == ["mine.yaml:2"]
     assert change(store) == NOT_SEEN
-    assert handed(store) == []
+    assert delivered(store) == []
 
 
 def test_what_is_applied_stays_when_files_change(folder: Path) -> None:
@@ -230,7 +229,7 @@ def test_what_is_applied_stays_when_files_change(folder: Path) -> None:
     (folder / "web.yaml").unlink()
 
     assert change(store) == SEEN
-    assert handed(store) == [("endpoint", "default/web", False)]
+    assert delivered(store) == [("endpoint", "default/web", False)]
 
 
 def test_what_is_applied_again_takes_the_place_of_what_was() -> None:
@@ -254,8 +253,8 @@ def test_files_are_applied_all_or_none(files: list[tuple[str, str]], message: st
     with pytest.raises(BadInput, match=message):
         apply(store, ("good.yaml", ENDPOINT), *files)
 
-    assert handed(store) == []
-    assert store.refused is None  # it was told to who applied it
+    assert delivered(store) == []
+    assert store.refused is None  # the error was raised to the caller of apply
 
 
 def test_a_name_that_a_file_has_is_refused_with_both_places(folder: Path) -> None:
@@ -264,7 +263,7 @@ def test_a_name_that_a_file_has_is_refused_with_both_places(folder: Path) -> Non
 
     with pytest.raises(BadInput, match=r"mine.yaml:4:18: .*default/closed is already defined in .*policy.yaml:2"):
         apply(store, ("mine.yaml", POLICY))
-    assert handed(store) == []
+    assert delivered(store) == []
 
 
 def test_what_was_applied_can_be_taken_back() -> None:
@@ -273,7 +272,7 @@ def test_what_was_applied_can_be_taken_back() -> None:
     store.poll()
     run(store.delete_policy("default", "closed"))
 
-    assert handed(store) == [("document", CLOSED, False)]
+    assert delivered(store) == [("document", CLOSED, False)]
 
 
 def test_what_comes_from_a_file_is_to_be_removed_there(folder: Path) -> None:
@@ -284,7 +283,7 @@ def test_what_comes_from_a_file_is_to_be_removed_there(folder: Path) -> None:
         run(store.delete_policy("default", "closed"))
     with pytest.raises(BadInput, match=r"^endpoint default/web comes from a file: remove it there$"):
         run(store.delete_endpoints(["default/web"]))
-    assert handed(store) == []
+    assert delivered(store) == []
 
 
 @pytest.mark.parametrize(("namespace", "name", "called"), [("", "closed", "closed"), ("shop", "closed", "shop/closed")])
@@ -303,7 +302,7 @@ def test_a_change_of_files_is_seen_although_a_proposal_was_tried_meanwhile(folde
         apply(store, ("mine.yaml", POLICY))
 
     assert change(store) == SEEN
-    assert handed(store) == [("document", CLOSED, True)]
+    assert delivered(store) == [("document", CLOSED, True)]
 
 
 MORE = ENDPOINT.replace("web}", "more, labels: {app: more}}").replace(".10", ".30")
@@ -313,13 +312,13 @@ def test_an_endpoint_that_is_applied_is_told_its_identity_and_whether_it_is_the_
     store = loaded(folder)
     (first,) = apply(store, ("more.yaml", MORE)).endpoints
     (second,) = apply(store, ("most.yaml", MORE.replace("name: more", "name: most").replace(".30", ".31"))).endpoints
-    (known,) = apply(store, ("wap.yaml", ENDPOINT.replace("web", "wap").replace(".10", ".32"))).endpoints
+    (wap,) = apply(store, ("wap.yaml", ENDPOINT.replace("web", "wap").replace(".10", ".32"))).endpoints
 
     assert (first.endpoint, first.new) == ("default/more", True)
     assert "k8s:app=more" in str(first.labels).split(";")
     assert second == Started("default/most", first.identity, first.labels, new=False)
-    assert (known.endpoint, known.new) == ("default/wap", False)
-    assert handed(store) == [
+    assert (wap.endpoint, wap.new) == ("default/wap", False)
+    assert delivered(store) == [
         ("identity", str(first.identity), True),
         *(("endpoint", f"default/{name}", True) for name in ("more", "most", "wap")),
     ]
@@ -331,7 +330,7 @@ def test_endpoints_that_were_applied_can_be_taken_back(folder: Path) -> None:
     store.poll()
 
     assert run(store.delete_endpoints(["default/more", "default/nobody"])) == ["default/more"]
-    assert handed(store) == [("identity", str(more.identity), False), ("endpoint", "default/more", False)]
+    assert delivered(store) == [("identity", str(more.identity), False), ("endpoint", "default/more", False)]
     assert run(store.delete_endpoints(["default/more"])) == []
 
 
@@ -385,15 +384,15 @@ def test_the_first_load_hands_out_this_node_and_all_that_documents_say(folder: P
 def test_only_what_has_changed_is_handed_out_again(folder: Path) -> None:
     store = loaded(folder)
     run(store.start())
-    assert handed(store) == []
+    assert delivered(store) == []
 
     (folder / "below" / "db.yaml").unlink()
     run(store.start())
-    assert handed(store) == [("endpoint", "default/db", False)]
+    assert delivered(store) == [("endpoint", "default/db", False)]
 
     (folder / "web.yaml").write_text(ENDPOINT.replace(".10", ".11"))
     run(store.start())
-    assert handed(store) == [("endpoint", "default/web", True)]
+    assert delivered(store) == [("endpoint", "default/web", True)]
 
 
 def test_what_is_refused_changes_nothing(folder: Path) -> None:
@@ -402,11 +401,11 @@ def test_what_is_refused_changes_nothing(folder: Path) -> None:
     (folder / "web.yaml").write_text(ENDPOINT + "nonsense: 1")
     with pytest.raises(BadInput, match="unknown field 'nonsense'"):
         run(store.start())
-    assert handed(store) == []
+    assert delivered(store) == []
 
     (folder / "web.yaml").write_text(ENDPOINT)
     run(store.start())
-    assert handed(store) == [("endpoint", "default/db", False)]
+    assert delivered(store) == [("endpoint", "default/db", False)]
 
 
 def test_what_cannot_be_enforced_is_refused(folder: Path) -> None:
@@ -415,9 +414,9 @@ def test_what_cannot_be_enforced_is_refused(folder: Path) -> None:
     with pytest.raises(BadInput, match=r"mine.yaml:2: CiliumNetworkPolicy default/closed: http rules are understood"):
         apply(store, ("mine.yaml", http))
 
-    assert handed(store) == []
+    assert delivered(store) == []
     run(store.start())
-    assert handed(store) == []
+    assert delivered(store) == []
 
 
 def test_only_relevant_labels_make_identities(folder: Path) -> None:
@@ -428,5 +427,5 @@ def test_only_relevant_labels_make_identities(folder: Path) -> None:
     run(alike.start())
     run(different.start())
 
-    assert [kind for kind, *_ in handed(alike)].count("identity") == 1
-    assert [kind for kind, *_ in handed(different)].count("identity") == 2
+    assert [kind for kind, *_ in delivered(alike)].count("identity") == 1
+    assert [kind for kind, *_ in delivered(different)].count("identity") == 2

@@ -1,6 +1,6 @@
--- Take out what nobody uses: nodes whose lease has run out with their endpoints, identities that no endpoint has had for
--- the grace, and the memory of numbers that have been retired long enough. ARGV[3]: lease, ARGV[4]: grace, ARGV[5]:
--- retirement, in ms; ARGV[6]: the least ms since somebody last did this. At most LIMIT things a call.
+-- Garbage collection: delete nodes whose lease has run out with their endpoints, identities without an endpoint for the
+-- grace, and the records of numbers whose retirement has ended. ARGV[3]: lease, ARGV[4]: grace, ARGV[5]: retirement, in
+-- ms; ARGV[6]: minimum ms since the last collection. At most LIMIT entries a call.
 local LIMIT = 500
 local refused = refusal()
 if refused then
@@ -43,7 +43,7 @@ if #changes > 0 then
     publish(changes, { collected = 1 }, true)
 end
 for _, name in ipairs(endpoints) do
-    forget_endpoint(name)
+    delete_endpoint(name)
 end
 for _, node in ipairs(nodes) do
     redis.call('HDEL', HASH.node, node)

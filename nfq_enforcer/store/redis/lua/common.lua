@@ -1,5 +1,5 @@
--- What every script begins with. ARGV[1] is the key prefix, ARGV[2] the version of the schema that the caller knows.
--- The layout of the store is described in store/schema.py.
+-- Beginning of every script. ARGV[1]: the prefix of the keys; ARGV[2]: the caller's schema version.
+-- store/redis/schema.py describes the keys.
 local PREFIX = ARGV[1] .. ':'
 local SCHEMA = ARGV[2]
 local META, CHANGES, SEEN = PREFIX .. 'meta', PREFIX .. 'changes', PREFIX .. 'seen'
@@ -12,7 +12,7 @@ local HASH = {
     identity = PREFIX .. 'identities',
     endpoint = PREFIX .. 'endpoints',
 }
-local KEPT = 100000 -- changes in the stream, about
+local KEPT = 100000 -- approximate number of changes in the stream
 
 local function now()
     local time = redis.call('TIME')
@@ -23,8 +23,8 @@ local function run_id()
     return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 end
 
--- A refusal in one word, nil where the caller may go on: nothing is written before a member has joined this very run of
--- the server, for what a restart or a failover has lost must be known first.
+-- Return the reason to refuse the caller in one word, or nil. A script writes only after a node has joined the current
+-- run of the server, because changes lost by a restart or a failover must be determined first.
 local function refusal()
     local meta = redis.call('HMGET', META, 'schema', 'run')
     if not meta[1] then
@@ -36,11 +36,11 @@ local function refusal()
     end
 end
 
-local function refuse(why)
-    return cjson.encode({ refused = why })
+local function refuse(reason)
+    return cjson.encode({ refused = reason })
 end
 
--- Say whether one id of the stream is greater than another.
+-- Return whether one id of the stream is greater than another.
 local function later(one, other)
     local ms, seq = string.match(one, '(%d+)-(%d+)')
     local other_ms, other_seq = string.match(other, '(%d+)-(%d+)')
@@ -48,7 +48,7 @@ local function later(one, other)
     return ms > other_ms or (ms == other_ms and seq > other_seq)
 end
 
--- Enter changes into the stream as one, to be read as one; return their id. ``fields`` are further fields of the entry.
+-- Add changes to the stream as one entry, and return its id. ``fields`` are further fields of the entry.
 local function publish(changes, fields, trim)
     local arguments = { 'XADD', CHANGES }
     if trim then
@@ -68,8 +68,8 @@ local function publish(changes, fields, trim)
     return redis.call(unpack(arguments))
 end
 
--- Return id and value of an entry: "id value".
-local function parted(entry)
+-- Return id and value of an entry, "id value".
+local function split_entry(entry)
     local space = string.find(entry, ' ', 1, true)
     if not space then
         return '0-0', entry
@@ -80,7 +80,7 @@ end
 local function value_of(kind, name)
     local entry = redis.call('HGET', HASH[kind], name)
     if entry then
-        local _, value = parted(entry)
+        local _, value = split_entry(entry)
         return value
     end
 end
@@ -89,8 +89,8 @@ local function set(kind, name, id, value)
     redis.call('HSET', HASH[kind], name, id .. ' ' .. value)
 end
 
--- Take an endpoint's entry out, with what leads to it; a value that cannot be read leaves nothing else behind either.
-local function forget_endpoint(name)
+-- Delete an endpoint's entry and its indexes. Of a value that cannot be decoded, only the entry is deleted.
+local function delete_endpoint(name)
     local value = value_of('endpoint', name)
     if not value then
         return
@@ -114,7 +114,7 @@ local function forget_endpoint(name)
 end
 
 local function set_endpoint(name, id, value, node, identity, ips)
-    forget_endpoint(name)
+    delete_endpoint(name)
     set('endpoint', name, id, value)
     for _, ip in ipairs(ips) do
         redis.call('HSET', IPCACHE, ip, name)

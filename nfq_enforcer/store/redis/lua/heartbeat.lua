@@ -1,5 +1,5 @@
--- A member says that it lives. ARGV[3]: its name; ARGV[4]: the revision of the policy that it enforces; ARGV[5]: how
--- many ms ago it did: 0, or more for one that leaves, for whom nobody shall wait.
+-- Heartbeat of a node. ARGV[3]: its name; ARGV[4]: the revision of the policy that it enforces; ARGV[5]: age of the
+-- heartbeat in ms: 0, or more for a node that leaves, so that no other node waits for it.
 local refused = refusal()
 if refused then
     return refuse(refused)

@@ -1,9 +1,9 @@
--- A member comes, or comes back. ARGV[3]: its name; ARGV[4]: the id of the last change it knows; ARGV[5]: the last
--- revision of the policy it knows.
+-- Join of a node, the first or a further one. ARGV[3]: its name; ARGV[4]: the id of the last change in its mirror;
+-- ARGV[5]: the last revision of the policy in its mirror.
 --
--- Makes an empty store one of ours. Where the server is not the one that the store was last written on, it has been
--- restarted or replaced, and may have lost what came last: that is noted as a fork, "run@marker after", in a list and
--- in the stream. Ids and revisions never go back, whatever the server's clock or dump says.
+-- Initialises an empty store. If the server's run is not the one of the last writes, the server was restarted or
+-- replaced, and may have lost the last changes: this is recorded as a fork, "run@marker survived", in a list and in the
+-- stream. Ids and revisions never go back, whatever the server's clock or dump has.
 local meta = redis.call('HMGET', META, 'schema', 'run')
 if meta[1] and meta[1] ~= SCHEMA then
     return refuse('schema ' .. meta[1])

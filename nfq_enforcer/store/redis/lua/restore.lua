@@ -1,16 +1,17 @@
--- Give back to a store what it has lost. ARGV[3] is JSON: [[kind, name, id, value or null, more]], of which null says
--- that the entry has gone; ``more`` is the canonical labels of an identity, and [node, identity, ips, labels] of an endpoint.
--- An entry that is there and newer, or holds a number, labels or an address that this one claims, is left alone; what
--- could not be given back for that, or because its number means other labels by now, is named in the answer. ARGV[4]: the first of the forks over which they were lost, or nothing; then an entry that is not later
--- than what survived them is left out: a member that knew more has given back all there was. ARGV[5]: the id up to which
--- this one knew all, once it has given all that back, or nothing. The stream is not trimmed, so that others who come back
--- late still find where it forked.
+-- Restore the entries that a store has lost. ARGV[3] is JSON: [[kind, name, id, value or null, more]]; null: delete the
+-- entry. ``more`` is the canonical labels of an identity, and [node, identity, ips, labels] of an endpoint.
+-- A newer entry of the store stays, and so does an entry with the number, labels or address of a restored one. The
+-- answer names the entries not restored for that reason, or because their number stands for other labels by now.
+-- ARGV[4]: the first of the forks over which the entries were lost, or empty. With it, entries are left out that are not
+-- later than the changes that survived the forks: a node with a later position has restored all of those. ARGV[5]: the
+-- position of a node that has restored all entries up to it, or empty. The stream is not trimmed here, so that nodes
+-- that come back late still find the fork in it.
 local refused = refusal()
 if refused then
     return refuse(refused)
 end
 
-local places, survived = {}, nil -- of these forks in the list, and the least that survived one of them
+local places, survived = {}, nil -- list index, name and survived id of these forks; the least survived id
 for place, fork in ipairs(ARGV[4] ~= '' and redis.call('LRANGE', FORKS, 0, -1) or {}) do
     local name, after = string.match(fork, '^(%S+) (%S+)$')
     if survived or name == ARGV[4] then
@@ -24,8 +25,8 @@ local function newer(name, kind, id)
     if not entry then
         return false
     end
-    local there = string.match(parted(entry), '^%d+%-%d+$')
-    return there and not later(id, there)
+    local stored = string.match(split_entry(entry), '^%d+%-%d+$')
+    return stored and not later(id, stored)
 end
 
 local function conflict(kind, name, more)
@@ -55,14 +56,14 @@ for _, one in ipairs(cjson.decode(ARGV[3])) do
         elseif redis.call('HEXISTS', HASH[kind], name) == 1 then
             restored[#restored + 1] = { kind, name, cjson.null }
             if kind == 'endpoint' then
-                forget_endpoint(name)
+                delete_endpoint(name)
             else
                 redis.call('HDEL', HASH[kind], name)
             end
             documents = documents + (kind == 'document' and 1 or 0)
         end
     elseif newer(name, kind, id) or (survived and not later(id, survived)) then
-        -- there already, or written anew meanwhile, or known to have gone
+        -- present already, written anew meanwhile, or deleted before the fork
     elseif conflict(kind, name, more) then
         left[#left + 1] = { kind, name }
     else

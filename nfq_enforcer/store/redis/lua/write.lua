@@ -1,18 +1,18 @@
 -- Write changes, all or nothing. ARGV[3] is JSON:
 --   endpoints: [{name, node, ips, document, labels, identity, preferred}]; ``document`` and ``identity`` are JSON texts,
---     ``labels`` the canonical text of those that make the identity, ``preferred`` the number it shall have if it has none
+--     ``labels`` the canonical text of the identity's labels, ``preferred`` the number for a new identity if it is free
 --   values: [[kind, name, value]] of nodes and documents, the value as JSON text
---   gone: [[kind, name]]
--- What is there already just so is not written again. Answers with the change's id (none if there was nothing to do),
--- the policy's revision, the number of each endpoint, which of these are new, and what should have gone and was not there.
+--   deleted: [[kind, name]]
+-- Entries with equal values are not written again. The answer has the change's id (none if nothing was written), the
+-- policy's revision, the number of each endpoint, the new ones of these numbers, and the deleted keys that were missing.
 local refused = refusal()
 if refused then
     return refuse(refused)
 end
 local request = cjson.decode(ARGV[3])
 
-local leaving, after = {}, {}
-for _, one in ipairs(request.gone) do
+local leaving, after = {}, {} -- endpoints to be deleted; addresses of endpoints after this write
+for _, one in ipairs(request.deleted) do
     leaving[one[1] .. ' ' .. one[2]] = true
 end
 for _, endpoint in ipairs(request.endpoints) do
@@ -38,11 +38,12 @@ if #taken > 0 then
     return cjson.encode({ refused = 'address', taken = taken })
 end
 
-local given = {} -- numbers by labels, of this call
-local held = {} -- the other way round
+local allocated = {} -- numbers by labels, of this call
+local in_use = {} -- set of these numbers
 local function free(number, labels)
     local retired = redis.call('HGET', RETIRED, number)
-    return not held[number] and redis.call('HEXISTS', HASH.identity, number) == 0 and (not retired or retired == labels)
+    return not in_use[number] and redis.call('HEXISTS', HASH.identity, number) == 0
+        and (not retired or retired == labels)
 end
 local function means_others(number, labels)
     local value = value_of('identity', number)
@@ -50,18 +51,18 @@ local function means_others(number, labels)
     return not value or (readable and type(identity) == 'table' and identity.labels ~= labels)
 end
 local function number_of(labels, preferred)
-    if given[labels] then
-        return given[labels], false
+    if allocated[labels] then
+        return allocated[labels], false
     end
     local known = tonumber(redis.call('HGET', NUMBERS, labels) or nil)
     if known and not means_others(known, labels) then
         return known, false
     end
-    local number = known or preferred -- the identity was taken out by hand: it comes back if nobody else has the number
+    local number = known or preferred -- an identity deleted by hand gets its number back if it is free
     while not free(number, labels) do
         number = number < 16777215 and number + 1 or 256
     end
-    given[labels], held[number] = number, true
+    allocated[labels], in_use[number] = number, true
     return number, true
 end
 
@@ -88,10 +89,10 @@ for _, one in ipairs(request.values) do
         documents = documents + (one[1] == 'document' and 1 or 0)
     end
 end
-local gone, missing = {}, {}
-for _, one in ipairs(request.gone) do
+local deleted, missing = {}, {}
+for _, one in ipairs(request.deleted) do
     if redis.call('HEXISTS', HASH[one[1]], one[2]) == 1 then
-        gone[#gone + 1] = one
+        deleted[#deleted + 1] = one
         changes[#changes + 1] = { one[1], one[2], cjson.null }
         documents = documents + (one[1] == 'document' and 1 or 0)
     else
@@ -104,9 +105,9 @@ local revision = documents > 0 and redis.call('HINCRBY', META, 'revision', 1)
 local id
 if #changes > 0 then
     id = publish(changes, { revision = revision }, true)
-    for _, one in ipairs(gone) do
+    for _, one in ipairs(deleted) do
         if one[1] == 'endpoint' then
-            forget_endpoint(one[2])
+            delete_endpoint(one[2])
         else
             redis.call('HDEL', HASH[one[1]], one[2])
         end

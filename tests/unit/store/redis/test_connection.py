@@ -1,4 +1,4 @@
-"""What is said of a server that fails in ways that are hard to bring about, and of what it says about itself."""
+"""Error sentences for failures of a server that are hard to cause, and for its answer to INFO."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ GOOD = {"redis_version": "7.0.15", "redis_mode": "standalone", "role": "master",
 
 
 def caused(error: BaseException) -> BaseException:
-    """Return what redis-py makes of an error of the system."""
+    """Return redis-py's exception for an error of the system."""
     try:
         try:
             raise error
@@ -30,7 +30,7 @@ def caused(error: BaseException) -> BaseException:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "expected"),
     [
         (caused(ConnectionRefusedError(111, "…")), f"it cannot be reached: {os.strerror(errno.ECONNREFUSED)}"),
         (caused(OSError(113, "…")), f"it cannot be reached: {os.strerror(errno.EHOSTUNREACH)}"),
@@ -68,8 +68,8 @@ def caused(error: BaseException) -> BaseException:
         (StoreError("it is as it is"), "it is as it is"),
     ],
 )
-def test_each_failure_is_one_sentence(error: BaseException, told: str) -> None:
-    assert sentence(error).startswith(told)
+def test_each_failure_is_one_sentence(error: BaseException, expected: str) -> None:
+    assert sentence(error).startswith(expected)
     assert "geheim" not in sentence(error)
     assert not sentence(error).endswith(".")
 
@@ -79,7 +79,7 @@ def test_a_server_may_not_talk_without_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("info", "seen"),
+    ("info", "expected"),
     [
         (GOOD, ServerInfo("Redis", "7.0.15", "abc")),
         (GOOD | {"redis_version": "6.2.0"}, ServerInfo("Redis", "6.2.0", "abc")),
@@ -87,12 +87,12 @@ def test_a_server_may_not_talk_without_end() -> None:
         (GOOD | {"redis_version": "7.2.4", "valkey_version": "8.1.0"}, ServerInfo("Valkey", "8.1.0", "abc")),
     ],
 )
-def test_a_server_that_can_hold_a_cluster_is_known_by_what_it_says(info: dict[str, Any], seen: ServerInfo) -> None:
-    assert read_info(info) == seen
+def test_a_server_that_can_hold_a_cluster_is_known_by_what_it_says(info: dict[str, Any], expected: ServerInfo) -> None:
+    assert read_info(info) == expected
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("changed", "expected"),
     [
         ({"redis_version": "6.0.16"}, "it is Redis 6.0.16; needed is 6.2 or newer"),
         ({"redis_version": "5.9"}, "it is Redis 5.9; needed is 6.2 or newer"),
@@ -106,11 +106,11 @@ def test_a_server_that_can_hold_a_cluster_is_known_by_what_it_says(info: dict[st
         ),
     ],
 )
-def test_a_server_that_can_hold_no_cluster_is_refused(said: dict[str, Any], told: str) -> None:
+def test_a_server_that_can_hold_no_cluster_is_refused(changed: dict[str, Any], expected: str) -> None:
     with pytest.raises(StoreError) as caught:
-        read_info(GOOD | said)
+        read_info(GOOD | changed)
 
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(expected)
 
 
 def test_what_says_nothing_of_itself_is_no_redis() -> None:

@@ -1,4 +1,4 @@
-"""A store that has lost something gets it back: all that the furthest member knew, and nothing that had gone."""
+"""Restoration of a store that has lost entries: all entries of the furthest node return, and no deleted ones."""
 
 from collections.abc import Iterable, Mapping, Set
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_enforcer.cluster.records import Kind
-from nfq_enforcer.store.redis.history import Fork, gone, lost, read_forks, sorted_for_store, unseen
+from nfq_enforcer.store.redis.history import Fork, deleted, lost, read_forks, sorted_for_store, unseen
 from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry
 
 WEB, DB = (Kind.ENDPOINT, "default/web"), (Kind.ENDPOINT, "default/db")
@@ -57,21 +57,21 @@ class TestLost:
 
 class TestGone:
     def test_what_came_back_and_had_gone_is_taken_away(self) -> None:
-        assert gone({WEB: StoreEntry(3, b"w")}, 9, {WEB: StoreEntry(3, b"w"), DB: StoreEntry(4, b"d")}, NOTHING) == (
+        assert deleted({WEB: StoreEntry(3, b"w")}, 9, {WEB: StoreEntry(3, b"w"), DB: StoreEntry(4, b"d")}, NOTHING) == (
             DB,
         )
 
     def test_what_is_later_than_what_a_member_knows_stays(self) -> None:
-        assert gone({}, 9, {WEB: StoreEntry(9, b"w"), DB: StoreEntry(10, b"d")}, NOTHING) == (WEB,)
+        assert deleted({}, 9, {WEB: StoreEntry(9, b"w"), DB: StoreEntry(10, b"d")}, NOTHING) == (WEB,)
 
     def test_what_was_written_since_stays(self) -> None:
-        assert gone({}, 9, {WEB: StoreEntry(4, b"w")}, {WEB}) == ()
+        assert deleted({}, 9, {WEB: StoreEntry(4, b"w")}, {WEB}) == ()
 
     def test_identities_stay_for_whoever_has_them_again(self) -> None:
-        assert gone({}, 9, {NUMBER: StoreEntry(4, b"")}, NOTHING) == ()
+        assert deleted({}, 9, {NUMBER: StoreEntry(4, b"")}, NOTHING) == ()
 
 
-# -- a cluster, its crash, and its members one after the other ---------------------------------------------------------
+# -- a cluster, its crash, and the return of one node after the other ------------------------------------------------
 
 Held = dict[Key, StoreEntry]
 KEYS = [WEB, DB, POLICY, NODE]
@@ -89,10 +89,10 @@ def held_after(writes: Iterable[tuple[Key, bool]], base: Mapping[Key, StoreEntry
 
 
 def rejoin(store: Held, survived: int, since: Set[Key], mine: Held, position: int) -> int:
-    """Let a member give the store what it has lost, as ``sync`` does; return what survives from now on."""
+    """Restore the lost entries from one node, as ``catch_up`` does; return the new ``survived``."""
     if position <= survived:
         return survived
-    back, away = lost(mine, store, survived, since), gone(mine, position, store, since)
+    back, away = lost(mine, store, survived, since), deleted(mine, position, store, since)
     store.update(back)
     for key in away:
         del store[key]
@@ -109,7 +109,7 @@ def test_whoever_comes_first_the_store_ends_with_what_the_furthest_knew_and_what
     store, base, since = held_after(writes[:survived], {}, 1), survived, set[Key]()
     for place, position in enumerate(positions):
         base = rejoin(store, base, since, held_after(writes[:position], {}, 1), position)
-        new = later[place::4]  # written between one member and the next
+        new = later[place::4]  # written between the return of two nodes
         store = held_after(new, store, 100 * (place + 1))
         since |= {key for key, _ in new}
 

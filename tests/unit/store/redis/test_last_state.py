@@ -1,4 +1,4 @@
-"""The last known state on disk: what was saved comes back, or nothing does; never anything else."""
+"""Last known state on disk: a load returns exactly a saved state, or none."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from nfq_enforcer.store.redis.schema import StoreEntry
 
 CLUSTER = "redis://store:6379/0 production"
 WEB, DB, DOCUMENT = (Kind.ENDPOINT, "default/web"), (Kind.ENDPOINT, "default/db"), (Kind.DOCUMENT, "Namespace//shop")
-LATE = 1_900_000_000_000 << 32 | 7  # a place in a stream: more than 64 bits
+LATE = 1_900_000_000_000 << 32 | 7  # an id of the stream: more than 64 bits
 ENTRIES = {
     WEB: StoreEntry(LATE, b"web"),
     DB: StoreEntry(2, b"\0\xff"),
@@ -38,7 +38,7 @@ def fill(state: LastState) -> None:
 
 
 def reopened(folder: Path) -> tuple[SavedState | None, str | None]:
-    """Return what another process would load, and what it would find wrong."""
+    """Return the state that another process would load, and the damage that it would find."""
     state = LastState(folder, CLUSTER)
     try:
         return state.load(), state.problem
@@ -56,7 +56,7 @@ def state(tmp_path: Path) -> Iterator[LastState]:
 
 @pytest.fixture
 def file(state: LastState) -> Path:
-    """Give a closed file that holds ``WHOLE``."""
+    """Give a closed file with ``WHOLE`` in it."""
     fill(state)
     state.close()
     return state.path
@@ -193,7 +193,7 @@ def test_a_full_disk_is_said_and_what_was_is_kept(state: LastState) -> None:
 
 
 def limit_size(state: LastState, pages: int) -> None:
-    """Let the file grow no further, as on a full disk: SQLite ends either with the same error."""
+    """Limit the size of the file, as on a full disk: SQLite raises the same error for both."""
     assert state._connection is not None
     state._connection.execute(f"PRAGMA max_page_count = {pages}")
 
@@ -213,16 +213,15 @@ def test_a_file_that_another_process_has_open_is_said_and_left_alone(state: Last
     script = f"""
 from pathlib import Path
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.store.redis import last_state
-last_state._PATIENCE = 0
+from nfq_enforcer.store.redis.last_state import LastState
 try:
-    last_state.LastState(Path({str(state.path.parent)!r}), {CLUSTER!r}).load()
+    LastState(Path({str(state.path.parent)!r}), {CLUSTER!r}, lock_timeout=0).load()
 except NfqError as error:
     print(error)
 """
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
-    assert said.strip().endswith("is not to be had: another process has it open")
+    assert output.strip().endswith("is not to be had: another process has it open")
     assert state.load() == WHOLE
 
 
@@ -318,10 +317,10 @@ def test_a_file_cut_off_anywhere_is_refused(file: Path) -> None:
         file.write_bytes(content[:size])
         loaded, problem = reopened(file.parent)
         assert (loaded is None) == (problem is not None), size
-        assert loaded is None or (loaded == WHOLE and not any(content[size:])), size  # only nothing was cut off
+        assert loaded is None or (loaded == WHOLE and not any(content[size:])), size  # the cut was of length zero
     for size in (0, 1):
         file.write_bytes(content[:size])
-        assert reopened(file.parent) == (None, None), size  # to SQLite a new file, and to us
+        assert reopened(file.parent) == (None, None), size  # an empty file counts as a new one
 
 
 def test_no_flipped_byte_makes_a_wrong_state(file: Path) -> None:
@@ -330,16 +329,16 @@ def test_no_flipped_byte_makes_a_wrong_state(file: Path) -> None:
 
     wrong = {position: loaded for position, loaded in outcomes.items() if loaded not in (None, WHOLE)}
     assert not wrong
-    assert sum(loaded is None for loaded in outcomes.values()) > 500  # or it was not the content that was flipped
+    assert sum(loaded is None for loaded in outcomes.values()) > 500  # else the flipped bit was not part of the content
 
 
 def places(content: bytes) -> list[int]:
-    """Return every position that holds something, and some of the empty space between."""
+    """Return every position with content, and some of the empty space between."""
     return [position for position, byte in enumerate(content) if byte not in b"\0x" or position % 101 == 0]
 
 
 def flipped(file: Path, content: bytes, position: int) -> SavedState | None:
-    """Return what is loaded with one bit of the byte at this position flipped; which, changes with the position."""
+    """Return the loaded state with one bit of the byte at this position flipped; the bit depends on the position."""
     changed = bytearray(content)
     changed[position] ^= 1 << position % 8
     file.write_bytes(changed)
@@ -381,19 +380,19 @@ for number in itertools.count(int(loaded.marks["position"]) + 1 if loaded else 1
 
 def test_a_kill_in_the_middle_of_a_save_leaves_a_whole_state(tmp_path: Path) -> None:
     for saves in (1, 3, 8, 20):
-        said = killed_after(saves, tmp_path)
+        printed = killed_after(saves, tmp_path)
         loaded, problem = reopened(tmp_path)
 
         assert problem is None
         assert loaded is not None
         position = int(loaded.marks["position"])
-        assert position in (said, said + 1)  # the one more was saved, and not told any more
+        assert position in (printed, printed + 1)  # the last save may have ended without being printed
         assert set(loaded.entries.values()) == {StoreEntry(position, b"%d" % position * 500)}
         assert loaded.pending[0][1] in (b"%d" % position, b"%d" % (position - 1))
 
 
 def killed_after(saves: int, folder: Path) -> int:
-    """Return the number of the last save that a process told of, killed while it went on."""
+    """Kill a process during its saves; return the number of the last save that it printed."""
     command = [sys.executable, "-c", _SAVES_FOR_EVER, str(folder), CLUSTER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

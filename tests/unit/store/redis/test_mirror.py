@@ -1,4 +1,4 @@
-"""What a member holds: it follows the store, keeps what it understands, and tells once what has changed."""
+"""Mirror: holds the entries of the store that it can decode, and delivers each change once."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -49,210 +49,210 @@ def namespace(labels: str) -> Namespace:
 
 
 @pytest.fixture
-def entries() -> Mirror:
-    """Give the entries of node ``n1``, still empty."""
+def mirror() -> Mirror:
+    """Give an empty mirror of node ``n1``."""
     return Mirror("n1", LabelFilter())
 
 
 class TestAccepted:
-    def test_a_change_is_held_and_told_once(self, entries: Mirror) -> None:
-        entries.accept(WEB, 5, value(endpoint()))
+    def test_a_change_is_held_and_told_once(self, mirror: Mirror) -> None:
+        mirror.accept(WEB, 5, value(endpoint()))
 
-        assert entries.changed is True
-        assert entries.take() == [Change(*WEB, endpoint())]
-        assert (entries.changed, entries.take()) == (False, [])
-        assert entries.entries == {WEB: StoreEntry(5, value(endpoint()))}
-        assert entries.take_unsaved() == {WEB: StoreEntry(5, value(endpoint()))}
-        assert entries.take_unsaved() == {}
+        assert mirror.has_changes is True
+        assert mirror.take_changes() == [Change(*WEB, endpoint())]
+        assert (mirror.has_changes, mirror.take_changes()) == (False, [])
+        assert mirror.entries == {WEB: StoreEntry(5, value(endpoint()))}
+        assert mirror.take_unsaved() == {WEB: StoreEntry(5, value(endpoint()))}
+        assert mirror.take_unsaved() == {}
 
-    def test_what_is_not_newer_changes_nothing(self, entries: Mirror) -> None:
-        entries.accept(WEB, 5, value(endpoint()))
-        entries.take()
+    def test_what_is_not_newer_changes_nothing(self, mirror: Mirror) -> None:
+        mirror.accept(WEB, 5, value(endpoint()))
+        mirror.take_changes()
         for number in (4, 5):
-            entries.accept(WEB, number, value(endpoint(ip="10.0.0.9")))
-            entries.accept(WEB, number, None)
+            mirror.accept(WEB, number, value(endpoint(ip="10.0.0.9")))
+            mirror.accept(WEB, number, None)
 
-        assert entries.take() == []
-        assert entries.entries[WEB] == StoreEntry(5, value(endpoint()))
+        assert mirror.take_changes() == []
+        assert mirror.entries[WEB] == StoreEntry(5, value(endpoint()))
 
-    def test_what_is_gone_is_told_if_it_was_there(self, entries: Mirror) -> None:
-        entries.accept(WEB, 5, value(endpoint()))
-        entries.take()
-        entries.accept(WEB, 6, None)
-        entries.accept(DB, 6, None)
+    def test_what_is_gone_is_told_if_it_was_there(self, mirror: Mirror) -> None:
+        mirror.accept(WEB, 5, value(endpoint()))
+        mirror.take_changes()
+        mirror.accept(WEB, 6, None)
+        mirror.accept(DB, 6, None)
 
-        assert entries.take() == [Change(*WEB, None)]
-        assert entries.take_unsaved() == {WEB: None}
-        assert entries.own == {}
+        assert mirror.take_changes() == [Change(*WEB, None)]
+        assert mirror.take_unsaved() == {WEB: None}
+        assert mirror.own == {}
 
-    def test_what_this_node_knows_better_counts_whatever_its_id(self, entries: Mirror) -> None:
-        entries.accept(WEB, 5, value(endpoint()))
-        entries.assume(WEB, StoreEntry(1, value(endpoint(ip="10.0.0.9"))))
-        assert entries.entries[WEB].id == 1
-        entries.assume(WEB, None)
-        assert entries.entries == {}
+    def test_what_this_node_knows_better_counts_whatever_its_id(self, mirror: Mirror) -> None:
+        mirror.accept(WEB, 5, value(endpoint()))
+        mirror.override(WEB, StoreEntry(1, value(endpoint(ip="10.0.0.9"))))
+        assert mirror.entries[WEB].id == 1
+        mirror.override(WEB, None)
+        assert mirror.entries == {}
 
     def test_how_far_it_reaches_is_where_the_stream_was_read_to_or_what_was_written_beyond(
-        self, entries: Mirror
+        self, mirror: Mirror
     ) -> None:
-        entries.position = 5
-        entries.accept(WEB, 9, None)
-        assert entries.reach == 9
-        entries.position = 12
-        assert entries.reach == 12
+        mirror.position = 5
+        mirror.accept(WEB, 9, None)
+        assert mirror.last_id == 9
+        mirror.position = 12
+        assert mirror.last_id == 12
 
 
 class TestNotUnderstood:
-    def test_what_was_known_stays_and_the_value_is_named(self, entries: Mirror) -> None:
-        entries.accept(WEB, 5, value(endpoint()))
-        entries.accept(WEB, 6, BAD)
+    def test_what_was_known_stays_and_the_value_is_named(self, mirror: Mirror) -> None:
+        mirror.accept(WEB, 5, value(endpoint()))
+        mirror.accept(WEB, 6, BAD)
 
-        assert entries.entries[WEB].id == 5
-        assert entries.described_refusals(9) == [{"key": "endpoints default/web", "reason": REASON}]
+        assert mirror.entries[WEB].id == 5
+        assert mirror.described_refusals(9) == [{"key": "endpoints default/web", "reason": REASON}]
 
     @pytest.mark.parametrize("mended", [value(endpoint()), None])
-    def test_it_is_forgotten_when_it_is_mended_or_gone(self, entries: Mirror, mended: bytes | None) -> None:
-        entries.accept(WEB, 6, BAD)
-        entries.accept(WEB, 7, mended)
+    def test_it_is_forgotten_when_it_is_mended_or_gone(self, mirror: Mirror, mended: bytes | None) -> None:
+        mirror.accept(WEB, 6, BAD)
+        mirror.accept(WEB, 7, mended)
 
-        assert entries.refused == {}
+        assert mirror.refused == {}
 
-    def test_only_so_many_are_named(self, entries: Mirror) -> None:
+    def test_only_so_many_are_named(self, mirror: Mirror) -> None:
         for number in range(5):
-            entries.accept((Kind.ENDPOINT, f"default/e{number}"), 6, BAD)
-        entries.skip("changes 1-1", "it is nothing of ours")
+            mirror.accept((Kind.ENDPOINT, f"default/e{number}"), 6, BAD)
+        mirror.note_foreign("changes 1-1", "it is nothing of ours")
 
-        assert len(entries.described_refusals(3)) == 3
-        assert entries.described_refusals(9)[-1] == {"key": "changes 1-1", "reason": "it is nothing of ours"}
+        assert len(mirror.described_refusals(3)) == 3
+        assert mirror.described_refusals(9)[-1] == {"key": "changes 1-1", "reason": "it is nothing of ours"}
 
-    def test_of_skipped_changes_all_are_counted_and_the_last_ones_named(self, entries: Mirror) -> None:
+    def test_of_skipped_changes_all_are_counted_and_the_last_ones_named(self, mirror: Mirror) -> None:
         for number in range(100):
-            entries.skip(f"changes {number}-0", "no")
+            mirror.note_foreign(f"changes {number}-0", "no")
 
-        assert entries.skips == 100
-        assert entries.described_refusals(99)[-1]["key"] == "changes 99-0"
-        assert len(entries.described_refusals(99)) < 20
+        assert mirror.foreign_count == 100
+        assert mirror.described_refusals(99)[-1]["key"] == "changes 99-0"
+        assert len(mirror.described_refusals(99)) < 20
 
 
-def replace(entries: Mirror, by: Mapping[Key, StoreEntry], bad: Mapping[Key, str]) -> None:
-    """Replace all at once."""
-    deque(entries.replacing(by, bad), 0)
+def replace(mirror: Mirror, by: Mapping[Key, StoreEntry], bad: Mapping[Key, str]) -> None:
+    """Replace all entries without a pause."""
+    deque(mirror.replace_all(by, bad), 0)
 
 
 class TestReplaced:
-    def test_only_what_differs_is_told(self, entries: Mirror) -> None:
-        entries.accept(WEB, 5, value(endpoint()))
-        entries.accept(DB, 5, value(endpoint("db", "10.0.0.2")))
-        entries.take()
+    def test_only_what_differs_is_told(self, mirror: Mirror) -> None:
+        mirror.accept(WEB, 5, value(endpoint()))
+        mirror.accept(DB, 5, value(endpoint("db", "10.0.0.2")))
+        mirror.take_changes()
         node = StoreEntry(7, value(NodeRecord((), "1")))
-        replace(entries, {WEB: StoreEntry(5, value(endpoint())), NODE: node}, {})
+        replace(mirror, {WEB: StoreEntry(5, value(endpoint())), NODE: node}, {})
 
-        assert entries.take() == [Change(*DB, None), Change(*NODE, NodeRecord((), "1"))]
-        assert (entries.resyncs, entries.take_unsaved()) == (1, None)
+        assert mirror.take_changes() == [Change(*DB, None), Change(*NODE, NodeRecord((), "1"))]
+        assert (mirror.resyncs, mirror.take_unsaved()) == (1, None)
 
-    def test_an_older_entry_counts_too_for_the_store_may_have_lost_the_newer(self, entries: Mirror) -> None:
-        entries.accept(WEB, 5, value(endpoint()))
-        replace(entries, {WEB: StoreEntry(3, value(endpoint(ip="10.0.0.9")))}, {})
+    def test_an_older_entry_counts_too_for_the_store_may_have_lost_the_newer(self, mirror: Mirror) -> None:
+        mirror.accept(WEB, 5, value(endpoint()))
+        replace(mirror, {WEB: StoreEntry(3, value(endpoint(ip="10.0.0.9")))}, {})
 
-        assert entries.entries[WEB] == StoreEntry(3, value(endpoint(ip="10.0.0.9")))
+        assert mirror.entries[WEB] == StoreEntry(3, value(endpoint(ip="10.0.0.9")))
 
-    def test_what_is_not_understood_leaves_what_was_known(self, entries: Mirror) -> None:
+    def test_what_is_not_understood_leaves_what_was_known(self, mirror: Mirror) -> None:
         for key, name in ((WEB, "web"), (DB, "db")):
-            entries.accept(key, 5, value(endpoint(name)))
-        entries.take()
-        replace(entries, {WEB: StoreEntry(6, BAD)}, {DB: "no entry"})
+            mirror.accept(key, 5, value(endpoint(name)))
+        mirror.take_changes()
+        replace(mirror, {WEB: StoreEntry(6, BAD)}, {DB: "no entry"})
 
-        assert entries.take() == []
-        assert entries.entries.keys() == {WEB, DB}
-        assert entries.refused == {DB: "no entry", WEB: REASON}
+        assert mirror.take_changes() == []
+        assert mirror.entries.keys() == {WEB, DB}
+        assert mirror.refused == {DB: "no entry", WEB: REASON}
 
-    def test_what_was_not_understood_and_is_gone_is_gone(self, entries: Mirror) -> None:
-        entries.accept(WEB, 5, value(endpoint()))
-        entries.accept(WEB, 6, BAD)
-        replace(entries, {}, {})
+    def test_what_was_not_understood_and_is_gone_is_gone(self, mirror: Mirror) -> None:
+        mirror.accept(WEB, 5, value(endpoint()))
+        mirror.accept(WEB, 6, BAD)
+        replace(mirror, {}, {})
 
-        assert (entries.entries, entries.refused) == ({}, {})
+        assert (mirror.entries, mirror.refused) == ({}, {})
 
 
 class TestRecalled:
-    def test_what_was_saved_is_held_and_told_and_need_not_be_saved_again(self, entries: Mirror) -> None:
-        entries.accept(WEB, 5, value(endpoint()))
-        entries.position, entries.serial, entries.revision, entries.forks = 5, 4, 3, frozenset({"b@2-0", "a@1-0"})
+    def test_what_was_saved_is_held_and_told_and_need_not_be_saved_again(self, mirror: Mirror) -> None:
+        mirror.accept(WEB, 5, value(endpoint()))
+        mirror.position, mirror.serial, mirror.revision, mirror.forks = 5, 4, 3, frozenset({"b@2-0", "a@1-0"})
         again = Mirror("n1", LabelFilter())
-        deque(again.recalling(entries.entries, entries.marks), 0)
+        deque(again.load_saved(mirror.entries, mirror.marks), 0)
 
-        assert again.entries == entries.entries
-        assert (again.position, again.serial, again.revision, again.forks) == (5, 4, 3, entries.forks)
-        assert again.take() == [Change(*WEB, endpoint())]
+        assert again.entries == mirror.entries
+        assert (again.position, again.serial, again.revision, again.forks) == (5, 4, 3, mirror.forks)
+        assert again.take_changes() == [Change(*WEB, endpoint())]
         assert again.take_unsaved() == {}
 
-    def test_nothing_was_ever_saved(self, entries: Mirror) -> None:
-        deque(entries.recalling({}, {}), 0)
+    def test_nothing_was_ever_saved(self, mirror: Mirror) -> None:
+        deque(mirror.load_saved({}, {}), 0)
 
-        assert (entries.position, entries.serial, entries.revision, entries.forks) == (0, 0, 0, frozenset())
+        assert (mirror.position, mirror.serial, mirror.revision, mirror.forks) == (0, 0, 0, frozenset())
 
 
 class TestFollows:
-    def test_this_node_s_endpoints_are_told_apart(self, entries: Mirror) -> None:
-        entries.accept(IDENTITY, 4, value(Labels.parse({"app": "web"})))
-        entries.accept(WEB, 5, value(endpoint()))
-        entries.accept(DB, 5, value(endpoint("db", "10.0.0.2", node="n2")))
-        assert entries.own == {"default/web": endpoint()}
-        assert [entries.is_own(key) for key in (WEB, DB, IDENTITY, NODE)] == [True, False, True, False]
+    def test_this_node_s_endpoints_are_told_apart(self, mirror: Mirror) -> None:
+        mirror.accept(IDENTITY, 4, value(Labels.parse({"app": "web"})))
+        mirror.accept(WEB, 5, value(endpoint()))
+        mirror.accept(DB, 5, value(endpoint("db", "10.0.0.2", node="n2")))
+        assert mirror.own == {"default/web": endpoint()}
+        assert [mirror.is_own(key) for key in (WEB, DB, IDENTITY, NODE)] == [True, False, True, False]
 
-        entries.accept(WEB, 6, value(endpoint(node="n2")))
-        assert entries.own == {}
+        mirror.accept(WEB, 6, value(endpoint(node="n2")))
+        assert mirror.own == {}
 
-    def test_an_endpoint_has_the_number_of_its_labels(self, entries: Mirror) -> None:
-        labels = entries.placed(endpoint()).labels
-        assert entries.placed(endpoint()).preferred == derive([labels])[labels]
-        entries.accept(IDENTITY, 5, value(labels))
-        assert entries.placed(endpoint()).preferred == NUMBER
-        assert not entries.is_mislabelled(endpoint())
+    def test_an_endpoint_has_the_number_of_its_labels(self, mirror: Mirror) -> None:
+        labels = mirror.endpoint_request(endpoint()).labels
+        assert mirror.endpoint_request(endpoint()).preferred == derive([labels])[labels]
+        mirror.accept(IDENTITY, 5, value(labels))
+        assert mirror.endpoint_request(endpoint()).preferred == NUMBER
+        assert not mirror.is_mislabelled(endpoint())
 
-        entries.accept(NAMESPACE, 6, value(namespace("team: red")))
-        assert "team=red" in str(entries.placed(endpoint()).labels)
-        assert entries.is_mislabelled(endpoint())
-        assert entries.placed(endpoint(), {}).labels == labels
+        mirror.accept(NAMESPACE, 6, value(namespace("team: red")))
+        assert "team=red" in str(mirror.endpoint_request(endpoint()).labels)
+        assert mirror.is_mislabelled(endpoint())
+        assert mirror.endpoint_request(endpoint(), {}).labels == labels
 
-        entries.accept(NAMESPACE, 7, None)
-        assert not entries.is_mislabelled(endpoint())
+        mirror.accept(NAMESPACE, 7, None)
+        assert not mirror.is_mislabelled(endpoint())
 
-    def test_labels_of_this_node_s_endpoints_want_the_number_that_they_had(self, entries: Mirror) -> None:
-        labels = entries.placed(endpoint()).labels
-        entries.accept(IDENTITY, 5, value(labels))
-        entries.accept(WEB, 5, value(endpoint()))
-        entries.accept(IDENTITY, 6, None)
+    def test_labels_of_this_node_s_endpoints_want_the_number_that_they_had(self, mirror: Mirror) -> None:
+        labels = mirror.endpoint_request(endpoint()).labels
+        mirror.accept(IDENTITY, 5, value(labels))
+        mirror.accept(WEB, 5, value(endpoint()))
+        mirror.accept(IDENTITY, 6, None)
 
-        assert entries.placed(endpoint()).preferred == NUMBER
+        assert mirror.endpoint_request(endpoint()).preferred == NUMBER
 
-    def test_a_number_that_means_other_labels_is_no_longer_that_of_the_first(self, entries: Mirror) -> None:
+    def test_a_number_that_means_other_labels_is_no_longer_that_of_the_first(self, mirror: Mirror) -> None:
         one, other = Labels.parse({"app": "one"}), Labels.parse({"app": "other"})
-        entries.accept(IDENTITY, 5, value(one))
-        entries.accept(IDENTITY, 6, value(other))
+        mirror.accept(IDENTITY, 5, value(one))
+        mirror.accept(IDENTITY, 6, value(other))
 
-        assert (entries.labels, entries.numbers) == ({NUMBER: other}, {other: NUMBER})
+        assert (mirror.labels, mirror.numbers) == ({NUMBER: other}, {other: NUMBER})
 
-    def test_labels_that_got_another_number_keep_it_when_the_first_is_collected(self, entries: Mirror) -> None:
+    def test_labels_that_got_another_number_keep_it_when_the_first_is_collected(self, mirror: Mirror) -> None:
         labels = Labels.parse({"app": "one"})
-        entries.accept(IDENTITY, 5, value(labels))
-        entries.accept((Kind.IDENTITY, "2000"), 6, value(labels))
-        entries.accept(IDENTITY, 7, None)
+        mirror.accept(IDENTITY, 5, value(labels))
+        mirror.accept((Kind.IDENTITY, "2000"), 6, value(labels))
+        mirror.accept(IDENTITY, 7, None)
 
-        assert entries.numbers == {labels: Identity(2000)}
+        assert mirror.numbers == {labels: Identity(2000)}
 
-    def test_forks_are_known_by_the_entry_that_told_of_them(self, entries: Mirror) -> None:
-        entries.forks = frozenset({f"{'a' * 40}@7-1"})
+    def test_forks_are_known_by_the_entry_that_told_of_them(self, mirror: Mirror) -> None:
+        mirror.forks = frozenset({f"{'a' * 40}@7-1"})
 
-        assert entries.knows(7 << 32 | 1)
-        assert not entries.knows(7 << 32 | 11)
-        assert not entries.knows(1)
+        assert mirror.has_seen_fork(7 << 32 | 1)
+        assert not mirror.has_seen_fork(7 << 32 | 11)
+        assert not mirror.has_seen_fork(1)
 
-    def test_entries_are_counted_by_kind(self, entries: Mirror) -> None:
-        entries.accept(WEB, 5, value(endpoint()))
-        entries.accept(NODE, 5, value(NodeRecord((), "1")))
+    def test_entries_are_counted_by_kind(self, mirror: Mirror) -> None:
+        mirror.accept(WEB, 5, value(endpoint()))
+        mirror.accept(NODE, 5, value(NodeRecord((), "1")))
 
-        assert entries.counts() == {Kind.NODE: 1, Kind.DOCUMENT: 0, Kind.IDENTITY: 0, Kind.ENDPOINT: 1}
+        assert mirror.counts() == {Kind.NODE: 1, Kind.DOCUMENT: 0, Kind.IDENTITY: 0, Kind.ENDPOINT: 1}
 
 
 VALUES = [value(endpoint()), value(endpoint(ip="10.0.0.9")), value(endpoint(node="n2")), BAD, b"x", None]
@@ -263,13 +263,13 @@ CHANGES = st.lists(st.tuples(st.sampled_from([WEB, NODE]), st.integers(1, 9), st
 def test_told_changes_always_come_to_what_is_held(
     before: list[tuple[Key, int, bytes | None]], after: list[tuple[Key, int, bytes | None]]
 ) -> None:
-    entries = Mirror("n1", LabelFilter())
+    mirror = Mirror("n1", LabelFilter())
     for change in before:
-        entries.accept(*change)
-    told = {(change.kind, change.name): change.record for change in entries.take()}
-    replace(entries, {key: StoreEntry(number, data) for key, number, data in after if data is not None}, {})
-    told |= {(change.kind, change.name): change.record for change in entries.take()}
+        mirror.accept(*change)
+    delivered = {(change.kind, change.name): change.record for change in mirror.take_changes()}
+    replace(mirror, {key: StoreEntry(number, data) for key, number, data in after if data is not None}, {})
+    delivered |= {(change.kind, change.name): change.record for change in mirror.take_changes()}
 
-    held = {key: schema.decode(*key, entry.value) for key, entry in entries.entries.items()}
-    assert {key: record for key, record in told.items() if record is not None} == held
-    assert entries.own == {key[1]: one for key, one in held.items() if getattr(one, "node", None) == "n1"}
+    held = {key: schema.decode(*key, entry.value) for key, entry in mirror.entries.items()}
+    assert {key: record for key, record in delivered.items() if record is not None} == held
+    assert mirror.own == {key[1]: one for key, one in held.items() if getattr(one, "node", None) == "n1"}

@@ -1,4 +1,4 @@
-"""The values of the store: what is written is read again, and whatever else lies there is a sentence, never a crash."""
+"""Values of the store: an encoded value is decoded again, and any other value is a SchemaError with a sentence."""
 
 import json
 from ipaddress import ip_address
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord, Record, document_name
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.policy.loader import parse
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.schema import SchemaError, StoreEntry, decode
@@ -75,6 +76,15 @@ class TestWritten:
         of_an_older_version = without(NODE_VALUE, "datapath")
         assert decode(Kind.NODE, "n1", of_an_older_version) == NODE._replace(datapath="per-packet")
 
+    @pytest.mark.parametrize(("word", "read"), [("per-flow", Datapath.PER_FLOW), ("per-table", "per-table")])
+    def test_a_node_with_the_datapath_of_a_newer_version_is_still_a_node(self, word: str, read: str) -> None:
+        value = schema.encode_node(NODE._replace(datapath=word))
+        node = decode(Kind.NODE, "n1", value.encode())
+
+        assert json.loads(value)["datapath"] == word
+        assert isinstance(node, NodeRecord)
+        assert (node.datapath, type(node.datapath)) == (read, type(read))
+
     def test_labels_of_an_identity_are_read_as_they_were_written(self) -> None:
         assert decode(Kind.IDENTITY, str(NUMBER), schema.encode_identity(LABELS).encode()) == LABELS
 
@@ -82,7 +92,7 @@ class TestWritten:
     def test_an_endpoint_is_read_as_it_was_written(self, text: str) -> None:
         record = endpoint(text)
 
-        assert decode(Kind.ENDPOINT, record.called, schema.encode_endpoint(record).encode()) == record
+        assert decode(Kind.ENDPOINT, record.full_name, schema.encode_endpoint(record).encode()) == record
 
     @pytest.mark.parametrize("text", [CILIUM, CLUSTERWIDE, PLAIN, NAMESPACE])
     def test_a_document_is_read_as_it_was_written_and_still_knows_its_file(self, text: str) -> None:
@@ -139,7 +149,7 @@ def without(value: str, field: str) -> bytes:
 
 
 def spec(**fields: Any) -> bytes:
-    """Return an endpoint's value with other fields in its spec; None: without it."""
+    """Return an endpoint's value with other fields in its spec; None: without the field."""
     data = json.loads(schema.encode_endpoint(endpoint()))
     data["document"]["spec"].update(fields)
     data["document"]["spec"] = {name: one for name, one in data["document"]["spec"].items() if one is not None}
@@ -231,7 +241,12 @@ class TestRefused:
             (Kind.DOCUMENT, POLICY, policy(kind="Pod"), "unknown kind Pod of cilium.io/v2"),
             (Kind.DOCUMENT, POLICY, policy(apiVersion="v9"), "unknown kind CiliumNetworkPolicy of v9"),
             (Kind.DOCUMENT, POLICY, policy(spec={"ingres": []}), "spec"),
-            (Kind.DOCUMENT, "Endpoint/shop/web", changed(POLICY_VALUE, document=endpoint().written()), "its name says"),
+            (
+                Kind.DOCUMENT,
+                "Endpoint/shop/web",
+                changed(POLICY_VALUE, document=endpoint().document()),
+                "its name says",
+            ),
         ],
     )
     def test_each_wrong_field_is_named(self, kind: Kind, name: str, value: bytes, reason: str) -> None:
@@ -255,7 +270,7 @@ NAMED = [
 
 
 def places(data: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the way to everything in a value."""
+    """Return the path to every element of a value."""
     inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     return [place, *(found for key, one in inner for found in places(one, (*place, key)))]
 
@@ -269,13 +284,13 @@ def put(data: Any, place: tuple[Any, ...], value: Any) -> Any:
 
 
 def decoded(kind: Kind, name: str, value: bytes) -> Record | None:
-    """Return what a value stands for, None if it is refused; a record can be written again."""
+    """Return the record of a value, None if it is refused; assert that the record can be encoded again."""
     try:
         record = decode(kind, name, value)
     except SchemaError as error:
         assert str(error)
         return None
-    value.decode()  # so that it can be given back
+    value.decode()  # so that it can be restored
     return record
 
 

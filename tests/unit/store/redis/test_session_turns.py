@@ -1,4 +1,4 @@
-"""A member that gets up to date lets others have their turn, and is neither told over and over nor confused by it."""
+"""Catch-up of a session: other tasks run during it, and changes are announced once and only for news."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ WEB = EndpointRecord(
 )
 
 
-def member(folder: Path, url: str = "redis://127.0.0.1:1") -> Session:
+def make_session(folder: Path, url: str = "redis://127.0.0.1:1") -> Session:
     return Session("n1", NodeRecord(()), Connection(parse(url)), LastState(folder, "cluster"), LabelFilter())
 
 
@@ -44,12 +44,12 @@ def identities(count: int, number: int = 1) -> dict[Key, StoreEntry]:
 
 def test_who_has_looked_while_it_settles_waits_until_it_has_settled(tmp_path: Path) -> None:
     async def scenario() -> None:
-        one = member(tmp_path)
-        one._settled.clear()
-        one._handed.set()
-        assert one.poll().changes == []
+        session = make_session(tmp_path)
+        session._feed.close()
+        session._feed.announce()
+        assert session.poll().changes == []
         async with asyncio.timeout(0):
-            await one.wait()
+            await session.wait()
 
     with pytest.raises(TimeoutError):
         asyncio.run(scenario())
@@ -59,15 +59,15 @@ def test_a_read_without_news_is_none_even_if_earlier_changes_wait(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
-        one = member(tmp_path / "state", server.url())
-        await one.start()
-        before = one.commands
-        await until(lambda: one.commands > before + 3)  # what it wrote itself has come by
-        one.poll()
-        await one.start_alone([WEB])
-        before = one.commands
-        await until(lambda: one.commands > before + 3)  # two of these are a sign of life
-        await one.stop()
+        session = make_session(tmp_path / "state", server.url())
+        await session.start()
+        before = session.commands_sent
+        await until(lambda: session.commands_sent > before + 3)  # the echo of its own writes has arrived
+        session.poll()
+        await session.pending.start([WEB])
+        before = session.commands_sent
+        await until(lambda: session.commands_sent > before + 3)  # two of these are a heartbeat
+        await session.stop()
 
     with RedisServer(tmp_path / "server") as server:
         asyncio.run(scenario())
@@ -80,14 +80,14 @@ def test_entries_are_replaced_in_parts_and_come_to_what_single_changes_come_to()
     there, anew = identities(10), identities(2500, number=2)
     singly, in_parts = (Mirror("n1", LabelFilter()) for _ in range(2))
     for one in (singly, in_parts):
-        deque(one.replacing({**there, gone: StoreEntry(1, b'{"v":1,"labels":"k8s:app=gone"}')}, {}), 0)
+        deque(one.replace_all({**there, gone: StoreEntry(1, b'{"v":1,"labels":"k8s:app=gone"}')}, {}), 0)
 
     singly.accept(gone, 2, None)
     for (kind, name), entry in anew.items():
         singly.accept((kind, name), entry.id, entry.value)
-    parts = len(list(in_parts.replacing(anew, {})))
+    parts = len(list(in_parts.replace_all(anew, {})))
 
     assert parts == 2
     assert in_parts.entries == anew
-    assert in_parts.take() == singly.take()
+    assert in_parts.take_changes() == singly.take_changes()
     assert in_parts.labels == singly.labels
