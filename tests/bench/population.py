@@ -92,7 +92,7 @@ def populate(lab: Lab, count: int) -> None:
 
 async def _write(url: str, count: int) -> None:
     async with connected(url) as store:
-        values = [_value(one) for one in policies(count)]
+        values = [_value(policy) for policy in policies(count)]
         for start in range(0, count, _BATCH):
             await store.write(Request(values=values[start : start + _BATCH]))
 

@@ -76,7 +76,7 @@ def measure(minutes: float, console: Console) -> SoakResult:
         begun = time.monotonic()
         while (minute := (time.monotonic() - begun) / 60) < minutes or not samples:
             measured = turn.measure(programs, entrant.lab, entrant.at(FORWARDED), FORWARDED, min(_TURN, minutes * 10))
-            samples.append(Sample(minute, *(measured[one] for one in (MEMORY, DATAGRAMS, CONNECTIONS, BULK))))
+            samples.append(Sample(minute, *(measured[quantity] for quantity in (MEMORY, DATAGRAMS, CONNECTIONS, BULK))))
             console.print("  " + " | ".join(line(samples[-1])))
     return SoakResult(variant.name, tuple(samples))
 

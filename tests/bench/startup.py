@@ -39,9 +39,14 @@ async def measure(starts: int) -> list[Startup]:
         lab.start_agents()
         await lab.apply("front-to-back", FRONT_TO_BACK)
         run_in(
-            lab, _HOST, "ip", "-batch", "-", text="".join(f"address add {one}/32 dev eth0\n" for one in _addresses())
+            lab,
+            _HOST,
+            "ip",
+            "-batch",
+            "-",
+            text="".join(f"address add {address}/32 dev eth0\n" for address in _addresses()),
         )
-        routes = "".join(f"route add {one}/32 dev veth-{_HOST}\n" for one in _addresses())
+        routes = "".join(f"route add {address}/32 dev veth-{_HOST}\n" for address in _addresses())
         run_in(lab, _NODE, "ip", "-batch", "-", text=routes)
         return [_path(lab, path, target, starts) for path, target in _TARGETS.items()]
 

@@ -1,4 +1,4 @@
-"""A run as a chart."""
+"""Chart of a run."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Figures of a run: medians, ratios, and what becomes of a figure that is missing."""
+"""Figures of a run: medians, ratios, and missing figures."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is to be reached: which ratio is held against which bound."""
+"""Goals of the data path: the ratio that each goal compares with its bound."""
 
 from tests.bench.contenders import C_ACCEPT, KERNEL, NOTHING
 from tests.bench.figures import BULK, CONNECTIONS, CPU, Figures, Measure
@@ -13,12 +13,12 @@ def _variant(driver: str, datapath: str = PER_PACKET, policies: int = FEW) -> Va
 
 
 def _result(figures: Figures, variants: list[Variant], measure: Measure, place: Place, reference: str) -> Result:
-    (found,) = (
-        one
-        for one in results(figures, variants)
-        if one.place == place.name and one.figure.startswith(measure.title) and one.figure.endswith(reference)
+    (matching,) = (
+        result
+        for result in results(figures, variants)
+        if result.place == place.name and result.figure.startswith(measure.title) and result.figure.endswith(reference)
     )
-    return found
+    return matching
 
 
 def test_less_cpu_than_the_bound_reaches_the_goal_and_more_does_not() -> None:
@@ -71,5 +71,9 @@ def test_many_policies_are_worse_below_one_for_times_too() -> None:
         figures.add(_variant("netlink", policies=policies).name, FORWARDED.name, CPU, cpu)
         figures.add(_variant("netlink", policies=policies).name, FORWARDED.name, BULK, bulk)
 
-    found = [one for one in results(figures, [_variant("netlink")]) if "10,000" in one.figure and one.ratio is not None]
-    assert [(one.ratio, one.at_most, one.reached) for one in found] == [(0.5, False, False)] * 2
+    ratios = [
+        result
+        for result in results(figures, [_variant("netlink")])
+        if "10,000" in result.figure and result.ratio is not None
+    ]
+    assert [(result.ratio, result.at_most, result.reached) for result in ratios] == [(0.5, False, False)] * 2

@@ -1,4 +1,4 @@
-"""A run as tables, Markdown and JSON."""
+"""Report of a run as tables, Markdown and JSON."""
 
 import json
 from datetime import date

@@ -1,4 +1,4 @@
-"""What a soak comes to."""
+"""Result of a soak: growth, verdict and document."""
 
 from tests.bench.soak import Sample, SoakResult, markdown, quarters
 

@@ -1,4 +1,4 @@
-"""The scripts that set hosts up: no fault in them, and one sentence for arguments that cannot be used."""
+"""Set-up scripts for hosts: shellcheck finds no fault, and an invalid argument gives one sentence."""
 
 import re
 import subprocess
@@ -40,7 +40,7 @@ def test_help_names_every_option(script: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         ([], "the role of this host is missing; allowed: store, node"),
         (["router"], "'router' is not a role of a host; allowed: store, node"),
@@ -67,18 +67,18 @@ def test_help_names_every_option(script: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_used_is_said(arguments: list[str], said: str) -> None:
+def test_what_cannot_be_used_is_said(arguments: list[str], message: str) -> None:
     refused = run(PROVISION, *arguments)
 
     assert refused.returncode == 2
     assert refused.stdout == ""
-    assert refused.stderr.startswith(f"provision.sh: {said}")
+    assert refused.stderr.startswith(f"provision.sh: {message}")
     assert refused.stderr.count("\n") == 1
     assert "secret" not in refused.stderr
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         ([], "'' is not a command; allowed: router, network, register, tools, operator, operated"),
         (["operated", "/none"], "'/none' is no key: it cannot be read"),
@@ -87,17 +87,17 @@ def test_what_cannot_be_used_is_said(arguments: list[str], said: str) -> None:
         (["network", "1", "front1"], "'front1' is no endpoint; allowed: NAME=ROLE"),
     ],
 )
-def test_what_cannot_be_an_endpoint_is_said(arguments: list[str], said: str) -> None:
+def test_what_cannot_be_an_endpoint_is_said(arguments: list[str], message: str) -> None:
     refused = run(ENDPOINTS, *arguments)
 
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"endpoints.sh: {said}")
+    assert refused.stderr.startswith(f"endpoints.sh: {message}")
     assert refused.stderr.count("\n") == 1
 
 
 def test_the_endpoints_on_virtual_machines_are_those_of_the_lab() -> None:
     found = re.findall(r'"(n\d)" => \["([0-9.]+)", %w\[(.*)\]\]', VAGRANTFILE.read_text())
 
-    given = {(node, *endpoint.split("=")) for node, _, endpoints in found for endpoint in endpoints.split()}
-    assert given == {(endpoint.node, endpoint.name, endpoint.role) for endpoint in Topology("x").endpoints}
+    declared = {(node, *endpoint.split("=")) for node, _, endpoints in found for endpoint in endpoints.split()}
+    assert declared == {(endpoint.node, endpoint.name, endpoint.role) for endpoint in Topology("x").endpoints}
     assert [address for _, address, _ in found] == ["172.31.0.11", "172.31.0.12", "172.31.0.13"]

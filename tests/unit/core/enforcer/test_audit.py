@@ -1,4 +1,4 @@
-"""Audit mode: every packet passes, and what policy would drop is logged."""
+"""Audit mode: every packet is accepted, and a packet that policy would drop is logged."""
 
 import pytest
 

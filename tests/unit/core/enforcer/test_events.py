@@ -1,4 +1,4 @@
-"""Flow events: what is logged of a new flow and of a drop."""
+"""Flow events: the fields of the event for a new flow and for a drop."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Identity of the source: stamps, addresses without a stamp, and source addresses that are refused."""
+"""Identity of the source: stamps, addresses without a stamp, and invalid source addresses."""
 
 import pytest
 
@@ -30,7 +30,7 @@ from tests.support.packets import (
     with_options,
 )
 
-# Identity
+# Stamps and addresses
 
 
 def test_identity_comes_from_the_stamp_and_never_from_the_address(node: Node, at: Addresses) -> None:

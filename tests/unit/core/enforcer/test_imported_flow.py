@@ -1,4 +1,4 @@
-"""Flows imported from the kernel's conntrack, whose opener the enforcer has not seen."""
+"""Flows imported from the kernel's conntrack, without an opener seen by the enforcer."""
 
 import pytest
 
@@ -80,7 +80,7 @@ def test_a_learned_flow_lets_no_stranger_in_who_bears_its_openers_address(node: 
 
 def test_a_learned_flows_opener_counts_by_its_stamp_once_it_speaks(node: Node, at: Addresses) -> None:
     node.load(ingress={"web": HTTP})
-    node.import_flow(syn(at.world, at.web))  # a router has changed its address
+    node.import_flow(syn(at.world, at.web))  # a router has rewritten the source
 
     assert refused(node.forward(response(at.web, at.world), VETH_WEB, ETH0)) is DropReason.POLICY_DENIED
     assert accepted(from_client(node, request(at.world, at.web)))

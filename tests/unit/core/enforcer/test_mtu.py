@@ -1,4 +1,4 @@
-"""Packets that a stamp makes too long, and packets of which the queue has copied only a part."""
+"""Packets that exceed the MTU with a stamp, and packets with a truncated copy in the queue."""
 
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.core.wire import stamp
@@ -67,8 +67,8 @@ def filled(at: Addresses, src: str, dst: str, *, less: int, df: bool = True) -> 
     return udp(src, dst, data=bytes(MTU - less - headers), df=df)
 
 
-# An IPv6 packet that the kernel has put together from fragments looks like a whole one: the kernel, which will cut it
-# again or refuse it, has the last word.
+# An IPv6 packet that the kernel has reassembled from fragments looks like an unfragmented one, so it is not dropped
+# here: the kernel fragments it again or drops it.
 TOO_LONG = {4: DropReason.FRAG_NEEDED, 6: None}
 
 

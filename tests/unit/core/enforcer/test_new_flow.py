@@ -1,4 +1,4 @@
-"""New flows and replies: what policy lets an endpoint open, and the replies that need no rule."""
+"""New flows and replies: flows that policy allows or denies, and replies that need no rule."""
 
 import pytest
 
@@ -46,7 +46,7 @@ from tests.support.packets import (
     udp,
 )
 
-# Nothing enforced
+# No enforcement
 
 
 @pytest.mark.parametrize("build", [syn, syn_ack, request, rst, udp, ping, pong, sctp])
@@ -73,7 +73,7 @@ def test_a_side_that_is_not_enforced_is_open_although_another_is_closed(node: No
     assert accepted(node.forward(syn(at.db, at.world), VETH_DB, WAN0))
 
 
-# Who may open, and replies
+# Enforcement and replies
 
 
 def test_what_a_rule_allows_passes_and_all_else_is_dropped(node: Node, at: Addresses) -> None:
@@ -167,7 +167,9 @@ def test_an_answer_to_nothing_passes_where_nothing_is_enforced_and_opens_nothing
     decision = node.forward(answer(at.web, at.client), VETH_WEB, ETH0)
 
     assert accepted(decision)
-    assert identity_on(decision.payload) == WEB  # or the other node would not take it for web's
+    assert (
+        identity_on(decision.payload) == WEB
+    )  # without the stamp the other node would not classify it as a packet of web
     assert len(node.flows) == 0
 
 

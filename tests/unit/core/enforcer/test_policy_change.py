@@ -1,4 +1,4 @@
-"""A change of policy: flows that are cut, flows that go on."""
+"""Policy changes: known flows that a new revision cuts, and flows that continue."""
 
 import pytest
 

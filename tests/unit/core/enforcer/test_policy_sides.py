@@ -1,4 +1,4 @@
-"""Policy on both sides: an endpoint's egress, its peer's ingress, the host and addresses that no endpoint has."""
+"""Policy at egress and ingress: endpoints on one node, the host, and addresses without an endpoint."""
 
 from dataclasses import replace
 from ipaddress import ip_network
@@ -81,7 +81,7 @@ def test_a_deny_rule_holds_where_nothing_else_is_closed(node: Node, at: Addresse
 
     assert refused(node.forward(syn(at.web, at.db), VETH_WEB, VETH_DB)) is DropReason.POLICY_DENY
     assert accepted(node.forward(syn(at.web, at.db, 81), VETH_WEB, VETH_DB))
-    assert accepted(node.forward(syn_ack(at.web, at.world), VETH_WEB, WAN0))  # nothing is closed to it
+    assert accepted(node.forward(syn_ack(at.web, at.world), VETH_WEB, WAN0))  # no side is enforced
 
 
 def test_the_host_reaches_its_endpoints_except_where_a_rule_denies_it(node: Node, at: Addresses) -> None:
@@ -127,7 +127,7 @@ def test_an_address_that_is_nobodys_is_its_cidr_and_no_endpoints_is(node: Node, 
     node.load(ingress={"web": [(cidr, TCP, 80)]}, ipcache=Ipcache(known, outside=outside))
 
     assert accepted(node.forward(syn(at.world, at.web), WAN0, VETH_WEB))
-    # without a stamp it is the world's, and neither the endpoint's nor a part of the world that policy names
+    # without a stamp its identity is world: neither the endpoint's identity nor that of a CIDR in a policy
     assert refused(node.forward(syn(at.client, at.web), WAN0, VETH_WEB)) is DropReason.POLICY_DENIED
 
 

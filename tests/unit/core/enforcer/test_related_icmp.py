@@ -1,4 +1,4 @@
-"""ICMP errors about a flow pass with it; all others are held against policy."""
+"""ICMP errors: an error about a known flow passes with the flow, any other is evaluated against policy."""
 
 import pytest
 
@@ -70,7 +70,7 @@ def test_an_error_about_a_reply_passes_with_its_flow(node: Node, at: Addresses) 
 
 def test_an_error_about_an_unknown_flow_is_held_against_policy(node: Node, at: Addresses) -> None:
     about = udp(at.web, at.client)
-    assert accepted(from_client(node, error(at.client, at.web, about)))  # nothing enforced yet
+    assert accepted(from_client(node, error(at.client, at.web, about)))  # no side is enforced yet
 
     node.load(ingress=CLOSED)
     assert refused(from_client(node, error(at.client, at.web, about))) is DropReason.POLICY_DENIED
@@ -105,7 +105,7 @@ def test_an_error_that_concerns_a_worker_is_decided_there_though_there_is_anothe
 
 
 def test_an_error_about_a_learned_flow_is_handed_on_to_who_may_have_seen_its_opener(at: Addresses) -> None:
-    """Every worker learns all flows that the kernel remembers, and meets its own alone."""
+    """Every worker imports all flows of the kernel's conntrack, but receives the packets of its own flows only."""
     first, last = Node(has_next=True), Node()
     about = udp(at.web, at.client)
     for worker in (first, last):

@@ -1,4 +1,4 @@
-"""Work that the kernel has left to a device: unfinished checksums, segmentation, and the queues that undo both."""
+"""Unfinished checksums and GSO packets, and the verdicts that requeue a packet as segments or as a whole."""
 
 import pytest
 
@@ -39,8 +39,8 @@ from tests.support.packets import (
     unfinished,
 )
 
-UNFINISHED, GSO = 1, 3  # bits of NFQA_SKB_INFO; what will be cut has no finished checksum either
-LONGEST = 65_531  # bytes that a verdict can carry
+UNFINISHED, GSO = 1, 3  # bits of NFQA_SKB_INFO; a GSO packet has an unfinished checksum too
+LONGEST = 65_531  # maximum bytes of a verdict's payload
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_what_will_be_cut_is_not_held_against_the_mtu(node: Node, at: Addresses)
 
 
 def large_tcp(at: Addresses, length: int) -> bytes:
-    """Return a TCP packet of this length that the kernel will yet cut."""
+    """Return a TCP packet of this length, before segmentation by the kernel."""
     headers = len(request(at.web, at.client, data=b""))
     return unfinished(request(at.web, at.client, data=bytes(length - headers)))
 
@@ -105,7 +105,7 @@ def test_what_has_no_room_for_its_stamp_is_handed_on_to_come_in_segments(passing
 def test_a_connection_that_was_open_before_comes_in_segments_that_are_held_against_the_mtu(
     passing_on: Node, at: Addresses
 ) -> None:
-    """Its SYN was not seen, so it has agreed on segments that may leave no room for a stamp."""
+    """Without its SYN seen, the connection's MSS may leave no room for a stamp."""
     headers = len(request(at.web, at.client, data=b""))
     segment = request(at.web, at.client, data=bytes(MTU - headers))
 
@@ -192,7 +192,7 @@ def test_what_is_not_tcp_is_cut_before_it_is_stamped(passing_on: Node, at: Addre
 
 
 def beyond(at: Addresses, src: str, dst: str) -> bytes:
-    """Return the start of a packet that is longer than its length field can say (BIG TCP)."""
+    """Return the start of a packet that is longer than the maximum of its length field (BIG TCP)."""
     payload = bytearray(unfinished(request(src, dst, data=LONG)))
     length = slice(2, 4) if at.version == 4 else slice(4, 6)
     payload[length] = bytes(2)

@@ -1,4 +1,4 @@
-"""Stamps written: on packets to other nodes, and on no others."""
+"""Stamping: packets to other nodes get a stamp, all other packets get none."""
 
 from ipaddress import ip_network
 
@@ -49,7 +49,7 @@ def test_what_stays_on_the_node_or_goes_to_the_world_bears_no_stamp(node: Node, 
         node.forward(build(at.web, at.db), VETH_WEB, VETH_DB),
         node.receive(build(at.web, at.host), VETH_WEB),
         node.send(build(at.host, at.web), VETH_WEB),
-        node.receive(build(at.web, at.client), VETH_WEB),  # redirected to this host
+        node.receive(build(at.web, at.client), VETH_WEB),  # redirected to the host itself
     ]
     assert [decision.payload for decision in decisions] == [None] * 5
 
