@@ -54,7 +54,7 @@ demo: _root setup ## Show real connections in a lab of three nodes, allowed and 
 	$(LAB) up --run-id $$run; $(LAB) demo --run-id $$run
 
 .PHONY: bench
-bench: _root setup ## Measure what judging every packet and being one of many nodes cost (root); ARGS=--help
+bench: _root setup ## Measure the cost of verdicts, and of a node in a large cluster (root); ARGS=--help
 	$(BIN)/python -m tests.bench $(ARGS)
 
 .PHONY: clean

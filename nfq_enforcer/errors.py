@@ -1,25 +1,25 @@
-"""What a user is told: one sentence an error, and the exit status that goes with it."""
+"""Errors with a sentence for the user and the exit status of the command."""
 
 from collections.abc import Iterable
 
 
 class NfqError(Exception):
-    """Anything that ends a command with one sentence for its user; ``str`` is that sentence."""
+    """Error: ends a command with one sentence for the user, which is its ``str``."""
 
     exit_code = 1
 
 
 class BadInput(NfqError):
-    """What the user gave cannot be used; nothing of it was applied."""
+    """Invalid input from the user; nothing of it was applied."""
 
     exit_code = 2
 
 
 class DocumentError(BadInput):
-    """One problem in a document: ``file:line:column: field: what is wrong and what is allowed``."""
+    """Document error: one error in a document, as ``file:line:column: field: the error and the allowed values``."""
 
     def __init__(self, file: str, message: str, *, line: int = 0, column: int = 0, field: str = "") -> None:
-        """Take what is known of the place: lines and columns count from 1, 0 and ``""`` mean not known."""
+        """Set message and place; lines and columns count from 1, and 0 and ``""`` stand for unknown."""
         place = f"{file}:{line}:{column}" if line else file
         super().__init__(": ".join(filter(None, (place, field, message))))
         self.file = file
@@ -30,14 +30,14 @@ class DocumentError(BadInput):
 
     @property
     def errors(self) -> "tuple[DocumentError, ...]":
-        """Return itself, as DocumentErrors returns its own."""
+        """Return this error alone, for callers that accept DocumentErrors too."""
         return (self,)
 
 
 class DocumentErrors(BadInput):
-    """Every problem of one load, a line each."""
+    """Document errors: every error of one load, with one line for each."""
 
     def __init__(self, errors: Iterable[DocumentError]) -> None:
-        """Take the problems in the order in which they are to be read."""
+        """Set the errors, in the order of their lines."""
         self.errors = tuple(errors)
         super().__init__("\n".join(map(str, self.errors)))

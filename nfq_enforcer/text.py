@@ -1,4 +1,4 @@
-"""Text for people and for JSON: times."""
+"""Text forms of values for people and for JSON: times."""
 
 from datetime import UTC, datetime
 

@@ -1,1 +1,1 @@
-"""The agent of a node: configuration, wiring, reconciler, API."""
+"""Agent of a node: configuration, wiring, reconciler, API."""

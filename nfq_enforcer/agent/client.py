@@ -1,6 +1,6 @@
-"""Client of the agent's API: one request over the Unix socket, JSON lines back.
+"""Client of the agent's API: sends one request over the Unix socket and reads JSON lines.
 
-Synchronous and free of the agent's own modules, so that a command that only asks an agent starts quickly.
+It is synchronous and imports none of the agent's modules, so that a command that only calls an agent starts quickly.
 """
 
 import contextlib
@@ -12,20 +12,19 @@ from typing import Any
 
 from nfq_enforcer.errors import BadInput, NfqError
 
-TIMEOUT = 10.0  # seconds that a call waits for its answer, unless it says otherwise
+TIMEOUT = 10.0  # s for the result of a call, by default
 
 
 def call(path: Path, method: str, timeout: float | None = None, **params: Any) -> Any:
-    """Ask an agent and return its result; raise NfqError if there is none within the time, or it refuses."""
-    patience = TIMEOUT if timeout is None else timeout
-    with contextlib.closing(stream(path, method, timeout=patience, **params)) as answers:
-        for answer in answers:
-            return answer
-    raise _hung_up(path)
+    """Call a method of the agent and return its result; raise NfqError on an error or after ``timeout`` seconds."""
+    with contextlib.closing(stream(path, method, TIMEOUT if timeout is None else timeout, **params)) as results:
+        for result in results:
+            return result
+    raise _disconnected(path)
 
 
 def stream(path: Path, method: str, timeout: float | None = None, **params: Any) -> Generator[Any, None, None]:
-    """Ask an agent and yield each result as it comes; ``timeout`` in seconds, for each."""
+    """Call a method of the agent and yield each result as it comes; ``timeout`` in seconds for each."""
     request = json.dumps({"method": method, "params": params}).encode() + b"\n"
     with _connect(path) as connection:
         connection.settimeout(timeout)
@@ -37,22 +36,22 @@ def stream(path: Path, method: str, timeout: float | None = None, **params: Any)
         except TimeoutError:
             raise NfqError(f"the agent at {path} does not answer") from None
         except ConnectionError:
-            raise _hung_up(path) from None
+            raise _disconnected(path) from None
 
 
 def _result(path: Path, line: bytes) -> Any:
     try:
-        answer = json.loads(line)
-        if "error" not in answer:
-            return answer["result"]
-        error = BadInput if answer["exit_code"] == BadInput.exit_code else NfqError
-        message = answer["error"]
+        response = json.loads(line)
+        if "error" not in response:
+            return response["result"]
+        error = BadInput if response["exit_code"] == BadInput.exit_code else NfqError
+        message = response["error"]
     except (ValueError, TypeError, KeyError):
         raise NfqError(f"what came from {path} is not an agent's answer: is it an agent of this version?") from None
     raise error(message)
 
 
-def _hung_up(path: Path) -> NfqError:
+def _disconnected(path: Path) -> NfqError:
     return NfqError(f"the agent at {path} hung up without an answer; its log says why")
 
 

@@ -1,35 +1,35 @@
-"""The agent's configuration: one YAML file, each key also an environment variable, every default written here.
+"""Configuration of the agent: one YAML file, each key also an environment variable, with all defaults.
 
-``NFQ_ENFORCER_NODE__NAME`` stands for ``node.name``; its value is read as YAML, and it wins over the file. A key that
-does not exist is refused, and so is one whose part is not built yet.
+The variable ``NFQ_ENFORCER_NODE__NAME`` sets ``node.name``; its value is read as YAML and overrides the file. A key
+that does not exist is refused, and so is a value for a feature that is not built yet.
 """
 
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from nfq_enforcer.agent import defaults
+from nfq_enforcer.agent.defaults import CONFIG_VARIABLE, DEFAULT_SOCKET, ENVIRONMENT
 from nfq_enforcer.core.labels import LabelFilter
+from nfq_enforcer.core.modes import Datapath, Driver, FailMode, IdentitySource
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.fields import MAX_PORT, Address, InterfaceName, NodeName
+from nfq_enforcer.policy.fields import MAX_PORT, AddressField, InterfaceName, NodeName
 from nfq_enforcer.policy.validation import Items, Part, validate
-from nfq_enforcer.policy.yaml_source import Located, Place, Position
+from nfq_enforcer.policy.yaml_source import Place, Position, YamlDocument
 from nfq_enforcer.store import address
 from nfq_enforcer.store.address import MEMORY, StoreAddress
 
-DEFAULT_PATH = Path("/etc/nfq-enforcer/agent.yaml")
-DEFAULT_SOCKET = "/run/nfq-enforcer/agent.sock"
-ENVIRONMENT = "NFQ_ENFORCER_"
-NOT_SETTINGS = frozenset({f"{ENVIRONMENT}CONFIG"})
-
-_MOST_WORKERS = 256
+_AS_STRING = PlainSerializer(str)
+_MAX_WORKERS = 256
 _LAST_QUEUE = 65535
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^]:[]+)):(?P<port>[0-9]{1,5})")
 
@@ -37,8 +37,8 @@ _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^]:[]+)):(?P<port>[0-
 def _network(written: object) -> IPv4Network | IPv6Network:
     try:
         return ip_network(str(written))
-    except ValueError as error:
-        raise ValueError(f"{error}; allowed: a network as in 10.0.0.0/8 or fd00::/8") from None
+    except ValueError:
+        raise ValueError(f"'{written}' is not a network; allowed: as in 10.0.0.0/8 or fd00::/8") from None
 
 
 def _store(written: object) -> StoreAddress:
@@ -61,28 +61,48 @@ def _sign(mode: str) -> str:
     return mode
 
 
-def _datapath(mode: str) -> str:
-    if mode not in ("per-packet", "per-flow"):
-        raise ValueError(f"'{mode}' is not allowed; allowed: 'per-packet' or 'per-flow'")
-    return mode
+Mode = TypeVar("Mode", bound=StrEnum)
 
 
-def _driver(name: str) -> str:
-    if name not in ("auto", "netlink", "netfilterqueue"):
-        raise ValueError(f"'{name}' is not allowed; allowed: 'auto', 'netlink' or 'netfilterqueue'")
-    return name
+def _word(enumeration: type[Mode]) -> Callable[[object], Mode]:
+    """Return a parser of the enumeration's words, which refuses any other value like a Literal."""
+
+    def parse(value: object) -> Mode:
+        if isinstance(value, str) and value in frozenset(enumeration):
+            return enumeration(value)
+        raise PydanticKnownError("literal_error", {"expected": _alternatives(enumeration)})
+
+    return parse
 
 
-def _queues(given: object) -> int | Literal["auto"]:
-    if given == "auto":
+def _string(enumeration: type[Mode]) -> Callable[[object], Mode]:
+    """Return a parser of the enumeration's words, which names the type of a value that is not a string."""
+
+    def parse(value: object) -> Mode:
+        if not isinstance(value, str):
+            raise PydanticKnownError("string_type")
+        if value not in frozenset(enumeration):
+            raise ValueError(f"'{value}' is not allowed; allowed: {_alternatives(enumeration)}")
+        return enumeration(value)
+
+    return parse
+
+
+def _alternatives(enumeration: type[StrEnum]) -> str:
+    *others, last = (f"'{word}'" for word in enumeration)
+    return f"{', '.join(others)} or {last}"
+
+
+def _queues(value: object) -> int | Literal["auto"]:
+    if value == "auto":
         return "auto"
-    if isinstance(given, int) and not isinstance(given, bool) and 1 <= given <= _MOST_WORKERS:
-        return given
-    raise ValueError(f"{given!r} is not allowed; allowed: 'auto', or 1 to {_MOST_WORKERS}")
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MAX_WORKERS:
+        return value
+    raise ValueError(f"{value!r} is not allowed; allowed: 'auto', or 1 to {_MAX_WORKERS}")
 
 
 def _queue_number(number: int) -> int:
-    if not 0 <= number <= _LAST_QUEUE - 2:  # it is the first of three
+    if not 0 <= number <= _LAST_QUEUE - 2:  # first_queue is the first of three numbers
         raise ValueError(f"{number} is out of range; allowed: 0 to 65533")
     return number
 
@@ -116,92 +136,94 @@ def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _Section(Part):
-    # what is wrong is told by sentences of ours; pydantic's own would repeat the input, a password among it
+    # pydantic's own messages would repeat the input, which may hold a password
     model_config = ConfigDict(alias_generator=str, validate_default=True, hide_input_in_errors=True)
 
 
 class NodeSection(_Section):
-    """This node, as the others know it; what is not given is read off the host."""
+    """Section node: this node, as the other nodes identify it; missing values are read from the host."""
 
-    # the host's own word for itself is taken as it is: a name that no document can bear must not stop the program
+    # the host name is not validated: a host name that is not valid in a document must not stop the program
     name: NodeName = Field(default_factory=socket.gethostname, validate_default=False)
-    ips: Items[Address] = ()
+    ips: Items[AddressField] = ()
     cluster_interfaces: Items[InterfaceName] = ()
     cluster_cidrs: Items[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]] = ()
 
 
-class Stamping(_Section):
-    """How packets bear their identity."""
+class StampSection(_Section):
+    """Section stamp: the form of stamps."""
 
     sign: Annotated[str, AfterValidator(_sign)] = "off"
 
 
-class Flows(_Section):
-    """The tables of flows, which each worker has of its own: they share ``max`` evenly."""
+class ConntrackSection(_Section):
+    """Section conntrack: the flow tables of the workers, which share ``max`` evenly."""
 
     max: Annotated[int, AfterValidator(_flows)] = 262_144
 
 
-class Api(_Section):
-    """Where the command line finds the agent."""
+class ApiSection(_Section):
+    """Section api: the socket on which the command line reaches the agent."""
 
     socket: str = DEFAULT_SOCKET
 
 
-class Metrics(_Section):
-    """Where Prometheus finds the agent's figures; an empty address, or null, is for none."""
+class MetricsSection(_Section):
+    """Section metrics: the address that Prometheus scrapes; an empty one, or null, switches metrics off."""
 
     address: Annotated[str, AfterValidator(_listening)] = "127.0.0.1:9962"
 
     @property
     def listening(self) -> tuple[str, int] | None:
-        """Return the address and the port; None for no metrics."""
+        """Return address and port; None while metrics are switched off."""
         return _host_and_port(self.address)
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_none(cls, data: object) -> object:
-        """Take null for "none" here: elsewhere it leaves a key at its default."""
+        """Read null as an empty address; in every other place null leaves the key at its default."""
         if isinstance(data, dict) and "address" in data and data["address"] is None:
             return {**data, "address": ""}
         return data
 
 
-class Logging(_Section):
-    """What the agent says on standard error."""
+class LogSection(_Section):
+    """Section log: messages on standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
 
 
 class Config(_Section):
-    """The whole configuration, with its defaults."""
+    """Configuration: all keys, with their defaults."""
 
     node: NodeSection = Field(default_factory=NodeSection)
-    # a default is not validated again, and what is dumped is without the password
+    # the default is not validated again; a dump is without the password
     store: Annotated[StoreAddress, PlainValidator(_store), PlainSerializer(str)] = Field(MEMORY, validate_default=False)
-    state: Annotated[str, AfterValidator(_folder)] = "/var/lib/nfq-enforcer"  # where the last known state is kept
-    documents: Items[str] = ()  # watched; with the store memory: only
+    state: Annotated[str, AfterValidator(_folder)] = (
+        "/var/lib/nfq-enforcer"  # folder of the last known state of the store
+    )
+    documents: Items[str] = ()  # files and folders, watched; only with the store memory:
     enforcement: Literal["auto", "per-endpoint", "always", "never"] = "auto"
     audit: bool = False
     allow_localhost: Literal["always", "policy"] = "always"
-    identity_source: Literal["stamp", "stamp-or-ipcache"] = "stamp"
+    identity_source: Annotated[IdentitySource, PlainValidator(_word(IdentitySource)), _AS_STRING] = IdentitySource.STAMP
     identity_labels: Annotated[Items[str], AfterValidator(_patterns)] = ()
-    stamp: Stamping = Stamping()
-    fail: Literal["closed", "open"] = "closed"
-    datapath: Annotated[str, AfterValidator(_datapath)] = "per-packet"
-    driver: Annotated[str, AfterValidator(_driver)] = "auto"
-    # how many workers: each has three queues in the rows that begin at first_queue (driver netfilterqueue: one has one)
+    stamp: StampSection = StampSection()
+    fail: Annotated[FailMode, PlainValidator(_word(FailMode)), _AS_STRING] = FailMode.CLOSED
+    datapath: Annotated[Datapath, PlainValidator(_string(Datapath)), _AS_STRING] = Datapath.PER_PACKET
+    driver: Annotated[Driver, PlainValidator(_string(Driver)), _AS_STRING] = Driver.AUTO
+    # number of workers: each has three queues, from first_queue on (driver netfilterqueue: one worker with one queue)
     queues: Annotated[int | Literal["auto"], PlainValidator(_queues)] = "auto"
     first_queue: Annotated[int, AfterValidator(_queue_number)] = 100
-    conntrack: Flows = Flows()
-    api: Api = Api()
-    metrics: Metrics = Metrics()
-    log: Logging = Logging()
+    conntrack: ConntrackSection = ConntrackSection()
+    api: ApiSection = ApiSection()
+    metrics: MetricsSection = MetricsSection()
+    log: LogSection = LogSection()
 
     @property
     def mode(self) -> Enforcement:
-        """Return the enforcement mode as the compiler takes it."""
+        """Return the enforcement mode in the compiler's type."""
         return Enforcement(self.enforcement)
 
 
@@ -209,11 +231,13 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     """Return the configuration of a file (the default one may be missing) and the environment; raise BadInput."""
     written = _read(path)
     if written:
-        validate(Config, written.data, written)  # the file's own mistakes first, at their places
+        validate(
+            Config, written.data, written
+        )  # reports the file's errors with their places, before those of the environment
     data: Any = written.data if written else {}
     for name, value in sorted(environment.items()):
-        if name.startswith(ENVIRONMENT) and name not in NOT_SETTINGS:
-            data = _put(data, *_setting(name, value))
+        if name.startswith(ENVIRONMENT) and name != CONFIG_VARIABLE:
+            data = _with(data, *_setting(name, value))
     config = Config.model_validate(data)
     for key, message in _contradictions(config):
         raise _contradiction(key, message, written, environment)
@@ -221,7 +245,7 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
 
 
 def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
-    """Return what does not go together: the key that has to change, and the sentence."""
+    """Yield each contradiction between keys: the key that has to change, and the sentence."""
     if config.documents and not config.store.is_memory:
         yield (
             "documents",
@@ -229,7 +253,7 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
             "and to load them into the store once with 'nfq-enforcer policy load'",
         )
     queues = 1 if config.queues == "auto" else config.queues
-    if queues > 1 and config.driver == "netfilterqueue":
+    if queues > 1 and config.driver is Driver.NETFILTERQUEUE:
         yield "queues", f"{queues} is not supported by the driver 'netfilterqueue'; allowed: 'auto' or 1"
     room = (_LAST_QUEUE + 1 - config.first_queue) // 3
     if queues > room:
@@ -240,15 +264,15 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
         )
 
 
-def _contradiction(key: str, message: str, written: Located | None, environment: Mapping[str, str]) -> BadInput:
+def _contradiction(key: str, message: str, written: YamlDocument | None, environment: Mapping[str, str]) -> BadInput:
     variable = f"{ENVIRONMENT}{key.upper()}"
     if written is None or variable in environment:
-        written = Located(f"environment variable {variable}", "", {(): _NOWHERE})
+        written = YamlDocument(f"environment variable {variable}", "", {(): _NOWHERE})
     return written.error((key,), message, at_key=True)
 
 
-def _read(path: Path | None) -> Located | None:
-    file = path or DEFAULT_PATH
+def _read(path: Path | None) -> YamlDocument | None:
+    file = path or defaults.DEFAULT_PATH
     try:
         raw = file.read_bytes()
     except FileNotFoundError:
@@ -261,27 +285,27 @@ def _read(path: Path | None) -> Located | None:
 
 
 def _setting(variable: str, text: str) -> tuple[tuple[str, ...], object]:
-    """Return the path of the key that a variable stands for, and its value; raise BadInput if either is wrong."""
+    """Return the path of the key that a variable sets, and its value; raise BadInput if either is wrong."""
     source = f"environment variable {variable}"
     path = tuple(variable.removeprefix(ENVIRONMENT).lower().split("__"))
-    written = _single(text, source) or Located(source, "", {})
-    whole = _put({}, path, written.data)
-    places = {(*path, *inner): _NOWHERE._replace(written=place.written) for inner, place in written.places.items()}
-    validate(Config, whole, Located(source, whole, {(): _NOWHERE, **places}))
+    written = _single(text, source) or YamlDocument(source, "", {})
+    whole = _with({}, path, written.data)
+    places = {(*path, *inner): _NOWHERE._replace(text=place.text) for inner, place in written.places.items()}
+    validate(Config, whole, YamlDocument(source, whole, {(): _NOWHERE, **places}))
     return path, written.data
 
 
-def _single(text: str, source: str) -> Located | None:
+def _single(text: str, source: str) -> YamlDocument | None:
     documents = yaml_source.parse(text, source)
     if len(documents) > 1:
         raise documents[1].error((), "a second YAML document; a configuration is one")
     return documents[0] if documents else None
 
 
-def _put(data: Mapping[str, Any], path: tuple[str, ...], value: object) -> dict[str, Any]:
-    """Return the data with this value at the path, and all else as it was."""
+def _with(data: Mapping[str, Any], path: tuple[str, ...], value: object) -> dict[str, Any]:
+    """Return a copy of the data with this value at the path."""
     key, inner = path[0], path[1:]
-    return {**data, key: _put(data.get(key) or {}, inner, value) if inner else value}
+    return {**data, key: _with(data.get(key) or {}, inner, value) if inner else value}
 
 
-_NOWHERE = Place(Position(0, 0), Position(0, 0))  # a variable has no lines
+_NOWHERE = Place(Position(0, 0), Position(0, 0))  # a variable has neither line nor column

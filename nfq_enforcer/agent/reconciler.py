@@ -1,174 +1,173 @@
-"""What is in force on this node: takes what the store hands over and brings workers and rules to it, in order.
+"""Reconciler: applies each store revision to the workers and iptables rules, in order.
 
-A step is one revision. Where only peers changed (an endpoint of a known kind has started on another node) the workers
-hear of these alone: nothing is compiled, no snapshot is sent, no rule touched. Flows that are open then are held
-against the new peers within a second, all at once, however many changes come in it.
+One reconciliation makes one revision of this node. If only peers changed (an endpoint of a known identity started on
+another node), the workers receive the changed peers alone: no policy is compiled, no snapshot is sent, no rule is
+touched. Flows that are open then are evaluated against the new peers within a second, all at once, however many changes
+occur in it.
 
-Where the kernel passes established flows by itself (``datapath: per-flow``), whatever has flows judged again begins
-with a new epoch: the kernel passes nothing more of what was judged before (see ``dataplane.marks``). Then peers that
-are gone, or are others now, count for open flows before the step is done; only new ones may wait for that second. And
-from time to time it is done without a cause, so that each flow shows itself, and each end its stamp.
+With ``datapath: per-flow`` the kernel passes established flows by itself. Every change that must reach open flows
+begins a new epoch: the kernel passes no flow that was evaluated before it (see ``epoch``). Peers that were removed or
+replaced count for open flows before the reconciliation ends; only new peers may wait for that second. At an interval a
+new epoch begins without a change, so that every offloaded flow goes through the queue again and each end proves its
+identity by its stamp.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 
+from nfq_enforcer.agent import epoch
+from nfq_enforcer.agent.timings import ReconcilerTimings
 from nfq_enforcer.cluster.records import Change, NodeRecord
 from nfq_enforcer.cluster.replica import Replica, View
-from nfq_enforcer.cluster.source import Store
+from nfq_enforcer.cluster.source import ChangeBatch, Store
+from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.ipcache import PeerChange
 from nfq_enforcer.dataplane.rules.iptables import Rules
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
 
 _log = logging.getLogger(__name__)
-_RENEWAL = 1.0  # seconds for which open flows may go by peers that have changed
-_SHOWING = 60.0  # seconds between two times at which flows show themselves that the kernel passes
-_PART = 1000  # changes after which others have a turn
-_AGAIN = 0.15  # seconds until a step that failed is tried again
-_LOOK = 1.0  # seconds until it is looked whether anything has failed
 
 
 class Reconciler:
-    """The cluster as this node enforces it, revision by revision."""
+    """Reconciler: keeps workers and rules at the store's state, revision by revision."""
 
     def __init__(
-        self, store: Store, replica: Replica, workers: Workers, rules: Rules, datapath: str = "per-packet"
+        self,
+        store: Store,
+        replica: Replica,
+        workers: Workers,
+        rules: Rules,
+        datapath: Datapath = Datapath.PER_PACKET,
+        timings: ReconcilerTimings | None = None,
     ) -> None:
-        """Take the parts; nothing is in force yet. ``datapath`` is as the configuration has it."""
+        """Set the parts; nothing is enforced before ``start``."""
         self._store = store
         self._replica = replica
         self._workers = workers
         self._rules = rules
-        self._stepping = asyncio.Lock()
-        self._number = 1  # of the last revision that was made, in force or not
-        self._unfinished = False  # the last step is not in force everywhere
-        self._renewing: asyncio.Task[None] | None = None
-        self._showing: asyncio.Task[None] | None = None
         self._datapath = datapath
-        self._epoch = 1 if datapath == "per-flow" else None
-        self.before_change: Callable[[], None] = lambda: None  # called while all is still called what it was
-        self.revision = 0  # the last step that is in force everywhere
+        self._timings = timings or ReconcilerTimings()
+        self._epoch = epoch.create(datapath, rules)
+        self._lock = asyncio.Lock()  # one reconciliation or recheck at a time
+        self._number = 1  # the newest revision, enforced or not
+        self._incomplete = False  # a worker or the rules may not have the newest revision
+        self._recheck: asyncio.Task[None] | None = None
+        self._offload_recheck: asyncio.Task[None] | None = None
+        self.before_change: Callable[[], None] = lambda: None  # called while the names are still those of before
+        self.revision = 0  # the newest one that all workers and the rules enforce
         self.view = replica.view(self._number)
 
-    async def begin(self) -> None:
-        """Put the store's first state in force: first who judges, then the rules that hand packets over."""
+    async def start(self) -> None:
+        """Enforce the store's first state: start the workers, then install the rules that queue packets to them."""
         await self._store.wait()
-        handed = self._store.poll()
-        await self._apply(handed.changes)
+        batch = self._store.poll()
+        await self._apply_to_replica(batch.changes)
         self.view = await asyncio.to_thread(self._replica.view, self._number)
-        snapshot = self.view.snapshot.renewed(self._number, self._epoch)
+        snapshot = self.view.snapshot.with_revision(self._number, self._epoch.number)
         await self._workers.start(snapshot, self._replica.peers)
         await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
-        self.revision = self._number
-        self._store.acknowledge(handed)
-        if self._epoch is not None:
-            self._showing = asyncio.create_task(self._show())
+        self._acknowledge(batch)
+        if self._datapath is Datapath.PER_FLOW:
+            self._offload_recheck = asyncio.create_task(self._recheck_offloaded_flows())
 
-    async def follow(self) -> None:
-        """Step whenever the store has something to hand over, for ever."""
+    async def run(self) -> None:
+        """Reconcile whenever the store has changes, and retry after a failure; never return."""
         while True:
             try:
-                async with asyncio.timeout(_AGAIN if self._unfinished else _LOOK):
+                async with asyncio.timeout(self._timings.retry if self._incomplete else self._timings.failure_check):
                     await self._store.wait()
             except TimeoutError:
-                if not self._unfinished:
+                if not self._incomplete:
                     continue
             try:
-                await self.step()
+                await self.reconcile()
             except NfqError as error:
                 _log.error("revision %d is not in force everywhere, trying again: %s", self._number, error)
 
-    async def step(self) -> None:
-        """Put in force what the store hands over; raise NfqError if it is not in force everywhere now."""
-        async with self._stepping:
-            handed = self._store.poll()
-            if handed.changes or self._unfinished:
-                self._number += 1
-                await self._apply(handed.changes)
-                self.view = await asyncio.to_thread(self._replica.view, self._number)
-                again, self._unfinished = self._unfinished, True
-                await self._put_in_force(self.view, again=again)
-                self._unfinished = False
-                self.revision = self._number
-            self._store.acknowledge(handed)
+    async def reconcile(self) -> None:
+        """Enforce the store's changes; raise NfqError if a worker or the rules could not take them."""
+        async with self._lock:
+            batch = self._store.poll()
+            if not (batch.changes or self._incomplete):
+                self._store.acknowledge(batch)
+                return
+            self._number += 1
+            await self._apply_to_replica(batch.changes)
+            self.view = await asyncio.to_thread(self._replica.view, self._number)
+            retry, self._incomplete = self._incomplete, True
+            await self._apply_to_dataplane(self.view, retry=retry)
+            self._incomplete = False
+            self._acknowledge(batch)
 
-    async def _apply(self, changes: Sequence[Change]) -> None:
-        """Tell the replica; here and not in a thread, because the directory is read here, too."""
+    def _acknowledge(self, batch: ChangeBatch) -> None:
+        self.revision = self._number
+        self._store.acknowledge(batch)
+
+    async def _apply_to_replica(self, changes: Sequence[Change]) -> None:
+        """Apply changes to the replica; in the event loop, because other tasks read the replica's names there."""
         self.before_change()
-        for start in range(0, len(changes), _PART):
-            self._replica.apply(changes[start : start + _PART])
+        for start in range(0, len(changes), self._timings.batch):
+            self._replica.apply(changes[start : start + self._timings.batch])
             await asyncio.sleep(0)
         for _, name, record in changes:
             if isinstance(record, NodeRecord) and record.datapath != self._datapath:
                 _log.warning(
-                    "node %s has datapath '%s', and this one '%s': what one of them no longer stamps, the other "
-                    "refuses; all nodes have to have the same",
+                    "node %s has datapath '%s', and this one '%s': per-flow leaves packets without a stamp that "
+                    "per-packet drops without one; all nodes need the same datapath",
                     *(name, record.datapath, self._datapath),
                 )
 
-    async def _put_in_force(self, view: View, *, again: bool) -> None:
-        moves = self._epoch is not None and any(address in self._workers.peers for address, _ in view.peer_changes)
+    async def _apply_to_dataplane(self, view: View, *, retry: bool) -> None:
+        epoch_ends = self._epoch.ends_with(view.peer_changes, self._workers.peers)
         self._change_peers(view.peer_changes)
-        if not (view.changed or again):
-            if moves:
-                await self._judge_again(again=False)
+        if not (view.changed or retry):
+            if epoch_ends:
+                await self._recheck_flows(hold=False)
             return
-        # Packets of endpoints that are gone are taken off the queues before these judge without them, and those of new
-        # ones are queued when they are known.
-        await asyncio.to_thread(self._rules.release, view.snapshot)
-        async with self._new_epoch(again=again) as epoch:
-            await self._workers.enforce(view.snapshot.renewed(self._number, epoch))
-        await asyncio.to_thread(self._rules.follow, view.snapshot)
+        # The sets release removed endpoints before the workers drop them, and queue new endpoints once the workers have
+        # them: so no packet meets a worker that does not have its endpoint.
+        await asyncio.to_thread(self._rules.release_addresses, view.snapshot)
+        async with self._epoch.advance(hold=retry) as number:
+            await self._workers.enforce(view.snapshot.with_revision(self._number, number))
+        await asyncio.to_thread(self._rules.update, view.snapshot)
         _log.info("revision %d is in force", self._number)
 
-    def _change_peers(self, changes: Iterable[PeerChange]) -> None:
+    def _change_peers(self, changes: Sequence[PeerChange]) -> None:
         self._workers.change_peers(changes)
-        if changes and self._renewing is None:
-            self._renewing = asyncio.create_task(self._renew())
+        if changes:
+            self._schedule_recheck()
 
-    @asynccontextmanager
-    async def _new_epoch(self, *, again: bool) -> AsyncIterator[int | None]:
-        """Take what the kernel passes by itself back from it, and give what the workers have to hear of meanwhile.
+    def _schedule_recheck(self) -> None:
+        if self._recheck is None:
+            self._recheck = asyncio.create_task(self._recheck_later())
 
-        ``again``: a worker may not have heard of the last epoch, and a mark that it asks for could be taken for one of
-        this. So the kernel passes nothing by itself until all have heard.
-        """
-        if self._epoch is not None:
-            self._epoch += 1
-            await asyncio.to_thread(self._rules.move, None if again else self._epoch)
-        yield self._epoch
-        if self._epoch is not None and again:
-            await asyncio.to_thread(self._rules.move, self._epoch)
-
-    async def _judge_again(self, *, again: bool) -> None:
-        """Have open flows judged again, by the same snapshot and the peers that workers have heard of."""
-        async with self._new_epoch(again=again) as epoch:
-            await self._workers.renew(self._number, epoch)
-
-    async def _renew(self) -> None:
-        await asyncio.sleep(_RENEWAL)
-        async with self._stepping:
-            self._renewing = None
+    async def _recheck_later(self) -> None:
+        await asyncio.sleep(self._timings.recheck)
+        async with self._lock:
+            self._recheck = None
             self._number += 1
             try:
-                await self._judge_again(again=self._unfinished)
+                await self._recheck_flows(hold=self._incomplete)
             except NfqError as error:
-                self._unfinished = True
-                _log.error("open flows have not been judged again: %s", error)
+                self._incomplete = True
+                _log.error("open flows were not evaluated again: %s", error)
 
-    async def _show(self) -> None:
-        """Have flows show themselves from time to time, for ever."""
+    async def _recheck_flows(self, *, hold: bool) -> None:
+        """Have the workers evaluate open flows again, by the same snapshot and the peers that they have received."""
+        async with self._epoch.advance(hold=hold) as number:
+            await self._workers.renew(self._number, number)
+
+    async def _recheck_offloaded_flows(self) -> None:
+        """Force offloaded flows back through the queue at an interval; never return."""
         while True:
-            await asyncio.sleep(_SHOWING)
-            if self._renewing is None:
-                self._renewing = asyncio.create_task(self._renew())
+            await asyncio.sleep(self._timings.offload_recheck)
+            self._schedule_recheck()
 
-    async def end(self) -> None:
-        """Let go of what goes on by itself."""
-        tasks = [task for task in (self._showing, self._renewing) if task is not None]
+    async def stop(self) -> None:
+        """Cancel the tasks that run in the background."""
+        tasks = [task for task in (self._offload_recheck, self._recheck) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,1 +1,1 @@
-"""The command line: nouns and verbs as Cilium's and Hubble's users know them."""
+"""Command line: nouns and verbs as in Cilium's and Hubble's."""

@@ -1,4 +1,4 @@
-"""``python -m nfq_enforcer.cli``: the program, where it is not on the PATH."""
+"""``python -m nfq_enforcer.cli``: the program ``nfq-enforcer``, also where it is not on the PATH."""
 
 from nfq_enforcer.cli.main import main
 

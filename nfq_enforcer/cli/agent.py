@@ -6,16 +6,18 @@ import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nfq_enforcer.agent import config
-from nfq_enforcer.agent.agent import Agent
+from nfq_enforcer.agent.defaults import CONFIG_VARIABLE, DEFAULT_PATH
+
+if TYPE_CHECKING:
+    from nfq_enforcer.agent.config import LogSection
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Log formatter: one JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return time, level and message."""
@@ -28,22 +30,25 @@ def agent(
         Path | None,
         typer.Option(
             "--config",
-            envvar=f"{config.ENVIRONMENT}CONFIG",
-            help=f"Configuration file (default: {config.DEFAULT_PATH}, if it is there).",
+            envvar=CONFIG_VARIABLE,
+            help=f"Configuration file (default: {DEFAULT_PATH}, if it exists).",
         ),
     ] = None,
     keep_rules: Annotated[
         bool,
-        typer.Option("--keep-rules", help="At the end leave the rules in place: what they queue is then dropped."),
+        typer.Option("--keep-rules", help="Keep the rules at the end: packets that they queue are then dropped."),
     ] = False,
 ) -> None:
-    """Run this node's agent until SIGTERM (root). Prints 'ready' once every packet is being judged."""
+    """Run this node's agent until SIGTERM (root). Prints 'ready' once every packet receives a verdict."""
+    from nfq_enforcer.agent import config
+    from nfq_enforcer.agent.agent import Agent
+
     settings = config.load(configuration, os.environ)
     _set_up_log(settings.log)
     asyncio.run(Agent(settings, keep_rules=keep_rules).run())
 
 
-def _set_up_log(settings: config.Logging) -> None:
+def _set_up_log(settings: "LogSection") -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(
         _JsonFormatter() if settings.format == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s")

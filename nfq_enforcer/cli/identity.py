@@ -1,4 +1,4 @@
-"""``nfq-enforcer identity``: the numbers that policy speaks of, and the labels that make them."""
+"""``nfq-enforcer identity``: identities, and the labels of each."""
 
 from typing import Annotated
 
@@ -19,22 +19,22 @@ def identity() -> None:
 
 @app.command("list")
 def list_identities(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
-    """List the identities of the cluster, as this node knows them."""
+    """List the cluster's identities that this node has."""
     columns = ("IDENTITY", "LABELS", "ENDPOINTS")
     output.show(
         client.call(socket, "identities"),
         form,
-        lambda seen: output.table(columns, ([one["identity"], one["labels"], one["endpoints"]] for one in seen)),
+        lambda result: output.table(columns, ([one["identity"], one["labels"], one["endpoints"]] for one in result)),
     )
 
 
 @app.command()
 def get(
-    number: Annotated[int, typer.Argument(help="The identity's number.", metavar="NUMBER")],
+    number: Annotated[int, typer.Argument(help="Number of the identity.", metavar="NUMBER")],
     form: DataOutput = DataFormat.YAML,
     socket: Socket = DEFAULT,
 ) -> None:
-    """Print an identity: its labels, and how many endpoints have it."""
+    """Print an identity: its labels and the number of its endpoints."""
     for one in client.call(socket, "identities"):
         if one["identity"] == number:
             output.print_data(one, form)

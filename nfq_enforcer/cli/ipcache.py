@@ -1,4 +1,4 @@
-"""``nfq-enforcer ipcache``: which identity an address has."""
+"""``nfq-enforcer ipcache``: the identity of each address."""
 
 import typer
 
@@ -13,14 +13,14 @@ _FIELDS = ("address", "identity", "node", "endpoint", "labels")
 
 @app.callback()
 def ipcache() -> None:
-    """Show which identity an address has."""
+    """Show the ipcache."""
 
 
 @app.command("list")
 def list_addresses(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
-    """List the addresses whose identity this node knows."""
+    """List the addresses with a known identity."""
     output.show(
         client.call(socket, "ipcache"),
         form,
-        lambda seen: output.table(map(str.upper, _FIELDS), ([one[field] for field in _FIELDS] for one in seen)),
+        lambda result: output.table(map(str.upper, _FIELDS), ([one[field] for field in _FIELDS] for one in result)),
     )

@@ -1,4 +1,4 @@
-"""``nfq-enforcer lab``: many nodes on one host, as network namespaces."""
+"""``nfq-enforcer lab``: several nodes on one host, as network namespaces."""
 
 import asyncio
 import os
@@ -7,28 +7,26 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from nfq_enforcer.errors import BadInput, NfqError
-from nfq_enforcer.lab import inventory as hosts_file
-from nfq_enforcer.lab.demo import Demo
-from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.network import list_labs, new_run_id, remove
-from nfq_enforcer.lab.remote_lab import RemoteLab
-from nfq_enforcer.lab.ssh import SshExecutor
-from nfq_enforcer.lab.topology import Topology
 
 app = typer.Typer(help="A lab of three nodes on this host, in network namespaces (root).", no_args_is_help=True)
 
-RunId = Annotated[str | None, typer.Option("--run-id", help="Which lab; needed only where there are several.")]
+RunId = Annotated[str | None, typer.Option("--run-id", help="ID of the lab; needed only if several labs exist.")]
 
 
 @app.command()
 def up(
     run_id: RunId = None,
-    memory: Annotated[bool, typer.Option("--memory", help="Without a store: the nodes watch one folder.")] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Without a store: all nodes watch one folder of documents.")
+    ] = False,
 ) -> None:
     """Build a lab with a store on Redis, and start an agent on each of its nodes."""
+    from nfq_enforcer.lab.lab import Lab
+    from nfq_enforcer.lab.network import new_run_id
+    from nfq_enforcer.lab.topology import Topology
+
     lab = Lab(Topology(run_id or new_run_id()), memory=memory)
     lab.up()
     try:
@@ -50,26 +48,28 @@ def up(
 def demo(
     run_id: RunId = None,
     hosts: Annotated[
-        Path | None, typer.Option(help="Not in a lab, but on the machines that this file names, over ssh.")
+        Path | None, typer.Option(help="Run on the machines in this inventory file over ssh, instead of in a lab.")
     ] = None,
 ) -> None:
-    """Show what is allowed and refused by identity; exit status 0 only if all of it is as it must be."""
+    """Show connections that identity allows and denies; exit status 0 only if all have the expected verdict."""
     if hosts is None:
-        right = asyncio.run(_show_in(Lab(Topology(_chosen(run_id)))))
+        as_expected = asyncio.run(_show_in_lab(_chosen(run_id)))
     elif run_id is None:
-        right = asyncio.run(_show_on(hosts_file.read(hosts)))
+        as_expected = asyncio.run(_show_on_machines(hosts))
     else:
         raise BadInput("--run-id names a lab and --hosts machines beside any lab; allowed: one of the two")
-    if not right:
+    if not as_expected:
         raise typer.Exit(1)
 
 
 @app.command()
 def down(
     run_id: RunId = None,
-    everything: Annotated[bool, typer.Option("--all", help="Remove every lab there is.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove every lab.")] = False,
 ) -> None:
-    """Remove a lab and all that runs in it, also after a crash."""
+    """Remove a lab and every process in it, also after a crash."""
+    from nfq_enforcer.lab.network import list_labs, remove
+
     for name in list_labs() if everything else [_chosen(run_id)]:
         remove(name)
         print(f"lab {name} is gone")
@@ -77,17 +77,22 @@ def down(
 
 @app.command("exec", context_settings={"ignore_unknown_options": True})
 def execute(
-    host: Annotated[str, typer.Argument(help="A host of the lab, as 'lab up' lists them.")],
+    host: Annotated[str, typer.Argument(help="Name of a host in the lab; 'lab up' lists them.")],
     command: Annotated[list[str], typer.Argument(help="The command, after '--'.")],
     run_id: RunId = None,
 ) -> None:
     """Run a command on a host of the lab."""
+    from nfq_enforcer.lab.lab import Lab
+    from nfq_enforcer.lab.topology import Topology
+
     lab = Lab(Topology(_chosen(run_id)))
     argv = lab.network.command(host, command)
     os.execv(argv[0], argv)
 
 
 def _chosen(run_id: str | None) -> str:
+    from nfq_enforcer.lab.network import list_labs
+
     if run_id is not None:
         return run_id
     labs = list_labs()
@@ -98,14 +103,29 @@ def _chosen(run_id: str | None) -> str:
     return labs[0]
 
 
-async def _show_in(lab: Lab) -> bool:
+async def _show_in_lab(run_id: str) -> bool:
+    from rich.console import Console
+
+    from nfq_enforcer.lab.demo import Demo
+    from nfq_enforcer.lab.lab import Lab
+    from nfq_enforcer.lab.topology import Topology
+
+    lab = Lab(Topology(run_id))
     try:
         return await Demo(lab, Console()).show()
     finally:
         await lab.leave()
 
 
-async def _show_on(hosts: hosts_file.Inventory) -> bool:
+async def _show_on_machines(hosts: Path) -> bool:
+    from rich.console import Console
+
+    from nfq_enforcer.lab import inventory
+    from nfq_enforcer.lab.demo import Demo
+    from nfq_enforcer.lab.remote_lab import RemoteLab
+    from nfq_enforcer.lab.ssh import SshExecutor
+
+    machines = inventory.read(hosts)
     with TemporaryDirectory(prefix="nfqe-") as folder:
-        async with RemoteLab(hosts, SshExecutor(hosts, Path(folder))) as site:
-            return await Demo(site, Console()).show()
+        async with RemoteLab(machines, SshExecutor(machines, Path(folder))) as lab:
+            return await Demo(lab, Console()).show()

@@ -1,4 +1,4 @@
-"""The program ``nfq-enforcer``: its commands, and what a user sees when one of them fails."""
+"""The program ``nfq-enforcer``: its commands, and the error message and exit status of a command that fails."""
 
 import os
 import sys
@@ -7,7 +7,6 @@ import typer
 
 from nfq_enforcer import __version__
 from nfq_enforcer.cli import agent, endpoint, identity, ipcache, lab, node, observe, policy, status, store
-from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.errors import NfqError
 
 app = typer.Typer(
@@ -31,7 +30,9 @@ app.add_typer(lab.app, name="lab")
 
 @app.command()
 def cleanup() -> None:
-    """Remove every rule, chain and set of ours (after an agent that could not do it itself)."""
+    """Remove every rule, chain and set of nfq_enforcer (after an agent that ended without removing them)."""
+    from nfq_enforcer.dataplane.rules import iptables
+
     iptables.check()
     removed = iptables.remove()
     print(f"removed {', '.join(removed)}" if removed else "nothing of nfq_enforcer is there")
@@ -44,7 +45,7 @@ def version() -> None:
 
 
 def main() -> None:
-    """Run a command; what goes wrong is one sentence on standard error, and the exit status."""
+    """Run a command; an error becomes one sentence on standard error, and the exit status."""
     try:
         try:
             app()
@@ -52,9 +53,9 @@ def main() -> None:
             sys.stdout.flush()
     except NfqError as error:
         _end(str(error), error.exit_code)
-    except BrokenPipeError:  # the reader of our output has seen enough and gone
+    except BrokenPipeError:  # the reader of the output has closed it
         _leave_output_unwritten()
-    except OSError as error:  # a full disk, say
+    except OSError as error:  # for example a full disk
         _leave_output_unwritten()
         _end(error.strerror or str(error), 1)
 

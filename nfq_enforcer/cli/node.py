@@ -1,21 +1,17 @@
 """``nfq-enforcer node``: the nodes of the cluster."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import typer
 from rich.text import Text
 
 from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
+from nfq_enforcer.observe.status import NodeReport
 
 app = typer.Typer(help="Nodes.", no_args_is_help=True)
 
 _COLUMNS = ("NODE", "LIVE", "LAST SEEN", "REVISION", "ENDPOINTS", "ADDRESSES", "VERSION", "DATAPATH")
-
-
-_LIVE = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("unknown", "yellow")}  # without the store
+_LIVE = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("unknown", "yellow")}
 
 
 @app.callback()
@@ -25,11 +21,14 @@ def node() -> None:
 
 @app.command("list")
 def list_nodes(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
-    """List the nodes of the cluster: which are live, and the revision of the policy that each enforces."""
-    output.show(client.call(socket, "nodes"), form, lambda seen: output.table(_COLUMNS, map(_row, seen)))
+    """List the nodes of the cluster with their liveness and the policy revision that each enforces."""
+    output.show(
+        client.call(socket, "nodes"),
+        form,
+        lambda result: output.table(_COLUMNS, map(_row, map(NodeReport.from_json, result))),
+    )
 
 
-def _row(one: Mapping[str, Any]) -> list[object]:
-    live = _LIVE[one["live"]]
-    rest = (one[key] for key in ("last_seen", "revision", "endpoints", "addresses", "version", "datapath"))
-    return [one["name"], live, *rest]
+def _row(node: NodeReport) -> list[object]:
+    columns = [node.name, _LIVE[node.live], node.last_seen, node.revision, node.endpoints, node.addresses]
+    return [*columns, node.version, node.datapath]

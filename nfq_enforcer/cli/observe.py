@@ -1,4 +1,4 @@
-"""``nfq-enforcer observe``: new flows and drops, as they are and as they come."""
+"""``nfq-enforcer observe``: new flows and drops, from the flow log and as they come."""
 
 import json
 from enum import StrEnum
@@ -12,30 +12,29 @@ from nfq_enforcer.core.verdict import FlowVerdict
 from nfq_enforcer.observe import flow
 
 
-class Format(StrEnum):
-    """How flows are printed."""
+class ObserveFormat(StrEnum):
+    """Output format of a flow."""
 
     COMPACT = "compact"
     JSON = "json"
 
 
 def observe(
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as new ones come.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue with new flows as they come.")] = False,
     verdict: Annotated[
         FlowVerdict | None, typer.Option(help="Only flows with this verdict.", case_sensitive=False)
     ] = None,
-    last: Annotated[int | None, typer.Option(min=0, help="Only the last N of those that are kept.")] = None,
+    last: Annotated[int | None, typer.Option(min=0, help="Only the last N flows of the log.")] = None,
     output: Annotated[
-        Format, typer.Option("--output", "-o", help="compact, or one JSON object a line.")
-    ] = Format.COMPACT,
+        ObserveFormat, typer.Option("--output", "-o", help="compact, or one JSON object a line.")
+    ] = ObserveFormat.COMPACT,
     socket: Socket = DEFAULT,
 ) -> None:
-    """Show new flows and drops: who, to whom, the verdict, and the documents that decided."""
-    params: dict[str, Any] = {"follow": follow, "verdict": verdict, "last": last}
+    """Show new flows and drops: both ends, the verdict, and the documents that decided it."""
+    options: dict[str, Any] = {"follow": follow, "verdict": verdict, "last": last}
+    params = {name: value for name, value in options.items() if value is not None}
     try:
-        for seen in client.stream(
-            socket, "observe", **{name: value for name, value in params.items() if value is not None}
-        ):
-            print(json.dumps(seen) if output is Format.JSON else flow.compact(seen), flush=True)
-    except (KeyboardInterrupt, BrokenPipeError):  # the user, or the reader of our output, has seen enough
+        for event in client.stream(socket, "observe", **params):
+            print(json.dumps(event) if output is ObserveFormat.JSON else flow.compact(event), flush=True)
+    except (KeyboardInterrupt, BrokenPipeError):  # the user, or the reader of the output, ended it
         return

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from nfq_enforcer.agent.config import DEFAULT_SOCKET, ENVIRONMENT
+from nfq_enforcer.agent.defaults import DEFAULT_SOCKET, ENVIRONMENT
 
 
 class Format(StrEnum):
-    """How a result is printed."""
+    """Output format of a result."""
 
     TABLE = "table"
     JSON = "json"
@@ -18,7 +18,7 @@ class Format(StrEnum):
 
 
 class DataFormat(StrEnum):
-    """How a document is printed."""
+    """Output format of a document."""
 
     YAML = "yaml"
     JSON = "json"

@@ -1,4 +1,4 @@
-"""How commands print what an agent has answered: a table for people, JSON or YAML for programs."""
+"""Output of a result from the agent: a table for people, JSON or YAML for programs."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -13,16 +13,16 @@ from rich.text import Text
 from nfq_enforcer.cli.options import DataFormat, Format
 
 
-def show(seen: Any, output: Format, in_words: Callable[[Any], RenderableType]) -> None:
-    """Print an answer in the format asked for; ``in_words`` makes the table of it."""
+def show(result: Any, output: Format, to_table: Callable[[Any], RenderableType]) -> None:
+    """Print a result in the chosen format; ``to_table`` renders it for a terminal."""
     if output is Format.TABLE:
-        Console().print(in_words(seen))
+        Console().print(to_table(result))
     else:
-        print_data(seen, output)
+        print_data(result, output)
 
 
 def print_data(data: object, output: Format | DataFormat) -> None:
-    """Print data as YAML if that is asked for, else as JSON."""
+    """Print data as YAML if that is the chosen format, otherwise as JSON."""
     if output == Format.YAML:
         print(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), end="")
     else:
@@ -30,19 +30,19 @@ def print_data(data: object, output: Format | DataFormat) -> None:
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """Return a list with a row for each thing; a cell that is a list has a line for each item, and None is empty."""
-    made = Table(*(Column(name, overflow="fold") for name in columns), box=box.SIMPLE_HEAD)
+    """Return a table with a row for each object; in a cell, a list has one line for each item, and None is empty."""
+    grid = Table(*(Column(name, overflow="fold") for name in columns), box=box.SIMPLE_HEAD)
     for row in rows:
-        made.add_row(*map(_cell, row))
-    return made
+        grid.add_row(*map(_cell, row))
+    return grid
 
 
 def properties(rows: Iterable[tuple[str, object]]) -> Table:
-    """Return a row for each property of one thing: its name, and its value as in ``table``."""
-    made = Table(box=None, show_header=False)
+    """Return a table with a row for each property of one object: its name, and its value as in ``table``."""
+    grid = Table(box=None, show_header=False)
     for name, value in rows:
-        made.add_row(name, _cell(value))
-    return made
+        grid.add_row(name, _cell(value))
+    return grid
 
 
 def _cell(value: object) -> Text:

@@ -1,4 +1,4 @@
-"""How far a change of policy has got: on which live nodes it is in force, and which are not waited for."""
+"""Rollout of a policy change: the live nodes that enforce it, and the other nodes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,20 +6,22 @@ from typing import Any
 from nfq_enforcer.errors import NfqError
 
 
-def report(taken: Mapping[str, Any], waited: int) -> None:
-    """Print what ``apply`` has come to after so many seconds; raise NfqError if a live node is not there yet."""
-    what = "what was applied" if taken["revision"] is None else f"revision {taken['revision']}"
-    if "nodes" not in taken:
-        print(f"{what} is in force")
+def report(applied: Mapping[str, Any], waited: int) -> None:
+    """Print the rollout of ``apply`` or ``delete`` after ``waited`` seconds; raise NfqError if a live node lacks it."""
+    change = "what was applied" if applied["revision"] is None else f"revision {applied['revision']}"
+    if "nodes" not in applied:
+        print(f"{change} is in force")
         return
-    live = [node for node in taken["nodes"] if node["live"]]
+    live = [node for node in applied["nodes"] if node["live"]]
     behind = [node["name"] for node in live if not node["enforced"]]
-    print(f"{what} is in force on {len(live) - len(behind)} of {len(live)} live nodes")
-    away = [node for node in taken["nodes"] if not node["live"]]
+    print(f"{change} is in force on {len(live) - len(behind)} of {len(live)} live nodes")
+    away = [node for node in applied["nodes"] if not node["live"]]
     if away:
         print(f"not waited for: {', '.join(map(_away, away))}")
     if behind:
-        raise NfqError(f"{what} is not in force after {waited} seconds on {', '.join(behind)}; it may still come to be")
+        raise NfqError(
+            f"{change} is not in force after {waited} seconds on {', '.join(behind)}; it may still come to be"
+        )
 
 
 def _away(node: Mapping[str, Any]) -> str:

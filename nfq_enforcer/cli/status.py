@@ -1,62 +1,62 @@
-"""``nfq-enforcer status``: what the agent of this node is doing."""
+"""``nfq-enforcer status``: the state of this node's agent."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
 from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output, store
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
-from nfq_enforcer.core.verdict import DropReason
+from nfq_enforcer.core.modes import Datapath
+from nfq_enforcer.observe.status import AgentStatus, WorkersStatus, WorkerStatus
 
 
 def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
-    """Show what the agent enforces, how its workers fare, and what it could not take."""
-    output.show(client.call(socket, "status"), form, lambda seen: output.properties(_rows(seen)))
-
-
-def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    worker, documents = seen["worker"], seen["documents"]
-    yield "node", f"{seen['node']} ({', '.join(seen['addresses']) or 'no address'})"
-    yield "stamps believed on", ", ".join(seen["cluster_interfaces"]) or "no interface"
-    audited = ", only audited" if seen["audit"] else ""
-    yield "enforcement", f"{seen['enforcement']}{audited}; fail {seen['fail']}; datapath {seen['datapath']}"
-    yield "families", ", ".join(seen["families"])
-    yield "revision", f"{seen['revision']}: {documents['policies']} policies, {documents['endpoints']} endpoints"
-    yield "endpoints here", str(seen["endpoints"])
-    if seen["refused"]:
-        since = (f"since {seen['refused']['since']}", "red")
-        yield "documents refused", Text.assemble(since, f"\n{seen['refused']['error']}")
-    if seen.get("store"):
-        yield from store.summary(seen["store"])
-    yield from _workers(worker, seen["workers"])
-    if worker["failure"]:
-        yield "worker failure", Text(worker["failure"], "red")
-    yield (
-        "packets",
-        f"{worker['accepted']} accepted, {worker['dropped']} dropped, {worker['lost']} lost without a verdict",
+    """Show the enforced policy, the state of the workers and the store, and refused documents."""
+    output.show(
+        client.call(socket, "status"), form, lambda result: output.properties(_rows(AgentStatus.from_json(result)))
     )
-    for reason in DropReason:
-        if worker[reason]:
-            yield f"  {reason}", f"{worker[reason]} ({reason.description})"
-    left = f", {worker['handed_over']} times left to the kernel" if seen["datapath"] == "per-flow" else ""
-    yield "flows", f"{worker['flows']} open, {worker['flows_evicted']} evicted{left}"
-    yield "log", f"{seen['log']['seen']} events, {worker['events_lost']} lost"
 
 
-def _workers(together: Mapping[str, Any], each: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, object]]:
-    """Tell of one worker in a row; of several in a row each, behind one for all."""
-    queues, restarts = f"{_queues(together['queues'])} ({together['driver']})", f"{together['restarts']} restarts"
+def _rows(status: AgentStatus) -> Iterator[tuple[str, object]]:
+    worker, counts, documents = status.worker, status.worker.counts, status.documents
+    yield "node", f"{status.node} ({', '.join(status.addresses) or 'no address'})"
+    yield "stamps believed on", ", ".join(status.cluster_interfaces) or "no interface"
+    audited = ", only audited" if status.audit else ""
+    yield "enforcement", f"{status.enforcement}{audited}; fail {status.fail}; datapath {status.datapath}"
+    yield "families", ", ".join(status.families)
+    yield "revision", f"{status.revision}: {documents.policies} policies, {documents.endpoints} endpoints"
+    yield "endpoints here", str(status.endpoints)
+    if status.refused:
+        since = (f"since {status.refused.since}", "red")
+        yield "documents refused", Text.assemble(since, f"\n{status.refused.error}")
+    if status.store:
+        yield from store.summary(status.store)
+    yield from _workers(worker, status.workers)
+    if worker.failure:
+        yield "worker failure", Text(worker.failure, "red")
+    yield "packets", f"{counts.accepted} accepted, {counts.dropped} dropped, {worker.lost} lost without a verdict"
+    for reason, count in counts.drops.items():
+        if count:
+            yield f"  {reason}", f"{count} ({reason.description})"
+    offloaded = f", {counts.handed_over} times left to the kernel" if status.datapath == Datapath.PER_FLOW else ""
+    yield "flows", f"{counts.flows} open, {counts.flows_evicted} evicted{offloaded}"
+    yield "log", f"{status.log.seen} events, {counts.events_lost} lost"
+
+
+def _workers(total: WorkersStatus, each: Sequence[WorkerStatus]) -> Iterator[tuple[str, object]]:
+    """Yield one row for a single worker; for several workers a row of all, then a row of each."""
+    queues, restarts = f"{_queues(total.queues)} ({total.driver})", f"{total.restarts} restarts"
     if len(each) == 1:
-        yield "worker", f"{queues}, process {each[0]['pid']}, {restarts}"
+        yield "worker", f"{queues}, process {each[0].pid}, {restarts}"
         return
     yield "workers", f"{len(each)}, {queues}, {restarts}"
-    for one in each:
+    for worker in each:
+        counts = worker.counts
         yield (
-            f"  queues {', '.join(map(str, one['queues']))}",
-            f"process {one['pid']}, {one['accepted']} accepted, {one['dropped']} dropped, {one['flows']} flows, "
-            f"{one['restarts']} restarts",
+            f"  queues {', '.join(map(str, worker.queues))}",
+            f"process {worker.pid}, {counts.accepted} accepted, {counts.dropped} dropped, {counts.flows} flows, "
+            f"{worker.restarts} restarts",
         )
 
 

@@ -15,52 +15,37 @@ from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.errors import BadInput, DocumentError, NfqError
+from nfq_enforcer.observe.status import PendingEndpoint, RefusedValue, StoreStatus
 from nfq_enforcer.policy import yaml_source
-from nfq_enforcer.store.redis.backup import FORMAT, VERSION
 
 app = typer.Typer(help="The store that the nodes of a cluster share.", no_args_is_help=True)
 
-_BATCH = 4 << 20  # bytes of entries in one request to the API, which takes four times as much
-_LONG = 300.0  # seconds for an answer that all of the store may be read or written for
-
-_PROPERTIES = {  # of a store's status, by what people call them
-    "server": "server",
-    "prefix": "key prefix",
-    "schema": "schema",
-    "policy_revision": "policy revision",
-    "nodes": "nodes",
-    "identities": "identities",
-    "endpoints": "endpoints",
-    "documents": "documents",
-    "position": "position",
-    "changes_kept": "changes kept",
-    "commands": "commands sent",
-    "resyncs": "times read anew",
-}
+_BATCH = 4 << 20  # bytes of entries in one request to the API, which accepts four times as many
+_LONG = 300.0  # s for a result for which the whole store may be read or written
 
 Entry = Mapping[str, Any]
 
 
 @app.callback()
 def store() -> None:
-    """Ask and keep the store."""
+    """Read and maintain the store."""
 
 
 @app.command()
 def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
     """Show the store as this node sees it."""
-    seen = client.call(socket, "store_status")
-    if seen is None:
+    result = client.call(socket, "store_status")
+    if result is None:
         raise NfqError("this node has no store to share: its configuration says 'store: memory:'")
-    output.show(seen, form, lambda seen: output.properties(_rows(seen)))
+    output.show(result, form, lambda result: output.properties(_rows(StoreStatus.from_json(result))))
 
 
 @app.command()
 def export(
-    file: Annotated[Path, typer.Argument(help="Where to write; '-' is standard output.")] = Path("-"),
+    file: Annotated[Path, typer.Argument(help="File to write; '-' is standard output.")] = Path("-"),
     socket: Socket = DEFAULT,
 ) -> None:
-    """Write all that the store holds, as lines of JSON that 'store import' reads; the file is for its owner's eyes."""
+    """Write the store's content as lines of JSON, for 'store import'; only the owner can read the file."""
     lines = (json.dumps(item) for item in _exported(socket))
     if file == Path("-"):
         for line in lines:
@@ -72,70 +57,88 @@ def export(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="What 'store export' has written.")],
+    file: Annotated[Path, typer.Argument(help="File written by 'store export'.")],
     socket: Socket = DEFAULT,
 ) -> None:
-    """Write an export into the store, beside what it holds; exit status 1 if an entry is refused."""
+    """Write an export into the store and keep its other entries; exit status 1 if an entry is refused."""
     written = unchanged = 0
-    refused: list[Mapping[str, str]] = []
+    refused: list[RefusedValue] = []
     for batch in _batches(_read(file)):
-        done = client.call(socket, "store_import", timeout=_LONG, entries=batch)
-        written, unchanged = written + done["written"], unchanged + done["unchanged"]
-        refused += done["refused"]
+        imported = client.call(socket, "store_import", timeout=_LONG, entries=batch)
+        written, unchanged = written + imported["written"], unchanged + imported["unchanged"]
+        refused += map(RefusedValue.from_json, imported["refused"])
     print(f"{written} entries written, {unchanged} were there already")
     if refused:
-        raise NfqError("\n".join([f"{len(refused)} entries refused:", *map(_reason, refused)]))
+        raise NfqError("\n".join([f"{len(refused)} entries refused:", *map(_refused, refused)]))
 
 
 @app.command()
 def gc(
     grace: Annotated[
-        int | None, typer.Option("--grace", min=0, help="Seconds that it must have been unused (default: the agent's).")
+        int | None,
+        typer.Option("--grace", min=0, help="Only objects unused for so many seconds (default: the agent's)."),
     ] = None,
     socket: Socket = DEFAULT,
 ) -> None:
-    """Remove what nobody uses any more: identities, and nodes that are gone with their endpoints."""
-    done = client.call(socket, "store_gc", timeout=_LONG, grace=grace)
-    nodes = f" ({', '.join(done['nodes'])})" if done["nodes"] else ""
-    print(f"removed {done['identities']} identities, {done['endpoints']} endpoints, {len(done['nodes'])} nodes{nodes}")
+    """Remove unused identities, and lost nodes with their endpoints."""
+    removed = client.call(socket, "store_gc", timeout=_LONG, grace=grace)
+    identities, endpoints, nodes = removed["identities"], removed["endpoints"], removed["nodes"]
+    names = f" ({', '.join(nodes)})" if nodes else ""
+    print(f"removed {identities} identities, {endpoints} endpoints, {len(nodes)} nodes{names}")
 
 
-def summary(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    """Yield the rows that ``nfq-enforcer status`` has of the store: whether it is reached, and what is wrong in it."""
-    if seen["connected"]:
-        yield "store", f"{seen['store']}, connected since {seen['since']}"
+def summary(status: StoreStatus) -> Iterator[tuple[str, object]]:
+    """Yield the rows of the store for ``nfq-enforcer status``: its connection and its refused values."""
+    if status.connected:
+        yield "store", f"{status.store}, connected since {status.since}"
     else:
-        since = f" since {seen['since']}" if seen.get("since") else ""
-        reason = f" ({seen['error']})" if seen.get("error") else ""
-        yield "store", Text(f"{seen['store']}, unreachable{since}{reason}; enforcing the last known state", "red")
-    refused = seen.get("refused")
-    if refused and refused["count"]:
-        lines = map(_reason, refused["values"])
-        yield "store values refused", Text("\n".join([str(refused["count"]), *lines]), "red")
+        since = f" since {status.since}" if status.since else ""
+        reason = f" ({status.error})" if status.error else ""
+        yield "store", Text(f"{status.store}, unreachable{since}{reason}; enforcing the last known state", "red")
+    if status.refused and status.refused.count:
+        lines = map(_refused, status.refused.values)
+        yield "store values refused", Text("\n".join([str(status.refused.count), *lines]), "red")
 
 
-def _rows(seen: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    yield from summary(seen)
-    for key, name in _PROPERTIES.items():
-        if seen.get(key) is not None:
-            yield name, seen[key]
-    if seen.get("pending"):
-        yield "waiting to be written", "\n".join(map(_waiting, seen["pending"]))
-    lag = seen.get("lag_ms")
-    if lag and None not in (lag["p50"], lag["p99"]):
-        yield "lag of changes", f"median {lag['p50']} ms, p99 {lag['p99']} ms"
+def _rows(status: StoreStatus) -> Iterator[tuple[str, object]]:
+    yield from summary(status)
+    for name, value in _properties(status):
+        if value is not None:
+            yield name, value
+    if status.pending:
+        yield "waiting to be written", "\n".join(map(_pending, status.pending))
+    lag = status.lag_ms
+    if lag and None not in (lag.p50, lag.p99):
+        yield "lag of changes", f"median {lag.p50} ms, p99 {lag.p99} ms"
 
 
-def _waiting(one: Mapping[str, Any]) -> str:
-    return f"{one['endpoint']}: {one['reason']}" if one.get("reason") else str(one["endpoint"])
+def _properties(status: StoreStatus) -> Iterator[tuple[str, object]]:
+    yield "server", status.server
+    yield "key prefix", status.prefix
+    yield "schema", status.schema
+    yield "policy revision", status.policy_revision
+    yield "nodes", status.nodes
+    yield "identities", status.identities
+    yield "endpoints", status.endpoints
+    yield "documents", status.documents
+    yield "position", status.position
+    yield "changes kept", status.changes_kept
+    yield "commands sent", status.commands
+    yield "times read anew", status.resyncs
 
 
-def _reason(refused: Mapping[str, str]) -> str:
-    return f"{refused['key']}: {refused['reason']}"
+def _pending(pending: PendingEndpoint) -> str:
+    return f"{pending.endpoint}: {pending.reason}" if pending.reason else pending.endpoint
+
+
+def _refused(value: RefusedValue) -> str:
+    return f"{value.key}: {value.reason}"
 
 
 def _exported(socket: Path) -> Iterator[Entry]:
-    """Yield the header and the entries; raise NfqError if they end before all are there."""
+    """Yield the header and the entries; raise NfqError if entries are missing at the end."""
+    from nfq_enforcer.store.redis.backup import FORMAT, VERSION
+
     items = client.stream(socket, "store_export", _LONG)
     header = next(items, None)
     if not isinstance(header, dict) or header.get(FORMAT) != VERSION:
@@ -154,7 +157,7 @@ def _check_count(header: Entry, count: int, what: str) -> None:
 
 
 def _write(file: Path, lines: Iterable[str]) -> int:
-    """Write a file whole or not at all, readable by its owner only; return the number of lines."""
+    """Write a file as a whole or not at all, readable by its owner only; return the number of lines."""
     if file.exists() and not file.is_file():
         raise BadInput(f"{file}: cannot be written: it is there and is not a file")
     count = 0
@@ -177,6 +180,8 @@ def _write(file: Path, lines: Iterable[str]) -> int:
 
 
 def _read(file: Path) -> list[Entry]:
+    from nfq_enforcer.store.redis.backup import FORMAT, VERSION
+
     try:
         text = yaml_source.decode(file.read_bytes(), str(file))
     except OSError as error:
@@ -206,7 +211,7 @@ def _entry(line: str, file: str, number: int) -> Entry:
 
 
 def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Yield the entries in lots that one request can hold; one lot if there are none."""
+    """Yield the entries in batches that fit one request each; one empty batch without entries."""
     batch: list[Entry] = []
     size = 0
     for entry in entries:

@@ -1,4 +1,4 @@
-"""What ``nfq-enforcer policy`` shows on a terminal: verdicts in green and red, reasons beside them."""
+"""Tables of ``nfq-enforcer policy`` for a terminal: verdicts in green and red, with their reasons."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,47 +9,47 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from nfq_enforcer.policy.explain import Considered, SideTrace, Trace
-from nfq_enforcer.policy.matrix import Cell, VerdictChange
-from nfq_enforcer.policy.ports import in_words
+from nfq_enforcer.policy.explain import RuleTrace, SideTrace, Trace
+from nfq_enforcer.policy.matrix import MatrixCell, VerdictChange
+from nfq_enforcer.policy.ports import render_spans
 from nfq_enforcer.policy.probes import Probe
-from nfq_enforcer.policy.simulation import Answer, word
+from nfq_enforcer.policy.simulation import ConnectionResult, verdict_word
 
 _STYLE = {True: "green", False: "red"}
 
 
-def matrix(endpoints: Sequence[str], cells: Iterable[Cell]) -> RenderableType:
-    """Return a square: in each cell the ports that are open, ``✓`` for all that were asked, ``✗`` for none."""
-    by_pair: dict[tuple[str, str], list[Cell]] = defaultdict(list)
+def matrix(endpoints: Sequence[str], cells: Iterable[MatrixCell]) -> RenderableType:
+    """Return a square table: each cell has the allowed ports, ``✓`` for all evaluated ones, ``✗`` for none."""
+    by_pair: dict[tuple[str, str], list[MatrixCell]] = defaultdict(list)
     for cell in cells:
         by_pair[cell.source, cell.target].append(cell)
     names = ("from \\ to", *(name.replace("/", "/\n") for name in endpoints))
     table = Table(*(Column(name, overflow="fold") for name in names), box=box.ROUNDED)
     for source in endpoints:
         table.add_row(source, *(_square(by_pair.get((source, target), [])) for target in endpoints))
-    asked = dict.fromkeys(str(cell.question) for found in by_pair.values() for cell in found)
-    legend = f"asked: {', '.join(asked)}\n✓ all of it passes   ✗ none   a port: only that   ~ only some requests"
+    questions = dict.fromkeys(str(cell.traffic) for pair in by_pair.values() for cell in pair)
+    legend = f"asked: {', '.join(questions)}\n✓ all of it passes   ✗ none   a port: only that   ~ only some requests"
     return Group(table, Text(legend, "dim"))
 
 
-def _square(cells: Sequence[Cell]) -> Text:
+def _square(cells: Sequence[MatrixCell]) -> Text:
     if not cells:
         return Text("·", "dim")
-    passing = [cell for cell in cells if cell.answer.allowed]
+    passing = [cell for cell in cells if cell.result.allowed]
     if not passing:
         return Text("✗", "red")
-    if len(passing) == len(cells) and not any(cell.answer.filtered for cell in cells):
+    if len(passing) == len(cells) and not any(cell.result.restricted for cell in cells):
         return Text("✓", "green")
     return Text("\n").join(
-        Text(f"{'~' if cell.answer.filtered else ''}{cell.question}", "yellow" if cell.answer.filtered else "green")
+        Text(f"{'~' if cell.result.restricted else ''}{cell.traffic}", "yellow" if cell.result.restricted else "green")
         for cell in passing
     )
 
 
-def probes(asked: Sequence[Probe], answers: Sequence[Answer]) -> Table:
-    """Return a row for each probe."""
+def probes(probes: Sequence[Probe], answers: Sequence[ConnectionResult]) -> Table:
+    """Return a table with a row for each probe."""
     table = Table("FROM", "TO", "ASKED", "VERDICT", "REASON", box=box.SIMPLE_HEAD)
-    for probe, answer in zip(asked, answers, strict=True):
+    for probe, answer in zip(probes, answers, strict=True):
         verdict = Text(answer.verdict, _STYLE[answer.allowed])
         if probe.expect not in {None, answer.verdict}:
             verdict.append(f"\nexpected {probe.expect}", "bold red")
@@ -58,43 +58,43 @@ def probes(asked: Sequence[Probe], answers: Sequence[Answer]) -> Table:
 
 
 def diff(changes: Iterable[VerdictChange]) -> Table:
-    """Return a row for each pair and kind of change."""
+    """Return a table with a row for each pair and kind of change."""
     table = Table("FROM", "TO", "PORTS", "NOW", "THEN", "BECAUSE", box=box.SIMPLE_HEAD)
     for change in changes:
-        ports = "\n".join(in_words(change.spans))
+        ports = "\n".join(render_spans(change.spans))
         old, new = (Text(state, _STYLE[state != "deny"]) for state in (change.old, change.new))
         table.add_row(change.source, change.target, ports, old, new, change.reason)
     return table
 
 
-def policies(listed: Iterable[Mapping[str, Any]]) -> Table:
-    """Return the policies that an agent has, and where they come from."""
+def policies(policies: Iterable[Mapping[str, Any]]) -> Table:
+    """Return a table of policies with their origin."""
     table = Table("NAMESPACE", "NAME", "KIND", Column("FROM", overflow="fold"), box=box.SIMPLE_HEAD)
-    for one in listed:
+    for one in policies:
         table.add_row(*(Text(one[field]) for field in ("namespace", "name", "kind", "origin")))
     return table
 
 
-def trace(found: Trace) -> Text:
-    """Return the whole explanation, a line for each rule."""
-    lines = [
-        Text(f"{found.egress.facing.subject.name} → {found.ingress.facing.subject.name}, {found.question}", "bold")
-    ]
-    for side in (found.egress, found.ingress):
+def trace(trace: Trace) -> Text:
+    """Return the explanation of a verdict, with one line for each rule."""
+    lines = [Text(f"{trace.egress.side.subject.name} → {trace.ingress.side.subject.name}, {trace.traffic}", "bold")]
+    for side in (trace.egress, trace.ingress):
         lines += _side(side)
-    verdict = (f"{found.answer.verdict}: ", f"bold {_STYLE[found.answer.allowed]}")
-    lines += [Text(), Text.assemble(verdict, found.answer.reason)]
+    verdict = (f"{trace.result.verdict}: ", f"bold {_STYLE[trace.result.allowed]}")
+    lines += [Text(), Text.assemble(verdict, trace.result.reason)]
     return Text("\n").join(lines)
 
 
-def _side(side: SideTrace) -> Iterator[Text]:
+def _side(trace: SideTrace) -> Iterator[Text]:
     yield Text()
-    yield Text.assemble((str(side.facing), "bold"), ": ", (word(side.side.allowed), _STYLE[side.side.allowed]))
-    for one in side.considered:
+    yield Text.assemble(
+        (str(trace.side), "bold"), ": ", (verdict_word(trace.result.allowed), _STYLE[trace.result.allowed])
+    )
+    for one in trace.rules:
         yield _rule(one)
-    yield Text(f"  = {side.words}")
+    yield Text(f"  = {trace.explanation}")
 
 
-def _rule(one: Considered) -> Text:
-    mark, style = ("►", "bold") if one.decides else ("✓", "") if one.fits else ("·", "dim")
-    return Text(f"  {mark} {one.rule}: {one.words}", style)
+def _rule(one: RuleTrace) -> Text:
+    mark, style = ("►", "bold") if one.decides else ("✓", "") if one.matches else ("·", "dim")
+    return Text(f"  {mark} {one.rule}: {one.explanation}", style)

@@ -61,9 +61,7 @@ def _with_same_objects(
         return before
     by_key = {policy.key: policy for policy in before}
     chosen = tuple(
-        old
-        if (old := by_key.get(policy.key)) is not None and policy.written and old.written == policy.written
-        else policy
+        old if (old := by_key.get(policy.key)) is not None and policy.data and old.data == policy.data else policy
         for policy in policies
     )
     return before if _same_objects(chosen, before) else chosen

@@ -13,8 +13,8 @@ from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.wire.packet import SCTP, TCP, UDP
 from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
-from nfq_enforcer.policy.loader import Documents, all_labels
-from nfq_enforcer.policy.model import members, named_ports
+from nfq_enforcer.policy.loader import Documents, compose_labels
+from nfq_enforcer.policy.model import model_endpoints, named_ports
 from nfq_enforcer.policy.rules import PortSet
 
 Address = IPv4Address | IPv6Address
@@ -77,7 +77,7 @@ class EndpointRecord(NamedTuple):
 
     def all_labels(self, namespaces: Mapping[str, Namespace]) -> Labels:
         """Return the labels of endpoint, namespace and account; ``namespaces`` by the names of their records."""
-        return all_labels(self.labels, self.namespace, self.account, namespaces.get(f"Namespace//{self.namespace}"))
+        return compose_labels(self.labels, self.namespace, self.account, namespaces.get(f"Namespace//{self.namespace}"))
 
     def document(self) -> dict[str, Any]:
         """Return the Endpoint document of the record, as data."""
@@ -128,11 +128,11 @@ def records_of(documents: Documents, node: str, relevant: LabelFilter | None = N
 
     ``node`` is the node of endpoints with a document that names none; ``relevant`` selects the labels of an identity.
     """
-    endpoints = members(documents, relevant)
+    endpoints = model_endpoints(documents, relevant)
     state: dict[tuple[Kind, str], Record] = {}
     state |= {(Kind.DOCUMENT, document_name(document)): document for document in documents.namespaces}
     state |= {(Kind.DOCUMENT, document_name(document)): document for document in documents.policies}
-    state |= {(Kind.IDENTITY, str(member.identity)): member.relevant for member in endpoints}
+    state |= {(Kind.IDENTITY, str(endpoint.identity)): endpoint.identity_labels for endpoint in endpoints}
     state |= {
         (Kind.ENDPOINT, member.name): EndpointRecord.of(member.document, member.identity, node) for member in endpoints
     }

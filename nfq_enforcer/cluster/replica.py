@@ -45,7 +45,7 @@ class NodeSettings:
     enforcement: Enforcement = Enforcement.AUTO
     audit: bool = False
     allow_localhost: bool = True
-    believe_ipcache: bool = False
+    trust_ipcache: bool = False
     relevant: LabelFilter = field(default_factory=LabelFilter)
     datapath: Datapath = Datapath.PER_PACKET
 
@@ -77,7 +77,7 @@ class Replica:
         self._stale = False  # identities or documents have changed since the compilation
         self._compiled = Compilation.fresh((), {}, {}, settings.enforcement)
         self._compilations = 0
-        self._local_numbers = self._compiled.policy.numbers  # of the last view
+        self._local_numbers = self._compiled.policy.local_identities  # of the last view
         self._outside, self._blocks, self._sites = NO_PREFIXES, NO_PREFIXES, dict[bytes, Identity]()
         self._snapshot: Snapshot | None = None
         index = self._index
@@ -168,14 +168,14 @@ class Replica:
 
     def _update_local_identities(self, touched: Collection[bytes]) -> bool:
         """Update this node's own identities of addresses (CIDRs and sites); return whether any is different."""
-        numbers, old = self._compiled.policy.numbers, self._sites
+        numbers, old = self._compiled.policy.local_identities, self._sites
         if numbers is not self._local_numbers:
             self._local_numbers = numbers
-            self._outside, self._blocks = Prefixes(numbers.cidrs), Prefixes(numbers.blocks)
-            self._names.cidrs = {number: labels for labels, number in numbers.labels.items()}
-            self._sites = self._sites_of(numbers, self._index.owners) if numbers.sites else {}
+            self._outside, self._blocks = Prefixes(numbers.by_cidr), Prefixes(numbers.by_ip_block)
+            self._names.cidrs = {number: labels for labels, number in numbers.cidr_labels.items()}
+            self._sites = self._sites_of(numbers, self._index.owners) if numbers.by_port_set else {}
             return True
-        if numbers.sites:
+        if numbers.by_port_set:
             new = self._sites_of(numbers, touched)
             kept = {address: site for address, site in old.items() if address not in touched}
             self._sites = kept | new
@@ -187,7 +187,7 @@ class Replica:
         return {
             address: site
             for address, owner in owners
-            if owner is not None and (site := numbers.sites.get((owner.identity, owner.ports))) is not None
+            if owner is not None and (site := numbers.by_port_set.get((owner.identity, owner.ports))) is not None
         }
 
     def _local_endpoints(self) -> dict[bytes, LocalEndpoint]:
@@ -220,7 +220,7 @@ class Replica:
             {address.version: address.packed for address in reversed(settings.addresses)},
             audit=settings.audit,
             allow_localhost=settings.allow_localhost,
-            believe_ipcache=settings.believe_ipcache,
+            trust_ipcache=settings.trust_ipcache,
         )
 
     def _labels_of(self, full_name: str) -> Labels:

@@ -1,22 +1,18 @@
-"""A packet as it arrives at a hook of the kernel."""
+"""Packet context: one packet at a hook of the kernel, with its interfaces, parsed headers and origin."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.tables.conntrack import Opening, Origin
-from nfq_enforcer.core.wire.checksums import SEGMENTS
 from nfq_enforcer.core.wire.packet import Packet
+from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER, GSO
 
-OPENERS, REPLIERS = 1 << 16, 1 << 17
-"""Flags of a packet beside those of NFQA_SKB_INFO: the kernel has once passed its flow by itself, and has it on record
-that the packet comes from the flow's opener, or from the other end."""
-
-_UNKNOWN = Identity(0)
+_UNRESOLVED = Identity(0)
 
 
 class Interface(NamedTuple):
-    """A network interface of this host, as far as a verdict needs it."""
+    """Network interface of this host: the fields that a verdict needs."""
 
     name: str
     mtu: int
@@ -24,30 +20,30 @@ class Interface(NamedTuple):
 
 @dataclass(slots=True)
 class PacketContext:
-    """A packet, what its headers say, where it comes from and where it goes."""
+    """Context of one verdict on the slow path."""
 
     payload: bytes
     packet: Packet
-    indev: Interface | None  # None: this host sends it itself
-    outdev: Interface | None  # None: it is delivered to this host
+    indev: Interface | None  # None: sent by this host itself (hook OUTPUT)
+    outdev: Interface | None  # None: delivered to this host (hook INPUT)
     now: float
-    skb: int  # bits of NFQA_SKB_INFO, see ``offload``, and the two above
+    skb: int  # SkbFlags
     origin: Origin
-    stamped: bool = False  # it came with a stamp that is believed
+    stamped: bool = False  # arrived with a valid stamp
 
     @property
-    def segments(self) -> bool:
-        """Say whether the kernel will yet cut it into segments."""
-        return bool(self.skb & SEGMENTS)
+    def gso(self) -> bool:
+        """Tell whether the kernel cuts the packet into segments after the verdict."""
+        return bool(self.skb & GSO)
 
     @property
-    def on_record(self) -> bool:
-        """Say whether the kernel has once passed its flow by itself."""
-        return bool(self.skb & (OPENERS | REPLIERS))
+    def offloaded_before(self) -> bool:
+        """Tell whether the kernel has passed the packet's flow before without verdicts."""
+        return bool(self.skb & (FLOW_OPENER | FLOW_REPLIER))
 
     @property
     def opening(self) -> Opening:
-        """Return what it would open, both identities yet to be found."""
+        """Return the opening that the packet would make; both identities are unresolved."""
         packet = self.packet
         ends = packet.src, packet.dst, packet.proto, packet.sport, packet.dport
-        return Opening(*ends, packet.icmp_type, packet.icmp_code, self.outdev is None, _UNKNOWN, _UNKNOWN)
+        return Opening(*ends, packet.icmp_type, packet.icmp_code, self.outdev is None, _UNRESOLVED, _UNRESOLVED)

@@ -1,4 +1,4 @@
-"""Security identities: the numbers policy speaks of instead of addresses."""
+"""Security identities: the numbers that policy uses instead of addresses."""
 
 from collections.abc import Iterable
 from hashlib import blake2b
@@ -20,7 +20,7 @@ INGRESS = Identity(8)
 
 CLUSTER_MIN = 256
 CLUSTER_MAX = (1 << 24) - 1
-LOCAL = 1 << 24  # bit set: an identity that one node has given, to a CIDR for example; it never travels
+LOCAL = 1 << 24  # this bit set: a local identity, of a CIDR for example; no stamp bears it
 
 _RESERVED_NAMES = {
     HOST: "host",
@@ -39,15 +39,15 @@ RESERVED: dict[Identity, Labels] = {
 
 
 def travels(identity: int) -> bool:
-    """Say whether a stamp may bear this identity: those of endpoints, agreed in the whole cluster."""
+    """Tell whether a stamp may bear this identity: only identities of endpoints, agreed in the cluster."""
     return CLUSTER_MIN <= identity <= CLUSTER_MAX
 
 
 def derive(label_sets: Iterable[Labels]) -> dict[Labels, Identity]:
-    """Return a number for each set of labels, the same on every node that knows the same sets.
+    """Return a number for each label set, the same on every node with the same sets.
 
-    For clusters without a store: a number is the hash of the canonical labels (BLAKE2b, 32 bits, into the cluster
-    range). Sets that meet at one number are told apart by the next free one, in the order of their text.
+    For clusters without a store: a number is the hash of the canonical labels (BLAKE2b, 32 bits, modulo the cluster
+    range). Sets with the same hash get the next free number, in the order of their text.
     """
     span = CLUSTER_MAX - CLUSTER_MIN + 1
     numbers: dict[Labels, Identity] = {}

@@ -1,4 +1,4 @@
-"""Labels: ``source:key=value``, and the set of them that makes an identity.
+"""Labels: ``source:key=value``, and sets of labels, which make identities.
 
 Syntax is that of Kubernetes labels (https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/) with
 Cilium's source prefix; a label without a prefix has source ``k8s``, as documents are kubectl-shaped.
@@ -26,7 +26,7 @@ VALUE_SYNTAX = (
 
 
 class Label(NamedTuple):
-    """One label: where it comes from, its key and its value."""
+    """Label: source, key and value."""
 
     source: str
     key: str
@@ -57,20 +57,21 @@ def check_value(text: str) -> str:
 
 @lru_cache(maxsize=1 << 14)
 def _label(key: str, value: str) -> Label:
-    """Return a label as it is written; endpoints have the same ones over and over, and so share them."""
+    """Return a label; endpoints with equal labels share the object."""
     return Label(*split_key(key), check_value(value))
 
 
 class Labels:
-    """An immutable set of labels, at most one value for a (source, key); equal sets are equal keys of a dict.
+    """Label set: immutable, at most one value for a (source, key), hashable.
 
-    There may be as many as endpoints, and few of them are ever searched: the index is made when it is asked for.
+    The number of sets grows with the number of endpoints, and few sets are ever searched: the index is made on first
+    use.
     """
 
     __slots__ = ("_by_key", "_ordered", "_text")
 
     def __init__(self, labels: Iterable[Label] = ()) -> None:
-        """Take labels in any order; of two with the same source and key the last one counts."""
+        """Take labels in any order; the last of several with one source and key counts."""
         self._ordered = tuple(sorted({(label.source, label.key): label for label in labels}.values()))
         self._by_key: dict[str, tuple[Label, ...]] | None = None
         self._text = ";".join(map(str, self._ordered))
@@ -81,14 +82,14 @@ class Labels:
         return cls(_label(key, value) for key, value in written.items())
 
     def find(self, source: str, key: str) -> tuple[Label, ...]:
-        """Return the labels with this key and source (``any``: every source); empty if there are none."""
+        """Return the labels with this key and source (``any``: every source)."""
         if self._by_key is None:
             self._by_key = self._indexed()
         found = self._by_key.get(key, ())
         return found if source == ANY_SOURCE else tuple(label for label in found if label.source == source)
 
     def union(self, other: "Labels") -> "Labels":
-        """Return both sets in one; where both have a value for a key, the other's counts."""
+        """Return the union; for a key in both sets, the other set's value counts."""
         return Labels((*self, *other))
 
     def _indexed(self) -> dict[str, tuple[Label, ...]]:
@@ -98,11 +99,11 @@ class Labels:
         return by_key
 
     def __iter__(self) -> Iterator[Label]:
-        """Yield the labels, in order of their sources and keys."""
+        """Yield the labels, ordered by source and key."""
         return iter(self._ordered)
 
     def __len__(self) -> int:
-        """Return how many labels there are."""
+        """Return the number of labels."""
         return len(self._ordered)
 
     def __eq__(self, other: object) -> bool:
@@ -123,7 +124,7 @@ class Labels:
 
 
 _EXCLUDED_BY_DEFAULT = (
-    # Cilium's documented default filter: what changes with every roll-out, or describes the machine and not the role.
+    # Cilium's documented default filter: labels that change with every roll-out, or that describe the machine.
     r"!io\.kubernetes",
     r"!kubernetes\.io",
     r"!.*beta\.kubernetes\.io",
@@ -144,15 +145,15 @@ _INCLUDED_BY_DEFAULT = (
 
 
 class LabelFilter:
-    """Which labels enter an identity: Cilium's ``labels`` option.
+    """Label filter: selects the identity-relevant labels, by Cilium's ``labels`` option.
 
     A pattern is a regular expression, matched from the start of ``source:key`` if it names a source, else of the key;
-    ``!`` excludes. The longest match decides. With a pattern that includes, what no pattern matches is left out.
-    (https://docs.cilium.io/en/stable/operations/performance/scalability/identity-relevant-labels/)
+    ``!`` excludes. The longest match decides. If any given pattern includes, labels that no pattern matches are
+    excluded. (https://docs.cilium.io/en/stable/operations/performance/scalability/identity-relevant-labels/)
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
-        """Take patterns beside the default ones; raise ValueError for one that is no regular expression."""
+        """Take patterns in addition to the default ones; raise ValueError for an invalid regular expression."""
         given = tuple(patterns)
         self._include_rest = all(pattern.startswith("!") for pattern in given)
         self._patterns = [self._compile(p) for p in (*_EXCLUDED_BY_DEFAULT, *_INCLUDED_BY_DEFAULT, *given)]
@@ -168,7 +169,7 @@ class LabelFilter:
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
 
     def apply(self, labels: Labels) -> Labels:
-        """Return the labels that enter the identity."""
+        """Return the identity-relevant labels."""
         return Labels(label for label in labels if self._relevant(label))
 
     def _relevant(self, label: Label) -> bool:

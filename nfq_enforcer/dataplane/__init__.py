@@ -1,1 +1,1 @@
-"""The data path's edges: iptables and ipset, the queue, and the worker process that gives the verdicts."""
+"""Edges of the data path: iptables rules and ipsets, NFQUEUE, and the worker processes that return verdicts."""

@@ -1,1 +1,1 @@
-"""The lab: a cluster of many nodes on one machine, in network namespaces, with real traffic between its hosts."""
+"""The lab: a cluster of three nodes on one machine, in network namespaces, with real traffic between its hosts."""

@@ -1,7 +1,7 @@
-"""The demo: real connections between hosts, what policy says of them, and what became of them.
+"""The demo: real connections between hosts, the expected result of each, and the observed one.
 
-Every scene changes something, tries real TCP, UDP and ping, and holds what it sees against what must be. What must be
-is written here by hand, of roles and ports; nothing of it is asked of the engine.
+Every scene makes one change, attempts real TCP, UDP and ping, and compares each result with its expectation. The
+expectations are written here by hand, in terms of roles and ports; none of them comes from the engine.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from nfq_enforcer.observe.flow import compact
 
 _TCP_PORTS = (80, 443, 8080)
 _UDP_PORT = 53
-_PATIENCE = 3.0  # seconds for what shall pass
-_IMPATIENCE = 0.7  # seconds after which what shall be refused counts as refused
-_AT_ONCE = 64  # attempts in flight
-_SHOWN = 4  # refused connections shown of each node
+_TIMEOUT = 3.0  # seconds for an attempt that must pass
+_DROP_TIMEOUT = 0.7  # seconds without a reply after which an attempt counts as refused
+_CONCURRENT = 64  # attempts in flight
+_SHOWN_DROPS = 4  # of each node's log
 
 
 class Attempt(NamedTuple):
-    """One connection, datagram or ping, and whether it must pass."""
+    """Attempt: one connection, datagram or ping, and whether it must pass."""
 
     source: str
     target: str
@@ -41,7 +41,7 @@ class Attempt(NamedTuple):
 
 
 Expectation = Callable[[str, str, str], bool]
-"""Takes source, target and service; says whether it must pass."""
+"""Function of source, target and service that returns whether the attempt must pass."""
 
 _SERVICES = ("80/TCP", "53/UDP", "ping")
 
@@ -59,128 +59,127 @@ def _on_web_ports(source: str, target: str, service: str) -> bool:
 
 
 class Demo:
-    """One showing, on one stage."""
+    """Demo: runs all scenes once, in one lab."""
 
-    def __init__(self, stage: LabBase, console: Console) -> None:
-        """Take a stage that is up, with its agents, and the console to print on."""
-        self._stage = stage
+    def __init__(self, lab: LabBase, console: Console) -> None:
+        """Keep a lab that is up, with its agents, and the console for the output."""
+        self._lab = lab
         self._console = console
-        self._seen = 0
-        self._wrong: list[str] = []
+        self._observations = 0
+        self._failures: list[str] = []
 
     async def show(self) -> bool:
-        """Play all scenes; return whether everything was as it must be."""
+        """Run all scenes; return whether every observation is as expected."""
         for name in ENDPOINTS:
-            await self._stage.host(name).serve("TCP", *_TCP_PORTS)
-            await self._stage.host(name).serve("UDP", _UDP_PORT)
+            await self._lab.host(name).serve("TCP", *_TCP_PORTS)
+            await self._lab.host(name).serve("UDP", _UDP_PORT)
         self._console.print(f"[dim]{_LEGEND}\n")
         for number, (title, scene) in enumerate(self._scenes(), 1):
             self._console.rule(f"[bold]{number}. {title}", align="left")
             await scene()
             self._console.print()
-        await self._show_refused()
-        return self._sum_up()
+        await self._show_drops()
+        return self._summarize()
 
     def _scenes(self) -> list[tuple[str, Callable[[], Awaitable[None]]]]:
         return [
-            ("No policy is loaded: everything passes", self._nothing_loaded),
-            ("The first rule is loaded: what it does not allow is dropped", self._first_rule),
+            ("No policy is loaded: everything passes", self._no_policy),
+            ("The first rule is loaded: what it does not allow is dropped", self._first_policy),
             ("Ports 80 and 443 only, at the receiver's node", self._ports_at_ingress),
             ("Ports 80 and 443 only, at the sender's node", self._ports_at_egress),
-            ("On the wire: the stamp on every packet between nodes", self._every_packet_stamped),
+            ("On the wire: the stamp on every packet between nodes", self._stamps),
             ("A router on the way masquerades the source: the identity still arrives", self._masquerade),
             ("A policy is removed under an open connection: it is cut", self._cut),
             ("The world forges a frontend's address: refused", self._forgery),
         ]
 
-    async def _nothing_loaded(self) -> None:
+    async def _no_policy(self) -> None:
         await self._matrix(lambda source, target, service: True)
 
-    async def _first_rule(self) -> None:
+    async def _first_policy(self) -> None:
         await self._load("frontend-to-backend")
-        self._say("role=frontend may open connections to role=backend; replies pass, the reverse direction does not.")
+        self._print("role=frontend may open connections to role=backend; replies pass, the reverse direction does not.")
         await self._matrix(_frontend_to_backend)
 
     async def _ports_at_ingress(self) -> None:
         await self._load("backend-web-ports")
-        await self._stage.withdraw("frontend-to-backend")
+        await self._lab.withdraw("frontend-to-backend")
         await self._ports(_on_web_ports)
 
     async def _ports_at_egress(self) -> None:
         await self._load("frontend-to-backend")
         await self._load("frontend-egress")
-        await self._stage.withdraw("backend-web-ports")
-        self._say("Ingress allows all ports now; egress does not, so n1 refuses what front1 sends.")
+        await self._lab.withdraw("backend-web-ports")
+        self._print("Ingress allows all ports now; egress does not, so n1 drops the packets of front1.")
         await self._ports(_on_web_ports)
-        refused = await self._stage.refused("n1")
-        self._check("n1 has refused front1 at egress", any(f["traffic_direction"] == "EGRESS" for f in refused))
-        await self._stage.withdraw("frontend-egress")
+        drops = await self._lab.refused("n1")
+        self._check("n1 has dropped front1's packets at egress", any(f["traffic_direction"] == "EGRESS" for f in drops))
+        await self._lab.withdraw("frontend-egress")
 
-    async def _every_packet_stamped(self) -> None:
+    async def _stamps(self) -> None:
         pairs = [("front1", "back2"), ("front2", "back1"), ("front3", "back1"), ("front3", "back2")]
-        async with self._stage.capture() as capture:
+        async with self._lab.capture() as capture:
             await self._try(pairs, ("80/TCP", "53/UDP", "ping"), _frontend_to_backend)
             for source, target in pairs:
-                outcome = await self._stage.host(source).bulk(self._stage.address(target), 80, 1 << 20, _PATIENCE)
-                self._check(f"1 MiB from {source} to {target} arrives intact", outcome.intact)
+                result = await self._lab.host(source).bulk(self._lab.address(target), 80, 1 << 20, _TIMEOUT)
+                self._check(f"1 MiB from {source} to {target} arrives intact", result.intact)
         table = Table("between nodes", "packets", "with a stamp", "without")
-        endpoints = {self._stage.address(name, family).packed for name in ENDPOINTS for family in (4, 6)}
-        marks = [marked for one in capture.packets() if (marked := _stamped(one.data, endpoints))]
+        endpoints = {self._lab.address(name, family).packed for name in ENDPOINTS for family in (4, 6)}
+        stamps = [found for packet in capture.packets() if (found := _stamp_identity(packet.data, endpoints))]
         for family in (4, 6):
-            of_family = [identity for version, identity in marks if version == family]
-            stamped = sum(identity is not None for identity in of_family)
-            table.add_row(f"IPv{family}", str(len(of_family)), str(stamped), str(len(of_family) - stamped))
-            self._check(f"every IPv{family} packet between nodes bears a stamp", 0 < stamped == len(of_family))
+            identities = [identity for version, identity in stamps if version == family]
+            stamped = sum(identity is not None for identity in identities)
+            table.add_row(f"IPv{family}", str(len(identities)), str(stamped), str(len(identities) - stamped))
+            self._check(f"every IPv{family} packet between nodes bears a stamp", 0 < stamped == len(identities))
         self._console.print(table)
 
     async def _masquerade(self) -> None:
-        self._stage.masquerade(True)
+        self._lab.masquerade(True)
         for family in (4, 6):
-            outcome = await self._stage.host("front3").connect(self._stage.address("back1", family), 80, _PATIENCE)
-            router = str(self._stage.address(ROUTER, family))
-            self._say(f"front3 connects to back1, which sees {outcome.seen_as or 'nobody'} (the router is {router}).")
-            self._check(f"back1 sees the router's IPv{family} address", outcome.ok and outcome.seen_as == router)
+            result = await self._lab.host("front3").connect(self._lab.address("back1", family), 80, _TIMEOUT)
+            router = str(self._lab.address(ROUTER, family))
+            source = result.seen_as or "no connection"
+            self._print(f"front3 connects to back1. The source address at back1: {source} (the router is {router}).")
+            self._check(f"the source at back1 is the router's IPv{family} address", result.ok and source == router)
         await self._list([("front3", "back1"), ("db3", "back1"), ("n3", "back1")], ("80/TCP",), _frontend_to_backend)
-        self._stage.masquerade(False)
+        self._lab.masquerade(False)
 
     async def _cut(self) -> None:
         await self._load("backend-to-db")
-        connection = await self._stage.host("front1").hold(self._stage.address("back2"), 80, _PATIENCE)
-        self._check("an open connection from front1 to back2 carries data", (await connection.talk(_PATIENCE)).ok)
-        await self._stage.withdraw("frontend-to-backend")
-        self._say("frontend-to-backend is removed; backend-to-db stays loaded, so enforcement stays on.")
-        self._check("the open connection is cut", not (await connection.talk(_IMPATIENCE)).ok)
+        connection = await self._lab.host("front1").hold(self._lab.address("back2"), 80, _TIMEOUT)
+        self._check("an open connection from front1 to back2 carries data", (await connection.talk(_TIMEOUT)).ok)
+        await self._lab.withdraw("frontend-to-backend")
+        self._print("frontend-to-backend is deleted; backend-to-db stays loaded, so policy is still enforced.")
+        self._check("the open connection is cut", not (await connection.talk(_DROP_TIMEOUT)).ok)
         await self._list([("front1", "back2"), ("back1", "db3")], ("80/TCP",), lambda source, *_: source == "back1")
         await self._load("frontend-to-backend")
 
     async def _forgery(self) -> None:
-        frontend, backend = self._stage.address("front2"), self._stage.address("back1")
-        self._check(
-            "front2 itself reaches back1", (await self._stage.host("front2").connect(backend, 80, _PATIENCE)).ok
-        )
+        frontend, backend = self._lab.address("front2"), self._lab.address("back1")
+        self._check("front2 itself reaches back1", (await self._lab.host("front2").connect(backend, 80, _TIMEOUT)).ok)
         forged = _datagram(frontend.packed, backend.packed, 4242, _UDP_PORT)
-        await self._stage.host(WORLD).send_raw(forged)
-        seen = await self._await_drop("n1", str(frontend))
-        self._say("The world sends a datagram with front2's address, but it can give it no stamp. n1 says:")
-        self._console.print(f"  {seen}", highlight=False, markup=False, soft_wrap=True)
-        self._check("n1 has refused it as coming from the world", "(world)" in seen)
+        await self._lab.host(WORLD).send_raw(forged)
+        log_line = await self._wait_for_drop("n1", str(frontend))
+        self._print("The world sends a datagram with front2's address, but without a stamp. The log of n1:")
+        self._console.print(f"  {log_line}", highlight=False, markup=False, soft_wrap=True)
+        self._check("n1 has dropped it as a packet from the world", "(world)" in log_line)
 
-    async def _await_drop(self, node: str, source: str) -> str:
-        """Return the log's line of a dropped packet from this address, once it is there."""
+    async def _wait_for_drop(self, node: str, source: str) -> str:
+        """Wait for the log line of a dropped packet from this address; return it, or "no drop" after some 2 s."""
         for _ in range(100):
-            for flow in reversed(await self._stage.refused(node)):
+            for flow in reversed(await self._lab.refused(node)):
                 if flow.get("IP", {}).get("source") == source and flow["source"]["identity"] < 256:
                     return compact(flow)
             await asyncio.sleep(0.02)
-        return "nothing"
+        return "no drop"
 
     async def _load(self, name: str) -> None:
         text = (files("nfq_enforcer.lab") / "policies" / f"{name}.yaml").read_text()
-        await self._stage.apply(name, text)
-        self._say(f"policies/{name}.yaml is in force on all nodes.")
+        await self._lab.apply(name, text)
+        self._print(f"policies/{name}.yaml is in force on all nodes.")
 
     async def _matrix(self, expectation: Expectation) -> None:
-        """Try everybody against everybody, and print a square of it."""
+        """Attempt every service between all pairs of hosts; print the results as a matrix."""
         sources = (*ENDPOINTS, WORLD)
         pairs = [(source, target) for source, target in product(sources, ENDPOINTS) if source != target]
         results = await self._try(pairs, _SERVICES, expectation)
@@ -191,14 +190,14 @@ class Demo:
             ]
             table.add_row(source, *cells)
         self._console.print(table)
-        self._say(f"{len(results)} attempts: TCP, UDP and ping, over IPv4 and IPv6, on one node and across nodes.")
+        self._print(f"{len(results)} attempts: TCP, UDP and ping, over IPv4 and IPv6, on one node and across nodes.")
 
     async def _ports(self, expectation: Expectation) -> None:
         services = (*(f"{port}/TCP" for port in _TCP_PORTS), "53/UDP", "ping")
         await self._list([("front1", "back1"), ("front1", "back2"), ("front3", "back1")], services, expectation)
 
     async def _list(self, pairs: Sequence[tuple[str, str]], services: Sequence[str], expectation: Expectation) -> None:
-        """Try some pairs on some services, and print a row for each pair."""
+        """Attempt some services between some pairs of hosts; print a row for each pair."""
         results = await self._try(pairs, services, expectation)
         table = Table("from → to", *services)
         for pair in pairs:
@@ -210,76 +209,79 @@ class Demo:
     async def _try(
         self, pairs: Iterable[tuple[str, str]], services: Sequence[str], expectation: Expectation
     ) -> list[tuple[Attempt, bool]]:
-        """Make every attempt, many at once, over both families; return each with whether it passed."""
+        """Make every attempt over both families, many concurrently; return each with whether it passed."""
         attempts = [
             Attempt(source, target, service, family, expectation(source, target, service))
             for (source, target), service, family in product(pairs, services, (4, 6))
         ]
-        at_once = asyncio.Semaphore(_AT_ONCE)
+        concurrent = asyncio.Semaphore(_CONCURRENT)
 
-        async def one(attempt: Attempt) -> tuple[Attempt, bool]:
-            async with at_once:
+        async def make(attempt: Attempt) -> tuple[Attempt, bool]:
+            async with concurrent:
                 return attempt, (await self._make(attempt)).ok
 
-        results = await asyncio.gather(*map(one, attempts))
+        results = await asyncio.gather(*map(make, attempts))
         for attempt, passed in results:
-            what = f"{attempt.source} → {attempt.target} {attempt.service} over IPv{attempt.family}"
-            self._count(f"{what}: {_word(passed)}, but it must {_must(attempt.expected)}", passed == attempt.expected)
+            title = f"{attempt.source} → {attempt.target} {attempt.service} over IPv{attempt.family}"
+            failure = f"{title}: {_result(passed)}, but it must {_must(attempt.expected)}"
+            self._count(failure, passed == attempt.expected)
         return results
 
     async def _make(self, attempt: Attempt) -> AttemptResult:
-        host, address = self._stage.host(attempt.source), self._stage.address(attempt.target, attempt.family)
-        patience = _PATIENCE if attempt.expected else _IMPATIENCE
+        host, address = self._lab.host(attempt.source), self._lab.address(attempt.target, attempt.family)
+        timeout = _TIMEOUT if attempt.expected else _DROP_TIMEOUT
         port, _, protocol = attempt.service.partition("/")
         if protocol == "TCP":
-            return await host.connect(address, int(port), patience)
+            return await host.connect(address, int(port), timeout)
         if protocol == "UDP":
-            return await host.send_udp(address, int(port), patience)
-        return await host.ping(address, patience)
+            return await host.send_udp(address, int(port), timeout)
+        return await host.ping(address, timeout)
 
-    def _check(self, promise: str, kept: bool) -> None:
-        self._count(f"not so: {promise}", kept)
-        self._console.print(Text("  ✓ " if kept else "  ! NOT SO: ", "green" if kept else "bold red") + Text(promise))
+    def _check(self, statement: str, true: bool) -> None:
+        self._count(f"not true: {statement}", true)
+        self._console.print(
+            Text("  ✓ " if true else "  ! NOT TRUE: ", "green" if true else "bold red") + Text(statement)
+        )
 
-    def _count(self, complaint: str, right: bool) -> None:
-        self._seen += 1
-        if not right:
-            self._wrong.append(complaint)
+    def _count(self, failure: str, as_expected: bool) -> None:
+        self._observations += 1
+        if not as_expected:
+            self._failures.append(failure)
 
-    def _say(self, sentence: str) -> None:
+    def _print(self, sentence: str) -> None:
         self._console.print(f"  {sentence}", highlight=False, soft_wrap=True)
 
-    async def _show_refused(self) -> None:
-        self._console.rule("[bold]What the nodes say of the refused connections", align="left")
+    async def _show_drops(self) -> None:
+        self._console.rule("[bold]The last dropped packets in each node's log", align="left")
         for node in NODES:
-            self._console.print(f"[dim]{node}# nfq-enforcer observe --verdict DROPPED --last {_SHOWN}")
-            for flow in (await self._stage.refused(node))[-_SHOWN:]:
+            self._console.print(f"[dim]{node}# nfq-enforcer observe --verdict DROPPED --last {_SHOWN_DROPS}")
+            for flow in (await self._lab.refused(node))[-_SHOWN_DROPS:]:
                 self._console.print(compact(flow), highlight=False, markup=False, soft_wrap=True)
 
-    def _sum_up(self) -> bool:
+    def _summarize(self) -> bool:
         self._console.print()
-        for complaint in self._wrong:
-            self._console.print(f"[bold red]! {complaint}")
-        right = self._seen - len(self._wrong)
-        style = "bold green" if not self._wrong else "bold red"
-        self._console.print(f"[{style}]{right} of {self._seen} observations are as expected.")
-        return not self._wrong
+        for failure in self._failures:
+            self._console.print(f"[bold red]! {failure}")
+        as_expected = self._observations - len(self._failures)
+        style = "bold green" if not self._failures else "bold red"
+        self._console.print(f"[{style}]{as_expected} of {self._observations} observations are as expected.")
+        return not self._failures
 
 
-_LEGEND = "✓ must pass and does   ✗ must be refused and is   ! is not as it must be"
+_LEGEND = "✓ must pass and does   ✗ must be refused and is   ! result differs from the expectation"
 
 
 def _cell(results: Sequence[tuple[Attempt, bool]]) -> Text:
     if not results:
         return Text("·", "dim")
-    wrong = [attempt for attempt, passed in results if passed != attempt.expected]
-    if wrong:
-        names = ", ".join(f"{attempt.service} v{attempt.family}" for attempt in wrong)
-        return Text(f"! must {_must(wrong[0].expected)}: {names}", "bold red")
+    failed = [attempt for attempt, passed in results if passed != attempt.expected]
+    if failed:
+        names = ", ".join(f"{attempt.service} v{attempt.family}" for attempt in failed)
+        return Text(f"! must {_must(failed[0].expected)}: {names}", "bold red")
     return Text("✓", "green") if results[0][1] else Text("✗", "red")
 
 
-def _word(passed: bool) -> str:
+def _result(passed: bool) -> str:
     return "passed" if passed else "was refused"
 
 
@@ -287,8 +289,8 @@ def _must(expected: bool) -> str:
     return "pass" if expected else "be refused"
 
 
-def _stamped(data: bytes, endpoints: Collection[bytes]) -> tuple[int, int | None] | None:
-    """Return version and identity of a packet between endpoints, None for any other packet."""
+def _stamp_identity(data: bytes, endpoints: Collection[bytes]) -> tuple[int, int | None] | None:
+    """Return a packet's IP version and stamped identity; None for a packet that is not between endpoints."""
     try:
         packet = parse(data)
         if packet.src not in endpoints or packet.dst not in endpoints:

@@ -1,28 +1,28 @@
-"""What it takes to make traffic on machines, and to capture it there, wherever they are."""
+"""Protocol of an executor: runs commands on machines, for traffic and captures, wherever the machines are."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from nfq_enforcer.lab.topology import Address
+from nfq_enforcer.lab.topology import IPAddress
 
 
 class Executor(Protocol):
-    """Machines that commands can be run on, as root."""
+    """Executor: builds the command lines that run commands on machines as root."""
 
     @property
     def state(self) -> Path:
-        """Return the folder here for logs and captures."""
+        """Return the local folder for logs and captures."""
 
     @property
     def python(self) -> str:
-        """Return the interpreter that the machines have, for programs of the standard library alone."""
+        """Return the Python interpreter on the machines, for programs that import the standard library only."""
 
-    def address(self, machine: str, family: int = 4) -> Address:
-        """Return a machine's own address of IP version 4 or 6; raise BadInput with the names there are."""
+    def address(self, machine: str, family: int = 4) -> IPAddress:
+        """Return a machine's own address of IP version 4 or 6; raise BadInput with the known names."""
 
     def command(self, machine: str, argv: Sequence[str]) -> list[str]:
-        """Return the command line that runs a command on a machine, with standard input and output of it here."""
+        """Return the command line that runs a command on a machine, with its standard input and output here."""
 
     def find(self, name: str) -> str:
-        """Return what a command is called there; raise NfqError, where that can be seen from here, if it is not."""
+        """Return the path or name of a command on the machines; raise NfqError if it is known to be missing."""

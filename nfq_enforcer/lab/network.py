@@ -1,7 +1,7 @@
 """Build and remove the lab's namespaces; run commands in them.
 
-Promises: ``up`` makes all of it or nothing. ``down`` goes by the names alone, so it also clears what a crashed
-builder left, ends no process outside of the lab's namespaces, and may be called any number of times.
+Promises: ``up`` builds the whole network or nothing. ``down`` works by the names alone, so it also removes the remains
+of a crashed ``up``, ends no process outside of the lab's namespaces, and may be called any number of times.
 """
 
 import os
@@ -26,7 +26,7 @@ from nfq_enforcer.lab.topology import (
     ROUTER,
     SEGMENT,
     UPLINK,
-    Address,
+    IPAddress,
     Machine,
     Route,
     Topology,
@@ -35,37 +35,37 @@ from nfq_enforcer.lab.topology import (
 
 STATE = Path("/run/nfq-enforcer-lab")
 _IPV6 = Path("/proc/sys/net/ipv6")
-_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # a plain user's PATH leaves these out; so may cron's
+_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # the PATH of a plain user or of cron may lack these
 _PACKAGES = {
     "ip": "iproute2",
     "iptables-restore": "iptables",
     "ip6tables-restore": "iptables",
     "redis-cli": "redis-tools",
 }
-_GRACE = 1.0  # how long a process may take to end before it is killed
-_ROUNDS = 2  # a supervisor may have started another child just before it got its signal
+_GRACE = 1.0  # seconds between SIGTERM and SIGKILL
+_ROUNDS = 2  # a supervisor may have started another child just before it received its signal
 _COMMAND_TIMEOUT = 30.0
 
-# Written in the new namespace before it has interfaces, so that every interface begins with these.
+# Set in the new namespace before it has interfaces, so that every interface inherits these values.
 _SYSCTLS = {
     "net/ipv6/conf/all/disable_ipv6": 0,
     "net/ipv6/conf/default/disable_ipv6": 0,
-    "net/ipv6/conf/all/accept_dad": 0,  # the greater of all and the interface's own counts
+    "net/ipv6/conf/all/accept_dad": 0,  # the kernel uses the maximum of this and the interface's own value
     "net/ipv6/conf/default/accept_dad": 0,
     "net/ipv6/conf/all/accept_ra": 0,
     "net/ipv6/conf/default/accept_ra": 0,
     "net/ipv4/conf/all/rp_filter": 0,  # a spoofed source must reach the engine, not be dropped before it
     "net/ipv4/conf/default/rp_filter": 0,
-    "net/ipv4/icmp_ratelimit": 0,  # "refused" and "too big" are answers that tests wait for
+    "net/ipv4/icmp_ratelimit": 0,  # tests wait for the ICMP errors "port unreachable" and "too big"
     "net/ipv6/icmp/ratelimit": 0,
 }
 _ROUTER_SYSCTLS = {"net/ipv4/ip_forward": 1, "net/ipv6/conf/all/forwarding": 1, "net/ipv6/conf/default/forwarding": 1}
-# Where br_netfilter is loaded, a bridge would pass frames to iptables; the segment is to be a mere wire.
+# With br_netfilter loaded, a bridge passes frames to iptables; the segment must act as a plain wire.
 _BRIDGE_SYSCTLS = {f"net/bridge/bridge-nf-call-{tables}": 0 for tables in ("iptables", "ip6tables", "arptables")}
 
 
-class Network:
-    """The namespaces of one lab."""
+class LabNetwork:
+    """Network: the namespaces of one lab, and the Executor of its machines."""
 
     python = sys.executable
 
@@ -73,16 +73,16 @@ class Network:
         self.topology = topology
         self.state = STATE / topology.run_id
 
-    def address(self, machine: str, family: int = 4) -> Address:
-        """Return a machine's own address of IP version 4 or 6; raise BadInput with the names there are."""
+    def address(self, machine: str, family: int = 4) -> IPAddress:
+        """Return a machine's own address of IP version 4 or 6; raise BadInput with the known names."""
         return self.topology.address(machine, family)
 
     def find(self, name: str) -> str:
-        """Return the path of a command; raise NfqError with the package that brings it."""
+        """Return the path of a command; raise NfqError with the package that contains it."""
         return find_command(name)
 
     def up(self) -> None:
-        """Build the network; on a failure remove what was made and raise NfqError."""
+        """Build the network; on a failure remove the built part and raise NfqError."""
         _check_prerequisites()
         self._claim()
         try:
@@ -92,26 +92,27 @@ class Network:
             raise
 
     def down(self) -> None:
-        """End the lab's processes and remove its namespaces and its state folder; no harm if there are none."""
+        """End the lab's processes and remove its namespaces and its state folder, if any exist."""
         remove(self.topology.run_id)
 
     def attach(self, name: str, node: str) -> None:
-        """Build one more machine, a workload on this node, while the others run; it ends with the lab."""
+        """Build one more machine, a workload on this node, while the others run; it is removed with the lab."""
         topology = self.topology.attach(name, node)
         new, host = topology.machine(name), topology.machine(node)
         interface = topology.attached[-1].interface
-        namespace, beside = topology.namespace(name), topology.namespace(node)
+        namespace, host_namespace = topology.namespace(name), topology.namespace(node)
         _batch([f"netns add {namespace}"])
         self.topology = topology
         _run(self.command(name, ["sh", "-c", _sysctl_script(new)]))
-        _batch([f"link add {interface} netns {beside} type veth peer name {UPLINK} netns {namespace}"])
-        _batch(_set_up_port(host, interface), beside)
+        _batch([f"link add {interface} netns {host_namespace} type veth peer name {UPLINK} netns {namespace}"])
+        _batch(_set_up_port(host, interface), host_namespace)
         _batch(_set_up(new), namespace)
 
     def masquerade(self, on: bool) -> None:
-        """Let the router hide the source of what it forwards onto the segment, or no longer; new connections only."""
+        """Switch the router's masquerading of packets onto the segment; it affects new connections only."""
         rule = f"-A POSTROUTING -o {UPLINK} -j MASQUERADE\n" if on else ""
-        for restore in ("iptables-restore", "ip6tables-restore"):  # replaces the whole table, which is ours alone
+        # iptables-restore replaces the whole table, which holds no other rule.
+        for restore in ("iptables-restore", "ip6tables-restore"):
             _run(self.command(ROUTER, [find_command(restore), "-w", "-T", "nat"]), f"*nat\n{rule}COMMIT\n")
 
     def command(self, machine: str, argv: Sequence[str]) -> list[str]:
@@ -119,7 +120,7 @@ class Network:
         return [_ip(), "netns", "exec", self.topology.namespace(machine), *argv]
 
     def in_namespace(self, machine: str, argv: Sequence[str], **options: Any) -> "subprocess.Popen[Any]":
-        """Start a command in a machine's namespace; the options are Popen's."""
+        """Start a command in a machine's namespace; ``options`` go to Popen."""
         return subprocess.Popen(self.command(machine, argv), **options)
 
     def _claim(self) -> None:
@@ -145,7 +146,7 @@ class Network:
     def _links(self) -> list[str]:
         name = self.topology.namespace
         return [
-            # A bridge without STP forwards at once; without snooping it passes on all of IPv6's multicast.
+            # Without STP a bridge forwards at once; without snooping it forwards all IPv6 multicast.
             f"link add {BRIDGE} netns {name(SEGMENT)} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
             *(
                 f"link add {c.a[1]} netns {name(c.a[0])} type veth peer name {c.b[1]} netns {name(c.b[0])}"
@@ -164,7 +165,7 @@ def new_run_id() -> str:
 
 
 def list_labs() -> list[str]:
-    """Return the run ids of all labs there are traces of, in the order of their text."""
+    """Return the run ids of all labs with a namespace or a state folder, sorted."""
     by_namespace = {
         name.removeprefix(PREFIX).partition("-")[0] for name in _all_namespaces() if name.startswith(PREFIX)
     }
@@ -173,14 +174,14 @@ def list_labs() -> list[str]:
 
 
 def remove(run_id: str) -> None:
-    """Remove a lab by its run id alone: its processes, its namespaces, its state folder."""
+    """Remove a lab by its run id alone: its processes, its namespaces and its state folder."""
     _check_root()
     namespaces = _namespaces(run_id)
     for _ in range(_ROUNDS):
         _end(pid for namespace in namespaces for pid in _pids(namespace))
     _batch([f"netns del {namespace}" for namespace in namespaces])
     shutil.rmtree(STATE / run_id, ignore_errors=True)
-    with suppress(OSError):  # other labs are in it, or it was never there
+    with suppress(OSError):  # it holds the folders of other labs, or does not exist
         STATE.rmdir()
 
 
@@ -201,7 +202,7 @@ def _taken(run_id: str) -> str:
 
 
 def find_command(name: str) -> str:
-    """Return the path of a command; raise NfqError with the package that brings it."""
+    """Return the path of a command; raise NfqError with the package that contains it."""
     path = shutil.which(name, path=_PATH)
     if path is None:
         raise NfqError(f"the lab needs the command `{name}`, which is not there: install {_PACKAGES.get(name, name)}")
@@ -234,9 +235,9 @@ def _set_up(machine: Machine) -> list[str]:
 
 
 def _set_up_port(machine: Machine, port: str) -> list[str]:
-    """Return the commands for an interface that a machine has got later, and for the ways through it."""
-    interfaces = tuple(one for one in machine.interfaces if one.name == port)
-    routes = tuple(one for one in machine.routes if one.device == port)
+    """Return the commands for an interface that was added later to a machine, and for the routes through it."""
+    interfaces = tuple(interface for interface in machine.interfaces if interface.name == port)
+    routes = tuple(route for route in machine.routes if route.device == port)
     return _set_up(replace(machine, interfaces=interfaces, routes=routes))
 
 
@@ -247,28 +248,28 @@ def _route(route: Route) -> str:
 
 def _batch(lines: Sequence[str], namespace: str | None = None) -> None:
     if lines:
-        where = ["-n", namespace] if namespace else []
-        _run([_ip(), *where, "-batch", "-"], "\n".join(lines) + "\n")
+        option = ["-n", namespace] if namespace else []
+        _run([_ip(), *option, "-batch", "-"], "\n".join(lines) + "\n")
 
 
 def _run(argv: Sequence[str], text: str = "") -> str:
-    """Run a command to its end; raise NfqError with what it said if it fails."""
+    """Run a command to its end; raise NfqError with its error output if it fails."""
     try:
         done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise NfqError(f"the lab's network: {error}") from None
     if done.returncode != 0:
-        raise NfqError(f"the lab's network: `{' '.join(argv)}` failed: {_complaint(done.stderr, text)}")
+        raise NfqError(f"the lab's network: `{' '.join(argv)}` failed: {_error_text(done.stderr, text)}")
     return done.stdout
 
 
-def _complaint(stderr: str, text: str) -> str:
-    """Return what a command complained of, and of a batch the line that failed."""
-    said = [line for line in stderr.splitlines() if line.strip()]
-    if said and said[-1].startswith("Command failed -:"):
-        line = int(said.pop().rpartition(":")[2])
-        said.append(f"in {text.splitlines()[line - 1]!r}")
-    return "; ".join(said) or "it did not say why"
+def _error_text(stderr: str, text: str) -> str:
+    """Return the error output of a command, for a batch with the line that failed."""
+    messages = [line for line in stderr.splitlines() if line.strip()]
+    if messages and messages[-1].startswith("Command failed -:"):
+        line = int(messages.pop().rpartition(":")[2])
+        messages.append(f"in {text.splitlines()[line - 1]!r}")
+    return "; ".join(messages) or "no error output"
 
 
 def _all_namespaces() -> list[str]:
@@ -284,27 +285,27 @@ def _pids(namespace: str) -> list[int]:
 
 
 def _end(pids: Iterable[int]) -> None:
-    """Ask processes to end, wait, and kill those that are left; a pidfd never names a later process of that number."""
+    """Send processes SIGTERM, wait, and kill the remaining ones; a pidfd never refers to a later process of a pid."""
     with ExitStack() as stack:
-        waiting = select.poll()
+        exits = select.poll()
         running = set()
         for pid in set(pids) - {os.getpid()}:
             with suppress(ProcessLookupError):
                 pidfd = os.pidfd_open(pid)
                 stack.callback(os.close, pidfd)
-                waiting.register(pidfd, select.POLLIN)
+                exits.register(pidfd, select.POLLIN)
                 running.add(pidfd)
         for name in (signal.SIGTERM, signal.SIGKILL):
             for pidfd in running:
                 with suppress(ProcessLookupError):
                     signal.pidfd_send_signal(pidfd, name)
-            _await_exit(waiting, running)
+            _await_exit(exits, running)
 
 
-def _await_exit(waiting: "select.poll", running: set[int]) -> None:
-    """Take out of ``running`` what ends within the grace."""
+def _await_exit(exits: "select.poll", running: set[int]) -> None:
+    """Remove from ``running`` the processes that end within ``_GRACE``."""
     deadline = time.monotonic() + _GRACE
     while running and (left := deadline - time.monotonic()) > 0:
-        for pidfd, _ in waiting.poll(left * 1000):
-            waiting.unregister(pidfd)
+        for pidfd, _ in exits.poll(left * 1000):
+            exits.unregister(pidfd)
             running.discard(pidfd)

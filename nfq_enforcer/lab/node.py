@@ -1,4 +1,4 @@
-"""A node of the lab: its agent, as a process of its own in the node's namespace."""
+"""A node of the lab: its agent, a process in the node's namespace."""
 
 import os
 import signal
@@ -9,24 +9,24 @@ from typing import Any
 import yaml
 
 from nfq_enforcer.agent import client
-from nfq_enforcer.lab.network import Network
-from nfq_enforcer.lab.process import Daemon
+from nfq_enforcer.lab.network import LabNetwork
+from nfq_enforcer.lab.process import LabProcess
 
 
 class LabNode:
-    """One node and its agent; the agent outlives this object, like any daemon."""
+    """LabNode: one node and its agent; the agent outlives this object, as a daemon does."""
 
-    def __init__(self, network: Network, name: str, store: Mapping[str, Any]) -> None:
-        """Name the node; whether its agent runs is found out when asked. ``store``: the settings of its store."""
+    def __init__(self, network: LabNetwork, name: str, store: Mapping[str, Any]) -> None:
+        """Keep the node's name and the settings of its store; the agent may or may not run."""
         self.name = name
         self.socket = network.state / f"{name}.sock"
         self.log = network.state / f"{name}-agent.log"
         self._configuration = network.state / f"{name}.yaml"
         self._store = store
-        self._agent = Daemon(network, name, f"the agent of {name}", self.log, network.state / f"{name}.pid")
+        self._agent = LabProcess(network, name, f"the agent of {name}", self.log, network.state / f"{name}.pid")
 
     def start(self, *options: str, **settings: Any) -> None:
-        """Start the agent without waiting; ``settings`` are keys of its configuration beside those of the lab."""
+        """Start the agent without waiting; ``settings`` are configuration keys, added to those of the lab."""
         configuration = {
             "node": {"name": self.name, **settings.pop("node", {})},
             **self._store,
@@ -39,16 +39,16 @@ class LabNode:
         self._agent.start([*program, *options], environment)
 
     def wait_until_ready(self) -> None:
-        """Return when every packet of the node is being judged; raise NfqError with the log if the agent ends."""
+        """Wait until the agent enforces policy on every packet of the node; raise NfqError with the log if it ends."""
         self._agent.wait_until(lambda: b"\nready\n" in b"\n" + self.log.read_bytes())
 
     def status(self) -> dict[str, Any]:
         """Return the agent's status."""
-        seen: dict[str, Any] = client.call(self.socket, "status")
-        return seen
+        status: dict[str, Any] = client.call(self.socket, "status")
+        return status
 
     def observe(self, **params: Any) -> list[dict[str, Any]]:
-        """Return the flows that the agent has kept; ``verdict`` and ``last`` as in ``nfq-enforcer observe``."""
+        """Return the flow events in the agent's log; ``verdict`` and ``last`` as in ``nfq-enforcer observe``."""
         return list(client.stream(self.socket, "observe", 10.0, **params))
 
     @property
@@ -57,5 +57,5 @@ class LabNode:
         return self._agent.pid
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int | None:
-        """End the agent, if it runs, and return when it is gone: its exit status, if this object has started it."""
+        """Stop the agent, if it runs, and wait for its end; return its exit status if this object started it."""
         return self._agent.stop(number)

@@ -1,7 +1,7 @@
-"""A site: real hosts, or virtual ones, on which the demo plays as it does in the lab.
+"""A remote lab: real or virtual machines on which the demo runs as it does in the local lab.
 
-Agents run there and endpoints are known to them; the demo brings traffic, captures and policies, and takes all of it
-away again. A cluster that has policies of its own is left alone.
+Agents run on its nodes and the cluster has its endpoints already; the demo adds traffic, captures and policies, and
+removes all of them. It refuses a cluster that has policies of its own.
 """
 
 import asyncio
@@ -18,114 +18,118 @@ from nfq_enforcer.lab.ssh import SshExecutor
 from nfq_enforcer.lab.topology import ENDPOINTS, NODES, ROUTER
 
 _FIRST = NODES[0]  # policies are loaded here; all nodes enforce them
-_PATIENCE = "10"  # seconds for a change to be in force on all nodes
+_TIMEOUT = "10"  # seconds for all nodes to enforce a change
 _SEPARATOR = "\n---\n"  # of YAML documents
-_TABLES = {4: "iptables", 6: "ip6tables"}
+_IPTABLES = {4: "iptables", 6: "ip6tables"}
 
 
 class RemoteLab(LabBase):
-    """The hosts of one file; ``async with`` connects to them, and leaves them as they were."""
+    """RemoteLab: the machines of one inventory; ``async with`` connects to them, and restores them at the end."""
 
-    def __init__(self, hosts: Inventory, machines: SshExecutor) -> None:
-        """Take the hosts; nothing is asked of them yet."""
-        super().__init__(machines)
-        self._remote = machines
-        self._program = hosts.program
-        self._sockets = {machine.name: machine.socket for machine in hosts.machines}
+    def __init__(self, inventory: Inventory, ssh: SshExecutor) -> None:
+        """Keep the inventory and the executor; do not connect yet."""
+        super().__init__(ssh)
+        self._ssh = ssh
+        self._program = inventory.program
+        self._sockets = {machine.name: machine.socket for machine in inventory.machines}
         self._uplinks: dict[str, str] = {}
         self._loaded: dict[str, str] = {}
-        self._masquerades: list[list[str]] = []  # what undoes each rule
+        self._masquerade_deletions: list[list[str]] = []  # the command that deletes each rule
 
     async def apply(self, name: str, text: str) -> None:
-        """Put a text of policies in force on all nodes, in place of the one of this name; raise NfqError if refused."""
-        gone = policies(self._loaded.get(name, "")) - policies(text)
-        self._loaded[name] = _SEPARATOR.join([self._loaded.get(name, ""), text])  # until this is done: any of both
-        await self._ask(_FIRST, "policy", "load", "--wait", "--timeout", _PATIENCE, "-", text=text)
-        await self._delete(gone)
+        """Enforce the policy documents of a text on all nodes, in place of the text of this name.
+
+        Raises NfqError if a document is refused.
+        """
+        removed = policies(self._loaded.get(name, "")) - policies(text)
+        # Until the load is complete, the cluster may have documents of both texts.
+        self._loaded[name] = _SEPARATOR.join([self._loaded.get(name, ""), text])
+        await self._nfq_enforcer(_FIRST, "policy", "load", "--wait", "--timeout", _TIMEOUT, "-", text=text)
+        await self._delete(removed)
         self._loaded[name] = text
 
     async def withdraw(self, name: str) -> None:
-        """Take a text of policies away and return when all nodes enforce what is left."""
+        """Delete the policy documents of a text; return when all nodes enforce the remaining documents."""
         await self._delete(policies(self._loaded[name]))
         del self._loaded[name]
 
     async def refused(self, node: str) -> list[dict[str, Any]]:
-        """Return the packets that a node has dropped, as its log has them, the latest last."""
-        said = await self._ask(node, "observe", "-o", "json", "--verdict", FlowVerdict.DROPPED)
-        return [json.loads(line) for line in said.splitlines()]
+        """Return the flow events of the packets that a node has dropped, oldest first."""
+        lines = await self._nfq_enforcer(node, "observe", "-o", "json", "--verdict", FlowVerdict.DROPPED)
+        return [json.loads(line) for line in lines.splitlines()]
 
     def capture(self) -> Captures:
-        """Return a capture of what comes in at each node: every packet between two of them, once."""
-        return Captures([Capture(self._remote, node, self._uplinks[node], only=INBOUND) for node in NODES])
+        """Return a capture of the inbound packets at every node: each packet between two nodes is in it once."""
+        return Captures([Capture(self._ssh, node, self._uplinks[node], pcap_filter=INBOUND) for node in NODES])
 
     def masquerade(self, on: bool) -> None:
-        """Let the router hide the source of what endpoints send through it, or no longer; new connections only."""
-        while self._masquerades:
-            self._remote.run(ROUTER, *self._masquerades.pop())
-        for family, command in _TABLES.items() if on else ():
+        """Switch the router's masquerading of the source addresses of endpoints; it affects new connections only."""
+        while self._masquerade_deletions:
+            self._ssh.run(ROUTER, *self._masquerade_deletions.pop())
+        for family, command in _IPTABLES.items() if on else ():
             for name in ENDPOINTS:
                 rule = ["POSTROUTING", "-s", str(self.address(name, family)), "-j", "MASQUERADE"]
-                self._remote.run(ROUTER, command, "-w", "-t", "nat", "-A", *rule)
-                self._masquerades.append([command, "-w", "-t", "nat", "-D", *rule])
+                self._ssh.run(ROUTER, command, "-w", "-t", "nat", "-A", *rule)
+                self._masquerade_deletions.append([command, "-w", "-t", "nat", "-D", *rule])
 
     async def __aenter__(self) -> Self:
-        """Connect; raise NfqError where an agent or an endpoint is missing, or policies are there already."""
+        """Connect; raise NfqError if an agent or an endpoint is missing, or if the cluster already has policies."""
         try:
-            await asyncio.to_thread(self._remote.connect)
-            self._uplinks = {node: self._device(node) for node in NODES}
+            await asyncio.to_thread(self._ssh.connect)
+            self._uplinks = {node: self._interface(node) for node in NODES}
             for node in NODES:
-                await self._ask(node, "status")
+                await self._nfq_enforcer(node, "status")
             await self._check_cluster()
         except BaseException:
-            self._remote.close()
+            self._ssh.close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the traffic, take away what was loaded, and hang up."""
+        """Stop the traffic, delete the policies of this lab, and close the connections."""
         try:
             await self.leave()
             self.masquerade(False)
-            there = {(one["namespace"], one["name"]) for one in await self._listed("policy")}
-            await self._delete(there & policies(_SEPARATOR.join(self._loaded.values())))
+            present = {(policy["namespace"], policy["name"]) for policy in await self._list("policy")}
+            await self._delete(present & policies(_SEPARATOR.join(self._loaded.values())))
         finally:
-            self._remote.close()
+            self._ssh.close()
 
-    def _device(self, node: str) -> str:
+    def _interface(self, node: str) -> str:
         """Return the interface that has the node's own address."""
         address = self.address(node)
-        said = self._remote.run(node, "ip", "-o", "address", "show", "to", str(address)).split()
-        if not said:
+        fields = self._ssh.run(node, "ip", "-o", "address", "show", "to", str(address)).split()
+        if not fields:
             raise NfqError(f"{node} has no interface with the address {address}, which the file of machines gives it")
-        return said[1].partition("@")[0]
+        return fields[1].partition("@")[0]
 
     async def _check_cluster(self) -> None:
-        loaded = sorted(one["name"] for one in await self._listed("policy"))
+        loaded = sorted(policy["name"] for policy in await self._list("policy"))
         if loaded:
             raise NfqError(
                 f"the cluster has policies already, which the demo would mix with its own: {', '.join(loaded)}; "
                 f"'nfq-enforcer policy delete' takes them back"
             )
-        known = {address for one in await self._listed("endpoint") for address in one["addresses"]}
-        missing = [name for name in ENDPOINTS if not {str(self.address(name, family)) for family in _TABLES} <= known]
+        known = {address for endpoint in await self._list("endpoint") for address in endpoint["addresses"]}
+        missing = [name for name in ENDPOINTS if not {str(self.address(name, family)) for family in _IPTABLES} <= known]
         if missing:
             raise NfqError(
                 f"the cluster knows no endpoints with the addresses of {', '.join(missing)}; "
                 f"'nfq-enforcer endpoint add' on their nodes makes them known"
             )
 
-    async def _listed(self, noun: str) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = json.loads(await self._ask(_FIRST, noun, "list", "-o", "json"))
-        return listed
+    async def _list(self, noun: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(await self._nfq_enforcer(_FIRST, noun, "list", "-o", "json"))
+        return rows
 
-    async def _delete(self, gone: set[tuple[str, str]]) -> None:
-        for namespace, name in sorted(gone):
-            called = f"{namespace}/{name}".lstrip("/")
-            await self._ask(_FIRST, "policy", "delete", "--wait", "--timeout", _PATIENCE, called)
+    async def _delete(self, documents: set[tuple[str, str]]) -> None:
+        for namespace, name in sorted(documents):
+            full_name = f"{namespace}/{name}".lstrip("/")
+            await self._nfq_enforcer(_FIRST, "policy", "delete", "--wait", "--timeout", _TIMEOUT, full_name)
 
-    async def _ask(self, node: str, *command: str, text: str = "") -> str:
-        """Run a command of ours on a node, as its operator would."""
+    async def _nfq_enforcer(self, node: str, *command: str, text: str = "") -> str:
+        """Run an ``nfq-enforcer`` command on a node, as its operator would; return its output."""
         argv = [self._program, *command, "--socket", self._sockets[node]]
-        return await asyncio.to_thread(self._remote.run, node, *argv, text=text)
+        return await asyncio.to_thread(self._ssh.run, node, *argv, text=text)

@@ -1,4 +1,4 @@
-"""What the lab looks like: machines, cables, addresses and routes. It only computes; ``network.py`` builds it.
+"""Topology of the lab: machines, cables, addresses and routes. Pure computation; ``network.py`` builds it.
 
     front1 ─┐                    ┌─ front2        db3 ─┐
             n1 ──── segment ──── n2                    n3 (an endpoint itself)
@@ -6,11 +6,11 @@
                    │ │ └─────────── rtr ── link ───────┘
                 world store
 
-Every machine is a network namespace ``nfqe-<run id>-<machine>`` (and so is the segment: its bridge). Every machine
-has an IPv4 and an IPv6 address and reaches every other in both; ``world`` is outside of the cluster and knows the
-ways to the endpoints all the same, so that it can try. ``store`` is the like of it, and runs the nodes' store: no
-policy speaks of it. Endpoints hang on their node without a bridge: routed, behind
-a veth whose host side is named in the endpoint's document.
+Every machine is a network namespace ``nfqe-<run id>-<machine>``; the segment is a namespace too, with its bridge.
+Every machine has an IPv4 and an IPv6 address and reaches every other machine in both families. ``world`` is outside of
+the cluster, but has routes to the endpoints, so that it can attempt connections. ``store`` is connected in the same
+way, and runs the nodes' store: no policy selects it. Endpoints are connected to their node without a bridge: routed,
+behind a veth whose host side is named in the endpoint's document.
 """
 
 import re
@@ -32,7 +32,7 @@ import yaml
 
 from nfq_enforcer.errors import BadInput
 
-Address = IPv4Address | IPv6Address
+IPAddress = IPv4Address | IPv6Address
 InterfaceAddress = IPv4Interface | IPv6Interface
 Subnet = IPv4Network | IPv6Network
 
@@ -42,10 +42,10 @@ BRIDGE = "br0"
 ROUTER = "rtr"
 WORLD = "world"
 STORE = "store"
-UPLINK = "eth0"  # of every machine with only one way out, and of the nodes: the interface that faces the others
+UPLINK = "eth0"  # of a machine: its only interface; of a node or the router: the interface toward the segment or link
 
 _RUN_ID = re.compile(r"[a-z0-9]{1,6}")
-_MACHINE = re.compile(r"[a-z0-9]{1,10}")  # behind "veth-" it is the name of an interface, which has 15 characters
+_MACHINE = re.compile(r"[a-z0-9]{1,10}")  # with "veth-" it names an interface: at most 15 characters (IFNAMSIZ - 1)
 _POD_SUBNETS = ("10.31.{}.0/24", "fd00:31:{}::/64")
 _SEGMENT_SUBNETS = ("172.31.0.0/24", "fd00:31::/64")
 _FAR_SUBNETS = ("172.31.1.0/24", "fd00:31:0:1::/64")  # the link behind the router
@@ -60,8 +60,8 @@ _ON_SEGMENT = (ROUTER, WORLD, STORE, *(node for node in NODES if node != _BEHIND
 
 
 @dataclass(frozen=True)
-class Interface:
-    """One end of a cable, or the bridge; the first machine of two names the cable's other end."""
+class LabInterface:
+    """LabInterface: one end of a cable, or the bridge."""
 
     name: str
     addresses: tuple[InterfaceAddress, ...] = ()
@@ -70,33 +70,33 @@ class Interface:
 
 @dataclass(frozen=True)
 class Route:
-    """A way to a subnet: through a gateway, or straight out of an interface."""
+    """Route: to a subnet, through a gateway or directly through an interface."""
 
     to: Subnet
-    via: Address | None = None
+    via: IPAddress | None = None
     device: str | None = None
-    source: Address | None = None  # which own address a packet takes that starts here
-    mtu: int | None = None  # of packets that take it, where that is less than the interface's
+    source: IPAddress | None = None  # source address of the machine's own packets
+    mtu: int | None = None  # if it is lower than the interface's
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One namespace: its interfaces in the order they are addressed, and its routes."""
+    """Machine: one namespace, with its interfaces in the order of their set-up, and its routes."""
 
     name: str
-    interfaces: tuple[Interface, ...] = ()
+    interfaces: tuple[LabInterface, ...] = ()
     routes: tuple[Route, ...] = ()
     forwards: bool = False
 
     @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Return its own addresses, IPv4 then IPv6: those of its first interface."""
+    def addresses(self) -> tuple[IPAddress, ...]:
+        """Return the machine's own addresses, IPv4 then IPv6: those of its first interface."""
         return tuple(address.ip for address in self.interfaces[0].addresses)
 
 
 @dataclass(frozen=True)
 class Cable:
-    """A veth pair: two (machine, interface) ends."""
+    """Cable: a veth pair, as two (machine, interface) ends."""
 
     a: tuple[str, str]
     b: tuple[str, str]
@@ -104,20 +104,20 @@ class Cable:
 
 @dataclass(frozen=True)
 class LabEndpoint:
-    """A workload that policy speaks of, as its document declares it."""
+    """LabEndpoint: a workload with a label, declared by an Endpoint document."""
 
     name: str
     node: str
-    addresses: tuple[Address, ...]
-    interface: str | None  # on the node; none for a node that is an endpoint itself
+    addresses: tuple[IPAddress, ...]
+    interface: str | None  # on the node; None for a node that is an endpoint itself
 
     @property
     def role(self) -> str:
-        """Return the value of its ``role`` label."""
+        """Return the value of the endpoint's ``role`` label."""
         return _ROLES[self.name.rstrip("0123456789")]
 
     def document(self) -> dict[str, Any]:
-        """Return the Endpoint document that declares it."""
+        """Return the Endpoint document that declares the endpoint."""
         spec: dict[str, Any] = {"node": self.node, "ips": [str(address) for address in self.addresses]}
         if self.interface:
             spec["interface"] = self.interface
@@ -130,31 +130,31 @@ class LabEndpoint:
 
 
 @dataclass(frozen=True)
-class Attached:
-    """A machine that has come to a node while the lab was up; whether policy speaks of it is for others to declare."""
+class AttachedWorkload:
+    """AttachedWorkload: a machine added to a node while the lab is up; no document of the lab declares it."""
 
     name: str
     node: str
 
     @property
     def interface(self) -> str:
-        """Return the node's end of its cable."""
+        """Return the node's interface of the workload's cable."""
         return f"veth-{self.name}"
 
 
 @dataclass(frozen=True)
 class Topology:
-    """The whole lab of one run."""
+    """Topology: the whole lab of one run."""
 
     run_id: str
-    # How much lower the MTU of an endpoint's routes is, so that what it sends still fits when stamped. Its interface
-    # keeps the full MTU, because what it receives is longer by a stamp, and a veth drops what its MTU does not allow.
+    # Bytes by which the MTU of an endpoint's routes is lower, so that its packets still fit when stamped. Its interface
+    # keeps the full MTU: received packets are longer by a stamp, and a veth drops packets that exceed its MTU.
     stamp_room: int = 16
     mtu: int = 1500
-    attached: tuple[Attached, ...] = ()
+    attached: tuple[AttachedWorkload, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a run id that does not fit the names of namespaces."""
+        """Raise BadInput for a run id that does not fit into the names of namespaces."""
         if not _RUN_ID.fullmatch(self.run_id):
             raise BadInput(f"{self.run_id!r} is not a run id of a lab: it has 1 to 6 of the characters a-z and 0-9")
 
@@ -166,25 +166,25 @@ class Topology:
             raise BadInput(f"the lab has a machine {name!r} already")
         if node not in NODES:
             raise BadInput(f"the lab has no node {node!r}; there are {', '.join(NODES)}")
-        return replace(self, attached=(*self.attached, Attached(name, node)))
+        return replace(self, attached=(*self.attached, AttachedWorkload(name, node)))
 
     def namespace(self, machine: str) -> str:
         """Return the name of a machine's network namespace."""
         return f"{namespace_prefix(self.run_id)}{self.machine(machine).name}"
 
     def machine(self, name: str) -> Machine:
-        """Return the machine of this name; raise BadInput with the names there are."""
+        """Return the machine of this name; raise BadInput with the known names."""
         if name not in self.machines:
             raise BadInput(f"the lab has no machine {name!r}; there are {', '.join(self.machines)}")
         return self.machines[name]
 
-    def address(self, machine: str, family: int = 4) -> Address:
+    def address(self, machine: str, family: int = 4) -> IPAddress:
         """Return a machine's own address of IP version 4 or 6."""
         return next(address for address in self.machine(machine).addresses if address.version == family)
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Return every machine that has addresses: all but the segment."""
+        """Return the names of all machines with addresses: all but the segment."""
         return tuple(name for name in self.machines if name != SEGMENT)
 
     @cached_property
@@ -193,13 +193,13 @@ class Topology:
         nodes = [self._node(name) for name in NODES]
         endpoints = [self._endpoint_machine(node, name) for node, names in _ENDPOINTS.items() for name in names]
         outside = [self._outside(WORLD, _WORLD_NUMBER), self._outside(STORE, _STORE_NUMBER)]
-        attached = [self._endpoint_machine(one.node, one.name) for one in self.attached]
-        everyone = [self._segment(), self._router(), *outside, *nodes, *endpoints, *attached]
-        return {machine.name: machine for machine in everyone}
+        attached = [self._endpoint_machine(workload.node, workload.name) for workload in self.attached]
+        machines = [self._segment(), self._router(), *outside, *nodes, *endpoints, *attached]
+        return {machine.name: machine for machine in machines}
 
     @cached_property
     def cables(self) -> tuple[Cable, ...]:
-        """Return every veth pair; a port of the segment's bridge bears the name of the machine it leads to."""
+        """Return every veth pair; a port of the segment's bridge has the name of the machine behind it."""
         on_segment = [Cable((SEGMENT, name), (name, UPLINK)) for name in _ON_SEGMENT]
         far = Cable((ROUTER, "far"), (_BEHIND_ROUTER, UPLINK))
         pods = [Cable((e.node, e.interface), (e.name, UPLINK)) for e in self.endpoints if e.interface]
@@ -207,7 +207,7 @@ class Topology:
 
     @cached_property
     def endpoints(self) -> tuple[LabEndpoint, ...]:
-        """Return all endpoints, the node that is one itself at the end."""
+        """Return all endpoints; the last one is the node that is an endpoint itself."""
         behind_veths = [
             LabEndpoint(name, node, tuple(address.ip for address in self._pod_addresses(node, name)), f"veth-{name}")
             for node, names in _ENDPOINTS.items()
@@ -222,22 +222,22 @@ class Topology:
         return yaml.safe_dump_all(documents, sort_keys=False, explicit_start=True)
 
     def _segment(self) -> Machine:
-        ports = [Interface(name, mtu=self.mtu) for name in _ON_SEGMENT]
-        return Machine(SEGMENT, (Interface(BRIDGE, mtu=self.mtu), *ports))
+        ports = [LabInterface(name, mtu=self.mtu) for name in _ON_SEGMENT]
+        return Machine(SEGMENT, (LabInterface(BRIDGE, mtu=self.mtu), *ports))
 
     def _router(self) -> Machine:
-        near = Interface(UPLINK, _numbered(_SEGMENT_SUBNETS, _ROUTER_NUMBER), self.mtu)
-        far = Interface("far", _numbered(_FAR_SUBNETS, _ROUTER_NUMBER), self.mtu)
+        near = LabInterface(UPLINK, _numbered(_SEGMENT_SUBNETS, _ROUTER_NUMBER), self.mtu)
+        far = LabInterface("far", _numbered(_FAR_SUBNETS, _ROUTER_NUMBER), self.mtu)
         return Machine(ROUTER, (near, far), tuple(_routes_to_pods(ROUTER)), forwards=True)
 
     def _outside(self, name: str, number: int) -> Machine:
-        uplink = Interface(UPLINK, _numbered(_SEGMENT_SUBNETS, number), self.mtu)
+        uplink = LabInterface(UPLINK, _numbered(_SEGMENT_SUBNETS, number), self.mtu)
         return Machine(name, (uplink,), (*_routes_to_pods(name), *_routes_to_far_link()))
 
     def _node(self, name: str) -> Machine:
-        uplink = Interface(UPLINK, _node_addresses(name), self.mtu)
+        uplink = LabInterface(UPLINK, _node_addresses(name), self.mtu)
         gateways = tuple(_single(address) for address in _numbered(_pod_subnets(name), 1))
-        pods = [Interface(f"veth-{pod}", gateways, self.mtu) for pod in self._pods(name)]
+        pods = [LabInterface(f"veth-{pod}", gateways, self.mtu) for pod in self._pods(name)]
         if name in _ON_SEGMENT:
             routes = [*_routes_to_pods(name), *_routes_to_far_link()]
         else:
@@ -245,22 +245,22 @@ class Topology:
         return Machine(name, (uplink, *pods), (*self._routes_to_own_pods(name), *routes), forwards=True)
 
     def _endpoint_machine(self, node: str, name: str) -> Machine:
-        uplink = Interface(UPLINK, self._pod_addresses(node, name), self.mtu)
-        fitting = self.mtu - self.stamp_room
+        uplink = LabInterface(UPLINK, self._pod_addresses(node, name), self.mtu)
+        mtu = self.mtu - self.stamp_room
         gateways = [_single(address) for address in _numbered(_pod_subnets(node), 1)]
-        on_link = [Route(gateway.network, device=UPLINK, mtu=fitting) for gateway in gateways]
-        default = [Route(_everything(gateway), via=gateway.ip, device=UPLINK, mtu=fitting) for gateway in gateways]
+        on_link = [Route(gateway.network, device=UPLINK, mtu=mtu) for gateway in gateways]
+        default = [Route(_everything(gateway), via=gateway.ip, device=UPLINK, mtu=mtu) for gateway in gateways]
         return Machine(name, (uplink,), (*on_link, *default))
 
     def _pods(self, node: str) -> tuple[str, ...]:
-        return (*_ENDPOINTS[node], *(one.name for one in self.attached if one.node == node))
+        return (*_ENDPOINTS[node], *(workload.name for workload in self.attached if workload.node == node))
 
     def _pod_addresses(self, node: str, pod: str) -> tuple[InterfaceAddress, ...]:
         number = _FIRST_ENDPOINT + self._pods(node).index(pod)
         return tuple(_single(address) for address in _numbered(_pod_subnets(node), number))
 
     def _routes_to_own_pods(self, node: str) -> list[Route]:
-        # A node that is an endpoint speaks to its pods, too, with the address that its document names.
+        # A node that is an endpoint sends to its pods, too, from the address in its Endpoint document.
         return [
             Route(address.network, device=f"veth-{pod}", source=own.ip)
             for pod in self._pods(node)
@@ -269,7 +269,7 @@ class Topology:
 
 
 def namespace_prefix(run_id: str) -> str:
-    """Return what the names of all namespaces of a run begin with."""
+    """Return the common prefix of the names of all namespaces of a run."""
     return f"{PREFIX}{run_id}-"
 
 
@@ -279,7 +279,7 @@ def _numbered(subnets: tuple[str, ...], number: int) -> tuple[InterfaceAddress, 
 
 
 def _single(address: InterfaceAddress) -> InterfaceAddress:
-    """Take an address out of its subnet, so that it brings no route of its own."""
+    """Return the address as a host address (/32, /128), which adds no route to its subnet."""
     return ip_interface((address.ip, address.max_prefixlen))
 
 

@@ -1,11 +1,13 @@
-"""The process that makes a host's traffic, inside the host's namespace: orders in, outcomes out, a JSON line each.
+"""The process that makes a host's traffic, in the host's namespace: requests in, results out, one JSON line each.
 
-``host.py`` starts it, from this very text and without site packages, and holds its standard input; it ends when that
-does. It imports the standard library only, so that a lab of many hosts starts at once, and needs no file of its own.
+``traffic_host.py`` starts it, from the text of this module and without site packages, and holds its standard input; the
+process ends at the end of that input. It imports the standard library only, so that a lab of many hosts starts quickly
+and the machine needs no file of the project.
 
-Hosts talk to each other in lines. ``?TOKEN`` asks who is there, ``#TOKEN SIZE`` announces that many bytes, and
-``=TOKEN …`` answers either: with the host's name, the address that it sees, and its number of the connection; or
-with the count and the SHA-256 of what came. Both ends of a connection may ask. UDP knows ``?`` and ``=`` only.
+Hosts exchange lines of text. ``?TOKEN`` queries the receiver, ``#TOKEN SIZE`` announces SIZE bytes of data, and
+``=TOKEN …`` is the reply to either: to a query, the replying host's name, the source address that it sees, and its
+number of the connection; to data, the count and the SHA-256 of the received bytes. Both ends of a connection may
+query. UDP uses ``?`` and ``=`` only.
 """
 
 import asyncio
@@ -27,21 +29,21 @@ LINE_LIMIT = 1 << 20  # a raw packet of 64 KiB, written as hexadecimal digits, f
 _BLOCK = os.urandom(1 << 16)
 _ANY = {4: "0.0.0.0", 6: "::"}
 
-# linux/in.h and linux/in6.h; the socket module does not name them
+# From linux/in.h and linux/in6.h; the socket module lacks these constants.
 _MTU_DISCOVER = {4: (socket.IPPROTO_IP, 10), 6: (socket.IPPROTO_IPV6, 23)}
 _PMTUDISC_DONT, _PMTUDISC_DO = 0, 2
 _IPV6_DONTFRAG = 62
 
 
 class _PacketInfo(NamedTuple):
-    """The control message that names the address a datagram was sent to (ip(7), ipv6(7))."""
+    """Control message with the destination address of a datagram: IP_PKTINFO, IPV6_PKTINFO (ip(7), ipv6(7))."""
 
     level: int
     option: int
-    interface: slice  # where the interface's number stands in it
+    interface: slice  # position of the interface index in the message
 
     def without_interface(self, info: bytes) -> bytes:
-        """Keep the address, but leave the way out to the routes."""
+        """Return the message with the address, but without the interface, so that the routes choose one."""
         return info[: self.interface.start] + bytes(4) + info[self.interface.stop :]
 
 
@@ -57,8 +59,8 @@ Result = dict[str, Any]
 T = TypeVar("T")
 
 
-class Conversation:
-    """One TCP connection, seen from either end."""
+class TrafficEnd:
+    """ConnectionEnd: this host's end of one TCP connection, opened or accepted."""
 
     def __init__(self, number: int, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.number = number
@@ -66,68 +68,68 @@ class Conversation:
         self._reader = reader
         self._writer = writer
         self._peer = writer.get_extra_info("peername")[0]
-        self._asked: dict[str, asyncio.Future[list[str]]] = {}
+        self._pending: dict[str, asyncio.Future[list[str]]] = {}
 
     async def run(self) -> None:
-        """Answer the other side and take its answers, until the connection ends."""
+        """Reply to the other end's queries and receive its replies, until the connection ends."""
         failure = ConnectionResetError(errno.ECONNRESET, "the other side closed the connection")
         try:
             while line := await self._reader.readline():
-                await self._hear(line.decode().split())
+                await self._handle(line.decode().split())
         except OSError as error:
             failure = ConnectionResetError(error.errno or errno.ECONNRESET, error.strerror or str(error))
         finally:
             self.close()
-            for answer in filter(_is_awaited, self._asked.values()):
-                answer.set_exception(failure)
+            for reply in filter(_is_pending, self._pending.values()):
+                reply.set_exception(failure)
 
-    async def ask(self) -> Result:
-        """Ask who is there; return the answer."""
-        name, seen_as, number = await self._pose("?")
+    async def query(self) -> Result:
+        """Query the other end; return its reply."""
+        name, seen_as, number = await self._send_query("?")
         return {"answered_by": name, "seen_as": seen_as, "peer_number": int(number)}
 
     async def send(self, size: int) -> Result:
-        """Send this many bytes; return how many came, and whether they are what was sent."""
+        """Send this many bytes; return the number of received bytes, and whether they equal the sent ones."""
         digest = hashlib.sha256()
-        answer = self._pose("#", str(size))
+        reply = self._send_query("#", str(size))
         for begin in range(0, size, len(_BLOCK)):
             block = _BLOCK[: size - begin]
             digest.update(block)
             self._writer.write(block)
             await self._writer.drain()
-        received, digest_there = await answer
-        return {"received": int(received), "intact": digest_there == digest.hexdigest()}
+        received, received_digest = await reply
+        return {"received": int(received), "intact": received_digest == digest.hexdigest()}
 
     def close(self) -> None:
-        """Close the connection; what is in flight may still arrive."""
+        """Close the connection; data in flight may still arrive."""
         self._writer.close()
 
-    async def _hear(self, words: list[str]) -> None:
+    async def _handle(self, words: list[str]) -> None:
         kind, token, rest = words[0][0], words[0][1:], words[1:]
         if kind == "?":
             self._writer.write(f"={token} {self._name} {self._peer} {self.number}\n".encode())
         elif kind == "#":
-            self._writer.write(f"={token} {await self._swallow(int(rest[0]))}\n".encode())
-        elif (answer := self._asked.pop(token, None)) and _is_awaited(answer):
-            answer.set_result(rest)
+            self._writer.write(f"={token} {await self._receive(int(rest[0]))}\n".encode())
+        elif (reply := self._pending.pop(token, None)) and _is_pending(reply):
+            reply.set_result(rest)
 
-    async def _swallow(self, size: int) -> str:
+    async def _receive(self, size: int) -> str:
         digest, left = hashlib.sha256(), size
         while left and (data := await self._reader.read(min(left, 1 << 18))):
             digest.update(data)
             left -= len(data)
         return f"{size - left} {digest.hexdigest()}"
 
-    def _pose(self, kind: str, *words: str) -> "asyncio.Future[list[str]]":
-        """Write a question; return its answer, which is to come."""
+    def _send_query(self, kind: str, *words: str) -> "asyncio.Future[list[str]]":
+        """Send a query; return the future of its reply."""
         token = secrets.token_hex(4)
-        answer = self._asked[token] = asyncio.get_running_loop().create_future()
+        reply = self._pending[token] = asyncio.get_running_loop().create_future()
         self._writer.write(" ".join((f"{kind}{token}", *words, "\n")).encode())
-        return answer
+        return reply
 
 
 class DatagramServer:
-    """Answers every question from the very address that was asked, as a machine of many addresses must."""
+    """DatagramServer: replies to every query from its destination address, as a machine with many addresses must."""
 
     def __init__(self, name: str, family: int, port: int) -> None:
         self._name = name
@@ -137,34 +139,34 @@ class DatagramServer:
             self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         self._socket.setsockopt(self._packet_info.level, self._packet_info.option, 1)
         self._socket.bind((_ANY[family], port))
-        asyncio.get_running_loop().add_reader(self._socket, self._answer)
+        asyncio.get_running_loop().add_reader(self._socket, self._reply)
 
-    def _answer(self) -> None:
+    def _reply(self) -> None:
         data, ancillary, _, peer = self._socket.recvmsg(1 << 16, 64)
         if data.startswith(b"?"):
             token = data[1:].split(maxsplit=1)[0].decode()
             source = [(level, kind, self._packet_info.without_interface(info)) for level, kind, info in ancillary]
-            with contextlib.suppress(OSError):  # a firewall may say no to what leaves here; the one who asked will see
+            with contextlib.suppress(OSError):  # a firewall may refuse the reply; the client then times out
                 self._socket.sendmsg([f"={token} {self._name} {peer[0]}".encode()], source, 0, peer)
 
 
 class Traffic:
-    """What one host does when told to; every method but ``answer`` is an order of this name."""
+    """Traffic: carries out the requests to one host; every public method but ``handle`` is a request of this name."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._numbers = count(1)
-        self._conversations: dict[int, Conversation] = {}
+        self._connections: dict[int, TrafficEnd] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._serving: list[object] = []
+        self._servers: list[object] = []
 
-    async def answer(self, order: Result) -> Result:
-        """Carry out one order; an order that makes no sense is answered with an error."""
-        number, verb, timeout = order.pop("id"), order.pop("verb"), order.pop("timeout")
+    async def handle(self, request: Result) -> Result:
+        """Carry out one request and return its result; the result of an invalid request is an error."""
+        number, verb, timeout = request.pop("id"), request.pop("verb"), request.pop("timeout")
         begun = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
-                result = await self._order(verb)(**order)
+                result = await self._method(verb)(**request)
             result.setdefault("status", "ok")
         except TimeoutError:
             result = {"status": "timeout"}
@@ -174,8 +176,8 @@ class Traffic:
             result = {"error": f"{verb}: {error!r}"}
         return {"id": number, "elapsed": time.monotonic() - begun, **result}
 
-    def _order(self, verb: str) -> Callable[..., Awaitable[Result]]:
-        orders: dict[str, Callable[..., Awaitable[Result]]] = {
+    def _method(self, verb: str) -> Callable[..., Awaitable[Result]]:
+        methods: dict[str, Callable[..., Awaitable[Result]]] = {
             "serve": self.serve,
             "connect": self.connect,
             "hold": self.hold,
@@ -186,107 +188,108 @@ class Traffic:
             "send_raw": self.send_raw,
             "ping": self.ping,
         }
-        return orders[verb]
+        return methods[verb]
 
     async def serve(self, protocol: str, port: int, families: list[int]) -> Result:
-        """Listen on a port of all addresses, until the process ends."""
+        """Listen on a port of all addresses, to the end of the process."""
         for family in families:
             if protocol == "TCP":
-                self._serving.append(await asyncio.start_server(self._accept, _ANY[family], port, backlog=1024))
+                self._servers.append(await asyncio.start_server(self._accept, _ANY[family], port, backlog=1024))
             else:
-                self._serving.append(DatagramServer(self._name, family, port))
+                self._servers.append(DatagramServer(self._name, family, port))
         return {}
 
     async def connect(self, address: str, port: int) -> Result:
-        """Open a connection, ask who is there, close it."""
-        conversation = await self._open(address, port)
+        """Open a connection, query the other end, and close the connection."""
+        connection = await self._open(address, port)
         try:
-            return await conversation.ask()
+            return await connection.query()
         finally:
-            self._drop(conversation)
+            self._drop(connection)
 
     async def hold(self, address: str, port: int) -> Result:
-        """Open a connection, ask who is there, and keep it."""
-        conversation = await self._open(address, port)
+        """Open a connection, query the other end, and keep the connection open."""
+        connection = await self._open(address, port)
         try:
-            return {"number": conversation.number, **await conversation.ask()}
+            return {"number": connection.number, **await connection.query()}
         except BaseException:
-            self._drop(conversation)
+            self._drop(connection)
             raise
 
     async def talk(self, number: int) -> Result:
-        """Ask the other side of a connection that is held, or was accepted."""
-        if number not in self._conversations:
+        """Query the other end of a held or accepted connection."""
+        if number not in self._connections:
             raise ConnectionResetError(errno.ECONNRESET, "the connection is closed")
-        return await self._conversations[number].ask()
+        return await self._connections[number].query()
 
     async def close(self, number: int) -> Result:
-        """Close a connection that is held, or was accepted."""
-        if number in self._conversations:
-            self._drop(self._conversations[number])
+        """Close a held or accepted connection."""
+        if number in self._connections:
+            self._drop(self._connections[number])
         return {}
 
     async def bulk(self, address: str, port: int, size: int) -> Result:
-        """Send many bytes over a connection of their own."""
-        conversation = await self._open(address, port)
+        """Send many bytes over a new connection."""
+        connection = await self._open(address, port)
         try:
-            return await conversation.send(size)
+            return await connection.send(size)
         finally:
-            self._drop(conversation)
+            self._drop(connection)
 
     async def send_udp(self, address: str, port: int, size: int, dont_fragment: bool) -> Result:
-        """Send one datagram that asks who is there; return the answer."""
+        """Send one query as a datagram of this size; return the reply."""
         token = secrets.token_hex(4)
         with _socket(address, socket.SOCK_DGRAM) as sock:
             _set_fragmentation(sock, dont_fragment)
-            words = await _exchange(sock, (address, port), f"?{token} ".encode().ljust(size, b"."), _udp_answer(token))
+            words = await _exchange(sock, (address, port), f"?{token} ".encode().ljust(size, b"."), _udp_reply(token))
         return {"answered_by": words[0], "seen_as": words[1]}
 
     async def ping(self, address: str, size: int) -> Result:
-        """Send one ICMP echo request; return when its reply came."""
+        """Send one ICMP echo request; return when its reply arrives."""
         family = _family(address)
         protocol, request, reply = _ICMP[family]
         ident = secrets.randbelow(1 << 16)
         packet = _ECHO.pack(request, 0, 0, ident, 1) + _BLOCK[:size]
-        if family == 4:  # the kernel fills in the checksum of ICMPv6 alone
+        if family == 4:  # the kernel computes the checksum of ICMPv6 only
             packet = _ECHO.pack(request, 0, _checksum(packet), ident, 1) + _BLOCK[:size]
         with _socket(address, socket.SOCK_RAW, protocol) as sock:
             await _exchange(sock, (address, 0), packet, _echo_reply(family, reply, ident))
         return {"answered_by": address}
 
     async def send_raw(self, packet: str) -> Result:
-        """Send an IP packet as it stands; the kernel sets IPv4's total length and checksum."""
+        """Send an IP packet unchanged, except for IPv4's total length and checksum, which the kernel sets."""
         data = bytes.fromhex(packet)
-        family, place = (socket.AF_INET, slice(16, 20)) if data[0] >> 4 == 4 else (socket.AF_INET6, slice(24, 40))
+        destination = slice(16, 20) if data[0] >> 4 == 4 else slice(24, 40)
+        family = socket.AF_INET if data[0] >> 4 == 4 else socket.AF_INET6
         with socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
-            sock.sendto(data, (socket.inet_ntop(family, data[place]), 0))
+            sock.sendto(data, (socket.inet_ntop(family, data[destination]), 0))
         return {}
 
-    async def _open(self, address: str, port: int) -> Conversation:
-        return self._begin(*await asyncio.open_connection(address, port))
+    async def _open(self, address: str, port: int) -> TrafficEnd:
+        return self._register(*await asyncio.open_connection(address, port))
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._begin(reader, writer)
+        self._register(reader, writer)
 
-    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Conversation:
-        conversation = Conversation(next(self._numbers), self._name, reader, writer)
-        self._conversations[conversation.number] = conversation
-        task = asyncio.create_task(self._converse(conversation))
+    def _register(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> TrafficEnd:
+        connection = TrafficEnd(next(self._numbers), self._name, reader, writer)
+        self._connections[connection.number] = connection
+        task = asyncio.create_task(self._run(connection))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        return conversation
+        return connection
 
-    async def _converse(self, conversation: Conversation) -> None:
-        await conversation.run()
-        self._drop(conversation)
+    async def _run(self, connection: TrafficEnd) -> None:
+        await connection.run()
+        self._drop(connection)
 
-    def _drop(self, conversation: Conversation) -> None:
-        conversation.close()
-        self._conversations.pop(conversation.number, None)
+    def _drop(self, connection: TrafficEnd) -> None:
+        connection.close()
+        self._connections.pop(connection.number, None)
 
 
-def _is_awaited(answer: "asyncio.Future[list[str]]") -> bool:
-    return not answer.done()  # done: the one who asked has given up
+def _is_pending(reply: "asyncio.Future[list[str]]") -> bool:
+    return not reply.done()  # a query that timed out has cancelled its future
 
 
 def _status(error: OSError) -> str:
@@ -316,16 +319,16 @@ def _set_fragmentation(sock: socket.socket, dont_fragment: bool) -> None:
 async def _exchange(
     sock: socket.socket, peer: tuple[str, int], request: bytes, parse: Callable[[bytes], T | None]
 ) -> T:
-    """Send a request over a connected socket; return the first answer that ``parse`` takes."""
+    """Send a request over a datagram or raw socket; return the first reply that ``parse`` accepts."""
     loop = asyncio.get_running_loop()
-    sock.connect(peer)  # of a socket without connections: says only where to, and never waits
+    sock.connect(peer)  # for a datagram or raw socket this only sets the peer, without waiting
     await loop.sock_sendall(sock, request)
     while True:
-        if (answer := parse(await loop.sock_recv(sock, 1 << 16))) is not None:
-            return answer
+        if (reply := parse(await loop.sock_recv(sock, 1 << 16))) is not None:
+            return reply
 
 
-def _udp_answer(token: str) -> Callable[[bytes], list[str] | None]:
+def _udp_reply(token: str) -> Callable[[bytes], list[str] | None]:
     def parse(data: bytes) -> list[str] | None:
         return data.decode().split()[1:] if data.startswith(f"={token} ".encode()) else None
 
@@ -334,33 +337,33 @@ def _udp_answer(token: str) -> Callable[[bytes], list[str] | None]:
 
 def _echo_reply(family: int, reply: int, ident: int) -> Callable[[bytes], bool | None]:
     def parse(data: bytes) -> bool | None:
-        header = (data[0] & 0x0F) * 4 if family == 4 else 0  # only IPv4's raw sockets hand over the IP header
-        kind, _, _, theirs, _ = _ECHO.unpack_from(data, header)
-        return True if (kind, theirs) == (reply, ident) else None
+        header = (data[0] & 0x0F) * 4 if family == 4 else 0  # only raw IPv4 sockets receive the IP header
+        kind, _, _, identifier, _ = _ECHO.unpack_from(data, header)
+        return True if (kind, identifier) == (reply, ident) else None
 
     return parse
 
 
 def _checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071): big-endian words are added alike by the remainder of 65535."""
+    """Return the Internet checksum (RFC 1071): the ones' complement sum of words equals the remainder by 65535."""
     padded = data + b"\0" * (len(data) % 2)
     return 0xFFFF - int.from_bytes(padded, "big") % 0xFFFF
 
 
 async def _main(name: str) -> None:
-    orders = asyncio.StreamReader(limit=LINE_LIMIT)
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    requests = asyncio.StreamReader(limit=LINE_LIMIT)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(requests), sys.stdin)
     traffic = Traffic(name)
     running: set[asyncio.Task[None]] = set()
-    while line := await orders.readline():
-        task = asyncio.create_task(_answer(traffic, json.loads(line)))
+    while line := await requests.readline():
+        task = asyncio.create_task(_handle(traffic, json.loads(line)))
         running.add(task)
         task.add_done_callback(running.discard)
-    os._exit(0)  # open connections need no farewell
+    os._exit(0)  # open connections need no orderly shutdown
 
 
-async def _answer(traffic: Traffic, order: Result) -> None:
-    print(json.dumps(await traffic.answer(order)), flush=True)
+async def _handle(traffic: Traffic, request: Result) -> None:
+    print(json.dumps(await traffic.handle(request)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""A host of the lab as its user sees it: connections, datagrams and pings with an outcome each.
+"""A traffic host of the lab: connections, datagrams and pings from one host, with a result each.
 
-A host's traffic is made by one process there (``traffic.py``, whose text is all that is needed), started with the
-first order. Every order has a timeout; orders to one host run side by side. If the process dies, orders fail with a
-sentence that says so.
+One process on the host makes its traffic (``traffic.py``; the host needs only the text of that module). The first
+request starts it. Every request has a timeout, and requests to one host run concurrently. If the process dies, its
+requests fail with NfqError.
 """
 
 import asyncio
@@ -17,138 +17,138 @@ from typing import Any, Literal
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab import traffic
 from nfq_enforcer.lab.executor import Executor
-from nfq_enforcer.lab.topology import Address
+from nfq_enforcer.lab.topology import IPAddress
 
 Status = Literal["ok", "timeout", "refused", "unreachable", "too-big"]
 Protocol = Literal["TCP", "UDP"]
 
-_GRACE = 5.0  # how much longer than its timeout an order may take on a busy machine
+_GRACE = 5.0  # seconds that a request may exceed its timeout on a busy machine
 
 
 @dataclass(frozen=True)
 class AttemptResult:
-    """What became of an attempt."""
+    """AttemptResult: the result of one connection, datagram, ping or bulk transfer."""
 
     status: Status
     elapsed: float
-    answered_by: str = ""  # the name of the host that answered; of a ping its address
-    seen_as: str = ""  # the address that the answering side saw
-    detail: str = ""  # the kernel's words for what went wrong
-    received: int = 0  # of a bulk transfer: how many bytes came
-    intact: bool = False  # of a bulk transfer: whether they are the bytes that were sent
+    answered_by: str = ""  # the name of the replying host; of a ping its address
+    seen_as: str = ""  # the source address at the replying host
+    detail: str = ""  # the kernel's error message
+    received: int = 0  # of a bulk transfer: number of received bytes
+    intact: bool = False  # of a bulk transfer: whether the received bytes equal the sent ones
 
     @property
     def ok(self) -> bool:
-        """Say whether the answer came."""
+        """Return whether the reply arrived."""
         return self.status == "ok"
 
 
 class TrafficHost:
-    """One host; ``lab.host(name)`` returns it."""
+    """TrafficHost: makes the traffic of one host; ``lab.host(name)`` returns it."""
 
-    def __init__(self, machines: Executor, name: str) -> None:
-        """Name the host; raise BadInput if there is none of this name."""
-        machines.address(name)
+    def __init__(self, executor: Executor, name: str) -> None:
+        """Keep the host's name; raise BadInput if no machine has this name."""
+        executor.address(name)
         self.name = name
-        self._machines = machines
-        self._log = machines.state / f"{name}.log"
+        self._executor = executor
+        self._log = executor.state / f"{name}.log"
         self._numbers = count(1)
-        self._awaited: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._starting = asyncio.Lock()
+        self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._start_lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
-        self._reading: asyncio.Task[None] | None = None
+        self._reader: asyncio.Task[None] | None = None
 
-    def address(self, family: int = 4) -> Address:
-        """Return its own address of IP version 4 or 6."""
-        return self._machines.address(self.name, family)
+    def address(self, family: int = 4) -> IPAddress:
+        """Return the host's own address of IP version 4 or 6."""
+        return self._executor.address(self.name, family)
 
     async def serve(self, protocol: Protocol, *ports: int, families: tuple[int, ...] = (4, 6)) -> None:
-        """Answer on these ports with the host's name and the address seen, as long as the lab lives."""
+        """Reply on these ports with the host's name and the client's source address, until the host is stopped."""
         for port in ports:
-            answer = await self._order("serve", 5.0, protocol=protocol, port=port, families=families)
-            if answer["status"] != "ok":
-                raise NfqError(f"{self.name} cannot serve {port}/{protocol}: {answer.get('detail', answer['status'])}")
+            result = await self._request("serve", 5.0, protocol=protocol, port=port, families=families)
+            if result["status"] != "ok":
+                raise NfqError(f"{self.name} cannot serve {port}/{protocol}: {result.get('detail', result['status'])}")
 
-    async def connect(self, address: Address, port: int, timeout: float = 1.0) -> AttemptResult:
-        """Open a TCP connection, ask who is there, and close it."""
-        return _outcome(await self._order("connect", timeout, address=str(address), port=port))
+    async def connect(self, address: IPAddress, port: int, timeout: float = 1.0) -> AttemptResult:
+        """Open a TCP connection, query the server, and close the connection."""
+        return _attempt_result(await self._request("connect", timeout, address=str(address), port=port))
 
     async def send_udp(
-        self, address: Address, port: int, timeout: float = 1.0, *, size: int = 64, dont_fragment: bool = False
+        self, address: IPAddress, port: int, timeout: float = 1.0, *, size: int = 64, dont_fragment: bool = False
     ) -> AttemptResult:
-        """Send one datagram with this many bytes of payload, and await the answer."""
-        order = {"address": str(address), "port": port, "size": size, "dont_fragment": dont_fragment}
-        return _outcome(await self._order("send_udp", timeout, **order))
+        """Send one datagram with this many bytes of payload, and wait for the reply."""
+        arguments = {"address": str(address), "port": port, "size": size, "dont_fragment": dont_fragment}
+        return _attempt_result(await self._request("send_udp", timeout, **arguments))
 
-    async def ping(self, address: Address, timeout: float = 1.0, *, size: int = 56) -> AttemptResult:
-        """Send one ICMP or ICMPv6 echo request, and await the reply."""
-        return _outcome(await self._order("ping", timeout, address=str(address), size=size))
+    async def ping(self, address: IPAddress, timeout: float = 1.0, *, size: int = 56) -> AttemptResult:
+        """Send one ICMP or ICMPv6 echo request, and wait for the reply."""
+        return _attempt_result(await self._request("ping", timeout, address=str(address), size=size))
 
-    async def bulk(self, address: Address, port: int, size: int, timeout: float = 30.0) -> AttemptResult:
-        """Send this many bytes over TCP; the outcome says how many came, and whether they came intact."""
-        return _outcome(await self._order("bulk", timeout, address=str(address), port=port, size=size))
+    async def bulk(self, address: IPAddress, port: int, size: int, timeout: float = 30.0) -> AttemptResult:
+        """Send this many bytes over TCP; the result has the number of received bytes and whether they are intact."""
+        return _attempt_result(await self._request("bulk", timeout, address=str(address), port=port, size=size))
 
     async def send_raw(self, packet: bytes) -> AttemptResult:
-        """Send an IP packet as it stands, whatever its source; the kernel sets IPv4's total length and checksum."""
-        return _outcome(await self._order("send_raw", 1.0, packet=packet.hex()))
+        """Send an IP packet with any source address; the kernel sets only IPv4's total length and checksum."""
+        return _attempt_result(await self._request("send_raw", 1.0, packet=packet.hex()))
 
-    async def hold(self, address: Address, port: int, timeout: float = 1.0) -> "Connection":
-        """Open a TCP connection that stays open; raise NfqError if it cannot be opened."""
-        answer = await self._order("hold", timeout, address=str(address), port=port)
-        if answer["status"] != "ok":
-            raise NfqError(f"{self.name} cannot hold a connection to {address} port {port}: {answer['status']}")
-        return Connection(self, answer["number"], answer["peer_number"], _outcome(answer))
+    async def hold(self, address: IPAddress, port: int, timeout: float = 1.0) -> "HeldConnection":
+        """Open a TCP connection and keep it open; raise NfqError if the attempt fails."""
+        result = await self._request("hold", timeout, address=str(address), port=port)
+        if result["status"] != "ok":
+            raise NfqError(f"{self.name} cannot hold a connection to {address} port {port}: {result['status']}")
+        return HeldConnection(self, result["number"], result["peer_number"], _attempt_result(result))
 
     async def talk(self, number: int, timeout: float) -> AttemptResult:
-        """Ask the other side of connection ``number``, as ``Connection.talk`` does."""
-        return _outcome(await self._order("talk", timeout, number=number))
+        """Query the other end of connection ``number``, as ``HeldConnection.talk`` does."""
+        return _attempt_result(await self._request("talk", timeout, number=number))
 
     async def close(self, number: int) -> None:
-        """Close connection ``number``, as ``Connection.close`` does."""
-        await self._order("close", 1.0, number=number)
+        """Close connection ``number``, as ``HeldConnection.close`` does."""
+        await self._request("close", 1.0, number=number)
 
     async def stop(self) -> None:
-        """End the host's process; what it served and held is gone."""
-        if self._process is None or self._reading is None:
+        """Stop the host's process, and with it its servers and connections."""
+        if self._process is None or self._reader is None:
             return
         assert self._process.stdin is not None
         self._process.stdin.close()
         await self._process.wait()
-        await self._reading
+        await self._reader
 
-    async def _order(self, verb: str, timeout: float, **arguments: Any) -> dict[str, Any]:
+    async def _request(self, verb: str, timeout: float, **arguments: Any) -> dict[str, Any]:
         process = await self._started()
         assert process.stdin is not None
         number = next(self._numbers)
-        answer = self._awaited[number] = asyncio.get_running_loop().create_future()
-        order = {"id": number, "verb": verb, "timeout": timeout, **arguments}
+        future = self._pending[number] = asyncio.get_running_loop().create_future()
+        request = {"id": number, "verb": verb, "timeout": timeout, **arguments}
         try:
-            if self._reading is None or self._reading.done():
-                raise self._died()
-            process.stdin.write(json.dumps(order).encode() + b"\n")
-            result: dict[str, Any] = await asyncio.wait_for(answer, timeout + _GRACE)
+            if self._reader is None or self._reader.done():
+                raise self._process_ended()
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            result: dict[str, Any] = await asyncio.wait_for(future, timeout + _GRACE)
         except TimeoutError:
-            raise NfqError(f"host {self.name} did not answer the order {verb!r}; see {self._log}") from None
+            raise NfqError(f"host {self.name} did not answer the request {verb!r}; see {self._log}") from None
         finally:
-            self._awaited.pop(number, None)
+            self._pending.pop(number, None)
         if "error" in result:
-            raise NfqError(f"host {self.name} does not understand the order {result['error']}")
+            raise NfqError(f"host {self.name} refuses the request {result['error']}")
         return result
 
     async def _started(self) -> asyncio.subprocess.Process:
-        async with self._starting:
+        async with self._start_lock:
             if self._process is None:
                 self._process = await self._start()
-                self._reading = asyncio.create_task(self._read_answers(self._process))
+                self._reader = asyncio.create_task(self._read_results(self._process))
         return self._process
 
     async def _start(self) -> asyncio.subprocess.Process:
-        # Its own session: an interrupt from the keyboard is for the lab's user, who then ends the hosts in order.
-        program = [self._machines.python, "-I", "-S", "-c", _program(), self.name]
+        # In a session of its own: an interrupt from the keyboard reaches the lab's owner, which then stops the hosts.
+        program = [self._executor.python, "-I", "-S", "-c", _program(), self.name]
         try:
             with self._log.open("ab") as log:
                 return await asyncio.create_subprocess_exec(
-                    *self._machines.command(self.name, program),
+                    *self._executor.command(self.name, program),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -156,22 +156,22 @@ class TrafficHost:
                     start_new_session=True,
                 )
         except FileNotFoundError:
-            raise NfqError(f"the lab {self._machines.state.name!r} is not up: see `nfq-enforcer lab up`") from None
+            raise NfqError(f"the lab {self._executor.state.name!r} is not up: see `nfq-enforcer lab up`") from None
         except OSError as error:
             raise NfqError(f"host {self.name} cannot start: {error}") from None
 
-    async def _read_answers(self, process: asyncio.subprocess.Process) -> None:
+    async def _read_results(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         while line := await process.stdout.readline():
-            answer = json.loads(line)
-            awaited = self._awaited.get(answer.pop("id"))
-            if awaited and not awaited.done():
-                awaited.set_result(answer)
-        for awaited in self._awaited.values():
-            if not awaited.done():
-                awaited.set_exception(self._died())
+            result = json.loads(line)
+            future = self._pending.get(result.pop("id"))
+            if future and not future.done():
+                future.set_result(result)
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(self._process_ended())
 
-    def _died(self) -> NfqError:
+    def _process_ended(self) -> NfqError:
         return NfqError(f"the process of host {self.name} has ended; see {self._log}")
 
 
@@ -181,8 +181,8 @@ def _program() -> str:
 
 
 @dataclass(frozen=True)
-class Connection:
-    """A TCP connection that is held open, seen from one of its ends."""
+class HeldConnection:
+    """HeldConnection: an open TCP connection, used from one of its ends."""
 
     host: TrafficHost
     number: int
@@ -190,18 +190,18 @@ class Connection:
     opened: AttemptResult
 
     async def talk(self, timeout: float = 1.0) -> AttemptResult:
-        """Send a question from this end, and await the other end's answer."""
+        """Send a query from this end, and wait for the other end's reply."""
         return await self.host.talk(self.number, timeout)
 
     async def close(self) -> None:
-        """Close it from this end."""
+        """Close the connection from this end."""
         await self.host.close(self.number)
 
-    def other_end(self, server: TrafficHost) -> "Connection":
-        """Return the same connection as its server has it, to speak first from there."""
-        return Connection(server, self.peer_number, self.number, self.opened)
+    def other_end(self, server: TrafficHost) -> "HeldConnection":
+        """Return the server's end of the same connection, to send from there first."""
+        return HeldConnection(server, self.peer_number, self.number, self.opened)
 
 
-def _outcome(answer: dict[str, Any]) -> AttemptResult:
+def _attempt_result(result: dict[str, Any]) -> AttemptResult:
     numbers = ("number", "peer_number")
-    return AttemptResult(**{key: value for key, value in answer.items() if key not in numbers})
+    return AttemptResult(**{key: value for key, value in result.items() if key not in numbers})

@@ -1,1 +1,1 @@
-"""What is seen of the verdicts: flows in Hubble's shape, a log of the last of them, and figures for Prometheus."""
+"""Observation of verdicts: flows in Hubble's shape, the flow log, the status and the metrics for Prometheus."""

@@ -1,7 +1,8 @@
-"""The flow log: the last flows, kept in memory, and those who follow it as it grows.
+"""Flow log: the last flows, kept in memory, and the followers that receive new flows.
 
-A reader that is slow loses flows, and is told how many; nobody waits for a reader. Most flows are never read, so they
-may come in packs, which are opened only when somebody reads them, or when what they are called is about to change.
+A slow follower loses flows and receives their number; the log never waits for a follower. Most flows are never read, so
+the workers' flows may be added packed: a pack is unpacked only when a reader needs it, or when names are about to
+change.
 """
 
 import asyncio
@@ -10,60 +11,60 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-KEPT = 4095  # as Hubble keeps by default
-_BEHIND = 10_000  # flows a follower may be behind
+KEPT = 4095  # flows, as in Hubble by default
+_BEHIND = 10_000  # flows that may wait for one follower
 
 
-Entry = TypeVar("Entry")
+LogEntry = TypeVar("LogEntry")
 
 
-class Follower(Generic[Entry]):
-    """One who follows the log."""
+class Follower(Generic[LogEntry]):
+    """Follower: receives the flows that are added to the log after it."""
 
     def __init__(self) -> None:
-        """Follow from now on."""
-        self._waiting: asyncio.Queue[Entry] = asyncio.Queue(_BEHIND)
+        """Begin with the next flow."""
+        self._waiting: asyncio.Queue[LogEntry] = asyncio.Queue(_BEHIND)
         self._lost = 0
 
-    def add(self, flow: Entry) -> None:
-        """Take a flow, or lose it if too many wait."""
+    def add(self, flow: LogEntry) -> None:
+        """Add a flow, or count it as lost if too many wait."""
         try:
             self._waiting.put_nowait(flow)
         except asyncio.QueueFull:
             self._lost += 1
 
-    async def next(self) -> Entry:
-        """Return the next flow, when there is one."""
+    async def next(self) -> LogEntry:
+        """Wait for the next flow and return it."""
         return await self._waiting.get()
 
     def take_lost(self) -> int:
-        """Return how many flows were lost since the last time this was asked."""
+        """Return the number of flows lost since the last call."""
         lost, self._lost = self._lost, 0
         return lost
 
 
-class FlowLog(Generic[Entry]):
-    """The last flows of this node."""
+class FlowLog(Generic[LogEntry]):
+    """Flow log: the last flows of this node."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        """Start empty."""
+        """Begin with an empty log that keeps so many flows."""
         self._kept = kept
-        self._last: deque[Entry] = deque(maxlen=kept)
-        self._packs: deque[tuple[int, Callable[[], Iterable[Entry]]]] = deque()  # younger than those
-        self._packed = 0  # flows in packs
-        self._followers: set[Follower[Entry]] = set()
-        self.seen = 0
+        self._last: deque[LogEntry] = deque(maxlen=kept)
+        self._packs: deque[tuple[int, Callable[[], Iterable[LogEntry]]]] = deque()  # newer than ``_last``
+        self._packed = 0  # flows in ``_packs``
+        self._followers: set[Follower[LogEntry]] = set()
+        self.seen = 0  # flows added so far
 
-    def add(self, flow: Entry) -> None:
-        """Enter a flow."""
+    def add(self, flow: LogEntry) -> None:
+        """Add a flow."""
         self.open()
         self.seen += 1
         self._last.append(flow)
         for follower in self._followers:
             follower.add(flow)
 
-    def add_pack(self, number: int, unpack: Callable[[], Iterable[Entry]]) -> None:
-        """Enter so many flows, which ``unpack`` gives if anybody wants them."""
+    def add_pack(self, number: int, unpack: Callable[[], Iterable[LogEntry]]) -> None:
+        """Add a number of flows; ``unpack`` gives them when a reader needs them."""
         if self._followers:
             for flow in unpack():
                 self.add(flow)
@@ -75,21 +76,21 @@ class FlowLog(Generic[Entry]):
             self._packed -= self._packs.popleft()[0]
 
     def open(self) -> None:
-        """Open the packs that are kept, so that their flows are called what things are called now."""
+        """Unpack all packs, so that their flows get the current names."""
         while self._packs:
             self._last.extend(self._packs.popleft()[1]())
         self._packed = 0
 
-    def last(self) -> list[Entry]:
-        """Return the flows that are kept, oldest first."""
+    def last(self) -> list[LogEntry]:
+        """Return the kept flows, oldest first."""
         self.open()
         return list(self._last)
 
     @contextmanager
-    def follow(self) -> Iterator[Follower[Entry]]:
-        """Give a follower for as long as it is wanted."""
+    def follow(self) -> Iterator[Follower[LogEntry]]:
+        """Give a follower until the context ends."""
         self.open()
-        follower: Follower[Entry] = Follower()
+        follower: Follower[LogEntry] = Follower()
         self._followers.add(follower)
         try:
             yield follower

@@ -1,37 +1,36 @@
-"""The agent's figures as metric families, named and with the units that Prometheus knows. Pure.
+"""Metrics of the agent as metric families, with Prometheus' conventions for names and units. Pure.
 
-What the agent does not know is left out, rather than told as a zero that means something: without a store there are no
-families of a store.
+A value that the agent does not know is left out, because a 0 would have a meaning: without a store, the families of the
+store are absent.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from nfq_enforcer.core.verdict import DropReason, Verdict
+from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.observe.status import AgentStatus, NodeReport, StoreStatus, WorkersStatus, WorkerStatus
 
 PREFIX = "nfq_enforcer_"
 
-Data = Mapping[str, Any]
-
 
 class MetricType(StrEnum):
-    """How a family's values move."""
+    """Type of a metric family: how its values change."""
 
     GAUGE = "gauge"
-    COUNTER = "counter"  # only upwards; its name ends in ``_total``
+    COUNTER = "counter"  # only increases; its name ends in ``_total``
 
 
 class Sample(NamedTuple):
-    """A value, and the labels that tell it from its family's others."""
+    """Sample: a value, with the labels that distinguish it within its family."""
 
     value: float
     labels: Mapping[str, str]
 
 
 class MetricFamily(NamedTuple):
-    """Values of one name."""
+    """Metric family: the samples of one name."""
 
     name: str
     help: str
@@ -39,86 +38,96 @@ class MetricFamily(NamedTuple):
     samples: tuple[Sample, ...]
 
 
-def families(status: Data, nodes: Iterable[Data] = ()) -> list[MetricFamily]:
-    """Return what an agent's status says, and its list of nodes, as its API gives them."""
-    store = status.get("store")
-    found = [
-        *_of_policy(status),
-        *_of_packets(status["worker"]),
-        *_of_workers(status["workers"]),
-        *(_of_store(store) if store else ()),
+def families(status: AgentStatus, nodes: Iterable[NodeReport] = ()) -> list[MetricFamily]:
+    """Return the metric families of an agent's status and of its list of nodes."""
+    metrics = [
+        *_policy(status),
+        *_packets(status.worker),
+        *_each_worker(status.workers),
+        *(_store(status.store) if status.store else ()),
     ]
-    live = [Sample(node["live"], {"node": node["name"]}) for node in nodes if node["live"] is not None]
+    live = [Sample(node.live, {"node": node.name}) for node in nodes if node.live is not None]
     if live:
-        found.append(_family("node_live", "1 for each node that has been heard of lately, 0 for others.", *live))
-    return found
+        metrics.append(_family("node_live", "1 for a node whose last heartbeat is recent, 0 for another.", *live))
+    return metrics
 
 
-def _of_policy(status: Data) -> Iterator[MetricFamily]:
-    build = Sample(1, {"version": status["version"], "node": status["node"]})
-    yield _family("build_info", "Always 1: which version runs on which node.", build)
-    yield _single("start_timestamp_seconds", "When the agent started.", _seconds(status["since"]))
-    yield _single("policy_revision", "The revision of the policy that is in force on this node.", status["revision"])
-    yield _single("policies", "Policy documents in force.", status["documents"]["policies"])
-    yield _single("documents_refused", "1 while changed documents are refused.", status["refused"] is not None)
-    yield _single("endpoints", "Endpoints that live on this node.", status["endpoints"])
-    yield _single("identities", "Identities that this node knows.", status["identities"])
+def _policy(status: AgentStatus) -> Iterator[MetricFamily]:
+    build = Sample(1, {"version": status.version, "node": status.node})
+    yield _family("build_info", "Always 1; the labels are the version and the name of this node.", build)
+    yield _single(
+        "start_timestamp_seconds", "Start time of the agent, in seconds since the epoch.", _epoch_seconds(status.since)
+    )
+    yield _single("policy_revision", "Policy revision that this node enforces.", status.revision)
+    yield _single("policies", "Policy documents that this node enforces.", status.documents.policies)
+    yield _single(
+        "documents_refused", "1 while changed documents are refused, otherwise 0.", status.refused is not None
+    )
+    yield _single("endpoints", "Endpoints on this node.", status.endpoints)
+    yield _single("identities", "Identities known on this node, without the reserved ones.", status.identities)
 
 
-def _of_packets(worker: Data) -> Iterator[MetricFamily]:
-    verdicts = {Verdict.ACCEPT: worker["accepted"], Verdict.DROP: worker["dropped"]}
-    judged = [Sample(count, {"verdict": verdict.value}) for verdict, count in verdicts.items()]
-    dropped = [Sample(worker[reason], {"reason": reason.value}) for reason in DropReason]
-    yield _family("packets_total", "Packets judged, by verdict.", *judged)
-    yield _family("drops_total", "Packets dropped, by reason.", *dropped)
-    yield _single("packets_lost_total", "Packets that were queued and have had no verdict.", worker["lost"])
-    yield _single("flows", "Open flows.", worker["flows"])
-    yield _single("flows_evicted_total", "Flows given up for new ones, the table being full.", worker["flows_evicted"])
-    yield _single("flows_left_to_the_kernel_total", "Verdicts by which it passes a flow.", worker["handed_over"])
-    yield _single("events_lost_total", "Events that did not reach the log.", worker["events_lost"])
-    yield _single("internal_errors_total", "Packets whose judging failed by a bug.", worker["internal_errors"])
+def _packets(workers: WorkersStatus) -> Iterator[MetricFamily]:
+    counts = workers.counts
+    verdicts = {Verdict.ACCEPT: counts.accepted, Verdict.DROP: counts.dropped}
+    packets = [Sample(count, {"verdict": verdict.value}) for verdict, count in verdicts.items()]
+    drops = [Sample(count, {"reason": reason.value}) for reason, count in counts.drops.items()]
+    yield _family("packets_total", "Packets with a verdict, by verdict.", *packets)
+    yield _family("drops_total", "Packets dropped, by drop reason.", *drops)
+    yield _single("packets_lost_total", "Packets that were queued and received no verdict.", workers.lost)
+    yield _single("flows", "Open flows.", counts.flows)
+    yield _single("flows_evicted_total", "Flows evicted from a full table for new ones.", counts.flows_evicted)
+    yield _single("flows_left_to_the_kernel_total", "Verdicts that offloaded a flow to the kernel.", counts.handed_over)
+    yield _single("events_lost_total", "Flow events that did not reach the flow log.", counts.events_lost)
+    yield _single("internal_errors_total", "Packets dropped because of an internal error.", counts.internal_errors)
 
 
-def _of_workers(workers: Sequence[Data]) -> Iterator[MetricFamily]:
-    """Tell of each worker what shows that one is away or has more to do than the others; all else is told in sum."""
-    figures: dict[tuple[str, str], Callable[[Data], float]] = {
-        ("worker_up", "1 while this worker judges packets."): lambda one: one["pid"] is not None,
-        ("worker_restarts_total", "Times that this worker has been replaced."): lambda one: one["restarts"],
-        ("worker_packets_total", "Packets that this worker has judged."): lambda one: one["accepted"] + one["dropped"],
-        ("worker_flows", "Open flows of this worker."): lambda one: one["flows"],
+def _each_worker(workers: Sequence[WorkerStatus]) -> Iterator[MetricFamily]:
+    """Yield per worker the values that show its absence or a higher load than the others'; the rest exists in sum."""
+    values: dict[tuple[str, str], Callable[[WorkerStatus], float]] = {
+        ("worker_up", "1 while this worker's process runs, 0 while it is being replaced."): lambda worker: (
+            worker.pid is not None
+        ),
+        ("worker_restarts_total", "Replacements of this worker's process."): lambda worker: worker.restarts,
+        ("worker_packets_total", "Packets with a verdict of this worker."): lambda worker: (
+            worker.counts.accepted + worker.counts.dropped
+        ),
+        ("worker_flows", "Open flows of this worker."): lambda worker: worker.counts.flows,
     }
-    for (name, meaning), figure in figures.items():
-        samples = (Sample(figure(one), {"worker": str(place)}) for place, one in enumerate(workers))
+    for (name, meaning), value in values.items():
+        samples = (Sample(value(worker), {"worker": str(place)}) for place, worker in enumerate(workers))
         yield _family(name, meaning, *samples)
 
 
-_COUNTS = {  # what the store's status counts, and what that means
-    "commands": ("store_commands_total", "Commands sent to the store."),
-    "resyncs": ("store_resyncs_total", "Times that all of the store was read anew."),
-    "policy_revision": ("store_policy_revision", "The newest revision of the policy in the store."),
-    "nodes": ("store_nodes", "Nodes in the store."),
-    "identities": ("store_identities", "Identities in the store."),
-    "endpoints": ("store_endpoints", "Endpoints in the store."),
-    "documents": ("store_documents", "Documents in the store."),
-    "changes_kept": ("store_changes_kept", "Changes that the store keeps for nodes that were away."),
+_STORE_VALUES: dict[tuple[str, str], Callable[[StoreStatus], int | None]] = {
+    ("store_commands_total", "Commands sent to the store."): lambda store: store.commands,
+    ("store_resyncs_total", "Complete reads of the store."): lambda store: store.resyncs,
+    ("store_policy_revision", "Newest policy revision in the store."): lambda store: store.policy_revision,
+    ("store_nodes", "Nodes in the store."): lambda store: store.nodes,
+    ("store_identities", "Identities in the store."): lambda store: store.identities,
+    ("store_endpoints", "Endpoints in the store."): lambda store: store.endpoints,
+    ("store_documents", "Documents in the store."): lambda store: store.documents,
+    ("store_changes_kept", "Changes that the store keeps for nodes that reconnect."): lambda store: store.changes_kept,
 }
 
 
-def _of_store(store: Data) -> Iterator[MetricFamily]:
-    connected = bool(store["connected"])
-    unreachable = 0 if connected or not store.get("since") else _seconds(store["since"])
-    yield _single("store_connected", "1 while the store can be reached.", connected)
-    yield _single("store_unreachable_since_timestamp_seconds", "Since when it cannot; 0 while it can.", unreachable)
-    for key, (name, meaning) in _COUNTS.items():
-        if store.get(key) is not None:
-            yield _single(name, meaning, store[key])
-    if store.get("refused"):
-        yield _single("store_refused_values", "Values in the store that are not understood.", store["refused"]["count"])
-    lag = store.get("lag_ms") or {}
-    quantiles = {"0.5": lag.get("p50"), "0.99": lag.get("p99")}
-    known = [Sample(ms / 1000, {"quantile": quantile}) for quantile, ms in quantiles.items() if ms is not None]
-    if known:
-        yield _family("store_lag_seconds", "From a change in the store to its being in force here.", *known)
+def _store(store: StoreStatus) -> Iterator[MetricFamily]:
+    unreachable = 0 if store.connected or not store.since else _epoch_seconds(store.since)
+    yield _single("store_connected", "1 while the store is reachable, otherwise 0.", store.connected)
+    yield _single(
+        "store_unreachable_since_timestamp_seconds",
+        "Time since which the store is unreachable, in seconds since the epoch; 0 while it is reachable.",
+        unreachable,
+    )
+    for (name, meaning), value in _STORE_VALUES.items():
+        if (number := value(store)) is not None:
+            yield _single(name, meaning, number)
+    if store.refused:
+        yield _single("store_refused_values", "Values in the store that this node cannot read.", store.refused.count)
+    quantiles = {"0.5": store.lag_ms.p50, "0.99": store.lag_ms.p99} if store.lag_ms else {}
+    lags = [Sample(ms / 1000, {"quantile": quantile}) for quantile, ms in quantiles.items() if ms is not None]
+    if lags:
+        yield _family("store_lag_seconds", "Time from a change in the store to its enforcement on this node.", *lags)
 
 
 def _single(name: str, meaning: str, value: float) -> MetricFamily:
@@ -131,5 +140,5 @@ def _family(name: str, meaning: str, *samples: Sample) -> MetricFamily:
     )
 
 
-def _seconds(time: str) -> float:
+def _epoch_seconds(time: str) -> float:
     return datetime.fromisoformat(time).timestamp()

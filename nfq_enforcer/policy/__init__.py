@@ -1,1 +1,1 @@
-"""Policy: documents as users write them, down to the policy maps that packets are judged by."""
+"""Policy: from documents as users write them to the policy maps that the data path evaluates packets with."""

@@ -1,7 +1,7 @@
-"""CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy, as Cilium documents them (cilium.io/v2).
+"""Document models of CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy, as Cilium documents them (cilium.io/v2).
 
-An entry of ``ingress``, ``egress``, ``ingressDeny`` or ``egressDeny`` names its peers in one of several fields. A list
-that is missing (None) differs from an empty one: see ``cilium_rules``.
+An entry of ``ingress``, ``egress``, ``ingressDeny`` or ``egressDeny`` has its peers in one of several fields. A missing
+list (None) differs from an empty one: see ``cilium_rules``.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ from nfq_enforcer.policy.fields import Cidr, EndPort, PolicyPort, Prefix, is_por
 from nfq_enforcer.policy.l7_rules import L7Rules
 from nfq_enforcer.policy.validation import Items, Part
 
-MAX_PORTS = 40  # of a toPorts or icmps entry, as upstream
+MAX_PORTS = 40  # in one entry of toPorts or icmps, as upstream
 
 Entity = Literal[
     "all",
@@ -36,10 +36,10 @@ Entity = Literal[
 
 
 class PortProtocol(Part):
-    """One port, or a range of ports, of one protocol, or of all that have ports."""
+    """PortProtocol: a port or port range of one protocol, or of TCP, UDP and SCTP."""
 
-    port: PolicyPort  # "0": all ports; a name: the port that the destination calls so
-    end_port: EndPort = 0  # 0: no range; ignored behind a name, as upstream
+    port: PolicyPort  # "0": all ports; a name: the destination's port of that name
+    end_port: EndPort = 0  # 0: no range; ignored for a named port, as upstream
     protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
 
     @model_validator(mode="after")
@@ -52,14 +52,14 @@ class PortProtocol(Part):
 
     @property
     def named(self) -> bool:
-        """Say whether the port is a name."""
+        """Return whether the port is a name."""
         return is_port_name(self.port)
 
 
-def _at_most(maximum: int, what: str, where: str) -> AfterValidator:
+def _at_most(maximum: int, noun: str, field: str) -> AfterValidator:
     def check(items: tuple[Part, ...]) -> tuple[Part, ...]:
         if len(items) > maximum:
-            raise ValueError(f"{len(items)} {what} are too many; allowed: at most {maximum} in one entry of {where}")
+            raise ValueError(f"{len(items)} {noun} are too many; allowed: at most {maximum} in one entry of {field}")
         return items
 
     return AfterValidator(check)
@@ -69,13 +69,13 @@ _Ports = Annotated[Items[PortProtocol], _at_most(MAX_PORTS, "ports", "toPorts")]
 
 
 class DenyPortRule(Part):
-    """One entry of toPorts of a deny rule; without ports it is about nothing, as upstream."""
+    """DenyPortRule: one entry of toPorts in a deny rule; without ports it denies nothing, as upstream."""
 
     ports: _Ports = ()
 
 
 class PortRule(Part):
-    """One entry of toPorts; without ports it opens nothing, as upstream."""
+    """PortRule: one entry of toPorts; without ports it allows nothing, as upstream."""
 
     unsupported = frozenset({"listener", "serverNames", "originatingTLS", "terminatingTLS"})
 
@@ -84,7 +84,7 @@ class PortRule(Part):
 
     @property
     def has_rules(self) -> bool:
-        """Say whether it opens its ports for some requests only."""
+        """Return whether the entry allows some requests only."""
         return self.rules is not None and bool(self.rules.matches())
 
     @model_validator(mode="after")
@@ -105,26 +105,26 @@ class PortRule(Part):
 
 
 class IcmpField(Part):
-    """One type of ICMP messages, by number or by name."""
+    """IcmpField: one ICMP message type, by number or by name."""
 
     family: Literal["IPv4", "IPv6"] = "IPv4"
     type: object = Field(validate_default=True)
 
     @field_validator("type")
     @classmethod
-    def _number(cls, written: object, info: ValidationInfo) -> object:
+    def _number(cls, value: object, info: ValidationInfo) -> object:
         family = info.data.get("family")
-        return icmp.number(family, written) if family else written
+        return icmp.number(family, value) if family else value
 
 
 class IcmpRule(Part):
-    """One entry of icmps; without fields it opens nothing."""
+    """IcmpRule: one entry of icmps; without fields it allows nothing."""
 
     fields_: Annotated[Items[IcmpField], _at_most(MAX_PORTS, "types", "icmps")] = Field((), alias="fields")
 
 
 class CidrRule(Part):
-    """A prefix, and holes in it."""
+    """CidrRule: the addresses of a prefix, without those of the ``except`` prefixes."""
 
     unsupported = frozenset(("cidrGroupRef", "cidrGroupSelector"))
 
@@ -132,50 +132,50 @@ class CidrRule(Part):
     except_: Items[Prefix] = Field((), alias="except")
 
     @model_validator(mode="after")
-    def _holes_are_inside(self) -> Self:
-        check_holes(self.cidr, self.except_)
+    def _except_is_inside(self) -> Self:
+        check_except(self.cidr, self.except_)
         return self
 
 
-def check_holes(block: Prefix, holes: Iterable[Prefix]) -> None:
-    """Raise ValueError for an ``except`` that is not a part of its block."""
-    for hole in holes:
-        if hole.version != block.version or not hole.subnet_of(block):  # type: ignore[arg-type]
-            raise ValueError(f"except {hole} is not within {block}; allowed: prefixes that the block contains")
+def check_except(block: Prefix, excluded: Iterable[Prefix]) -> None:
+    """Raise ValueError for an ``except`` prefix outside its block."""
+    for prefix in excluded:
+        if prefix.version != block.version or not prefix.subnet_of(block):  # type: ignore[arg-type]
+            raise ValueError(f"except {prefix} is not within {block}; allowed: prefixes that the block contains")
 
 
-Peer = LabelSelector | IPv4Network | IPv6Network | CidrRule | Entity
+PeerSpec = LabelSelector | IPv4Network | IPv6Network | CidrRule | Entity
 
 
 class RuleEntry(Part):
-    """What the entries of all four lists have in common."""
+    """RuleEntry: the fields common to the entries of ingress, egress, ingressDeny and egressDeny."""
 
-    peer_fields: ClassVar[tuple[str, ...]]  # the attributes that name peers
+    peer_fields: ClassVar[tuple[str, ...]]  # names of the attributes with peers
 
     icmps: Items[IcmpRule] | None = None
     to_ports: Items[Any] | None = None
 
     @property
-    def peers(self) -> tuple[Peer, ...] | None:
-        """Return whom it is about, None if no field says."""
-        given = [found for found in map(self._peers, self.peer_fields) if found is not None]
-        return tuple(peer for found in given for peer in found) if given else None
+    def peers(self) -> tuple[PeerSpec, ...] | None:
+        """Return the peers of the entry, None if every peer field is missing."""
+        lists = [peers for peers in map(self._peers, self.peer_fields) if peers is not None]
+        return tuple(peer for peers in lists for peer in peers) if lists else None
 
     @property
     def ports(self) -> tuple[PortRule | DenyPortRule, ...]:
         """Return the entries of toPorts."""
         return self.to_ports or ()
 
-    def _peers(self, field: str) -> tuple[Peer, ...] | None:
-        found: tuple[Peer, ...] | None = getattr(self, field)
-        return found
+    def _peers(self, field: str) -> tuple[PeerSpec, ...] | None:
+        peers: tuple[PeerSpec, ...] | None = getattr(self, field)
+        return peers
 
     @model_validator(mode="after")
     def _one_kind_of_peers(self) -> Self:
-        given = [str(type(self).model_fields[name].alias) for name in self.peer_fields if self._peers(name)]
-        if len(given) > 1:
+        present = [str(type(self).model_fields[name].alias) for name in self.peer_fields if self._peers(name)]
+        if len(present) > 1:
             raise ValueError(
-                f"{' and '.join(given)} cannot be combined; allowed: one of them, the other in a rule of its own"
+                f"{' and '.join(present)} cannot be combined; allowed: one of them, the other in a rule of its own"
             )
         if self.ports and self.icmps:
             raise ValueError(
@@ -207,7 +207,7 @@ class _Egress(RuleEntry):
 
 
 class IngressRule(_Ingress):
-    """An entry of ``ingress``."""
+    """IngressRule: an entry of ``ingress``."""
 
     to_ports: Items[PortRule] | None = None
 
@@ -219,25 +219,25 @@ class IngressRule(_Ingress):
 
 
 class IngressDenyRule(_Ingress):
-    """An entry of ``ingressDeny``."""
+    """IngressDenyRule: an entry of ``ingressDeny``."""
 
     to_ports: Items[DenyPortRule] | None = None
 
 
 class EgressRule(_Egress):
-    """An entry of ``egress``."""
+    """EgressRule: an entry of ``egress``."""
 
     to_ports: Items[PortRule] | None = None
 
 
 class EgressDenyRule(_Egress):
-    """An entry of ``egressDeny``."""
+    """EgressDenyRule: an entry of ``egressDeny``."""
 
     to_ports: Items[DenyPortRule] | None = None
 
 
 class RuleLabel(Part):
-    """A label of a rule, by which other tools find it; it has no effect."""
+    """RuleLabel: a label of a rule, for other tools; it has no effect."""
 
     key: str
     value: str = ""
@@ -245,14 +245,14 @@ class RuleLabel(Part):
 
 
 class DefaultDeny(Part):
-    """Whether a rule that has entries for a direction closes what no rule opens there; None: it does."""
+    """DefaultDeny: whether a rule with entries for a direction isolates its subjects in it; None means yes."""
 
     ingress: bool | None = None
     egress: bool | None = None
 
 
 class PolicyRule(Part):
-    """What those that the selector selects may receive and send, endpoints or nodes."""
+    """PolicyRule: the subjects, endpoints or nodes, and the traffic that they may receive and send."""
 
     unsupported = frozenset(("log",))
 
@@ -268,17 +268,17 @@ class PolicyRule(Part):
 
     @property
     def has_http(self) -> bool:
-        """Say whether any entry opens ports for some HTTP requests only."""
+        """Return whether any entry allows some HTTP requests only."""
         entries = (*self.ingress, *self.egress)
         return any(port.rules and port.rules.http for entry in entries for port in entry.to_ports or ())
 
     @property
     def has_dns(self) -> bool:
-        """Say whether any entry opens ports for some DNS names only."""
+        """Return whether any entry allows some DNS names only."""
         return any(port.rules and port.rules.dns for entry in self.egress for port in entry.to_ports or ())
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _has_entries_and_one_selector(self) -> Self:
         if not (self.ingress or self.egress or self.ingress_deny or self.egress_deny):
             sections = "ingress, egress, ingressDeny or egressDeny"
             raise ValueError(f"a rule without effect; allowed: at least one entry in {sections}")
@@ -290,7 +290,7 @@ class PolicyRule(Part):
 
 
 class CiliumPolicy(PolicyDocument):
-    """What the two kinds of Cilium policies have in common."""
+    """CiliumPolicy: the fields common to the two kinds of Cilium policies."""
 
     spec: PolicyRule | None = None
     specs: Items[PolicyRule] = Field((), validate_default=True)
@@ -304,12 +304,12 @@ class CiliumPolicy(PolicyDocument):
 
     @property
     def rules(self) -> tuple[PolicyRule, ...]:
-        """Return the rules in their order: that of ``spec`` and those of ``specs``."""
+        """Return the rules in their order: the rule in ``spec``, then those in ``specs``."""
         return (self.spec, *self.specs) if self.spec else self.specs
 
 
 class CiliumNetworkPolicy(CiliumPolicy):
-    """A policy for endpoints of its own namespace."""
+    """CiliumNetworkPolicy: a policy for endpoints in its own namespace."""
 
     kind: Literal["CiliumNetworkPolicy"]
     metadata: Metadata
@@ -323,7 +323,7 @@ class CiliumNetworkPolicy(CiliumPolicy):
 
 
 class CiliumClusterwideNetworkPolicy(CiliumPolicy):
-    """A policy for endpoints of every namespace, or for nodes."""
+    """CiliumClusterwideNetworkPolicy: a policy for endpoints in every namespace, or for nodes."""
 
     kind: Literal["CiliumClusterwideNetworkPolicy"]
     metadata: ClusterMetadata

@@ -1,19 +1,20 @@
-"""What the entries of a Cilium policy come to.
+"""Resolution of Cilium policy documents to rules.
 
-What one entry opens (of ``ingressDeny`` and ``egressDeny``: denies), with "peers" for fromEndpoints, fromCIDR,
-fromCIDRSet and fromEntities and their twins, and "ports" for toPorts or icmps (as upstream):
+The table lists the traffic that one entry allows (an entry of ``ingressDeny`` and ``egressDeny`` denies it), as
+upstream. "peers" stands for fromEndpoints, fromCIDR, fromCIDRSet, fromEntities and the same fields of egress, "ports"
+for toPorts or icmps:
 
-=============  =================  ==========================================
-peers          ports              opens
-=============  =================  ==========================================
-missing        missing or empty   nothing; it closes what no other rule opens
-missing        ports              these ports to anyone, world and host included
+=============  =================  ============================================================
+peers          ports              allows
+=============  =================  ============================================================
+missing        missing or empty   nothing; the subjects are in default deny
+missing        ports              these ports from or to any peer, world and host included
 empty          any                nothing
-given          missing or empty   every protocol and port to those selected
-given          ports              these ports to those selected
-=============  =================  ==========================================
+given          missing or empty   every protocol and port from or to the selected peers
+given          ports              these ports from or to the selected peers
+=============  =================  ============================================================
 
-A port without a protocol is that of TCP, UDP and SCTP; only ``icmps`` and entries without ports open ICMP.
+A port without protocol stands for TCP, UDP and SCTP; only ``icmps`` and entries without ports allow ICMP.
 """
 
 from collections.abc import Iterator
@@ -27,25 +28,33 @@ from nfq_enforcer.policy.cilium import (
     CiliumPolicy,
     DenyPortRule,
     IcmpField,
-    Peer,
+    PeerSpec,
     PolicyRule,
     PortProtocol,
     PortRule,
     RuleEntry,
 )
 from nfq_enforcer.policy.rules import (
-    ALL,
-    PROTOCOLS,
-    Block,
-    NamedPort,
-    Opening,
-    Port,
+    ALL_TRAFFIC,
+    PROTOCOL_NUMBERS,
+    AddressBlock,
+    L4Filter,
+    NamedPortRef,
+    PortBlock,
     Rule,
     icmp_type,
-    numbered,
-    once,
+    port_range,
+    unique,
 )
-from nfq_enforcer.policy.selectors import ENDPOINTS, EVERYBODY, Selector, node_subject, peer, reserved, subject
+from nfq_enforcer.policy.selectors import (
+    ALL_ENDPOINTS,
+    WILDCARD,
+    Selector,
+    node_selector,
+    peer_selector,
+    reserved_selector,
+    subject_selector,
+)
 
 _ICMP = {"IPv4": ICMP, "IPv6": ICMPV6}
 _CLUSTER = ("host", "remote-node", "init", "health", "unmanaged", "kube-apiserver", "ingress")
@@ -53,22 +62,22 @@ _WORLD = {"world-ipv4": ip_network("0.0.0.0/0"), "world-ipv6": ip_network("::/0"
 
 
 def resolve(document: CiliumPolicy) -> Iterator[Rule]:
-    """Yield the rules of a document; ``ref.spec`` counts from the rule in ``spec``, if there is one, to ``specs``."""
-    for spec, written in enumerate(document.rules):
-        selects = _subject(written, document.namespace)
-        for direction, deny, entries in _sections(written):
-            isolates = _isolates(written, direction)
+    """Yield the rules of a document; ``ref.spec`` counts the rule in ``spec`` if present, then those in ``specs``."""
+    for spec, policy_rule in enumerate(document.rules):
+        subject = _subject(policy_rule, document.namespace)
+        for direction, deny, entries in _sections(policy_rule):
+            isolates = _isolates(policy_rule, direction)
             for number, entry in enumerate(entries):
                 ref = RuleRef(document.kind, document.namespace, document.name, direction, number, spec, deny)
-                opens = _openings(entry, lifted=not isolates)
-                yield Rule(ref, selects, _peers(entry, document.namespace), opens, isolates)
+                filters = _filters(entry, without_l7=not isolates)
+                yield Rule(ref, subject, _peers(entry, document.namespace), filters, isolates)
 
 
 def _subject(rule: PolicyRule, namespace: str) -> Selector:
     if rule.endpoint_selector is not None:
-        return subject(rule.endpoint_selector, namespace)
-    assert rule.node_selector is not None  # the document has one of both
-    return node_subject(rule.node_selector)
+        return subject_selector(rule.endpoint_selector, namespace)
+    assert rule.node_selector is not None  # validated: a rule has exactly one of the two
+    return node_selector(rule.node_selector)
 
 
 def _sections(rule: PolicyRule) -> Iterator[tuple[Direction, bool, tuple[RuleEntry, ...]]]:
@@ -79,60 +88,60 @@ def _sections(rule: PolicyRule) -> Iterator[tuple[Direction, bool, tuple[RuleEnt
 
 
 def _isolates(rule: PolicyRule, direction: Direction) -> bool:
-    """Say whether the entries that a rule has for a direction close it; asking for it without any has no effect."""
+    """Return whether the entries for a direction isolate the subjects; enableDefaultDeny alone does not isolate."""
     return getattr(rule.enable_default_deny, direction) is not False
 
 
-def _peers(entry: RuleEntry, namespace: str) -> tuple[Selector | Block, ...] | None:
+def _peers(entry: RuleEntry, namespace: str) -> tuple[Selector | AddressBlock, ...] | None:
     if entry.peers is None:
         return None
-    return tuple(dict.fromkeys(one for written in entry.peers for one in _resolved(written, namespace)))
+    return tuple(dict.fromkeys(peer for spec in entry.peers for peer in _resolve_peer(spec, namespace)))
 
 
-def _resolved(written: Peer, namespace: str) -> Iterator[Selector | Block]:
-    if isinstance(written, str):
-        yield from _entity(written)
-    elif isinstance(written, CidrRule):
-        yield Block(written.cidr, frozenset(written.except_), everybody=False)
-    elif isinstance(written, IPv4Network | IPv6Network):
-        yield Block(written, frozenset(), everybody=False)
+def _resolve_peer(spec: PeerSpec, namespace: str) -> Iterator[Selector | AddressBlock]:
+    if isinstance(spec, str):
+        yield from _entity(spec)
+    elif isinstance(spec, CidrRule):
+        yield AddressBlock(spec.cidr, frozenset(spec.except_), includes_endpoints=False)
+    elif isinstance(spec, IPv4Network | IPv6Network):
+        yield AddressBlock(spec, frozenset(), includes_endpoints=False)
     else:
-        yield peer(written, namespace)
+        yield peer_selector(spec, namespace)
 
 
-def _entity(name: str) -> Iterator[Selector | Block]:
+def _entity(name: str) -> Iterator[Selector | AddressBlock]:
     if name == "all":
-        yield EVERYBODY
+        yield WILDCARD
     elif name == "cluster":
-        yield ENDPOINTS
-        yield from map(reserved, _CLUSTER)
+        yield ALL_ENDPOINTS
+        yield from map(reserved_selector, _CLUSTER)
     elif name in _WORLD:
-        yield Block(_WORLD[name], frozenset(), everybody=False)
+        yield AddressBlock(_WORLD[name], frozenset(), includes_endpoints=False)
     else:
-        yield reserved(name)
+        yield reserved_selector(name)
 
 
-def _openings(entry: RuleEntry, *, lifted: bool) -> tuple[Opening, ...]:
-    """Return what an entry is about; with default deny off, what its L7 rules do not match passes too: ``lifted``."""
+def _filters(entry: RuleEntry, *, without_l7: bool) -> tuple[L4Filter, ...]:
+    """Return the L4 filters of an entry; ``without_l7`` (no default deny) also allows requests outside the L7 rules."""
     if entry.ports:
-        return tuple(_opening(ports, lifted=lifted) for ports in entry.ports)
+        return tuple(_filter(ports, without_l7=without_l7) for ports in entry.ports)
     if entry.icmps:
-        return (Opening(once(_type(field) for icmps in entry.icmps for field in icmps.fields_)),)
-    return () if entry.peers is None else ALL
+        return (L4Filter(unique(_icmp_block(field) for icmps in entry.icmps for field in icmps.fields_)),)
+    return () if entry.peers is None else ALL_TRAFFIC
 
 
-def _opening(written: PortRule | DenyPortRule, *, lifted: bool) -> Opening:
-    ports = once(port for one in written.ports for port in _ports(one))
-    rules = written.rules if isinstance(written, PortRule) and not lifted else None
-    return Opening(ports, rules.matches() if rules else ())
+def _filter(port_rule: PortRule | DenyPortRule, *, without_l7: bool) -> L4Filter:
+    blocks = unique(block for port in port_rule.ports for block in _blocks(port))
+    rules = port_rule.rules if isinstance(port_rule, PortRule) and not without_l7 else None
+    return L4Filter(blocks, rules.matches() if rules else ())
 
 
-def _ports(written: PortProtocol) -> Iterator[Port | NamedPort]:
-    if written.named:
-        return (NamedPort(written.port, proto) for proto in PROTOCOLS[written.protocol])
-    return numbered(written.protocol, int(written.port), written.end_port or int(written.port))
+def _blocks(port: PortProtocol) -> Iterator[PortBlock | NamedPortRef]:
+    if port.named:
+        return (NamedPortRef(port.port, proto) for proto in PROTOCOL_NUMBERS[port.protocol])
+    return port_range(port.protocol, int(port.port), port.end_port or int(port.port))
 
 
-def _type(field: IcmpField) -> Port:
-    assert isinstance(field.type, int)  # names are resolved as they are read
+def _icmp_block(field: IcmpField) -> PortBlock:
+    assert isinstance(field.type, int)  # the model resolves names
     return icmp_type(_ICMP[field.family], field.type)

@@ -1,8 +1,8 @@
-"""The compiler: rules and identities in, a policy map per kind of endpoint and direction out.
+"""Policy compiler: resolved rules and identities in, one policy map for each kind of endpoint and direction out.
 
-A kind of endpoint is its labels, and at ingress also its named ports: endpoints of one kind share their maps, and maps
-share what one rule puts into them. What the entries of documents come to is told in ``cilium_rules`` and
-``kubernetes_rules``.
+A kind of endpoint is its labels, for ingress with its named ports: endpoints of one kind share their policy maps, and
+maps share the entries that one rule contributes to them. ``cilium_rules`` and ``kubernetes_rules`` define which traffic
+an entry of a document allows or denies.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -16,41 +16,42 @@ from nfq_enforcer.core.tables.policymap import PORT_BITS, L7Rule, PolicyEntry, P
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.local_identities import LocalIdentities
-from nfq_enforcer.policy.rules import Block, NamedPort, Opening, Port, PortSet, Rule
-from nfq_enforcer.policy.rules_index import NO_PORTS, Giver, Rulebook, Side
-from nfq_enforcer.policy.selectors import EVERYBODY, Selector, SelectorIndex
+from nfq_enforcer.policy.rules import AddressBlock, L4Filter, NamedPortRef, PortBlock, PortSet, Rule
+from nfq_enforcer.policy.rules_index import NO_PORTS, ContributionKey, EndpointSide, RulesIndex
+from nfq_enforcer.policy.selectors import WILDCARD, Selector, SelectorIndex
 
 
 class Enforcement(StrEnum):
-    """When an endpoint is closed to what no rule allows, in each direction."""
+    """Enforcement: the condition for default deny, evaluated for each direction."""
 
-    AUTO = "auto"  # every endpoint, as soon as any rule closes the direction
-    PER_ENDPOINT = "per-endpoint"  # an endpoint, as soon as a rule that selects it closes the direction
+    AUTO = "auto"  # every endpoint, as soon as any rule isolates in the direction
+    PER_ENDPOINT = "per-endpoint"  # an endpoint, as soon as a rule that selects it isolates in the direction
     ALWAYS = "always"
     NEVER = "never"
 
 
 class EndpointMaps(NamedTuple):
-    """What may pass the two sides of an endpoint."""
+    """EndpointMaps: the policy maps of an endpoint, one for each direction."""
 
     ingress: PolicyMap
     egress: PolicyMap
 
 
-Given = tuple[tuple[PolicyEntry, frozenset[PolicyKey]], ...]
-"""What a rule puts into maps: for each of its openings the entry and at which keys, then again for those that came
-lately, so that a key that comes does not cost a copy of all."""
+KeyedEntry = tuple[PolicyEntry, frozenset[PolicyKey]]
+Contribution = tuple[KeyedEntry, ...]
+"""The entries of one rule with the keys at which they stand: two pairs for each L4 filter of the rule. The first pair
+has most of the keys, the second the keys added lately, so that adding a key does not copy all of them."""
 
-_LATELY = 64  # so many keys are kept apart before they join the others
+_MAX_RECENT_KEYS = 64  # in the second pair, before they move to the first
 
 
 class Policy:
-    """All loaded rules, resolved against all known identities: a value, as are the maps it hands out.
+    """Policy: all loaded rules, compiled for all known identities; an immutable value, as are its policy maps.
 
-    What changes makes another policy (``with_documents``, ``with_identity``, ``without_identity``), and whoever holds
-    the one before goes on reading it. That is simpler than a compiler which is changed in place: no reader has to be
-    kept away while it is, and an update that fails leaves nothing half done. The two share what is the same in both:
-    a map is made anew only if an entry of it changed or what closes it, and then from the one before.
+    A change makes a new policy (``with_documents``, ``with_identity``, ``without_identity``), while readers of the old
+    one go on with it. Compared with a compiler that is changed in place, no reader needs a lock, and an update that
+    fails leaves the old policy complete. The old and the new policy share all unchanged parts: a map is rebuilt only if
+    one of its entries or its default deny changed, and then from the map before.
     """
 
     def __init__(
@@ -60,271 +61,293 @@ class Policy:
         enforcement: Enforcement,
         ports: Mapping[Identity, Iterable[PortSet]],
     ) -> None:
-        """Take the documents in their order; ``ports`` are what endpoints of an identity call theirs."""
+        """Compile the documents in their order; ``ports`` are the port sets of the endpoints of each identity."""
         self._enforcement = enforcement
         self._identities = dict(identities)
-        self._ports = {identity: frozenset(found) for identity, found in ports.items()}
-        self._rulebook = Rulebook(documents)
-        self.numbers = LocalIdentities(self._rulebook.rules, self._ports)
-        self._index = SelectorIndex({**identities, **self.numbers.labels, **_RESERVED})
-        self._given: dict[Giver, Given] = {}
-        self._sides: dict[Side, PolicyMap] = {}
+        self._ports = {identity: frozenset(port_sets) for identity, port_sets in ports.items()}
+        self._rules_index = RulesIndex(documents)
+        self.local_identities = LocalIdentities(self._rules_index.rules, self._ports)
+        self._selector_index = SelectorIndex({**identities, **self.local_identities.cidr_labels, **_RESERVED})
+        self._contributions: dict[ContributionKey, Contribution] = {}
+        self._maps: dict[EndpointSide, PolicyMap] = {}
 
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
         """Return the rules of a direction, in the order of their documents."""
-        return self._rulebook.of(direction)
+        return self._rules_index.in_direction(direction)
 
     def maps_for(self, labels: Labels, ports: PortSet = NO_PORTS) -> EndpointMaps:
-        """Return the maps of an endpoint with these labels and named ports; with the host's labels, the host's."""
-        return EndpointMaps(*(self._side(Side(labels, ports, direction)) for direction in Direction))
+        """Return the policy maps for these labels and named ports: those of an endpoint, or those of the host."""
+        return EndpointMaps(*(self._map(EndpointSide(labels, ports, direction)) for direction in Direction))
 
     def with_documents(self, documents: Iterable[PolicyDocument]) -> "Policy":
-        """Return the policy that these documents make; those that are the very objects of before are not read again."""
+        """Return the policy of these documents; a document object of this policy is not resolved again."""
         after = copy(self)
-        after._rulebook = Rulebook(documents, self._rulebook)
-        if not after._rulebook.keeps_order_of(self._rulebook):
-            return Policy(after._rulebook.documents, self._identities, self._enforcement, self._ports)
-        if after._rulebook.blocks != self._rulebook.blocks:
-            after.numbers = LocalIdentities(after._rulebook.rules, self._ports)
-        return after._follow(self, {}, {})
+        after._rules_index = RulesIndex(documents, self._rules_index)
+        if not after._rules_index.keeps_order_of(self._rules_index):
+            return Policy(after._rules_index.documents, self._identities, self._enforcement, self._ports)
+        if after._rules_index.address_blocks != self._rules_index.address_blocks:
+            after.local_identities = LocalIdentities(after._rules_index.rules, self._ports)
+        return after._update_from(self, {}, {})
 
     def with_identity(self, labels: Labels, identity: Identity, ports: Iterable[PortSet] = ()) -> "Policy":
-        """Return the policy with an identity more, or another number or other ports of one that it knows."""
+        """Return the policy with an additional identity, or with another number or other port sets for known labels."""
         after = self.without_identity(labels) if self._identities.get(labels, identity) != identity else copy(self)
         known = labels in after._identities
         after._identities = after._identities | {labels: identity}
-        return after._renamed(identity, frozenset(ports), {}, {} if known else {labels: identity})
+        return after._with_ports(identity, frozenset(ports), {}, {} if known else {labels: identity})
 
     def without_identity(self, labels: Labels) -> "Policy":
-        """Return the policy without an identity; raise KeyError for one that it does not know."""
+        """Return the policy without an identity; raise KeyError for unknown labels."""
         after = copy(self)
         after._identities = dict(self._identities)
         identity = after._identities.pop(labels)
-        after = after._renamed(identity, frozenset(), {labels: identity}, {})
-        after._sides = {side: found for side, found in after._sides.items() if side.labels != labels}
+        after = after._with_ports(identity, frozenset(), {labels: identity}, {})
+        after._maps = {side: policy_map for side, policy_map in after._maps.items() if side.labels != labels}
         return after
 
-    def _renamed(
-        self, identity: Identity, ports: frozenset[PortSet], gone: dict[Labels, Identity], come: dict[Labels, Identity]
+    def _with_ports(
+        self,
+        identity: Identity,
+        port_sets: frozenset[PortSet],
+        removed: dict[Labels, Identity],
+        added: dict[Labels, Identity],
     ) -> "Policy":
+        """Set the port sets of an identity, and update for the removed and added identities."""
         before = copy(self)
-        had = before._ports.get(identity, frozenset())
-        self._ports = before._ports | {identity: ports}
-        if not ports:
+        old_port_sets = before._ports.get(identity, frozenset())
+        self._ports = before._ports | {identity: port_sets}
+        if not port_sets:
             del self._ports[identity]
-        if ports != had and max(len(ports), len(had)) > 1:
-            self.numbers = LocalIdentities(self._rulebook.rules, self._ports)
-        return self._follow(before, gone, come, {identity})
+        if port_sets != old_port_sets and max(len(port_sets), len(old_port_sets)) > 1:
+            self.local_identities = LocalIdentities(self._rules_index.rules, self._ports)
+        return self._update_from(before, removed, added, {identity})
 
-    def _follow(
+    def _update_from(
         self,
         before: "Policy",
-        gone: dict[Labels, Identity],
-        come: dict[Labels, Identity],
-        touched: Iterable[Identity] = (),
+        removed: dict[Labels, Identity],
+        added: dict[Labels, Identity],
+        changed: Iterable[Identity] = (),
     ) -> "Policy":
-        """Take over what is the same as before, and correct the rest for the rules and identities that changed."""
-        if self.numbers is not before.numbers:
-            old, new = before.numbers.labels.items(), self.numbers.labels.items()
-            gone, come = gone | dict(old - new), come | dict(new - old)
-            touched = {*touched, *self.numbers.changed_since(before.numbers)}
-        if gone or come:
-            self._index = before._index.updated(gone, come)
-        among = frozenset((*touched, *gone.values(), *come.values()))
-        self._given = dict(before._given)
-        dirty = self._corrected(before, among) if among else {}
-        if self._rulebook is not before._rulebook:
-            kept = set(map(id, self._rulebook.rules))
-            self._given = {of: given for of, given in self._given.items() if of[0] in kept}
+        """Reuse all unchanged parts of the policy before, and update the rest for changed rules and identities."""
+        if self.local_identities is not before.local_identities:
+            old, new = before.local_identities.cidr_labels.items(), self.local_identities.cidr_labels.items()
+            removed, added = removed | dict(old - new), added | dict(new - old)
+            changed = {*changed, *self.local_identities.changed_since(before.local_identities)}
+        if removed or added:
+            self._selector_index = before._selector_index.updated(removed, added)
+        affected = frozenset((*changed, *removed.values(), *added.values()))
+        self._contributions = dict(before._contributions)
+        changed_keys = self._update_contributions(before, affected) if affected else {}
+        if self._rules_index is not before._rules_index:
+            kept = set(map(id, self._rules_index.rules))
+            self._contributions = {
+                key: contribution for key, contribution in self._contributions.items() if key[0] in kept
+            }
         if self._enforcement is not Enforcement.NEVER:
-            changed = {of[0] for of in dirty}
-            self._sides = {side: self._followed(before, side, changed, dirty) for side in before._sides}
+            rule_ids = {key[0] for key in changed_keys}
+            self._maps = {side: self._updated_map(before, side, rule_ids, changed_keys) for side in before._maps}
         return self
 
-    def _corrected(self, before: "Policy", among: frozenset[Identity]) -> dict[Giver, frozenset[PolicyKey]]:
-        """Correct what rules give to these identities; return the keys that each rule gives now and did not, or did."""
+    def _update_contributions(
+        self, before: "Policy", affected: frozenset[Identity]
+    ) -> dict[ContributionKey, frozenset[PolicyKey]]:
+        """Update the contributions that the affected identities change; return the added and removed keys of each."""
         rules = {
             id(rule): rule
-            for peer, found in before._rulebook.by_peer.items()
-            if not (isinstance(peer, Block) and self.numbers is before.numbers)
-            and not (among.isdisjoint(before._named(peer)) and among.isdisjoint(self._named(peer)))
-            for rule in found
+            for peer, of_peer in before._rules_index.by_peer.items()
+            if not (isinstance(peer, AddressBlock) and self.local_identities is before.local_identities)
+            and not (affected.isdisjoint(before._select(peer)) and affected.isdisjoint(self._select(peer)))
+            for rule in of_peer
         }
-        dirty = {}
-        for of in [of for of in before._given if of[0] in rules]:
-            rule, given = rules[of[0]], before._given[of]
-            old = [frozenset(before._keys(rule, opening, of[1], among)) for opening in rule.opens]
-            new = [frozenset(self._keys(rule, opening, of[1], among)) for opening in rule.opens]
+        changed_keys = {}
+        for key in [key for key in before._contributions if key[0] in rules]:
+            rule, contribution = rules[key[0]], before._contributions[key]
+            old = [frozenset(before._keys(rule, l4_filter, key[1], affected)) for l4_filter in rule.filters]
+            new = [frozenset(self._keys(rule, l4_filter, key[1], affected)) for l4_filter in rule.filters]
             if old != new:
-                self._given[of] = tuple(
-                    part for each in zip(given[::2], given[1::2], old, new, strict=True) for part in _revised(*each)
+                self._contributions[key] = tuple(
+                    pair
+                    for parts in zip(contribution[::2], contribution[1::2], old, new, strict=True)
+                    for pair in _with_keys_replaced(*parts)
                 )
-                dirty[of] = frozenset[PolicyKey]().union(*(o ^ n for o, n in zip(old, new, strict=True)))
-        return dirty
+                changed_keys[key] = frozenset[PolicyKey]().union(*(o ^ n for o, n in zip(old, new, strict=True)))
+        return changed_keys
 
-    def _followed(
-        self, before: "Policy", side: Side, changed: Set[int], dirty: Mapping[Giver, frozenset[PolicyKey]]
+    def _updated_map(
+        self,
+        before: "Policy",
+        side: EndpointSide,
+        rule_ids: Set[int],
+        changed_keys: Mapping[ContributionKey, frozenset[PolicyKey]],
     ) -> PolicyMap:
-        """Return the map of a side, made from the one before where it is not the same."""
-        found = before._sides[side]
-        rules, old = self._rulebook.selecting(side), before._rulebook.selecting(side)
-        givers = self._rulebook.givers(side, changed) if changed else []
-        keys = set[PolicyKey]().union(*(dirty.get(of, ()) for of in givers))
+        """Return the map of an endpoint side: the map before if it is unchanged, else one derived from it."""
+        policy_map = before._maps[side]
+        rules, old = self._rules_index.selecting(side), before._rules_index.selecting(side)
+        contribution_keys = self._rules_index.contribution_keys(side, rule_ids) if rule_ids else []
+        keys = set[PolicyKey]().union(*(changed_keys.get(key, ()) for key in contribution_keys))
         if rules is not old:
             keys.update(before._keys_of(old, rules, side.ports), self._keys_of(rules, old, side.ports))
-        enforced, enforced_by = self._closed(side, rules)
+        enforced, enforced_by = self._default_deny(side, rules)
         if keys:
-            entries = self._patched(found, rules, side.ports, keys)
-            return found.revised(entries, keys, enforced=enforced, enforced_by=enforced_by)
-        if (enforced, enforced_by) != (found.enforced, found.enforced_by):
-            return found.closed_by(enforced_by, enforced=enforced)
-        return found
+            entries = self._replaced_entries(policy_map, rules, side.ports, keys)
+            return policy_map.revised(entries, keys, enforced=enforced, enforced_by=enforced_by)
+        if (enforced, enforced_by) != (policy_map.enforced, policy_map.enforced_by):
+            return policy_map.with_enforcement(enforced_by, enforced=enforced)
+        return policy_map
 
     def _keys_of(self, rules: Iterable[Rule], others: Iterable[Rule], ports: PortSet) -> set[PolicyKey]:
-        """Return the keys of those rules that are not among the others."""
+        """Return the keys that the rules contribute, without the rules that are also among the others."""
         known = set(map(id, others))
-        given = (self._contributions(rule, ports) for rule in rules if id(rule) not in known)
-        return set[PolicyKey]().union(*(keys for of in given for _, keys in of))
+        contributions = (self._contribution(rule, ports) for rule in rules if id(rule) not in known)
+        return set[PolicyKey]().union(*(keys for contribution in contributions for _, keys in contribution))
 
-    def _patched(
-        self, found: PolicyMap, rules: Iterable[Rule], ports: PortSet, keys: Set[PolicyKey]
+    def _replaced_entries(
+        self, policy_map: PolicyMap, rules: Iterable[Rule], ports: PortSet, keys: Set[PolicyKey]
     ) -> dict[PolicyKey, PolicyEntry]:
-        entries = dict(found.entries)
+        """Return the map's entries, those at the keys replaced by the entries of the rules."""
+        entries = dict(policy_map.entries)
         for key in keys:
             entries.pop(key, None)
         entries.update(self._entries(rules, ports, keys))
         return entries
 
-    def _side(self, side: Side) -> PolicyMap:
-        found = self._sides.get(side)
-        if found is None:
-            found = self._sides[side] = self._map(side)
-        return found
+    def _map(self, side: EndpointSide) -> PolicyMap:
+        policy_map = self._maps.get(side)
+        if policy_map is None:
+            policy_map = self._maps[side] = self._compile(side)
+        return policy_map
 
-    def _map(self, side: Side) -> PolicyMap:
+    def _compile(self, side: EndpointSide) -> PolicyMap:
         if self._enforcement is Enforcement.NEVER:
             return PolicyMap({}, enforced=False)
-        rules = self._rulebook.selecting(side)
-        enforced, enforced_by = self._closed(side, rules)
+        rules = self._rules_index.selecting(side)
+        enforced, enforced_by = self._default_deny(side, rules)
         return PolicyMap(self._entries(rules, side.ports), enforced=enforced, enforced_by=enforced_by)
 
-    def _closed(self, side: Side, rules: Iterable[Rule]) -> tuple[bool, tuple[RuleRef, ...]]:
-        """Say whether a side is closed to what no rule opens, and by which rules."""
-        if side.labels != _HOST:  # a node is closed by what selects it and nothing else: nobody is to be locked out
+    def _default_deny(self, side: EndpointSide, rules: Iterable[Rule]) -> tuple[bool, tuple[RuleRef, ...]]:
+        """Return whether an endpoint side is in default deny, and the rules that put it there."""
+        if side.labels != _HOST:  # only a rule that selects a node isolates it: no mode may lock the operator out
             if self._enforcement is Enforcement.ALWAYS:
                 return True, ()
             if self._enforcement is Enforcement.AUTO:
-                spoken = self._rulebook.spoken(side.direction)
-                return bool(spoken), spoken
-        closing = tuple(rule.ref for rule in rules if rule.isolates)
-        return bool(closing), closing
+                isolating = self._rules_index.isolating(side.direction)
+                return bool(isolating), isolating
+        isolating = tuple(rule.ref for rule in rules if rule.isolates)
+        return bool(isolating), isolating
 
     def _entries(
         self, rules: Iterable[Rule], ports: PortSet, only: Set[PolicyKey] | None = None
     ) -> dict[PolicyKey, PolicyEntry]:
+        """Return the merged entries that the rules contribute, ``only`` at these keys if given."""
         entries: dict[PolicyKey, PolicyEntry] = {}
-        merged: dict[tuple[int, int], PolicyEntry] = {}  # equal sums of entries are one object
+        merged: dict[tuple[int, int], PolicyEntry] = {}  # equal merged entries are one object
         for rule in rules:
-            for entry, keys in self._contributions(rule, ports):
+            for entry, keys in self._contribution(rule, ports):
                 for key in keys if only is None else keys & only:
                     old = entries.setdefault(key, entry)
                     if old is not entry:
                         pair = (id(old), id(entry))
                         both = merged.get(pair)
                         if both is None:
-                            both = merged[pair] = _sum(old, entry)
+                            both = merged[pair] = _merge(old, entry)
                         entries[key] = both
         return entries
 
-    def _contributions(self, rule: Rule, ports: PortSet) -> Given:
-        """Return what a rule puts into the maps of an endpoint with these named ports."""
-        of = self._rulebook.giver(rule, ports)
-        given = self._given.get(of)
-        if given is None:
-            given = self._given[of] = tuple(
-                part
-                for opening in rule.opens
-                for entry in (_entry(rule, opening),)
-                for part in ((entry, frozenset(self._keys(rule, opening, of[1]))), (entry, frozenset[PolicyKey]()))
+    def _contribution(self, rule: Rule, ports: PortSet) -> Contribution:
+        """Return the entries that a rule contributes to the maps of an endpoint with these named ports."""
+        key = self._rules_index.contribution_key(rule, ports)
+        contribution = self._contributions.get(key)
+        if contribution is None:
+            contribution = self._contributions[key] = tuple(
+                pair
+                for l4_filter in rule.filters
+                for entry in (_entry(rule, l4_filter),)
+                for pair in ((entry, frozenset(self._keys(rule, l4_filter, key[1]))), (entry, frozenset[PolicyKey]()))
             )
-        return given
+        return contribution
 
     def _keys(
-        self, rule: Rule, opening: Opening, ports: PortSet, among: frozenset[Identity] | None = None
+        self, rule: Rule, l4_filter: L4Filter, ports: PortSet, affected: frozenset[Identity] | None = None
     ) -> Iterator[PolicyKey]:
-        """Yield the keys that an opening opens; ``among``: for these peers only."""
-        identities = self._identities_of(rule, among)
+        """Yield the policy keys of an L4 filter; with ``affected``, only those of these peer identities."""
+        identities = self._peer_identities(rule, affected)
         if not identities:
             return
-        named = [port for port in opening.ports if isinstance(port, NamedPort)]
-        numbered = [port for port in opening.ports if isinstance(port, Port)]
+        named = [port for port in l4_filter.ports if isinstance(port, NamedPortRef)]
+        numbered = [port for port in l4_filter.ports if isinstance(port, PortBlock)]
         if rule.ref.direction is Direction.INGRESS:
-            numbered += _called(named, ports)
+            numbered += _resolve_named(named, ports)
         elif named:
-            yield from self._destinations(identities, named, among)
+            yield from self._named_port_keys(identities, named, affected)
         for identity in identities:
             for port in numbered:
                 yield PolicyKey(identity, *port)
 
-    def _destinations(
-        self, identities: Iterable[Identity], named: list[NamedPort], among: frozenset[Identity] | None
+    def _named_port_keys(
+        self, identities: Iterable[Identity], named: list[NamedPortRef], affected: frozenset[Identity] | None
     ) -> Iterator[PolicyKey]:
-        """Yield a key for each peer that has a port of such a name: its own number of it."""
+        """Yield the egress keys of named ports: for each peer that has a port of the name, the peer's own number."""
         if ANY in identities:
-            identities = self._ports if among is None else among
+            identities = self._ports if affected is None else affected
         for identity in identities:
-            for ports in self._ports.get(identity, ()):
-                site = self.numbers.sites.get((identity, ports), identity)
-                for port in _called(named, ports):
-                    yield PolicyKey(site, *port)
+            for port_set in self._ports.get(identity, ()):
+                peer = self.local_identities.by_port_set.get((identity, port_set), identity)
+                for port in _resolve_named(named, port_set):
+                    yield PolicyKey(peer, *port)
 
-    def _identities_of(self, rule: Rule, among: frozenset[Identity] | None) -> frozenset[Identity]:
-        if rule.peers is None or EVERYBODY in rule.peers:
+    def _peer_identities(self, rule: Rule, affected: frozenset[Identity] | None) -> frozenset[Identity]:
+        if rule.peers is None or WILDCARD in rule.peers:
             return frozenset((ANY,))
-        found = map(self._named, rule.peers)
-        return frozenset[Identity]().union(*(found if among is None else (of & among for of in found)))
+        selected = map(self._select, rule.peers)
+        return frozenset[Identity]().union(
+            *(selected if affected is None else (of_peer & affected for of_peer in selected))
+        )
 
-    def _named(self, peer: Selector | Block) -> frozenset[Identity]:
-        return self.numbers.of(peer) if isinstance(peer, Block) else self._index.select(peer)
+    def _select(self, peer: Selector | AddressBlock) -> frozenset[Identity]:
+        if isinstance(peer, AddressBlock):
+            return self.local_identities.of_block(peer)
+        return self._selector_index.select(peer)
 
 
 _RESERVED = {labels: identity for identity, labels in RESERVED.items()}
 _HOST = RESERVED[HOST]
 
 
-def _revised(
-    most: tuple[PolicyEntry, frozenset[PolicyKey]],
-    few: tuple[PolicyEntry, frozenset[PolicyKey]],
-    less: frozenset[PolicyKey],
-    more: frozenset[PolicyKey],
-) -> Given:
-    """Return both parts of what an opening gives, without some keys and with others."""
-    (entry, keys), (_, late) = most, few
-    late = late - less | more
-    if not keys.isdisjoint(less) or len(late) > _LATELY:
-        keys, late = keys - less | late, frozenset()
-    return (entry, keys), (entry, late)
+def _with_keys_replaced(
+    main: KeyedEntry, recent: KeyedEntry, removed: frozenset[PolicyKey], added: frozenset[PolicyKey]
+) -> Contribution:
+    """Return both pairs of an L4 filter's contribution, without the removed keys and with the added ones."""
+    (entry, keys), (_, recent_keys) = main, recent
+    recent_keys = recent_keys - removed | added
+    if not keys.isdisjoint(removed) or len(recent_keys) > _MAX_RECENT_KEYS:
+        keys, recent_keys = keys - removed | recent_keys, frozenset()
+    return (entry, keys), (entry, recent_keys)
 
 
-def _called(named: Iterable[NamedPort], ports: PortSet) -> list[Port]:
+def _resolve_named(named: Iterable[NamedPortRef], ports: PortSet) -> list[PortBlock]:
     wanted = set(named)
-    return [Port(port.proto, port.number, PORT_BITS) for port in ports if NamedPort(port.name, port.proto) in wanted]
+    return [
+        PortBlock(port.proto, port.number, PORT_BITS) for port in ports if NamedPortRef(port.name, port.proto) in wanted
+    ]
 
 
-def _entry(rule: Rule, opening: Opening) -> PolicyEntry:
-    alone = (rule.ref,)
+def _entry(rule: Rule, l4_filter: L4Filter) -> PolicyEntry:
+    refs = (rule.ref,)
     if rule.ref.deny:
-        return PolicyEntry(denied_by=alone)
-    return PolicyEntry(l7=tuple(L7Rule(rule.ref, match) for match in opening.l7)) if opening.l7 else PolicyEntry(alone)
+        return PolicyEntry(denied_by=refs)
+    if l4_filter.l7:
+        return PolicyEntry(l7=tuple(L7Rule(rule.ref, match) for match in l4_filter.l7))
+    return PolicyEntry(refs)
 
 
-def _sum(one: PolicyEntry, other: PolicyEntry) -> PolicyEntry:
+def _merge(one: PolicyEntry, other: PolicyEntry) -> PolicyEntry:
     return PolicyEntry(
-        _joined(one.allowed_by, other.allowed_by), _joined(one.denied_by, other.denied_by), one.l7 + other.l7
+        _merge_refs(one.allowed_by, other.allowed_by), _merge_refs(one.denied_by, other.denied_by), one.l7 + other.l7
     )
 
 
-def _joined(one: tuple[RuleRef, ...], other: tuple[RuleRef, ...]) -> tuple[RuleRef, ...]:
+def _merge_refs(one: tuple[RuleRef, ...], other: tuple[RuleRef, ...]) -> tuple[RuleRef, ...]:
     return one if not other or one[-1:] == other else one + other
 
 
@@ -334,5 +357,5 @@ def compile_policy(
     enforcement: Enforcement,
     ports: Mapping[Identity, Iterable[PortSet]] | None = None,
 ) -> Policy:
-    """Return the policy that the documents make among these identities and the reserved ones."""
+    """Return the policy of the documents, compiled for these identities and the reserved ones."""
     return Policy(documents, identities, enforcement, ports or {})

@@ -1,9 +1,8 @@
-"""The documents, as users of Kubernetes and Cilium write them: what all have in common, endpoints and namespaces.
+"""Document models, as users of Kubernetes and Cilium write documents: common fields, endpoints and namespaces.
 
-``cilium`` and ``kubernetes`` have the policies. A model holds what this version understands and nothing else. What
-upstream has beyond that is listed as unsupported, so that it is refused with that reason: a policy that is half applied
-is worse than one that is not loaded. Descriptive metadata, as ``kubectl get -o yaml`` prints it, is accepted and has
-no effect.
+The models of policies are in ``cilium`` and ``kubernetes``. A model has only the fields that this version implements.
+Further fields of upstream are listed as unsupported and refused with that reason: a policy applied in part is worse
+than a policy not loaded. Descriptive metadata, as ``kubectl get -o yaml`` prints it, is accepted and has no effect.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from nfq_enforcer.policy.fields import (
     AccountName,
-    Address,
+    AddressField,
     Annotation,
     DnsLabel,
     DnsName,
@@ -21,16 +20,16 @@ from nfq_enforcer.policy.fields import (
     LabelKey,
     LabelValue,
     NodeName,
-    OwnLabels,
-    Port,
+    PortField,
     PortName,
     SelectorKey,
+    UserLabels,
 )
 from nfq_enforcer.policy.validation import Items, Part
 
 
 class ClusterMetadata(Part):
-    """What names a document that belongs to no namespace; all but the name and the labels has no effect."""
+    """ClusterMetadata: the metadata of a document without namespace; only the name and the labels have an effect."""
 
     name: DnsName
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
@@ -45,20 +44,20 @@ class ClusterMetadata(Part):
 
 
 class Metadata(ClusterMetadata):
-    """What names a document within a namespace."""
+    """Metadata: the metadata of a document within a namespace."""
 
     namespace: DnsLabel = "default"
 
 
 class Document(Part):
-    """Any document; ``origin`` says where it was read, ``written`` is the data as it stood there."""
+    """Document: the fields common to all kinds, with the place it was read from and the data read there."""
 
     api_version: str
     kind: str
     metadata: ClusterMetadata
     status: object = None
     _origin: str = PrivateAttr("")
-    _written: Mapping[str, object] = PrivateAttr(default_factory=dict)
+    _data: Mapping[str, object] = PrivateAttr(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -72,51 +71,56 @@ class Document(Part):
 
     @property
     def origin(self) -> str:
-        """Return ``file:line`` of where it begins; empty if it was not read from a file."""
+        """Return ``file:line`` of the first line of the document; empty if it was not read from a file."""
         return self._origin
 
     @property
-    def written(self) -> Mapping[str, object]:
-        """Return the data it was made of; empty if it was not read from a file."""
-        return self._written
+    def data(self) -> Mapping[str, object]:
+        """Return the data that the document was validated from; empty if it was not read from a file."""
+        return self._data
+
+    @property
+    def title(self) -> str:
+        """Return ``Kind namespace/name``, or ``Kind name`` for a document of the whole cluster."""
+        return f"{self.kind} {self.namespace}/{self.name}".replace(" /", " ")
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Return kind, namespace and name: what no two documents share."""
+        """Return kind, namespace and name, unique among documents."""
         return self.kind, self.namespace, self.name
 
-    def at(self, origin: str, written: Mapping[str, object]) -> None:
-        """Note where it was read, and what; to be called once, by who reads it."""
+    def set_source(self, origin: str, data: Mapping[str, object]) -> None:
+        """Set ``origin`` and ``data``; the reader of the document calls it once."""
         self._origin = origin
-        self._written = written
+        self._data = data
 
 
 class EndpointMetadata(Metadata):
-    """What names an endpoint, and the labels that make its identity."""
+    """EndpointMetadata: the name of an endpoint, and the labels that determine its identity."""
 
-    labels: OwnLabels = Field(default_factory=dict)
+    labels: UserLabels = Field(default_factory=dict)
 
 
 class EndpointPort(Part):
-    """A port of an endpoint by its name."""
+    """EndpointPort: a named port of an endpoint."""
 
     name: PortName
-    port: Port
+    port: PortField
     protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
 
 
 class EndpointSpec(Part):
-    """Where an endpoint is and how it is reached."""
+    """EndpointSpec: the addresses, node, interface, service account and named ports of an endpoint."""
 
-    ips: Items[Address]
-    node: NodeName | None = None  # none: the node that loads the document
-    interface: InterfaceName | None = None  # none: not said
+    ips: Items[AddressField]
+    node: NodeName | None = None  # None: the node that loads the document
+    interface: InterfaceName | None = None  # None: not specified
     service_account: AccountName = "default"
     ports: Items[EndpointPort] = ()
 
     @field_validator("ips")
     @classmethod
-    def _at_least_one(cls, ips: tuple[Address, ...]) -> tuple[Address, ...]:
+    def _at_least_one(cls, ips: tuple[AddressField, ...]) -> tuple[AddressField, ...]:
         if not ips:
             raise ValueError("an endpoint has at least one address; allowed: a list of IPv4 and IPv6 addresses")
         return ips
@@ -124,13 +128,13 @@ class EndpointSpec(Part):
     @field_validator("ports")
     @classmethod
     def _names_differ(cls, ports: tuple[EndpointPort, ...]) -> tuple[EndpointPort, ...]:
-        if len({port.name.lower() for port in ports}) < len(ports):  # policies name them in any case
+        if len({port.name.lower() for port in ports}) < len(ports):  # names in policies are case-insensitive
             raise ValueError("two ports have the same name; each name is allowed once")
         return ports
 
 
 class Endpoint(Document):
-    """A workload: its addresses, and the labels that make its identity."""
+    """Endpoint: a workload, with its addresses and the labels that determine its identity."""
 
     kind: Literal["Endpoint"]
     metadata: EndpointMetadata
@@ -138,22 +142,22 @@ class Endpoint(Document):
 
 
 class NamespaceMetadata(ClusterMetadata):
-    """What names a namespace, and the labels that its endpoints inherit."""
+    """NamespaceMetadata: the name of a namespace, and the labels that its endpoints inherit."""
 
     name: DnsLabel
-    labels: OwnLabels = Field(default_factory=dict)
+    labels: UserLabels = Field(default_factory=dict)
 
 
 class Namespace(Document):
-    """A namespace and its labels; what Kubernetes has in its spec has no effect."""
+    """Namespace: a namespace with its labels; the spec that Kubernetes has is accepted and has no effect."""
 
     kind: Literal["Namespace"]
     metadata: NamespaceMetadata
     spec: object = None
 
 
-class Expression(Part):
-    """One requirement of a selector."""
+class SelectorExpression(Part):
+    """SelectorExpression: one entry of matchExpressions, a requirement on the value of a label key."""
 
     key: SelectorKey
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
@@ -171,11 +175,11 @@ class Expression(Part):
 
 
 class LabelSelector(Part):
-    """All of the labels and expressions must hold; an empty selector holds for everything in its scope."""
+    """LabelSelector: labels and expressions that must all match; an empty selector matches everything in its scope."""
 
     match_labels: dict[SelectorKey, LabelValue] = Field(default_factory=dict)
-    match_expressions: Items[Expression] = ()
+    match_expressions: Items[SelectorExpression] = ()
 
 
 class PolicyDocument(Document):
-    """A document that says who may speak to whom."""
+    """PolicyDocument: base class of the documents with network policy."""

@@ -1,7 +1,7 @@
-"""Why a connection passes or not, rule by rule: what each rule asks, and where it does not fit.
+"""Explanation of a connection's verdict, rule by rule: the conditions of each rule, and the first one not met.
 
-The verdict is the compiled map's, as on the data path; the words are made from the resolved rules. A rule decides where
-the map says so, so the two can be held against each other.
+The verdict is that of the compiled policy map, as on the data path; the explanations are made from the resolved rules.
+The policy map determines which rules decide, so tests compare the map with the explanations.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,135 +11,149 @@ from nfq_enforcer.core.labels import ANY_SOURCE, Labels
 from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
 from nfq_enforcer.core.tables.policymap import PORT_BITS, WHOLE, RuleRef
 from nfq_enforcer.core.verdict import Direction
-from nfq_enforcer.policy.ports import LAST, Question, Span, joined
-from nfq_enforcer.policy.rules import Block, NamedPort, Opening, Port, PortSet, Rule
+from nfq_enforcer.policy.ports import LAST, PortSpan, TrafficSpec, merge_spans
+from nfq_enforcer.policy.rules import AddressBlock, L4Filter, NamedPortRef, PortBlock, PortSet, Rule
 from nfq_enforcer.policy.selectors import Operator, Requirement, Selector
-from nfq_enforcer.policy.simulation import Answer, End, Facing, Pair, Side, Simulation, word
+from nfq_enforcer.policy.simulation import (
+    ConnectionEnd,
+    ConnectionResult,
+    ConnectionSide,
+    EndPair,
+    SideResult,
+    Simulation,
+    verdict_word,
+)
 
 
-class Considered(NamedTuple):
-    """One rule, and what there is to say of it."""
+class RuleTrace(NamedTuple):
+    """RuleTrace: one rule, and the explanation of its effect on a connection."""
 
     rule: RuleRef
-    fits: bool  # it selects this endpoint, and the peer, the port and the request are its own
+    matches: bool  # it selects the subject, the peer, the port and the request
     decides: bool
-    words: str
+    explanation: str
 
     def as_data(self) -> dict[str, object]:
-        """Return what is printed as JSON."""
-        return {"rule": str(self.rule), "fits": self.fits, "decides": self.decides, "why": self.words}
+        """Return the JSON object of the rule's trace."""
+        return {"rule": str(self.rule), "fits": self.matches, "decides": self.decides, "why": self.explanation}
 
 
 class SideTrace(NamedTuple):
-    """One side of a connection, and every rule that was considered there."""
+    """SideTrace: one side of a connection, with a trace of every rule of its direction."""
 
-    facing: Facing
-    side: Side
-    considered: tuple[Considered, ...]
+    side: ConnectionSide
+    result: SideResult
+    rules: tuple[RuleTrace, ...]
 
     @property
-    def words(self) -> str:
-        """Return what the side comes to."""
-        return self.side.why or f"{self.facing.subject.name} has no policy of its own"
+    def explanation(self) -> str:
+        """Return the reason for the side's verdict."""
+        return self.result.reason or f"{self.side.subject.name} has no policy of its own"
 
     def as_data(self) -> dict[str, object]:
-        """Return what is printed as JSON."""
+        """Return the JSON object of the side's trace."""
         return {
-            "verdict": word(self.side.allowed),
-            "why": self.words,
-            "considered": [one.as_data() for one in self.considered],
+            "verdict": verdict_word(self.result.allowed),
+            "why": self.explanation,
+            "considered": [rule.as_data() for rule in self.rules],
         }
 
 
 class Trace(NamedTuple):
-    """A connection, its answer, and how both sides come to it."""
+    """Trace: a connection, its result, and the traces of both sides."""
 
-    question: Question
-    answer: Answer
+    traffic: TrafficSpec
+    result: ConnectionResult
     egress: SideTrace
     ingress: SideTrace
 
     def as_data(self) -> dict[str, object]:
-        """Return what is printed as JSON."""
+        """Return the JSON object of the trace."""
         return {
-            "from": self.egress.facing.subject.name,
-            "to": self.ingress.facing.subject.name,
-            "asked": str(self.question),
-            "verdict": self.answer.verdict,
-            "reason": self.answer.reason,
+            "from": self.egress.side.subject.name,
+            "to": self.ingress.side.subject.name,
+            "asked": str(self.traffic),
+            "verdict": self.result.verdict,
+            "reason": self.result.reason,
             "egress": self.egress.as_data(),
             "ingress": self.ingress.as_data(),
         }
 
 
-def trace(simulation: Simulation, pair: Pair, question: Question) -> Trace:
-    """Return how a connection is judged."""
-    answer = simulation.judge(pair, question)
+def trace(simulation: Simulation, pair: EndPair, traffic: TrafficSpec) -> Trace:
+    """Return the trace of a connection."""
+    result = simulation.evaluate(pair, traffic)
     sides = (
-        SideTrace(facing, side, tuple(_considered(simulation.rules(facing.direction), facing, side, question)))
-        for facing, side in ((pair.egress, answer.egress), (pair.ingress, answer.ingress))
+        SideTrace(side, side_result, tuple(_rule_traces(simulation.rules(side.direction), side, side_result, traffic)))
+        for side, side_result in ((pair.egress, result.egress), (pair.ingress, result.ingress))
     )
-    return Trace(question, answer, *sides)
+    return Trace(traffic, result, *sides)
 
 
-def _considered(rules: Iterable[Rule], facing: Facing, side: Side, question: Question) -> Iterator[Considered]:
-    if facing.policy is not None:
+def _rule_traces(
+    rules: Iterable[Rule], side: ConnectionSide, result: SideResult, traffic: TrafficSpec
+) -> Iterator[RuleTrace]:
+    if side.policy is not None:
         for rule in rules:
-            misfit = _misfit(rule, facing, question)
-            yield Considered(rule.ref, not misfit, rule.ref in side.rules, misfit or _effect(rule, facing, question))
+            mismatch = _mismatch(rule, side, traffic)
+            yield RuleTrace(rule.ref, not mismatch, rule.ref in result.rules, mismatch or _effect(rule, side, traffic))
 
 
-def _effect(rule: Rule, facing: Facing, question: Question) -> str:
-    toward = "to" if facing.direction is Direction.EGRESS else "from"
-    return f"{'denies' if rule.ref.deny else 'allows'} {question} {toward} {facing.peer.name}"
+def _effect(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
+    preposition = "to" if side.direction is Direction.EGRESS else "from"
+    return f"{'denies' if rule.ref.deny else 'allows'} {traffic} {preposition} {side.peer.name}"
 
 
-def _misfit(rule: Rule, facing: Facing, question: Question) -> str:
-    """Return why a rule is not about this connection, nothing if it is."""
-    if not rule.subject.matches(facing.subject.labels):
-        return f"does not select {facing.subject.name}: {_unmet(rule.subject, facing.subject)}"
-    if rule.ref.number == WHOLE or not rule.opens:
-        return f"closes {facing} and opens nothing" if rule.isolates else "opens nothing"
+def _mismatch(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
+    """Return the first condition of a rule that the connection does not meet; empty if the rule matches."""
+    if not rule.subject.matches(side.subject.labels):
+        return f"does not select {side.subject.name}: {_unmet(rule.subject, side.subject)}"
+    if rule.ref.number == WHOLE or not rule.filters:
+        return f"closes {side} and opens nothing" if rule.isolates else "opens nothing"
     if rule.peers == ():
         return "its list of peers is empty, so it is about nobody"
-    if rule.peers is not None and not any(_is(peer, facing) for peer in rule.peers):
-        reasons = dict.fromkeys(_not_among(peer, facing.peer) for peer in rule.peers)
-        return f"{facing.peer.name} is none of its peers: {', or '.join(reasons)}"
-    named = facing.subject.ports if facing.direction is Direction.INGRESS else facing.peer.ports
-    fitting = [opening for opening in rule.opens if _opens(opening, question, named)]
-    if not fitting:
-        return f"is about {_ports(rule.opens, named) or 'no port'}, not {question._replace(request=None)}"
-    return _no_such_request(fitting, question)
+    if rule.peers is not None and not any(_matches_peer(peer, side) for peer in rule.peers):
+        reasons = dict.fromkeys(_peer_mismatch(peer, side.peer) for peer in rule.peers)
+        return f"{side.peer.name} is none of its peers: {', or '.join(reasons)}"
+    destination_ports = side.subject.ports if side.direction is Direction.INGRESS else side.peer.ports
+    matching = [l4_filter for l4_filter in rule.filters if _matches_port(l4_filter, traffic, destination_ports)]
+    if not matching:
+        ports = _render_ports(rule.filters, destination_ports) or "no port"
+        return f"is about {ports}, not {traffic._replace(request=None)}"
+    return _request_mismatch(matching, traffic)
 
 
-def _is(peer: Selector | Block, facing: Facing) -> bool:
+def _matches_peer(peer: Selector | AddressBlock, side: ConnectionSide) -> bool:
     if isinstance(peer, Selector):
-        return peer.matches(facing.peer.labels)
-    return (peer.everybody or _outside(facing.peer)) and any(
-        network in peer for network in facing.peer.addresses.values()
+        return peer.matches(side.peer.labels)
+    return (peer.includes_endpoints or _is_outside(side.peer)) and any(
+        network in peer for network in side.peer.addresses.values()
     )
 
 
-def _outside(end: End) -> bool:
+def _is_outside(end: ConnectionEnd) -> bool:
     return bool(end.labels.find("reserved", "world"))
 
 
-def _not_among(peer: Selector | Block, end: End) -> str:
+def _peer_mismatch(peer: Selector | AddressBlock, end: ConnectionEnd) -> str:
     if isinstance(peer, Selector):
         return _unmet(peer, end)
-    holes = f" without {', '.join(map(str, sorted(peer.holes, key=str)))}" if peer.holes else ""
-    if not peer.everybody and not _outside(end):
-        return f"wants an address in {peer.prefix}{holes}, and CIDRs are never endpoints or nodes"
-    return f"wants an address in {peer.prefix}{holes}"
+    excluded = f" without {', '.join(map(str, sorted(peer.excluded, key=str)))}" if peer.excluded else ""
+    if not peer.includes_endpoints and not _is_outside(end):
+        return f"wants an address in {peer.prefix}{excluded}, and CIDRs are never endpoints or nodes"
+    return f"wants an address in {peer.prefix}{excluded}"
 
 
-def _unmet(selector: Selector, end: End) -> str:
-    unmet = sorted(one for one in selector.requirements if not one.matches(end.labels))
-    return " and ".join(f"wants {_wish(one)}, and it has {_found(one, end.labels)}" for one in unmet)
+def _unmet(selector: Selector, end: ConnectionEnd) -> str:
+    unmet = sorted(requirement for requirement in selector.requirements if not requirement.matches(end.labels))
+    return " and ".join(
+        f"wants {_render_requirement(requirement)}, and it has {_labels_of_key(requirement, end.labels)}"
+        for requirement in unmet
+    )
 
 
-def _wish(requirement: Requirement) -> str:
-    key, values = _key(requirement), sorted(requirement.values)
+def _render_requirement(requirement: Requirement) -> str:
+    key, values = _render_key(requirement), sorted(requirement.values)
     if requirement.operator is Operator.EXISTS:
         return key
     if requirement.operator is Operator.DOES_NOT_EXIST:
@@ -149,49 +163,58 @@ def _wish(requirement: Requirement) -> str:
     return f"{key} {'in' if requirement.operator is Operator.IN else 'not in'} ({', '.join(values)})"
 
 
-def _key(requirement: Requirement) -> str:
+def _render_key(requirement: Requirement) -> str:
     return requirement.key if requirement.source == ANY_SOURCE else f"{requirement.source}:{requirement.key}"
 
 
-def _found(requirement: Requirement, labels: Labels) -> str:
+def _labels_of_key(requirement: Requirement, labels: Labels) -> str:
     return ", ".join(map(str, labels.find(ANY_SOURCE, requirement.key))) or f"no {requirement.key}"
 
 
-def _spans(opening: Opening, named: PortSet) -> Iterator[Span]:
-    for port in opening.ports:
-        if isinstance(port, NamedPort):
-            yield from (Span(p.proto, p.number, p.number) for p in named if NamedPort(p.name, p.proto) == port)
+def _spans(l4_filter: L4Filter, named_ports: PortSet) -> Iterator[PortSpan]:
+    for port in l4_filter.ports:
+        if isinstance(port, NamedPortRef):
+            yield from (
+                PortSpan(named.proto, named.number, named.number)
+                for named in named_ports
+                if NamedPortRef(named.name, named.proto) == port
+            )
         else:
             last = port.number | ((1 << (PORT_BITS - port.bits)) - 1)
-            yield Span(port.proto, port.number, min(last, LAST[port.proto]))
+            yield PortSpan(port.proto, port.number, min(last, LAST[port.proto]))
 
 
-def _opens(opening: Opening, question: Question, named: PortSet) -> bool:
-    if any(isinstance(port, Port) and not port.proto for port in opening.ports):
+def _matches_port(l4_filter: L4Filter, traffic: TrafficSpec, named_ports: PortSet) -> bool:
+    if any(isinstance(port, PortBlock) and not port.proto for port in l4_filter.ports):
         return True
-    return any(span.proto == question.proto and question.port in span for span in _spans(opening, named))
+    return any(span.proto == traffic.proto and traffic.port in span for span in _spans(l4_filter, named_ports))
 
 
-def _ports(openings: Iterable[Opening], named: PortSet) -> str:
-    openings = tuple(openings)
-    spans = joined(dict.fromkeys(span for opening in openings for span in _spans(opening, named)))
-    known = {NamedPort(one.name, one.proto) for one in named}
-    ports = (port for opening in openings for port in opening.ports if isinstance(port, NamedPort))
-    missing = dict.fromkeys(f"a port named {port.name}, which is not there" for port in ports if port not in known)
+def _render_ports(filters: Iterable[L4Filter], named_ports: PortSet) -> str:
+    filters = tuple(filters)
+    spans = merge_spans(dict.fromkeys(span for l4_filter in filters for span in _spans(l4_filter, named_ports)))
+    existing = {NamedPortRef(named.name, named.proto) for named in named_ports}
+    refs = (port for l4_filter in filters for port in l4_filter.ports if isinstance(port, NamedPortRef))
+    missing = dict.fromkeys(f"a port named {ref.name}, which is not there" for ref in refs if ref not in existing)
     return ", ".join((*map(str, spans), *missing))
 
 
-def _no_such_request(openings: Iterable[Opening], question: Question) -> str:
-    """Return why none of the openings lets this request pass; nothing if one does, or if none is asked about."""
-    matches = [match for opening in openings for match in opening.l7]
-    request = question.request
-    whole = any(not opening.l7 for opening in openings)
-    if request is None or whole or any(isinstance(one, HttpMatch) and one.matches(request) for one in matches):
+def _request_mismatch(filters: Iterable[L4Filter], traffic: TrafficSpec) -> str:
+    """Return the allowed requests if no filter allows this request; empty if one does, or if the traffic has none."""
+    filters = tuple(filters)
+    matches = [match for l4_filter in filters for match in l4_filter.l7]
+    request = traffic.request
+    unrestricted = any(not l4_filter.l7 for l4_filter in filters)
+    if (
+        request is None
+        or unrestricted
+        or any(isinstance(match, HttpMatch) and match.matches(request) for match in matches)
+    ):
         return ""
-    return f"lets only requests pass that are {' or '.join(map(_request, matches))}"
+    return f"lets only requests pass that are {' or '.join(map(_render_match, matches))}"
 
 
-def _request(match: HttpMatch | DnsMatch) -> str:
+def _render_match(match: HttpMatch | DnsMatch) -> str:
     if isinstance(match, DnsMatch):
         return f"DNS queries for {match.name}"
     host = f" at {match.host}" if match.host else ""

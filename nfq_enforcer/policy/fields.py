@@ -1,4 +1,4 @@
-"""The syntax of single fields: names, labels, addresses, ports; what a wrong one is told, and what is allowed."""
+"""Field types with their syntax: names, labels, addresses and ports; an error message states the allowed values."""
 
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -17,22 +17,22 @@ AUDIT_ANNOTATION = "nfq-enforcer.io/audit"
 MAX_PORT = 65535
 
 _ENGINE_KEYS = "io.cilium.k8s."
-_TAKEN_SOURCES = {"reserved", "any", "cidr", "fqdn"}
+_RESERVED_SOURCES = {"reserved", "any", "cidr", "fqdn"}
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 _INTERFACE = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
-)  # IFNAMSIZ; what iptables reads as a name and nothing else
+)  # at most IFNAMSIZ - 1 bytes, and only characters that iptables reads as part of a name
 _SERVICE_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*")  # RFC 6335, section 5.1
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
 
 
-def _matching(pattern: re.Pattern[str], what: str, allowed: str) -> AfterValidator:
+def _matching(pattern: re.Pattern[str], noun: str, allowed: str) -> AfterValidator:
     def check(text: str) -> str:
         if not pattern.fullmatch(text):
-            raise ValueError(f"'{text}' is not {what}; allowed: {allowed}")
+            raise ValueError(f"'{text}' is not {noun}; allowed: {allowed}")
         return text
 
     return AfterValidator(check)
@@ -48,17 +48,17 @@ def _selector_key(key: str) -> str:
     return key
 
 
-def _own_key(key: str) -> str:
-    """Refuse labels that are not a user's to give: an endpoint would be what it only claims to be."""
+def _user_label_key(key: str) -> str:
+    """Refuse label keys reserved for the engine: with them an endpoint could claim another namespace or identity."""
     source, name = split_key(key)
-    if source in _TAKEN_SOURCES:
+    if source in _RESERVED_SOURCES:
         raise ValueError(f"label source '{source}' is taken; allowed: k8s, which is the default, or one of your own")
     if name == NAMESPACE_KEY or name.startswith(_ENGINE_KEYS):
         raise ValueError(f"label '{name}' is taken; it is made from the namespace and the service account")
     return key
 
 
-def _one_value_each(labels: dict[str, str]) -> dict[str, str]:
+def _unique_labels(labels: dict[str, str]) -> dict[str, str]:
     first: dict[tuple[str, str], str] = {}
     for key in labels:
         other = first.setdefault(split_key(key), key)
@@ -73,17 +73,17 @@ def _annotation(key: str) -> str:
     return key
 
 
-def _address(written: object) -> IPv4Address | IPv6Address:
-    if not isinstance(written, str):
+def _address(value: object) -> IPv4Address | IPv6Address:
+    if not isinstance(value, str):
         raise PydanticCustomError("string_type", "not a string")
     try:
-        address = ip_address(written)
+        address = ip_address(value)
     except ValueError:
-        raise ValueError(f"'{written}' is not an address; allowed: IPv4 or IPv6, without a prefix length") from None
+        raise ValueError(f"'{value}' is not an address; allowed: IPv4 or IPv6, without a prefix length") from None
     if isinstance(address, IPv6Address) and (address.ipv4_mapped or address.scope_id):
-        raise ValueError(f"'{written}' is not allowed; write an IPv4 address as such, and no interface behind '%'")
+        raise ValueError(f"'{value}' is not allowed; write an IPv4 address as such, and no interface behind '%'")
     if address.is_multicast or address.is_loopback or address.is_unspecified:
-        raise ValueError(f"'{written}' is not allowed; a multicast, loopback or unspecified address is no endpoint's")
+        raise ValueError(f"'{value}' is not allowed; a multicast, loopback or unspecified address is no endpoint's")
     return address
 
 
@@ -117,7 +117,7 @@ def _kubernetes_port(port: object) -> int | str:
 
 
 def is_port_name(port: str) -> bool:
-    """Say whether a checked port is a name."""
+    """Return whether a validated port is a name."""
     return _NUMBER.fullmatch(port) is None
 
 
@@ -127,25 +127,25 @@ def _end_port(number: int) -> int:
     return number
 
 
-def _prefix(written: object) -> IPv4Network | IPv6Network:
-    if isinstance(written, str) and "/" not in written:
-        raise ValueError(f"'{written}' is not a CIDR; allowed: an IPv4 or IPv6 prefix, as in 10.0.0.0/8")
-    return _cidr(written)
+def _prefix(value: object) -> IPv4Network | IPv6Network:
+    if isinstance(value, str) and "/" not in value:
+        raise ValueError(f"'{value}' is not a CIDR; allowed: an IPv4 or IPv6 prefix, as in 10.0.0.0/8")
+    return _cidr(value)
 
 
-def _cidr(written: object) -> IPv4Network | IPv6Network:
-    """Read a prefix or an address; bits behind the prefix count for nothing, as upstream."""
-    if not isinstance(written, str):
+def _cidr(value: object) -> IPv4Network | IPv6Network:
+    """Parse a prefix or an address; host bits after the prefix are ignored, as upstream."""
+    if not isinstance(value, str):
         raise PydanticCustomError("string_type", "not a string")
-    _, slash, length = written.partition("/")
+    _, slash, length = value.partition("/")
     try:
         if slash and not _NUMBER.fullmatch(length):  # a netmask, for example
             raise ValueError
-        network = ip_network(written, strict=False)
+        network = ip_network(value, strict=False)
     except ValueError:
-        raise ValueError(f"'{written}' is not a CIDR; allowed: an IPv4 or IPv6 prefix, as in 10.0.0.0/8") from None
-    if isinstance(network, IPv6Network) and (network.network_address.ipv4_mapped or "%" in written):
-        raise ValueError(f"'{written}' is not allowed; write IPv4 addresses as such, and no interface behind '%'")
+        raise ValueError(f"'{value}' is not a CIDR; allowed: an IPv4 or IPv6 prefix, as in 10.0.0.0/8") from None
+    if isinstance(network, IPv6Network) and (network.network_address.ipv4_mapped or "%" in value):
+        raise ValueError(f"'{value}' is not allowed; write IPv4 addresses as such, and no interface behind '%'")
     return network
 
 
@@ -190,13 +190,13 @@ Annotation = Annotated[str, AfterValidator(_annotation)]
 LabelKey = Annotated[str, AfterValidator(_label_key)]
 SelectorKey = Annotated[str, AfterValidator(_selector_key)]
 LabelValue = Annotated[str, AfterValidator(check_value)]
-AccountName = Annotated[DnsName, AfterValidator(check_value)]  # it becomes a label's value
-OwnLabels = Annotated[
-    dict[Annotated[str, AfterValidator(_own_key)], LabelValue],
-    AfterValidator(_one_value_each),
+AccountName = Annotated[DnsName, AfterValidator(check_value)]  # it becomes the value of a label
+UserLabels = Annotated[
+    dict[Annotated[str, AfterValidator(_user_label_key)], LabelValue],
+    AfterValidator(_unique_labels),
 ]
-Address = Annotated[IPv4Address | IPv6Address, PlainValidator(_address)]
-Port = Annotated[int, AfterValidator(_port)]
+AddressField = Annotated[IPv4Address | IPv6Address, PlainValidator(_address)]
+PortField = Annotated[int, AfterValidator(_port)]
 PolicyPort = Annotated[str, AfterValidator(_policy_port)]
 KubernetesPort = Annotated[int | str, PlainValidator(_kubernetes_port)]
 KubernetesKey = Annotated[str, AfterValidator(_kubernetes_key)]

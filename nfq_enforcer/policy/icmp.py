@@ -1,4 +1,4 @@
-"""ICMP types by name, as Cilium's ``icmps`` names them, for each family."""
+"""ICMP types: the names that Cilium accepts in ``icmps``, and their numbers, for each address family."""
 
 from collections.abc import Mapping
 
@@ -52,13 +52,17 @@ FAMILIES: Mapping[str, Mapping[str, int]] = {
 MAX_TYPE = 255
 
 
-def number(family: str, written: object) -> int:
-    """Return the number of a type that is written as one, as digits or as a name; raise ValueError if it is none."""
+def number(family: str, name_or_number: object) -> int:
+    """Return the number of an ICMP type given as a number, digits or a name; raise ValueError for anything else."""
     names = FAMILIES[family]
-    if isinstance(written, str) and written in names:
-        return names[written]
-    value = int(written) if isinstance(written, str) and written.isdecimal() and len(written) <= len("255") else written
+    if isinstance(name_or_number, str) and name_or_number in names:
+        return names[name_or_number]
+    value = (
+        int(name_or_number)
+        if isinstance(name_or_number, str) and name_or_number.isdecimal() and len(name_or_number) <= len("255")
+        else name_or_number
+    )
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_TYPE:
         allowed = f"0 to {MAX_TYPE}, {', '.join(names)}"
-        raise ValueError(f"{written!r} is not an ICMP type of {family}; allowed: {allowed}")
+        raise ValueError(f"{name_or_number!r} is not an ICMP type of {family}; allowed: {allowed}")
     return value

@@ -1,55 +1,55 @@
-"""NetworkPolicy, as Kubernetes documents it (networking.k8s.io/v1).
+"""Document model of NetworkPolicy, as Kubernetes documents it (networking.k8s.io/v1).
 
-A list that is missing (None) and an empty one mean the same in an entry (any peer, any port), but not in the document:
-see ``kubernetes_rules``.
+In an entry, a missing list (None) and an empty list mean the same: any peer, any port. In the document they differ, see
+``kubernetes_rules``.
 """
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from nfq_enforcer.policy.cilium import check_holes
-from nfq_enforcer.policy.documents import Expression, Metadata, PolicyDocument
+from nfq_enforcer.policy.cilium import check_except
+from nfq_enforcer.policy.documents import Metadata, PolicyDocument, SelectorExpression
 from nfq_enforcer.policy.fields import EndPort, KubernetesKey, KubernetesPort, LabelValue, Prefix
 from nfq_enforcer.policy.validation import Items, Part
 
 
-class PlainExpression(Expression):
-    """One requirement of a selector that knows no label sources."""
+class KubernetesExpression(SelectorExpression):
+    """KubernetesExpression: one entry of matchExpressions, with a key without label source."""
 
     key: KubernetesKey
 
 
-class PlainSelector(Part):
-    """All of the labels and expressions must hold; an empty selector holds for everything in its scope."""
+class KubernetesSelector(Part):
+    """KubernetesSelector: a label selector with keys without label source; an empty one matches all in its scope."""
 
     match_labels: dict[KubernetesKey, LabelValue] = Field(default_factory=dict)
-    match_expressions: Items[PlainExpression] = ()
+    match_expressions: Items[KubernetesExpression] = ()
 
 
 class IpBlock(Part):
-    """A prefix, and holes in it."""
+    """IpBlock: the addresses of a prefix, without those of the ``except`` prefixes."""
 
     cidr: Prefix
     except_: Items[Prefix] = Field((), alias="except")
 
     @model_validator(mode="after")
-    def _holes_are_inside(self) -> Self:
-        check_holes(self.cidr, self.except_)
+    def _except_is_inside(self) -> Self:
+        check_except(self.cidr, self.except_)
         if self.cidr in self.except_:
             raise ValueError(f"except {self.cidr} leaves nothing of the block; allowed: longer prefixes")
         return self
 
 
-class PeerRule(Part):
-    """Pods, by their labels, their namespaces' or both; or addresses."""
+class NetworkPolicyPeer(Part):
+    """NetworkPolicyPeer: pods selected by their labels, by their namespace's labels or by both; or an ipBlock."""
 
-    pod_selector: PlainSelector | None = None
-    namespace_selector: PlainSelector | None = None
+    pod_selector: KubernetesSelector | None = None
+    namespace_selector: KubernetesSelector | None = None
     ip_block: IpBlock | None = None
 
     @model_validator(mode="after")
-    def _names_somebody(self) -> Self:
+    def _has_one_kind_of_peer(self) -> Self:
         selects = self.pod_selector is not None or self.namespace_selector is not None
         if selects is (self.ip_block is not None):
             raise ValueError(
@@ -58,8 +58,8 @@ class PeerRule(Part):
         return self
 
 
-class PortRule(Part):
-    """One port, a range of ports, or every port of a protocol."""
+class NetworkPolicyPort(Part):
+    """NetworkPolicyPort: one port, a range of ports, or every port of a protocol."""
 
     port: KubernetesPort | None = None
     end_port: EndPort | None = None
@@ -74,48 +74,48 @@ class PortRule(Part):
         return self
 
 
-class IngressRule(Part):
-    """An entry of ``ingress``."""
+class NetworkPolicyIngressRule(Part):
+    """NetworkPolicyIngressRule: an entry of ``ingress``."""
 
-    from_: Items[PeerRule] = Field((), alias="from")
-    ports: Items[PortRule] = ()
+    from_: Items[NetworkPolicyPeer] = Field((), alias="from")
+    ports: Items[NetworkPolicyPort] = ()
 
     @property
-    def peers(self) -> tuple[PeerRule, ...]:
-        """Return who may connect; empty: anyone."""
+    def peers(self) -> tuple[NetworkPolicyPeer, ...]:
+        """Return the peers that may connect to the subject; empty: any peer."""
         return self.from_
 
 
-class EgressRule(Part):
-    """An entry of ``egress``."""
+class NetworkPolicyEgressRule(Part):
+    """NetworkPolicyEgressRule: an entry of ``egress``."""
 
-    to: Items[PeerRule] = ()
-    ports: Items[PortRule] = ()
+    to: Items[NetworkPolicyPeer] = ()
+    ports: Items[NetworkPolicyPort] = ()
 
     @property
-    def peers(self) -> tuple[PeerRule, ...]:
-        """Return who may be connected to; empty: anyone."""
+    def peers(self) -> tuple[NetworkPolicyPeer, ...]:
+        """Return the peers that the subject may connect to; empty: any peer."""
         return self.to
 
 
 class NetworkPolicySpec(Part):
-    """What the pods that the selector selects may receive and send."""
+    """NetworkPolicySpec: the subject pods, and the traffic that they may receive and send."""
 
-    pod_selector: PlainSelector
-    ingress: Items[IngressRule] = ()
-    egress: Items[EgressRule] = ()
+    pod_selector: KubernetesSelector
+    ingress: Items[NetworkPolicyIngressRule] = ()
+    egress: Items[NetworkPolicyEgressRule] = ()
     policy_types: Items[Literal["Ingress", "Egress"]] = ()
 
     @property
     def types(self) -> frozenset[str]:
-        """Return the directions that the policy is about; it closes in them what no policy opens."""
+        """Return the directions in which the policy puts its subjects into default deny."""
         if self.policy_types:
             return frozenset(self.policy_types)
         return frozenset(("Ingress", "Egress") if self.egress else ("Ingress",))
 
 
 class NetworkPolicy(PolicyDocument):
-    """A policy for pods of its own namespace."""
+    """NetworkPolicy: a policy for pods in its own namespace."""
 
     kind: Literal["NetworkPolicy"]
     metadata: Metadata

@@ -1,23 +1,40 @@
-"""What the entries of a NetworkPolicy come to.
+"""Resolution of NetworkPolicy documents to rules.
 
-Other than in a Cilium policy a peer list that is missing or empty is anyone, so ``ingress: [{}]`` opens everything; a
-port has protocol TCP if it says none; and a policy closes the directions of its policyTypes, whatever else it has.
+Unlike in a Cilium policy, a missing or empty peer list means any peer, so ``ingress: [{}]`` allows all traffic; the
+default protocol of a port is TCP; and a policy isolates its subjects in the directions of its policyTypes, with or
+without entries.
 """
 
 from collections.abc import Iterable, Iterator
 
 from nfq_enforcer.core.tables.policymap import WHOLE, RuleRef
 from nfq_enforcer.core.verdict import Direction
-from nfq_enforcer.policy.kubernetes import EgressRule, IngressRule, NetworkPolicy, PeerRule, PortRule
-from nfq_enforcer.policy.rules import ALL, PROTOCOLS, Block, NamedPort, Opening, Port, Rule, numbered, once
-from nfq_enforcer.policy.selectors import Selector, pod_peer, pod_subject
+from nfq_enforcer.policy.kubernetes import (
+    NetworkPolicy,
+    NetworkPolicyEgressRule,
+    NetworkPolicyIngressRule,
+    NetworkPolicyPeer,
+    NetworkPolicyPort,
+)
+from nfq_enforcer.policy.rules import (
+    ALL_TRAFFIC,
+    PROTOCOL_NUMBERS,
+    AddressBlock,
+    L4Filter,
+    NamedPortRef,
+    PortBlock,
+    Rule,
+    port_range,
+    unique,
+)
+from nfq_enforcer.policy.selectors import Selector, pod_peer_selector, pod_subject_selector
 
 
 def resolve(document: NetworkPolicy) -> Iterator[Rule]:
-    """Yield the rules of a document; a direction that it closes and has no entry for has a rule without number."""
+    """Yield the rules of a document; an isolated direction without entries yields one rule, with number ``WHOLE``."""
     spec, namespace = document.spec, document.namespace
-    selects = pod_subject(spec.pod_selector, namespace)
-    sections: dict[Direction, tuple[IngressRule | EgressRule, ...]] = {
+    subject = pod_subject_selector(spec.pod_selector, namespace)
+    sections: dict[Direction, tuple[NetworkPolicyIngressRule | NetworkPolicyEgressRule, ...]] = {
         Direction.INGRESS: spec.ingress,
         Direction.EGRESS: spec.egress,
     }
@@ -26,29 +43,29 @@ def resolve(document: NetworkPolicy) -> Iterator[Rule]:
             continue
         if not entries:
             ref = RuleRef(document.kind, namespace, document.name, direction, WHOLE)
-            yield Rule(ref, selects, (), (), isolates=True)
+            yield Rule(ref, subject, (), (), isolates=True)
         for number, entry in enumerate(entries):
             ref = RuleRef(document.kind, namespace, document.name, direction, number)
-            yield Rule(ref, selects, _peers(entry.peers, namespace), _openings(entry.ports), isolates=True)
+            yield Rule(ref, subject, _peers(entry.peers, namespace), _filters(entry.ports), isolates=True)
 
 
-def _peers(written: Iterable[PeerRule], namespace: str) -> tuple[Selector | Block, ...] | None:
-    return tuple(dict.fromkeys(_peer(one, namespace) for one in written)) or None
+def _peers(peers: Iterable[NetworkPolicyPeer], namespace: str) -> tuple[Selector | AddressBlock, ...] | None:
+    return tuple(dict.fromkeys(_peer(peer, namespace) for peer in peers)) or None
 
 
-def _peer(written: PeerRule, namespace: str) -> Selector | Block:
-    if written.ip_block is not None:
-        return Block(written.ip_block.cidr, frozenset(written.ip_block.except_), everybody=True)
-    return pod_peer(written.pod_selector, written.namespace_selector, namespace)
+def _peer(peer: NetworkPolicyPeer, namespace: str) -> Selector | AddressBlock:
+    if peer.ip_block is not None:
+        return AddressBlock(peer.ip_block.cidr, frozenset(peer.ip_block.except_), includes_endpoints=True)
+    return pod_peer_selector(peer.pod_selector, peer.namespace_selector, namespace)
 
 
-def _openings(written: Iterable[PortRule]) -> tuple[Opening, ...]:
-    ports = once(port for one in written for port in _ports(one))
-    return (Opening(ports),) if ports else ALL
+def _filters(ports: Iterable[NetworkPolicyPort]) -> tuple[L4Filter, ...]:
+    blocks = unique(block for port in ports for block in _blocks(port))
+    return (L4Filter(blocks),) if blocks else ALL_TRAFFIC
 
 
-def _ports(written: PortRule) -> Iterator[Port | NamedPort]:
-    if isinstance(written.port, str):
-        return iter([NamedPort(written.port, *PROTOCOLS[written.protocol])])
-    first = written.port or 0
-    return numbered(written.protocol, first, written.end_port or first)
+def _blocks(port: NetworkPolicyPort) -> Iterator[PortBlock | NamedPortRef]:
+    if isinstance(port.port, str):
+        return iter([NamedPortRef(port.port, *PROTOCOL_NUMBERS[port.protocol])])
+    first = port.port or 0
+    return port_range(port.protocol, first, port.end_port or first)

@@ -1,4 +1,4 @@
-"""The layer-7 rules of a ``toPorts`` entry: HTTP requests and DNS names, checked as they are read."""
+"""Document models of the layer-7 rules of a ``toPorts`` entry, HTTP requests and DNS names, validated when parsed."""
 
 import re
 import warnings
@@ -23,25 +23,27 @@ _POSIX = {
     "xdigit": "0-9A-Fa-f",
 }
 _CLASS = re.compile(r"\[:([a-z]+):\]")
-_NOT_RE2 = re.compile(r"(?<!\\)(?:\\\\)*(\(\?[=!<(#]|\\[1-9])")  # what upstream's engine has not: it cannot backtrack
+_NOT_RE2 = re.compile(r"(?<!\\)(?:\\\\)*(\(\?[=!<(#]|\\[1-9])")  # not in RE2, upstream's engine, which cannot backtrack
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _NAME = re.compile(r"[-a-zA-Z0-9_.]{1,255}")
 _PATTERN = re.compile(r"[-a-zA-Z0-9_.*]{1,255}")
 _IN_LABEL = "[-a-zA-Z0-9_]"
 
 
-def _expression(written: str) -> str:
-    """Return a POSIX extended expression as Python's engine wants it."""
-    text = _CLASS.sub(lambda found: _POSIX.get(found[1], found[0]), written)
-    foreign = _NOT_RE2.search(text)
-    if foreign:
-        raise ValueError(f"'{written}' has '{foreign[1]}', which is not allowed; allowed: POSIX extended expressions")
+def _regex(expression: str) -> str:
+    """Return a POSIX extended expression in the syntax of Python's ``re``; raise ValueError if it is invalid."""
+    text = _CLASS.sub(lambda match: _POSIX.get(match[1], match[0]), expression)
+    unsupported = _NOT_RE2.search(text)
+    if unsupported:
+        raise ValueError(
+            f"'{expression}' has '{unsupported[1]}', which is not allowed; allowed: POSIX extended expressions"
+        )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", FutureWarning)  # what Python may read otherwise some day
+            warnings.simplefilter("error", FutureWarning)  # for syntax that a later Python may interpret differently
             re.compile(text)
     except (re.error, OverflowError, RecursionError, FutureWarning) as error:
-        raise ValueError(f"'{written}' is not a regular expression: {error}") from None
+        raise ValueError(f"'{expression}' is not a regular expression: {error}") from None
     return text
 
 
@@ -51,9 +53,9 @@ def _header_name(name: str) -> str:
     return name
 
 
-def _header(written: str) -> str:
-    _header_name(written.partition(":")[0].strip())
-    return written
+def _header(line: str) -> str:
+    _header_name(line.partition(":")[0].strip())
+    return line
 
 
 def _dns_name(name: str) -> str:
@@ -70,11 +72,11 @@ def _dns_pattern(pattern: str) -> str:
     return pattern
 
 
-Expression = Annotated[str, AfterValidator(_expression)]
+RegexField = Annotated[str, AfterValidator(_regex)]
 
 
 class HeaderRule(Part):
-    """A header that must be present, with this value if one is given."""
+    """HeaderRule: a header that a request must have, with this value unless the value is empty."""
 
     unsupported = frozenset(("mismatch", "secret"))
 
@@ -83,57 +85,57 @@ class HeaderRule(Part):
 
 
 class HttpRule(Part):
-    """One kind of request; an empty field stands for any."""
+    """HttpRule: a pattern of HTTP requests; an empty field matches any value."""
 
-    method: Expression = ""
-    path: Expression = ""
-    host: Expression = ""
+    method: RegexField = ""
+    path: RegexField = ""
+    host: RegexField = ""
     headers: Items[Annotated[str, AfterValidator(_header)]] = ()  # "Name: value" or "Name"
     header_matches: Items[HeaderRule] = ()
 
     def match(self) -> HttpMatch:
-        """Return what it lets pass."""
+        """Return the match of the requests that the rule allows."""
         return HttpMatch(self.method, self.path, self.host, tuple(self._headers()))
 
     def _headers(self) -> Iterable[HeaderMatch]:
-        for written in self.headers:
-            name, colon, value = written.partition(":")
+        for line in self.headers:
+            name, colon, value = line.partition(":")
             yield HeaderMatch(name.strip(), value.strip() if colon else None)
         for header in self.header_matches:
             yield HeaderMatch(header.name, header.value or None)
 
 
 class DnsRule(Part):
-    """Names that may be asked for."""
+    """DnsRule: the DNS names that may be queried, as a name or a pattern."""
 
     match_name: Annotated[str, AfterValidator(_dns_name)] | None = None
     match_pattern: Annotated[str, AfterValidator(_dns_pattern)] | None = None
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> Self:
+    def _name_or_pattern(self) -> Self:
         if (self.match_name is None) is (self.match_pattern is None):
             raise ValueError("a DNS rule has either matchName or matchPattern; allowed: one of them")
         return self
 
     def match(self) -> DnsMatch:
-        """Return what it lets pass."""
+        """Return the match of the names that the rule allows."""
         if self.match_name is not None:
             return DnsMatch(re.escape(self.match_name.removesuffix(".")))
         return DnsMatch(_wildcard((self.match_pattern or "").removesuffix(".")))
 
 
 def _wildcard(pattern: str) -> str:
-    """Return the expression of a pattern: ``*`` stays within a label, unless it is all, or is ``**.`` in front."""
+    """Return the expression of a pattern: ``*`` matches within a label, alone any name; leading ``**.`` any labels."""
     if pattern == "*":
         return ""
-    front = pattern.startswith("**.")
-    inner = pattern.removeprefix("**.") if front else pattern
+    any_labels = pattern.startswith("**.")
+    inner = pattern.removeprefix("**.") if any_labels else pattern
     expression = f"{_IN_LABEL}*".join(map(re.escape, re.split(r"\*+", inner)))
-    return f"(?:{_IN_LABEL}+[.])+{expression}" if front else expression
+    return f"(?:{_IN_LABEL}+[.])+{expression}" if any_labels else expression
 
 
 class L7Rules(Part):
-    """What may be spoken on a port; without any rule, everything."""
+    """L7Rules: the requests that an entry allows on its ports; without any rule, all."""
 
     unsupported = frozenset(("kafka", "l7proto", "l7"))
 
@@ -141,11 +143,11 @@ class L7Rules(Part):
     dns: Items[DnsRule] | None = None
 
     @model_validator(mode="after")
-    def _of_one_protocol(self) -> Self:
+    def _one_protocol(self) -> Self:
         if self.http and self.dns:
             raise ValueError("rules of two protocols; allowed: either http or dns")
         return self
 
     def matches(self) -> tuple[HttpMatch | DnsMatch, ...]:
-        """Return what the rules let pass, one each."""
+        """Return the match of each rule."""
         return (*(rule.match() for rule in self.http or ()), *(rule.match() for rule in self.dns or ()))

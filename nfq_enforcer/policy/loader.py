@@ -1,7 +1,7 @@
-"""Files and folders of documents, loaded all or nothing.
+"""Loader of documents from files and folders, all or nothing.
 
-Either every document of every file is good and they are returned, or DocumentErrors tells of all that is wrong in any
-of them. ``-`` is the standard input. The only module of this package that reads files.
+The loader returns the documents of every file, or raises DocumentErrors with all errors of all documents if any is
+invalid. ``-`` is the standard input. No other module of this package reads files.
 """
 
 import os
@@ -17,22 +17,22 @@ from nfq_enforcer.core.labels import DEFAULT_SOURCE, Label, Labels
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.documents import Document, Endpoint, Namespace, PolicyDocument
-from nfq_enforcer.policy.fields import ACCOUNT_KEY, NAMESPACE_KEY, NAMESPACE_LABELS, Address
+from nfq_enforcer.policy.fields import ACCOUNT_KEY, NAMESPACE_KEY, NAMESPACE_LABELS, AddressField
 from nfq_enforcer.policy.registry import KINDS, UNSUPPORTED_KINDS
-from nfq_enforcer.policy.validation import Items, Part, unknown, validate
-from nfq_enforcer.policy.yaml_source import Located
+from nfq_enforcer.policy.validation import Items, Part, unknown_name, validate
+from nfq_enforcer.policy.yaml_source import YamlDocument
 
 SUFFIXES = frozenset((".yaml", ".yml", ".json"))
-PROBES = ".probes.json"  # what lies beside documents and is none
+PROBES = ".probes.json"  # suffix of probe files, which stand beside documents and are not loaded
 STANDARD_INPUT = Path("-")
 
 
-Key = tuple[str, str, str]
+DocumentKey = tuple[str, str, str]
 """Kind, namespace and name of a document."""
 
 
 class File(NamedTuple):
-    """A file of documents, read and not yet understood."""
+    """File: the name and text of a file of documents, not yet parsed."""
 
     name: str
     text: str
@@ -40,7 +40,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Documents:
-    """What was loaded, in the order of the files."""
+    """Documents: the loaded documents by category, in the order of the files."""
 
     endpoints: tuple[Endpoint, ...] = ()
     namespaces: tuple[Namespace, ...] = ()
@@ -48,78 +48,78 @@ class Documents:
 
 
 @dataclass(frozen=True)
-class Parsed:
-    """A document and where its fields stand."""
+class ParsedDocument:
+    """ParsedDocument: a document, with the places of its fields for error messages."""
 
     document: Document
-    source: Located
-    base: yaml_source.Path  # where it stands in its source: not at the root if it is an item of a List
+    source: YamlDocument
+    base: yaml_source.FieldPath  # path of the document in its source: not the root if it is an item of a List
 
-    def error(self, path: yaml_source.Path, message: str) -> DocumentError:
-        """Return the error that says this of a field of the document."""
+    def error(self, path: yaml_source.FieldPath, message: str) -> DocumentError:
+        """Return an error with this message about a field of the document."""
         return self.source.error(self.base + path, message)
 
 
-def load(paths: Iterable[Path], applied: Iterable[Parsed] = ()) -> Documents:
-    """Return the documents of files and folders, and those ``applied`` beside them.
+def load(paths: Iterable[Path], applied: Iterable[ParsedDocument] = ()) -> Documents:
+    """Return the documents of files and folders, together with the ``applied`` ones.
 
-    Raise DocumentErrors with all that is wrong with any of them.
+    Raise DocumentErrors with all errors of all documents.
     """
-    found, errors = _found(paths)
-    parsed, more = _attempt(lambda path: _parse_file(_read_file(path)), found)
+    file_paths, errors = _files(paths)
+    parsed, more = _attempt(lambda path: _parse_file(_read_file(path)), file_paths)
     parsed += applied
     _raise_any([*errors, *more, *_conflicts(parsed)])
-    return gather(one.document for one in parsed)
+    return group_documents(item.document for item in parsed)
 
 
 def read(paths: Iterable[Path]) -> list[File]:
-    """Return every file of documents that ``load`` would read; raise DocumentErrors for those that cannot be."""
-    found, errors = _found(paths)
-    files, more = _attempt(lambda path: [_read_file(path)], found)
+    """Return every file of documents that ``load`` reads; raise DocumentErrors for unreadable ones."""
+    file_paths, errors = _files(paths)
+    files, more = _attempt(lambda path: [_read_file(path)], file_paths)
     _raise_any([*errors, *more])
     return files
 
 
-def parse_all(files: Iterable[File]) -> list[Parsed]:
-    """Return the documents of files that belong together; raise DocumentErrors for all that is wrong with any."""
+def parse_all(files: Iterable[File]) -> list[ParsedDocument]:
+    """Return the documents of one set of files; raise DocumentErrors with all errors, conflicts included."""
     parsed, errors = _attempt(_parse_file, files)
     _raise_any([*errors, *_conflicts(parsed)])
     return parsed
 
 
-def gather(documents: Iterable[Document]) -> Documents:
-    """Return the documents sorted by what they are, each sort in the order given."""
-    given = tuple(documents)
+def group_documents(documents: Iterable[Document]) -> Documents:
+    """Return the documents by category: endpoints, namespaces and policies, each in the given order."""
+    ordered = tuple(documents)
     return Documents(
-        tuple(one for one in given if isinstance(one, Endpoint)),
-        tuple(one for one in given if isinstance(one, Namespace)),
-        tuple(one for one in given if isinstance(one, PolicyDocument)),
+        tuple(document for document in ordered if isinstance(document, Endpoint)),
+        tuple(document for document in ordered if isinstance(document, Namespace)),
+        tuple(document for document in ordered if isinstance(document, PolicyDocument)),
     )
 
 
-def parse(text: str, file: str) -> list[Parsed]:
-    """Return the documents of a text, each item of a List as one; raise DocumentErrors for all that is wrong."""
+def parse(text: str, file: str) -> list[ParsedDocument]:
+    """Return the documents of a text, each item of a List as one document; raise DocumentErrors with all errors."""
     sources, errors = _attempt(partial(yaml_source.parse, file=file), [text])
-    found, unlisted = _attempt(_items, sources)
-    parsed, more = _attempt(_parsed, found)
-    _raise_any([*errors, *unlisted, *more])
+    items, list_errors = _attempt(_items, sources)
+    parsed, more = _attempt(_parse_item, items)
+    _raise_any([*errors, *list_errors, *more])
     return parsed
 
 
 def endpoint_labels(endpoint: Endpoint, namespaces: Iterable[Namespace]) -> Labels:
-    """Return all labels of an endpoint's document: its own, and those made from its namespace and service account."""
+    """Return all labels of an endpoint document: its own, and those derived from namespace and service account."""
     own = Labels.parse(endpoint.metadata.labels)
-    its = next((one for one in namespaces if one.name == endpoint.namespace), None)
-    return all_labels(own, endpoint.namespace, endpoint.spec.service_account, its)
+    namespace = next((candidate for candidate in namespaces if candidate.name == endpoint.namespace), None)
+    return compose_labels(own, endpoint.namespace, endpoint.spec.service_account, namespace)
 
 
-def all_labels(own: Labels, namespace: str, account: str, document: Namespace | None) -> Labels:
-    """Return all labels of an endpoint: its own, and those made from its namespace and service account.
+def compose_labels(own: Labels, namespace: str, account: str, document: Namespace | None) -> Labels:
+    """Return all labels of an endpoint: its own, and those derived from its namespace and service account.
 
-    Every namespace has the label ``kubernetes.io/metadata.name``, as in Kubernetes, whether it has a document or not.
+    Every namespace has the label ``kubernetes.io/metadata.name``, as in Kubernetes, with or without a document.
     """
     inherited = Labels.parse(document.metadata.labels) if document else ()
-    made = {
+    derived = {
         NAMESPACE_KEY: namespace,
         ACCOUNT_KEY: account,
         f"{NAMESPACE_LABELS}kubernetes.io/metadata.name": namespace,
@@ -128,25 +128,29 @@ def all_labels(own: Labels, namespace: str, account: str, document: Namespace | 
         (
             *own,
             *(Label(label.source, NAMESPACE_LABELS + label.key, label.value) for label in inherited),
-            *(Label(DEFAULT_SOURCE, key, value) for key, value in made.items()),
+            *(Label(DEFAULT_SOURCE, key, value) for key, value in derived.items()),
         )
     )
 
 
-Found = tuple[Located, yaml_source.Path, object]
-A = TypeVar("A")
-B = TypeVar("B")
+_Item = tuple[YamlDocument, yaml_source.FieldPath, object]
+"""A YAML document, the path of a policy document in it, and that document's data."""
+
+_Input = TypeVar("_Input")
+_LoaderOutput = TypeVar("_LoaderOutput")
 
 
-def _attempt(step: Callable[[A], Iterable[B]], inputs: Iterable[A]) -> tuple[list[B], list[DocumentError]]:
-    """Return what the step makes of all inputs it succeeds with, and the errors of the others."""
-    results: list[B] = []
+def _attempt(
+    step: Callable[[_Input], Iterable[_LoaderOutput]], inputs: Iterable[_Input]
+) -> tuple[list[_LoaderOutput], list[DocumentError]]:
+    """Return the results of a step for the valid inputs, and the errors of the others."""
+    results: list[_LoaderOutput] = []
     errors: list[DocumentError] = []
-    for one in inputs:
+    for item in inputs:
         try:
-            results += step(one)
-        except (DocumentError, DocumentErrors) as problem:
-            errors += problem.errors
+            results += step(item)
+        except (DocumentError, DocumentErrors) as error:
+            errors += error.errors
     return results, errors
 
 
@@ -155,25 +159,25 @@ def _raise_any(errors: list[DocumentError]) -> None:
         raise DocumentErrors(errors)
 
 
-def _found(paths: Iterable[Path]) -> tuple[Iterable[Path], list[DocumentError]]:
-    found, errors = _attempt(_files, paths)
-    once: dict[str, Path] = {}  # a file may be given beside its folder
-    for path in found:
-        once.setdefault(os.path.realpath(path), path)
-    return once.values(), errors
+def _files(paths: Iterable[Path]) -> tuple[Iterable[Path], list[DocumentError]]:
+    files, errors = _attempt(_files_of, paths)
+    by_real_path: dict[str, Path] = {}  # a file may be given together with its folder
+    for path in files:
+        by_real_path.setdefault(os.path.realpath(path), path)
+    return by_real_path.values(), errors
 
 
-def _files(path: Path) -> list[Path]:
+def _files_of(path: Path) -> list[Path]:
     if path == STANDARD_INPUT or not _is_folder(path):
         return [path]
     failed: list[OSError] = []
-    found: list[Path] = []
+    files: list[Path] = []
     for folder, subfolders, names in os.walk(path, onerror=failed.append):
-        # hidden names are no documents but what editors, git and mounted volumes keep beside them
+        # editors, git and mounted volumes keep files of their own with hidden names beside documents
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if _is_document(name)]
+        files += [Path(folder, name) for name in names if _is_document(name)]
     _raise_any([_unreadable(error.filename, error) for error in failed])
-    return sorted(found)
+    return sorted(files)
 
 
 def _is_document(name: str) -> bool:
@@ -183,7 +187,7 @@ def _is_document(name: str) -> bool:
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # reading it will say why
+    except OSError:  # reading the path raises the error with its reason
         return False
 
 
@@ -198,7 +202,7 @@ def _read_file(path: Path) -> File:
         raise _unreadable(str(path), error) from None
 
 
-def _parse_file(file: File) -> list[Parsed]:
+def _parse_file(file: File) -> list[ParsedDocument]:
     return parse(file.text, file.name)
 
 
@@ -207,7 +211,7 @@ def _unreadable(path: str, error: OSError) -> DocumentError:
 
 
 class _List(Part):
-    """Several documents in one, as ``kubectl get -o yaml`` prints them."""
+    """List: several documents in one, as ``kubectl get -o yaml`` prints them."""
 
     api_version: Literal["v1"]
     kind: Literal["List"]
@@ -215,15 +219,15 @@ class _List(Part):
     items: Items[object] = ()
 
 
-def _items(source: Located) -> list[Found]:
+def _items(source: YamlDocument) -> list[_Item]:
     if not isinstance(source.data, dict) or source.data.get("kind") != "List":
         return [(source, (), source.data)]
     items = validate(_List, source.data, source).items
     return [(source, ("items", number), item) for number, item in enumerate(items)]
 
 
-def _parsed(found: Found) -> list[Parsed]:
-    source, base, data = found
+def _parse_item(item: _Item) -> list[ParsedDocument]:
+    source, base, data = item
     if not isinstance(data, dict):
         raise source.error(base, f"a document must be a mapping with apiVersion and kind; allowed: {_ALLOWED}")
     version, model = _kind(source, base, data)
@@ -231,11 +235,11 @@ def _parsed(found: Found) -> list[Parsed]:
         message = f"the apiVersion of {data['kind']} is {version}, not {data.get('apiVersion')}"
         raise source.error((*base, "apiVersion"), message)
     document = validate(model, data, source, base)
-    document.at(f"{source.file}:{source.place(base).value.line}", data)
-    return [Parsed(document, source, base)]
+    document.set_source(f"{source.file}:{source.place(base).value.line}", data)
+    return [ParsedDocument(document, source, base)]
 
 
-def _kind(source: Located, base: yaml_source.Path, data: dict[str, object]) -> tuple[str, type[Document]]:
+def _kind(source: YamlDocument, base: yaml_source.FieldPath, data: dict[str, object]) -> tuple[str, type[Document]]:
     kind = data.get("kind")
     if kind is None:
         raise source.error((*base, "kind"), f"required field is missing; allowed: {_ALLOWED}")
@@ -244,34 +248,33 @@ def _kind(source: Located, base: yaml_source.Path, data: dict[str, object]) -> t
     if kind in UNSUPPORTED_KINDS:
         raise source.error((*base, "kind"), f"{kind} is not supported by this version; allowed: {_ALLOWED}")
     if kind not in KINDS:
-        raise source.error((*base, "kind"), unknown(kind, KINDS, "kind", _ALLOWED))
+        raise source.error((*base, "kind"), unknown_name(kind, KINDS, "kind", _ALLOWED))
     return KINDS[kind]
 
 
 _ALLOWED = ", ".join(f"{kind} ({version})" for kind, (version, _) in KINDS.items())
 
 
-def _conflicts(parsed: Iterable[Parsed]) -> Iterator[DocumentError]:
-    named: dict[Key, Parsed] = {}
-    owners: dict[Address, Parsed] = {}
-    for one in parsed:
-        document = one.document
-        first = named.setdefault(document.key, one)
-        if first is not one:
-            yield one.error(("metadata", "name"), f"{_called(first)} is already defined in {first.document.origin}")
+def _conflicts(parsed: Iterable[ParsedDocument]) -> Iterator[DocumentError]:
+    by_key: dict[DocumentKey, ParsedDocument] = {}
+    owners: dict[AddressField, ParsedDocument] = {}
+    for item in parsed:
+        document = item.document
+        first = by_key.setdefault(document.key, item)
+        if first is not item:
+            yield item.error(
+                ("metadata", "name"), f"{first.document.title} is already defined in {first.document.origin}"
+            )
         elif isinstance(document, Endpoint):
-            yield from _taken_addresses(one, document, owners)
+            yield from _address_conflicts(item, document, owners)
 
 
-def _taken_addresses(one: Parsed, endpoint: Endpoint, owners: dict[Address, Parsed]) -> Iterator[DocumentError]:
+def _address_conflicts(
+    parsed: ParsedDocument, endpoint: Endpoint, owners: dict[AddressField, ParsedDocument]
+) -> Iterator[DocumentError]:
     for number, address in enumerate(endpoint.spec.ips):
         if address in owners:
             owner = owners[address]
-            message = f"{address} already belongs to {_called(owner)}, defined in {owner.document.origin}"
-            yield one.error(("spec", "ips", number), message)
-        owners.setdefault(address, one)
-
-
-def _called(parsed: Parsed) -> str:
-    document = parsed.document
-    return f"{document.kind} {document.namespace}/{document.name}".replace(" /", " ")
+            message = f"{address} already belongs to {owner.document.title}, defined in {owner.document.origin}"
+            yield parsed.error(("spec", "ips", number), message)
+        owners.setdefault(address, parsed)

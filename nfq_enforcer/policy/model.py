@@ -1,30 +1,29 @@
-"""Cluster model of documents: every endpoint with its identity and named ports, and the policy among them.
+"""Cluster model of documents: every endpoint with its identity and named ports, and the compiled policy.
 
-``trace`` and ``matrix`` evaluate it offline (``gather``). Identities are derived from the labels of all endpoints,
-so every reader of the same documents computes the same numbers.
+``policy trace`` and ``policy matrix`` evaluate the model offline. Identities are derived from the labels of all
+endpoints, so two readers of the same documents compute the same identities.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity, derive
 from nfq_enforcer.core.labels import LabelFilter, Labels
-from nfq_enforcer.core.tables.ipcache import Ipcache, Network, Peer, Prefixes
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, Prefixes
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
 from nfq_enforcer.policy.documents import Endpoint
 from nfq_enforcer.policy.loader import Documents, endpoint_labels
-from nfq_enforcer.policy.rules import PROTOCOLS, PortOf, PortSet
+from nfq_enforcer.policy.rules import PROTOCOL_NUMBERS, NamedPort, PortSet
 
 
-class Member(NamedTuple):
-    """An endpoint's document, with what follows from it."""
+class EndpointModel(NamedTuple):
+    """EndpointModel: an endpoint document with its labels, identity and named ports."""
 
     document: Endpoint
     labels: Labels
-    relevant: Labels  # those of them that make the identity
+    identity_labels: Labels  # the part of the labels that determines the identity
     identity: Identity
     ports: PortSet
 
@@ -35,57 +34,56 @@ class Member(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """All endpoints, and the policy among them."""
+class ClusterModel:
+    """ClusterModel: all endpoints, and the policy compiled for their identities."""
 
-    members: tuple[Member, ...]
+    endpoints: tuple[EndpointModel, ...]
     policy: Policy
 
-    def maps(self, member: Member) -> EndpointMaps:
+    def maps(self, endpoint: EndpointModel) -> EndpointMaps:
         """Return the policy maps of an endpoint."""
-        return self.policy.maps_for(member.relevant, member.ports)
+        return self.policy.maps_for(endpoint.identity_labels, endpoint.ports)
 
     @cached_property
-    def addresses(self) -> Ipcache:
-        """Return the look-up of every endpoint's address, wherever it lives, and of all others."""
-        return self.ipcache(
-            {ip.packed: Peer(one.identity, True) for one in self.members for ip in one.document.spec.ips}
-        )
-
-    def ipcache(self, peers: Mapping[bytes, Peer], cluster: tuple[Network, ...] = ()) -> Ipcache:
-        """Return an ipcache of these peers that knows what policy says of addresses."""
-        numbers = self.policy.numbers
-        sites = {
-            ip.packed: numbers.sites[one.identity, one.ports]
-            for one in self.members
-            if (one.identity, one.ports) in numbers.sites
-            for ip in one.document.spec.ips
+    def ipcache(self) -> Ipcache:
+        """Return an ipcache of every endpoint's addresses, on whatever node, with the policy's local identities."""
+        peers = {ip.packed: Peer(model.identity, True) for model in self.endpoints for ip in model.document.spec.ips}
+        local_identities = self.policy.local_identities
+        by_port_set = local_identities.by_port_set
+        of_addresses = {
+            ip.packed: by_port_set[model.identity, model.ports]
+            for model in self.endpoints
+            if (model.identity, model.ports) in by_port_set
+            for ip in model.document.spec.ips
         }
-        return Ipcache(peers, cluster, Prefixes(numbers.cidrs), Prefixes(numbers.blocks), sites)
+        cidrs, ip_blocks = Prefixes(local_identities.by_cidr), Prefixes(local_identities.by_ip_block)
+        return Ipcache(peers, (), cidrs, ip_blocks, of_addresses)
 
 
-def gather(documents: Documents, enforcement: Enforcement) -> Cluster:
-    """Return the cluster that the documents make."""
-    found = members(documents)
+def build_model(documents: Documents, enforcement: Enforcement) -> ClusterModel:
+    """Return the cluster model of the documents, its policy compiled in this enforcement mode."""
+    endpoints = model_endpoints(documents)
     ports: dict[Identity, set[PortSet]] = defaultdict(set)
-    for one in found:
-        ports[one.identity].add(one.ports)
-    numbers = {one.relevant: one.identity for one in found}
-    return Cluster(found, compile_policy(documents.policies, numbers, enforcement, ports))
+    for endpoint in endpoints:
+        ports[endpoint.identity].add(endpoint.ports)
+    identities = {endpoint.identity_labels: endpoint.identity for endpoint in endpoints}
+    return ClusterModel(endpoints, compile_policy(documents.policies, identities, enforcement, ports))
 
 
-def members(documents: Documents, relevant: LabelFilter | None = None) -> tuple[Member, ...]:
-    """Return the endpoints of the documents; ``relevant`` says which labels enter an identity."""
-    chosen = relevant or LabelFilter()
+def model_endpoints(documents: Documents, label_filter: LabelFilter | None = None) -> tuple[EndpointModel, ...]:
+    """Return the endpoints of the documents; ``label_filter`` selects the labels that determine an identity."""
+    chosen = label_filter or LabelFilter()
     labels = [endpoint_labels(endpoint, documents.namespaces) for endpoint in documents.endpoints]
-    some = [chosen.apply(all_labels) for all_labels in labels]
-    numbers = derive(some)
+    identity_labels = [chosen.apply(all_labels) for all_labels in labels]
+    identities = derive(identity_labels)
     return tuple(
-        Member(document, all_labels, of_identity, numbers[of_identity], named_ports(document))
-        for document, all_labels, of_identity in zip(documents.endpoints, labels, some, strict=True)
+        EndpointModel(document, all_labels, filtered, identities[filtered], named_ports(document))
+        for document, all_labels, filtered in zip(documents.endpoints, labels, identity_labels, strict=True)
     )
 
 
 def named_ports(endpoint: Endpoint) -> PortSet:
-    """Return the ports that an endpoint has names for."""
-    return frozenset(PortOf(port.name.lower(), PROTOCOLS[port.protocol][0], port.port) for port in endpoint.spec.ports)
+    """Return the named ports of an endpoint document."""
+    return frozenset(
+        NamedPort(port.name.lower(), PROTOCOL_NUMBERS[port.protocol][0], port.port) for port in endpoint.spec.ports
+    )

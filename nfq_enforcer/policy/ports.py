@@ -1,4 +1,4 @@
-"""Ports and ICMP types in words, as people write and read them: ``80/TCP``, ``8000-8080/TCP``, ``ICMP type 8``."""
+"""Ports and ICMP types as text: ``80/TCP``, ``8000-8080/TCP``, ``ICMP type 8``."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -14,8 +14,8 @@ LAST = {TCP: 65535, UDP: 65535, SCTP: 65535, ICMP: 255, ICMPV6: 255}
 _NAMES = {number: name for name, number in PROTOCOLS.items()} | {ICMP: "ICMP", ICMPV6: "ICMPv6"}
 
 
-class Span(NamedTuple):
-    """A stretch of ports of one protocol, or of ICMP types; both ends are in it."""
+class PortSpan(NamedTuple):
+    """PortSpan: consecutive ports of one protocol, or ICMP types, both ends included."""
 
     proto: int
     first: int
@@ -31,12 +31,12 @@ class Span(NamedTuple):
         return f"every {name} port" if every else f"{numbers}/{name}"
 
     def __contains__(self, port: object) -> bool:
-        """Say whether a port is in it."""
+        """Return whether a port is in the span."""
         return isinstance(port, int) and self.first <= port <= self.last
 
 
-class Question(NamedTuple):
-    """What is opened: a protocol's port, or an ICMP type; with a request, if that is asked about."""
+class TrafficSpec(NamedTuple):
+    """TrafficSpec: the protocol and port (or ICMP type) of a connection, with an optional HTTP request."""
 
     proto: int
     port: int
@@ -44,34 +44,34 @@ class Question(NamedTuple):
 
     @property
     def icmp(self) -> bool:
-        """Say whether it is an ICMP message."""
+        """Return whether it is an ICMP message."""
         return self.proto in ICMP_PROTOCOLS
 
     @property
     def protocol(self) -> str:
-        """Return the protocol's name; that of ICMP for both families."""
+        """Return the protocol's name, ``ICMP`` for both families."""
         return "ICMP" if self.icmp else _NAMES[self.proto]
 
     def __str__(self) -> str:
         """Render as ``80/TCP``, ``ICMP type 8`` or ``GET /path on 80/TCP``."""
-        what = str(Span(self.proto, self.port, self.port))
-        return f"{self.request.method} {self.request.path} on {what}" if self.request else what
+        port = str(PortSpan(self.proto, self.port, self.port))
+        return f"{self.request.method} {self.request.path} on {port}" if self.request else port
 
 
-EVERYTHING = frozenset(Span(proto, FIRST[proto], LAST[proto]) for proto in FIRST)
+EVERYTHING = frozenset(PortSpan(proto, FIRST[proto], LAST[proto]) for proto in FIRST)
 
 
-def in_words(spans: Sequence[Span]) -> list[str]:
-    """Return the spans as they are read, ``everything`` for all ports and types of all protocols."""
+def render_spans(spans: Sequence[PortSpan]) -> list[str]:
+    """Return the spans as text; ``everything`` for all ports and ICMP types of all protocols."""
     return ["everything"] if set(spans) == EVERYTHING else list(map(str, spans))
 
 
-def joined(spans: Iterable[Span]) -> list[Span]:
-    """Return the spans with those that touch made one, in their order."""
-    whole: list[Span] = []
+def merge_spans(spans: Iterable[PortSpan]) -> list[PortSpan]:
+    """Return the spans in their order, adjacent ones merged."""
+    merged: list[PortSpan] = []
     for span in spans:
-        if whole and whole[-1].proto == span.proto and whole[-1].last + 1 == span.first:
-            whole[-1] = whole[-1]._replace(last=span.last)
+        if merged and merged[-1].proto == span.proto and merged[-1].last + 1 == span.first:
+            merged[-1] = merged[-1]._replace(last=span.last)
         else:
-            whole.append(span)
-    return whole
+            merged.append(span)
+    return merged

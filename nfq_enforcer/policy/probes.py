@@ -1,9 +1,9 @@
-"""Probe files: a JSON list of connections to judge, each perhaps with the verdict that is expected.
+"""Probe files: a JSON list of connections to evaluate, each with an optional expected verdict.
 
 ``[{"from": "default/web", "to": "default/db", "protocol": "TCP", "port": 5432, "expect": "allow"}, …]``
 
-Any text gives probes, or DocumentErrors for all that is wrong with them. Files of thousands are read at the speed of
-the JSON parser: places (line and column) are looked for only when there is something to say of one.
+Any text yields probes, or DocumentErrors with all errors. A file of thousands of probes is read at the speed of the
+JSON parser: the places of fields (line and column) are computed only for an error message.
 """
 
 import json
@@ -16,73 +16,71 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy import yaml_source
-from nfq_enforcer.policy.fields import Port
+from nfq_enforcer.policy.fields import PortField
+from nfq_enforcer.policy.icmp import MAX_TYPE
 from nfq_enforcer.policy.validation import Part, validate
-from nfq_enforcer.policy.yaml_source import Located, Place, Position
+from nfq_enforcer.policy.yaml_source import Place, Position, YamlDocument
 
 Family = Literal["IPv4", "IPv6"]
-Protocol = Literal["TCP", "UDP", "SCTP", "ICMP"]
-Verdict = Literal["allow", "deny"]
-
-MAX_ICMP_TYPE = 255
+ProbeProtocol = Literal["TCP", "UDP", "SCTP", "ICMP"]
+ProbeVerdict = Literal["allow", "deny"]
 
 
 def _icmp_type(number: int) -> int:
-    if not 0 <= number <= MAX_ICMP_TYPE:
-        raise ValueError(f"ICMP type {number} is out of range; allowed: 0 to {MAX_ICMP_TYPE}")
+    if not 0 <= number <= MAX_TYPE:
+        raise ValueError(f"ICMP type {number} is out of range; allowed: 0 to {MAX_TYPE}")
     return number
 
 
-def _header_list(written: object) -> object:
-    """Take ``["Name: value"]`` for ``{"Name": "value"}``, as policies write headers."""
-    if not isinstance(written, list) or not all(isinstance(line, str) for line in written):
-        return written
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in written)}
+def _header_list(value: object) -> object:
+    """Convert ``["Name: value"]``, the form of headers in policies, to ``{"Name": "value"}``."""
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        return value
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in value)}
 
 
-class Request(Part):
-    """An HTTP request."""
+class ProbeRequest(Part):
+    """ProbeRequest: the HTTP request of a probe."""
 
     method: str = "GET"
     path: str = "/"
     host: str = ""
     headers: Annotated[Mapping[str, str], BeforeValidator(_header_list)] = Field(default_factory=dict)
 
-    @property
-    def asked(self) -> HttpRequest:
-        """Return the request as policy judges it."""
+    def as_request(self) -> HttpRequest:
+        """Return the request in the form that HTTP rules are matched with."""
         return HttpRequest(self.method, self.path, self.host, tuple(self.headers.items()))
 
 
-class Icmp(Part):
-    """An ICMP message."""
+class ProbeIcmp(Part):
+    """ProbeIcmp: the ICMP message of a probe."""
 
     type: Annotated[int, AfterValidator(_icmp_type)]
     family: Family | None = None
 
 
 class Probe(Part):
-    """One connection to judge: who opens it, to whom, and with what. ``source`` and ``target`` are references."""
+    """Probe: one connection to evaluate, from ``source`` to ``target`` (references to ends), with its traffic."""
 
     source: str = Field(alias="from")
     target: str = Field(alias="to")
-    protocol: Protocol = "TCP"
-    port: Port | None = None
-    family: Family | None = None  # none: IPv4 if both ends have it
-    http: Request | None = None
-    icmp: Icmp | None = None  # none, with protocol ICMP: an echo request
-    expect: Verdict | None = None
-    description: str = ""  # for the reader
+    protocol: ProbeProtocol = "TCP"
+    port: PortField | None = None
+    family: Family | None = None  # None: IPv4 if both ends have it
+    http: ProbeRequest | None = None
+    icmp: ProbeIcmp | None = None  # None with protocol ICMP: an echo request
+    expect: ProbeVerdict | None = None
+    description: str = ""  # for human readers
 
     def __str__(self) -> str:
-        """Render what is asked: ``80/TCP``, ``ICMP``, ``GET /path on 80/TCP``."""
+        """Render the traffic as ``80/TCP``, ``ICMP``, ``GET /path on 80/TCP``."""
         if self.protocol == "ICMP":
             return f"ICMP type {self.icmp.type}" if self.icmp else "ICMP"
         request = f"{self.http.method} {self.http.path} on " if self.http else ""
         return f"{request}{self.port}/{self.protocol}"
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fields_are_consistent(self) -> Self:
         if self.protocol == "ICMP":
             _refuse("port", self.port, "with protocol ICMP; what it has is icmp.type")
         elif self.port is None:
@@ -102,47 +100,47 @@ def _refuse(name: str, value: object, why: str) -> None:
 
 
 class ProbeFile:
-    """The probes of one file, in its order."""
+    """ProbeFile: the probes of one file, in their order, with the places of their fields for error messages."""
 
     def __init__(self, text: str, file: str) -> None:
-        """Parse the text; raise DocumentErrors for all that is wrong with it."""
+        """Parse the text; raise DocumentErrors with all errors."""
         self.file = file
         self._text = text
         self._data: Any = _json(text, file)
         self.probes = self._validated()
 
     def error(self, number: int, field: str, message: str) -> DocumentError:
-        """Return the error that says this of a field of a probe, of the whole probe if ``field`` is empty."""
+        """Return an error with this message about a field of a probe; about the whole probe if ``field`` is empty."""
         return self._located.error((number, field) if field else (number,), message)
 
     def _validated(self) -> tuple[Probe, ...]:
         if not isinstance(self._data, list):
             raise self._located.error((), "a probe file is a JSON list of probes")
         probes: list[Probe] = []
-        wrong: list[int] = []
+        invalid: list[int] = []
         for number, item in enumerate(self._data):
             try:
                 probes.append(Probe.model_validate(item))
             except ValidationError:
-                wrong.append(number)
-        if wrong:
-            raise DocumentErrors(self._problems(wrong))
+                invalid.append(number)
+        if invalid:
+            raise DocumentErrors(self._errors(invalid))
         return tuple(probes)
 
-    def _problems(self, wrong: Iterable[int]) -> Iterator[DocumentError]:
-        for number in wrong:
+    def _errors(self, invalid: Iterable[int]) -> Iterator[DocumentError]:
+        for number in invalid:
             try:
                 validate(Probe, self._data[number], self._located, (number,))
-            except DocumentErrors as problems:
-                yield from problems.errors
+            except DocumentErrors as errors:
+                yield from errors.errors
 
     @cached_property
-    def _located(self) -> Located:
-        """Return the places of the text's fields; all is at its beginning where JSON is not YAML, as with a tab."""
+    def _located(self) -> YamlDocument:
+        """Return the text with the places of its fields; if the JSON is not valid YAML (with a tab), all are at 1:1."""
         try:
             return yaml_source.parse(self._text, self.file)[0]
         except DocumentError:
-            return Located(self.file, self._data, {(): Place(Position(1, 1), Position(1, 1))})
+            return YamlDocument(self.file, self._data, {(): Place(Position(1, 1), Position(1, 1))})
 
 
 def _json(text: str, file: str) -> object:
@@ -151,5 +149,5 @@ def _json(text: str, file: str) -> object:
     except json.JSONDecodeError as error:
         message = f"not valid JSON: {error.msg}; a probe file is a JSON list of probes"
         raise DocumentError(file, message, line=error.lineno, column=error.colno) from None
-    except (RecursionError, ValueError):  # brackets, or the digits of a number, by the thousand
+    except (RecursionError, ValueError):  # thousands of brackets, or of digits in a number
         raise DocumentError(file, "not a probe file: nested too deep, or a number too long") from None

@@ -1,4 +1,4 @@
-"""The kinds of documents there are, and the apiVersion of each."""
+"""Registry of document kinds: the apiVersion and the model of each kind, and the kinds refused as unsupported."""
 
 from collections.abc import Mapping
 

@@ -1,6 +1,7 @@
-"""Rules: what one entry of any policy document comes to, with selectors that are scoped and ports that are numbers.
+"""Resolved rules: the common form of every entry of every policy document.
 
-Every kind of document is resolved to these, and everything behind them (compiler, trace) knows no documents.
+``cilium_rules`` and ``kubernetes_rules`` resolve documents to these rules: selectors are scoped to their namespace, and
+port ranges are blocks of port numbers. The compiler and the trace read resolved rules only, never documents.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,102 +9,106 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
+from nfq_enforcer.core.tables.ipcache import Network
 from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
 from nfq_enforcer.core.tables.policymap import PORT_BITS, RuleRef, port_blocks
 from nfq_enforcer.core.wire.packet import SCTP, TCP, UDP
 from nfq_enforcer.policy.selectors import Selector
 
-Network = IPv4Network | IPv6Network
-
-PROTOCOLS = {"TCP": (TCP,), "UDP": (UDP,), "SCTP": (SCTP,), "ANY": (TCP, UDP, SCTP)}
+PROTOCOL_NUMBERS = {"TCP": (TCP,), "UDP": (UDP,), "SCTP": (SCTP,), "ANY": (TCP, UDP, SCTP)}
 
 
-class Block(NamedTuple):
-    """Addresses by prefix, with holes.
+class AddressBlock(NamedTuple):
+    """AddressBlock: the addresses of a prefix, without those of the excluded prefixes.
 
-    ``everybody``: whoever has the address, as Kubernetes means it; else only those that are nobody's, as Cilium does.
+    ``includes_endpoints``: true for an ipBlock of Kubernetes, which matches any address in the block, also addresses of
+    endpoints and nodes; false for a CIDR of Cilium, which matches only addresses outside the cluster.
     """
 
     prefix: Network
-    holes: frozenset[Network]
-    everybody: bool
+    excluded: frozenset[Network]
+    includes_endpoints: bool
 
     def __contains__(self, network: object) -> bool:
-        """Say whether a prefix is in the block and in none of its holes."""
-        return _within(network, self.prefix) and not any(_within(network, hole) for hole in self.holes)
+        """Return whether a prefix is in the block and in none of the excluded prefixes."""
+        return _is_subnet(network, self.prefix) and not any(_is_subnet(network, prefix) for prefix in self.excluded)
 
 
-def _within(network: object, outer: Network) -> bool:
+def _is_subnet(network: object, outer: Network) -> bool:
     if isinstance(network, IPv4Network) and isinstance(outer, IPv4Network):
         return network.subnet_of(outer)
     return isinstance(network, IPv6Network) and isinstance(outer, IPv6Network) and network.subnet_of(outer)
 
 
-class Port(NamedTuple):
-    """Ports of a protocol whose leading bits are these; of ICMP: a type."""
+class PortBlock(NamedTuple):
+    """PortBlock: the ports of a protocol that share their leading bits; for ICMP, a message type."""
 
     proto: int  # 0: every protocol, ICMP included
     number: int
     bits: int  # 16: this port alone, 0: every port
 
 
-class NamedPort(NamedTuple):
-    """The port that the destination calls so, if it is one of this protocol."""
+class NamedPortRef(NamedTuple):
+    """NamedPortRef: a port name in a rule, resolved to the number of the destination's port of that name and protocol.
+
+    It matches no port of a destination without such a port.
+    """
 
     name: str
     proto: int
 
 
-class PortOf(NamedTuple):
-    """A port of an endpoint by its name, which is in lower case."""
+class NamedPort(NamedTuple):
+    """NamedPort: a port of an endpoint with its name, in lower case."""
 
     name: str
     proto: int
     number: int
 
 
-PortSet = frozenset[PortOf]
+PortSet = frozenset[NamedPort]
+"""The named ports of one endpoint."""
 
-EVERYTHING = Port(0, 0, 0)
+ANY_PORT = PortBlock(0, 0, 0)
 
 
-class Opening(NamedTuple):
-    """What a rule opens, or denies, to its peers."""
+class L4Filter(NamedTuple):
+    """L4Filter: the ports that a rule allows or denies, with the layer-7 matches that restrict them."""
 
-    ports: tuple[Port | NamedPort, ...]
+    ports: tuple[PortBlock | NamedPortRef, ...]
     l7: tuple[HttpMatch | DnsMatch, ...] = ()  # if not empty: only requests that one of these matches
 
 
-ALL = (Opening((EVERYTHING,)),)
+ALL_TRAFFIC = (L4Filter((ANY_PORT,)),)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One entry of a policy, resolved."""
+    """Rule: one resolved entry of a policy document."""
 
     ref: RuleRef
     subject: Selector
-    peers: tuple[Selector | Block, ...] | None  # None: anyone
-    opens: tuple[Opening, ...]  # of a deny rule: what it denies
-    isolates: bool  # whether it closes, for its subjects, what no rule opens
+    peers: tuple[Selector | AddressBlock, ...] | None  # None: any peer
+    filters: tuple[L4Filter, ...]  # the allowed ports, of a deny rule the denied ports
+    isolates: bool  # whether the rule puts its subjects into default deny in its direction
 
     @property
-    def blocks(self) -> Iterator[Block]:
-        """Yield the peers that are blocks of addresses."""
-        return (peer for peer in self.peers or () if isinstance(peer, Block))
+    def address_blocks(self) -> Iterator[AddressBlock]:
+        """Yield the peers that are address blocks."""
+        return (peer for peer in self.peers or () if isinstance(peer, AddressBlock))
 
 
-def numbered(protocol: str, first: int, last: int) -> Iterator[Port]:
-    """Yield the ports of a range, both ends included; port 0 is every port."""
+def port_range(protocol: str, first: int, last: int) -> Iterator[PortBlock]:
+    """Yield the port blocks of a range, both ends included; port 0 stands for every port."""
     blocks = tuple(port_blocks(first, last)) if first else ((0, 0),)
-    return (Port(proto, *block) for proto in PROTOCOLS[protocol] for block in blocks)
+    return (PortBlock(proto, *block) for proto in PROTOCOL_NUMBERS[protocol] for block in blocks)
 
 
-def icmp_type(proto: int, number: int) -> Port:
-    """Return what stands for one type of ICMP messages."""
-    return Port(proto, number, PORT_BITS)
+def icmp_type(proto: int, number: int) -> PortBlock:
+    """Return the port block of one ICMP message type."""
+    return PortBlock(proto, number, PORT_BITS)
 
 
-def once(ports: Iterable[Port | NamedPort]) -> tuple[Port | NamedPort, ...]:
+def unique(ports: Iterable[PortBlock | NamedPortRef]) -> tuple[PortBlock | NamedPortRef, ...]:
     """Return the ports without repetition, in their order."""
     return tuple(dict.fromkeys(ports))

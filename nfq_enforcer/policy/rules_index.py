@@ -1,6 +1,7 @@
-"""The rule book: the rules of all documents in their order, and which of them select whom.
+"""Index of resolved rules: the rules of all documents in document order, found by the endpoints that they select.
 
-A book is not changed; another, of other documents, takes over what it knows of those that are in both.
+An index is immutable. An index of changed documents is built from the index before and reuses its resolved rules and
+its selections for documents present in both.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -15,122 +16,126 @@ from nfq_enforcer.policy import cilium_rules, kubernetes_rules
 from nfq_enforcer.policy.cilium import CiliumPolicy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
-from nfq_enforcer.policy.rules import Block, NamedPort, PortSet, Rule
-from nfq_enforcer.policy.selectors import EVERYBODY, Selector
+from nfq_enforcer.policy.rules import AddressBlock, NamedPortRef, PortSet, Rule
+from nfq_enforcer.policy.selectors import WILDCARD, Selector
 
 NO_PORTS: PortSet = frozenset()
 _HOST = RESERVED[HOST]
 
 
-class Side(NamedTuple):
-    """One side of a kind of endpoint."""
+class EndpointSide(NamedTuple):
+    """EndpointSide: the labels, named ports and direction that determine a policy map."""
 
     labels: Labels
     ports: PortSet
     direction: Direction
 
 
-Giver = tuple[int, PortSet]
-"""A rule, by what Python's ``id`` says of it, and the named ports of those to whom it gives something."""
+ContributionKey = tuple[int, PortSet]
+"""Key of a rule's contribution to policy maps: the ``id`` of the rule object, and the endpoint's named ports if the
+contribution depends on them."""
 
 
 def resolve(document: PolicyDocument) -> Iterator[Rule]:
     """Yield the rules of a document, in their order."""
     if isinstance(document, NetworkPolicy):
         return kubernetes_rules.resolve(document)
-    assert isinstance(document, CiliumPolicy)  # there is no other kind
+    assert isinstance(document, CiliumPolicy)  # PolicyDocument has no other subclass
     return cilium_rules.resolve(document)
 
 
-class Rulebook:
-    """The rules of some documents."""
+class RulesIndex:
+    """RulesIndex: finds the rules of a set of documents by direction, selected labels and peer."""
 
-    def __init__(self, documents: Iterable[PolicyDocument], before: "Rulebook | None" = None) -> None:
-        """Take the documents in their order; those that are the very objects of the book before are not read again."""
+    def __init__(self, documents: Iterable[PolicyDocument], before: "RulesIndex | None" = None) -> None:
+        """Resolve the documents in their order; a document object in the index before is not resolved again."""
         self.documents = tuple(documents)
         known: Mapping[int, tuple[Rule, ...]] = before._resolved if before else {}
         self._resolved: dict[int, tuple[Rule, ...]] = {
-            id(one): known.get(id(one)) or tuple(resolve(one)) for one in self.documents
+            id(document): known.get(id(document)) or tuple(resolve(document)) for document in self.documents
         }
-        self.rules = tuple(rule for one in self.documents for rule in self._resolved[id(one)])
+        self.rules = tuple(rule for document in self.documents for rule in self._resolved[id(document)])
         self._by_direction = {d: tuple(rule for rule in self.rules if rule.ref.direction is d) for d in Direction}
         self._selecting: dict[tuple[Labels, Direction], tuple[Rule, ...]] = {}
-        self._numbers: dict[tuple[Labels, Direction], frozenset[int]] = {}
+        self._selecting_ids: dict[tuple[Labels, Direction], frozenset[int]] = {}
         if before and self.keeps_order_of(before):
-            self._take_over(before)
+            self._reuse_selections(before)
 
-    def _take_over(self, before: "Rulebook") -> None:
-        """Correct what the book before knows of who is selected."""
-        rank = {id(rule): number for number, rule in enumerate(self.rules)}
+    def _reuse_selections(self, before: "RulesIndex") -> None:
+        """Copy the selections of the index before, without removed rules and with added ones."""
+        rank = {id(rule): position for position, rule in enumerate(self.rules)}
         known = set(map(id, before.rules))
-        come = [rule for rule in self.rules if id(rule) not in known]
+        added = [rule for rule in self.rules if id(rule) not in known]
         for (labels, direction), rules in before._selecting.items():
             kept = [rule for rule in rules if id(rule) in rank]
-            more = [rule for rule in come if rule.ref.direction is direction and rule.subject.matches(labels)]
+            more = [rule for rule in added if rule.ref.direction is direction and rule.subject.matches(labels)]
             same = len(kept) == len(rules) and not more
             ordered = rules if same else tuple(sorted(kept + more, key=lambda rule: rank[id(rule)]))
             self._selecting[labels, direction] = ordered
 
-    def keeps_order_of(self, before: "Rulebook") -> bool:
-        """Say whether the documents that are in both books are in the same order."""
-        mine = [id(one) for one in self.documents if id(one) in before._resolved]
-        return mine == [id(one) for one in before.documents if id(one) in self._resolved]
+    def keeps_order_of(self, before: "RulesIndex") -> bool:
+        """Return whether the documents present in both indexes have the same order."""
+        common = [id(document) for document in self.documents if id(document) in before._resolved]
+        return common == [id(document) for document in before.documents if id(document) in self._resolved]
 
-    def of(self, direction: Direction) -> tuple[Rule, ...]:
+    def in_direction(self, direction: Direction) -> tuple[Rule, ...]:
         """Return the rules of a direction."""
         return self._by_direction[direction]
 
-    def selecting(self, side: Side) -> tuple[Rule, ...]:
-        """Return the rules about a side; the same object as in the book before if they are the same."""
-        of = side.labels, side.direction
-        rules = self._selecting.get(of)
+    def selecting(self, side: EndpointSide) -> tuple[Rule, ...]:
+        """Return the rules that select an endpoint side; the tuple object of the index before if it is equal."""
+        key = side.labels, side.direction
+        rules = self._selecting.get(key)
         if rules is None:
             rules = tuple(rule for rule in self._by_direction[side.direction] if rule.subject.matches(side.labels))
-            self._selecting[of] = rules
+            self._selecting[key] = rules
         return rules
 
-    def spoken(self, direction: Direction) -> tuple[RuleRef, ...]:
-        """Return the rules that close a direction to any endpoint."""
-        return self._spoken[direction]
+    def isolating(self, direction: Direction) -> tuple[RuleRef, ...]:
+        """Return the rules that put any endpoint (not only the host) into default deny in this direction."""
+        return self._isolating[direction]
 
     @cached_property
-    def _spoken(self) -> dict[Direction, tuple[RuleRef, ...]]:
+    def _isolating(self) -> dict[Direction, tuple[RuleRef, ...]]:
         return {
             direction: tuple(rule.ref for rule in rules if rule.isolates and not rule.subject.matches(_HOST))
             for direction, rules in self._by_direction.items()
         }
 
-    def givers(self, side: Side, among: Set[int]) -> list[Giver]:
-        """Return those of some rules, by their ``id``, that give something to a side."""
+    def contribution_keys(self, side: EndpointSide, rule_ids: Set[int]) -> list[ContributionKey]:
+        """Return the contribution keys of the rules that select an endpoint side, limited to the given rule ids."""
         rules = self.selecting(side)
-        of = side.labels, side.direction
-        numbers = self._numbers.get(of)
-        if numbers is None:
-            numbers = self._numbers[of] = frozenset(map(id, rules))
-        return [(one, side.ports if one in self._naming else NO_PORTS) for one in numbers & among]
+        key = side.labels, side.direction
+        selecting_ids = self._selecting_ids.get(key)
+        if selecting_ids is None:
+            selecting_ids = self._selecting_ids[key] = frozenset(map(id, rules))
+        return [
+            (rule_id, side.ports if rule_id in self._with_named_ports else NO_PORTS)
+            for rule_id in selecting_ids & rule_ids
+        ]
 
-    def giver(self, rule: Rule, ports: PortSet) -> Giver:
-        """Return what tells apart what a rule gives: at ingress, if it names ports, also who has which."""
-        return id(rule), ports if id(rule) in self._naming else NO_PORTS
-
-    @cached_property
-    def _naming(self) -> frozenset[int]:
-        return frozenset(id(rule) for rule in self.of(Direction.INGRESS) if _has_names(rule))
-
-    @cached_property
-    def blocks(self) -> frozenset[Block]:
-        """Return the blocks of addresses that rules name."""
-        return frozenset(block for rule in self.rules for block in rule.blocks)
+    def contribution_key(self, rule: Rule, ports: PortSet) -> ContributionKey:
+        """Return the key of a rule's contribution; it includes the named ports for an ingress rule that names ports."""
+        return id(rule), ports if id(rule) in self._with_named_ports else NO_PORTS
 
     @cached_property
-    def by_peer(self) -> dict[Selector | Block, list[Rule]]:
-        """Return the rules by the peers that they name; a rule for anyone stands at everybody."""
-        found: dict[Selector | Block, list[Rule]] = {}
+    def _with_named_ports(self) -> frozenset[int]:
+        return frozenset(id(rule) for rule in self.in_direction(Direction.INGRESS) if _names_ports(rule))
+
+    @cached_property
+    def address_blocks(self) -> frozenset[AddressBlock]:
+        """Return the address blocks among the peers of all rules."""
+        return frozenset(block for rule in self.rules for block in rule.address_blocks)
+
+    @cached_property
+    def by_peer(self) -> dict[Selector | AddressBlock, list[Rule]]:
+        """Return the rules by peer; a rule for any peer is listed under the wildcard selector."""
+        by_peer: dict[Selector | AddressBlock, list[Rule]] = {}
         for rule in self.rules:
-            for peer in (EVERYBODY,) if rule.peers is None else rule.peers:
-                found.setdefault(peer, []).append(rule)
-        return found
+            for peer in (WILDCARD,) if rule.peers is None else rule.peers:
+                by_peer.setdefault(peer, []).append(rule)
+        return by_peer
 
 
-def _has_names(rule: Rule) -> bool:
-    return any(isinstance(port, NamedPort) for opening in rule.opens for port in opening.ports)
+def _names_ports(rule: Rule) -> bool:
+    return any(isinstance(port, NamedPortRef) for l4_filter in rule.filters for port in l4_filter.ports)

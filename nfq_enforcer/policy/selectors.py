@@ -1,8 +1,8 @@
-"""Selectors: which endpoints a policy speaks of.
+"""Selectors: the endpoints that a policy selects by labels, as its subjects and as its peers.
 
-A key without a source, or with source ``any``, means the key of any source. A selector of a namespaced policy is bound
-to that namespace: the subject's always, a peer's unless it names a namespace or a reserved identity itself. No selector
-of a policy matches the world or the host by being empty.
+A key without a source, or with source ``any``, matches the key of any source. A selector of a namespaced policy is
+scoped to that namespace: a subject selector always, a peer selector unless it contains a namespace or a reserved label
+itself. An empty selector of a policy never matches the world or the host.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,15 +13,15 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE, Labels, split_key
-from nfq_enforcer.policy.documents import Expression, LabelSelector
+from nfq_enforcer.policy.documents import LabelSelector, SelectorExpression
 from nfq_enforcer.policy.fields import NAMESPACE_KEY, NAMESPACE_LABELS
-from nfq_enforcer.policy.kubernetes import PlainSelector
+from nfq_enforcer.policy.kubernetes import KubernetesSelector
 
 _RESERVED_SOURCE = "reserved"
 
 
 class Operator(StrEnum):
-    """What a requirement asks of a key's value; In and Exists need the key, the others hold without it as well."""
+    """Operator: the test of a key's value; In and Exists require the key, the others also match labels without it."""
 
     IN = "In"
     NOT_IN = "NotIn"
@@ -29,25 +29,25 @@ class Operator(StrEnum):
     DOES_NOT_EXIST = "DoesNotExist"
 
 
-_VALUED = (Operator.IN, Operator.NOT_IN)  # tuples: members of an enumeration are slow to hash
+_VALUED = (Operator.IN, Operator.NOT_IN)  # tuples, not sets: enumeration members are slow to hash
 _NEGATIVE = (Operator.NOT_IN, Operator.DOES_NOT_EXIST)
 
 
 class Requirement(NamedTuple):
-    """One condition on the labels of an endpoint."""
+    """Requirement: one condition on the labels of an endpoint."""
 
-    source: str  # any: that of whatever source
+    source: str  # ``any``: the key of any source
     key: str
     operator: Operator
     values: frozenset[str] = frozenset()
 
     @property
     def negative(self) -> bool:
-        """Say whether it holds where its positive twin does not."""
+        """Return whether the operator is NotIn or DoesNotExist, the negation of In or Exists."""
         return self.operator in _NEGATIVE
 
     def matches(self, labels: Labels) -> bool:
-        """Say whether the labels meet it."""
+        """Return whether the labels meet the requirement."""
         found = labels.find(self.source, self.key)
         if self.operator in _VALUED:
             return any(label.value in self.values for label in found) is not self.negative
@@ -56,94 +56,99 @@ class Requirement(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Requirements that must all hold; equal ones select the same, however they were written."""
+    """Selector: requirements that labels must all meet; equal requirements make equal selectors, however written."""
 
     requirements: frozenset[Requirement]
 
     def __hash__(self) -> int:
-        """Hash the requirements, which remember their hash: every look-up of the compiler begins here."""
+        """Hash the requirements: a frozenset caches its hash, and every look-up of the compiler hashes a selector."""
         return hash(self.requirements)
 
     def matches(self, labels: Labels) -> bool:
-        """Say whether the labels are selected."""
+        """Return whether the selector selects the labels."""
         return all(requirement.matches(labels) for requirement in self.requirements)
 
 
 _NAMESPACED = Requirement(DEFAULT_SOURCE, NAMESPACE_KEY, Operator.EXISTS)
 _HOST = Requirement(_RESERVED_SOURCE, "host", Operator.EXISTS)
 
-EVERYBODY = Selector(frozenset())
-ENDPOINTS = Selector(frozenset((_NAMESPACED,)))
+WILDCARD = Selector(frozenset())
+ALL_ENDPOINTS = Selector(frozenset((_NAMESPACED,)))
 
 
-def reserved(name: str) -> Selector:
-    """Return the selector of a reserved identity; of ``world``: with every CIDR."""
+def reserved_selector(name: str) -> Selector:
+    """Return the selector of a reserved identity; that of ``world`` also selects every CIDR identity."""
     return Selector(frozenset((Requirement(_RESERVED_SOURCE, name, Operator.EXISTS),)))
 
 
-def subject(written: LabelSelector, namespace: str) -> Selector:
-    """Return the selector of a rule's own endpoints: those of the policy's namespace, of all if that is empty.
+def subject_selector(selector: LabelSelector, namespace: str) -> Selector:
+    """Return the selector of a rule's subjects: endpoints in the policy's namespace, in any namespace if it is empty.
 
-    The host is never among them, whatever the selector says: ``node_subject`` selects it.
+    It never selects the host, whatever its labels: ``node_selector`` does.
 
-    As upstream, ``k8s:io.kubernetes.pod.namespace`` among matchLabels gives way to the policy's namespace; any other
-    requirement that contradicts it leaves a selector that nothing meets.
+    As upstream, the policy's namespace overrides ``k8s:io.kubernetes.pod.namespace`` in matchLabels; any other
+    requirement that contradicts the namespace makes a selector that matches nothing.
     """
     if not namespace:
         not_host = _HOST._replace(operator=Operator.DOES_NOT_EXIST)
-        return Selector(_requirements(written.match_labels, written.match_expressions) | {not_host})
-    labels = {**written.match_labels, f"{DEFAULT_SOURCE}:{NAMESPACE_KEY}": namespace}
-    return Selector(_requirements(labels, written.match_expressions))
+        return Selector(_requirements(selector.match_labels, selector.match_expressions) | {not_host})
+    labels = {**selector.match_labels, f"{DEFAULT_SOURCE}:{NAMESPACE_KEY}": namespace}
+    return Selector(_requirements(labels, selector.match_expressions))
 
 
-def peer(written: LabelSelector, namespace: str) -> Selector:
-    """Return the selector of a rule's peers, scoped as upstream does it.
+def peer_selector(selector: LabelSelector, namespace: str) -> Selector:
+    """Return the selector of a rule's peers, scoped as upstream.
 
-    In a namespaced policy: to its namespace; in a clusterwide one: to whatever has a namespace, so to endpoints.
+    The scope of a namespaced policy is its namespace, that of a clusterwide policy every label set with a namespace,
+    which means every endpoint.
     """
-    requirements = _requirements(written.match_labels, written.match_expressions)
-    if any(one.source == _RESERVED_SOURCE or _names_namespace(one) for one in requirements):
+    requirements = _requirements(selector.match_labels, selector.match_expressions)
+    if any(item.source == _RESERVED_SOURCE or _is_namespace(item) for item in requirements):
         return Selector(requirements)
     if not namespace:
         return Selector(requirements | {_NAMESPACED})
-    if any(_names_namespace_label(one) for one in requirements):
+    if any(map(_is_namespace_label, requirements)):
         return Selector(requirements)
     return Selector(requirements | {_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace)})
 
 
-def node_subject(written: LabelSelector) -> Selector:
-    """Return the selector of a rule's own nodes."""
-    return Selector(_requirements(written.match_labels, written.match_expressions) | {_HOST})
+def node_selector(selector: LabelSelector) -> Selector:
+    """Return the selector of a rule's subjects that are nodes."""
+    return Selector(_requirements(selector.match_labels, selector.match_expressions) | {_HOST})
 
 
-def pod_subject(written: PlainSelector, namespace: str) -> Selector:
-    """Return the selector of a NetworkPolicy's own pods."""
-    return Selector(_plain(written) | {_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace)})
+def pod_subject_selector(selector: KubernetesSelector, namespace: str) -> Selector:
+    """Return the selector of a NetworkPolicy's subjects: pods in its namespace."""
+    return Selector(_kubernetes_requirements(selector) | {_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace)})
 
 
-def pod_peer(pods: PlainSelector | None, namespaces: PlainSelector | None, namespace: str) -> Selector:
-    """Return the selector of pods in namespaces, in the policy's own if no selector says which; never world or host."""
+def pod_peer_selector(
+    pods: KubernetesSelector | None, namespaces: KubernetesSelector | None, namespace: str
+) -> Selector:
+    """Return the selector of peer pods in the selected namespaces, by default the policy's; never world or host."""
     if namespaces is None:
         scope = frozenset((_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace),))
     else:
-        scope = _plain(namespaces, NAMESPACE_LABELS) | {_NAMESPACED}
-    return Selector(scope | _plain(pods) if pods else scope)
+        scope = _kubernetes_requirements(namespaces, NAMESPACE_LABELS) | {_NAMESPACED}
+    return Selector(scope | _kubernetes_requirements(pods) if pods else scope)
 
 
-def _plain(written: PlainSelector, prefix: str = "") -> frozenset[Requirement]:
-    equal = (_equal(DEFAULT_SOURCE, prefix + key, value) for key, value in written.match_labels.items())
+def _kubernetes_requirements(selector: KubernetesSelector, prefix: str = "") -> frozenset[Requirement]:
+    equal = (_equal(DEFAULT_SOURCE, prefix + key, value) for key, value in selector.match_labels.items())
     others = (
-        Requirement(DEFAULT_SOURCE, prefix + one.key, Operator(one.operator), frozenset(one.values))
-        for one in written.match_expressions
+        Requirement(
+            DEFAULT_SOURCE, prefix + expression.key, Operator(expression.operator), frozenset(expression.values)
+        )
+        for expression in selector.match_expressions
     )
     return frozenset((*equal, *others))
 
 
-def _requirements(labels: Mapping[str, str], expressions: Iterable[Expression]) -> frozenset[Requirement]:
+def _requirements(labels: Mapping[str, str], expressions: Iterable[SelectorExpression]) -> frozenset[Requirement]:
     equal = (_equal(*split_key(key, ANY_SOURCE), value) for key, value in labels.items())
     others = (
-        Requirement(*split_key(one.key, ANY_SOURCE), Operator(one.operator), frozenset(one.values))
-        for one in expressions
+        Requirement(*split_key(expression.key, ANY_SOURCE), Operator(expression.operator), frozenset(expression.values))
+        for expression in expressions
     )
     return frozenset((*equal, *others))
 
@@ -152,23 +157,23 @@ def _equal(source: str, key: str, value: str) -> Requirement:
     return Requirement(source, key, Operator.IN, frozenset((value,)))
 
 
-def _names_namespace(requirement: Requirement) -> bool:
+def _is_namespace(requirement: Requirement) -> bool:
     return requirement.source in {ANY_SOURCE, DEFAULT_SOURCE} and requirement.key == NAMESPACE_KEY
 
 
-def _names_namespace_label(requirement: Requirement) -> bool:
+def _is_namespace_label(requirement: Requirement) -> bool:
     return requirement.source in {ANY_SOURCE, DEFAULT_SOURCE} and requirement.key.startswith(NAMESPACE_LABELS)
 
 
 class SelectorIndex:
-    """All known identities by label, and what each selector selects of them.
+    """SelectorIndex: known identities by label, and the cached selection of each selector.
 
-    Identities are looked up by the labels that a selector asks for instead of being tried one by one, and equal
-    selectors of whatever policies share one answer.
+    A selection looks identities up by the labels in its requirements, without a test of every identity. Equal selectors
+    of any policies share one cached selection.
     """
 
     def __init__(self, identities: Mapping[Labels, Identity]) -> None:
-        """Take every identity there is, reserved ones included."""
+        """Index the identities; they must include the reserved ones."""
         self._all = frozenset(identities.values())
         self._by_label: dict[tuple[str, str], dict[str, set[Identity]]] = {}
         self._selected: dict[Selector, frozenset[Identity]] = {}
@@ -178,28 +183,30 @@ class SelectorIndex:
                     values = self._by_label.setdefault((source, label.key), {})
                     values.setdefault(label.value, set()).add(identity)
 
-    def updated(self, gone: Mapping[Labels, Identity], come: Mapping[Labels, Identity]) -> "SelectorIndex":
-        """Return an index without some identities and then with others; a selector that selects neither is not touched.
+    def updated(self, removed: Mapping[Labels, Identity], added: Mapping[Labels, Identity]) -> "SelectorIndex":
+        """Return an index without the removed and then with the added identities; this one stays unchanged.
 
-        This one stays as it is, and the two share what is the same in both.
+        The two indexes share all unchanged parts, among them the selection of a selector that selects neither removed
+        nor added identities.
         """
-        less, more = SelectorIndex(gone), SelectorIndex(come)
+        less, more = SelectorIndex(removed), SelectorIndex(added)
         index = SelectorIndex({})
-        index._all = (self._all - less._all if gone else self._all) | more._all
+        index._all = (self._all - less._all if removed else self._all) | more._all
         index._by_label = dict(self._by_label)
         for key, values in less._by_label.items():
-            left = {value: index._by_label[key][value] - found for value, found in values.items()}
-            index._by_label[key] = {value: of for value, of in (index._by_label[key] | left).items() if of}
+            remaining = {value: index._by_label[key][value] - lost for value, lost in values.items()}
+            updated = index._by_label[key] | remaining
+            index._by_label[key] = {value: identities for value, identities in updated.items() if identities}
         for key, values in more._by_label.items():
-            had = index._by_label.get(key, {})
-            index._by_label[key] = had | {value: had.get(value, set()) | found for value, found in values.items()}
+            old = index._by_label.get(key, {})
+            index._by_label[key] = old | {value: old.get(value, set()) | gained for value, gained in values.items()}
         for selector, selected in self._selected.items():
-            lost, won = selected & less._all, more.select(selector)
-            index._selected[selector] = selected - lost | won if lost or won else selected
+            lost, gained = selected & less._all, more.select(selector)
+            index._selected[selector] = selected - lost | gained if lost or gained else selected
         return index
 
     def select(self, selector: Selector) -> frozenset[Identity]:
-        """Return the identities whose labels the selector matches."""
+        """Return the identities with labels that the selector matches."""
         selected = self._selected.get(selector)
         if selected is None:
             selected = self._selected[selector] = self._evaluate(selector)
@@ -207,15 +214,17 @@ class SelectorIndex:
 
     def _evaluate(self, selector: Selector) -> frozenset[Identity]:
         positive = []
-        for one in selector.requirements:
-            if not one.negative:
-                positive.append(self._having(one))
+        for requirement in selector.requirements:
+            if not requirement.negative:
+                positive.append(self._with_label(requirement))
                 if not positive[-1]:
                     return frozenset()
         selected = reduce(frozenset.intersection, sorted(positive, key=len)) if positive else self._all
-        return selected.difference(*(self._having(one) for one in selector.requirements if one.negative))
+        negative = (requirement for requirement in selector.requirements if requirement.negative)
+        return selected.difference(*map(self._with_label, negative))
 
-    def _having(self, requirement: Requirement) -> frozenset[Identity]:
+    def _with_label(self, requirement: Requirement) -> frozenset[Identity]:
+        """Return the identities with the key, and with one of the values if the operator has values."""
         by_value = self._by_label.get((requirement.source, requirement.key), {})
         if requirement.operator in _VALUED:
             return frozenset().union(*(by_value.get(value, ()) for value in requirement.values))

@@ -1,7 +1,7 @@
-"""A cluster on paper: its documents compiled by the data path's own compiler, and connections judged by its own maps.
+"""Offline evaluation of connections: documents compiled as for the data path, connections looked up in the policy maps.
 
-A connection is judged at both ends, each as its own node would: egress of who opens it, ingress of who accepts it.
-An end that is no endpoint (an address outside, ``reserved:host``) has no policy of its own: its side lets all pass.
+A connection is evaluated on both sides, each as its own node does: egress of the source, then ingress of the target. An
+end that is not an endpoint (an address outside, ``reserved:host``) has no policy of its own, so its side allows all.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,117 +18,117 @@ from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.loader import Documents
-from nfq_enforcer.policy.model import Member, gather
-from nfq_enforcer.policy.ports import PROTOCOLS, Question
+from nfq_enforcer.policy.model import EndpointModel, build_model
+from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.probes import Family, Probe
 from nfq_enforcer.policy.rules import PortSet, Rule
 
-ECHO = {"IPv4": (ICMP, 8), "IPv6": (ICMPV6, 128)}
+ECHO_REQUEST = {"IPv4": (ICMP, 8), "IPv6": (ICMPV6, 128)}
 
 _FAMILIES: Mapping[int, Family] = {4: "IPv4", 6: "IPv6"}
-_EVERYWHERE: Mapping[Family, Network] = {"IPv4": ip_network("0.0.0.0/0"), "IPv6": ip_network("::/0")}
-_TOWARD = {Direction.EGRESS: "to", Direction.INGRESS: "from"}
-_NAMED = 3  # documents or rules in a sentence; a thousand would hide what it says
+_EVERY_ADDRESS: Mapping[Family, Network] = {"IPv4": ip_network("0.0.0.0/0"), "IPv6": ip_network("::/0")}
+_PREPOSITIONS = {Direction.EGRESS: "to", Direction.INGRESS: "from"}
+_MAX_LISTED = 3  # documents or rules in one sentence, so that a long list does not hide the reason
 _REFERENCES = "allowed: NAMESPACE/NAME of an endpoint, ip:ADDRESS or reserved:NAME"
 
 
-class End(NamedTuple):
-    """One end of a connection."""
+class ConnectionEnd(NamedTuple):
+    """ConnectionEnd: an endpoint, a reserved identity or an address outside, at one end of a connection."""
 
     name: str
     identity: Identity
     labels: Labels
-    addresses: Mapping[Family, Network]  # none: not known; of the world: every address
-    maps: EndpointMaps | None  # none: it has no policy of its own
+    addresses: Mapping[Family, Network]  # empty: not known; of the world: every address
+    maps: EndpointMaps | None  # None: it has no policy of its own
     ports: PortSet = frozenset()
 
-    def speaks(self, family: Family) -> bool:
-        """Say whether it has an address of this family."""
+    def supports(self, family: Family) -> bool:
+        """Return whether the end has an address of this family, or no known address."""
         return family in self.addresses or not self.addresses
 
     def address(self, family: Family) -> Network | None:
-        """Return its address, one of the other family if it has none of this; None if it has none at all."""
+        """Return the address of this family, else that of the other family; None without any address."""
         return self.addresses.get(family) or next(iter(self.addresses.values()), None)
 
 
-class Side(NamedTuple):
-    """What one side says."""
+class SideResult(NamedTuple):
+    """SideResult: the verdict of one side of a connection, with its reason."""
 
     allowed: bool
-    rules: tuple[RuleRef, ...]  # those that decided
-    why: str  # empty: it is no endpoint's side
-    requests: tuple[L7Rule, ...] = ()  # what lets only some requests pass
+    rules: tuple[RuleRef, ...]  # the deciding ones
+    reason: str  # empty: the side's end has no policy of its own
+    l7_rules: tuple[L7Rule, ...] = ()  # rules that allow some requests only
 
 
-class Answer(NamedTuple):
-    """The verdict on one connection."""
+class ConnectionResult(NamedTuple):
+    """ConnectionResult: the verdict on a connection, with the results of both sides and a reason."""
 
-    egress: Side
-    ingress: Side
+    egress: SideResult
+    ingress: SideResult
     reason: str
 
     @property
     def allowed(self) -> bool:
-        """Say whether both sides allow it."""
+        """Return whether both sides allow the connection."""
         return self.egress.allowed and self.ingress.allowed
 
     @property
-    def filtered(self) -> bool:
-        """Say whether it is allowed for some requests only, and none was asked about."""
-        return self.allowed and bool(self.egress.requests or self.ingress.requests)
+    def restricted(self) -> bool:
+        """Return whether the connection is allowed for some requests only, evaluated without a request."""
+        return self.allowed and bool(self.egress.l7_rules or self.ingress.l7_rules)
 
     @property
     def verdict(self) -> str:
         """Return ``allow`` or ``deny``."""
-        return word(self.allowed)
+        return verdict_word(self.allowed)
 
     def as_data(self) -> dict[str, object]:
-        """Return what is printed as JSON."""
+        """Return the JSON object of the result."""
         return {
             "verdict": self.verdict,
-            "egress": {"verdict": word(self.egress.allowed), "rules": list(map(str, self.egress.rules))},
-            "ingress": {"verdict": word(self.ingress.allowed), "rules": list(map(str, self.ingress.rules))},
+            "egress": {"verdict": verdict_word(self.egress.allowed), "rules": list(map(str, self.egress.rules))},
+            "ingress": {"verdict": verdict_word(self.ingress.allowed), "rules": list(map(str, self.ingress.rules))},
             "reason": self.reason,
         }
 
 
-class Facing(NamedTuple):
-    """One side of a connection: whose it is, the map it meets there, and who is at the other end."""
+class ConnectionSide(NamedTuple):
+    """ConnectionSide: one side of a connection: its own end, that end's policy map, and the peer at the other end."""
 
     direction: Direction
-    subject: End
+    subject: ConnectionEnd
     policy: PolicyMap | None
-    peer: End
-    also: tuple[Identity, ...]  # the local identities of the peer's address
-    excused: str = ""  # why it heeds deny rules only
+    peer: ConnectionEnd
+    local_identities: tuple[Identity, ...]  # of the peer's address
+    exemption: str = ""  # the reason why the side applies deny rules only
 
-    def outcome(self, question: Question) -> LookupResult | None:
-        """Return what the map says, None if there is none."""
+    def lookup(self, traffic: TrafficSpec) -> LookupResult | None:
+        """Return the policy map's result, None without a policy map."""
         if self.policy is None:
             return None
-        return self.policy.lookup(self.peer.identity, question.proto, question.port, self.also)
+        return self.policy.lookup(self.peer.identity, traffic.proto, traffic.port, self.local_identities)
 
     def __str__(self) -> str:
         """Render as ``ingress of default/web``."""
         return f"{self.direction} of {self.subject.name}"
 
 
-class Pair(NamedTuple):
-    """Two ends, and what a connection between them meets."""
+class EndPair(NamedTuple):
+    """EndPair: the two sides of every connection from one end to another."""
 
     family: Family
-    egress: Facing
-    ingress: Facing
-    itself: bool  # both are one and the same
+    egress: ConnectionSide
+    ingress: ConnectionSide
+    same_endpoint: bool  # source and target are one endpoint
 
 
-def word(allowed: bool) -> str:
-    """Return the word for a verdict."""
+def verdict_word(allowed: bool) -> str:
+    """Return ``allow`` or ``deny``."""
     return "allow" if allowed else "deny"
 
 
 class Simulation:
-    """A cluster of these documents. Ends and pairs are worked out once each."""
+    """Simulation: evaluates connections between the ends of a cluster model; each end and pair is resolved once."""
 
     def __init__(
         self, documents: Documents, enforcement: Enforcement = Enforcement.AUTO, *, allow_localhost: bool = True
@@ -136,185 +136,194 @@ class Simulation:
         """Compile the documents."""
         self._enforcement = enforcement
         self._allow_localhost = allow_localhost
-        self._cluster = gather(documents, enforcement)
-        self._cidrs = {number: labels for labels, number in self._cluster.policy.numbers.labels.items()}
-        self.endpoints = tuple(member.name for member in self._cluster.members)
-        self._ends = dict(self._known())
-        self._pairs: dict[tuple[str, str, Family | None], Pair] = {}
-        self._closers: dict[PolicyMap, str] = {}
+        self._model = build_model(documents, enforcement)
+        self._cidr_labels = {
+            identity: labels for labels, identity in self._model.policy.local_identities.cidr_labels.items()
+        }
+        self.endpoints = tuple(endpoint.name for endpoint in self._model.endpoints)
+        self._ends = dict(self._known_ends())
+        self._pairs: dict[tuple[str, str, Family | None], EndPair] = {}
+        self._default_deny_causes: dict[PolicyMap, str] = {}
 
-    def _known(self) -> Iterable[tuple[str, End]]:
-        for member in self._cluster.members:
-            end = self._member(member)
+    def _known_ends(self) -> Iterable[tuple[str, ConnectionEnd]]:
+        for endpoint in self._model.endpoints:
+            end = self._endpoint_end(endpoint)
             yield end.name, end
-            for ip in member.document.spec.ips:
+            for ip in endpoint.document.spec.ips:
                 yield f"ip:{ip}", end._replace(addresses={_FAMILIES[ip.version]: ip_network(ip)})
         for identity, labels in RESERVED.items():
-            maps = self._cluster.policy.maps_for(labels)
-            judged = identity == HOST and any(policy.can_refuse for policy in maps)  # by policies that select nodes
-            addresses = _EVERYWHERE if identity == WORLD else {}
-            yield str(labels), End(str(labels), identity, labels, addresses, maps if judged else None)
+            maps = self._model.policy.maps_for(labels)
+            has_policy = identity == HOST and any(policy.can_refuse for policy in maps)  # of rules that select nodes
+            addresses = _EVERY_ADDRESS if identity == WORLD else {}
+            yield str(labels), ConnectionEnd(str(labels), identity, labels, addresses, maps if has_policy else None)
 
-    def _member(self, member: Member) -> End:
-        ips = reversed(member.document.spec.ips)  # the first of each family counts
+    def _endpoint_end(self, endpoint: EndpointModel) -> ConnectionEnd:
+        ips = reversed(endpoint.document.spec.ips)  # the first of each family counts
         addresses: Mapping[Family, Network] = {_FAMILIES[ip.version]: ip_network(ip) for ip in ips}
-        maps = self._cluster.maps(member)
-        return End(member.name, member.identity, member.relevant, addresses, maps, member.ports)
+        maps = self._model.maps(endpoint)
+        return ConnectionEnd(
+            endpoint.name, endpoint.identity, endpoint.identity_labels, addresses, maps, endpoint.ports
+        )
 
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
         """Return the rules of a direction, in the order of their documents."""
-        return self._cluster.policy.rules(direction)
+        return self._model.policy.rules(direction)
 
     @property
-    def prefixes(self) -> tuple[str, ...]:
-        """Return an address of each prefix that policies name: its first."""
-        numbers = self._cluster.policy.numbers
-        named = sorted({*numbers.cidrs, *numbers.blocks}, key=str)
-        return tuple(f"ip:{network.network_address}" for network in named if network.prefixlen)
+    def prefix_references(self) -> tuple[str, ...]:
+        """Return a reference to the first address of each prefix in the policies."""
+        local_identities = self._model.policy.local_identities
+        prefixes = sorted({*local_identities.by_cidr, *local_identities.by_ip_block}, key=str)
+        return tuple(f"ip:{network.network_address}" for network in prefixes if network.prefixlen)
 
-    def end(self, reference: str) -> End:
-        """Return the end that a reference names; raise ValueError with what is allowed."""
+    def end(self, reference: str) -> ConnectionEnd:
+        """Return the end of a reference; raise ValueError with the allowed forms for an unknown one."""
         end = self._ends.get(reference)
         if end is None:
-            end = self._ends[reference] = self._address(reference)
+            end = self._ends[reference] = self._address_end(reference)
         return end
 
-    def pair(self, source: str, target: str, family: Family | None = None) -> Pair:
-        """Return what a connection meets, by default over IPv4 if both ends have it; raise ValueError for nobody."""
+    def pair(self, source: str, target: str, family: Family | None = None) -> EndPair:
+        """Return the pair of two references, by default for IPv4 if both ends have it; raise ValueError as ``end``."""
         pair = self._pairs.get((source, target, family))
         if pair is None:
-            pair = self._pairs[source, target, family] = self._paired(self.end(source), self.end(target), family)
+            pair = self._pairs[source, target, family] = self._make_pair(self.end(source), self.end(target), family)
         return pair
 
-    def judge_probe(self, probe: Probe) -> Answer:
-        """Return the verdict on a probe; raise ValueError for a reference that names nobody."""
+    def evaluate_probe(self, probe: Probe) -> ConnectionResult:
+        """Return the result of a probe; raise ValueError for an unknown reference."""
         icmp = probe.icmp
         pair = self.pair(probe.source, probe.target, probe.family or (icmp.family if icmp else None))
         if probe.protocol == "ICMP":
-            proto, echo = ECHO[pair.family]
-            return self.judge(pair, Question(proto, icmp.type if icmp else echo))
-        request = probe.http.asked if probe.http else None
-        return self.judge(pair, Question(PROTOCOLS[probe.protocol], probe.port or 0, request))
+            proto, echo = ECHO_REQUEST[pair.family]
+            return self.evaluate(pair, TrafficSpec(proto, icmp.type if icmp else echo))
+        request = probe.http.as_request() if probe.http else None
+        return self.evaluate(pair, TrafficSpec(PROTOCOLS[probe.protocol], probe.port or 0, request))
 
-    def judge(self, pair: Pair, question: Question) -> Answer:
-        """Return the verdict on a connection."""
-        egress, ingress = self._side(pair.egress, question), self._side(pair.ingress, question)
-        if pair.itself:
-            return Answer(egress, ingress, "an endpoint cannot be cut off from itself")
+    def evaluate(self, pair: EndPair, traffic: TrafficSpec) -> ConnectionResult:
+        """Return the result of a connection."""
+        egress, ingress = self._evaluate_side(pair.egress, traffic), self._evaluate_side(pair.ingress, traffic)
+        if pair.same_endpoint:
+            return ConnectionResult(egress, ingress, "an endpoint cannot be cut off from itself")
         sides = (egress, ingress)
-        said = [side.why for side in sides if not side.allowed] or [side.why for side in sides if side.why]
-        return Answer(egress, ingress, "; ".join(said) or "neither end is an endpoint, so no policy applies")
+        reasons = [side.reason for side in sides if not side.allowed] or [side.reason for side in sides if side.reason]
+        return ConnectionResult(
+            egress, ingress, "; ".join(reasons) or "neither end is an endpoint, so no policy applies"
+        )
 
-    def _address(self, reference: str) -> End:
+    def _address_end(self, reference: str) -> ConnectionEnd:
         kind, _, name = reference.partition(":")
         if kind != "ip":
-            raise ValueError(self._nobody(reference))
+            raise ValueError(self._unknown_reference(reference))
         try:
-            address = ip_address(name.replace("%", "/"))  # an interface behind '%' is no part of an address
+            address = ip_address(name.replace("%", "/"))  # an interface after '%' is not part of an address
         except ValueError:
             raise ValueError(f"'{name}' is not an address; allowed: ip: and an IPv4 or IPv6 address") from None
         known = self._ends.get(f"ip:{address}")
         addresses = {_FAMILIES[address.version]: ip_network(address)}
-        return known or End(str(address), WORLD, RESERVED[WORLD], addresses, None)
+        return known or ConnectionEnd(str(address), WORLD, RESERVED[WORLD], addresses, None)
 
-    def _outside(self, end: End, family: Family) -> End:
-        """Return an end outside with the identity that policy gives its address, any other as it is."""
+    def _with_cidr_identity(self, end: ConnectionEnd, family: Family) -> ConnectionEnd:
+        """Return an end outside the cluster with the CIDR identity of its address, any other end unchanged."""
         address = end.address(family)
         if end.identity != WORLD or address is None:
             return end
-        identity = self._cluster.policy.numbers.cidrs.get(address)  # of the whole world, if policy names it
+        identity = self._model.policy.local_identities.by_cidr.get(address)  # also of 0.0.0.0/0 and ::/0
         if identity is None and address.prefixlen:
-            identity = self._cluster.addresses.lookup(address.network_address.packed).identity
-        labels = self._cidrs.get(identity or WORLD, end.labels)
+            identity = self._model.ipcache.lookup(address.network_address.packed).identity
+        labels = self._cidr_labels.get(identity or WORLD, end.labels)
         return end._replace(identity=identity or WORLD, labels=labels)
 
-    def _nobody(self, reference: str) -> str:
+    def _unknown_reference(self, reference: str) -> str:
         known = [name for name in self._ends if not name.startswith("ip:")]
         bare = [name for name in self.endpoints if name.endswith(f"/{reference}")]
-        close = bare[:_NAMED] or get_close_matches(reference, known, _NAMED, cutoff=0.85)
+        close = bare[:_MAX_LISTED] or get_close_matches(reference, known, _MAX_LISTED, cutoff=0.85)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         return f"'{reference}' is nobody that the documents know; {hint}{_REFERENCES}"
 
-    def _paired(self, source: End, target: End, family: Family | None) -> Pair:
-        chosen: Family = family or ("IPv4" if source.speaks("IPv4") and target.speaks("IPv4") else "IPv6")
-        source, target = self._outside(source, chosen), self._outside(target, chosen)
-        itself = source.name == target.name and source.maps is not None
-        egress = source.maps.egress if source.maps and not itself else None
-        ingress = target.maps.ingress if target.maps and not itself else None
-        excused = self._excuse(source, ingress)
-        return Pair(
+    def _make_pair(self, source: ConnectionEnd, target: ConnectionEnd, family: Family | None) -> EndPair:
+        chosen: Family = family or ("IPv4" if source.supports("IPv4") and target.supports("IPv4") else "IPv6")
+        source, target = self._with_cidr_identity(source, chosen), self._with_cidr_identity(target, chosen)
+        same_endpoint = source.name == target.name and source.maps is not None
+        egress = source.maps.egress if source.maps and not same_endpoint else None
+        ingress = target.maps.ingress if target.maps and not same_endpoint else None
+        exemption = self._host_exemption(source, ingress)
+        return EndPair(
             chosen,
-            Facing(Direction.EGRESS, source, egress, target, self._also(target, chosen)),
-            Facing(Direction.INGRESS, target, ingress, source, self._also(source, chosen), excused),
-            itself,
+            ConnectionSide(Direction.EGRESS, source, egress, target, self._local_identities(target, chosen)),
+            ConnectionSide(
+                Direction.INGRESS, target, ingress, source, self._local_identities(source, chosen), exemption
+            ),
+            same_endpoint,
         )
 
-    def _excuse(self, source: End, ingress: PolicyMap | None) -> str:
-        """Return why ingress only heeds deny rules; empty if it heeds all of them."""
+    def _host_exemption(self, source: ConnectionEnd, ingress: PolicyMap | None) -> str:
+        """Return the reason why ingress applies deny rules only; empty if it applies all rules."""
         if source.identity != HOST or ingress is None or not ingress.enforced:
             return ""
         if self._allow_localhost:
             return "the host may reach the endpoints it runs (allow-localhost)"
         return "" if ingress.closes_host else "a NetworkPolicy closes no endpoint to its own host"
 
-    def _also(self, end: End, family: Family) -> tuple[Identity, ...]:
+    def _local_identities(self, end: ConnectionEnd, family: Family) -> tuple[Identity, ...]:
         address = end.address(family)
         if address is None:
             return ()
         if address.prefixlen:
-            return self._cluster.addresses.local_identities(address.network_address.packed)
-        block = self._cluster.policy.numbers.blocks.get(address)
-        return () if block is None else (block,)
+            return self._model.ipcache.local_identities(address.network_address.packed)
+        identity = self._model.policy.local_identities.by_ip_block.get(address)
+        return () if identity is None else (identity,)
 
-    def _side(self, facing: Facing, question: Question) -> Side:
-        policy, outcome = facing.policy, facing.outcome(question)
-        if policy is None or outcome is None:
-            return Side(True, (), "")
-        if outcome.denied:
-            why = f"{listed(outcome.rules)} denies {question} {_toward(facing)} ({facing})"
-            return Side(False, outcome.rules, why)
-        if facing.excused:
-            return Side(True, (), facing.excused)
+    def _evaluate_side(self, side: ConnectionSide, traffic: TrafficSpec) -> SideResult:
+        policy, result = side.policy, side.lookup(traffic)
+        if policy is None or result is None:
+            return SideResult(True, (), "")
+        if result.denied:
+            reason = f"{limited_list(result.rules)} denies {traffic} {_with_peer(side)} ({side})"
+            return SideResult(False, result.rules, reason)
+        if side.exemption:
+            return SideResult(True, (), side.exemption)
         if not policy.enforced:
-            return Side(True, outcome.rules, f"nothing closes {facing}")
-        if not outcome.allowed:
-            why = f"{facing} is closed by {self._closed_by(policy)}, and no rule opens {question} {_toward(facing)}"
-            return Side(False, (), why)
-        if outcome.l7:
-            return _request_side(outcome, question, str(facing))
-        return Side(True, outcome.rules, f"{listed(outcome.rules)} opens {facing}")
+            return SideResult(True, result.rules, f"nothing closes {side}")
+        if not result.allowed:
+            cause = self._default_deny_cause(policy)
+            reason = f"{side} is closed by {cause}, and no rule opens {traffic} {_with_peer(side)}"
+            return SideResult(False, (), reason)
+        if result.l7:
+            return _evaluate_request(result, traffic, str(side))
+        return SideResult(True, result.rules, f"{limited_list(result.rules)} opens {side}")
 
-    def _closed_by(self, policy: PolicyMap) -> str:
-        words = self._closers.get(policy)
-        if words is None:
+    def _default_deny_cause(self, policy: PolicyMap) -> str:
+        cause = self._default_deny_causes.get(policy)
+        if cause is None:
             documents = dict.fromkeys(ref.document for ref in policy.enforced_by)
-            words = self._closers[policy] = listed(documents) or f"enforcement mode {self._enforcement}"
-        return words
+            cause = limited_list(documents) or f"enforcement mode {self._enforcement}"
+            self._default_deny_causes[policy] = cause
+        return cause
 
 
-def _toward(facing: Facing) -> str:
-    return f"{_TOWARD[facing.direction]} {facing.peer.name}"
+def _with_peer(side: ConnectionSide) -> str:
+    return f"{_PREPOSITIONS[side.direction]} {side.peer.name}"
 
 
-def _request_side(outcome: LookupResult, question: Question, where: str) -> Side:
-    if question.request is None:
-        why = f"{listed(outcome.rules)} opens {where}, but only requests that it lists pass"
-        return Side(True, outcome.rules, why, outcome.l7)
-    request = question.request
+def _evaluate_request(result: LookupResult, traffic: TrafficSpec, side: str) -> SideResult:
+    if traffic.request is None:
+        reason = f"{limited_list(result.rules)} opens {side}, but only requests that it lists pass"
+        return SideResult(True, result.rules, reason, result.l7)
+    request = traffic.request
     rules = tuple(
         dict.fromkeys(
-            rule.ref for rule in outcome.l7 if isinstance(rule.match, HttpMatch) and rule.match.matches(request)
+            rule.ref for rule in result.l7 if isinstance(rule.match, HttpMatch) and rule.match.matches(request)
         )
     )
     if rules:
-        return Side(True, rules, f"{listed(rules)} lets {request.method} {request.path} pass at {where}")
-    return Side(
-        False, (), f"{request.method} {request.path} is no request that {listed(outcome.rules)} lists for {where}"
-    )
+        return SideResult(True, rules, f"{limited_list(rules)} lets {request.method} {request.path} pass at {side}")
+    reason = f"{request.method} {request.path} is no request that {limited_list(result.rules)} lists for {side}"
+    return SideResult(False, (), reason)
 
 
-def listed(things: Iterable[object]) -> str:
-    """Return them as words, and how many more there are than a sentence holds."""
-    every = list(map(str, things))
-    more = f" and {len(every) - _NAMED} more" if len(every) > _NAMED else ""
-    return ", ".join(every[:_NAMED]) + more
+def limited_list(items: Iterable[object]) -> str:
+    """Return the first items as text, and the number of the others."""
+    texts = list(map(str, items))
+    more = f" and {len(texts) - _MAX_LISTED} more" if len(texts) > _MAX_LISTED else ""
+    return ", ".join(texts[:_MAX_LISTED]) + more

@@ -1,4 +1,4 @@
-"""From plain data to a model: what pydantic objects to, told as a user needs it, with the place in the file."""
+"""Validation of plain data against a model: pydantic's errors as messages for users, with the place in the file."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -8,23 +8,25 @@ from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_valid
 from pydantic.alias_generators import to_camel
 
 from nfq_enforcer.errors import DocumentError, DocumentErrors
-from nfq_enforcer.policy.yaml_source import Located, Path
+from nfq_enforcer.policy.yaml_source import FieldPath, YamlDocument
 
-Item = TypeVar("Item")
-Items = Annotated[tuple[Item, ...], Strict(False)]  # a strict tuple would refuse the list that a document has
+ItemT = TypeVar("ItemT")
+Items = Annotated[tuple[ItemT, ...], Strict(False)]  # a strict tuple would refuse the lists of documents
 
 
 class Part(BaseModel):
-    """A mapping in a document: unknown fields are refused, types are not guessed, null counts as missing."""
+    """Part: a mapping in a document; unknown fields are refused, types are not converted, null counts as missing."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, alias_generator=to_camel)
 
-    unsupported: ClassVar[frozenset[str]] = frozenset()  # what upstream has here and this version refuses
-    removed: ClassVar[frozenset[str]] = frozenset()  # what upstream had here once; an empty list of it says nothing
+    unsupported: ClassVar[frozenset[str]] = frozenset()  # fields of upstream that this version refuses
+    removed: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # fields that upstream removed; an empty list is accepted and has no effect
 
     @classmethod
     def fields(cls) -> Mapping[str, Any]:
-        """Return the type of each field by its name in a document."""
+        """Return the type of each field, by the field's name in a document."""
         return {str(field.alias): field.annotation for field in cls.model_fields.values()}
 
     @model_validator(mode="before")
@@ -43,42 +45,42 @@ class Part(BaseModel):
 Model = TypeVar("Model", bound=Part)
 
 
-def validate(model: type[Model], data: object, located: Located, base: Path = ()) -> Model:
-    """Return the model of the data that stands at ``base``; raise DocumentErrors for all that is wrong with it."""
+def validate(model: type[Model], data: object, source: YamlDocument, base: FieldPath = ()) -> Model:
+    """Return the validated model of the data at ``base``; raise DocumentErrors with all errors."""
     try:
         return model.model_validate(data)
     except ValidationError as invalid:
-        problems = [_problem(model, dict(detail), located, base) for detail in invalid.errors(include_url=False)]
-        raise DocumentErrors(sorted(problems, key=lambda problem: (problem.line, problem.column))) from None
+        errors = [_error(model, dict(detail), source, base) for detail in invalid.errors(include_url=False)]
+        raise DocumentErrors(sorted(errors, key=lambda error: (error.line, error.column))) from None
 
 
-def unknown(name: str, names: Iterable[str], what: str = "field", allowed: str = "") -> str:
-    """Return the sentence about a name that does not exist, with the one that was probably meant."""
+def unknown_name(name: str, names: Iterable[str], noun: str = "field", allowed: str = "") -> str:
+    """Return the message about an unknown name, with the closest known name as a suggestion."""
     known = list(names)
     close = get_close_matches(name, known, 1)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"unknown {what} '{name}'; {hint}allowed: {allowed or ', '.join(known)}"
+    return f"unknown {noun} '{name}'; {hint}allowed: {allowed or ', '.join(known)}"
 
 
-def _problem(model: type[Part], detail: dict[str, Any], located: Located, base: Path) -> DocumentError:
-    where: Path = detail["loc"]
-    if where[-1:] == ("[key]",):
-        return located.error(base + where[:-1], _sentence(detail, ""), at_key=True)
+def _error(model: type[Part], detail: dict[str, Any], source: YamlDocument, base: FieldPath) -> DocumentError:
+    path: FieldPath = detail["loc"]
+    if path[-1:] == ("[key]",):
+        return source.error(base + path[:-1], _message(detail, ""), at_key=True)
     if detail["type"] == "extra_forbidden":
-        name = str(where[-1])
-        return located.error(base + where, _no_such_field(_part_at(model, where[:-1]), name), at_key=True)
-    return located.error(base + where, _sentence(detail, located.place(base + where).written))
+        name = str(path[-1])
+        return source.error(base + path, _unknown_field(_part_at(model, path[:-1]), name), at_key=True)
+    return source.error(base + path, _message(detail, source.place(base + path).text))
 
 
-def _no_such_field(part: type[Part], name: str) -> str:
+def _unknown_field(part: type[Part], name: str) -> str:
     if name in part.unsupported:
         return f"{name} is not supported by this version"
     if name in part.removed:
         return f"{name} was removed upstream, and is refused rather than ignored; allowed: {', '.join(part.fields())}"
-    return unknown(name, part.fields())
+    return unknown_name(name, part.fields())
 
 
-def _part_at(model: type[Part], path: Path) -> type[Part]:
+def _part_at(model: type[Part], path: FieldPath) -> type[Part]:
     for name in path:
         if isinstance(name, str):
             model = _part_in(model.fields()[name]) or model
@@ -91,7 +93,7 @@ def _part_in(annotation: Any) -> type[Part] | None:
     return next(filter(None, map(_part_in, get_args(annotation))), None)
 
 
-_WANTED = {
+_EXPECTED_TYPES = {
     "string_type": "a string",
     "int_type": "a number",
     "bool_type": "true or false",
@@ -99,23 +101,31 @@ _WANTED = {
     "model_type": "a mapping",
     "tuple_type": "a list",
 }
-_GIVEN = {str: "a string", bool: "a boolean", int: "a number", float: "a fraction", list: "a list", dict: "a mapping"}
+_ACTUAL_TYPES = {
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a fraction",
+    list: "a list",
+    dict: "a mapping",
+}
 
 
-def _sentence(detail: dict[str, Any], written: str) -> str:
-    kind, given = detail["type"], detail["input"]
-    if kind in _WANTED:
-        return f"must be {_WANTED[kind]}, not {_GIVEN.get(type(given), 'null')}{_remedy(kind, given, written)}"
+def _message(detail: dict[str, Any], text: str) -> str:
+    kind, value = detail["type"], detail["input"]
+    if kind in _EXPECTED_TYPES:
+        actual = _ACTUAL_TYPES.get(type(value), "null")
+        return f"must be {_EXPECTED_TYPES[kind]}, not {actual}{_hint(kind, value, text)}"
     if kind == "literal_error":
-        return f"{given!r} is not allowed; allowed: {detail['ctx']['expected']}"
+        return f"{value!r} is not allowed; allowed: {detail['ctx']['expected']}"
     if kind == "missing":
         return "required field is missing"
-    return str(detail["ctx"]["error"])  # raised by a validator of ours
+    return str(detail["ctx"]["error"])  # a ValueError of one of this package's validators
 
 
-def _remedy(kind: str, given: object, written: str) -> str:
-    if kind == "string_type" and given is None:
+def _hint(kind: str, value: object, text: str) -> str:
+    if kind == "string_type" and value is None:
         return '; write "" for an empty one'
-    if kind == "string_type" and isinstance(given, bool | int | float):
-        return f'; quote it: "{written}"'
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return f'; quote it: "{text}"'
     return ""

@@ -1,10 +1,11 @@
-"""YAML (and so JSON) as plain data, with the place of every field.
+"""Parser of YAML (and so JSON) to plain data, with the place of every field.
 
-Any text gives documents or one DocumentError that says where it is. Refused are: what does not parse, a key that is
-given twice or is no string, tags beyond YAML's own scalars, merge keys, and aliases or nesting without measure (a few
-hundred bytes of aliases can stand for billions of nodes). Timestamps stay the text they are, as for kubectl.
+Any text yields documents, or one DocumentError with its place. The parser refuses text that is not YAML, keys that are
+duplicate or not strings, tags other than those of YAML's own scalars, merge keys, and too many aliases or levels of
+nesting (a few hundred bytes of aliases can stand for billions of nodes). Timestamps remain text, as for kubectl.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,9 +15,9 @@ import yaml
 from nfq_enforcer.errors import DocumentError
 
 MAX_DEPTH = 64
-MAX_ALIASED = 100_000  # nodes that the aliases of one document stand for
+MAX_ALIASED = 100_000  # nodes that the aliases of one document expand to
 
-Path = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _STANDARD = "tag:yaml.org,2002:"
@@ -26,43 +27,43 @@ _SCALARS = {_STRING, *(f"{_STANDARD}{name}" for name in ("int", "float", "bool",
 
 
 class Position(NamedTuple):
-    """A place in a text; both count from 1."""
+    """Position: a line and column in a text, both counted from 1."""
 
     line: int
     column: int
 
 
 class Place(NamedTuple):
-    """Where a field stands and how its value is written there."""
+    """Place: the positions of a field's key and value, and the text of the value."""
 
-    key: Position  # of an item of a list: of its value
+    key: Position  # for an item of a list: the position of its value
     value: Position
-    written: str = ""  # a scalar as it is written, without quotes
+    text: str = ""  # of a scalar, as in the source, without quotes
 
 
 @dataclass(frozen=True)
-class Located:
-    """One document: its data, and the place of each field by its path."""
+class YamlDocument:
+    """YamlDocument: the data of one document, and the place of each field by the field's path."""
 
     file: str
     data: object
-    places: Mapping[Path, Place]
+    places: Mapping[FieldPath, Place]
 
-    def place(self, path: Path) -> Place:
-        """Return where the field stands, or where the nearest field around it does if it is missing."""
+    def place(self, path: FieldPath) -> Place:
+        """Return the place of a field; for a missing field, the place of the nearest field that contains it."""
         while path not in self.places:
             path = path[:-1]
         return self.places[path]
 
-    def error(self, path: Path, message: str, *, at_key: bool = False) -> DocumentError:
-        """Return the error that says this of the field."""
+    def error(self, path: FieldPath, message: str, *, at_key: bool = False) -> DocumentError:
+        """Return an error with this message about a field."""
         place = self.place(path)
         position = place.key if at_key else place.value
         return DocumentError(self.file, message, line=position.line, column=position.column, field=render_path(path))
 
 
-def render_path(path: Path) -> str:
-    """Render as ``spec.ingress[0].toPorts``; a key that is no plain word in brackets and quotes."""
+def render_path(path: FieldPath) -> str:
+    """Render as ``spec.ingress[0].toPorts``, with a key that is not an identifier in brackets and quotes."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -75,7 +76,7 @@ def render_path(path: Path) -> str:
 
 
 def decode(raw: bytes, file: str) -> str:
-    """Return the text of a file; raise DocumentError for what is not UTF-8."""
+    """Return the text of a file; raise DocumentError if it is not UTF-8."""
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -84,8 +85,8 @@ def decode(raw: bytes, file: str) -> str:
         raise DocumentError(file, message, line=line, column=column) from None
 
 
-def parse(text: str, file: str) -> list[Located]:
-    """Return the documents of a text, without the empty ones; raise DocumentError for the first thing refused."""
+def parse(text: str, file: str) -> list[YamlDocument]:
+    """Return the documents of a text, without empty ones; raise DocumentError for the first error."""
     unprintable = yaml.reader.Reader.NON_PRINTABLE.search(text)
     if unprintable:
         line, column = _position_of(text[: unprintable.start()])
@@ -94,29 +95,48 @@ def parse(text: str, file: str) -> list[Located]:
     try:
         return list(_documents(text, file))
     except yaml.MarkedYAMLError as error:
+        assert error.problem_mark is not None  # of the scanner's and the parser's errors
+        _check_nesting(text[: error.problem_mark.index], file)
         position = _position(error.problem_mark)
         message = f"not valid YAML: {error.problem}{f' ({error.context})' if error.context else ''}"
         raise DocumentError(file, message, line=position.line, column=position.column) from None
 
 
-def _documents(text: str, file: str) -> Iterator[Located]:
+def _documents(text: str, file: str) -> Iterator[YamlDocument]:
     events = yaml.parse(text, Loader=_Loader)
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
             root = _Composer(events, file).node(next(events), depth=0)
             if root.data is not None:
-                places: dict[Path, Place] = {}
-                _spread(root, (), root.position, places)
-                yield Located(file, root.data, places)
+                places: dict[FieldPath, Place] = {}
+                _collect_places(root, (), root.position, places)
+                yield YamlDocument(file, root.data, places)
+
+
+def _check_nesting(text: str, file: str) -> None:
+    """Raise DocumentError if the text, as far as it parses, is nested deeper than ``MAX_DEPTH``.
+
+    The scanner reads up to 1,024 characters ahead of the events, and PyYAML 6.0.4 has a nesting limit of its own
+    in the scanner. An error from the scanner can thus precede the event of a node that ``_Composer`` refuses.
+    """
+    depth = 0
+    with contextlib.suppress(yaml.MarkedYAMLError):
+        for event in yaml.parse(text, Loader=_Loader):
+            if isinstance(event, yaml.CollectionEndEvent):
+                depth -= 1
+            elif isinstance(event, yaml.NodeEvent) and depth > MAX_DEPTH:
+                raise _too_deep(event, file)
+            elif isinstance(event, yaml.CollectionStartEvent):
+                depth += 1
 
 
 @dataclass
 class _Node:
-    """A part of a document; an aliased one is shared by all places that name it."""
+    """Node: a part of a document; an anchored node is shared by all its aliases."""
 
     data: object
     position: Position
-    written: str = ""
+    text: str = ""
     size: int = 1
     height: int = 0
     children: list[tuple[str | int, Position, "_Node"]] = field(default_factory=list)
@@ -127,24 +147,24 @@ class _Node:
         self.height = max(self.height, child.height + 1)
 
 
-def _spread(node: _Node, path: Path, key: Position, places: dict[Path, Place]) -> None:
-    places[path] = Place(key, node.position, node.written)
+def _collect_places(node: _Node, path: FieldPath, key: Position, places: dict[FieldPath, Place]) -> None:
+    places[path] = Place(key, node.position, node.text)
     for part, position, child in node.children:
-        _spread(child, (*path, part), position, places)
+        _collect_places(child, (*path, part), position, places)
 
 
 class _Composer:
-    """Builds the nodes of one document from the events of the parser."""
+    """Composer: builds the nodes of one document from the events of the parser."""
 
     def __init__(self, events: Iterator[Any], file: str) -> None:
         self._events = events
         self._file = file
         self._anchors: dict[str, _Node] = {}
         self._aliased = 0
-        self._scalars: Any = yaml.SafeLoader("")  # resolves and constructs; reads nothing
+        self._scalars: Any = yaml.SafeLoader("")  # resolves tags and constructs scalars; its own input is empty
 
     def node(self, event: Any, depth: int) -> _Node:
-        """Return the node that begins with this event."""
+        """Return the node that begins with this event; read its further events."""
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event, depth)
         self._check_depth(event, depth)
@@ -186,7 +206,7 @@ class _Composer:
     def _key(self, event: Any, depth: int) -> str:
         node = self.node(event, depth + 1)
         if not isinstance(node.data, str):
-            quoted = f'; quote it: "{node.written}"' if node.written else ""
+            quoted = f'; quote it: "{node.text}"' if node.text else ""
             raise self._error(event, f"a key must be a string{quoted}")
         return node.data
 
@@ -215,20 +235,28 @@ class _Composer:
             return event.value
         try:
             return self._scalars.construct_object(yaml.ScalarNode(tag, event.value))
-        except (ValueError, LookupError, ArithmeticError):  # what PyYAML makes of !!int x, !!bool x, 1:1:…:1.0
+        except (ValueError, LookupError, ArithmeticError):  # PyYAML raises these for !!int x, !!bool x, 1:1:…:1.0
             raise self._error(event, f"'{event.value[:40]}' is not a value of its type") from None
 
     def _check_depth(self, event: Any, depth: int) -> None:
         if depth > MAX_DEPTH:
-            raise self._error(event, f"nested too deep; at most {MAX_DEPTH} levels are allowed")
+            raise _too_deep(event, self._file)
 
     def _check_tag(self, event: Any, tag: str | None, allowed: set[str]) -> None:
         if tag is not None and tag not in {"!", *allowed}:
             raise self._error(event, f"tag '{tag.replace(_STANDARD, '!!')}' is not allowed here")
 
     def _error(self, event: Any, message: str) -> DocumentError:
-        position = _position(event.start_mark)
-        return DocumentError(self._file, message, line=position.line, column=position.column)
+        return _error_at(event, self._file, message)
+
+
+def _too_deep(event: Any, file: str) -> DocumentError:
+    return _error_at(event, file, f"nested too deep; at most {MAX_DEPTH} levels are allowed")
+
+
+def _error_at(event: Any, file: str, message: str) -> DocumentError:
+    position = _position(event.start_mark)
+    return DocumentError(file, message, line=position.line, column=position.column)
 
 
 def _position(mark: Any) -> Position:

@@ -27,12 +27,12 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import enforceable, loader
 from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
-from nfq_enforcer.policy.loader import Documents, File, Key, Parsed
+from nfq_enforcer.policy.loader import DocumentKey, Documents, File, ParsedDocument
 
 _log = logging.getLogger(__name__)
 
 _Fingerprint = tuple[tuple[str, int, int, int], ...]
-_Applied = Mapping[Key, Parsed]
+_AppliedDocuments = Mapping[DocumentKey, ParsedDocument]
 
 
 class FileStore:
@@ -49,7 +49,7 @@ class FileStore:
         self._seen: _Fingerprint | None = None  # of the last poll
         self._loaded: _Fingerprint | None = None  # of the last load
         self._state: ClusterState = {}  # the records of the last load
-        self._applied: _Applied = {}
+        self._applied: _AppliedDocuments = {}
         self._policies: tuple[PolicyDocument, ...] = ()
         self._changes: list[Change] = []
         self._loading = asyncio.Lock()
@@ -115,7 +115,7 @@ class FileStore:
     async def delete_policy(self, namespace: str, name: str) -> None:
         """Delete the applied policies of this name; raise BadInput if no applied policy has it."""
 
-        def without_policy() -> _Applied:
+        def without_policy() -> _AppliedDocuments:
             left = {
                 key: item for key, item in self._applied.items() if key[1:] != (namespace, name) or _is_no_policy(key)
             }
@@ -143,7 +143,7 @@ class FileStore:
     async def status(self) -> None:
         """Return None: a host that works alone has no connection."""
 
-    async def _change(self, change: Callable[[], _Applied]) -> None:
+    async def _change(self, change: Callable[[], _AppliedDocuments]) -> None:
         """Replace the applied documents, one change at a time; raise BadInput without a change if they are invalid."""
         async with self._loading:
             await self._load(change())
@@ -156,7 +156,7 @@ class FileStore:
         before, self._seen = self._seen, self._fingerprint()
         return self._seen == before and self._seen != self._loaded
 
-    async def _load(self, applied: _Applied) -> None:
+    async def _load(self, applied: _AppliedDocuments) -> None:
         """Load all files and the applied documents; raise BadInput with every error in them.
 
         With other applied documents than before, refused changes of files still count as changes.
@@ -167,7 +167,7 @@ class FileStore:
         self._changes += changes_between(self._state, state)
         self._state, self._policies, self._applied, self._refused = state, documents.policies, applied, None
 
-    def _read(self, applied: _Applied) -> tuple[Documents, ClusterState]:
+    def _read(self, applied: _AppliedDocuments) -> tuple[Documents, ClusterState]:
         documents = loader.load(self._paths, applied.values())
         enforceable.check(documents.policies)
         node = {(Kind.NODE, self._settings.name): self._record()}
@@ -180,7 +180,7 @@ class FileStore:
         return tuple(mark for path in self._paths for mark in _marks(path))
 
 
-def _is_no_policy(key: Key) -> bool:
+def _is_no_policy(key: DocumentKey) -> bool:
     return key[0] in {"Endpoint", "Namespace"}
 
 

@@ -1,19 +1,19 @@
 #!/bin/bash
-# What it takes to try a cluster on four machines with the demo of the lab: a router with the world behind it, and three
-# nodes with workloads in network namespaces.
+# Prepare four machines for the demo of the lab: a router with the world behind it, and three nodes with workloads in
+# network namespaces.
 set -euo pipefail
 
 usage() {
     cat <<'END'
-Make what the demo needs on machines of one segment, which have 172.31.0.200 (the router, perhaps with the store) and
-172.31.0.1NUMBER (node NUMBER, of 1 to 3). As root:
+Prepare machines of one segment for the demo. They have the addresses 172.31.0.200 (the router, perhaps with the store)
+and 172.31.0.1NUMBER (node NUMBER, of 1 to 3). As root:
 
   endpoints.sh router                      forward between the machines; a network namespace 'world' behind this one
-  endpoints.sh network NUMBER NAME=ROLE…   a network namespace for each, behind veth-NAME, and the ways to all others
-  endpoints.sh register NUMBER NAME=ROLE…  make them known to the cluster, each with its label role=ROLE
-  endpoints.sh tools                       install what the demo runs on the machines
+  endpoints.sh network NUMBER NAME=ROLE…   a network namespace for each, behind veth-NAME, and routes to all others
+  endpoints.sh register NUMBER NAME=ROLE…  register them in the cluster, each with its label role=ROLE
+  endpoints.sh tools                       install the programs that the demo runs on the machines
   endpoints.sh operator KEY                give root here this private key, to operate the other machines by ssh
-  endpoints.sh operated KEY                let who has the private key of this public one be root here
+  endpoints.sh operated KEY                authorize this public key for root here
 
 The endpoints of node 1 have 10.31.1.10, 10.31.1.11, … and fd00:31:1::a, fd00:31:1::b, …; the name n3 stands for node 3
 itself, which then has 172.31.0.23 too, for its operator. Node 3 and the workloads of the others reach each other
@@ -33,7 +33,7 @@ main() {
         tools) as_root; install_tools ;;
         operator | operated) trust "$@" ;;
         -h | --help) usage ;;
-        *) fail "'${1-}' is nothing to do; allowed: router, network, register, tools, operator, operated; see endpoints.sh --help" 2 ;;
+        *) fail "'${1-}' is not a command; allowed: router, network, register, tools, operator, operated; see endpoints.sh --help" 2 ;;
     esac
 }
 
@@ -70,7 +70,7 @@ device_of() {
 make_router() {
     local device number
     device=$(device_of $ROUTER)
-    # A machine on the segment is not to be told of a shorter way: the router is there to be on the way.
+    # No ICMP redirects: they would lead the machines of the segment around the router, which must stay on the path.
     sysctl -q -w net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 \
         net.ipv4.conf.all.send_redirects=0 "net.ipv4.conf.$device.send_redirects=0"
     ip address replace $ROUTER6/64 dev "$device" nodad
@@ -79,7 +79,7 @@ make_router() {
         ip -6 route replace fd00:31:$number::/64 via fd00:31::1$number
     done
     hang_namespace world veth-world 172.31.2.1 fd00:31:0:2::1 $WORLD $WORLD6 1500
-    sysctl -q -w net.ipv4.conf.veth-world.rp_filter=2 # what it sends with another's address is for nodes to refuse
+    sysctl -q -w net.ipv4.conf.veth-world.rp_filter=2 # nodes drop its packets with forged addresses, not this router
 }
 
 connect_node() {
@@ -101,7 +101,7 @@ connect_node() {
 network_endpoint() {
     local name=$1 number=$3 address=10.31.$3.$4 address6
     address6=$(printf 'fd00:31:%s::%x' "$number" "$4")
-    # The room that a stamp takes: of routes, as an interface would drop what arrives longer than its own MTU.
+    # Room for a stamp: in the MTU of routes, because an interface drops packets that arrive longer than its own MTU.
     hang_namespace "$name" "veth-$name" "10.31.$number.1" "fd00:31:$number::1" "$address" "$address6" 1484
     ip route replace "$address/32" dev "veth-$name" src "172.31.0.1$number"
     ip -6 route replace "$address6/128" dev "veth-$name" src "fd00:31::1$number"

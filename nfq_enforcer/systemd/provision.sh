@@ -1,5 +1,5 @@
 #!/bin/bash
-# Set a host up: as the store of a cluster, or as a node. A second run changes nothing that is as it should be.
+# Set a host up: as the store of a cluster, or as a node. A second run changes only settings that differ.
 set -euo pipefail
 shopt -s inherit_errexit
 
@@ -12,20 +12,20 @@ Set this host (Debian 12, Ubuntu 24.04) up as the store of a cluster, or as a no
 
 store: a Redis server of its own beside any other on this host: redis-server@nfq-enforcer, port 6379. Only its user
     'nfqe' can log in, and can use the keys of one cluster.
-  --bind ADDRESS        where nodes reach it (default: the first global address of this host)
-  --prefix NAME         what the names of the cluster's keys begin with (default: nfqe)
-  --password-file FILE  the password of 'nfqe' (default: /etc/nfq-enforcer/store-password, made if it is not there)
-    The connections are not encrypted: keep this network to the nodes, or bring a server with TLS of your own.
+  --bind ADDRESS        address for connections of nodes (default: the first global address of this host)
+  --prefix NAME         the prefix of the cluster's keys in Redis (default: nfqe)
+  --password-file FILE  the password of 'nfqe' (default: /etc/nfq-enforcer/store-password, created if missing)
+    The connections are not encrypted: reserve this network for the nodes, or use your own server with TLS.
 
-node: the agent as a service, installed in /opt/nfq-enforcer from the repository that this script lies in.
-  --store URL           where the cluster's store is: redis://nfqe@ADDRESS:6379, also rediss:// and redis+sentinel://;
+node: the agent as a service, installed in /opt/nfq-enforcer from the repository that contains this script.
+  --store URL           address of the cluster's store: redis://nfqe@ADDRESS:6379, also rediss:// and redis+sentinel://;
                         'memory:' for a host that works alone, with documents in /etc/nfq-enforcer/documents
-  --interface NAME      the interface that leads to the other nodes, or an address that it has: the node's addresses
-                        are those of this interface, and stamps are believed there (default: as the agent finds them)
+  --interface NAME      the interface that leads to the other nodes, or one of its addresses: the node's addresses are
+                        those of this interface, and stamps are believed there (default: as the agent detects them)
   --name NAME           the node's name (default: the host's name)
   --password-file FILE  the store's password; it is copied to /etc/nfq-enforcer/store-password
 
-A configuration of the agent that was changed by hand is kept; the one from here is then put beside it.
+An agent configuration that was changed by hand is kept; the new one is then written beside it.
 Exit status: 0 done, 1 something failed, 2 the arguments cannot be used.
 END
 }
@@ -36,14 +36,14 @@ readonly PASSWORD=$ETC/store-password
 readonly PROGRAM=/opt/nfq-enforcer
 readonly INSTANCE=nfq-enforcer
 readonly REDIS_CONF=/etc/redis/redis-$INSTANCE.conf
-readonly REDIS_DATA=/var/lib/redis/$INSTANCE # below the only folder that Debian's unit lets it write to
+readonly REDIS_DATA=/var/lib/redis/$INSTANCE # below the only folder that Debian's unit allows it to write to
 readonly NODE_PACKAGES=(build-essential conntrack iproute2 ipset iptables libnetfilter-queue-dev libnfnetlink-dev
     python3-dev python3-venv)
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-changed= # whether what a service runs on is no longer what it was started with
+changed= # yes: a file has changed since the service was started
 
 say() { printf '%s\n' "$*"; }
 warn() { printf 'provision.sh: %s\n' "$*" >&2; }
@@ -54,14 +54,14 @@ main() {
     case ${1-} in
         store | node) ;;
         -h | --help) usage; exit 0 ;;
-        '') refuse "what is this host to be? allowed: store, node" ;;
-        *) refuse "'$1' is not something to set up; allowed: store, node" ;;
+        '') refuse "the role of this host is missing; allowed: store, node" ;;
+        *) refuse "'$1' is not a role of a host; allowed: store, node" ;;
     esac
     local role=$1
     shift
     "read_options_of_$role" "$@"
     [ "$(id -u)" = 0 ] || fail "needs root: run it with sudo"
-    command -v apt-get >/dev/null || fail "there is no apt-get here: Debian 12 and Ubuntu 24.04 are what this script knows"
+    command -v apt-get >/dev/null || fail "apt-get is missing: this script supports Debian 12 and Ubuntu 24.04"
     "set_up_$role"
 }
 
@@ -98,11 +98,11 @@ read_options_of_node() {
         shift 2
     done
     [ -n "$store" ] || refuse "a node needs --store URL; 'memory:' for a host that works alone"
-    # what is printable ASCII but no quote or backslash can stand in a quoted YAML string as it is
+    # printable ASCII without quotes and backslashes needs no escape in a quoted YAML string
     [[ $store =~ ^(memory:|(redis|rediss|redis\+sentinel|rediss\+sentinel)://[^[:space:]\"\\]+)$ ]] ||
         refuse "--store is not a URL of a store; allowed: memory:, redis://…, rediss://…, redis+sentinel://…"
     [[ ! $store =~ ://[^/]*:[^/]*@ ]] ||
-        refuse "--store bears a password, which everybody on this host could read: put it into a --password-file"
+        refuse "--store contains a password, which every user of this host could read: put it into a --password-file"
     [[ $name =~ ^[A-Za-z0-9._-]*$ ]] || refuse "--name '$name': allowed are letters, digits and . _ -"
     [[ $interface =~ ^[A-Za-z0-9._:@-]*$ ]] || refuse "--interface '$interface' is no name of an interface"
     if [ "$store" = memory: ] && [ -n "$password_file" ]; then
@@ -122,7 +122,7 @@ check_password_file() {
     [ -n "$(tr -d '\r\n' <"$password_file")" ] || refuse "--password-file $password_file is empty"
 }
 
-# --- what both do ------------------------------------------------------------
+# --- both roles --------------------------------------------------------------
 
 install_packages() {
     local package missing=()
@@ -131,20 +131,20 @@ install_packages() {
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     say "installing the packages ${missing[*]}"
-    # RUNLEVEL: where systemd does not run, what a package brings is not started.
+    # RUNLEVEL: where systemd does not run, the services of a package are not started.
     local apt=(env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -q -o DPkg::Lock::Timeout=300)
     quietly "${apt[@]}" update
     quietly "${apt[@]}" install --yes --no-install-recommends "${missing[@]}"
 }
 
-# quietly COMMAND…: what it says is only shown if it fails.
+# quietly COMMAND…: run it, show its output only if it fails
 quietly() {
     "$@" >"$work/said" 2>&1 && return
     cat "$work/said" >&2
     fail "failed: $*"
 }
 
-# put NEW FILE MODE OWNER: the file has this content, mode and owner.
+# put NEW FILE MODE OWNER: give the file this content, mode and owner
 put() {
     if cmp -s "$1" "$2"; then
         chmod "$3" "$2"
@@ -169,7 +169,7 @@ keep_password() {
     put "$work/password" $PASSWORD 600 root:root
 }
 
-# run_service NAME COMMAND: enabled, and started or, if something has changed, started again.
+# run_service NAME COMMAND: enable the service; start it, or restart it if a file has changed
 run_service() {
     if [ ! -d /run/systemd/system ]; then
         say "systemd does not run here; this starts it: $2"
@@ -189,7 +189,7 @@ set_up_store() {
     local was_there=
     [ ! -x /usr/bin/redis-server ] || was_there=yes
     install_packages iproute2 redis-server
-    # The package starts a server without a password on the loopback address. One that was here before is not ours.
+    # The package starts a server without a password on the loopback address. An earlier server is left alone.
     if [ -z "$was_there" ] && [ -d /run/systemd/system ]; then systemctl --quiet disable --now redis-server; fi
     [ -n "$bind" ] || bind=$(global_addresses | head -n 1)
     [ -n "$bind" ] || fail "this host has no global address; name one with --bind"
@@ -214,14 +214,14 @@ redis_configuration() {
     local digest
     digest=$(tr -d '\n' <$PASSWORD | sha256sum | cut -d ' ' -f 1)
     cat <<END
-# Written by provision.sh of nfq_enforcer, which writes it again when it is run: the store of a cluster.
+# Written by provision.sh of nfq_enforcer, which overwrites it at each run: the store of a cluster.
 bind $bind
 port 6379
 dir $REDIS_DATA
 logfile ""
 daemonize no
 
-# A change that a node was told is saved is on the disk a second later; nothing is thrown out for want of memory.
+# A change that was confirmed to a node is on the disk a second later; no key is evicted for lack of memory.
 appendonly yes
 appendfsync everysec
 maxmemory-policy noeviction
@@ -234,7 +234,7 @@ END
 
 unit_addition() {
     cat <<'END'
-# Written by provision.sh of nfq_enforcer: the address that the server listens on has to be there.
+# Written by provision.sh of nfq_enforcer: the server can only listen on an address that already exists.
 [Unit]
 Wants=network-online.target
 After=network-online.target
@@ -259,13 +259,13 @@ set_up_node() {
     run_service nfq-enforcer "nfq-enforcer agent"
 }
 
-# The program is installed again only when something in the repository has changed.
+# The program is installed again only when a file in the repository has changed.
 install_program() {
     local tree
     tree=$(readlink -f "$here/../..")
     [ -f "$tree/setup.cfg" ] && [ -d "$tree/nfq_enforcer/core" ] ||
         fail "$here is not in the repository of nfq_enforcer: clone it, and run nfq_enforcer/systemd/provision.sh there"
-    mkdir "$work/tree" # pip builds in the tree, which may be another's or read-only
+    mkdir "$work/tree" # pip builds in the tree, which may belong to another user or be read-only
     cp -RL "$tree"/{setup.cfg,pyproject.toml,README.md,LICENSE,nfq_enforcer} "$work/tree"
     find "$work/tree" -name __pycache__ -prune -exec rm -rf {} +
     local print
@@ -293,7 +293,7 @@ agent_configuration() {
         if [ "$store" = memory: ]; then echo "documents: [$ETC/documents]"; else echo "state: $STATE"; fi
     )
     cat <<END
-# Written by provision.sh. Once this is changed, provision.sh keeps it; the keys are in nfq_enforcer/config.py.
+# Written by provision.sh, which keeps it once it is changed by hand; the keys are in nfq_enforcer/agent/config.py.
 # $(digest_of "$body")
 $body
 END
@@ -303,9 +303,9 @@ interface_settings() {
     local device addresses
     device=$(ip -o address show to "$interface" 2>/dev/null | awk 'NR == 1 { print $2 }') || true # a name is no address
     device=${device:-$interface}
-    ip link show dev "$device" >/dev/null 2>&1 || fail "--interface $interface: there is no such interface and none has this address"
+    ip link show dev "$device" >/dev/null 2>&1 || fail "--interface $interface: no interface has this name or address"
     addresses=$(global_addresses dev "$device" | paste -sd ' ')
-    [ -n "$addresses" ] || fail "--interface $interface: it has no global address, by which other nodes could reach this one"
+    [ -n "$addresses" ] || fail "--interface $interface: it has no global address for the other nodes to reach this one"
     echo "  ips: [\"${addresses// /\", \"}\"]"
     echo "  cluster_interfaces: [\"$device\"]"
 }
@@ -325,7 +325,7 @@ with_password_file() {
 
 digest_of() { printf '%s\n' "$1" | sha256sum | cut -d ' ' -f 1; }
 
-# Not changed by hand is what still has the digest that it was written with.
+# A file that still has the digest in its second line was not changed by hand.
 keep_configuration() {
     local file=$ETC/agent.yaml
     if [ ! -e $file ] || cmp -s "$work/agent.yaml" $file ||
@@ -335,7 +335,7 @@ keep_configuration() {
         return
     fi
     install -m 600 "$work/agent.yaml" $file.new
-    warn "$file was changed by hand and is kept; what these arguments say is in $file.new"
+    warn "$file was changed by hand and is kept; the one from these arguments is in $file.new"
 }
 
 main "$@"

@@ -1,4 +1,4 @@
-"""How many endpoints a store can take in a second: 50 clients at once, each start a command of its own."""
+"""Rate of endpoint starts that a store sustains: 50 concurrent clients, one command for each start."""
 
 from statistics import median
 
@@ -6,13 +6,13 @@ from nfq_enforcer.lab.lab import Lab
 from tests.bench.simulated import Simulation, simulate
 
 _ENDPOINTS, _KINDS = 10_000, 100
-KNOWN, NEW = "labels that are known", "labels that nobody has had"
+KNOWN, NEW = "known labels", "new labels"
 
 _KINDS_OF = {KNOWN: _KINDS, NEW: _ENDPOINTS}
 
 
 async def measure(repetitions: int) -> dict[str, list[float]]:
-    """Return how many endpoints were started a second, a figure a repetition."""
+    """Return the endpoint starts a second, one figure for each repetition."""
     figures: dict[str, list[float]] = {}
     async with Lab() as lab:
         for _ in range(repetitions):
@@ -20,13 +20,13 @@ async def measure(repetitions: int) -> dict[str, list[float]]:
                 lab.store.restart(empty=True)
                 if name is KNOWN:
                     await simulate(lab, "allocate", Simulation(lab.store.url, endpoints=_KINDS, kinds=_KINDS))
-                done = await simulate(lab, "allocate", Simulation(lab.store.url, endpoints=_ENDPOINTS, kinds=kinds))
-                if done["allocated"] != (0 if name is KNOWN else _ENDPOINTS):
-                    raise RuntimeError(f"{done['allocated']} identities are new")
-                figures.setdefault(name, []).append(_ENDPOINTS / done["seconds"])
+                result = await simulate(lab, "allocate", Simulation(lab.store.url, endpoints=_ENDPOINTS, kinds=kinds))
+                if result["allocated"] != (0 if name is KNOWN else _ENDPOINTS):
+                    raise RuntimeError(f"{result['allocated']} identities are new")
+                figures.setdefault(name, []).append(_ENDPOINTS / result["seconds"])
     return figures
 
 
 def table(figures: dict[str, list[float]]) -> list[tuple[str, str]]:
     """Return rows of name and figure."""
-    return [(name, f"{median(of):,.0f} ({min(of):,.0f} to {max(of):,.0f})") for name, of in figures.items()]
+    return [(name, f"{median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})") for name, rates in figures.items()]

@@ -1,4 +1,4 @@
-"""The figures of a run as a chart: a row for each place, a column for each measure, a bar for each contender."""
+"""Chart of a run's figures: a row for each place, a column for each measure, a bar for each contender."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ _BAR, _WIDTH, _MARGIN = 0.24, 3.2, 1.2  # inches
 
 
 def draw(figures: Figures, title: str, file: Path) -> None:
-    """Write the chart as SVG, the same bytes for the same figures."""
+    """Write the chart as SVG; equal figures give equal bytes."""
     places, contenders = figures.places(), figures.contenders()
     height = _MARGIN + len(places) * (_MARGIN + _BAR * len(contenders))
     with mpl.rc_context():
@@ -38,9 +38,9 @@ def _panel(panel: Axes, figures: Figures, contenders: list[str], place: str, mea
         spread = figures.get(name, place, measure)
         if spread is None:
             continue
-        reach = [[spread.median - spread.least], [spread.most - spread.median]]
+        error = [[spread.median - spread.least], [spread.most - spread.median]]
         hatch = "//" if f"{MANY:,}" in name and name.startswith("nfq") else None
-        panel.barh(number, spread.median, xerr=reach, color=_colour(name), hatch=hatch, edgecolor="white", ecolor="0.2")
+        panel.barh(number, spread.median, xerr=error, color=_colour(name), hatch=hatch, edgecolor="white", ecolor="0.2")
         panel.annotate(f" {spread.median:,.{measure.digits}f}", (spread.most, number), va="center", fontsize=7)
     panel.set_yticks(range(len(contenders)), contenders)
     panel.set_ylim(len(contenders) - 0.5, -0.5)

@@ -1,8 +1,8 @@
-"""Churn: endpoints of 200 nodes start and stop all the time; what it costs the store, and a node that hosts 50 others.
+"""Churn: endpoints of 200 nodes start and stop continuously; its cost to the store, and to a node with 50 others.
 
-The 200 nodes are simulated as far as the store sees them (``simulated``); the node under measure is a real agent in the
-lab, with its worker, 100 policies and 50 endpoints of its own. Beside it stands what address-based rules would make of
-the same churn (``classic``).
+The 200 nodes are simulated by their writes to the store (``simulated``); the measured node is a real agent in the lab,
+with its worker, 100 policies and 50 endpoints of its own. Its figures are compared with the cost of the same churn
+under address-based rules (``classic``).
 """
 
 import asyncio
@@ -20,31 +20,31 @@ from tests.bench.simulated import Simulation, kind, simulate
 _NODE = "n1"
 _POLICIES, _OWN = 100, 50
 _RATE = 500.0  # starts a second, and as many stops
-_NEWS = (0.0, 0.05)
+_NEW_SHARES = (0.0, 0.05)  # of the starts: those with new labels
 _SETTLED = 2.0
-_CLASSIC = 10.0  # seconds for which sets are restored
+_CLASSIC = 10.0  # seconds of set updates by ipset restore
 
 
 class Churn(NamedTuple):
-    """What a churn came to."""
+    """Churn: the figures of one churn."""
 
     simulation: Simulation
-    written: dict[str, float]  # what the simulated nodes say
-    cpu: list[float]  # of agent, worker and Redis, cores
-    memory: list[float]  # of the same at most, MiB
+    written: dict[str, float]  # result of the simulated nodes
+    cpu: list[float]  # of agent, worker and Redis, in cores
+    memory: list[float]  # peak of agent, worker and Redis, MiB
     lag: tuple[float, float]  # p50 and p99 of the last 1,000 steps, ms
     compilations: int
     snapshots: int
-    updates: classic.Updates
-    restoring: float  # cores
+    updates: classic.SetUpdates
+    restore_cpu: float  # cores
 
 
 async def measure(duration: float) -> list[Churn]:
-    """Return figures of a churn of so many seconds, where all labels are known and where some are new."""
-    return [await _churned(duration, news) for news in _NEWS]
+    """Return figures of churns of so many seconds: one with known labels only, one with some new labels."""
+    return [await _churn(duration, news) for news in _NEW_SHARES]
 
 
-async def _churned(duration: float, news: float) -> Churn:
+async def _churn(duration: float, news: float) -> Churn:
     async with Lab() as lab:
         lab.store.start()
         simulation = Simulation(lab.store.url, rate=_RATE, duration=duration, news=news)
@@ -54,38 +54,38 @@ async def _churned(duration: float, news: float) -> Churn:
         await asyncio.to_thread(node.wait_until_ready)
         client.call(node.socket, "apply", timeout=60, files=[("policies.yaml", _policies()), ("own.yaml", _own())])
         await asyncio.sleep(_SETTLED)
-        return await _measured(lab, node, simulation)
+        return await _measure_churn(lab, node, simulation)
 
 
-async def _measured(lab: Lab, node: LabNode, simulation: Simulation) -> Churn:
+async def _measure_churn(lab: Lab, node: LabNode, simulation: Simulation) -> Churn:
     status = node.status()
     pids = node.pid, status["worker"]["pid"], lab.store.pid
-    before, begun, shown = [cpu(pid) for pid in pids], time.perf_counter(), _snapshots(node)
+    before, begun, snapshots_before = [cpu(pid) for pid in pids], time.perf_counter(), _snapshots(node)
     written = await simulate(lab, "churn", simulation)
     elapsed = time.perf_counter() - begun
-    spent = [(cpu(pid) - had) / elapsed for pid, had in zip(pids, before, strict=True)]
+    spent = [(cpu(pid) - start) / elapsed for pid, start in zip(pids, before, strict=True)]
     after = node.status()
     updates = _updates(simulation)
     return Churn(
         simulation,
         written,
         spent,
-        [memory(pid).most for pid in pids],
+        [memory(pid).peak for pid in pids],
         (after["store"]["lag_ms"]["p50"], after["store"]["lag_ms"]["p99"]),
         after["compilations"] - status["compilations"],
-        _snapshots(node) - shown,
+        _snapshots(node) - snapshots_before,
         updates,
         classic.restore(_POLICIES, simulation.endpoints, updates.node, _CLASSIC),
     )
 
 
 def _snapshots(node: LabNode) -> int:
-    """Return how many snapshots have been put in force; the log has a line for each."""
+    """Return the number of enforced snapshots; the agent's log has a line for each."""
     return node.log.read_text().count("is in force")
 
 
 def _policies() -> str:
-    """Return policies, each of which lets one role open connections to another."""
+    """Return policy documents; each allows connections from one role to another."""
     return "\n---\n".join(json.dumps(_policy(number)) for number in range(_POLICIES))
 
 
@@ -108,7 +108,7 @@ def _peer(number: int) -> int:
 
 
 def _own() -> str:
-    """Return the endpoints of the node under measure, of kinds that other nodes have too."""
+    """Return the endpoint documents of the measured node; other nodes have endpoints with the same labels."""
     return "\n---\n".join(json.dumps(_endpoint(number)) for number in range(_OWN))
 
 
@@ -122,43 +122,43 @@ def _endpoint(number: int) -> dict[str, Any]:
     }
 
 
-def _updates(simulation: Simulation) -> classic.Updates:
-    """Return how many entries of sets all starts and stops would change: one for each selector that selects it.
+def _updates(simulation: Simulation) -> classic.SetUpdates:
+    """Return the set entries that all starts and stops would change: one for each selector of the endpoint.
 
-    Each policy has one selector of peers here, by role, so an endpoint is in one set, where that set is needed: on the
-    nodes with an endpoint of the role that the policy is about. Each node has 50 endpoints of as many kinds.
+    Each policy here has one peer selector, by role, so an endpoint is in one set. A node needs that set if it has an
+    endpoint of the role that the policy selects. Each node has 50 endpoints, all of different kinds.
     """
     changes = 2 * simulation.rate
     needed = {_peer(number) for number in range(_OWN)}
     share = len(needed) / _POLICIES
-    return classic.Updates(changes * share, changes * share * simulation.nodes)
+    return classic.SetUpdates(changes * share, changes * share * simulation.nodes)
 
 
 def table(figures: list[Churn]) -> list[tuple[str, str, str]]:
-    """Return rows: of what, with identities, with address-based rules."""
-    return [row for one in figures for row in _rows(one)]
+    """Return rows: the figure's name, its value with identities, its value with address-based rules."""
+    return [row for churn in figures for row in _rows(churn)]
 
 
-def _rows(one: Churn) -> list[tuple[str, str, str]]:
-    simulation, written, updates = one.simulation, one.written, one.updates
-    cores, sizes = [f"{of:.1%}" for of in one.cpu], [f"{of:.0f}" for of in one.memory]
+def _rows(churn: Churn) -> list[tuple[str, str, str]]:
+    simulation, written, updates = churn.simulation, churn.written, churn.updates
+    cores, sizes = [f"{value:.1%}" for value in churn.cpu], [f"{value:.0f}" for value in churn.memory]
     changes = written["starts"] + written["stops"]
-    commands = (written["commands"] - written["signs_of_life"]) / changes
+    commands = (written["commands"] - written["heartbeat_commands"]) / changes
     rate = changes / written["seconds"]
     pace = f"{rate / 2:.0f} starts and as many stops a second for {written['seconds']:.0f} s"
     title = f"{pace}, {simulation.news:.0%} new labels"
     return [
         (f"[bold]{title}[/bold]", "", ""),
-        ("store commands for a start or a stop", f"{commands:.2f}", "(as many)"),
+        ("store commands for each start or stop", f"{commands:.2f}", "(the same)"),
         ("write, ms, p50 / p99", f"{written['write_p50'] * 1e3:.1f} / {written['write_p99'] * 1e3:.1f}", ""),
         ("identities allocated", f"{written['allocated']:.0f}", "–"),
         ("small messages to each node, a second", f"{rate:.0f}", f"{rate:.0f}"),
         ("entries of kernel sets changed on a node, a second", "0", f"{updates.node:.0f}"),
         (f"the same on {simulation.nodes} nodes", "0", f"{updates.cluster:,.0f}"),
-        ("… what changing them takes on a node, % of a core", "0", f"{one.restoring:.1%}"),
-        ("compilations, and snapshots, on the node", f"{one.compilations}, {one.snapshots}", "–"),
+        ("… CPU of these changes on a node, % of a core", "0", f"{churn.restore_cpu:.1%}"),
+        ("compilations, and snapshots, on the node", f"{churn.compilations}, {churn.snapshots}", "–"),
         ("agent, and its worker, % of a core", f"{cores[0]}, {cores[1]}", "not measured"),
-        ("agent, and its worker, MiB at most", f"{sizes[0]}, {sizes[1]}", "not measured"),
-        ("staleness on the node, ms, p50 / p99", f"{one.lag[0]} / {one.lag[1]}", "not measured"),
-        ("Redis, % of a core, MiB at most", f"{cores[2]}, {sizes[2]}", ""),
+        ("agent, and its worker, MiB peak", f"{sizes[0]}, {sizes[1]}", "not measured"),
+        ("staleness on the node, ms, p50 / p99", f"{churn.lag[0]} / {churn.lag[1]}", "not measured"),
+        ("Redis, % of a core, MiB peak", f"{cores[2]}, {sizes[2]}", ""),
     ]

@@ -1,7 +1,7 @@
-"""What stands at the gates of a lab: nothing, the kernel alone, what others would write, and the engine.
+"""Contenders of the data path: no netfilter, the kernel alone, minimal queue programs, and the engine.
 
-Every contender has a lab of its own, in which it is at work as long as the lab lives: so a run can turn from one to the
-other at once, and a contender that is not being measured has nothing to do.
+Every contender has a lab of its own and runs there as long as the lab is up: so a run can switch between contenders at
+once, and a contender that is not being measured is idle.
 """
 
 import subprocess
@@ -29,7 +29,7 @@ _HOOKS = ("INPUT", "FORWARD", "OUTPUT")
 _ADDRESSES, _FIRST = 100_000, IPv4Address("10.64.0.0")
 _SET = "bench"
 _READY = "ready"
-_PATIENCE, _LOOK = 60.0, 0.1
+_TIMEOUT, _POLL_INTERVAL = 60.0, 0.1
 
 NOTHING = "no netfilter"
 KERNEL = f"stateful iptables, ipset of {_ADDRESSES:,}"
@@ -39,19 +39,19 @@ NULL = "NetfilterQueue, null callback"
 REFERENCES = (NOTHING, KERNEL, C_ACCEPT, C_BATCH, NULL)
 
 Processes = Mapping[str, int]
-"""By node: the process that judges there, with its children."""
+"""By node: the process that decides verdicts there; its children count too."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to be measured."""
+    """Contender: one way to filter packets, set up on all nodes of a lab."""
 
     name: str
-    begin: Callable[[Lab], Processes]  # has it at work in a lab, on all nodes
+    begin: Callable[[Lab], Processes]  # sets the contender up in a lab, on all nodes
 
 
 def references(programs: Programs) -> list[Contender]:
-    """Return what the engine is held against."""
+    """Return the contenders that the engine is compared with."""
     return [
         Contender(NOTHING, lambda lab: {}),
         Contender(KERNEL, _stateful),
@@ -67,7 +67,7 @@ def engine(variant: Variant) -> Contender:
 
 
 def _stateful(lab: Lab) -> Processes:
-    """Let in who is in the set, and what belongs to connections."""
+    """Accept packets of established connections, and new ones from the addresses of a set."""
     senders = {address for place in PLACES for address in _addresses(lab, place.source)}
     members = [*senders, *(_FIRST + number for number in range(_ADDRESSES - len(senders)))]
     lines = [f"create {_SET} hash:ip maxelem 1048576", *(f"add {_SET} {member}" for member in members)]
@@ -87,30 +87,30 @@ def _stateful(lab: Lab) -> Processes:
 
 
 def _addresses(lab: Lab, machine: str) -> set[IPv4Address]:
-    every = {address.ip for interface in lab.topology.machine(machine).interfaces for address in interface.addresses}
-    return {address for address in every if isinstance(address, IPv4Address)}
+    addresses = {a.ip for interface in lab.topology.machine(machine).interfaces for a in interface.addresses}
+    return {address for address in addresses if isinstance(address, IPv4Address)}
 
 
 def _loop(argv: Sequence[str], lab: Lab) -> Processes:
-    """Queue every packet to a program that takes the queue's number."""
+    """Queue every packet to a program whose argument is the queue's number."""
     for node in NODES:
         _restore(lab, node, [f"-A {hook} -j NFQUEUE --queue-num {_QUEUE}" for hook in _HOOKS])
-    return {node: _started(lab, node, [*argv, str(_QUEUE)]) for node in NODES}
+    return {node: _start(lab, node, [*argv, str(_QUEUE)]) for node in NODES}
 
 
-def _started(lab: Lab, node: str, argv: Sequence[str]) -> int:
+def _start(lab: Lab, node: str, argv: Sequence[str]) -> int:
     process = lab.network.in_namespace(
         node, argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stdout is not None
-    with process.stdout as said:
-        if said.readline().strip() != _READY:
+    with process.stdout as output:
+        if output.readline().strip() != _READY:
             raise NfqError(f"{argv[0]} does not start on {node}")
     return int(process.pid)
 
 
 def _engine(variant: Variant, lab: Lab) -> Processes:
-    """Start the nodes one after the other: with many policies each has much to compile."""
+    """Start the nodes' agents one after the other: with many policies each agent compiles for a while."""
     lab.store.start()
     populate(lab, variant.policies)
     for node in lab.nodes.values():
@@ -120,18 +120,18 @@ def _engine(variant: Variant, lab: Lab) -> Processes:
     for name, role in HOST_ROLES.items():
         client.call(lab.nodes[name].socket, "apply", files=[("host.yaml", host_document(lab, name, role))])
     for name, node in lab.nodes.items():
-        own = sum(one.node == name for one in lab.topology.endpoints) + (name in HOST_ROLES)
+        own = sum(endpoint.node == name for endpoint in lab.topology.endpoints) + (name in HOST_ROLES)
         _await_load(node, variant.policies, own)
     return {name: node.pid for name, node in lab.nodes.items()}
 
 
 def _await_load(node: LabNode, policies: int, endpoints: int) -> None:
-    """Return when a node has so many policies and endpoints of its own: what nobody judges is quick."""
-    deadline = time.monotonic() + _PATIENCE
-    while (has := _loaded(node.status())) != (policies, endpoints):
+    """Wait until a node has so many policies and local endpoints; packets that are not queued would be too fast."""
+    deadline = time.monotonic() + _TIMEOUT
+    while (loaded := _loaded(node.status())) != (policies, endpoints):
         if time.monotonic() > deadline:
-            raise NfqError(f"{node.name} has {has} policies and endpoints, not {(policies, endpoints)}")
-        time.sleep(_LOOK)
+            raise NfqError(f"{node.name} has {loaded} policies and endpoints, not {(policies, endpoints)}")
+        time.sleep(_POLL_INTERVAL)
 
 
 def _loaded(status: Mapping[str, Any]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What the core costs by itself: microseconds of one core for each decision, without queue and kernel."""
+"""Cost of the core alone: microseconds of one CPU core for each decision, without queue and kernel."""
 
 import time
 from collections.abc import Callable
@@ -25,22 +25,22 @@ _COUNT = 20_000
 
 
 def measure(repetitions: int) -> dict[str, list[float]]:
-    """Return microseconds for each case, a figure a repetition, the cases interleaved."""
+    """Return microseconds for each case, one figure for each repetition, with the cases interleaved."""
     out, within, back = _datagram(_LOCAL, _REMOTE), _datagram(_LOCAL, _WORLD), _datagram(_REMOTE, _LOCAL)
     cases: dict[str, Callable[[], object]] = {
         "parse alone": lambda: parse(within),
-        "a glance alone": lambda: parse_fast(within),
-        "known flow, judged only": _known(within, _VETH, _ETH),
-        "known flow, judged only, without a glance": _known(within, _VETH, _ETH, glances=False),
-        "known flow, stamped on the way out": _known(out, _VETH, _ETH),
-        "known flow, stamped on the way out, without a glance": _known(out, _VETH, _ETH, glances=False),
-        "known flow, stamp read on the way in": _known(_stamped(back), _ETH, _VETH),
-        "known flow, stamp read on the way in, without a glance": _known(_stamped(back), _ETH, _VETH, glances=False),
-        "known flow, stamped, 65,000 bytes to be cut": _bulk(_VETH, _ETH),
-        "known flow, stamped, 1,400 bytes with a checksum to finish": (
+        "fast parse alone": lambda: parse_fast(within),
+        "known flow, verdict only": _known(within, _VETH, _ETH),
+        "known flow, verdict only, slow path": _known(within, _VETH, _ETH, fast_path=False),
+        "known flow, stamped on egress": _known(out, _VETH, _ETH),
+        "known flow, stamped on egress, slow path": _known(out, _VETH, _ETH, fast_path=False),
+        "known flow, stamp read on ingress": _known(_stamped(back), _ETH, _VETH),
+        "known flow, stamp read on ingress, slow path": _known(_stamped(back), _ETH, _VETH, fast_path=False),
+        "known flow, stamped, 65,000 bytes (GSO)": _bulk(_VETH, _ETH),
+        "known flow, stamped, 1,400 bytes with an unfinished checksum": (
             _known(_datagram(_LOCAL, _REMOTE, 1372), _VETH, _ETH, skb=1)
         ),
-        "new flow, judged and stamped": _new(_VETH, _ETH),
+        "new flow, evaluated and stamped": _new(_VETH, _ETH),
     }
     figures: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repetitions):
@@ -51,7 +51,7 @@ def measure(repetitions: int) -> dict[str, list[float]]:
 
 def table(figures: dict[str, list[float]]) -> list[tuple[str, str]]:
     """Return rows of name and figure."""
-    return [(name, f"{median(of):.2f} µs ({min(of):.2f} to {max(of):.2f})") for name, of in figures.items()]
+    return [(name, f"{median(times):.2f} µs ({min(times):.2f} to {max(times):.2f})") for name, times in figures.items()]
 
 
 def _time(case: Callable[[], object]) -> float:
@@ -62,26 +62,26 @@ def _time(case: Callable[[], object]) -> float:
 
 
 def _known(
-    packet: bytes, indev: Interface, outdev: Interface, skb: int = 0, *, glances: bool = True
+    packet: bytes, indev: Interface, outdev: Interface, skb: int = 0, *, fast_path: bool = True
 ) -> Callable[[], object]:
     enforcer = _enforcer()
-    decide = enforcer.decide if glances else enforcer.consider
+    decide = enforcer.decide if fast_path else enforcer.slow_path
     decide(packet, indev, outdev, 1.0, skb)
     return lambda: decide(packet, indev, outdev, 1.0, skb)
 
 
 def _bulk(indev: Interface, outdev: Interface) -> Callable[[], object]:
-    """Send large pieces of a TCP connection, as the kernel hands them over before it cuts them."""
+    """Decide large packets of a TCP connection, as the kernel queues them before segmentation (GSO)."""
     ends = str(ip_address(_LOCAL)), str(ip_address(_REMOTE))
-    decide, piece = _enforcer().decide, unfinished(request(*ends, data=bytes(64_960)))
+    decide, packet = _enforcer().decide, unfinished(request(*ends, data=bytes(64_960)))
     decide(syn(*ends), indev, outdev, 1.0)
-    if decide(piece, indev, outdev, 1.0, 3).payload is None:
-        raise RuntimeError("a large piece was not stamped in one")
-    return lambda: decide(piece, indev, outdev, 1.0, 3)
+    if decide(packet, indev, outdev, 1.0, 3).payload is None:
+        raise RuntimeError("a large packet was not stamped as a whole")
+    return lambda: decide(packet, indev, outdev, 1.0, 3)
 
 
 def _new(indev: Interface, outdev: Interface) -> Callable[[], object]:
-    """Open a flow from another port each time, in a table that is full."""
+    """Decide the first packet of a new flow each time, with a full flow table."""
     decide = _enforcer().decide
     packets = cycle([_datagram(_LOCAL, _REMOTE, port=port) for port in range(1, 2001)])
     return lambda: decide(next(packets), indev, outdev, 1.0)
@@ -99,7 +99,7 @@ def _stamped(packet: bytes) -> bytes:
 
 
 def _datagram(source: bytes, target: bytes, data: int = 64, port: int = 4242) -> bytes:
-    """Return a datagram whose checksum covers the pseudo header only, as one is that a device is to finish."""
+    """Return a datagram whose checksum covers the pseudo header only, as before checksum offload by a device."""
     size = 8 + data
     pseudo_header = 0xFFFF - checksum(source + target + bytes((0, UDP)) + size.to_bytes(2, "big"))
     udp = b"".join(number.to_bytes(2, "big") for number in (port, 53, size, pseudo_header)) + bytes(data)

@@ -1,4 +1,4 @@
-"""Figures of a run: medians with their ranges, and ratios. Only computes."""
+"""Figures of a run: medians with their ranges, and ratios. Pure computation."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Measure(NamedTuple):
-    """Something that is measured."""
+    """Measure: one measured quantity."""
 
     key: str  # in JSON
     title: str
@@ -28,13 +28,13 @@ SOFTIRQ = Measure("softirq_share", "softirq, of all cores", 3, False)
 LOST = Measure("packets_lost_in_queues", "packets lost in queues", 0, False)
 LOST_DATAGRAMS = Measure("udp_packets_lost", "UDP packets lost", 0, False)
 REORDERED = Measure("udp_packets_reordered", "UDP packets reordered", 0, False)
-RETRANSMITTED = Measure("bulk_segments_retransmitted", "TCP segments sent again", 0, False)
+RETRANSMITTED = Measure("bulk_segments_retransmitted", "TCP segments retransmitted", 0, False)
 
 IN_TABLES = (CPU, DATAGRAMS, CONNECTIONS, CONNECT_P50, CONNECT_P99, BULK, MEMORY)
 
 
 class Spread(NamedTuple):
-    """The median of some repetitions, with the least and the most."""
+    """Spread: the median of some repetitions, with the minimum and the maximum."""
 
     median: float
     least: float
@@ -43,46 +43,48 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, figures: Sequence[float]) -> "Spread":
-        """Return what these figures come to."""
+        """Return the spread of these figures."""
         return cls(median(figures), min(figures), max(figures), tuple(figures))
 
     def text(self, digits: int) -> str:
-        """Return it as tables have it."""
+        """Render the spread for a table."""
         middle, least, most = (f"{number:,.{digits}f}" for number in self[:3])
         return f"{middle} ({least} to {most})"
 
 
 class Figures:
-    """All figures of a run, by contender, place and measure."""
+    """Figures: all figures of a run, by contender, place and measure."""
 
     def __init__(self) -> None:
-        """Begin with none."""
+        """Start without figures."""
         self._each: dict[tuple[str, str, str], list[float]] = {}
 
-    def note(self, contender: str, place: str, measure: Measure, figure: float) -> None:
-        """Take the figure of one repetition."""
+    def add(self, contender: str, place: str, measure: Measure, figure: float) -> None:
+        """Add the figure of one repetition."""
         self._each.setdefault((contender, place, measure.key), []).append(figure)
 
     def get(self, contender: str, place: str, measure: Measure) -> Spread | None:
-        """Return what was measured, None if nothing was."""
+        """Return the spread of a measure, None without any figure."""
         each = self._each.get((contender, place, measure.key))
         return Spread.of(each) if each else None
 
     def ratio(self, place: str, measure: Measure, contender: str, reference: str) -> float | None:
-        """Return the ratio of two contenders' medians, None if one is missing or nothing."""
-        one, other = self.get(contender, place, measure), self.get(reference, place, measure)
-        return one.median / other.median if one and other and other.median else None
+        """Return the ratio of two contenders' medians, None if one is missing or the reference is 0."""
+        numerator, denominator = self.get(contender, place, measure), self.get(reference, place, measure)
+        if numerator is None or denominator is None or not denominator.median:
+            return None
+        return numerator.median / denominator.median
 
     def contenders(self) -> list[str]:
-        """Return the names of all contenders, in the order in which they came."""
+        """Return the names of all contenders, in the order of their first figures."""
         return list(dict.fromkeys(contender for contender, _, _ in self._each))
 
     def places(self) -> list[str]:
-        """Return the names of all places, likewise."""
+        """Return the names of all places, in the order of their first figures."""
         return list(dict.fromkeys(place for _, place, _ in self._each))
 
     def rows(self) -> list[dict[str, object]]:
-        """Return everything, as JSON has it."""
+        """Return all figures as JSON objects."""
         return [
             {"contender": contender, "place": place, "measure": key, **_plain(Spread.of(each))}
             for (contender, place, key), each in self._each.items()

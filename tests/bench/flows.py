@@ -1,4 +1,4 @@
-"""What a million flows take: memory, and the longest pause of the sweep, of an opening and of an eviction."""
+"""Cost of a million flows: memory, and the longest pause of the expiry, of a flow's opening and of an eviction."""
 
 import gc
 import json
@@ -24,7 +24,7 @@ from nfq_enforcer.core.wire.stamp import Stamp
 from tests.support.packets import packed, syn
 
 FLOWS = 1_000_000
-_BEYOND = 20_000  # openings when the table is full
+_EVICTIONS = 20_000  # flows opened with a full table
 _PAGE = 4096
 _WEB = {4: "10.0.0.1", 6: "fd00::1"}
 _CLIENT = {4: "10.1.0.1", 6: "fd01::1"}
@@ -32,7 +32,7 @@ _ETH, _VETH = Interface("eth0", 1500), Interface("veth0", 1500)
 
 
 def measure(repetitions: int) -> dict[str, list[float]]:
-    """Return each figure of each repetition, every one in a process of its own."""
+    """Return the figures of all repetitions, each repetition in a process of its own."""
     figures: dict[str, list[float]] = {}
     for _ in range(repetitions):
         for version in (4, 6):
@@ -44,20 +44,22 @@ def measure(repetitions: int) -> dict[str, list[float]]:
 
 def table(figures: dict[str, list[float]]) -> list[tuple[str, str]]:
     """Return rows of name and figure."""
-    return [(name, f"{median(of):.1f} ({min(of):.1f} to {max(of):.1f})") for name, of in figures.items()]
+    return [
+        (name, f"{median(values):.1f} ({min(values):.1f} to {max(values):.1f})") for name, values in figures.items()
+    ]
 
 
 def _packets(version: int) -> Callable[[int], bytes]:
-    """Return what gives the SYN of the flow of this number: other addresses, ports and identities."""
+    """Return a function from a flow's number to its SYN, with its own address, port and identity."""
     first = syn(_CLIENT[version], _WEB[version])
-    plain = bytearray(stamp.write(first, parse(first), Stamp(Identity(300))))
-    start, mark, ports = (15, 24, 28) if version == 4 else (23, 46, 56)
+    buffer = bytearray(stamp.write(first, parse(first), Stamp(Identity(300))))
+    source, identity, ports = (15, 24, 28) if version == 4 else (23, 46, 56)  # offsets; source: its last byte
 
     def packet(number: int) -> bytes:
-        plain[start - 2 : start + 1] = (1 << 16 | number % 50_000).to_bytes(3, "big")
-        plain[ports : ports + 2] = (1024 + number // 50_000).to_bytes(2, "big")
-        plain[mark : mark + 4] = (300 + number % 5000).to_bytes(4, "big")
-        return bytes(plain)
+        buffer[source - 2 : source + 1] = (1 << 16 | number % 50_000).to_bytes(3, "big")
+        buffer[ports : ports + 2] = (1024 + number // 50_000).to_bytes(2, "big")
+        buffer[identity : identity + 4] = (300 + number % 5000).to_bytes(4, "big")
+        return bytes(buffer)
 
     return packet
 
@@ -74,7 +76,7 @@ def _resident() -> int:
 
 
 def _longest(step: Callable[[int], object], first: int, end: int) -> float:
-    """Return the milliseconds of processor time that the longest of these steps took."""
+    """Return the CPU time of the longest of these steps, in milliseconds."""
     longest = 0.0
     for number in range(first, end):
         begun = time.thread_time()
@@ -84,17 +86,17 @@ def _longest(step: Callable[[int], object], first: int, end: int) -> float:
 
 
 def _sweep(flows: Conntrack) -> float:
-    """Let all flows expire, a turn of 10 ms after the other; return the milliseconds of the longest step."""
+    """Expire all flows, in steps of 10 ms; return the CPU time of the longest step, in milliseconds."""
     longest = 0.0
-    for turn in count():
+    for step in count():
         if not len(flows):
             break
-        longest = max(longest, _longest(partial(_step, flows), turn, turn + 1))
+        longest = max(longest, _longest(partial(_expire, flows), step, step + 1))
     return longest
 
 
-def _step(flows: Conntrack, turn: int) -> None:
-    flows.expire(1 + turn / 100)
+def _expire(flows: Conntrack, step: int) -> None:
+    flows.expire(1 + step / 100)
 
 
 def _figures(version: int) -> dict[str, float]:
@@ -102,12 +104,12 @@ def _figures(version: int) -> dict[str, float]:
     enforcer, packet, before = _enforcer(version), _packets(version), _resident()
     opened = _longest(lambda number: enforcer.decide(packet(number), _ETH, _VETH, 1.0), 0, FLOWS)
     size = (_resident() - before) / 2**20
-    evicted = _longest(lambda number: enforcer.decide(packet(number), _ETH, _VETH, 1.0), FLOWS, FLOWS + _BEYOND)
+    evicted = _longest(lambda number: enforcer.decide(packet(number), _ETH, _VETH, 1.0), FLOWS, FLOWS + _EVICTIONS)
     return {
         "1,000,000 flows, MiB": size,
         "longest opening, ms": opened,
         "longest opening that evicts, ms": evicted,
-        "longest step of the sweep, ms": _sweep(enforcer.flows),
+        "longest expiry step, ms": _sweep(enforcer.flows),
     }
 
 

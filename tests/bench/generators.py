@@ -1,6 +1,6 @@
-"""Traffic that is not the bottleneck: small C programs, compiled when a run begins.
+"""Traffic generators that are not the bottleneck: small C programs, compiled at the start of a run.
 
-Each is one process with its two ends in two namespaces of a lab, bounded in time, and ends with whoever started it.
+Each is one process with its two ends in two namespaces of a lab, bounded in time, and ends with its parent process.
 """
 
 import json
@@ -22,36 +22,36 @@ _COMPILER = ("gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 _LIBRARIES = dict.fromkeys((ACCEPT_ALL, ACCEPT_BATCHES), ("-lnetfilter_queue", "-lnfnetlink"))
 _PROGRAMS = (BULK, CONNECTIONS, DATAGRAMS, ACCEPT_ALL, ACCEPT_BATCHES)
 _PORT = 7000
-_WINDOW = 256  # datagrams on the way at a time
-_AT_ANY_RATE = 0
+_WINDOW = 256  # datagrams in flight
+_UNLIMITED = 0
 _GRACE = 60.0
 
 
 class Programs:
-    """The compiled programs, in a folder."""
+    """Programs: the compiled programs, in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Compile all of them; a warning is an error."""
+        """Compile all programs; a warning is an error."""
         self._folder = folder
         for name in _PROGRAMS:
             source = _SOURCES / f"{name}.c"
             _compile([*_COMPILER, "-o", str(folder / name), str(source), *_LIBRARIES.get(name, ())])
 
     def path(self, name: str) -> str:
-        """Return where a program is."""
+        """Return a program's path."""
         return str(self._folder / name)
 
     def bulk(self, lab: Lab, place: Place, seconds: float) -> dict[str, float]:
-        """Send over one TCP connection as much as goes."""
+        """Send at full rate over one TCP connection."""
         return self._run(lab, place, BULK, seconds)
 
-    def connections(self, lab: Lab, place: Place, seconds: float, at_once: int) -> dict[str, float]:
-        """Open TCP connections, so many at a time."""
-        return self._run(lab, place, CONNECTIONS, seconds, at_once)
+    def connections(self, lab: Lab, place: Place, seconds: float, concurrent: int) -> dict[str, float]:
+        """Open TCP connections, so many concurrently."""
+        return self._run(lab, place, CONNECTIONS, seconds, concurrent)
 
     def datagrams(self, lab: Lab, place: Place, seconds: float) -> dict[str, float]:
-        """Send as many datagrams as the way carries."""
-        return self._run(lab, place, DATAGRAMS, seconds, SIZE, _WINDOW, _AT_ANY_RATE)
+        """Send datagrams at full rate."""
+        return self._run(lab, place, DATAGRAMS, seconds, SIZE, _WINDOW, _UNLIMITED)
 
     def _run(self, lab: Lab, place: Place, name: str, seconds: float, *more: int) -> dict[str, float]:
         namespace = f"/run/netns/{lab.topology.namespace(place.target)}"
@@ -64,8 +64,8 @@ class Programs:
             check=False,
         )
         if done.returncode != 0:
-            said = done.stderr.strip() or f"it ended with {done.returncode}"
-            raise NfqError(f"{name} from {place.source} to {place.target}: {said}")
+            reason = done.stderr.strip() or f"exit status {done.returncode}"
+            raise NfqError(f"{name} from {place.source} to {place.target}: {reason}")
         figures: dict[str, Any] = json.loads(done.stdout)
         return figures
 

@@ -1,7 +1,7 @@
-"""What is to be reached, as ratios inside one run. Only computes.
+"""Goals, as ratios within one run. Pure computation.
 
-The engine in these is its driver that comes first among those that there are, with few policies, except where a goal is
-about many. Where a figure is taken at several places, each is a row of its own.
+Goals apply to the engine with its first supported driver and with few policies, except the goals for many policies.
+A goal at several places has one row for each place.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +13,11 @@ from tests.bench.places import FORWARDED, HOST, HOSTS, PLACES, SEGMENTED, STAMPE
 from tests.bench.population import FEW, MANY
 from tests.bench.variants import DRIVERS, PER_FLOW, PER_PACKET, Variant
 
-_JUDGED = (HOST, FORWARDED)
+_UNSTAMPED = (HOST, FORWARDED)
 
 
 class Goal(NamedTuple):
-    """A ratio that the engine shall reach."""
+    """Goal: a bound on the ratio of the engine to a reference."""
 
     measure: Measure
     places: tuple[Place, ...]
@@ -27,7 +27,7 @@ class Goal(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What became of a goal at a place."""
+    """Result: the ratio of a goal at a place, and its bound."""
 
     figure: str
     place: str
@@ -37,29 +37,30 @@ class Result(NamedTuple):
 
     @property
     def reached(self) -> bool | None:
-        """Say whether it was reached, None if it was not measured."""
+        """Return whether the goal is reached, None without a measured ratio."""
         if self.ratio is None:
             return None
         return self.ratio <= self.bound if self.at_most else self.ratio >= self.bound
 
 
 GOALS = (
-    Goal(CPU, _JUDGED, PER_PACKET, C_ACCEPT, 1.2),
-    Goal(BULK, _JUDGED, PER_PACKET, NOTHING, 0.75),
+    Goal(CPU, _UNSTAMPED, PER_PACKET, C_ACCEPT, 1.2),
+    Goal(BULK, _UNSTAMPED, PER_PACKET, NOTHING, 0.75),
     Goal(BULK, (STAMPED,), PER_PACKET, NOTHING, 0.35),
     Goal(BULK, (SEGMENTED, HOSTS), PER_PACKET, NOTHING, 0.50),
-    Goal(CONNECTIONS, _JUDGED, PER_PACKET, C_ACCEPT, 1.0),
-    Goal(CONNECTIONS, _JUDGED, PER_FLOW, NOTHING, 0.75),
-    Goal(CONNECT_P99, _JUDGED, PER_PACKET, C_ACCEPT, 1.5),
-    Goal(BULK, _JUDGED, PER_FLOW, KERNEL, 0.95),
+    Goal(CONNECTIONS, _UNSTAMPED, PER_PACKET, C_ACCEPT, 1.0),
+    Goal(CONNECTIONS, _UNSTAMPED, PER_FLOW, NOTHING, 0.75),
+    Goal(CONNECT_P99, _UNSTAMPED, PER_PACKET, C_ACCEPT, 1.5),
+    Goal(BULK, _UNSTAMPED, PER_FLOW, KERNEL, 0.95),
 )
 _MANY_BOUND = 0.95
 _COMPARED = (CPU, DATAGRAMS, CONNECTIONS, CONNECT_P99, BULK)
 
 
 def results(figures: Figures, variants: Sequence[Variant]) -> list[Result]:
-    """Return what became of every goal; ``variants`` are those of the engine that there are."""
-    driver = next((one for one in DRIVERS if any(variant.driver == one for variant in variants)), DRIVERS[0])
+    """Return the results of all goals; ``variants`` are the supported variants of the engine."""
+    supported = {variant.driver for variant in variants}
+    driver = next((name for name in DRIVERS if name in supported), DRIVERS[0])
     return [*_single(figures, driver), *_many(figures, driver)]
 
 
@@ -73,7 +74,7 @@ def _single(figures: Figures, driver: str) -> Iterator[Result]:
 
 
 def _many(figures: Figures, driver: str) -> Iterator[Result]:
-    """Compare many policies with few; for times the other way round, so that less than 1 is always worse."""
+    """Return the ratios of many policies to few, of few to many for times, so that a ratio below 1 is a loss."""
     many, few = Variant(driver, PER_PACKET, MANY).name, Variant(driver, PER_PACKET, FEW).name
     for measure in _COMPARED:
         pair = (many, few) if measure.more_is_better else (few, many)

@@ -1,4 +1,4 @@
-"""The machine that a run is on, as far as figures depend on it."""
+"""Description of the machine of a run, limited to properties that affect the figures."""
 
 import os
 import platform
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def describe() -> dict[str, str]:
-    """Return what the machine is; not whose."""
+    """Return the machine's hardware and software, without names of its owner."""
     return {
         "cpu": _first(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) or platform.machine(),
         "cores": str(os.cpu_count()),
         "memory": f"{int(_first(r'MemTotal: *([0-9]+)', Path('/proc/meminfo').read_text())) / (1 << 20):.0f} GiB",
-        # What a distribution or a provider adds to the version names them, rather than the kernel.
+        # Without the suffix, which names a distribution or a provider rather than the kernel.
         "kernel": f"{platform.system()} {_first(r'([0-9.]+)', platform.release())}",
         "python": platform.python_version(),
         "iptables": subprocess.run(["iptables", "-V"], check=True, capture_output=True, text=True).stdout.split()[1],
@@ -22,7 +22,7 @@ def describe() -> dict[str, str]:
 
 
 def sentence(described: Mapping[str, str]) -> str:
-    """Return it on one line."""
+    """Render a description on one line."""
     return ", ".join(f"{name} {value}" for name, value in described.items())
 
 

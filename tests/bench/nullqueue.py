@@ -1,16 +1,16 @@
-"""A program: NetfilterQueue with a callback that accepts, and does nothing else."""
+"""Null queue: a program with NetfilterQueue whose callback accepts each packet and does nothing else."""
 
 import sys
 
 import netfilterqueue
 
-_LENGTH, _COPY = 4096, 4016  # packets that wait at most, and bytes of each: what the engine asks for
+_MAXLEN, _COPY = 4096, 4016  # packets parked at most, and bytes copied of each: the values of the engine
 
 
 def main() -> None:
-    """Bind the queue that the argument names, say so, and accept until ended."""
+    """Bind the queue given as argument, print ``ready``, and accept packets until killed."""
     queue = netfilterqueue.NetfilterQueue()
-    queue.bind(int(sys.argv[1]), netfilterqueue.Packet.accept, _LENGTH, range=_COPY, sock_len=_LENGTH * (_COPY + 256))
+    queue.bind(int(sys.argv[1]), netfilterqueue.Packet.accept, _MAXLEN, range=_COPY, sock_len=_MAXLEN * (_COPY + 256))
     print("ready", flush=True)
     queue.run()
 

@@ -1,7 +1,7 @@
-"""What changes of peers cost: 100,000 of them at once, until all are in force, and how long packets wait meanwhile.
+"""Cost of peer changes: 100,000 changes at once, the time until all are in force, and the wait of packets meanwhile.
 
-Packets wait while a worker takes a turn at what is not a packet. The longest turn is measured in the worker: this
-module is also the program of one that says at its end how long that was.
+Packets wait while a worker runs its housekeeping. The longest run is measured in the worker: this module is also the
+program of a worker that prints it at its end.
 """
 
 import os
@@ -14,6 +14,7 @@ from contextlib import suppress
 from statistics import median
 
 from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
@@ -21,7 +22,7 @@ from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker import worker
-from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, encode
+from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, PeerChanges, Revision, Setup, Stop, encode
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender, SnapshotReference
 from nfq_enforcer.dataplane.worker.workers import Workers
@@ -33,15 +34,15 @@ _ENTRIES = (10_000, 100_000)
 _QUEUE = 100
 _QUEUES = QueueNumbers(_QUEUE, _QUEUE + 1, _QUEUE + 2)
 
-SENT = f"{_PEERS:,} changes: the agent is busy for, ms"
+SENT = f"{_PEERS:,} changes: time of the agent, ms"
 IN_FORCE = f"{_PEERS:,} changes: in force after, ms"
 STARTED = f"a worker starts with {_PEERS:,} peers, ms"
-TURN = f"{_PEERS:,} changes: the longest turn, ms"
-SNAPSHOTS = {size: f"a snapshot with {size:,} entries in its policy maps: the longest turn, ms" for size in _ENTRIES}
+TURN = f"{_PEERS:,} changes: longest housekeeping, ms"
+SNAPSHOTS = {size: f"a snapshot with {size:,} policy map entries: longest housekeeping, ms" for size in _ENTRIES}
 
 
 def measure(repetitions: int) -> dict[str, list[float]]:
-    """Return figures for each case, one a repetition."""
+    """Return figures for each case, one for each repetition."""
     figures: dict[str, list[float]] = {}
     for _ in range(repetitions):
         for name, figure in run_apart(_all()).items():
@@ -51,53 +52,55 @@ def measure(repetitions: int) -> dict[str, list[float]]:
 
 def table(figures: dict[str, list[float]]) -> list[tuple[str, str]]:
     """Return rows of name and figure."""
-    return [(name, f"{median(of):.2f} ({min(of):.2f} to {max(of):.2f})") for name, of in figures.items()]
+    return [
+        (name, f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})") for name, values in figures.items()
+    ]
 
 
 async def _all() -> dict[str, float]:
-    return await _changed() | await _started() | await _turned()
+    return await _measure_change() | await _measure_start() | await _measure_housekeeping()
 
 
-async def _changed() -> dict[str, float]:
-    """Return what it takes to tell a worker of all peers."""
+async def _measure_change() -> dict[str, float]:
+    """Return the time to send all peers to a worker, and until they are in force."""
     peers = _peers()
-    one = Workers(1, _QUEUE, 1000, lambda events: None)
-    await one.start(_snapshot(1), {})
+    workers = Workers(1, _QUEUE, 1000, lambda events: None)
+    await workers.start(_snapshot(1), {})
     begun = time.perf_counter()
-    one.change_peers(peers.items())
+    workers.change_peers(peers.items())
     sent = time.perf_counter()
-    await one.renew(2)
-    reconciler = time.perf_counter()
-    await one.stop()
-    return {SENT: (sent - begun) * 1e3, IN_FORCE: (reconciler - begun) * 1e3}
+    await workers.renew(2)
+    in_force = time.perf_counter()
+    await workers.stop()
+    return {SENT: (sent - begun) * 1e3, IN_FORCE: (in_force - begun) * 1e3}
 
 
-async def _started() -> dict[str, float]:
-    """Return what it takes to start a worker, or one in its place, that has all peers."""
+async def _measure_start() -> dict[str, float]:
+    """Return the time to start a worker, or its replacement, with all peers."""
     peers = _peers()
-    one = Workers(1, _QUEUE, 1000, lambda events: None)
+    workers = Workers(1, _QUEUE, 1000, lambda events: None)
     begun = time.perf_counter()
-    await one.start(_snapshot(1), peers)
+    await workers.start(_snapshot(1), peers)
     started = time.perf_counter()
-    await one.stop()
+    await workers.stop()
     return {STARTED: (started - begun) * 1e3}
 
 
-async def _turned() -> dict[str, float]:
-    snapshots = {name: await _longest_turn(_come_and_go(size)) for size, name in SNAPSHOTS.items()}
-    return {TURN: await _longest_turn(_changes()), **snapshots}
+async def _measure_housekeeping() -> dict[str, float]:
+    snapshots = {name: await _longest_housekeeping(_added_and_removed(size)) for size, name in SNAPSHOTS.items()}
+    return {TURN: await _longest_housekeeping(_changes()), **snapshots}
 
 
-def _come_and_go(size: int) -> list[object]:
-    """Return the messages of a snapshot with so many entries, and of one without them."""
+def _added_and_removed(size: int) -> list[object]:
+    """Return the messages of a snapshot with so many entries, and of a snapshot without entries."""
     maps, messages = MapSender(), list[object]()
     for snapshot in (_snapshot(0, size), _snapshot(2)):
-        messages += [*maps.add(snapshot), maps.name(snapshot), maps.keep(snapshot)]
+        messages += [*maps.add(snapshot), maps.refer(snapshot), maps.retain(snapshot)]
     return messages
 
 
-async def _longest_turn(messages: Iterable[object]) -> float:
-    """Return how long, in ms, a packet may have waited for a worker that is sent these messages at once."""
+async def _longest_housekeeping(messages: Iterable[object]) -> float:
+    """Return the longest possible wait of a packet, in ms, for a worker that receives these messages at once."""
     ours, theirs = socket.socketpair()
     memory = Counters.create()
     program = [sys.executable, "-m", "tests.bench.peers", str(theirs.fileno()), str(memory)]
@@ -105,7 +108,9 @@ async def _longest_turn(messages: Iterable[object]) -> float:
         process = subprocess.Popen(program, pass_fds=(theirs.fileno(), memory), stdout=subprocess.PIPE, text=True)
         theirs.close()
         ours.sendall(
-            encode(Setup("auto", _QUEUES, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {}))
+            encode(
+                Setup(Driver.AUTO, _QUEUES, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {})
+            )
         )
         _await_revision(ours, 1)
         ours.sendall(b"".join(map(encode, messages)))
@@ -131,7 +136,7 @@ def _peers() -> dict[bytes, Peer]:
 
 def _changes() -> list[object]:
     changes = tuple(_peers().items())
-    return [*(Peers(changes[at : at + _MESSAGE]) for at in range(0, _PEERS, _MESSAGE)), Revision(2)]
+    return [*(PeerChanges(changes[at : at + _MESSAGE]) for at in range(0, _PEERS, _MESSAGE)), Revision(2)]
 
 
 def _snapshot(revision: int, entries: int = 0) -> Snapshot:
@@ -143,13 +148,13 @@ def _snapshot(revision: int, entries: int = 0) -> Snapshot:
 
 
 class _Timed(worker.Worker):
-    """A worker that measures its turns."""
+    """Timed: a worker that measures its housekeeping."""
 
     longest = 0.0
 
-    def _turn(self, now: float) -> None:
+    def _housekeeping(self, now: float) -> None:
         begun = time.perf_counter()
-        super()._turn(now)
+        super()._housekeeping(now)
         _Timed.longest = max(_Timed.longest, time.perf_counter() - begun)
 
 

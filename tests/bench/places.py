@@ -1,4 +1,4 @@
-"""Where traffic is measured: from which machine of a lab to which, and the nodes on the way that judge it."""
+"""Places of measurement: the source and target machine in a lab, and the nodes between them that queue packets."""
 
 from dataclasses import dataclass
 
@@ -7,32 +7,32 @@ from nfq_enforcer.lab.topology import ROUTER, SEGMENT
 from tests.support.labs import run_in
 
 _SEGMENTATION = ("tso", "gso")
-_MERGING = "gro"
+_GRO = "gro"
 
 
 @dataclass(frozen=True)
 class Place:
-    """A way through the lab."""
+    """Place: a path through the lab."""
 
     name: str
     source: str
     target: str
-    gates: tuple[str, ...]  # nodes at which packets meet the queue, once each
+    gates: tuple[str, ...]  # nodes at which packets are queued, once each
     offloads: bool = True
 
     def interfaces(self, lab: Lab) -> list[tuple[str, str]]:
-        """Return (machine, interface) of both ends of all cables on the way."""
+        """Return (machine, interface) of both ends of all cables of the path."""
         machines = {self.source, self.target, *self.gates, *((SEGMENT,) if len(self.gates) > 1 else ())}
         cables = (cable for cable in lab.topology.cables if {cable.a[0], cable.b[0]} <= machines)
         return [end for cable in cables for end in (cable.a, cable.b)]
 
     def enter(self, lab: Lab) -> None:
-        """Switch segmentation and merging by the interfaces off, if that is what the place is about."""
+        """Switch the interfaces' segmentation and GRO off, at a place without offloads."""
         if not self.offloads:
-            self._switch(lab, dict.fromkeys((*_SEGMENTATION, _MERGING), "off"))
+            self._switch(lab, dict.fromkeys((*_SEGMENTATION, _GRO), "off"))
 
     def leave(self, lab: Lab) -> None:
-        """Switch on again what a veth has switched on at first: everything but merging."""
+        """Restore the defaults of a veth: segmentation on, GRO off."""
         if not self.offloads:
             self._switch(lab, dict.fromkeys(_SEGMENTATION, "on"))
 
@@ -45,6 +45,6 @@ HOST = Place("at the host", ROUTER, "n3", ("n3",))
 FORWARDED = Place("forwarded, one node", "front1", "back1", ("n1",))
 STAMPED = Place("stamped, two nodes", "front1", "back2", ("n1", "n2"))
 SEGMENTED = Place("stamped, two nodes, offloads off", "front1", "back2", ("n1", "n2"), offloads=False)
-# what a host itself sends is segmented behind the queue, whatever its interface can do
+# a host's own packets are segmented after the queue, whatever the interface's offloads
 HOSTS = Place("stamped, host to host, offloads off", "n1", "n2", ("n1", "n2"), offloads=False)
 PLACES = (HOST, FORWARDED, STAMPED, SEGMENTED, HOSTS)

@@ -1,8 +1,9 @@
-"""What engines are loaded with: policies for the lab's endpoints and others, and 5,000 identities that they speak of.
+"""Population of an engine's store: policies for the lab's endpoints and others, and the 5,000 identities they select.
 
-It is written straight into the store, as loading it would have done, so that a run does not wait for 10,000 documents
-to be read. This module is also the program that does so, beside the store. Then it gives the signs of life of the node
-that has the 5,000 endpoints, as long as the lab lives: without them, the store would take the endpoints out.
+The population is written directly into the store, in the form of loaded documents, so that a run does not wait for the
+validation of 10,000 documents. This module is also the program that writes it, next to the store. The program then
+sends the heartbeats of the node with the 5,000 endpoints, as long as the lab is up: without them, the store's garbage
+collection would delete the endpoints.
 """
 
 import asyncio
@@ -26,15 +27,15 @@ from tests.bench.simulated import Simulation, connected, fill, node_name
 
 IDENTITIES = 5000
 FEW, MANY = 10, 10_000
-_MEASURED = ("frontend", "backend", "monitor")  # roles of the lab's endpoints that traffic is measured with
-HOST_ROLES = {"n1": "frontend", "n2": "backend"}  # of nodes that shall be endpoints themselves, as n3 is in any lab
-_ROLES = 100  # of the others; see ``simulated.kind``
-_AT_ONCE = 500
+_MEASURED = ("frontend", "backend", "monitor")  # roles of the lab's endpoints in the measured traffic
+HOST_ROLES = {"n1": "frontend", "n2": "backend"}  # of nodes that become endpoints themselves, as n3 is in every lab
+_ROLES = 100  # of all other endpoints; see ``simulated.kind``
+_BATCH = 500
 _READY = "ready"
 
 
 def policies(count: int) -> Iterator[dict[str, Any]]:
-    """Return so many policies; three open what is measured, three of 100 others are about the same endpoints."""
+    """Return so many policies; three allow the measured traffic, 3 in 100 of the others select the same endpoints."""
     yield _policy(0, "backend", ingress=[{"fromEndpoints": [_role("frontend")]}])
     yield _policy(1, "frontend", egress=[{"toEndpoints": [_role("backend")]}])
     yield _policy(2, "monitor", ingress=[{"fromEntities": ["world"]}])
@@ -64,7 +65,7 @@ def _policy(number: int, role: str, **sections: list[dict[str, Any]]) -> dict[st
 
 
 def host_document(lab: Lab, node: str, role: str) -> str:
-    """Return the document that declares a node to be an endpoint."""
+    """Return the document that declares a node itself as an endpoint."""
     document = {
         "apiVersion": "nfq-enforcer.io/v1",
         "kind": "Endpoint",
@@ -75,7 +76,7 @@ def host_document(lab: Lab, node: str, role: str) -> str:
 
 
 def populate(lab: Lab, count: int) -> None:
-    """Write so many policies into the lab's store, and if they are many, the identities; return when done."""
+    """Write so many policies into the lab's store, and with more than ``FEW`` of them the identities too."""
     process = subprocess.Popen(
         lab.network.command(STORE, [sys.executable, "-m", "tests.bench.population", lab.store.url, str(count)]),
         stdout=subprocess.PIPE,
@@ -84,25 +85,25 @@ def populate(lab: Lab, count: int) -> None:
         text=True,
     )
     assert process.stdout is not None
-    with process.stdout as said:
-        if said.readline().strip() != _READY:
+    with process.stdout as output:
+        if output.readline().strip() != _READY:
             raise RuntimeError(f"the store could not be filled with {count} policies")
 
 
 async def _write(url: str, count: int) -> None:
     async with connected(url) as store:
-        values = [_value(one) for one in policies(count)]
-        for start in range(0, count, _AT_ONCE):
-            await store.write(Request(values=values[start : start + _AT_ONCE]))
+        values = [_value(policy) for policy in policies(count)]
+        for start in range(0, count, _BATCH):
+            await store.write(Request(values=values[start : start + _BATCH]))
 
 
 def _value(written: dict[str, Any]) -> tuple[Kind, str, str]:
     document = CiliumNetworkPolicy.model_validate(written)
-    document.at("population", written)
+    document.set_source("population", written)
     return Kind.DOCUMENT, document_name(document), schema.encode_document(document)
 
 
-async def _live(url: str) -> None:
+async def _heartbeat(url: str) -> None:
     async with connected(url, node_name(0)) as store:
         while True:
             await store.heartbeat(node_name(0), 1)
@@ -110,7 +111,7 @@ async def _live(url: str) -> None:
 
 
 def main() -> None:
-    """Write what the arguments say; stay as long as it takes."""
+    """Write the population given by the arguments; then send heartbeats, if it has the identities."""
     url, count = sys.argv[1], int(sys.argv[2])
     if count > FEW:
         asyncio.run(fill(Simulation(url, nodes=1, endpoints=IDENTITIES, kinds=IDENTITIES)))
@@ -119,7 +120,7 @@ def main() -> None:
     os.close(sys.stdout.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if count > FEW:
-        asyncio.run(_live(url))
+        asyncio.run(_heartbeat(url))
 
 
 if __name__ == "__main__":

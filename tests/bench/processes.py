@@ -1,4 +1,4 @@
-"""What a process costs, as /proc says."""
+"""CPU time and memory of processes, and counters of the machine, read from /proc."""
 
 import os
 import time
@@ -10,14 +10,14 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Memory(NamedTuple):
-    """What a process has in memory, in MiB."""
+    """Memory: the resident memory of a process, in MiB."""
 
     now: float
-    most: float  # that it ever had
+    peak: float
 
 
 def cpu(pid: int) -> float:
-    """Return the seconds that a process has computed, in user space and in the kernel."""
+    """Return the CPU time of a process in seconds, in user space and in the kernel."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS  # utime and stime, see proc(5)
 
@@ -26,27 +26,27 @@ def tree(root: int) -> list[int]:
     """Return a process and all its descendants."""
     parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-    found = [root]
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found
+    pids = [root]
+    for pid in pids:
+        pids += [child for child, parent in parents.items() if parent == pid]
+    return pids
 
 
 def tree_cpu(root: int) -> float:
-    """Return the seconds that a process and its descendants have computed, those that have ended included."""
+    """Return the CPU time of a process and its descendants in seconds, including descendants that have ended."""
     return sum(sum(_times(pid)) for pid in tree(root)) / _TICKS
 
 
 def tree_memory(root: int) -> float:
-    """Return what a process and its descendants have in memory, in MiB; what they share counts once (PSS)."""
+    """Return the memory of a process and its descendants in MiB; shared memory counts once (PSS)."""
     lines = [line for pid in tree(root) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-class Machine(NamedTuple):
-    """What all cores together have done, in seconds."""
+class CpuTimes(NamedTuple):
+    """CpuTimes: the times of all cores together, in seconds."""
 
     softirq: float
     idle: float
@@ -54,26 +54,26 @@ class Machine(NamedTuple):
 
     @classmethod
     def read(cls) -> Self:
-        """Return what they have done since the machine was started."""
+        """Return the times since the machine's boot."""
         line = Path("/proc/stat").read_text().splitlines()[0]
-        ticks = [int(field) for field in line.split()[1:9]]  # without guests, who are in user's already, see proc(5)
+        ticks = [int(field) for field in line.split()[1:9]]  # guest times are part of the user times, see proc(5)
         return cls(ticks[6] / _TICKS, (ticks[3] + ticks[4]) / _TICKS, sum(ticks) / _TICKS)
 
-    def since(self, before: "Machine") -> "Machine":
-        """Return what they have done between the two moments."""
-        return Machine(*(after - ago for after, ago in zip(self, before, strict=True)))
+    def since(self, before: "CpuTimes") -> "CpuTimes":
+        """Return the times between two moments."""
+        return CpuTimes(*(now - then for now, then in zip(self, before, strict=True)))
 
 
 def busy(seconds: float) -> float:
-    """Return how busy the cores are with other things, as a share of all; nothing of ours may run."""
-    before = Machine.read()
+    """Return the share of all cores that is not idle; call it while no process of the measurement runs."""
+    before = CpuTimes.read()
     time.sleep(seconds)
-    spent = Machine.read().since(before)
+    spent = CpuTimes.read().since(before)
     return 1 - spent.idle / spent.all
 
 
-class Queued(NamedTuple):
-    """What the queues of a namespace have seen."""
+class QueueCounters(NamedTuple):
+    """QueueCounters: packets queued in a namespace, and packets lost there."""
 
     packets: int
     lost: int
@@ -87,13 +87,13 @@ class Queued(NamedTuple):
 
 
 def _times(pid: int) -> list[int]:
-    """Return utime, stime and those of children that have ended, in ticks, see proc(5); none of who is gone."""
+    """Return utime, stime, cutime and cstime in ticks, see proc(5); an empty list for a process that has ended."""
     with suppress(FileNotFoundError, ProcessLookupError):
         return list(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]))
     return []
 
 
 def memory(pid: int) -> Memory:
-    """Return what a process has in memory."""
+    """Return the memory of a process."""
     lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return Memory(*(int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")))

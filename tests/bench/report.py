@@ -1,4 +1,4 @@
-"""A run of the data path as tables, as Markdown and as JSON. Only computes."""
+"""Report of a data path run as tables, as Markdown and as JSON. Pure computation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,30 +12,30 @@ from tests.bench.figures import CPU, IN_TABLES, MEMORY, Figures, Measure
 from tests.bench.goals import Result
 from tests.bench.machine import sentence
 
-_BUSY = 0.05  # of the cores with other things: more than that, and figures say little
+_BUSY = 0.05  # share of the cores; with more load by other processes the figures are not reliable
 _METHOD = """\
-Each contender has a lab of its own, is loaded once and then measured in turn. Traffic comes from C programs
-(`tests/bench/programs`), each with both ends of the traffic; nothing is pinned to a core. A repetition at a place is
+Each contender has a lab of its own, is loaded once and then measured in turn. C programs (`tests/bench/programs`), each
+with both ends of the traffic, send it; no process is pinned to a core. A repetition at a place consists of
 
-- **datagrams** of 64 bytes in one flow, as many as the way carries (256 on the way at most); *CPU a packet* is what the
-  judging processes and their children computed meanwhile (`/proc/PID/stat`), by the number of packets that were queued.
-  What the kernel does in their name, from the verdict to the next queue or socket, is in it; how much of the machine's
-  time was spent in softirqs is in `datapath.json`;
-- **connections** opened and closed, 16 at a time, and counted; then, for as long, one after the other, and timed from
-  `connect()` until they are open. The server, which accepts and closes, may be 256 behind;
+- **datagrams** of 64 bytes in one flow at full rate (at most 256 in flight); *CPU a packet* is the CPU time of the
+  processes that decide verdicts and of their children meanwhile (`/proc/PID/stat`), divided by the number of queued
+  packets. It includes the kernel's work in the context of these processes, from the verdict to the next queue or
+  socket; `datapath.json` has the share of the machine's time in softirqs;
+- **connections** opened and closed, 16 concurrently, and counted; then, for the same time, one after the other, and
+  timed from `connect()` to the established connection. The server accepts and closes, and may lag by 256 connections;
 - **bulk TCP** over one connection.
 
 *At the host*: the endpoint is the host itself (INPUT and OUTPUT). *Forwarded*: both endpoints are behind veths of one
 node. *Stamped*: two nodes, each with a queue; CPU and memory are means over both. *Offloads off*: `tso gso gro off` on
-every interface on the way; what a host itself sends is segmented behind its queue all the same. The rules of the C and
-NetfilterQueue loops queue every packet and keep no state; those of the engine match an ipset, have the kernel keep
-connection state, and queue what has a local endpoint at an end. In the mode per-flow few packets are queued, so CPU a
-packet says little there. Memory is PSS."""
+every interface of the path; a host's own packets are still segmented after its queue. The rules of the C and
+NetfilterQueue loops queue every packet and keep no state; those of the engine match an ipset, use the kernel's
+connection tracking, and queue the packets from or to a local endpoint. In the mode per-flow few packets are queued, so
+CPU a packet is not meaningful there. Memory is PSS."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A run, with what it takes to judge it."""
+    """Report: the figures of a run, with its machine, parameters, load and goals."""
 
     day: date
     machine: Mapping[str, str]
@@ -43,32 +43,32 @@ class Report:
     seconds: float
     busy: Sequence[float]
     figures: Figures
-    left_out: Mapping[str, str]  # contenders that there are not, and why
+    left_out: Mapping[str, str]  # unsupported contenders, with the reason
     results: Sequence[Result]
 
     @property
     def about(self) -> str:
-        """Return one sentence on where and how."""
-        how = f"interleaved repetitions: {self.repetitions}, of {self.seconds:g} s each"
-        return f"{self.day}: {sentence(self.machine)}; {how}"
+        """Return one sentence on the date, the machine and the parameters."""
+        parameters = f"interleaved repetitions: {self.repetitions}, of {self.seconds:g} s each"
+        return f"{self.day}: {sentence(self.machine)}; {parameters}"
 
     @property
     def warning(self) -> str:
-        """Return a sentence if the machine had other things to do, else nothing."""
+        """Return a warning if other processes loaded the machine, else an empty string."""
         share = median(self.busy) if self.busy else 0.0
         if share <= _BUSY:
             return ""
-        return f"The machine was busy with other things ({share:.0%} of its cores): do not trust these figures."
+        return f"Other processes loaded the machine ({share:.0%} of its cores): these figures are not reliable."
 
 
 def columns() -> list[str]:
-    """Return the heads of a place's table."""
+    """Return the headings of a place's table."""
     return ["contender", *(measure.title for measure in IN_TABLES)]
 
 
 def rows(figures: Figures, place: str) -> list[list[str]]:
-    """Return the table of a place: median with ratio, and below least to most."""
-    names = [name for name in figures.contenders() if any(figures.get(name, place, one) for one in IN_TABLES)]
+    """Return the table of a place: median with ratio, and below it minimum to maximum."""
+    names = [name for name in figures.contenders() if any(figures.get(name, place, measure) for measure in IN_TABLES)]
     return [[name, *(_cell(figures, name, place, measure) for measure in IN_TABLES)] for name in names]
 
 
@@ -78,20 +78,20 @@ def _cell(figures: Figures, contender: str, place: str, measure: Measure) -> str
         return "–"
     middle, least, most = (f"{number:,.{measure.digits}f}" for number in spread[:3])
     ratio = figures.ratio(place, measure, contender, C_ACCEPT if measure is CPU else NOTHING)
-    of = f" ({ratio:.2f})" if ratio is not None and measure is not MEMORY else ""
-    return f"{middle}{of}\n{least} to {most}"
+    suffix = f" ({ratio:.2f})" if ratio is not None and measure is not MEMORY else ""
+    return f"{middle}{suffix}\n{least} to {most}"
 
 
 def goal_columns() -> list[str]:
-    """Return the heads of the table of goals."""
+    """Return the headings of the table of goals."""
     return ["figure", "place", "goal", "reached", ""]
 
 
 def goal_rows(results: Sequence[Result]) -> list[list[str]]:
     """Return the table of goals."""
     return [
-        [one.figure, one.place, f"{'≤' if one.at_most else '≥'} {one.bound:.2f}", _ratio(one), _verdict(one)]
-        for one in results
+        [goal.figure, goal.place, f"{'≤' if goal.at_most else '≥'} {goal.bound:.2f}", _ratio(goal), _reached(goal)]
+        for goal in results
     ]
 
 
@@ -99,34 +99,34 @@ def _ratio(result: Result) -> str:
     return "not measured" if result.ratio is None else f"{result.ratio:.2f}"
 
 
-def _verdict(result: Result) -> str:
+def _reached(result: Result) -> str:
     return {True: "yes", False: "no", None: "–"}[result.reached]
 
 
 def markdown(report: Report) -> str:
-    """Return the run as a document; what the machine makes is not edited by hand."""
+    """Render the run as a Markdown document, which is generated only and not edited by hand."""
     parts = [
-        "# What the data path costs",
+        "# Cost of the data path",
         "Written by `make bench`; `datapath.json` has every figure, `datapath.svg` shows them. In brackets: the ratio "
-        "to no netfilter, and of CPU to the C program that accepts every packet.",
+        "to no netfilter, and for CPU the ratio to the C program that accepts every packet.",
         *filter(None, (f"{report.about}.", report.warning)),
         "![Figures of all contenders](datapath.svg)",
         *(f"Not there: {name} ({reason})." for name, reason in report.left_out.items()),
-        "## To reach",
+        "## Goals",
         _table(goal_columns(), goal_rows(report.results)),
     ]
     for place in report.figures.places():
         parts += [f"## {place[0].upper()}{place[1:]}", _table(columns(), rows(report.figures, place))]
-    return "\n\n".join([*parts, "## How it is measured", _METHOD]) + "\n"
+    return "\n\n".join([*parts, "## Method", _METHOD]) + "\n"
 
 
-def _table(heads: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *body]
+def _table(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *body]
     return "\n".join(f"| {' | '.join(cell.replace(chr(10), '<br>') for cell in line)} |" for line in lines)
 
 
 def as_json(report: Report) -> str:
-    """Return the run with every figure as JSON, a line for each contender, place and measure."""
+    """Render the run with every figure as JSON, one line for each contender, place and measure."""
     head = json.dumps(_head(report), indent=1, ensure_ascii=False).removesuffix("\n}")
     lines = ",\n  ".join(json.dumps(row, ensure_ascii=False) for row in report.figures.rows())
     return f'{head},\n "figures": [\n  {lines}\n ]\n}}\n'
@@ -140,5 +140,5 @@ def _head(report: Report) -> dict[str, Any]:
         "seconds": report.seconds,
         "busy_with_other_things": median(report.busy) if report.busy else 0.0,
         "left_out": dict(report.left_out),
-        "goals": [one._asdict() | {"reached": one.reached} for one in report.results],
+        "goals": [goal._asdict() | {"reached": goal.reached} for goal in report.results],
     }

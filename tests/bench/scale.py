@@ -1,6 +1,6 @@
-"""A cluster of 100,000 endpoints as one agent of the lab meets it: with nothing known, after a restart, after a gap.
+"""One agent of the lab in a cluster of 100,000 endpoints: first start, restart, and catch-up after a gap.
 
-The API is asked all the while: an agent that is getting up to date still has to answer.
+Meanwhile the API is polled: an agent must reply while it catches up, too.
 """
 
 import asyncio
@@ -15,34 +15,34 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
 from nfq_enforcer.lab.topology import STORE
-from tests.bench.datagrams import Flow, echoed, socket_in
+from tests.bench.datagrams import DatagramFlow, echoed, socket_in
 from tests.bench.processes import memory
 from tests.bench.simulated import Simulation, simulate
 from tests.support.labs import FRONT_TO_BACK, run_in
 
 ENDPOINTS = 100_000
 _NODE, _SOURCE, _TARGET = "n1", "front1", "back1"
-_KINDS = 1000  # and one less each time that nearly every endpoint shall have changed
+_KINDS = 1000  # one less for each refill, so that the labels of nearly every endpoint change
 _TRIM = ("XTRIM", "nfqe:changes", "MAXLEN", "1")
 _PORT = 7000
-_LOOK = 0.02
-_PATIENCE = 60.0
-_SETTLED = 3.0  # seconds after which everything is saved, too
+_POLL_INTERVAL = 0.02
+_TIMEOUT = 60.0
+_SETTLED = 3.0  # seconds after which the last known state is saved, too
 
-FRESH, AGAIN, GAP = "with nothing known", "from the last known state", "the stream was trimmed under it"
+FRESH, AGAIN, GAP = "first start", "restart with the last known state", "change stream trimmed"
 READY = "in force after, s"
-BOTH = "memory of agent and worker, most, MiB"
+BOTH = "peak memory of agent and worker, MiB"
 WORKER = "of it the worker's, MiB"
-ANSWER = "slowest answer of the API, s"
+ANSWER = "slowest reply of the API, s"
 WAIT = "longest wait of a packet, ms"
 
-Figures = dict[tuple[str, str], list[float]]
+CaseFigures = dict[tuple[str, str], list[float]]
 """By (case, measure)."""
 
 
-async def measure(repetitions: int) -> Figures:
-    """Return figures of so many starts from nothing, restarts and gaps."""
-    figures: Figures = {}
+async def measure(repetitions: int) -> CaseFigures:
+    """Return figures of so many first starts, restarts and gaps."""
+    figures: CaseFigures = {}
     async with Lab() as lab:
         lab.store.start()
         await simulate(lab, "fill", Simulation(lab.store.url, endpoints=ENDPOINTS, kinds=_KINDS))
@@ -51,14 +51,14 @@ async def measure(repetitions: int) -> Figures:
             for file in (lab.network.state / f"{_NODE}-state").glob("*"):
                 file.unlink()
             for case in (FRESH, AGAIN):
-                _note(figures, case, await _start(node))
+                _add(figures, case, await _start(node))
                 if case is AGAIN:
-                    _note(figures, GAP, await _fall_behind(lab, node, _KINDS - 1 - repetition))
+                    _add(figures, GAP, await _fall_behind(lab, node, _KINDS - 1 - repetition))
                 node.stop()
     return figures
 
 
-def _note(figures: Figures, case: str, measured: dict[str, float]) -> None:
+def _add(figures: CaseFigures, case: str, measured: dict[str, float]) -> None:
     for name, figure in measured.items():
         figures.setdefault((case, name), []).append(figure)
 
@@ -66,22 +66,22 @@ def _note(figures: Figures, case: str, measured: dict[str, float]) -> None:
 async def _start(node: LabNode) -> dict[str, float]:
     begun = time.perf_counter()
     node.start()
-    asking = asyncio.create_task(_ask(node))
+    poll = asyncio.create_task(_poll_api(node))
     await asyncio.to_thread(node.wait_until_ready)
-    took = time.perf_counter() - begun
+    elapsed = time.perf_counter() - begun
     if (count := node.status()["documents"]["endpoints"]) < ENDPOINTS:
-        raise RuntimeError(f"ready, and only {count} endpoints are known")
+        raise RuntimeError(f"the agent is ready with only {count} endpoints")
     await asyncio.sleep(_SETTLED)
-    return {READY: took, **await _costs(node, asking)}
+    return {READY: elapsed, **await _costs(node, poll)}
 
 
 async def _fall_behind(lab: Lab, node: LabNode, kinds: int) -> dict[str, float]:
-    """Have the stream trimmed while the agent sees nothing of it, and packets flow."""
-    declared = lab.topology.endpoint_documents(_NODE)
-    client.call(node.socket, "apply", files=[("endpoints.yaml", declared), ("policy.yaml", FRONT_TO_BACK)])
+    """Change nearly all endpoints and trim the change stream while the agent is stopped and packets flow."""
+    documents = lab.topology.endpoint_documents(_NODE)
+    client.call(node.socket, "apply", files=[("endpoints.yaml", documents), ("policy.yaml", FRONT_TO_BACK)])
     before = node.status()["store"]["resyncs"]
     with echoed(lab, _TARGET, _PORT) as to, socket_in(lab, _SOURCE, str(lab.address(_SOURCE))) as sender:
-        flow = Flow(sender, to)
+        flow = DatagramFlow(sender, to)
         try:
             os.kill(node.pid, signal.SIGSTOP)
             await simulate(lab, "fill", Simulation(lab.store.url, endpoints=ENDPOINTS, kinds=kinds))
@@ -89,57 +89,57 @@ async def _fall_behind(lab: Lab, node: LabNode, kinds: int) -> dict[str, float]:
             begun = time.perf_counter()
         finally:
             os.kill(node.pid, signal.SIGCONT)
-        asking = asyncio.create_task(_ask(node))
+        poll = asyncio.create_task(_poll_api(node))
         try:
-            await _resynced(node, before)
-            took = time.perf_counter() - begun
+            await _wait_for_resync(node, before)
+            elapsed = time.perf_counter() - begun
             await asyncio.sleep(_SETTLED)
         finally:
             longest = flow.end()
-        return {READY: took, WAIT: longest * 1e3, **await _costs(node, asking)}
+        return {READY: elapsed, WAIT: longest * 1e3, **await _costs(node, poll)}
 
 
-async def _resynced(node: LabNode, before: int) -> None:
-    """Return once the agent has taken all entries anew, and they are in force."""
-    deadline, began = time.monotonic() + _PATIENCE, None
+async def _wait_for_resync(node: LabNode, before: int) -> None:
+    """Wait until the agent has read all entries again, and they are in force."""
+    deadline, resync_revision = time.monotonic() + _TIMEOUT, None
     while True:
         status = await asyncio.to_thread(node.status)
-        if began is None and status["store"]["resyncs"] > before:
-            began = status["revision"]
-        if began is not None and status["revision"] > began:
+        if resync_revision is None and status["store"]["resyncs"] > before:
+            resync_revision = status["revision"]
+        if resync_revision is not None and status["revision"] > resync_revision:
             return
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the agent is not up to date after {_PATIENCE:.0f} s: {status['store']}")
-        await asyncio.sleep(_LOOK)
+            raise RuntimeError(f"the agent is not up to date after {_TIMEOUT:.0f} s: {status['store']}")
+        await asyncio.sleep(_POLL_INTERVAL)
 
 
-async def _ask(node: LabNode) -> float:
-    """Ask for the status over and over until told not to; return how long the slowest answer took."""
+async def _poll_api(node: LabNode) -> float:
+    """Request the status repeatedly until cancelled; return the time of the slowest reply in seconds."""
     slowest = 0.0
     with suppress(asyncio.CancelledError):
         while True:
             begun = time.perf_counter()
-            with suppress(NfqError):  # at first there is nobody to answer
+            with suppress(NfqError):  # the agent does not listen yet
                 await asyncio.to_thread(node.status)
                 slowest = max(slowest, time.perf_counter() - begun)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_INTERVAL)
     return slowest
 
 
-async def _costs(node: LabNode, asking: "asyncio.Task[float]") -> dict[str, float]:
-    asking.cancel()
-    agent, worker = memory(node.pid).most, memory(node.status()["worker"]["pid"]).most
-    return {BOTH: agent + worker, WORKER: worker, ANSWER: await asking}
+async def _costs(node: LabNode, poll: "asyncio.Task[float]") -> dict[str, float]:
+    poll.cancel()
+    agent, worker = memory(node.pid).peak, memory(node.status()["worker"]["pid"]).peak
+    return {BOTH: agent + worker, WORKER: worker, ANSWER: await poll}
 
 
-def table(figures: Figures) -> list[tuple[str, ...]]:
-    """Return rows of a measure and its figures in each case."""
+def table(figures: CaseFigures) -> list[tuple[str, ...]]:
+    """Return rows of a measure's name and its figures in each case."""
     measures = (READY, BOTH, WORKER, ANSWER, WAIT)
     return [(name, *(_cell(figures.get((case, name))) for case in (FRESH, AGAIN, GAP))) for name in measures]
 
 
-def _cell(of: list[float] | None) -> str:
-    if not of:
+def _cell(values: list[float] | None) -> str:
+    if not values:
         return ""
-    digits = 0 if max(of) >= 100 else 2
-    return f"{median(of):.{digits}f} ({min(of):.{digits}f} to {max(of):.{digits}f})"
+    digits = 0 if max(values) >= 100 else 2
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"

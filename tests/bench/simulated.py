@@ -1,7 +1,7 @@
-"""Nodes that are simulated as far as the store sees them: each writes its endpoints through the real store code.
+"""Simulated nodes: each writes its endpoints to the store through the real store code, and has no other part of a node.
 
-This module is also the program that does so, in the namespace of the lab that has the store: a JSON object says what to
-do, another what came of it.
+This module is also the program that simulates them, in the lab's namespace of the store: its argument is a JSON object
+with the parameters, its output a JSON object with the results.
 """
 
 import asyncio
@@ -29,27 +29,27 @@ from nfq_enforcer.store.redis.mirror import Mirror
 from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS
 
 _FIRST_ENDPOINT, _FIRST_NODE = IPv4Address("10.64.0.0"), IPv4Address("10.200.0.1")
-_AT_ONCE = 500  # endpoints a step, where many are written at once
+_BATCH = 500  # endpoints in one write of ``fill``
 _TIMEOUT = 30.0
-_TICK = 0.005  # seconds between two looks at which changes are due
+_TICK = 0.005  # seconds between two checks for due changes
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """What to simulate."""
+    """Simulation: the parameters of the simulated nodes."""
 
     url: str
     nodes: int = 200
     endpoints: int = 10_000
-    kinds: int = 1000  # sets of labels that endpoints have at first
+    kinds: int = 1000  # different label sets of the endpoints at the start
     rate: float = 500.0  # starts a second, and as many stops
     duration: float = 60.0
-    news: float = 0.0  # share of the starts whose labels nobody has had
+    news: float = 0.0  # share of the starts with labels that no endpoint has had before
     clients: int = 50  # of ``allocate``
 
 
 def kind(number: int) -> Labels:
-    """Return the labels of the kind of this number, as a deployment has them."""
+    """Return the labels of the kind of this number, like those of a deployment."""
     return Labels.parse(
         {
             "app": f"app-{number}",
@@ -66,12 +66,12 @@ def node_name(number: int) -> str:
 
 
 def endpoint_name(number: int) -> str:
-    """Return what an endpoint is called, ``namespace/name``."""
+    """Return an endpoint's full name, ``namespace/name``."""
     return f"default/endpoint-{number:06}"
 
 
 def endpoint(number: int, labels: Labels, nodes: int) -> EndpointRequest:
-    """Return an endpoint of this number; which node it is on and which address it has follows from that."""
+    """Return the endpoint of this number; the number determines its node and its address."""
     address = (_FIRST_ENDPOINT + number).packed
     namespace, name = endpoint_name(number).split("/")
     node, interface = node_name(number % nodes), f"veth{number % 1000}"
@@ -79,12 +79,12 @@ def endpoint(number: int, labels: Labels, nodes: int) -> EndpointRequest:
     return _PLACES.endpoint_request(record)
 
 
-_PLACES = Mirror("", LabelFilter())  # knows of nothing, so each identity is asked for by its labels
+_PLACES = Mirror("", LabelFilter())  # empty, so that each request has the labels of its identity
 
 
 @asynccontextmanager
 async def connected(url: str, name: str = "observer") -> AsyncIterator[Commands]:
-    """Give a connection of the store that has joined, as a node's."""
+    """Connect to the store, and join as a node does."""
     address = parse(url)
     server = Connection(address)
     client, reader = (server.client(*address.servers[0], timeout=_TIMEOUT) for _ in range(2))
@@ -97,25 +97,25 @@ async def connected(url: str, name: str = "observer") -> AsyncIterator[Commands]
 
 
 async def fill(simulation: Simulation) -> dict[str, float]:
-    """Register the nodes and start the endpoints, many at once."""
+    """Register the nodes and start the endpoints, many in one write."""
     begun = time.perf_counter()
     async with connected(simulation.url) as store:
         for number in range(simulation.nodes):
             value = schema.encode_node(NodeRecord((_FIRST_NODE + number,), "simulated"))
             await store.write(Request(values=[(Kind.NODE, node_name(number), value)]))
         kinds = [kind(number) for number in range(simulation.kinds)]
-        for start in range(0, simulation.endpoints, _AT_ONCE):
-            numbers = range(start, min(start + _AT_ONCE, simulation.endpoints))
-            placed = [endpoint(one, kinds[one % len(kinds)], simulation.nodes) for one in numbers]
-            await store.write(Request(placed))
+        for start in range(0, simulation.endpoints, _BATCH):
+            numbers = range(start, min(start + _BATCH, simulation.endpoints))
+            requests = [endpoint(number, kinds[number % len(kinds)], simulation.nodes) for number in numbers]
+            await store.write(Request(requests))
         return {"commands": store.sent, "seconds": time.perf_counter() - begun}
 
 
 class _Churn:
-    """Endpoints that come and go, each written by the node that has it."""
+    """Churn: starts and stops endpoints, each through the connection of its node."""
 
     def __init__(self, simulation: Simulation, stores: Sequence[Commands]) -> None:
-        """Take what there is at first: what ``fill`` has written."""
+        """Start with the endpoints written by ``fill``."""
         self._simulation = simulation
         self._stores = stores
         self._kinds = [kind(number) for number in range(simulation.kinds)]
@@ -127,7 +127,7 @@ class _Churn:
         self.took: list[float] = []  # seconds for each write
 
     async def run(self) -> float:
-        """Start and stop endpoints at the rate, for as long as it shall last; return how long it took."""
+        """Start and stop endpoints at the given rate for the given duration; return the elapsed seconds."""
         begun, pairs = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - begun) < self._simulation.duration:
             while pairs < elapsed * self._simulation.rate:
@@ -167,32 +167,32 @@ class _Churn:
 
 
 async def churn(simulation: Simulation) -> dict[str, float]:
-    """Have every node write its starts and stops and give its signs of life, as ``member`` does."""
+    """Write the starts and stops of every node, and send its heartbeats as a store session does."""
     async with AsyncExitStack() as stack:
         nodes = [node_name(number) for number in range(simulation.nodes)]
         stores = [await stack.enter_async_context(connected(simulation.url, name)) for name in nodes]
         for store in stores:
             store.sent = 0
-        living = [asyncio.create_task(_live(*one)) for one in zip(stores, nodes, strict=True)]
-        one = _Churn(simulation, stores)
-        seconds = await one.run()
-        for task in living:
+        heartbeats = [asyncio.create_task(_heartbeat(store, node)) for store, node in zip(stores, nodes, strict=True)]
+        churn_run = _Churn(simulation, stores)
+        seconds = await churn_run.run()
+        for task in heartbeats:
             task.cancel()
-        signs = sum(await asyncio.gather(*living))
+        heartbeat_commands = sum(await asyncio.gather(*heartbeats))
         return {
             "seconds": seconds,
-            "starts": one.starts,
-            "stops": one.stops,
-            "allocated": one.allocated,
+            "starts": churn_run.starts,
+            "stops": churn_run.stops,
+            "allocated": churn_run.allocated,
             "commands": sum(store.sent for store in stores),
-            "signs_of_life": signs,
-            "write_p50": quantiles(one.took, n=100)[49],
-            "write_p99": quantiles(one.took, n=100)[98],
+            "heartbeat_commands": heartbeat_commands,
+            "write_p50": quantiles(churn_run.took, n=100)[49],
+            "write_p99": quantiles(churn_run.took, n=100)[98],
         }
 
 
-async def _live(store: Commands, node: str) -> int:
-    """Give signs of life until told not to; return how many commands that took."""
+async def _heartbeat(store: Commands, node: str) -> int:
+    """Send heartbeats until cancelled; return the number of commands that they took."""
     own, timings = 0, DEFAULT_TIMINGS
     with suppress(asyncio.CancelledError):
         await asyncio.sleep(random.uniform(0, timings.heartbeat))
@@ -205,26 +205,27 @@ async def _live(store: Commands, node: str) -> int:
 
 
 async def allocate(simulation: Simulation) -> dict[str, float]:
-    """Start all endpoints, each by a command of its own, from many clients at once; return how many a second."""
+    """Start all endpoints, one command for each, from concurrent clients; return the seconds and new identities."""
     async with AsyncExitStack() as stack:
         clients = range(simulation.clients)
-        stores = [await stack.enter_async_context(connected(simulation.url, node_name(one))) for one in clients]
+        stores = [await stack.enter_async_context(connected(simulation.url, node_name(number))) for number in clients]
         kinds = [kind(number) for number in range(simulation.kinds)]
-        placed = [endpoint(one, kinds[one % len(kinds)], len(stores)) for one in range(simulation.endpoints)]
+        numbers = range(simulation.endpoints)
+        requests = [endpoint(number, kinds[number % len(kinds)], len(stores)) for number in numbers]
         begun = time.perf_counter()
-        new = await asyncio.gather(*(_allocate(store, placed[at :: len(stores)]) for at, store in enumerate(stores)))
+        new = await asyncio.gather(*(_allocate(store, requests[at :: len(stores)]) for at, store in enumerate(stores)))
         return {"seconds": time.perf_counter() - begun, "allocated": sum(new)}
 
 
-async def _allocate(store: Commands, placed: Sequence[EndpointRequest]) -> int:
-    return sum([len((await store.write(Request([one]))).new) for one in placed])
+async def _allocate(store: Commands, requests: Sequence[EndpointRequest]) -> int:
+    return sum([len((await store.write(Request([request]))).new) for request in requests])
 
 
 VERBS = {"fill": fill, "churn": churn, "allocate": allocate}
 
 
 async def simulate(lab: Lab, verb: str, simulation: Simulation) -> dict[str, Any]:
-    """Do so in another process, beside the store; return what came of it."""
+    """Run a simulation in another process, next to the store; return its results."""
     argv = [sys.executable, "-m", "tests.bench.simulated", verb, json.dumps(asdict(simulation))]
     command = lab.network.command(STORE, argv)
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
@@ -236,9 +237,9 @@ async def simulate(lab: Lab, verb: str, simulation: Simulation) -> dict[str, Any
 
 
 def main() -> None:
-    """Simulate what the arguments say."""
-    verb, what = sys.argv[1:]
-    print(json.dumps(asyncio.run(VERBS[verb](Simulation(**json.loads(what))))))
+    """Run the simulation given by the arguments; print its results."""
+    verb, parameters = sys.argv[1:]
+    print(json.dumps(asyncio.run(VERBS[verb](Simulation(**json.loads(parameters))))))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The engine at full rate for as long as one likes: whether it grows, and whether it gets slower."""
+"""Soak: the engine at full rate for a given time, to detect growth of its memory and loss of speed."""
 
 import tempfile
 import time
@@ -12,20 +12,20 @@ from rich.console import Console
 
 from tests.bench import turn
 from tests.bench.contenders import engine
-from tests.bench.datapath import at_work
+from tests.bench.datapath import running
 from tests.bench.figures import BULK, CONNECTIONS, DATAGRAMS, MEMORY
 from tests.bench.generators import Programs
 from tests.bench.places import FORWARDED
 from tests.bench.population import FEW
 from tests.bench.variants import VARIANTS, Variant, refusal
 
-_HEADS = ["minute", "memory, MiB", "UDP packets/s", "new connections/s", "bulk TCP, Gb/s"]
+_HEADINGS = ["minute", "memory, MiB", "UDP packets/s", "new connections/s", "bulk TCP, Gb/s"]
 _TURN = 10.0  # seconds of each kind of traffic
-NOISE = 0.01  # of the memory: less is not growth
+NOISE = 0.01  # of the memory; a smaller increase does not count as growth
 
 
 class Sample(NamedTuple):
-    """A look at the engine."""
+    """Sample: the engine's figures at one moment of a soak."""
 
     minute: float
     memory: float  # MiB
@@ -34,67 +34,67 @@ class Sample(NamedTuple):
     bulk: float  # Gb/s
 
 
-class Soaked(NamedTuple):
-    """What a soak came to."""
+class SoakResult(NamedTuple):
+    """SoakResult: the samples of a soak."""
 
     contender: str
     samples: tuple[Sample, ...]
 
     @property
     def growth(self) -> float:
-        """Return by how many MiB it grew, from the second quarter to the last; the first is for tables to fill."""
-        before, after = quarters([one.memory for one in self.samples])
+        """Return the growth in MiB from the second quarter to the last; tables fill in the first quarter."""
+        before, after = quarters([sample.memory for sample in self.samples])
         return after - before
 
     @property
     def grew(self) -> bool:
-        """Say whether that is more than noise."""
-        return self.growth > NOISE * quarters([one.memory for one in self.samples])[0]
+        """Return whether the growth exceeds noise."""
+        return self.growth > NOISE * quarters([sample.memory for sample in self.samples])[0]
 
     @property
     def verdict(self) -> str:
-        """Return the sentence that says so."""
+        """Return one sentence on the growth."""
         grew = "grew" if self.grew else "did not grow"
         since = "from the second quarter of the time to the last"
         return f"{self.contender}: memory {grew} ({self.growth:+.2f} MiB {since})."
 
 
 def quarters(figures: Sequence[float]) -> tuple[float, float]:
-    """Return the medians of the second and of the last quarter."""
+    """Return the medians of the second and the last quarter."""
     size = max(1, len(figures) // 4)
     return median(figures[size : 2 * size] or figures), median(figures[-size:])
 
 
-def measure(minutes: float, console: Console) -> Soaked:
-    """Have all kinds of traffic judged for so many minutes by the first variant that there is."""
+def measure(minutes: float, console: Console) -> SoakResult:
+    """Send all kinds of traffic through the first supported variant for so many minutes."""
     variant = _first()
     with ExitStack() as stack:
         programs = Programs(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        entrant = stack.enter_context(at_work(engine(variant)))
-        console.print("  " + " | ".join(_HEADS))
+        entrant = stack.enter_context(running(engine(variant)))
+        console.print("  " + " | ".join(_HEADINGS))
         samples: list[Sample] = []
         begun = time.monotonic()
         while (minute := (time.monotonic() - begun) / 60) < minutes or not samples:
-            taken = turn.take(programs, entrant.lab, entrant.at(FORWARDED), FORWARDED, min(_TURN, minutes * 10))
-            samples.append(Sample(minute, *(taken[one] for one in (MEMORY, DATAGRAMS, CONNECTIONS, BULK))))
+            measured = turn.measure(programs, entrant.lab, entrant.at(FORWARDED), FORWARDED, min(_TURN, minutes * 10))
+            samples.append(Sample(minute, *(measured[quantity] for quantity in (MEMORY, DATAGRAMS, CONNECTIONS, BULK))))
             console.print("  " + " | ".join(line(samples[-1])))
-    return Soaked(variant.name, tuple(samples))
+    return SoakResult(variant.name, tuple(samples))
 
 
 def _first() -> Variant:
-    return next(one for one in VARIANTS if one.policies == FEW and refusal(one) is None)
+    return next(variant for variant in VARIANTS if variant.policies == FEW and refusal(variant) is None)
 
 
-def markdown(soaked: Soaked, about: str) -> str:
-    """Return a soak as a document, with about ten looks and the last."""
-    looks = dict.fromkeys((*soaked.samples[:: max(1, len(soaked.samples) // 10)], soaked.samples[-1]))
-    lines = [_HEADS, ["---"] * len(_HEADS), *map(line, looks)]
+def markdown(result: SoakResult, about: str) -> str:
+    """Render a soak as a Markdown document, with about ten samples and the last one."""
+    samples = dict.fromkeys((*result.samples[:: max(1, len(result.samples) // 10)], result.samples[-1]))
+    lines = [_HEADINGS, ["---"] * len(_HEADINGS), *map(line, samples)]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"# The engine at full rate\n\n{about}; by `--soak` of `make bench`.\n\n{soaked.verdict}\n\n{table}\n"
+    return f"# The engine at full rate\n\n{about}; by `--soak` of `make bench`.\n\n{result.verdict}\n\n{table}\n"
 
 
 def line(sample: Sample) -> list[str]:
-    """Return what a row of the table has."""
+    """Return the cells of a sample's row."""
     minute, memory, datagrams, connections, bulk = sample
     return [
         f"{minute:.1f}",

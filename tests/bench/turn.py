@@ -1,4 +1,4 @@
-"""A contender's turn at a place: traffic of each kind, and what it cost those that judge there."""
+"""A contender's turn at a place: traffic of each kind, and its cost to the processes that decide verdicts there."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
@@ -8,78 +8,78 @@ from tests.bench import figures
 from tests.bench.figures import Measure
 from tests.bench.generators import Programs
 from tests.bench.places import Place
-from tests.bench.processes import Machine, Queued, tree_cpu, tree_memory
+from tests.bench.processes import CpuTimes, QueueCounters, tree_cpu, tree_memory
 
-_AT_ONCE = 16  # connections that are being opened at a time, where it is counted how many there are in a second
-_MEANT = 1000  # packets; a mean over fewer says nothing
+_CONCURRENT = 16  # connections being opened, when the rate of new connections is measured
+_MIN_PACKETS = 1000  # a mean over fewer packets is not meaningful
 
-Taken = dict[Measure, float]
+TurnFigures = dict[Measure, float]
 
 
-class Spent(NamedTuple):
-    """What judging has come to, at some moment or between two."""
+class Cost(NamedTuple):
+    """Cost: CPU time and counters of queue processes, since their start or between two moments."""
 
     cpu: float
     packets: int
     lost: int
-    machine: Machine
+    machine: CpuTimes
 
     @classmethod
     def read(cls, pids: Sequence[int]) -> Self:
-        """Return what these processes with their children have spent, each in a namespace of its own."""
-        queued = [Queued.read(pid) for pid in pids]
-        lost = sum(one.lost for one in queued)
-        return cls(sum(map(tree_cpu, pids)), sum(one.packets for one in queued), lost, Machine.read())
+        """Return the cost of these processes, each in a namespace of its own, with their children, since the start."""
+        counters = [QueueCounters.read(pid) for pid in pids]
+        packets, lost = sum(queues.packets for queues in counters), sum(queues.lost for queues in counters)
+        return cls(sum(map(tree_cpu, pids)), packets, lost, CpuTimes.read())
 
-    def since(self, before: "Spent") -> "Spent":
-        """Return what was spent between the two moments."""
+    def since(self, before: "Cost") -> "Cost":
+        """Return the cost between two moments."""
         machine = self.machine.since(before.machine)
-        return Spent(self.cpu - before.cpu, self.packets - before.packets, self.lost - before.lost, machine)
+        return Cost(self.cpu - before.cpu, self.packets - before.packets, self.lost - before.lost, machine)
 
-    def a_packet(self) -> float | None:
-        """Return microseconds for each packet that was queued."""
-        return self.cpu / self.packets * 1e6 if self.packets >= _MEANT else None
+    def us_per_packet(self) -> float | None:
+        """Return microseconds of CPU time for each queued packet, None for too few packets."""
+        return self.cpu / self.packets * 1e6 if self.packets >= _MIN_PACKETS else None
 
 
-def take(programs: Programs, lab: Lab, pids: Sequence[int], place: Place, seconds: float) -> Taken:
-    """Return the figures of one turn; ``pids`` are those that judge there, none where the kernel does it alone."""
-    begun = Spent.read(pids)
-    datagrams, spent = programs.datagrams(lab, place, seconds), Spent.read(pids).since(begun)
-    taken = _datagrams(datagrams) | _present({figures.CPU: spent.a_packet()})
-    taken[figures.SOFTIRQ] = spent.machine.softirq / spent.machine.all
+def measure(programs: Programs, lab: Lab, pids: Sequence[int], place: Place, seconds: float) -> TurnFigures:
+    """Measure one turn; ``pids`` are the processes that decide verdicts there, none for the kernel alone."""
+    begun = Cost.read(pids)
+    datagrams, cost = programs.datagrams(lab, place, seconds), Cost.read(pids).since(begun)
+    measured = _datagrams(datagrams) | _present({figures.CPU: cost.us_per_packet()})
+    measured[figures.SOFTIRQ] = cost.machine.softirq / cost.machine.all
 
-    before = Spent.read(pids)
-    connections, spent = programs.connections(lab, place, seconds, _AT_ONCE), Spent.read(pids).since(before)
-    taken[figures.CONNECTIONS] = connections["connections"] / connections["seconds"]
-    taken |= _latency(programs.connections(lab, place, seconds, 1))
+    before = Cost.read(pids)
+    connections, cost = programs.connections(lab, place, seconds, _CONCURRENT), Cost.read(pids).since(before)
+    measured[figures.CONNECTIONS] = connections["connections"] / connections["seconds"]
+    measured |= _latency(programs.connections(lab, place, seconds, 1))
     if pids:
-        taken[figures.CPU_CONNECTION] = spent.cpu / connections["connections"] * 1e6
+        measured[figures.CPU_CONNECTION] = cost.cpu / connections["connections"] * 1e6
 
-    before = Spent.read(pids)
-    bulk, spent = programs.bulk(lab, place, seconds), Spent.read(pids).since(before)
-    taken |= _bulk(bulk) | _present({figures.CPU_BULK: spent.a_packet()})
+    before = Cost.read(pids)
+    bulk, cost = programs.bulk(lab, place, seconds), Cost.read(pids).since(before)
+    measured |= _bulk(bulk) | _present({figures.CPU_BULK: cost.us_per_packet()})
     if pids:
-        taken[figures.LOST] = Spent.read(pids).since(begun).lost
-        taken[figures.MEMORY] = sum(map(tree_memory, pids)) / len(pids)
-    return taken
+        measured[figures.LOST] = Cost.read(pids).since(begun).lost
+        measured[figures.MEMORY] = sum(map(tree_memory, pids)) / len(pids)
+    return measured
 
 
-def _present(taken: Mapping[Measure, float | None]) -> Taken:
-    return {measure: figure for measure, figure in taken.items() if figure is not None}
+def _present(measured: Mapping[Measure, float | None]) -> TurnFigures:
+    return {quantity: figure for quantity, figure in measured.items() if figure is not None}
 
 
-def _datagrams(said: Mapping[str, float]) -> Taken:
+def _datagrams(output: Mapping[str, float]) -> TurnFigures:
     return {
-        figures.DATAGRAMS: said["received"] / said["seconds"],
-        figures.LOST_DATAGRAMS: said["sent"] - said["received"],
-        figures.REORDERED: said["reordered"],
+        figures.DATAGRAMS: output["received"] / output["seconds"],
+        figures.LOST_DATAGRAMS: output["sent"] - output["received"],
+        figures.REORDERED: output["reordered"],
     }
 
 
-def _latency(said: Mapping[str, float]) -> Taken:
-    """Return how long it took to open a connection while nobody else opened one."""
-    return {figures.CONNECT_P50: said["p50_us"], figures.CONNECT_P99: said["p99_us"]}
+def _latency(output: Mapping[str, float]) -> TurnFigures:
+    """Return the time to open a connection while no other connection is being opened."""
+    return {figures.CONNECT_P50: output["p50_us"], figures.CONNECT_P99: output["p99_us"]}
 
 
-def _bulk(said: Mapping[str, float]) -> Taken:
-    return {figures.BULK: said["bytes"] * 8 / said["seconds"] / 1e9, figures.RETRANSMITTED: said["retransmitted"]}
+def _bulk(output: Mapping[str, float]) -> TurnFigures:
+    return {figures.BULK: output["bytes"] * 8 / output["seconds"] / 1e9, figures.RETRANSMITTED: output["retransmitted"]}

@@ -10,13 +10,13 @@ from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.validation import validate
 from tests.bench.population import FEW, MANY
 
-DRIVERS = ("netlink", "netfilterqueue")  # the first that there is stands for the engine where goals are compared
+DRIVERS = ("netlink", "netfilterqueue")  # goals apply to the engine with the first supported one
 PER_PACKET, PER_FLOW = "per-packet", "per-flow"
 DATAPATHS = (PER_PACKET, PER_FLOW)
 
 
 class Variant(NamedTuple):
-    """The engine with these settings."""
+    """Variant: the engine with these settings."""
 
     driver: str
     datapath: str
@@ -24,7 +24,7 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Return what tables call it."""
+        """Return the variant's name in tables and JSON."""
         return f"nfq_enforcer, {self.driver}, {self.datapath}, {self.policies:,} policies"
 
     @property
@@ -39,10 +39,10 @@ VARIANTS = tuple(
 
 
 def refusal(variant: Variant) -> str | None:
-    """Return why this version of the agent refuses the variant's settings; None if it takes them."""
-    (written,) = yaml_source.parse(yaml.safe_dump(variant.settings), variant.name)
+    """Return the agent's reason to refuse the variant's settings; None if it supports them."""
+    (source,) = yaml_source.parse(yaml.safe_dump(variant.settings), variant.name)
     try:
-        validate(Config, written.data, written)
+        validate(Config, source.data, source)
     except DocumentErrors as refused:
         return "; ".join(error.message for error in refused.errors)
     return None

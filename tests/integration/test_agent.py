@@ -1,9 +1,10 @@
-"""The agent's life: what it leaves behind, what it survives, and what it says when it cannot do its work.
+"""Life cycle of the agent: its rules at start and end, failures that it survives, and errors that end it.
 
-The tests share one lab with servers on every host; each starts the agents that it needs, and none runs after it.
+The tests share one lab with servers on every host. Each test starts its agents, and none of them runs after it.
 """
 
 import asyncio
+import errno
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING
+from nfq_enforcer.dataplane.queue.protocol import QUEUE_MAXLEN
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
@@ -36,7 +37,7 @@ from tests.support.labs import (
     OTHER_TCP,
     PATIENT,
     PROGRAM,
-    Unharmed,
+    ErrorCounters,
     dropped,
     from_role,
     kill,
@@ -78,7 +79,7 @@ def shared(make_served: MakeLab) -> Lab:
 
 @pytest.fixture
 def lab(shared: Lab) -> Iterator[Lab]:
-    """Give the lab with no agent, rule or document in it; what the test leaves of these is removed."""
+    """Give the lab without agents, rules and documents; those that a test leaves are removed."""
     yield shared
     try:
         stop_agents(shared)
@@ -91,9 +92,9 @@ def lab(shared: Lab) -> Iterator[Lab]:
 
 
 def rules(lab: Lab, name: str) -> list[str]:
-    """Return every rule, chain and set of a node, without counters and the seeds of hashes.
+    """Return every rule, chain and set of a node, without counters and hash seeds.
 
-    Base chains that accept are left out: iptables makes a table when it is first used and has no word to unmake it.
+    Base chains with policy ACCEPT are left out: iptables creates a table at its first use and cannot remove it.
     """
     lines = [line for command in SAVE_COMMANDS for line in run_in(lab, name, command).splitlines()]
     lines += sorted(run_in(lab, name, "ipset", "save").splitlines())
@@ -103,7 +104,7 @@ def rules(lab: Lab, name: str) -> list[str]:
 
 @contextmanager
 def administrators_rules(lab: Lab, name: str, *written: str) -> Iterator[list[str]]:
-    """Give rules to a node, in the words of iptables behind the command's name, for both families."""
+    """Add rules to a node in both families; each is the arguments of an iptables command."""
     for rule in written:
         for command in ("iptables", "ip6tables"):
             run_in(lab, name, command, *rule.split())
@@ -116,7 +117,7 @@ def administrators_rules(lab: Lab, name: str, *written: str) -> Iterator[list[st
 
 
 class TestTrace:
-    """The agent's rules come and go whole, and those of others stay."""
+    """The agent's rules appear and disappear as a whole, and the rules of others stay."""
 
     OTHERS = (
         "-A INPUT -p tcp --dport 8080 -j DROP",
@@ -143,9 +144,9 @@ class TestTrace:
         start(lab, "n1").stop(signal.SIGKILL)
         assert set(before) < set(rules(lab, "n1"))
 
-        said = run_in(lab, "n1", *PROGRAM, "cleanup")
+        output = run_in(lab, "n1", *PROGRAM, "cleanup")
 
-        assert "chains of iptables" in said
+        assert "chains of iptables" in output
         assert rules(lab, "n1") == before
         assert run_in(lab, "n1", *PROGRAM, "cleanup") == "nothing of nfq_enforcer is there\n"
 
@@ -202,10 +203,10 @@ class TestTrace:
 async def stream(
     lab: Lab, source: str, target: str, way: str = "UDP", patience: float = BRIEF
 ) -> AsyncIterator[list[tuple[float, AttemptResult]]]:
-    """Have attempts follow each other without a pause; the list that is given holds when each began, and how it ended.
+    """Run attempts one after another without a pause; the list has the start and the result of each.
 
-    With enough patience an attempt that fails has lost a packet, and is not just late on a busy machine. Attempts that
-    are under way at the end are awaited.
+    With enough patience, a failed attempt has lost a packet and is not merely late on a busy machine. Attempts that run
+    at the end are awaited.
     """
     ended, made, host = False, list[tuple[float, AttemptResult]](), lab.host(source)
 
@@ -347,7 +348,7 @@ class TestDocuments:
 
         await save(node, file, yaml.safe_dump_all(one for one in everybody if one["metadata"]["name"] != "back1"))
         assert node.status()["endpoints"] == 1
-        passing = passes(["world"], ["back1"])  # an address like any other
+        passing = passes(["world"], ["back1"])  # without an endpoint the address is not enforced
         assert await outcomes(lab, passing) == passing
 
         await save(node, file, yaml.safe_dump_all(everybody))
@@ -357,7 +358,7 @@ class TestDocuments:
 
 
 async def save(node: LabNode, file: Path, text: str) -> None:
-    """Save a file whole and return when the node enforces what it says."""
+    """Save a file as a whole and return when the node enforces it."""
     before = node.status()["revision"]
     draft = file.with_suffix(".draft")
     draft.write_text(text)
@@ -378,16 +379,16 @@ class TestStart:
             assert sender.stdout is not None
             assert sender.stdout.readline() == "open\n"
             start_all(lab, driver=driver)
-            unharmed = Unharmed(lab, *lab.nodes)
+            errors = ErrorCounters(lab, *lab.nodes)
 
-            said, _ = sender.communicate("now\n", timeout=3 * PATIENT)
+            output, _ = sender.communicate("now\n", timeout=3 * PATIENT)
 
-        assert said == "all has arrived\n"
-        assert unharmed.since() == {}
+        assert output == "all has arrived\n"
+        assert errors.since() == {}
 
 
 class TestOverflow:
-    """What comes while as many packets wait for a verdict as may wait."""
+    """Packets that arrive at a full queue."""
 
     @pytest.mark.parametrize(
         ("driver", "fail", "unseen"),
@@ -404,14 +405,14 @@ class TestOverflow:
         try:
             for family in (socket.AF_INET, socket.AF_INET6):
                 address = str(lab.address("back1", 4 if family is socket.AF_INET else 6))
-                run_in(lab, "front1", sys.executable, "-c", FLOOD, str(int(family)), address, str(MAX_WAITING))
+                run_in(lab, "front1", sys.executable, "-c", FLOOD, str(int(family)), address, str(QUEUE_MAXLEN))
             expected = {key: value for pair in both_ways for key, value in unseen(*pair, ways=("53/UDP",)).items()}
             assert await outcomes(lab, expected) == expected
-            assert node.status()["worker"]["lost"] >= MAX_WAITING
+            assert node.status()["worker"]["lost"] >= QUEUE_MAXLEN
         finally:
             os.kill(worker, signal.SIGCONT)
 
-        await until(lambda: node.status()["worker"]["accepted"] >= MAX_WAITING)
+        await until(lambda: node.status()["worker"]["accepted"] >= QUEUE_MAXLEN)
         expected = passes(*both_ways[0], ways=("53/UDP",)) | dropped(*both_ways[1], ways=("53/UDP",))
         assert await outcomes(lab, expected) == expected
         assert node.status()["worker"]["restarts"] == 0
@@ -419,7 +420,7 @@ class TestOverflow:
 
 @each_driver
 class TestEnd:
-    """An agent that is told to end under load loses no packet that policy allows."""
+    """An agent that is stopped under load loses no packet that policy allows."""
 
     async def test_no_packet_is_lost(self, lab: Lab, driver: str) -> None:
         node = start(lab, "n1", documents=FRONT_TO_BACK, driver=driver)
@@ -449,7 +450,7 @@ class TestEnd:
 def attempt_agent(
     lab: Lab, name: str, prefix: tuple[str, ...] = (), environment: Mapping[str, str] = os.environ, **settings: Any
 ) -> "subprocess.CompletedProcess[str]":
-    """Run an agent that is to end at once."""
+    """Run an agent that ends at once."""
     file = lab.network.state / "attempt.yaml"
     file.write_text(
         yaml.safe_dump({"node": {"name": name}, "documents": [], "api": {"socket": f"{file}.sock"}} | settings)
@@ -459,14 +460,14 @@ def attempt_agent(
 
 
 def sentence(ended: "subprocess.CompletedProcess[str]") -> str:
-    """Return the one sentence that an agent has said."""
+    """Return the single sentence on an agent's standard error."""
     (line,) = ended.stderr.splitlines()
     assert line.startswith("nfq-enforcer: ")
     return line.removeprefix("nfq-enforcer: ")
 
 
 class TestRefusal:
-    """Where it cannot begin, the agent says why in one sentence, and changes nothing."""
+    """An agent that cannot start prints the reason in one sentence and changes no rule."""
 
     @pytest.fixture(autouse=True)
     def unchanged(self, lab: Lab) -> Iterator[None]:
@@ -504,7 +505,7 @@ class TestRefusal:
             f"another agent is listening on {node.socket}: stop it, or choose another api.socket"
         )
         assert "queue 100 is taken by another program" in sentence(same_queue)
-        expected = passes(["front1"], ["back1"]) | dropped(["back1"], ["front1"])  # the first is not disturbed
+        expected = passes(["front1"], ["back1"]) | dropped(["back1"], ["front1"])  # the first agent is not disturbed
         assert await outcomes(lab, expected) == expected
         assert node.status()["worker"]["restarts"] == 0
 
@@ -522,12 +523,12 @@ class TestRefusal:
 
         assert ended.returncode == 1
         assert sentence(ended) == (
-            "cannot serve metrics on 127.0.0.1:9962: Address already in use; "
+            f"cannot serve metrics on 127.0.0.1:9962: {os.strerror(errno.EADDRINUSE)}; "
             'choose another metrics.address, or "" for no metrics'
         )
 
     def test_without_root(self, lab: Lab) -> None:
-        # may read this tree wherever it lies, and nothing else
+        # may read the source tree in any folder, and has no other privilege
         capability = ("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search")
 
         ended = attempt_agent(lab, "n1", ("setpriv", "--reuid=65534", "--clear-groups", *capability))
@@ -579,7 +580,7 @@ def test_metrics_can_be_switched_off(lab: Lab) -> None:
 
 @pytest.fixture
 def other(make_served: MakeLab) -> Lab:
-    """Give one more lab."""
+    """Give a second lab."""
     return make_served(memory=True)
 
 

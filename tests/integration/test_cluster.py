@@ -1,7 +1,9 @@
 """A cluster on Redis under real traffic: while the store works, while it is away, and after its return."""
 
 import asyncio
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import STORE
-from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.lab.traffic_host import HeldConnection
 from nfq_enforcer.store.redis.connection import PERMISSIONS
 from tests.support.labs import (
     BRIEF,
@@ -249,7 +251,7 @@ class Traffic:
             made.append(self._until_over(kind, f"UDP {what}", expected, udp))
         return made
 
-    async def _held(self, source: str, target: str) -> list[Connection]:
+    async def _held(self, source: str, target: str) -> list[HeldConnection]:
         return [await self._lab.host(source).hold(self._lab.address(target, f), HTTP, PATIENT) for f in FAMILIES]
 
     @asynccontextmanager
@@ -475,7 +477,7 @@ async def test_a_first_start_without_the_store_waits_for_it_and_says_so(unstarte
 
     said = [line for line in node.log.read_text().splitlines() if "unreachable" in line]
     assert len(said) == 1
-    assert "Connection refused" in said[0]
+    assert os.strerror(errno.ECONNREFUSED) in said[0]
     assert not status["store"]["connected"]
     assert "ready" not in node.log.read_text().splitlines()
 

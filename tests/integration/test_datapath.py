@@ -1,7 +1,7 @@
-"""What policy promises, kept with real packets: who may open a connection to whom, and what happens to open ones.
+"""Policy with real packets: connections that each endpoint may open, and the effect of changes on open ones.
 
-All tests but those of the modes share one lab with agents of the default settings (``guarded``); each brings its own
-policies and leaves none.
+All tests except those of the modes share one lab with agents in default settings (``guarded``); each applies its own
+policies and withdraws them.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import pytest
 
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.lab.traffic_host import HeldConnection
 from tests.integration.conftest import MakeLab
 from tests.support import packets
 from tests.support.labs import (
@@ -30,7 +30,7 @@ from tests.support.labs import (
     HTTPS,
     OTHER_TCP,
     PATIENT,
-    Datapath,
+    DatapathSettings,
     Policies,
     arrivals,
     await_flow,
@@ -57,10 +57,10 @@ both_families = pytest.mark.parametrize("family", FAMILIES)
 
 
 @pytest.fixture(scope="module", params=DATAPATHS, ids=str)
-def datapath(request: pytest.FixtureRequest) -> Datapath:
-    """Run all of this module with each driver, with several workers, and in each mode."""
-    given: Datapath = request.param
-    return given
+def datapath(request: pytest.FixtureRequest) -> DatapathSettings:
+    """Run this module with each driver, with several workers, and in each mode."""
+    settings: DatapathSettings = request.param
+    return settings
 
 
 class TestIngress:
@@ -158,7 +158,7 @@ class TestEgress:
 
         flow = await_flow(guarded.nodes["n1"], begun, port=OTHER_TCP)
         assert (flow["verdict"], flow["traffic_direction"]) == ("DROPPED", "EGRESS")
-        # Only this connection counts: what closes a connection of an earlier test may still be sent, and be refused.
+        # Only this connection counts: packets that close connections of an earlier test may arrive now, and be dropped.
         seen_at = {
             name: [seen["verdict"] for seen in flows_since(node, begun) if seen["port"] == OTHER_TCP]
             for name, node in guarded.nodes.items()
@@ -220,7 +220,7 @@ class TestHosts:
         seen = [
             flow for flow in flows_since(guarded.nodes["n1"], begun) if {flow["source"], flow["destination"]} <= theirs
         ]
-        assert seen == []  # their packets did not even meet the queue, or each connection would be in the log
+        assert seen == []  # their packets reached no queue; otherwise each connection would be in the log
 
     async def test_a_host_reaches_its_own_endpoints_and_not_those_of_others(
         self, guarded: Lab, policies: Policies
@@ -232,7 +232,7 @@ class TestHosts:
 
 
 class TestChange:
-    """A policy change is applied to open connections too."""
+    """A policy change applies to open connections too."""
 
     @pytest.mark.parametrize("target", ["back1", "back2"])
     @both_families
@@ -273,18 +273,18 @@ class TestChange:
         assert (await forbidden.talk(BRIEF)).status == "timeout"
 
 
-async def _answers(connections: list[Connection]) -> list[str]:
+async def _answers(connections: list[HeldConnection]) -> list[str]:
     return [(await connection.talk(PATIENT)).answered_by for connection in connections]
 
 
 @pytest.fixture(scope="module")
 def others(make_served: MakeLab) -> Lab:
-    """Give a second lab, for agents of other settings."""
+    """Return a second lab, for agents with other settings."""
     return make_served(memory=True)
 
 
 @pytest.fixture
-def start(others: Lab, datapath: Datapath) -> Iterator[StartAgents]:
+def start(others: Lab, datapath: DatapathSettings) -> Iterator[StartAgents]:
     """Start agents with these documents and settings, for one test."""
     others.documents.mkdir(exist_ok=True)
 
@@ -298,7 +298,7 @@ def start(others: Lab, datapath: Datapath) -> Iterator[StartAgents]:
 
 
 class TestModes:
-    """When an endpoint is closed, and to whom: each test starts the agents with other settings."""
+    """Enforcement modes: each test starts the agents with other settings."""
 
     async def test_per_endpoint_closes_what_a_rule_selects(self, start: StartAgents) -> None:
         lab = start(FRONT_TO_BACK, enforcement="per-endpoint")
@@ -366,7 +366,7 @@ class TestModes:
         assert stamps_on(await _arrival(lab, "world", probe, probe.packet, "back2")) == []
 
 
-# Type, length, version and flags, key id, identity; IPv6 has a header's length before and padding behind.
+# Type, length, version and flags, key id, identity; for IPv6 with the header length before and padding behind.
 BAD_STAMPS = {
     "STAMP_MALFORMED": {4: "9e041000", 6: "00 1e021000 0000"},
     "STAMP_DUPLICATE": {4: "9e081000 00001234" * 2, 6: "02" + "1e061000 00001234" * 2 + "010400000000"},
@@ -376,7 +376,7 @@ BAD_STAMPS = {
 
 
 class TestForgery:
-    """Who sends, is told by the stamp and by the interface, never by the address alone."""
+    """Stamp and interface determine the sender, never the address alone."""
 
     async def test_a_frontends_address_without_a_stamp_is_not_a_frontend(
         self, guarded: Lab, policies: Policies
@@ -399,7 +399,7 @@ class TestForgery:
         assert flow["drop_reason_desc"] == "INVALID_SOURCE_IP"
 
     async def test_the_cluster_interface_is_where_stamps_are_believed(self, guarded: Lab, policies: Policies) -> None:
-        """Unsigned stamps make the segment part of what is trusted: who can send there can be anyone."""
+        """Unsigned stamps make the segment trusted: any host that can send there can claim any identity."""
         await policies.apply("back", FRONT_TO_BACK)
         frontend, begun = identities(guarded)["front1"], now()
         for family in FAMILIES:
@@ -462,7 +462,7 @@ class TestForgery:
 
 
 class TestErrors:
-    """ICMP errors pass with the flow that they are about, whoever sends them."""
+    """An ICMP error is accepted with the flow that it concerns, from any sender."""
 
     async def test_a_closed_port_of_an_allowed_service_refuses(self, guarded: Lab, policies: Policies) -> None:
         await policies.apply("back", FRONT_TO_BACK)
@@ -493,9 +493,9 @@ class TestErrors:
         await policies.apply("db", policy("db", "db", ingress=[from_role("frontend")]))
         probe = _datagram(guarded, "front1", "db3", family)
         short_lived = bytearray(probe.packet)
-        short_lived[8 if family == 4 else 7] = 2  # hops: its node, then the router, which may not pass it on
+        short_lived[8 if family == 4 else 7] = 2  # hops: its node, then the router, where it expires
 
-        # at the sender's end: the probe itself goes out first, then the error comes in that quotes it
+        # in the sender's capture: first the outgoing probe, then the incoming error that quotes it
         error = await _arrival(guarded, "front1", probe, bytes(short_lived), "front1", number=2)
 
         assert ends(error) == (guarded.address("rtr", family), guarded.address("front1", family))
@@ -503,7 +503,7 @@ class TestErrors:
 
 
 class Datagram(NamedTuple):
-    """A datagram that is told from all others by its port and by what it carries."""
+    """Datagram with a unique port and payload."""
 
     packet: bytes
     port: int
@@ -525,17 +525,17 @@ def _with(probe: Datagram, capture: Capture) -> list[bytes]:
 
 
 async def _arrival(lab: Lab, sender: str, probe: Datagram, packet: bytes, target: str, number: int = 1) -> bytes:
-    """Send a packet as it stands; return what comes to the target's interface of it, or of what it carries."""
+    """Send a raw packet; return the ``number``-th packet with its payload at the target's interface."""
     async with arrivals(lab, target) as capture:
         await lab.host(sender).send_raw(packet)
         async with asyncio.timeout(PATIENT):
             while len(found := _with(probe, capture)) < number:
-                await asyncio.sleep(0.005)  # tcpdump writes; nobody tells when
+                await asyncio.sleep(0.005)  # until tcpdump has written the packet
     return found[number - 1]
 
 
 async def _refusal(lab: Lab, sender: str, probe: Datagram, packet: bytes, node: str) -> dict[str, Any]:
-    """Send a packet as it stands; return the flow by which the node refuses it. It must not reach its target."""
+    """Send a raw packet; return the node's flow that reports its drop. It must not reach its target."""
     begun, target = (
         now(),
         next(name for name in lab.topology.hosts if ends(packet)[1] in lab.topology.machine(name).addresses),

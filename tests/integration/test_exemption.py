@@ -1,4 +1,4 @@
-"""The store's exemption: what a host opens to the store passes, whatever policy says of the host; nothing else does."""
+"""Exemption of the store: policy does not apply to connections from the host to the store, and to no others."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ from tests.support.labs import (
 )
 from tests.support.packets import packed
 
-STORE = 6379  # nobody listens there, so a client of the world can have it as its own port
+STORE = 6379  # without a listener, so that a client in the world can use it as its source port
 EXEMPT = """
 import sys
 from ipaddress import ip_address
@@ -67,7 +67,7 @@ Exempt = Callable[..., None]
 
 @pytest.fixture
 def exempt(guarded: Lab) -> Iterator[Exempt]:
-    """Have n3 reach these ports of the world, and no others, whatever policy says; none after the test."""
+    """Yield a function that exempts n3's connections to these ports of the world; end all exemptions after the test."""
 
     def exempt(*ports: int) -> None:
         services = [f"{guarded.address('world', family)},{port}" for family in FAMILIES for port in ports]
@@ -79,7 +79,7 @@ def exempt(guarded: Lab) -> Iterator[Exempt]:
 
 @contextmanager
 def asking(lab: Lab, port: int, family: int, timeout: float) -> Iterator[Callable[[], str]]:
-    """Give what has the world ask n3, on one connection from this port of its own, and returns the outcome."""
+    """Yield a function that asks n3 from this port of the world, on one connection, and returns the outcome."""
     ends = (str(lab.address("world", family)), str(port), str(lab.address("n3", family)))
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with lab.network.in_namespace("world", [sys.executable, "-c", ASK, *ends, str(timeout)], **pipes) as client:

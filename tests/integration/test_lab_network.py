@@ -1,4 +1,4 @@
-"""The lab's network without any policy: everything reaches everything, and it goes away without a trace."""
+"""The lab's network without any policy: every host reaches every other, and the lab is removed without a trace."""
 
 import asyncio
 import os
@@ -19,15 +19,15 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab import network
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.network import STATE, Network, find_command, list_labs, new_run_id, remove
-from nfq_enforcer.lab.topology import WORLD, Address, Topology
+from nfq_enforcer.lab.network import STATE, LabNetwork, find_command, list_labs, new_run_id, remove
+from nfq_enforcer.lab.topology import WORLD, IPAddress, Topology
 from nfq_enforcer.lab.traffic_host import AttemptResult, TrafficHost
 
 HTTP, DNS, CLOSED = 80, 53, 81
-PATIENT = 10.0  # for what is expected to work, however busy the machine is
+PATIENT = 10.0  # seconds for an attempt that must succeed, also on a busy machine
 EVENT_TIMEOUT_MS = 10_000
 
-Attempt = Callable[[TrafficHost, Address], Coroutine[Any, Any, AttemptResult]]
+Attempt = Callable[[TrafficHost, IPAddress], Coroutine[Any, Any, AttemptResult]]
 ATTEMPTS: dict[str, Attempt] = {
     "TCP": lambda host, address: host.connect(address, HTTP, PATIENT),
     "UDP": lambda host, address: host.send_udp(address, DNS, PATIENT),
@@ -44,14 +44,14 @@ async def serve(lab: Lab) -> None:
 
 @pytest.fixture(scope="module")
 def lab(lab: Lab, runner: asyncio.Runner) -> Lab:
-    """Give the module's lab with a TCP and a UDP server on every host."""
+    """Build the module's lab with a TCP and a UDP server on every host."""
     runner.run(serve(lab))
     return lab
 
 
 def namespaces_of(run_id: str) -> list[str]:
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if line.startswith(f"nfqe-{run_id}-")]
+    output = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    return [line for line in output.splitlines() if line.startswith(f"nfqe-{run_id}-")]
 
 
 def assert_no_trace(run_id: str) -> None:
@@ -71,11 +71,11 @@ class TestTraffic:
         async def attempt_all() -> list[AttemptResult]:
             return await asyncio.gather(*(ATTEMPTS[way](lab.host(a), lab.address(b, family)) for a, b in pairs))
 
-        for (source, target), outcome in zip(pairs, runner.run(attempt_all()), strict=True):
-            assert (source, target, outcome.status) == (source, target, "ok")
+        for (source, target), result in zip(pairs, runner.run(attempt_all()), strict=True):
+            assert (source, target, result.status) == (source, target, "ok")
             if way != "ping":
-                assert outcome.answered_by == target
-                assert outcome.seen_as in own_addresses(lab, source)
+                assert result.answered_by == target
+                assert result.seen_as in own_addresses(lab, source)
 
     @both_families
     def test_a_closed_port_refuses(self, lab: Lab, runner: asyncio.Runner, family: int) -> None:
@@ -85,17 +85,17 @@ class TestTraffic:
         assert runner.run(lab.host("front1").send_udp(address, CLOSED, PATIENT)).status == "refused"
 
     def test_no_answer_is_a_timeout(self, lab: Lab, runner: asyncio.Runner) -> None:
-        nobody_on_the_segment = lab.address(WORLD) + 1
+        unused_on_the_segment = lab.address(WORLD) + 1
 
-        outcome = runner.run(lab.host("n2").connect(nobody_on_the_segment, HTTP, 0.1))
+        result = runner.run(lab.host("n2").connect(unused_on_the_segment, HTTP, 0.1))
 
-        assert outcome.status == "timeout"
-        assert outcome.elapsed >= 0.1
+        assert result.status == "timeout"
+        assert result.elapsed >= 0.1
 
     def test_an_endpoint_that_its_node_does_not_have_is_unreachable(self, lab: Lab, runner: asyncio.Runner) -> None:
-        nobody_on_n2 = lab.address("back2") + 50
+        unused_on_n2 = lab.address("back2") + 50
 
-        assert runner.run(lab.host(WORLD).connect(nobody_on_n2, HTTP, PATIENT)).status == "unreachable"
+        assert runner.run(lab.host(WORLD).connect(unused_on_n2, HTTP, PATIENT)).status == "unreachable"
 
     def test_a_held_connection_carries_speech_from_both_ends_until_one_closes_it(
         self, lab: Lab, runner: asyncio.Runner
@@ -114,9 +114,9 @@ class TestTraffic:
 
     @both_families
     def test_bulk_arrives_whole(self, lab: Lab, runner: asyncio.Runner, family: int) -> None:
-        outcome = runner.run(lab.host("front1").bulk(lab.address("db3", family), HTTP, 3_000_001))
+        result = runner.run(lab.host("front1").bulk(lab.address("db3", family), HTTP, 3_000_001))
 
-        assert (outcome.status, outcome.received, outcome.intact) == ("ok", 3_000_001, True)
+        assert (result.status, result.received, result.intact) == ("ok", 3_000_001, True)
 
     @both_families
     def test_a_datagram_is_fragmented_unless_that_is_forbidden(
@@ -138,14 +138,14 @@ class TestTraffic:
         assert runner.run(host.ping(lab.address("n3"), PATIENT)).ok
         (pid,) = processes_of(lab, "front3") - before
 
-        async def be_killed_while_waiting() -> AttemptResult:
-            waiting = asyncio.create_task(host.connect(lab.address(WORLD) + 1, HTTP, PATIENT))
-            await host.ping(lab.address("n3"), PATIENT)  # the order before it is under way
+        async def kill_during_an_attempt() -> AttemptResult:
+            attempt = asyncio.create_task(host.connect(lab.address(WORLD) + 1, HTTP, PATIENT))
+            await host.ping(lab.address("n3"), PATIENT)  # the host has received the attempt before this ping
             os.kill(pid, signal.SIGKILL)
-            return await waiting
+            return await attempt
 
         with pytest.raises(NfqError, match="the process of host front3 has ended"):
-            runner.run(be_killed_while_waiting())
+            runner.run(kill_during_an_attempt())
         with pytest.raises(NfqError, match="the process of host front3 has ended"):
             runner.run(host.ping(lab.address("n3")))
         runner.run(host.stop())
@@ -156,16 +156,16 @@ class TestMasquerade:
     def test_the_router_hides_the_source_of_what_it_forwards_onto_the_segment(
         self, lab: Lab, runner: asyncio.Runner, family: int
     ) -> None:
-        def seen(source: str, target: str) -> str:
+        def seen_as(source: str, target: str) -> str:
             return runner.run(lab.host(source).connect(lab.address(target, family), HTTP, PATIENT)).seen_as
 
         lab.network.masquerade(True)
         try:
-            assert seen("db3", "front1") == str(lab.address("rtr", family))
-            assert seen("front1", "db3") == str(lab.address("front1", family))
+            assert seen_as("db3", "front1") == str(lab.address("rtr", family))
+            assert seen_as("front1", "db3") == str(lab.address("front1", family))
         finally:
             lab.network.masquerade(False)
-        assert seen("db3", "front1") == str(lab.address("db3", family))
+        assert seen_as("db3", "front1") == str(lab.address("db3", family))
 
 
 class TestCapture:
@@ -207,9 +207,9 @@ class TestCapture:
                 assert (await lab.host(WORLD).send_raw(forged)).ok
             return capture
 
-        (seen,) = [p.data for p in runner.run(capture_forged()).packets() if b"not from front1" in p.data]
+        (captured,) = [p.data for p in runner.run(capture_forged()).packets() if b"not from front1" in p.data]
 
-        assert without_checksum(seen) == without_checksum(forged)
+        assert without_checksum(captured) == without_checksum(forged)
 
     def test_a_capture_on_no_such_interface_says_so(self, lab: Lab, runner: asyncio.Runner) -> None:
         with pytest.raises(NfqError, match=r"the capture on eth9 of n1 did not begin: .*eth9"):
@@ -231,7 +231,7 @@ class TestLife:
 
     def test_a_lab_that_is_there_is_neither_built_again_nor_harmed(self, lab: Lab, runner: asyncio.Runner) -> None:
         with pytest.raises(NfqError, match="is there already: remove it with `nfq-enforcer lab down`"):
-            Network(lab.topology).up()
+            LabNetwork(lab.topology).up()
 
         assert runner.run(lab.host("front1").ping(lab.address("db3"), PATIENT)).ok
 
@@ -239,7 +239,7 @@ class TestLife:
         topology = Topology(new_run_id(), mtu=20)
 
         with pytest.raises(NfqError, match=r"the lab's network: .*mtu.*in 'link set \w+ mtu 20"):
-            Network(topology).up()
+            LabNetwork(topology).up()
 
         assert_no_trace(topology.run_id)
 
@@ -257,20 +257,20 @@ class TestLife:
         assert_no_trace(run_id)
 
     def test_down_kills_what_does_not_heed_the_request_to_end(self, root: None) -> None:
-        network = Network(Topology(new_run_id()))
+        network = LabNetwork(Topology(new_run_id()))
         network.up()
-        stubborn = network.in_namespace("n1", ["sh", "-c", "trap '' TERM; echo; read x"], **pipes())
-        assert stubborn.stdout is not None
-        stubborn.stdout.readline()
+        process = network.in_namespace("n1", ["sh", "-c", "trap '' TERM; echo; read x"], **pipes())
+        assert process.stdout is not None
+        process.stdout.readline()
 
         network.down()
 
-        stubborn.communicate()
-        assert stubborn.returncode == -signal.SIGKILL
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
         assert_no_trace(network.topology.run_id)
 
     def test_down_ends_no_process_outside_of_the_lab(self, root: None) -> None:
-        network = Network(Topology(new_run_id()))
+        network = LabNetwork(Topology(new_run_id()))
         network.up()
         with subprocess.Popen(["cat"], **pipes()) as bystander:
             network.down()
@@ -294,7 +294,7 @@ class TestPrerequisites:
         os.seteuid(65534)
         try:
             with pytest.raises(NfqError, match="the lab needs root to make network namespaces: run it with sudo"):
-                Network(Topology("noroot")).up()
+                LabNetwork(Topology("noroot")).up()
         finally:
             os.seteuid(0)
 
@@ -312,11 +312,11 @@ def processes_of(lab: Lab, machine: str) -> set[int]:
     return {int(pid) for pid in subprocess.run(command, capture_output=True, check=True).stdout.split()}
 
 
-def addressed(packet: bytes, destination: Address) -> bool:
+def addressed(packet: bytes, destination: IPAddress) -> bool:
     return destination.packed == (packet[16:20] if packet[0] >> 4 == 4 else packet[24:40])
 
 
-def udp_packet(source: Address, destination: Address, payload: bytes) -> bytes:
+def udp_packet(source: IPAddress, destination: IPAddress, payload: bytes) -> bytes:
     udp = struct.pack("!HHHH", 4000, DNS, 8 + len(payload), 0) + payload
     ends = source.packed + destination.packed
     if source.version == 6:
@@ -344,7 +344,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def build_and_crash(run_id: str) -> tuple[int, int]:
-    """Build a lab in a process that is killed after; return its status, and the child that it leaves in the lab."""
+    """Build a lab in a process that then kills itself; return its status, and its child that still runs in the lab."""
     package = Path(__file__).parents[2]
     builder = subprocess.run(
         [sys.executable, "-c", BUILDER, run_id], cwd=package, stdout=subprocess.PIPE, text=True, check=False
@@ -354,7 +354,7 @@ def build_and_crash(run_id: str) -> tuple[int, int]:
 
 @contextmanager
 def exit_event(pid: int) -> Iterator["select.poll"]:
-    """Give what polls true once the process has ended."""
+    """Yield a poll object that reports an event at the process's end."""
     pidfd = os.pidfd_open(pid)
     try:
         ended = select.poll()
@@ -369,7 +369,7 @@ def test_the_last_lab_takes_the_folder_of_all_labs_with_it(
 ) -> None:
     state = tmp_path / "labs"
     monkeypatch.setattr(network, "STATE", state)
-    first, last = Network(Topology(new_run_id())), Network(Topology(new_run_id()))
+    first, last = LabNetwork(Topology(new_run_id())), LabNetwork(Topology(new_run_id()))
     first.up()
     last.up()
 

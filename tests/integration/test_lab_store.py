@@ -1,4 +1,4 @@
-"""The lab's store: a real Redis that every node reaches, that can crash and come back, and that ends with the lab."""
+"""The lab's store: a real Redis server that every node reaches, that restarts after a crash, and ends with the lab."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.network import Network, new_run_id
+from nfq_enforcer.lab.network import LabNetwork, new_run_id
 from nfq_enforcer.lab.store import PORT, StoreServer
 from nfq_enforcer.lab.topology import NODES, STORE, Topology
 from nfq_enforcer.store.address import HostPort, parse
@@ -16,7 +16,7 @@ from nfq_enforcer.store.address import HostPort, parse
 
 @pytest.fixture
 def store(lab: Lab) -> Iterator[StoreServer]:
-    """Give the lab's store, running and empty."""
+    """Run the lab's store, empty."""
     server = StoreServer(lab.network)
     server.restart(empty=True)
     yield server
@@ -24,7 +24,7 @@ def store(lab: Lab) -> Iterator[StoreServer]:
 
 
 def redis(lab: Lab, machine: str, *command: str, family: int = 4) -> str:
-    """Return the answer to a command that a machine of the lab gives the store."""
+    """Run a Redis command from a machine of the lab; return the store's reply."""
     argv = ["redis-cli", "-h", str(lab.address(STORE, family)), "-p", str(PORT), *command]
     done = subprocess.run(lab.network.command(machine, argv), capture_output=True, text=True, timeout=30, check=True)
     return done.stdout.strip()
@@ -90,17 +90,17 @@ def test_one_that_cannot_start_says_why(lab: Lab, store: StoreServer) -> None:
 
 
 def test_it_ends_with_the_lab(root: None) -> None:
-    network = Network(Topology(new_run_id()))
+    network = LabNetwork(Topology(new_run_id()))
     network.up()
     server = StoreServer(network)
     server.start()
 
     network.down()
 
-    server.stop()  # which has nothing left to end, and would wait in vain for one that still ran
+    server.stop()  # returns at once; it would time out if the server still ran
     assert not server.folder.exists()
 
 
 def test_of_a_lab_that_is_not_up_it_is_a_sentence(root: None) -> None:
     with pytest.raises(NfqError, match="the lab 'nolab' is not up: see `nfq-enforcer lab up`"):
-        StoreServer(Network(Topology("nolab"))).start()
+        StoreServer(LabNetwork(Topology("nolab"))).start()

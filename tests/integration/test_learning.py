@@ -1,4 +1,4 @@
-"""What a new worker learns of the connections that are open: none that policy allows is cut, whoever speaks first."""
+"""Import of open connections by a new worker: none that policy allows is cut, whichever end sends first."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from nfq_enforcer.core.wire.packet import parse
 from nfq_enforcer.dataplane.queue import ctnetlink
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
-from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.lab.traffic_host import HeldConnection
 from tests.integration.conftest import MakeLab
 from tests.support.apart import enter
 from tests.support.labs import (
@@ -26,7 +26,7 @@ from tests.support.labs import (
     HTTP,
     MODES,
     PATIENT,
-    Datapath,
+    DatapathSettings,
     arrivals,
     await_flow,
     from_role,
@@ -42,10 +42,12 @@ BOTH_WAYS_CLOSED = FRONT_TO_BACK + policy("front-out", "frontend", egress=[to_ro
 DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])
 
 
-@pytest.fixture(scope="module", params=[Datapath(driver, mode=mode) for mode in MODES for driver in DRIVERS], ids=str)
-def datapath(request: pytest.FixtureRequest) -> Datapath:
-    given: Datapath = request.param
-    return given
+@pytest.fixture(
+    scope="module", params=[DatapathSettings(driver, mode=mode) for mode in MODES for driver in DRIVERS], ids=str
+)
+def datapath(request: pytest.FixtureRequest) -> DatapathSettings:
+    settings: DatapathSettings = request.param
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,8 @@ def shared(make_served: MakeLab) -> Lab:
 
 
 @pytest.fixture
-def lab(shared: Lab, datapath: Datapath) -> Iterator[Lab]:
-    """Give the lab with agents under a policy by which frontends may connect to backends, and nobody to frontends."""
+def lab(shared: Lab, datapath: DatapathSettings) -> Iterator[Lab]:
+    """Yield the lab with agents and a policy that allows frontends to connect to backends, and closes frontends."""
     shared.documents.mkdir(exist_ok=True)
     (shared.documents / "policies.yaml").write_text(BOTH_WAYS_CLOSED)
     shared.start_agents(**datapath.settings)
@@ -69,8 +71,8 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def kill_workers(lab: Lab, datapath: Datapath) -> None:
-    """Have every node's worker die, and be replaced."""
+async def kill_workers(lab: Lab, datapath: DatapathSettings) -> None:
+    """Kill the worker of every node and wait for its replacement."""
     for node in lab.nodes.values():
         victim = node.status()["worker"]["pid"]
         os.kill(victim, signal.SIGKILL)
@@ -78,20 +80,20 @@ async def kill_workers(lab: Lab, datapath: Datapath) -> None:
 
 
 def _is_replaced(lab: Lab, node: LabNode, victim: int) -> bool:
-    """Say whether another worker has taken the queues over."""
+    """Return whether another worker has bound the queues."""
     queues = "cat", "/proc/net/netfilter/nfnetlink_queue"
     return node.status()["worker"]["pid"] not in (None, victim) and run_in(lab, node.name, *queues) != ""
 
 
-async def restart(lab: Lab, datapath: Datapath) -> None:
-    """End every agent, which takes its rules along, and start it again."""
+async def restart(lab: Lab, datapath: DatapathSettings) -> None:
+    """Stop every agent, which removes its rules, and start it again."""
     for node in lab.nodes.values():
         node.stop()
     lab.start_agents(**datapath.settings)
 
 
-async def crash(lab: Lab, datapath: Datapath) -> None:
-    """Kill every agent with its worker, which leaves the rules where they are, and start it again."""
+async def crash(lab: Lab, datapath: DatapathSettings) -> None:
+    """Kill every agent with its worker, which leaves the rules installed, and start it again."""
     for node in lab.nodes.values():
         worker = node.status()["worker"]["pid"]
         node.stop(signal.SIGKILL)
@@ -99,14 +101,14 @@ async def crash(lab: Lab, datapath: Datapath) -> None:
     lab.start_agents(**datapath.settings)
 
 
-async def hold(lab: Lab, server: str, family: int = 4) -> Connection:
+async def hold(lab: Lab, server: str, family: int = 4) -> HeldConnection:
     connection = await lab.host("front1").hold(lab.address(server, family), HTTP, PATIENT)
     assert connection.opened.ok
     return connection
 
 
 def port_of(lab: Lab, server: str, since: float) -> int:
-    """Return the port from which front1 has connected to the server since then."""
+    """Return the source port of front1's connection to the server since then."""
     flow = await_flow(lab.nodes["n1"], since, verdict="FORWARDED", destination=str(lab.address(server)))
     port: int = flow["l4"]["TCP"]["source_port"]
     return port
@@ -114,7 +116,7 @@ def port_of(lab: Lab, server: str, since: float) -> int:
 
 @pytest.mark.parametrize("end", [kill_workers, restart, crash])
 async def test_a_server_may_speak_first_when_the_workers_are_new(
-    lab: Lab, datapath: Datapath, end: Callable[[Lab, Datapath], Awaitable[None]]
+    lab: Lab, datapath: DatapathSettings, end: Callable[[Lab, DatapathSettings], Awaitable[None]]
 ) -> None:
     ways = [(server, family) for server in ("back1", "back2") for family in FAMILIES]
     connections = {way: await hold(lab, *way) for way in ways}
@@ -127,7 +129,7 @@ async def test_a_server_may_speak_first_when_the_workers_are_new(
 
 
 async def test_a_connection_that_policy_no_longer_allows_is_not_learned_as_allowed(
-    lab: Lab, datapath: Datapath
+    lab: Lab, datapath: DatapathSettings
 ) -> None:
     connection = await hold(lab, "back2")
     for node in lab.nodes.values():
@@ -142,9 +144,11 @@ async def test_a_connection_that_policy_no_longer_allows_is_not_learned_as_allow
     assert (await connection.talk(BRIEF)).status == "timeout"
 
 
-@pytest.mark.parametrize("datapath", [Datapath(driver) for driver in DRIVERS], ids=str, indirect=True, scope="module")
+@pytest.mark.parametrize(
+    "datapath", [DatapathSettings(driver) for driver in DRIVERS], ids=str, indirect=True, scope="module"
+)
 async def test_forged_packets_of_a_learned_connection_are_refused_and_do_not_cut_it(
-    lab: Lab, datapath: Datapath
+    lab: Lab, datapath: DatapathSettings
 ) -> None:
     begun = now()
     connection = await hold(lab, "back2")
@@ -165,14 +169,16 @@ async def test_forged_packets_of_a_learned_connection_are_refused_and_do_not_cut
     assert (await connection.talk(PATIENT)).answered_by == "back2"
 
 
-async def test_what_the_kernel_remembers_is_read_with_its_opener_and_state(lab: Lab, datapath: Datapath) -> None:
+async def test_what_the_kernel_remembers_is_read_with_its_opener_and_state(
+    lab: Lab, datapath: DatapathSettings
+) -> None:
     begun = now()
     connection = await hold(lab, "back1")
     port, front, back = port_of(lab, "back1", begun), str(lab.address("front1")), str(lab.address("back1"))
 
     def remembered() -> list[KernelFlow]:
         enter(Path("/run/netns") / lab.topology.namespace("n1"))
-        return list(ctnetlink.open_flows())
+        return list(ctnetlink.dump_flows())
 
     with ThreadPoolExecutor(1) as thread:
         flows = {flow.key: flow for flow in thread.submit(remembered).result()}

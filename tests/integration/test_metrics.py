@@ -1,4 +1,4 @@
-"""Metrics of real agents, scraped over HTTP as Prometheus does it."""
+"""Metrics of running agents, scraped over HTTP as by Prometheus."""
 
 import sys
 
@@ -13,13 +13,13 @@ SCRAPE = (
 
 
 def scrape(lab: Lab, name: str) -> dict[str, float]:
-    """Return the values of a node's metrics by name, and by verdict or reason where there is one."""
-    found = {}
+    """Return the values of a node's metrics by name, followed by the label verdict or reason."""
+    values = {}
     for family in parse(run_in(lab, name, sys.executable, "-c", SCRAPE)):
         for sample in family.samples:
-            told = [sample.labels[key] for key in ("verdict", "reason") if key in sample.labels]
-            found[" ".join([sample.name.removeprefix("nfq_enforcer_"), *told])] = sample.value
-    return found
+            labels = [sample.labels[key] for key in ("verdict", "reason") if key in sample.labels]
+            values[" ".join([sample.name.removeprefix("nfq_enforcer_"), *labels])] = sample.value
+    return values
 
 
 async def test_what_traffic_comes_to_is_seen_in_the_metrics(guarded: Lab, policies: Policies) -> None:

@@ -1,4 +1,4 @@
-"""Which driver is taken, and what is said where the kernel refuses: old ones, ones without NFQUEUE, taken queues."""
+"""Choice of the driver, and messages for refusals: old kernels, kernels without NFQUEUE, queues in use."""
 
 import subprocess
 import sys
@@ -6,17 +6,19 @@ import warnings
 
 import pytest
 
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.dataplane.queue import drivers, netlink
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, backlog
 from nfq_enforcer.errors import NfqError
 from tests.support.apart import run_apart
 
-# No kernel here is without it, so the program has the kernel answer as one that is: a seccomp filter refuses the
-# netlink family of netfilter (seccomp(2); offsets in struct seccomp_data, linux/seccomp.h).
+# Every kernel under test has NFQUEUE. So the program simulates one without it: a seccomp filter refuses sockets of
+# NETLINK_NETFILTER (seccomp(2); offsets in struct seccomp_data, linux/seccomp.h).
 PROGRAM = """
 import ctypes, platform, struct, sys
 from pathlib import Path
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.dataplane.queue import drivers, protocol
 from nfq_enforcer.errors import NfqError
@@ -45,7 +47,7 @@ assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buff
 protocol._PROC = Path("/proc/net/netfilter/there_is_none")
 try:
     queues = protocol.QueueNumbers(100, 101, 102)
-    drivers.bind(sys.argv[1], queues, lambda payload, indev, outdev, skb: Verdict.DROP, fail_open=False)
+    drivers.bind(Driver(sys.argv[1]), queues, lambda payload, indev, outdev, skb: Verdict.DROP, fail_open=False)
 except NfqError as error:
     sys.exit(str(error))
 """
@@ -72,7 +74,7 @@ def queues(first: int) -> QueueNumbers:
 
 def test_the_better_driver_is_taken_where_it_works(root: None) -> None:
     async def scenario() -> tuple[str, QueueNumbers, bool]:
-        queue = drivers.bind("auto", queues(100), accept, fail_open=False)
+        queue = drivers.bind(Driver.AUTO, queues(100), accept, fail_open=False)
         bound = backlog(100, 101, 102) is not None
         queue.close()
         return queue.driver, queue.numbers, bound
@@ -83,11 +85,13 @@ def test_the_better_driver_is_taken_where_it_works(root: None) -> None:
 def test_where_the_kernel_refuses_what_it_needs_the_library_is_taken(
     root: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(netlink, "GSO", 1 << 20)  # no kernel has a flag of this value, as old ones have none for GSO
+    monkeypatch.setattr(
+        netlink, "GSO", 1 << 20
+    )  # no kernel has this flag, like a kernel before 3.11 without NFQA_CFG_F_GSO
 
     async def scenario() -> tuple[str, QueueNumbers]:
-        with warnings.catch_warnings(action="ignore"):  # of the size of the library's socket
-            queue = drivers.bind("auto", queues(100), accept, fail_open=False)
+        with warnings.catch_warnings(action="ignore"):  # about the size of the library's socket buffer
+            queue = drivers.bind(Driver.AUTO, queues(100), accept, fail_open=False)
         queue.close()
         return queue.driver, queue.numbers
 
@@ -100,7 +104,7 @@ def test_a_driver_that_is_asked_for_and_cannot_work_is_one_sentence(
     monkeypatch.setattr(netlink, "GSO", 1 << 20)
 
     async def scenario() -> None:
-        drivers.bind("netlink", queues(100), accept, fail_open=False)
+        drivers.bind(Driver.NETLINK, queues(100), accept, fail_open=False)
 
     with pytest.raises(NfqError) as caught:
         run_apart(scenario())
@@ -114,9 +118,9 @@ def test_a_driver_that_is_asked_for_and_cannot_work_is_one_sentence(
 def test_each_of_its_queues_may_be_taken(root: None, first: int, taken: int) -> None:
     async def scenario() -> None:
         with warnings.catch_warnings(action="ignore"):
-            other = drivers.bind("netfilterqueue", queues(taken), accept, fail_open=False)
+            other = drivers.bind(Driver.NETFILTERQUEUE, queues(taken), accept, fail_open=False)
         try:
-            drivers.bind("netlink", queues(first), accept, fail_open=False)
+            drivers.bind(Driver.NETLINK, queues(first), accept, fail_open=False)
         finally:
             assert [number for number in range(98, 103) if backlog(number)] == [taken]
             other.close()

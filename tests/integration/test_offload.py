@@ -1,4 +1,4 @@
-"""Large pieces of data that the sender leaves to others to cut (GSO): stamped uncut, whoever cuts them, and intact."""
+"""Unsegmented packets (GSO): stamped before segmentation, whichever device segments them, and delivered intact."""
 
 import asyncio
 import subprocess
@@ -17,8 +17,8 @@ from tests.support.labs import (
     FAMILIES,
     HTTP,
     PATIENT,
-    Datapath,
-    Unharmed,
+    DatapathSettings,
+    ErrorCounters,
     between,
     identities,
     length,
@@ -27,16 +27,16 @@ from tests.support.labs import (
 )
 
 BULK = 20_000_000
-SEEN = 2_000_000  # of a transfer that is captured
+SEEN = 2_000_000  # bytes of a captured transfer
 OFFLOADS = ("tso", "gso", "gro", "tx-udp-segmentation")
 PORT = 5353
 MUCH = {"netlink": (1 << 30, 5000), "netfilterqueue": (1 << 26, 5000)}  # bytes over TCP; bursts, of 20 datagrams each
-WAYS = [("front1", "back2"), ("n3", "back2"), ("front1", "n3")]  # forwarded, sent by the host itself, delivered to one
+WAYS = [("front1", "back2"), ("n3", "back2"), ("front1", "n3")]  # forwarded, sent by a host itself, delivered to a host
 
 both_families = pytest.mark.parametrize("family", FAMILIES)
 all_ways = pytest.mark.parametrize(("source", "target"), WAYS)
 
-# What a program may do since Linux 4.18: one call, many datagrams of one size (UDP_SEGMENT, udp(7)).
+# Since Linux 4.18 one system call sends many datagrams of one size (UDP_SEGMENT, udp(7)).
 BURSTS = """
 import random
 
@@ -58,7 +58,7 @@ for size, length in bursts(int(number)):
     data = os.urandom(length)
     digest.update(data)
     sender.send(data)
-    sender.recv(1)  # all of them have arrived
+    sender.recv(1)  # until all datagrams have arrived
 print(digest.hexdigest())
 """
 SINK = """
@@ -82,21 +82,21 @@ print(digest.hexdigest())
 
 
 @pytest.fixture(scope="module", params=DRIVERS)
-def datapath(request: pytest.FixtureRequest) -> Datapath:
-    """Run all of this module with each driver."""
-    return Datapath(request.param)
+def datapath(request: pytest.FixtureRequest) -> DatapathSettings:
+    """Run this module with each driver."""
+    return DatapathSettings(request.param)
 
 
 @pytest.fixture(scope="module", params=["on", "off"])
 def offloads(request: pytest.FixtureRequest, guarded: Lab) -> Iterator[str]:
-    """Have every interface of the lab leave segments to others, or see to them itself."""
+    """Switch segmentation offload on or off for every interface of the lab."""
     _switch(guarded, request.param)
     yield str(request.param)
     _switch(guarded, "on")
 
 
 def _switch(lab: Lab, state: str) -> None:
-    """Switch all offloads of segments on or off; what an interface does not know of it leaves as it is."""
+    """Switch all segmentation offloads on or off; ignore those that an interface does not support."""
     for machine in lab.topology.machines.values():
         for interface in machine.interfaces:
             for offload in OFFLOADS:
@@ -109,13 +109,13 @@ def _switch(lab: Lab, state: str) -> None:
 async def test_a_bulk_transfer_arrives_intact_and_no_kernel_on_the_way_complains(
     guarded: Lab, offloads: str, source: str, target: str, family: int
 ) -> None:
-    unharmed = Unharmed(guarded, source, target, "n1", "n2", "n3")
+    errors = ErrorCounters(guarded, source, target, "n1", "n2", "n3")
 
     outcome = await guarded.host(source).bulk(guarded.address(target, family), HTTP, BULK, 3 * PATIENT)
 
     assert (outcome.status, outcome.received, outcome.intact) == ("ok", BULK, True)
-    assert unharmed.since() == {}
-    again, sent = unharmed.retransmitted(source)
+    assert errors.since() == {}
+    again, sent = errors.retransmitted(source)
     assert again <= sent // 100
 
 
@@ -140,7 +140,7 @@ async def test_every_segment_of_it_bears_the_stamp(
 
 @both_families
 async def test_so_it_does_where_a_router_hides_its_sender(guarded: Lab, offloads: str, family: int) -> None:
-    names, unharmed = identities(guarded), Unharmed(guarded, "db3", "n3", "rtr", "n1", "front1")
+    names, errors = identities(guarded), ErrorCounters(guarded, "db3", "n3", "rtr", "n1", "front1")
     guarded.network.masquerade(True)
     try:
         async with guarded.capture() as capture:
@@ -152,29 +152,29 @@ async def test_so_it_does_where_a_router_hides_its_sender(guarded: Lab, offloads
     seen = between(capture, [guarded.address("rtr", family)], [guarded.address("front1", family)])
     assert sum(map(length, seen)) > SEEN
     assert {tuple(stamps_on(packet)) for packet in seen} == {(names["db3"],), (names["front1"],)}
-    assert unharmed.since() == {}
+    assert errors.since() == {}
 
 
 @pytest.fixture(scope="module")
-def bridged(make_served: MakeLab, datapath: Datapath, runner: asyncio.Runner) -> Lab:
-    """Give a lab in which the endpoints of n1 are behind ports of a bridge, and agents that know it.
+def bridged(make_served: MakeLab, datapath: DatapathSettings, runner: asyncio.Runner) -> Lab:
+    """Return a lab with the endpoints of n1 behind ports of a bridge, and agents configured for it.
 
-    Where the kernel shows a bridge's packets to iptables (br_netfilter), an endpoint's interface is its port.
+    If the kernel passes bridged packets to iptables (br_netfilter), an endpoint's interface is its port.
     """
     lab = make_served(memory=True)
-    own = [one for one in lab.topology.endpoints if one.node == "n1"]
+    own = [endpoint for endpoint in lab.topology.endpoints if endpoint.node == "n1"]
     gateways = lab.topology.machine("n1").interfaces[-1].addresses
     commands = ["link add br0 type bridge", "link set br0 up"]
-    commands += [f"address flush dev {one.interface}" for one in own]
-    commands += [f"link set {one.interface} master br0" for one in own]
+    commands += [f"address flush dev {endpoint.interface}" for endpoint in own]
+    commands += [f"link set {endpoint.interface} master br0" for endpoint in own]
     commands += [f"address add {gateway} dev br0{' nodad' if gateway.version == 6 else ''}" for gateway in gateways]
-    commands += [f"route replace {address} dev br0" for one in own for address in one.addresses]
+    commands += [f"route replace {address} dev br0" for endpoint in own for address in endpoint.addresses]
     run_in(lab, "n1", "ip", "-batch", "-", text="\n".join(commands))
     lab.start_agents(**datapath.settings)
     if not Path("/proc/sys/net/bridge").exists():
         documents = lab.topology.endpoint_documents()
-        for one in own:
-            documents = documents.replace(f"interface: {one.interface}\n", "interface: br0\n")
+        for endpoint in own:
+            documents = documents.replace(f"interface: {endpoint.interface}\n", "interface: br0\n")
         runner.run(lab.apply("endpoints", documents))
     return lab
 
@@ -183,7 +183,7 @@ def bridged(make_served: MakeLab, datapath: Datapath, runner: asyncio.Runner) ->
 @pytest.mark.parametrize("offloading", ["on", "off"])
 async def test_so_it_does_where_the_endpoints_are_on_a_bridge(bridged: Lab, offloading: str, family: int) -> None:
     _switch(bridged, offloading)
-    names, unharmed = identities(bridged), Unharmed(bridged, "front1", "n1", "n2", "back2")
+    names, errors = identities(bridged), ErrorCounters(bridged, "front1", "n1", "n2", "back2")
 
     for source, target in (("front1", "back2"), ("back2", "front1")):
         async with bridged.capture() as capture:
@@ -193,7 +193,7 @@ async def test_so_it_does_where_the_endpoints_are_on_a_bridge(bridged: Lab, offl
         seen = between(capture, [bridged.address(source, family)], [bridged.address(target, family)])
         assert sum(map(length, seen)) > SEEN
         assert {tuple(stamps_on(packet)) for packet in seen} == {(names["front1"],), (names["back2"],)}
-    assert unharmed.since() == {}
+    assert errors.since() == {}
 
 
 @both_families
@@ -201,13 +201,13 @@ async def test_so_it_does_where_the_endpoints_are_on_a_bridge(bridged: Lab, offl
 async def test_datagrams_that_are_sent_many_at_once_arrive_intact_and_stamped(
     guarded: Lab, offloads: str, source: str, target: str, family: int
 ) -> None:
-    unharmed = Unharmed(guarded, source, target, "n1", "n2", "n3")
+    errors = ErrorCounters(guarded, source, target, "n1", "n2", "n3")
 
     async with guarded.capture() as capture:
         sent, received = blast(guarded, source, target, family)
 
     assert sent == received
-    assert unharmed.since() == {}
+    assert errors.since() == {}
     seen = between(capture, [guarded.address(source, family)], [guarded.address(target, family)])
     names = identities(guarded)
     assert {tuple(stamps_on(packet)) for packet in seen} == {(names[source],), (names[target],)}
@@ -225,7 +225,7 @@ async def test_much_of_either_kind_arrives_intact(guarded: Lab, driver: str) -> 
 
 
 def blast(lab: Lab, source: str, target: str, family: int, bursts: int = 200) -> tuple[str, str]:
-    """Send bursts of datagrams of random sizes; return the digests of what was sent and of what came."""
+    """Send bursts of datagrams of random sizes; return the digests of sent and of received data."""
     arguments = [str(family), str(lab.address(target, family)), str(PORT), str(bursts)]
     pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True}
     with lab.network.in_namespace(target, [sys.executable, "-c", BURSTS + SINK, *arguments], **pipe) as sink:
@@ -238,8 +238,8 @@ def blast(lab: Lab, source: str, target: str, family: int, bursts: int = 200) ->
 @pytest.mark.parametrize("largest", [65_536, 185_000])
 @both_families
 async def test_pieces_that_have_no_room_for_a_stamp_are_not_lost(guarded: Lab, largest: int, family: int) -> None:
-    """Beyond 65,535 bytes IPv6 has BIG TCP; where a stamp has no room the kernel cuts on the way to another queue."""
-    unharmed = Unharmed(guarded, "front1", "back2", "n1", "n2")
+    """IPv6 exceeds 65,535 bytes with BIG TCP; a packet without room for a stamp is segmented on requeue."""
+    errors = ErrorCounters(guarded, "front1", "back2", "n1", "n2")
     size = ("ip", "link", "set", UPLINK, "gso_max_size")
     run_in(guarded, "front1", *size, str(largest))
     try:
@@ -248,4 +248,4 @@ async def test_pieces_that_have_no_room_for_a_stamp_are_not_lost(guarded: Lab, l
         run_in(guarded, "front1", *size, "65536")
 
     assert (outcome.status, outcome.received, outcome.intact) == ("ok", BULK, True)
-    assert unharmed.since() == {}
+    assert errors.since() == {}

@@ -1,6 +1,6 @@
-"""``datapath: per-flow``: what the kernel passes by itself, what it does not, and that any change ends this at once.
+"""``datapath: per-flow``: offloaded and not offloaded flows, and the immediate end of offload at any change.
 
-The tests share a lab whose documents are files; each starts agents, with each driver, and none runs after it.
+The tests share a lab with documents in files; each test starts agents, with each driver, and stops them.
 """
 
 import asyncio
@@ -17,20 +17,22 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.agent import client, reconciler
+from nfq_enforcer.agent import client
+from nfq_enforcer.agent import timings as reconciler_timings
 from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
+from nfq_enforcer.core import modes
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.wire.packet import parse
 from nfq_enforcer.dataplane.queue import ctnetlink
-from nfq_enforcer.dataplane.queue.protocol import in_rows
+from nfq_enforcer.dataplane.queue.protocol import allocate_queues
 from nfq_enforcer.dataplane.rules import connmark, iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
-from nfq_enforcer.dataplane.worker import process
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.traffic_host import Connection
+from nfq_enforcer.lab.traffic_host import HeldConnection
 from nfq_enforcer.store.files import FileStore
 from tests.integration.conftest import MakeLab
 from tests.support.apart import enter, run_apart
@@ -42,7 +44,7 @@ from tests.support.labs import (
     HTTP,
     PATIENT,
     PER_FLOW,
-    Datapath,
+    DatapathSettings,
     between,
     expect,
     flows_since,
@@ -60,10 +62,10 @@ from tests.support.labs import (
     until,
 )
 
-ROUND = 2**23 - 2  # epochs until marks are used again
+ROUND = 2**23 - 2  # epochs until connmarks repeat
 NOTHING = Snapshot(1, {}, Ipcache({}))
 BULK = 3_000_000
-FEW = 20  # packets: a flow's first, and what is on its way when the kernel is told
+FEW = 20  # packets: the first of a flow, and those in transit when the flow is offloaded
 LOW_BYTE = 0x2A
 ASK_AGAIN = """
 import socket, struct, sys
@@ -116,15 +118,15 @@ def shared(make_served: MakeLab) -> Lab:
     return make_served(memory=True)
 
 
-@pytest.fixture(scope="module", params=[Datapath(driver, mode=PER_FLOW) for driver in DRIVERS], ids=str)
-def datapath(request: pytest.FixtureRequest) -> Datapath:
-    given: Datapath = request.param
-    return given
+@pytest.fixture(scope="module", params=[DatapathSettings(driver, mode=PER_FLOW) for driver in DRIVERS], ids=str)
+def datapath(request: pytest.FixtureRequest) -> DatapathSettings:
+    settings: DatapathSettings = request.param
+    return settings
 
 
 @pytest.fixture
-def lab(shared: Lab, datapath: Datapath) -> Iterator[Lab]:
-    """Give the lab with agents under a policy by which frontends may connect to backends, and nobody else to these."""
+def lab(shared: Lab, datapath: DatapathSettings) -> Iterator[Lab]:
+    """Yield the lab with agents and a policy that allows only frontends to connect to backends."""
     start_all(shared, FRONT_TO_BACK, **datapath.settings)
     yield shared
     stop_agents(shared)
@@ -132,7 +134,7 @@ def lab(shared: Lab, datapath: Datapath) -> Iterator[Lab]:
 
 @pytest.fixture
 def low_bytes(lab: Lab) -> Iterator[None]:
-    """Have an administrator mark all flows of two nodes in the bits that are not ours."""
+    """Set connmark bits that are not ours on all flows of two nodes, as an administrator's rules may do."""
     rule = ("PREROUTING", "-j", "CONNMARK", "--set-xmark", f"{LOW_BYTE:#x}/0xff")
     for node in ("n1", "n2"):
         run_in(lab, node, "iptables", "-t", "mangle", "-A", *rule)
@@ -141,20 +143,20 @@ def low_bytes(lab: Lab) -> Iterator[None]:
         run_in(lab, node, "iptables", "-t", "mangle", "-D", *rule)
 
 
-def judged(lab: Lab, *nodes: str) -> int:
-    """Return how many packets have had their verdict from us, at these nodes or at all."""
+def verdicts(lab: Lab, *nodes: str) -> int:
+    """Return the number of verdicts of the workers of these nodes, by default of all."""
     workers = [lab.nodes[name].status()["worker"] for name in nodes or lab.nodes]
     return sum(worker["accepted"] + worker["dropped"] for worker in workers)
 
 
-async def hold(lab: Lab, server: str, family: int = 4) -> Connection:
+async def hold(lab: Lab, server: str, family: int = 4) -> HeldConnection:
     connection = await lab.host("front1").hold(lab.address(server, family), HTTP, PATIENT)
     assert (await connection.talk(PATIENT)).answered_by == server
     return connection
 
 
 def tracked(lab: Lab, node: str, *wanted: str) -> list[str]:
-    """Return what a node's kernel has on record with all of these words."""
+    """Return the lines of a node's conntrack table that contain all of these words."""
     lines = run_in(lab, node, "conntrack", "-L", "-o", "extended").splitlines()
     return [line for line in lines if all(word in line.split() for word in wanted)]
 
@@ -167,15 +169,15 @@ def mark_of(line: str) -> int:
 
 @contextmanager
 def sink(lab: Lab, name: str, family: int) -> Iterator[None]:
-    """Have a host take datagrams at port 9999 and never answer."""
+    """Receive datagrams at port 9999 of a host, without a reply."""
     program = ["python3", "-c", SINK, _number(family)]
     command = lab.network.command(name, program)
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as taking:
-        assert taking.stdin is not None
-        assert taking.stdout is not None
-        assert taking.stdout.readline() == "bound\n"
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "bound\n"
         yield
-        taking.stdin.close()
+        process.stdin.close()
 
 
 def send(lab: Lab, name: str, target: str, family: int, number: int) -> None:
@@ -192,22 +194,22 @@ class TestBypass:
     async def test_an_open_connection_is_none_of_our_business(self, lab: Lab, server: str) -> None:
         for family in FAMILIES:
             connection = await hold(lab, server, family)
-            before = judged(lab)
+            before = verdicts(lab)
             for _ in range(5):
                 assert (await connection.talk(PATIENT)).answered_by == server
                 assert (await connection.other_end(lab.host(server)).talk(PATIENT)).answered_by == "front1"
             await connection.close()
 
-            assert judged(lab) == before
+            assert verdicts(lab) == before
 
     async def test_of_a_bulk_transfer_we_see_the_beginning_and_nothing_is_stamped_later(self, lab: Lab) -> None:
         front, back = lab.address("front1"), lab.address("back2")
-        before = judged(lab)
+        before = verdicts(lab)
         async with lab.capture() as capture:
             outcome = await lab.host("front1").bulk(back, HTTP, BULK, PATIENT)
 
         assert (outcome.received, outcome.intact) == (BULK, True)
-        assert judged(lab) - before < FEW
+        assert verdicts(lab) - before < FEW
         seen = between(capture, [front], [back])
         names, first = identities(lab), {parse(packet).key: packet for packet in reversed(seen)}
         assert sorted(map(stamps_on, first.values())) == sorted([[names["front1"]], [names["back2"]]])
@@ -216,20 +218,20 @@ class TestBypass:
     @pytest.mark.parametrize("family", FAMILIES)
     async def test_datagrams_that_nobody_answers_pass_too_within_a_node(self, lab: Lab, family: int) -> None:
         with sink(lab, "back1", family):
-            before = judged(lab)
+            before = verdicts(lab)
             send(lab, "front1", "back1", family, 200)
 
-            assert judged(lab) - before < FEW
+            assert verdicts(lab) - before < FEW
 
     @pytest.mark.parametrize("family", FAMILIES)
     async def test_between_nodes_each_of_them_bears_its_stamp(self, lab: Lab, family: int) -> None:
         front, back = lab.address("front1", family), lab.address("back2", family)
         with sink(lab, "back2", family):
-            before = judged(lab, "n2")
+            before = verdicts(lab, "n2")
             async with lab.capture() as capture:
                 send(lab, "front1", "back2", family, 200)
 
-            assert judged(lab, "n2") - before < FEW
+            assert verdicts(lab, "n2") - before < FEW
         seen = between(capture, [front], [back])
         assert len(seen) >= 200
         assert {tuple(stamps_on(packet)) for packet in seen} == {(identities(lab)["front1"],)}
@@ -261,7 +263,7 @@ class TestNever:
         for node in ("n1", "n2"):
             assert [line for line in tracked(lab, node) if str(lab.address("db3")) in line and mark_of(line)] == []
 
-    async def test_is_one_that_only_audit_lets_pass(self, shared: Lab, datapath: Datapath) -> None:
+    async def test_is_one_that_only_audit_lets_pass(self, shared: Lab, datapath: DatapathSettings) -> None:
         start_all(shared, FRONT_TO_BACK, audit=True, **datapath.settings)
         try:
             for target in ("back1", "back2"):
@@ -278,7 +280,7 @@ class TestNever:
 
 
 def relabelled(lab: Lab, name: str) -> str:
-    """Return the documents of all endpoints, one of which has another role."""
+    """Return the documents of all endpoints, with another role for one of them."""
     return "\n---\n".join(
         re.sub(r"role: \w+", "role: other", document) if _is_of(document, name) else document
         for document in lab.topology.endpoint_documents().split("\n---\n")
@@ -286,7 +288,7 @@ def relabelled(lab: Lab, name: str) -> str:
 
 
 def without(lab: Lab, name: str) -> str:
-    """Return the documents of all endpoints but one."""
+    """Return the documents of all endpoints except one."""
     documents = lab.topology.endpoint_documents().split("\n---\n")
     return "\n---\n".join(document for document in documents if not _is_of(document, name))
 
@@ -296,7 +298,7 @@ def _is_of(document: str, name: str) -> bool:
 
 
 class TestChange:
-    """What takes a flow's right away takes its mark's power away."""
+    """A change that takes a flow's permission away also ends its offload."""
 
     @pytest.mark.parametrize("server", ["back1", "back2"])
     @pytest.mark.parametrize("change", [relabelled, without])
@@ -318,7 +320,7 @@ class TestChange:
             assert (await connection.talk(PATIENT)).answered_by == server
 
     async def test_of_policy_is_no_walk_over_flows(self, lab: Lab) -> None:
-        """Marks stay as they are, and mean nothing."""
+        """Connmarks stay unchanged and no longer match a rule."""
         await hold(lab, "back2")
         words = f"src={lab.address('front1')}", f"dst={lab.address('back2')}"
         before = [mark_of(line) for line in tracked(lab, "n2", *words)]
@@ -346,9 +348,9 @@ class TestWithoutUs:
 
     @pytest.mark.parametrize("server", ["back1", "back2"])
     async def test_a_flow_that_is_forgotten_here_is_found_again_whoever_speaks_first(
-        self, shared: Lab, datapath: Datapath, server: str
+        self, shared: Lab, datapath: DatapathSettings, server: str
     ) -> None:
-        """Frontends are closed to everybody, so a backend that speaks first could not open a connection of its own."""
+        """Frontends accept no new connection, so a packet from a backend is accepted only with the known flow."""
         closed = FRONT_TO_BACK + policy("front", "frontend", ingress=[from_role("nobody")], egress=[to_role("backend")])
         start_all(shared, closed, conntrack={"max": 2}, **datapath.settings)
         try:
@@ -370,19 +372,19 @@ class TestWithoutUs:
 
 
 class TestMarks:
-    """The kernel's record, and the rules by which it is used."""
+    """Connmarks in the kernel's conntrack table, and the rules that use them."""
 
     async def test_a_flow_whose_mark_is_retired_is_judged_again(self, lab: Lab) -> None:
         connection = await hold(lab, "back2")
-        before = judged(lab, "n2")
+        before = verdicts(lab, "n2")
         with ThreadPoolExecutor(1) as thread:
             thread.submit(retire_marks, Path("/run/netns") / lab.topology.namespace("n2")).result()
 
         assert (await connection.talk(PATIENT)).answered_by == "back2"
-        assert 0 < judged(lab, "n2") - before < FEW
+        assert 0 < verdicts(lab, "n2") - before < FEW
 
     async def test_rules_of_an_administrator_see_no_mark_of_ours_on_what_leaves(self, lab: Lab) -> None:
-        rule = ("-t", "mangle", "{}", "POSTROUTING", "-m", "mark", "!", "--mark", f"0/{connmark.FIELD:#x}")
+        rule = ("-t", "mangle", "{}", "POSTROUTING", "-m", "mark", "!", "--mark", f"0/{connmark.PACKET_MASK:#x}")
         connection = await hold(lab, "back2")
         run_in(lab, "n1", "iptables", *(word.format("-A") for word in rule))
         try:
@@ -392,17 +394,17 @@ class TestMarks:
         finally:
             run_in(lab, "n1", "iptables", *(word.format("-D") for word in rule))
 
-        assert [line.split("-c ")[1] for line in lines if f"{connmark.FIELD:#x}" in line] == ["0 0"]
+        assert [line.split("-c ")[1] for line in lines if f"{connmark.PACKET_MASK:#x}" in line] == ["0 0"]
 
     async def test_a_packet_that_a_program_has_signed_itself_is_judged_all_the_same(
-        self, shared: Lab, datapath: Datapath
+        self, shared: Lab, datapath: DatapathSettings
     ) -> None:
-        """With CAP_NET_RAW, as programs in containers on the host's own network have it, one may do so (socket(7))."""
+        """SO_MARK needs CAP_NET_RAW, which programs in containers on the host's network have (socket(7))."""
         start_all(shared, policy("closed", "monitor", egress=[to_role("frontend")]), **datapath.settings)
         try:
             for family in FAMILIES:
                 address = str(shared.address("back2", family))
-                for mark in (connmark.SIGNED, connmark.FIELD, connmark.FROM_REPLIER):
+                for mark in (connmark.REQUEST, connmark.PACKET_MASK, connmark.FROM_REPLIER):
                     program = ("python3", "-c", SIGN, _number(family), address, str(HTTP), str(mark))
                     assert run_in(shared, "n3", *program).strip() == "timed out"
                 program = (
@@ -425,13 +427,11 @@ def retire_marks(namespace: Path) -> None:
 
 
 class TestEpoch:
-    """The node's own part, without endpoints: who moves the epoch, and when."""
+    """Changes of the epoch by the reconciler, on a node without endpoints."""
 
-    def test_flows_show_themselves_from_time_to_time(self, root: None, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(reconciler, "_SHOWING", 0.05)
-
+    def test_flows_show_themselves_from_time_to_time(self, root: None) -> None:
         async def scenario() -> list[int]:
-            async with enforcing() as one:
+            async with enforcing(reconciler_timings.ReconcilerTimings(offload_recheck=0.05)) as one:
                 seen = [one.epoch()]
                 async with asyncio.timeout(PATIENT):
                     while len(seen) < 4:
@@ -446,37 +446,32 @@ class TestEpoch:
     def test_after_a_round_marks_from_long_ago_are_retired(self, root: None) -> None:
         async def scenario() -> tuple[list[str], list[str]]:
             rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
-            rules.install(replace(NOTHING, epoch=1), in_rows(100, 1))
+            rules.install(replace(NOTHING, epoch=1), allocate_queues(100, 1))
             ends = "-p udp -s 10.0.0.1 -d 10.0.0.2 --sport 1 --dport 2"
             run("conntrack", "-I", *ends.split(), "--timeout", "100", "--mark", "0x1242a")
             before = marks_now()
-            rules.move(ROUND)
+            rules.set_epoch(ROUND)
             return before, marks_now()
 
-        assert run_apart(scenario()) == ([f"{0x1242A}"], [f"{connmark.EARLIER | 0x2A}"])
+        assert run_apart(scenario()) == ([f"{0x1242A}"], [f"{connmark.RETIRED | 0x2A}"])
 
-    def test_while_a_worker_has_not_heard_of_an_epoch_no_mark_is_in_force(
-        self, root: None, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(process, "_PATIENCE", 0.5)
-        monkeypatch.setattr(reconciler, "_SHOWING", 0.2)
-        monkeypatch.setattr(reconciler, "_RENEWAL", 0.0)
-
+    def test_while_a_worker_has_not_heard_of_an_epoch_no_mark_is_in_force(self, root: None) -> None:
         async def scenario() -> tuple[list[bool], int]:
-            async with enforcing() as one:
-                following = asyncio.create_task(one.reconciler.follow())
-                stuck = one.workers.each[0].pid
+            timings = reconciler_timings.ReconcilerTimings(recheck=0.0, offload_recheck=0.2)
+            async with enforcing(timings, WorkerTimings(response=0.5)) as one:
+                following = asyncio.create_task(one.reconciler.run())
+                stuck = one.workers.processes[0].pid
                 assert stuck is not None
                 os.kill(stuck, signal.SIGSTOP)
                 try:
                     await until(lambda: not one.passes())
-                    await asyncio.sleep(1.5)  # more attempts, and none is taken
+                    await asyncio.sleep(1.5)  # further attempts, all without success
                     closed = [one.passes()]
                 finally:
                     os.kill(stuck, signal.SIGCONT)
                 await until(one.passes)
                 following.cancel()
-                return [*closed, stuck == one.workers.each[0].pid], one.workers.restarts
+                return [*closed, stuck == one.workers.processes[0].pid], one.workers.restarts
 
         assert run_apart(scenario()) == ([False, True], 0)
 
@@ -497,7 +492,7 @@ class Enforcing:
     workers: Workers
 
     def epoch(self) -> int:
-        """Return the mark by which the kernel's rules pass flows, 0 for none."""
+        """Return the connmark that the rules accept in both directions, 0 if they accept none."""
         rules = run("iptables", "-t", "security", "-S", "NFQE-MARKED")
         found = re.search(r"--mark (0x\w+)/.* ESTABLISHED -j ACCEPT", rules)
         return int(found[1], 16) if found else 0
@@ -507,18 +502,20 @@ class Enforcing:
 
 
 @asynccontextmanager
-async def enforcing() -> AsyncIterator[Enforcing]:
-    """Give what is in force on a node of its own: store, workers and rules."""
+async def enforcing(
+    timings: reconciler_timings.ReconcilerTimings, worker_timings: WorkerTimings = DEFAULT_TIMINGS
+) -> AsyncIterator[Enforcing]:
+    """Yield a reconciler with store, workers and rules, on a host without a lab."""
     settings = NodeSettings("n1", (), frozenset(), frozenset())
-    store, workers = FileStore([], settings), Workers(1, 100, 1000, lambda events: None)
+    store, workers = FileStore([], settings), Workers(1, 100, 1000, lambda events: None, timings=worker_timings)
     rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
-    enforcing = Reconciler(store, Replica(settings), workers, rules, "per-flow")
+    reconciler = Reconciler(store, Replica(settings), workers, rules, modes.Datapath.PER_FLOW, timings)
     await store.start()
     try:
-        await enforcing.begin()
-        yield Enforcing(enforcing, workers)
+        await reconciler.start()
+        yield Enforcing(reconciler, workers)
     finally:
-        await enforcing.end()
+        await reconciler.stop()
         await workers.stop()
         await store.stop()
         iptables.remove()

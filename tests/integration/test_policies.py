@@ -1,4 +1,4 @@
-"""Example policies and the policy commands, on real traffic: what the matrix foretells is what happens."""
+"""Example policies and the policy commands on real traffic, compared with the verdicts of the matrix."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from nfq_enforcer.errors import BadInput
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.enforceable import check
-from nfq_enforcer.policy.ports import PROTOCOLS, Question
+from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.simulation import Simulation
 from tests.support.labs import ENDPOINTS, FRONT_TO_BACK, Attempt, Policies, dropped, expect, outcomes, passes, run_in
 
@@ -24,7 +24,7 @@ WORLD = "world"
 
 
 def enforceable(example: Path) -> bool:
-    """Say whether an agent would take it; rules for a proxy and for hosts are refused as yet."""
+    """Return whether an agent accepts the example; it refuses rules for a proxy and for hosts."""
     documents = loader.load([example])
     try:
         check(documents.policies)
@@ -38,7 +38,7 @@ def examples() -> list[Path]:
 
 
 def foretold(lab: Lab, *files: Path) -> dict[Attempt, str]:
-    """Return what the matrix says of everybody's attempts to reach every endpoint of the lab."""
+    """Return the matrix' verdict on each attempt of every host to reach every endpoint of the lab."""
     simulation = Simulation(loader.load([lab.documents / "endpoints.yaml", *files]))
     return {
         attempt: "ok" if verdict(lab, simulation, attempt) else "timeout"
@@ -49,14 +49,14 @@ def foretold(lab: Lab, *files: Path) -> dict[Attempt, str]:
 def verdict(lab: Lab, simulation: Simulation, attempt: Attempt) -> bool:
     source, target = (f"ip:{lab.address(host, attempt.family)}" for host in (attempt.source, attempt.target))
     pair = simulation.pair(source, target, "IPv4" if attempt.family == 4 else "IPv6")
-    return simulation.judge(pair, question(attempt)).allowed
+    return simulation.evaluate(pair, question(attempt)).allowed
 
 
-def question(attempt: Attempt) -> Question:
+def question(attempt: Attempt) -> TrafficSpec:
     if attempt.way == "ping":
-        return Question(ICMP, 8) if attempt.family == 4 else Question(ICMPV6, 128)
+        return TrafficSpec(ICMP, 8) if attempt.family == 4 else TrafficSpec(ICMPV6, 128)
     port, _, protocol = attempt.way.partition("/")
-    return Question(PROTOCOLS[protocol], int(port))
+    return TrafficSpec(PROTOCOLS[protocol], int(port))
 
 
 def test_there_are_enough_examples_for_the_lab() -> None:
@@ -91,8 +91,8 @@ class TestCommands:
         ]
         shown = tmp_path / "shown.yaml"
         shown.write_text(self.ask(guarded, "get", "default/front-to-back"))
-        (was,), (given,) = loader.load([file]).policies, loader.load([shown]).policies
-        assert (given.key, given.written) == (was.key, was.written)
+        (loaded,), (printed,) = loader.load([file]).policies, loader.load([shown]).policies
+        assert (printed.key, printed.data) == (loaded.key, loaded.data)
 
         assert "default/front-to-back deleted\nrevision " in self.ask(guarded, "delete", "default/front-to-back")
         assert await outcomes(guarded, open_again) == open_again

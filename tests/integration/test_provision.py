@@ -1,8 +1,8 @@
-"""Hosts set up by the script for real hosts: its results are there, and a store and a node made by it do their work.
+"""The set-up script for real hosts: its files and modes, and the operation of a store and a node that it has set up.
 
-The script changes what a host has under /etc, /opt and /usr. It runs in a copy of this host: an overlay over all of its
-files, in a mount namespace of its own, with network namespaces that only this mount namespace knows. All of it is gone
-when the namespace's processes are.
+The script changes files under /etc, /opt and /usr of a host. It runs in a copy of this host: an overlay over all of its
+files, in a mount namespace of its own, with network namespaces that exist in this mount namespace only. The kernel
+removes all of it after the namespace's last process.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from tests.support.copies import PATIENCE, Copy, until
 from tests.support.redis_servers import RedisServer
 from tests.support.store_steps import take_every_step
 
-pytestmark = pytest.mark.timeout(600)  # of which the installation of the program takes the most
+pytestmark = pytest.mark.timeout(600)  # the installation of the program takes most of this time
 
 REPOSITORY = Path(nfq_enforcer.__file__).parents[1]
 SCRIPTS = REPOSITORY / "nfq_enforcer" / "systemd"
@@ -40,7 +40,7 @@ CONFIGURATION = "/etc/nfq-enforcer/agent.yaml"
 
 @pytest.fixture(scope="module")
 def host(root: None) -> Iterator[Copy]:
-    """Give a copy of this host with the network namespaces of a store and two nodes, on one segment."""
+    """Build a copy of this host with the network namespaces of a store and two nodes, on one segment."""
     with Copy() as copy:
         copy.build_segment(ADDRESSES, STORE)
         yield copy
@@ -48,17 +48,17 @@ def host(root: None) -> Iterator[Copy]:
 
 @pytest.fixture(scope="module")
 def installed(host: Copy) -> Copy:
-    """Give the host with the program on it: what needs the host's own network is done."""
-    said = host.run(PROVISION, "node", "--store", "memory:")
-    assert "installing the program in /opt/nfq-enforcer" in said
+    """Install the program in the copy, which needs the host's own network for its downloads."""
+    output = host.run(PROVISION, "node", "--store", "memory:")
+    assert "installing the program in /opt/nfq-enforcer" in output
     return host
 
 
 @pytest.fixture(scope="module")
 def store(host: Copy) -> Copy:
-    """Give the host with a running store, started as the script says."""
-    said = host.run(PROVISION, "store", "--bind", ADDRESSES[STORE], at=STORE)
-    (command,) = (line.partition("this starts it: ")[2] for line in said.splitlines() if "this starts it" in line)
+    """Run a store in the copy, started with the command that the script prints."""
+    output = host.run(PROVISION, "store", "--bind", ADDRESSES[STORE], at=STORE)
+    (command,) = (line.partition("this starts it: ")[2] for line in output.splitlines() if "this starts it" in line)
     server = host.start(*command.split(), at=STORE)
     until(lambda: "PONG" in redis(host, "PING") or server.poll() is not None)
     assert server.poll() is None, server.communicate()[0]
@@ -66,14 +66,14 @@ def store(host: Copy) -> Copy:
 
 
 def redis(host: Copy, *command: str, user: str = "nfqe", password: str | None = None) -> str:
-    """Return the store's answer to a command from a node."""
+    """Run a Redis command from a node; return the store's reply."""
     secret = host.file(PASSWORD).read_text().strip() if password is None else password
     login = ["--user", user, "--pass", secret, "--no-auth-warning"] if user else []
     return host.attempt("redis-cli", "-h", ADDRESSES[STORE], *login, *command, at=N1).stdout.strip()
 
 
-def marks(host: Copy, *folders: str) -> dict[str, tuple[int, int, int, int]]:
-    """Return of every file below these folders its mode, its owner, its size and when it was written."""
+def file_states(host: Copy, *folders: str) -> dict[str, tuple[int, int, int, int]]:
+    """Return mode, owner, size and modification time of every file below these folders."""
     return {
         str(file): (status.st_mode, status.st_uid, status.st_size, status.st_mtime_ns)
         for folder in folders
@@ -94,12 +94,12 @@ def test_only_the_user_of_the_nodes_can_log_in_to_the_store(store: Copy) -> None
     assert redis(store, "PING") == "PONG"
     assert redis(store, "PING", user="").startswith("NOAUTH")
     for user, password in (("default", None), ("default", ""), ("nfqe", "wrong"), ("nfqe", "")):
-        answer = redis(store, "PING", user=user, password=password)
-        assert "NOAUTH" in answer or "WRONGPASS" in answer or answer == "", (user, answer)
+        reply = redis(store, "PING", user=user, password=password)
+        assert "NOAUTH" in reply or "WRONGPASS" in reply or reply == "", (user, reply)
 
 
 @pytest.mark.parametrize(
-    "command, answer",
+    "command, reply",
     [
         (["HSET", "nfqe:a", "field", "1"], "1"),
         (["EVAL", "return redis.call('hget', KEYS[1], 'field')", "1", "nfqe:a"], "1"),
@@ -113,7 +113,7 @@ def test_only_the_user_of_the_nodes_can_log_in_to_the_store(store: Copy) -> None
         (["SCRIPT", "LOAD", "return 1"], "e0e1f9fabfc9d4800c877a703b823ac0578ff8db"),
         (["CLIENT", "SETNAME", "nfq-enforcer"], "OK"),
         (["SET", "another", "1"], "NOPERM"),
-        (["EVAL", "return redis.call('get', 'another')", "0"], "ERR The user executing the script can't access"),
+        (["EVAL", "return redis.call('get', 'another')", "0"], ("ERR", "NOPERM")),
         (["FLUSHALL"], "NOPERM"),
         (["KEYS", "*"], "NOPERM"),
         (["CONFIG", "GET", "*"], "NOPERM"),
@@ -122,10 +122,12 @@ def test_only_the_user_of_the_nodes_can_log_in_to_the_store(store: Copy) -> None
         (["FUNCTION", "FLUSH"], "NOPERM"),
         (["CLIENT", "LIST"], "NOPERM"),
     ],
-    ids=lambda given: " ".join(given[:2]) if isinstance(given, list) else given[:6],
+    ids=lambda parameter: " ".join(parameter[:2]) if isinstance(parameter, list) else str(parameter)[:6],
 )
-def test_a_node_may_use_the_keys_of_its_cluster_and_no_more(store: Copy, command: list[str], answer: str) -> None:
-    assert redis(store, *command).startswith(answer)
+def test_a_node_may_use_the_keys_of_its_cluster_and_no_more(
+    store: Copy, command: list[str], reply: str | tuple[str, ...]
+) -> None:
+    assert redis(store, *command).startswith(reply)
 
 
 def test_a_node_may_ask_what_server_it_is(store: Copy) -> None:
@@ -133,13 +135,13 @@ def test_a_node_may_ask_what_server_it_is(store: Copy) -> None:
 
 
 def test_a_second_run_for_a_store_changes_nothing(store: Copy) -> None:
-    before = marks(store, "/etc", "/var/lib/redis")
+    before = file_states(store, "/etc", "/var/lib/redis")
 
-    said = store.run(PROVISION, "store", "--bind", ADDRESSES[STORE], at=STORE)
+    output = store.run(PROVISION, "store", "--bind", ADDRESSES[STORE], at=STORE)
 
-    assert marks(store, "/etc", "/var/lib/redis") == before
-    assert "written" not in said
-    assert f"provision.sh node --store 'redis://nfqe@{ADDRESSES[STORE]}:6379' --password-file FILE" in said
+    assert file_states(store, "/etc", "/var/lib/redis") == before
+    assert "written" not in output
+    assert f"provision.sh node --store 'redis://nfqe@{ADDRESSES[STORE]}:6379' --password-file FILE" in output
 
 
 def test_the_program_is_installed_with_its_unit(installed: Copy) -> None:
@@ -157,12 +159,12 @@ def test_the_repository_is_left_as_it_was(installed: Copy) -> None:
 def test_a_second_run_for_a_node_changes_nothing(installed: Copy) -> None:
     arguments = ["node", "--store", "memory:", "--interface", "eth1", "--name", N1]
     installed.run(PROVISION, *arguments, at=N1)
-    before = marks(installed, "/etc", "/opt", "/usr/local")
+    before = file_states(installed, "/etc", "/opt", "/usr/local")
 
-    said = installed.run(PROVISION, *arguments, at=N1)
+    output = installed.run(PROVISION, *arguments, at=N1)
 
-    assert marks(installed, "/etc", "/opt", "/usr/local") == before
-    assert said == "systemd does not run here; this starts it: nfq-enforcer agent\n"
+    assert file_states(installed, "/etc", "/opt", "/usr/local") == before
+    assert output == "systemd does not run here; this starts it: nfq-enforcer agent\n"
 
 
 def test_a_host_that_works_alone_enforces_its_documents(installed: Copy) -> None:
@@ -183,7 +185,7 @@ def configuration(host: Copy) -> Any:
 
 
 def test_a_node_of_a_cluster_is_told_its_store_and_its_password_file(store: Copy, installed: Copy) -> None:
-    password = store.file("/root/handed-over")
+    password = store.file("/root/password")
     password.write_text("of the store\n")
     url = f"redis://nfqe@{ADDRESSES[STORE]}:6379"
 
@@ -196,12 +198,12 @@ def test_a_node_of_a_cluster_is_told_its_store_and_its_password_file(store: Copy
         "--name",
         N1,
         "--password-file",
-        "/root/handed-over",
+        "/root/password",
     ]
     before = store.file(PASSWORD).read_text()
     try:
         installed.run(PROVISION, *arguments, at=N1)
-        handed_over, mode = store.file(PASSWORD).read_text(), store.mode(PASSWORD)
+        installed_password, mode = store.file(PASSWORD).read_text(), store.mode(PASSWORD)
     finally:
         store.file(PASSWORD).write_text(before)
 
@@ -211,12 +213,12 @@ def test_a_node_of_a_cluster_is_told_its_store_and_its_password_file(store: Copy
         "state": "/var/lib/nfq-enforcer",
     }
     assert installed.mode(CONFIGURATION) == ("600", "root", "root")
-    assert (handed_over, mode) == ("of the store\n", ("600", "root", "root"))
+    assert (installed_password, mode) == ("of the store\n", ("600", "root", "root"))
 
 
 def test_the_user_of_the_nodes_may_do_all_that_the_store_does(store: Copy, tmp_path: Path) -> None:
-    written = store.file("/etc/redis/redis-nfq-enforcer.conf").read_text().splitlines()
-    (user,) = (line.removeprefix("user ") for line in written if line.startswith("user nfqe "))
+    lines = store.file("/etc/redis/redis-nfq-enforcer.conf").read_text().splitlines()
+    (user,) = (line.removeprefix("user ") for line in lines if line.startswith("user nfqe "))
     secret = store.file(PASSWORD).read_text().strip()
 
     async def use(port: int) -> None:
@@ -242,7 +244,7 @@ def test_a_node_of_a_cluster_enforces_and_registers_endpoints(store: Copy, insta
     agent.send_signal(signal.SIGTERM)
     agent.wait(PATIENCE)
 
-    assert {one["name"]: (one["node"], one["addresses"]) for one in endpoints} == {
+    assert {endpoint["name"]: (endpoint["node"], endpoint["addresses"]) for endpoint in endpoints} == {
         "front2": (N2, ["10.31.2.10", "fd00:31:2::a"]),
         "back2": (N2, ["10.31.2.11", "fd00:31:2::b"]),
     }
@@ -257,7 +259,7 @@ def test_an_option_of_the_url_stays_beside_the_password_file(store: Copy, instal
 
 def test_a_configuration_changed_by_hand_is_kept(installed: Copy) -> None:
     installed.run(PROVISION, "node", "--store", "memory:", "--name", "before")
-    file, beside = installed.file(CONFIGURATION), installed.file(f"{CONFIGURATION}.new")
+    file, new_file = installed.file(CONFIGURATION), installed.file(f"{CONFIGURATION}.new")
     changed = file.read_text() + "audit: true\n"
     file.write_text(changed)
 
@@ -266,15 +268,15 @@ def test_a_configuration_changed_by_hand_is_kept(installed: Copy) -> None:
     assert done.returncode == 0
     assert done.stderr == (
         f"provision.sh: {CONFIGURATION} was changed by hand and is kept; "
-        f"what these arguments say is in {CONFIGURATION}.new\n"
+        f"the one from these arguments is in {CONFIGURATION}.new\n"
     )
     assert file.read_text() == changed
-    assert yaml.safe_load(beside.read_text())["node"] == {"name": "after"}
+    assert yaml.safe_load(new_file.read_text())["node"] == {"name": "after"}
 
     file.unlink()
     installed.run(PROVISION, "node", "--store", "memory:", "--name", "after")
     assert configuration(installed)["node"] == {"name": "after"}
-    assert not beside.exists()
+    assert not new_file.exists()
 
 
 def test_an_interface_that_is_not_there_is_said(installed: Copy) -> None:
@@ -283,12 +285,12 @@ def test_an_interface_that_is_not_there_is_said(installed: Copy) -> None:
     refused = installed.attempt(PROVISION, "node", "--store", "memory:", "--interface", "eth7", at=N1)
 
     assert refused.returncode == 1
-    assert refused.stderr == ("provision.sh: --interface eth7: there is no such interface and none has this address\n")
+    assert refused.stderr == ("provision.sh: --interface eth7: no interface has this name or address\n")
     assert installed.file(CONFIGURATION).read_text() == before
 
 
 def test_endpoints_to_try_with_reach_those_of_the_other_node(host: Copy) -> None:
-    for _ in range(2):  # as after a restart of the machine, and as before one
+    for _ in range(2):  # on a new machine, and again as after its restart
         host.run(ENDPOINTS, "network", "1", "front1=frontend", "back1=backend", at=N1)
         host.run(ENDPOINTS, "network", "2", "front2=frontend", "back2=backend", at=N2)
 
@@ -299,7 +301,7 @@ def test_endpoints_to_try_with_reach_those_of_the_other_node(host: Copy) -> None
 
 
 def await_answer(host: Copy, source: str, address: str) -> None:
-    """Return when an echo request is answered; right after links come up, some are not."""
+    """Ping until a reply arrives; the first requests after a link comes up may be lost."""
     until(lambda: host.attempt("ping", "-c", "1", "-W", "5", address, at=source).returncode == 0)
 
 

@@ -1,4 +1,4 @@
-"""The stamp on the wire: on every packet between nodes, on none that leaves the cluster, and room made for it."""
+"""Stamps on the wire: on every packet between nodes, on no packet that leaves the cluster, within the MTU."""
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,7 +8,7 @@ import pytest
 from nfq_enforcer.core.wire.packet import parse
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.topology import Address
+from nfq_enforcer.lab.topology import IPAddress
 from nfq_enforcer.lab.traffic_host import AttemptResult
 from tests.integration.conftest import MakeLab
 from tests.support.labs import (
@@ -20,7 +20,7 @@ from tests.support.labs import (
     HTTP,
     PATIENT,
     PER_FLOW,
-    Datapath,
+    DatapathSettings,
     Policies,
     arrivals,
     await_flow,
@@ -39,31 +39,31 @@ from tests.support.labs import (
 BULK = 3_000_000
 IP_HEADER = {4: 20, 6: 40}
 UDP_HEADER = 8
-TCP_HEADER = {"netfilterqueue": 20, "netlink": 60 + 8}  # for what the kernel may take it for, see ruleset.mss
-LONGEST_COPY = {"netfilterqueue": 4016, "netlink": 65531}
-OVERHEAD = {4: 8, 6: 16}  # of a stamp
+TCP_HEADER = {"netfilterqueue": 20, "netlink": 60 + 8}  # the length that the kernel may read, see ruleset.mss
+COPY_RANGE = {"netfilterqueue": 4016, "netlink": 65531}
+OVERHEAD = {4: 8, 6: 16}  # bytes of a stamp
 TCP, SYN = 6, 0x02
 both_families = pytest.mark.parametrize("family", FAMILIES)
 
 
 @pytest.fixture(scope="module", params=DATAPATHS, ids=str)
-def datapath(request: pytest.FixtureRequest) -> Datapath:
-    """Run all of this module with each driver, with several workers, and in each mode."""
-    given: Datapath = request.param
-    return given
+def datapath(request: pytest.FixtureRequest) -> DatapathSettings:
+    """Run this module with each driver, with several workers, and in each mode."""
+    settings: DatapathSettings = request.param
+    return settings
 
 
-def every_address(lab: Lab, hosts: Iterable[str]) -> list[Address]:
+def every_address(lab: Lab, hosts: Iterable[str]) -> list[IPAddress]:
     return [lab.address(host, family) for host in hosts for family in FAMILIES]
 
 
 def payload(mtu: int, family: int) -> int:
-    """Return the size of the datagram that just fits."""
+    """Return the size of the largest datagram that fits."""
     return mtu - IP_HEADER[family] - UDP_HEADER
 
 
-def check_stamps(mode: str, seen: Iterable[bytes], owner: Mapping[Address, int]) -> None:
-    """Hold that each packet bears its sender's identity; where the kernel passes flows, the first of each direction."""
+def check_stamps(mode: str, seen: Iterable[bytes], owner: Mapping[IPAddress, int]) -> None:
+    """Check that each packet has its sender's stamp; in per-flow mode only the first packet of each direction must."""
     known: set[bytes] = set()
     for packet in seen:
         key = parse(packet).key
@@ -73,7 +73,9 @@ def check_stamps(mode: str, seen: Iterable[bytes], owner: Mapping[Address, int])
 
 
 class TestEveryPacket:
-    async def test_between_nodes_bears_exactly_its_senders_identity(self, guarded: Lab, datapath: Datapath) -> None:
+    async def test_between_nodes_bears_exactly_its_senders_identity(
+        self, guarded: Lab, datapath: DatapathSettings
+    ) -> None:
         expected = passes(ENDPOINTS, ENDPOINTS)
 
         async with guarded.capture() as capture:
@@ -93,7 +95,7 @@ class TestEveryPacket:
 
     @pytest.mark.parametrize("target", ["back2", "db3", "n3"])
     async def test_of_a_bulk_transfer_bears_it_and_all_arrives_intact(
-        self, guarded: Lab, target: str, datapath: Datapath
+        self, guarded: Lab, target: str, datapath: DatapathSettings
     ) -> None:
         names = identities(guarded)
         owner = {guarded.address(host, family): names[host] for host in ("front1", target) for family in FAMILIES}
@@ -133,7 +135,7 @@ def _node(lab: Lab, endpoint: str) -> str:
 
 
 class TestMasquerade:
-    """A router between two nodes hides the sender's address; the identity arrives all the same."""
+    """A router between two nodes replaces the sender's address; the identity still arrives."""
 
     @pytest.fixture(autouse=True)
     def hidden(self, guarded: Lab) -> Iterator[None]:
@@ -155,7 +157,7 @@ class TestMasquerade:
             flow = await_flow(guarded.nodes["n1"], begun, source=router, verdict="FORWARDED", port=HTTP)
             assert flow["source"]["identity"] == names["db3"]
 
-    async def test_replies_are_stamped_too(self, guarded: Lab, datapath: Datapath) -> None:
+    async def test_replies_are_stamped_too(self, guarded: Lab, datapath: DatapathSettings) -> None:
         async with guarded.capture() as capture:
             for family in FAMILIES:
                 assert (await guarded.host("db3").connect(guarded.address("front1", family), HTTP, PATIENT)).ok
@@ -170,15 +172,15 @@ class TestMasquerade:
 
 
 @pytest.fixture(scope="module")
-def tight(make_served: MakeLab, datapath: Datapath) -> Lab:
-    """Give a lab whose endpoints have the MTU of the segment."""
+def tight(make_served: MakeLab, datapath: DatapathSettings) -> Lab:
+    """Return a lab in which endpoints have the MTU of the segment, without room for a stamp."""
     lab = make_served(stamp_room=0)
     lab.start_agents(**datapath.settings)
     return lab
 
 
 class TestRoom:
-    """A packet that its stamp makes too long is not lost without a word; here endpoints know of no smaller MTU."""
+    """A packet that is too long with its stamp causes an ICMP error; these endpoints have no reduced MTU."""
 
     @both_families
     async def test_tcp_agrees_on_segments_that_fit(self, tight: Lab, family: int, driver: str) -> None:
@@ -224,7 +226,7 @@ class TestRoom:
 
 
 def _mss(packet: bytes) -> int | None:
-    """Return the MSS that a SYN announces."""
+    """Return the MSS in a SYN, None for any other packet."""
     _, start = _transport(packet)
     if not packet[start + 13] & SYN:
         return None
@@ -234,14 +236,14 @@ def _mss(packet: bytes) -> int | None:
 
 
 def _transport(packet: bytes) -> tuple[int, int]:
-    """Return the transport protocol and where its header begins; in IPv6 behind a stamp at most."""
+    """Return the transport protocol and the offset of its header; in IPv6 at most a stamp precedes it."""
     if packet[0] >> 4 == 4:
         return packet[9], (packet[0] & 0x0F) * 4
     return (packet[40], 40 + (packet[41] + 1) * 8) if packet[6] == 60 else (packet[6], 40)
 
 
 def _too_big(error: bytes) -> int:
-    """Return the MTU that an ICMP error announces."""
+    """Return the MTU in an ICMP error."""
     _, start = _transport(error)
     assert error[start : start + 2] == bytes((3, 4) if error[0] >> 4 == 4 else (2, 0))
     return int.from_bytes(error[start + 4 : start + 8], "big")
@@ -255,7 +257,7 @@ async def _send(
 
 
 def _fragments(lab: Lab, capture: Capture, source: str, target: str, family: int) -> list[bytes]:
-    """Return what was captured from source to target."""
+    """Return the captured packets from source to target."""
     way = (lab.address(source, family), lab.address(target, family))
     return [packet.data for packet in capture.packets() if ends(packet.data) == way]
 
@@ -272,7 +274,7 @@ class TestSize:
         assert (outcome.status, outcome.answered_by) == ("ok", "back1")
 
     async def test_a_socket_of_the_host_that_forbids_ipv6_to_fragment_is_told_so(self, guarded: Lab) -> None:
-        """IPv6 has no DF bit to clear: the kernel knows of the socket's wish, and heeds it."""
+        """IPv6 has no DF bit that a rewrite could clear; the kernel respects the socket's setting."""
         size = payload(guarded.topology.mtu, 6)
 
         assert (await _send(guarded, "n3", "back1", 6, size)).status == "too-big"
@@ -291,7 +293,7 @@ class TestSize:
     async def test_what_the_queue_can_copy_is_stamped_in_all_its_fragments(
         self, guarded: Lab, family: int, driver: str
     ) -> None:
-        size = LONGEST_COPY[driver] - 16 - IP_HEADER[family] - UDP_HEADER
+        size = COPY_RANGE[driver] - 16 - IP_HEADER[family] - UDP_HEADER
 
         async with guarded.capture() as capture:
             assert (await _send(guarded, "front1", "back2", family, size, dont_fragment=False)).ok
@@ -303,7 +305,7 @@ class TestSize:
     @both_families
     async def test_what_the_queue_cannot_copy_cannot_be_stamped(self, guarded: Lab, family: int, driver: str) -> None:
         node = guarded.nodes["n1"]
-        size, before = LONGEST_COPY[driver] + 1 - IP_HEADER[family] - UDP_HEADER, node.status()["worker"]
+        size, before = COPY_RANGE[driver] + 1 - IP_HEADER[family] - UDP_HEADER, node.status()["worker"]
 
         for target, status, timeout in (("back1", "ok", PATIENT), ("back2", "timeout", BRIEF)):
             outcome = await _send(guarded, "front1", target, family, size, timeout, dont_fragment=False)
@@ -318,7 +320,7 @@ class TestSize:
         assert [(outcome.received, outcome.intact) for outcome in outcomes] == [(BULK, True)] * 2
 
 
-def test_an_mtu_that_the_queue_cannot_copy_is_warned_of(make_served: MakeLab, datapath: Datapath) -> None:
+def test_an_mtu_that_the_queue_cannot_copy_is_warned_of(make_served: MakeLab, datapath: DatapathSettings) -> None:
     jumbo = make_served(mtu=9000)
 
     jumbo.start_agents(**datapath.settings)

@@ -16,7 +16,7 @@ from nfq_enforcer.cluster.records import Kind
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.store.redis.commands import Request
 from nfq_enforcer.store.redis.connection import StoreError
-from nfq_enforcer.store.redis.timings import Timings
+from nfq_enforcer.store.redis.timings import SessionTimings
 from tests.support.members import (
     Node,
     agreed,
@@ -34,7 +34,7 @@ NAMES = ("n1", "n2", "n3")
 SECRET = "geheim-s3cret"
 STRESS_TURNS = 6
 PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
-TIMINGS = Timings(heartbeat=0.1, read_wait=0.3, first_state=0.3, first_pause=0.02, longest_pause=0.1)
+TIMINGS = SessionTimings(heartbeat=0.1, read_wait=0.3, first_state=0.3, first_pause=0.02, longest_pause=0.1)
 
 
 @pytest.fixture(scope="module", params=["redis", "valkey"])

@@ -1,4 +1,4 @@
-"""A worker process by itself: what it makes of changes, in what order, and whatever becomes of it meanwhile."""
+"""A single worker process: effect and order of changes, also when the worker dies or hangs meanwhile."""
 
 import asyncio
 import os
@@ -13,6 +13,7 @@ from itertools import count
 import pytest
 
 from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, PeerChange
 from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
@@ -21,10 +22,19 @@ from nfq_enforcer.core.wire.packet import UDP
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4
-from nfq_enforcer.dataplane.worker import process
-from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, Peers, Revision, Setup, Stop, WorkerChannel, encode
+from nfq_enforcer.dataplane.worker.channel import (
+    Decoder,
+    Enforced,
+    PeerChanges,
+    Revision,
+    Setup,
+    Stop,
+    WorkerChannel,
+    encode,
+)
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.map_transfer import MapReceiver, SnapshotReference
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 from nfq_enforcer.dataplane.worker.worker import Worker
 from nfq_enforcer.dataplane.worker.workers import Workers
 from tests.support.apart import run_apart
@@ -38,7 +48,7 @@ RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.EGRESS, 0)
 
 
 def snapshot(revision: int, allowed: int = ALLOWED.identity) -> Snapshot:
-    """Return a snapshot in which WEB may send datagrams to one identity alone."""
+    """Return a snapshot in which WEB may send datagrams to a single identity."""
     egress = PolicyMap(
         {PolicyKey(Identity(allowed), UDP, 0, 0): PolicyEntry((RULE,))}, enforced=True, enforced_by=(RULE,)
     )
@@ -47,87 +57,89 @@ def snapshot(revision: int, allowed: int = ALLOWED.identity) -> Snapshot:
 
 
 def crowd(number: int, peer: Peer | None = ALLOWED) -> Iterator[PeerChange]:
-    """Give changes of addresses that nobody here speaks to."""
+    """Yield changes of addresses without traffic."""
     return (((10 << 24 | 1 << 16 | place).to_bytes(4, "big"), peer) for place in range(number))
 
 
-class Judged:
-    """A worker whose verdicts can be had one by one: what WEB sends is all that meets its queue."""
+class SingleWorker:
+    """Single worker: a worker that the test queries verdict by verdict; only packets from WEB reach its queue."""
 
-    def __init__(self) -> None:
-        self.worker = Workers(1, QUEUE, 1000, lambda events: None)
-        # All of them listen, so that no port is closed and no ICMP error meets the queue too.
+    def __init__(self, timings: WorkerTimings) -> None:
+        self.worker = Workers(1, QUEUE, 1000, lambda events: None, timings=timings)
+        # All addresses have a bound socket, so no closed port causes an ICMP error, which would reach the queue too.
         self._sockets = {at: socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for at in (WEB, ONE, OTHER)}
-        for address, one in self._sockets.items():
-            one.bind((address, PORT))
+        for address, udp in self._sockets.items():
+            udp.bind((address, PORT))
 
     async def passes(self, address: str) -> bool:
-        """Send a datagram, of the same flow each time, and return the verdict on it."""
-        before = self.worker.read()
+        """Send a datagram, always of the same flow, and return whether it was accepted."""
+        before = self.worker.state.counters
         self._sockets[WEB].sendto(b"?", (address, PORT))
         async with asyncio.timeout(PATIENT):
-            while (after := self.worker.read())["accepted"] == before["accepted"]:
+            while (after := self.worker.state.counters)["accepted"] == before["accepted"]:
                 if after["dropped"] > before["dropped"]:
                     return False
                 await asyncio.sleep(0.001)
         return True
 
     async def verdicts(self) -> tuple[bool, bool]:
-        """Return the verdicts on a datagram to ONE and to OTHER."""
+        """Return whether a datagram to ONE and one to OTHER was accepted."""
         return await self.passes(ONE), await self.passes(OTHER)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
-        pid = self.worker.each[0].pid
+        pid = self.worker.processes[0].pid
         assert pid is not None
         os.kill(pid, number)
 
     async def until_replaced(self, times: int) -> None:
-        """Return when the worker has died so often; another is then about to start."""
+        """Return when the worker has died this often; its replacement then starts."""
         async with asyncio.timeout(PATIENT):
             while self.worker.restarts < times:
                 await asyncio.sleep(0.001)
 
     async def stop(self) -> None:
-        for one in self._sockets.values():
-            one.close()
+        for udp in self._sockets.values():
+            udp.close()
         await self.worker.stop()
 
 
 @asynccontextmanager
-async def judged(peers: dict[bytes, Peer]) -> AsyncIterator[Judged]:
-    """Give a worker with these peers at revision 1, and all rules that hand packets over to it."""
-    one = Judged()
+async def single_worker(
+    peers: dict[bytes, Peer], timings: WorkerTimings = DEFAULT_TIMINGS
+) -> AsyncIterator[SingleWorker]:
+    """Yield a worker with these peers at revision 1, and the rules that queue packets for it."""
+    single = SingleWorker(timings)
     try:
-        await one.worker.start(snapshot(1), peers)
-        iptables.Rules((IPV4,), fail_open=False, cluster_mtus={}).install(snapshot(1), one.worker.queues)
-        yield one
+        await single.worker.start(snapshot(1), peers)
+        iptables.Rules((IPV4,), fail_open=False, cluster_mtus={}).install(snapshot(1), single.worker.queues)
+        yield single
     finally:
-        await one.stop()
+        await single.stop()
 
 
 def test_changed_peers_count_for_known_flows_with_the_renewal(root: None) -> None:
     async def scenario() -> list[tuple[bool, bool]]:
-        async with judged({packed(ONE): ALLOWED}) as one:
-            seen = [await one.verdicts()]
-            one.worker.change_peers([(packed(ONE), None), (packed(OTHER), ALLOWED)])
-            await one.worker.renew(2)
-            seen.append(await one.verdicts())
-            one.worker.change_peers([(packed(ONE), ALLOWED), (packed(OTHER), REFUSED)])
-            await one.worker.renew(3)
-            return [*seen, await one.verdicts()]
+        async with single_worker({packed(ONE): ALLOWED}) as single:
+            verdicts = [await single.verdicts()]
+            single.worker.change_peers([(packed(ONE), None), (packed(OTHER), ALLOWED)])
+            await single.worker.renew(2)
+            verdicts.append(await single.verdicts())
+            single.worker.change_peers([(packed(ONE), ALLOWED), (packed(OTHER), REFUSED)])
+            await single.worker.renew(3)
+            return [*verdicts, await single.verdicts()]
 
     assert run_apart(scenario(), WEB, ONE, OTHER) == [(True, False), (False, True), (True, False)]
 
 
 def test_a_snapshot_is_over_the_peers_that_were_changed_before_it(root: None) -> None:
     async def scenario() -> list[tuple[bool, bool]]:
-        async with judged({packed(ONE): ALLOWED, packed(OTHER): REFUSED}) as one:
-            seen = [await one.verdicts()]
-            await one.worker.enforce(snapshot(2, allowed=REFUSED.identity))
-            seen.append(await one.verdicts())
-            one.worker.change_peers([(packed(ONE), REFUSED), (packed(OTHER), ALLOWED)])
-            await one.worker.enforce(snapshot(3, allowed=ALLOWED.identity))
-            return [*seen, await one.verdicts()]
+        async with single_worker({packed(ONE): ALLOWED, packed(OTHER): REFUSED}) as single:
+            verdicts = [await single.verdicts()]
+            await single.worker.enforce(snapshot(2, allowed=REFUSED.identity))
+            verdicts.append(await single.verdicts())
+            single.worker.change_peers([(packed(ONE), REFUSED), (packed(OTHER), ALLOWED)])
+            await single.worker.enforce(snapshot(3, allowed=ALLOWED.identity))
+            return [*verdicts, await single.verdicts()]
 
     assert run_apart(scenario(), WEB, ONE, OTHER) == [(True, False), (False, True), (False, True)]
 
@@ -135,43 +147,39 @@ def test_a_snapshot_is_over_the_peers_that_were_changed_before_it(root: None) ->
 @pytest.mark.parametrize("number", [499, 500, 501, 20_000])
 def test_of_many_changes_the_first_and_the_last_are_in_force_with_the_renewal(root: None, number: int) -> None:
     async def scenario() -> tuple[bool, bool, int]:
-        async with judged({}) as one:
-            one.worker.change_peers([(packed(ONE), ALLOWED), *crowd(number - 2), (packed(OTHER), ALLOWED)])
-            await one.worker.renew(2)
-            return *await one.verdicts(), len(one.worker.peers)
+        async with single_worker({}) as single:
+            single.worker.change_peers([(packed(ONE), ALLOWED), *crowd(number - 2), (packed(OTHER), ALLOWED)])
+            await single.worker.renew(2)
+            return *await single.verdicts(), len(single.worker.peers)
 
     assert run_apart(scenario(), WEB, ONE, OTHER) == (True, True, number)
 
 
 def test_a_worker_that_dies_amid_changes_is_replaced_by_one_that_has_them_all(root: None) -> None:
     async def scenario() -> list[tuple[bool, bool]]:
-        async with judged({packed(ONE): ALLOWED}) as one:
-            seen, revision = [await one.verdicts()], count(2)
+        async with single_worker({packed(ONE): ALLOWED}) as single:
+            verdicts, revision = [await single.verdicts()], count(2)
             for here, there in ((OTHER, ONE), (ONE, OTHER)):
-                one.worker.change_peers(crowd(5000))
-                one.kill()
-                one.worker.change_peers([(packed(here), ALLOWED)])  # to nobody, or to who is about to die
-                await one.until_replaced(one.worker.restarts + 1)
-                one.worker.change_peers([(packed(there), None), *crowd(5000, None)])  # to who is about to start
-                await one.worker.renew(next(revision))
-                seen.append(await one.verdicts())
-            return seen
+                single.worker.change_peers(crowd(5000))
+                single.kill()
+                single.worker.change_peers([(packed(here), ALLOWED)])  # without a receiver, or with a dying one
+                await single.until_replaced(single.worker.restarts + 1)
+                single.worker.change_peers([(packed(there), None), *crowd(5000, None)])  # the replacement is starting
+                await single.worker.renew(next(revision))
+                verdicts.append(await single.verdicts())
+            return verdicts
 
     assert run_apart(scenario(), WEB, ONE, OTHER) == [(True, False), (False, True), (True, False)]
 
 
-def test_a_worker_that_reads_nothing_is_replaced_before_all_memory_waits_for_it(
-    root: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "_MAX_UNREAD", 1 << 20)
-
+def test_a_worker_that_reads_nothing_is_replaced_before_all_memory_waits_for_it(root: None) -> None:
     async def scenario() -> tuple[int, bool, bool]:
-        async with judged({packed(ONE): ALLOWED}) as one:
-            one.kill(signal.SIGSTOP)
-            one.worker.change_peers([(packed(ONE), None), *crowd(1 << 16), (packed(OTHER), ALLOWED)])
-            one.worker.change_peers(crowd(1 << 16, REFUSED))
-            await one.worker.renew(2)
-            return one.worker.restarts, *await one.verdicts()
+        async with single_worker({packed(ONE): ALLOWED}, WorkerTimings(unread_bytes=1 << 20)) as single:
+            single.kill(signal.SIGSTOP)
+            single.worker.change_peers([(packed(ONE), None), *crowd(1 << 16), (packed(OTHER), ALLOWED)])
+            single.worker.change_peers(crowd(1 << 16, REFUSED))
+            await single.worker.renew(2)
+            return single.worker.restarts, *await single.verdicts()
 
     assert run_apart(scenario(), WEB, ONE, OTHER) == (1, False, True)
 
@@ -179,23 +187,25 @@ def test_a_worker_that_reads_nothing_is_replaced_before_all_memory_waits_for_it(
 def test_messages_that_a_turn_has_no_time_for_are_obeyed_in_the_next_ones_without_a_packet_to_cause_them(
     root: None,
 ) -> None:
-    number = 1000  # half a second for each, if it waited for the next thing to happen
-    ours, theirs = socket.socketpair()
+    number = 1000  # half a second each, if the worker waited for the next event
+    agent_end, worker_end = socket.socketpair()
     memory, seconds = Counters.create(), count(time.monotonic())
 
     async def scenario() -> None:
-        with warnings.catch_warnings(action="ignore"):  # of the size of the queue's socket
+        with warnings.catch_warnings(action="ignore"):  # about the size of the queue's socket buffer
             queues = QueueNumbers(QUEUE, QUEUE + 1, QUEUE + 2)
-            setup = Setup("auto", queues, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {})
-            Worker(setup, MapReceiver(), WorkerChannel(theirs), Counters(memory), lambda: next(seconds)).run()
+            setup = Setup(
+                Driver.AUTO, queues, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {}
+            )
+            Worker(setup, MapReceiver(), WorkerChannel(worker_end), Counters(memory), lambda: next(seconds)).run()
 
-    with ours, theirs:
-        ours.sendall(b"".join(map(encode, [*[Peers(tuple(crowd(1)))] * number, Revision(2), Stop()])))
+    with agent_end, worker_end:
+        agent_end.sendall(b"".join(map(encode, [*[PeerChanges(tuple(crowd(1)))] * number, Revision(2), Stop()])))
         run_apart(scenario())
-        theirs.close()
-        decoder, heard = Decoder(), list[object]()
-        while data := ours.recv(1 << 18):
-            heard += decoder.feed(data)
+        worker_end.close()
+        decoder, received = Decoder(), list[object]()
+        while data := agent_end.recv(1 << 18):
+            received += decoder.feed(data)
     os.close(memory)
 
-    assert heard == [Enforced(2)]
+    assert received == [Enforced(2)]

@@ -1,4 +1,4 @@
-"""Several workers on one node: whose a packet is, whatever way it takes, and what becomes of one worker's flows."""
+"""Several workers on one node: the worker of each packet, and the fate of flows when one worker fails."""
 
 import asyncio
 import os
@@ -16,19 +16,20 @@ from typing import NamedTuple
 import pytest
 
 from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.core.wire.packet import parse, reply_key
 from nfq_enforcer.dataplane.queue.netlink_queue import NetlinkQueue
-from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, QueueNumbers, backlog, in_rows
+from nfq_enforcer.dataplane.queue.protocol import QUEUE_MAXLEN, QueueNumbers, allocate_queues, backlog
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
-from nfq_enforcer.lab.topology import UPLINK, Address
+from nfq_enforcer.lab.topology import UPLINK, IPAddress
 from nfq_enforcer.lab.traffic_host import TrafficHost
 from tests.integration.conftest import MakeLab
 from tests.support.apart import enter, run_apart
@@ -69,72 +70,74 @@ from nfq_enforcer.dataplane.queue import netlink
 netlink.GSO = 1 << 20
 runpy.run_module("nfq_enforcer.dataplane.worker.worker", run_name="__main__", alter_sys=True)
 """
-SERVICE = 8088  # a port that nobody listens on, but where NAT says so
+SERVICE = 8088  # a port without a listener, translated by DNAT
 
 
-class Sight(NamedTuple):
-    """A packet that has met a worker."""
+class ObservedPacket(NamedTuple):
+    """Observed packet: a packet and the worker that it reached."""
 
     worker: int
     key: bytes
-    flow: frozenset[bytes]  # both keys
+    flow: frozenset[bytes]  # the keys of both directions
     error: bool
 
 
-class Onlookers:
-    """So many workers of a node, in one thread: they let everything pass, and keep in mind what they have met."""
+class Observers:
+    """Observers: the queues of several workers of a node, in one thread; they accept and record every packet."""
 
     def __init__(self, lab: Lab, node: str, number: int) -> None:
-        self.sights: list[Sight] = []
+        self.packets: list[ObservedPacket] = []
         self._namespace = Path("/run/netns") / lab.topology.namespace(node)
         self._snapshot = _snapshot(lab, node)
-        self._numbers = in_rows(FIRST, number)
-        self._end, self._ours = socket.socketpair()
+        self._numbers = allocate_queues(FIRST, number)
+        self._stop, self._stopper = socket.socketpair()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._look)
+        self._thread = threading.Thread(target=self._observe)
 
     @contextmanager
-    def looking(self) -> Iterator[None]:
-        """Meet what the node's endpoints send and are sent."""
+    def running(self) -> Iterator[None]:
+        """Queue all packets from and to the node's endpoints."""
         self._thread.start()
         try:
             assert self._ready.wait(PATIENT)
             yield
         finally:
-            self._ours.close()
+            self._stopper.close()
             self._thread.join()
-            self._end.close()
+            self._stop.close()
 
-    def _look(self) -> None:
+    def _observe(self) -> None:
         enter(self._namespace)
-        queues = [NetlinkQueue(numbers, partial(self._see, place)) for place, numbers in enumerate(self._numbers)]
+        queues = [NetlinkQueue(numbers, partial(self._record, index)) for index, numbers in enumerate(self._numbers)]
         try:
             rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={UPLINK: 1500})
             rules.install(self._snapshot, self._numbers)
             self._ready.set()
-            waiting = select.poll()
-            for descriptor in (self._end.fileno(), *(queue.fileno() for queue in queues)):
-                waiting.register(descriptor, select.POLLIN)
-            while self._end.fileno() not in dict(waiting.poll()):
+            poll = select.poll()
+            for descriptor in (self._stop.fileno(), *(queue.fileno() for queue in queues)):
+                poll.register(descriptor, select.POLLIN)
+            while self._stop.fileno() not in dict(poll.poll()):
                 for queue in queues:
-                    queue.answer()
+                    queue.process_batch()
         finally:
             iptables.remove()
             for queue in queues:
                 queue.close()
 
-    def _see(self, worker: int, payload: bytes, _indev: int, _outdev: int, _skb: int) -> Verdict:
+    def _record(self, worker: int, payload: bytes, _indev: int, _outdev: int, _skb: int) -> Verdict:
         packet = parse(payload)
-        self.sights.append(Sight(worker, packet.key, frozenset({packet.key, reply_key(packet.key)}), packet.error))
+        self.packets.append(
+            ObservedPacket(worker, packet.key, frozenset({packet.key, reply_key(packet.key)}), packet.error)
+        )
         return Verdict.ACCEPT
 
     def flows(self) -> dict[frozenset[bytes], set[int]]:
-        """Return the flows of which both directions were met, with the workers that met any packet of them."""
-        met = {sight.key for sight in self.sights if not sight.error}
+        """Return the flows with packets in both directions, and the workers that any of their packets reached."""
+        keys = {packet.key for packet in self.packets if not packet.error}
         found: dict[frozenset[bytes], set[int]] = {}
-        for sight in self.sights:
-            if not sight.error and sight.flow <= met:
-                found.setdefault(sight.flow, set()).add(sight.worker)
+        for packet in self.packets:
+            if not packet.error and packet.flow <= keys:
+                found.setdefault(packet.flow, set()).add(packet.worker)
         return found
 
 
@@ -154,7 +157,7 @@ def _snapshot(lab: Lab, node: str) -> Snapshot:
 
 @contextmanager
 def translated(lab: Lab, node: str) -> Iterator[None]:
-    """Have a node hide its endpoints behind its own address, and lead SERVICE there to one of them."""
+    """Configure NAT on a node: masquerade its endpoints, and translate SERVICE of the node to one of them (DNAT)."""
     commands = {4: "iptables-restore", 6: "ip6tables-restore"}
     try:
         for family, command in commands.items():
@@ -171,28 +174,28 @@ def translated(lab: Lab, node: str) -> Iterator[None]:
             run_in(lab, node, command, text="*nat\nCOMMIT\n")
 
 
-def _at(address: Address, port: int) -> str:
+def _at(address: IPAddress, port: int) -> str:
     return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
 @pytest.fixture(scope="module")
 def shared(make_served: MakeLab) -> Lab:
-    """Give the module's lab."""
+    """Return the module's lab."""
     return make_served(memory=True)
 
 
 @pytest.fixture
 def lab(shared: Lab) -> Iterator[Lab]:
-    """Give the lab without an agent; those that the test starts end with it."""
+    """Yield the lab without agents; stop the test's agents at the end."""
     yield shared
     stop_agents(shared)
 
 
 class TestWhose:
-    """The kernel spreads packets by their addresses: no flow is met by two workers, in whatever hook and queue."""
+    """The kernel spreads packets by their addresses: all packets of a flow reach one worker, at every hook."""
 
-    def check(self, onlookers: Onlookers, least: int) -> None:
-        flows = onlookers.flows()
+    def check(self, observers: Observers, least: int) -> None:
+        flows = observers.flows()
         assert len(flows) >= least
         assert {len(workers) for workers in flows.values()} == {1}
         assert {worker for workers in flows.values() for worker in workers} == set(range(3))
@@ -202,23 +205,23 @@ class TestWhose:
     async def test_a_flow_within_a_node_or_between_nodes(
         self, lab: Lab, node: str, own: tuple[str, ...], masqueraded: bool
     ) -> None:
-        """With ``masqueraded`` a router on the way hides who sends from n3."""
-        onlookers = Onlookers(lab, node, 3)
+        """With ``masqueraded`` a router on the path replaces the source addresses of n3's endpoints."""
+        observers = Observers(lab, node, 3)
         expected = passes(own, ENDPOINTS) | passes((*ENDPOINTS, "world"), own)
         lab.masquerade(masqueraded)
         try:
-            with onlookers.looking():
+            with observers.running():
                 assert await outcomes(lab, expected) == expected
         finally:
             lab.masquerade(False)
 
-        self.check(onlookers, len(expected))
+        self.check(observers, len(expected))
 
     async def test_a_flow_whose_addresses_the_node_itself_translates(self, lab: Lab) -> None:
-        """FORWARD is behind DNAT and before SNAT; of replies it is before DNAT is undone, and behind where SNAT is."""
-        onlookers, clients = Onlookers(lab, "n1", 3), ("front1", "world", "front2", "db3")
+        """FORWARD is after DNAT and before SNAT; for replies it is after SNAT is reversed and before DNAT is."""
+        observers, clients = Observers(lab, "n1", 3), ("front1", "world", "front2", "db3")
         outward = passes(("front1", "back1"), ELSEWHERE)
-        with translated(lab, "n1"), onlookers.looking():
+        with translated(lab, "n1"), observers.running():
             assert await outcomes(lab, outward) == outward
             through = [
                 attempt(lab.host(client), lab.address("n1", family))
@@ -229,29 +232,29 @@ class TestWhose:
             answered = await asyncio.gather(*through)
 
         assert answered == ["back1"] * len(through)
-        self.check(onlookers, len(outward) + len(through))
+        self.check(observers, len(outward) + len(through))
 
     async def test_every_icmp_error_meets_the_first(self, lab: Lab) -> None:
-        onlookers = Onlookers(lab, "n1", 3)
+        observers = Observers(lab, "n1", 3)
         expected = expect("refused", ("front1", "back1"), ELSEWHERE, [f"{CLOSED}/UDP"])
-        with onlookers.looking():
+        with observers.running():
             assert await outcomes(lab, expected) == expected
 
-        errors = [sight.worker for sight in onlookers.sights if sight.error]
+        errors = [packet.worker for packet in observers.packets if packet.error]
         assert len(errors) >= len(expected)
         assert set(errors) == {0}
 
 
-async def _ask_tcp(host: TrafficHost, address: Address) -> str:
+async def _ask_tcp(host: TrafficHost, address: IPAddress) -> str:
     return (await host.connect(address, SERVICE, PATIENT)).answered_by
 
 
-async def _ask_udp(host: TrafficHost, address: Address) -> str:
+async def _ask_udp(host: TrafficHost, address: IPAddress) -> str:
     return (await host.send_udp(address, SERVICE, PATIENT)).answered_by
 
 
 class TestErrors:
-    """ICMP errors pass with the flow that they are about, whichever worker knows it."""
+    """An ICMP error is accepted with the flow that it concerns, whichever worker has that flow."""
 
     @pytest.mark.parametrize("queues", [2, 3])
     async def test_a_closed_port_refuses_whoever_asks(self, lab: Lab, queues: int) -> None:
@@ -264,12 +267,12 @@ class TestErrors:
 
     @pytest.mark.parametrize("queues", [2, 3])
     async def test_a_router_tells_whoever_sends_what_does_not_fit(self, lab: Lab, queues: int) -> None:
-        """Its address is not the flow's, so in neither family the kernel can tell whose flow it speaks of."""
+        """The router's address is not one of the flow's, so the hash of addresses may select another worker."""
         start_all(lab, FRONT_TO_BACK, queues=queues)
         senders = ("front1", "back1", "front2", "back2")
 
         with narrow(lab, senders):
-            told = await asyncio.gather(
+            results = await asyncio.gather(
                 *(
                     lab.host(sender).send_udp(lab.address(target, family), DNS, PATIENT, size=1400, dont_fragment=True)
                     for sender in senders
@@ -278,12 +281,12 @@ class TestErrors:
                 )
             )
 
-        assert {outcome.status for outcome in told} == {"too-big"}
+        assert {outcome.status for outcome in results} == {"too-big"}
 
 
 @contextmanager
 def narrow(lab: Lab, senders: Iterable[str]) -> Iterator[None]:
-    """Have the link behind the router take no more than 1,400 bytes; what senders learn of that is forgotten again."""
+    """Lower the MTU behind the router to 1,400 bytes; at the end restore it and flush the senders' path MTU cache."""
     run_in(lab, "rtr", "ip", "link", "set", "far", "mtu", "1400")
     try:
         yield
@@ -295,7 +298,7 @@ def narrow(lab: Lab, senders: Iterable[str]) -> Iterator[None]:
 
 
 class TestOneOfTwo:
-    """What one worker suffers, the flows of the other do not feel."""
+    """A failure of one worker does not affect the flows of the other."""
 
     async def test_that_dies_is_replaced_alone_and_its_flows_go_on_whoever_speaks_first(self, lab: Lab) -> None:
         closed = policy("front", "frontend", ingress=[from_role("db")])
@@ -312,9 +315,9 @@ class TestOneOfTwo:
         ]
         stays, dies = (worker["pid"] for worker in node.status()["workers"])
         with stopped(dies):
-            heard = await asyncio.gather(*(connection.talk(BRIEF) for connection in connections))
-            assert {outcome.status for outcome in heard} == {"ok", "timeout"}
-            others = [one for one, outcome in zip(connections, heard, strict=True) if outcome.ok]
+            results = await asyncio.gather(*(connection.talk(BRIEF) for connection in connections))
+            assert {outcome.status for outcome in results} == {"ok", "timeout"}
+            others = [one for one, outcome in zip(connections, results, strict=True) if outcome.ok]
 
             kill(dies)
 
@@ -341,9 +344,9 @@ class TestOneOfTwo:
             target, address = own[0].target, partial(lab.address, family=own[0].family)
             flood(lab, "front1", address(target))
             flood(lab, target, address("front1"))
-            assert node.status()["worker"]["lost"] >= 2 * MAX_WAITING
+            assert node.status()["worker"]["lost"] >= 2 * QUEUE_MAXLEN
             answered = await _answered(lab, pairs)
-        await until(lambda: node.status()["workers"][1]["accepted"] >= 2 * MAX_WAITING)
+        await until(lambda: node.status()["workers"][1]["accepted"] >= 2 * QUEUE_MAXLEN)
 
         assert answered == [fail == "open" or pair not in own for pair in pairs]
         expected = dict.fromkeys(pairs, "ok")
@@ -352,25 +355,25 @@ class TestOneOfTwo:
 
 
 async def _answered(lab: Lab, pairs: Iterable[Attempt]) -> list[bool]:
-    """Say of each whether a datagram is answered; that takes a long time to tell, for it must not be wrong."""
+    """Return for each pair whether a datagram is answered, with a long timeout, so that the result is reliable."""
     asked = (lab.host(pair.source).send_udp(lab.address(pair.target, pair.family), DNS, 5 * BRIEF) for pair in pairs)
     return [outcome.ok for outcome in await asyncio.gather(*asked)]
 
 
 class TestTogether:
-    """Workers without rules, that are told the same."""
+    """Workers without rules, which receive the same messages."""
 
     def test_a_snapshot_is_in_force_when_it_is_so_in_each(self, root: None) -> None:
         async def scenario() -> tuple[bool, bool]:
             async with working(Workers(2, FIRST, 1000, lambda events: None)) as workers:
-                first, second = workers.each
+                first, second = workers.processes
                 assert second.pid is not None
                 with stopped(second.pid):
-                    enforcing = asyncio.create_task(workers.enforce(NOTHING.renewed(2)))
-                    await first.taken(2)
+                    enforcing = asyncio.create_task(workers.enforce(NOTHING.with_revision(2)))
+                    await first.wait_enforced(2)
                     before = enforcing.done()
                 await enforcing
-                await second.taken(2)
+                await second.wait_enforced(2)
                 return before, enforcing.done()
 
         assert run_apart(scenario()) == (False, True)
@@ -395,7 +398,7 @@ class TestTogether:
 
     def test_the_library_gets_one_worker_whatever_the_machine_is(self, root: None) -> None:
         async def scenario() -> tuple[str, tuple[QueueNumbers, ...]]:
-            workers = Workers(None, FIRST, 1000, lambda events: None, driver="netfilterqueue")
+            workers = Workers(None, FIRST, 1000, lambda events: None, driver=Driver.NETFILTERQUEUE)
             async with working(workers):
                 return workers.driver, workers.queues
 
@@ -403,7 +406,7 @@ class TestTogether:
 
     @pytest.fixture
     def refusing(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Have workers, which are processes, start by way of a program: they ask for a flag that no kernel has."""
+        """Start worker processes by a program that makes them request a flag that no kernel has."""
         program = tmp_path / "python"
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -P -c \'{REFUSED}\' "$4" "$5"\n')
         program.chmod(0o755)
@@ -416,7 +419,7 @@ class TestTogether:
 
         async def scenario() -> tuple[int, tuple[str, tuple[QueueNumbers, ...]], list[int]]:
             workers = Workers(None, FIRST, 1000, lambda events: None)
-            before = len(workers.each)
+            before = len(workers.processes)
             async with working(workers):
                 bound = [number for number in range(FIRST, FIRST + 12) if backlog(number)]
                 return before, (workers.driver, workers.queues), bound
@@ -452,7 +455,7 @@ async def working(workers: Workers) -> AsyncIterator[Workers]:
 
 @contextmanager
 def stopped(process: int) -> Iterator[None]:
-    """Have a process do nothing for a while."""
+    """Stop a process (SIGSTOP) for the duration of the context."""
     os.kill(process, signal.SIGSTOP)
     try:
         yield
@@ -461,7 +464,7 @@ def stopped(process: int) -> Iterator[None]:
             os.kill(process, signal.SIGCONT)
 
 
-def flood(lab: Lab, source: str, address: Address) -> None:
-    """Send more datagrams than may wait for a verdict, and as many again."""
+def flood(lab: Lab, source: str, address: IPAddress) -> None:
+    """Send twice as many datagrams as a queue holds."""
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    run_in(lab, source, sys.executable, "-c", FLOOD, str(int(family)), str(address), str(2 * MAX_WAITING))
+    run_in(lab, source, sys.executable, "-c", FLOOD, str(int(family)), str(address), str(2 * QUEUE_MAXLEN))

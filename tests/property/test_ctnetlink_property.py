@@ -1,4 +1,4 @@
-"""Whatever bytes come as an entry of conntrack give a flow, nothing, or a MessageError."""
+"""Any bytes as a conntrack entry give a flow, None, or MessageError."""
 
 from random import Random
 
@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from nfq_enforcer.core.tables.conntrack import Conntrack
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP, read_key, reply_key
-from nfq_enforcer.dataplane.queue.ctnetlink import MessageError, messages, read_flow
+from nfq_enforcer.dataplane.queue.ctnetlink import read_flow, split_messages
+from nfq_enforcer.dataplane.queue.netlink import MessageError
 from tests.support.conntracks import Way, entry
 from tests.support.nodes import FAMILIES
 
@@ -22,7 +23,7 @@ ENTRIES = [
 
 
 def handle(body: bytes, flows: Conntrack) -> bool:
-    """Learn what an entry tells; say whether it is one."""
+    """Import the flow of an entry; return whether the entry is well-formed."""
     try:
         flow = read_flow(body)
     except MessageError:
@@ -44,7 +45,7 @@ def test_any_bytes_give_a_flow_or_a_message_error(body: bytes) -> None:
 @given(st.binary(max_size=100))
 def test_any_bytes_are_messages_or_the_kernels_error(received: bytes) -> None:
     try:
-        assert all(len(body) <= len(received) for _, body in messages(received))
+        assert all(len(body) <= len(received) for _, body in split_messages(received))
     except OSError as error:
         assert error.errno is not None
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
 from nfq_enforcer.core.wire.packet import TCP, UDP, parse
@@ -56,7 +56,7 @@ POLICIES: list[dict[str, Any]] = [
     {"ingress": {"web": [], "db": []}, "egress": {"web": [], "db": []}, "audit": True},
     {"ingress": {"web": [(CLIENT, TCP, 80), (CLIENT, UDP, 0)], "db": [(WEB, 0, 0)]}},
     {"egress": {"web": [(CLIENT, 0, 0), (DB, TCP, 80)]}, "allow_localhost": False},
-    {"ingress": {"web": [(0, 0, 0)]}, "believe_ipcache": True, "node_addresses": {}},
+    {"ingress": {"web": [(0, 0, 0)]}, "trust_ipcache": True, "node_addresses": {}},
     {"endpoints": {}},
 ]
 ACCEPTED_EVENTS = (FlowVerdict.FORWARDED, FlowVerdict.AUDIT)

@@ -1,4 +1,4 @@
-"""However a policy came about, one change after another, its maps are those of one that is compiled at once."""
+"""Property: after any sequence of changes, the maps of a policy equal those of a policy compiled at once."""
 
 from itertools import product
 from typing import Any
@@ -13,7 +13,7 @@ from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNet
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
-from nfq_enforcer.policy.rules import PortOf, PortSet
+from nfq_enforcer.policy.rules import NamedPort, PortSet
 from nfq_enforcer.policy.rules_index import NO_PORTS
 
 NAMESPACE = "io.kubernetes.pod.namespace"
@@ -21,7 +21,7 @@ KINDS = [
     Labels.parse({"app": app, NAMESPACE: namespace, **more})
     for app, namespace, more in product("ab", ("one", "two"), ({}, {"tier": "x"}))
 ]
-HTTP, HTTP_TOO = (frozenset((PortOf("http", 6, number),)) for number in (80, 8080))
+HTTP, HTTP_TOO = (frozenset((NamedPort("http", 6, number),)) for number in (80, 8080))
 PORT_SETS: list[tuple[PortSet, ...]] = [(), (HTTP,), (HTTP_TOO,), (HTTP, HTTP_TOO), (HTTP, NO_PORTS)]
 
 SELECTORS: list[dict[str, Any]] = [
@@ -32,7 +32,7 @@ SELECTORS: list[dict[str, Any]] = [
     {"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}, {"key": NAMESPACE, "operator": "Exists"}]},
     {"matchExpressions": [{"key": NAMESPACE, "operator": "NotIn", "values": ["one"]}]},
 ]
-# 10.20.20.0/24 and 10.20.147.0/24 meet at one number, so the first gets another when the second comes
+# 10.20.20.0/24 and 10.20.147.0/24 hash to the same number, so adding the second changes the number of the first
 CIDRS = ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.20.20.0/24", "10.20.147.0/24", "2001:db8::/32"]
 HOLES = [{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}, {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}]
 PORTS = [
@@ -45,9 +45,9 @@ PORTS = [
 def entries(side: str, *, deny: bool) -> st.SearchStrategy[list[dict[str, Any]]]:
     peers = st.one_of(
         st.just({}),
-        st.builds(lambda some: {f"{side}Endpoints": some}, st.lists(st.sampled_from(SELECTORS), max_size=2)),
-        st.builds(lambda some: {f"{side}CIDR": some}, st.lists(st.sampled_from(CIDRS), max_size=2)),
-        st.builds(lambda some: {f"{side}CIDRSet": [some]}, st.sampled_from(HOLES)),
+        st.builds(lambda peers: {f"{side}Endpoints": peers}, st.lists(st.sampled_from(SELECTORS), max_size=2)),
+        st.builds(lambda peers: {f"{side}CIDR": peers}, st.lists(st.sampled_from(CIDRS), max_size=2)),
+        st.builds(lambda peer: {f"{side}CIDRSet": [peer]}, st.sampled_from(HOLES)),
         st.builds(lambda one: {f"{side}Entities": [one]}, st.sampled_from(["all", "world", "host", "cluster"])),
     )
     ports: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.builds(
@@ -96,15 +96,15 @@ DOCUMENTS = st.one_of(
     st.builds(plain, NAMES, st.sampled_from(["one", "two"]), PLAIN_SPECS),
 )
 
-Seen = tuple[tuple[dict[Any, Any], bool, tuple[Any, ...]], ...]
+MapValues = tuple[tuple[dict[Any, Any], bool, tuple[Any, ...]], ...]
 
 
-def seen(maps: EndpointMaps) -> Seen:
+def map_values(maps: EndpointMaps) -> MapValues:
     return tuple((dict(one.entries), one.enforced, one.enforced_by) for one in maps)
 
 
 class Changes(RuleBasedStateMachine):
-    """Identities and documents that come, change and go."""
+    """State machine: adds, changes and removes identities and documents."""
 
     @initialize(mode=st.sampled_from(Enforcement))
     def begin(self, mode: Enforcement) -> None:
@@ -113,7 +113,7 @@ class Changes(RuleBasedStateMachine):
         self.identities: dict[Labels, Identity] = {}
         self.ports: dict[Identity, tuple[PortSet, ...]] = {}
         self.policy = compile_policy([], {}, mode)
-        self.before: list[tuple[Policy, list[Seen]]] = []
+        self.before: list[tuple[Policy, list[MapValues]]] = []
 
     @rule(kind=st.integers(0, len(KINDS) - 1), moved=st.booleans(), ports=st.sampled_from(PORT_SETS))
     def an_identity_comes_or_changes(self, kind: int, moved: bool, ports: tuple[PortSet, ...]) -> None:
@@ -150,19 +150,19 @@ class Changes(RuleBasedStateMachine):
         self.before.append((self.policy, self.maps_of(self.policy)))
         self.policy = policy
 
-    def maps_of(self, policy: Policy) -> list[Seen]:
-        return [seen(policy.maps_for(*one)) for one in product((*KINDS, RESERVED[Identity(1)]), (NO_PORTS, HTTP))]
+    def maps_of(self, policy: Policy) -> list[MapValues]:
+        return [map_values(policy.maps_for(*one)) for one in product((*KINDS, RESERVED[Identity(1)]), (NO_PORTS, HTTP))]
 
     @invariant()
     def maps_are_those_of_a_policy_compiled_at_once(self) -> None:
         fresh = compile_policy(self.documents.values(), self.identities, self.mode, self.ports)
         assert self.maps_of(self.policy) == self.maps_of(fresh)
-        assert self.policy.numbers.labels == fresh.numbers.labels
-        assert self.policy.numbers.sites == fresh.numbers.sites
+        assert self.policy.local_identities.cidr_labels == fresh.local_identities.cidr_labels
+        assert self.policy.local_identities.by_port_set == fresh.local_identities.by_port_set
 
     def teardown(self) -> None:
         for policy, maps in self.before:
-            assert self.maps_of(policy) == maps  # what was handed out has not changed
+            assert self.maps_of(policy) == maps  # earlier policies and their maps are unchanged
 
 
 TestChanges = Changes.TestCase

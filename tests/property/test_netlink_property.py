@@ -1,4 +1,4 @@
-"""The messages of NFQUEUE: any bytes give a packet or an error, and packets are read right whatever came before."""
+"""NFQUEUE messages: any bytes give a packet or MessageError; decoding does not depend on earlier messages."""
 
 import struct
 from contextlib import suppress
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_enforcer.dataplane.queue import netlink
-from nfq_enforcer.dataplane.queue.netlink import MessageError, Packets, VerdictBatch
+from nfq_enforcer.dataplane.queue.netlink import MessageError, PacketReader, VerdictBatch
 from tests.support import netlink as kernel
 
 NUMBER = st.integers(0, 2**32 - 1)
@@ -16,7 +16,7 @@ PORT = st.sampled_from((1, 2, 3, 2**31))
 
 @st.composite
 def packets(draw: st.DrawFn) -> tuple[bytes, tuple[bytes, int, int, int, bytes]]:
-    """Give the message of a packet, and what is to be read from it."""
+    """Draw a packet message and its expected decoding."""
     indev, physindev, outdev, physoutdev, mark, skb = (draw(st.none() | PORT) for _ in range(6))
     about = [
         kernel.number(kind, value)
@@ -40,7 +40,7 @@ def packets(draw: st.DrawFn) -> tuple[bytes, tuple[bytes, int, int, int, bytes]]
 
 @given(st.lists(packets(), max_size=20))
 def test_packets_are_read_whatever_came_before(sent: list[tuple[bytes, tuple[bytes, int, int, int, bytes]]]) -> None:
-    reader = Packets()
+    reader = PacketReader()
 
     for data, expected in sent * 2:
         assert reader.read(data) == expected
@@ -50,7 +50,7 @@ def test_packets_are_read_whatever_came_before(sent: list[tuple[bytes, tuple[byt
 def test_any_bytes_are_a_packet_or_an_error(
     sent: list[tuple[bytes, tuple[bytes, int, int, int, bytes]]], data: st.DataObject
 ) -> None:
-    reader = Packets()
+    reader = PacketReader()
     for known, _ in sent:
         reader.read(known)
     original = data.draw(st.sampled_from([known for known, _ in sent])) if sent else b""
@@ -61,32 +61,32 @@ def test_any_bytes_are_a_packet_or_an_error(
     with suppress(MessageError):
         reader.read(bytes(damaged))
     with suppress(MessageError):
-        netlink.error(bytes(damaged))
+        netlink.read_errno(bytes(damaged))
 
 
 class KernelQueue:
-    """Packets that wait, and what verdicts do to them (net/netfilter/nfnetlink_queue.c)."""
+    """Kernel queue: a model of parked packets and of the effect of verdicts (net/netfilter/nfnetlink_queue.c)."""
 
     def __init__(self, first: int, number: int) -> None:
         self.waiting = [(first + place) % 2**32 for place in range(number)]
-        self.gone: list[tuple[int, int, bytes | None]] = []
+        self.decided: list[tuple[int, int, bytes | None]] = []
 
-    def obey(self, kind: int, attributes: dict[int, bytes]) -> None:
-        what, packet = struct.unpack("!II", attributes[2])
+    def apply(self, kind: int, attributes: dict[int, bytes]) -> None:
+        verdict, packet = struct.unpack("!II", attributes[2])
         if kind == 3 << 8 | 3:
             while self.waiting and (packet - self.waiting[0]) % 2**32 < 2**31:
-                self.gone.append((self.waiting.pop(0), what, None))
+                self.decided.append((self.waiting.pop(0), verdict, None))
         else:
             self.waiting.remove(packet)
-            self.gone.append((packet, what, attributes.get(10)))
+            self.decided.append((packet, verdict, attributes.get(10)))
 
 
-WHAT = st.sampled_from([netlink.ACCEPT, netlink.DROP, netlink.hand_on(102), b"other bytes"])
+RESULT = st.sampled_from([netlink.ACCEPT, netlink.DROP, netlink.requeue(102), b"other bytes"])
 FIRST = st.sampled_from([0, 1, 2**31 - 3, 2**32 - 3, 2**32 - 1])
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 2), WHAT, st.booleans()), max_size=30), st.lists(FIRST, min_size=3, max_size=3)
+    st.lists(st.tuples(st.integers(0, 2), RESULT, st.booleans()), max_size=30), st.lists(FIRST, min_size=3, max_size=3)
 )
 def test_every_packet_gets_its_own_verdict_in_the_order_of_its_queue(
     verdicts: list[tuple[int, int | bytes, bool]], first: list[int]
@@ -94,18 +94,18 @@ def test_every_packet_gets_its_own_verdict_in_the_order_of_its_queue(
     numbers = [queue for queue, _, _ in verdicts]
     queues = [KernelQueue(first[queue], numbers.count(queue)) for queue in range(3)]
     expected: list[list[tuple[int, int, bytes | None]]] = [[], [], []]
-    answers, sent = VerdictBatch(), b""
-    for queue, what, send in verdicts:
+    batch, sent = VerdictBatch(), b""
+    for queue, result, send in verdicts:
         packet = (first[queue] + len(expected[queue])) % 2**32
-        expected[queue].append((packet, 1, what) if isinstance(what, bytes) else (packet, what, None))
-        if what == netlink.ACCEPT:
-            answers.accepted[netlink.queue_number(queue)] = struct.pack("!I", packet)
+        expected[queue].append((packet, 1, result) if isinstance(result, bytes) else (packet, result, None))
+        if result == netlink.ACCEPT:
+            batch.accepted[netlink.queue_number(queue)] = struct.pack("!I", packet)
         else:
-            answers.add(netlink.queue_number(queue), struct.pack("!I", packet), what)
-        sent += b"".join(answers.take()) if send else b""
+            batch.add(netlink.queue_number(queue), struct.pack("!I", packet), result)
+        sent += b"".join(batch.take()) if send else b""
 
-    for kind, queue, attributes in kernel.messages(sent + b"".join(answers.take())):
-        queues[queue].obey(kind, attributes)
+    for kind, queue, attributes in kernel.messages(sent + b"".join(batch.take())):
+        queues[queue].apply(kind, attributes)
 
-    assert [queue.gone for queue in queues] == expected
+    assert [queue.decided for queue in queues] == expected
     assert [queue.waiting for queue in queues] == [[], [], []]

@@ -163,7 +163,7 @@ def test_stripping_undoes_writing_and_other_options_survive(payload: bytes, stam
 def test_pressing_a_stamp_on_a_bare_packet_is_writing_it(payload: bytes, stamp: Stamp) -> None:
     packet = parse(payload)
 
-    assert stamp_template(stamp, packet.version, packet.proto).press(payload) == write(payload, packet, stamp)
+    assert stamp_template(stamp, packet.version, packet.proto).insert(payload) == write(payload, packet, stamp)
 
 
 @SAME_EVERY_TIME

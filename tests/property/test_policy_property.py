@@ -1,6 +1,6 @@
-"""A naive reader of policy documents and the compiled maps agree on every probe; and any text is answered.
+"""Properties: naive evaluation of policy documents agrees with the compiled maps; any text yields documents or errors.
 
-The naive reader works on the plain data of the documents, one probe at a time, and shares nothing with the compiler.
+The naive evaluation reads the plain data of the documents for each probe, and shares no code with the compiler.
 """
 
 import json
@@ -22,8 +22,7 @@ from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy import loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.loader import parse
-from nfq_enforcer.policy.model import Cluster
-from nfq_enforcer.policy.model import gather as settle
+from nfq_enforcer.policy.model import ClusterModel, build_model
 
 Spec = dict[str, Any]
 NAMESPACES = ["one", "two"]
@@ -37,13 +36,13 @@ PROBES = [(6, 80), (6, 81), (6, 443), (6, 8080), (17, 80), (17, 443), (132, 443)
 CLUSTER = ["host", "remote-node", "init", "health", "unmanaged", "kube-apiserver", "ingress"]
 
 
-class Who(NamedTuple):
-    """An end of a probe."""
+class ProbeEnd(NamedTuple):
+    """ProbeEnd: an end of a probe."""
 
     labels: Labels
-    address: str | None  # None: a reserved identity, wherever it is
+    address: str | None  # None: a reserved identity without known address
     ports: tuple[tuple[str, int, int], ...] = ()  # name, protocol, number
-    outside: bool = False  # nobody's address
+    outside: bool = False  # the address is outside the cluster
 
 
 def endpoint(number: int, namespace: str, own: dict[str, str], ports: list[Spec]) -> Spec:
@@ -55,30 +54,30 @@ def endpoint(number: int, namespace: str, own: dict[str, str], ports: list[Spec]
     }
 
 
-OWN: list[dict[str, str]] = [
+OWN_LABELS: list[dict[str, str]] = [
     {},
     {"app": "a"},
     {"app": "a"},
     {"app": "b", "vm:tier": "x"},
     {"app": "a", "vm:app": "b", "tier": ""},
 ]
-NAMED: list[list[Spec]] = [
+NAMED_PORTS: list[list[Spec]] = [
     [],
     [{"name": "http", "port": 80}, {"name": "web", "port": 443, "protocol": "UDP"}],
-    [{"name": "http", "port": 8080}],  # the same labels as the one before
+    [{"name": "http", "port": 8080}],  # the same labels as the endpoint before
     [{"name": "HTTP", "port": 81}, {"name": "web", "port": 80}],
     [{"name": "web", "port": 443, "protocol": "SCTP"}],
 ]
-KINDS_OF = list(product(NAMESPACES, zip(OWN, NAMED, strict=True)))
-WRITTEN = [endpoint(number, namespace, *rest) for number, (namespace, rest) in enumerate(KINDS_OF)]
-SPACES = [
+ENDPOINT_KINDS = list(product(NAMESPACES, zip(OWN_LABELS, NAMED_PORTS, strict=True)))
+ENDPOINT_DOCUMENTS = [endpoint(number, namespace, *rest) for number, (namespace, rest) in enumerate(ENDPOINT_KINDS)]
+NAMESPACE_DOCUMENTS = [
     {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"team": name[0]}}}
     for name in NAMESPACES
 ]
 
 
-def seen(document: Spec) -> Who:
-    """Return an endpoint as the naive reader sees it."""
+def read_endpoint(document: Spec) -> ProbeEnd:
+    """Return the probe end of an endpoint document."""
     namespace = document["metadata"]["namespace"]
     own = [Label(*written_label(key), value) for key, value in document["metadata"]["labels"].items()]
     made = {
@@ -92,7 +91,7 @@ def seen(document: Spec) -> Who:
         for port in document["spec"]["ports"]
     ]
     labels = Labels([*own, *(Label("k8s", key, value) for key, value in made.items())])
-    return Who(labels, document["spec"]["ips"][0], tuple(ports))
+    return ProbeEnd(labels, document["spec"]["ips"][0], tuple(ports))
 
 
 def written_label(key: str) -> tuple[str, str]:
@@ -101,16 +100,16 @@ def written_label(key: str) -> tuple[str, str]:
 
 
 WORLD = Labels([Label("reserved", "world", "")])
-ENDPOINTS = [seen(one) for one in WRITTEN]
+ENDPOINTS = [read_endpoint(one) for one in ENDPOINT_DOCUMENTS]
 OUTSIDE = ["198.51.100.7", "198.51.100.200", "198.51.1.1", "192.0.2.1", "10.200.0.1", "2001:db8::7", "fd00::1"]
 PEERS = [
     *ENDPOINTS,
-    *(Who(labels, None) for labels in RESERVED.values()),
-    *(Who(WORLD, address, outside=True) for address in OUTSIDE),
+    *(ProbeEnd(labels, None) for labels in RESERVED.values()),
+    *(ProbeEnd(WORLD, address, outside=True) for address in OUTSIDE),
 ]
 
 
-# --- the naive reader ---
+# --- naive evaluation ---
 
 
 def written_key(text: str) -> tuple[str, str]:
@@ -167,9 +166,13 @@ def is_peer(selector: Spec, namespace: str, labels: Labels) -> bool:
 
 
 def is_pod(peer: Spec, namespace: str, labels: Labels) -> bool:
-    space = namespace_of(labels)
+    peer_namespace = namespace_of(labels)
     scope = peer.get("namespaceSelector")
-    in_scope = space == namespace if scope is None else space is not None and matches(scope, labels, f"k8s:{PREFIX}")
+    in_scope = (
+        peer_namespace == namespace
+        if scope is None
+        else peer_namespace is not None and matches(scope, labels, f"k8s:{PREFIX}")
+    )
     return in_scope and matches(peer.get("podSelector", {}), labels, "k8s:")
 
 
@@ -180,7 +183,7 @@ def within(address: str | None, block: str, holes: list[str]) -> bool:
     return one in ip_network(block) and not any(one in ip_network(hole) for hole in holes)
 
 
-def is_entity(name: str, peer: Who) -> bool:
+def is_entity(name: str, peer: ProbeEnd) -> bool:
     if name == "all":
         return True
     if name == "cluster":
@@ -190,8 +193,8 @@ def is_entity(name: str, peer: Who) -> bool:
     return is_reserved(peer.labels, name)
 
 
-def is_named(entry: Spec, namespace: str, peer: Who) -> bool | None:
-    """Say whether a Cilium entry names the peer; None if it names nobody at all, not even an empty list."""
+def names_peer(entry: Spec, namespace: str, peer: ProbeEnd) -> bool | None:
+    """Return whether a Cilium entry selects the peer; None if every peer field is missing."""
     sides = [
         entry.get(f"{side}{kind}") for kind in ("Endpoints", "CIDR", "CIDRSet", "Entities") for side in ("from", "to")
     ]
@@ -206,7 +209,7 @@ def is_named(entry: Spec, namespace: str, peer: Who) -> bool | None:
     )
 
 
-def covers(port: Spec, default: str, destination: Who, proto: int, number: int) -> bool:
+def covers(port: Spec, default: str, destination: ProbeEnd, proto: int, number: int) -> bool:
     protocol = port.get("protocol", default)
     if proto not in PROTOCOLS.values() or (protocol != "ANY" and PROTOCOLS[protocol] != proto):
         return False
@@ -221,67 +224,75 @@ def is_type(field: Spec, proto: int, number: int) -> bool:
     return ICMP[family] == proto and TYPES.get((family, field["type"]), field["type"]) == number
 
 
-class Said(NamedTuple):
-    """What one entry says of a probe."""
+class EntryResult(NamedTuple):
+    """EntryResult: the effect of one entry on a probe."""
 
     ref: tuple[str, int, int, bool]
-    covered: bool  # it opens this (or denies it), whatever is spoken
-    requests: tuple[Spec, ...] = ()  # else: HTTP rules that do
+    covered: bool  # the entry allows (or denies) the port without layer-7 rules
+    requests: tuple[Spec, ...] = ()  # else: the HTTP rules of the entry
 
 
-def cilium_says(
+def read_cilium_entry(
     entry: Spec,
     ref: tuple[str, int, int, bool],
     namespace: str,
-    peer: Who,
-    of: Who,
+    peer: ProbeEnd,
+    destination: ProbeEnd,
     port: tuple[int, int],
-    lenient: bool,
-) -> Said:
-    named = is_named(entry, namespace, peer)
+    without_l7: bool,
+) -> EntryResult:
+    named = names_peer(entry, namespace, peer)
     ports, types = entry.get("toPorts") or [], entry.get("icmps") or []
     if named is False or (named is None and not ports and not types):
-        return Said(ref, False)
+        return EntryResult(ref, False)
     if types:
-        return Said(ref, any(is_type(field, *port) for one in types for field in one.get("fields", [])))
+        return EntryResult(ref, any(is_type(field, *port) for one in types for field in one.get("fields", [])))
     if not ports:
-        return Said(ref, True)
-    open_to = [one for one in ports if any(covers(each, "ANY", of, *port) for each in one.get("ports", []))]
+        return EntryResult(ref, True)
+    open_to = [one for one in ports if any(covers(each, "ANY", destination, *port) for each in one.get("ports", []))]
     rules = [one.get("rules", {}).get("http", []) for one in open_to]
-    plain = any(not one for one in rules) or (lenient and bool(rules))
-    return Said(ref, plain, () if plain else tuple(request for one in rules for request in one))
+    plain = any(not one for one in rules) or (without_l7 and bool(rules))
+    return EntryResult(ref, plain, () if plain else tuple(request for one in rules for request in one))
 
 
-def plain_says(
-    entry: Spec, ref: tuple[str, int, int, bool], namespace: str, peer: Who, of: Who, port: tuple[int, int]
-) -> Said:
+def read_kubernetes_entry(
+    entry: Spec,
+    ref: tuple[str, int, int, bool],
+    namespace: str,
+    peer: ProbeEnd,
+    destination: ProbeEnd,
+    port: tuple[int, int],
+) -> EntryResult:
     peers, ports = entry.get("from") or entry.get("to") or [], entry.get("ports") or []
     blocks = [one["ipBlock"] for one in peers if "ipBlock" in one]
     in_block = any(within(peer.address, block["cidr"], block.get("except", [])) for block in blocks)
     pods = [one for one in peers if "ipBlock" not in one]
     named = not peers or in_block or any(is_pod(one, namespace, peer.labels) for one in pods)
-    fits = [one for one in ports if covers(one, "TCP", of, *port)]
+    fits = [one for one in ports if covers(one, "TCP", destination, *port)]
     if fits and entry.get("to") and not any(is_pod(one, namespace, peer.labels) for one in pods):
-        # The destination's names count: at ingress they are the subject's, and a mere address has none.
+        # Named ports are the destination's: at ingress those of the subject; an address outside has none.
         fits = [one for one in fits if not isinstance(one.get("port"), str)]
-    return Said(ref, named and (not ports or bool(fits)))
+    return EntryResult(ref, named and (not ports or bool(fits)))
 
 
-def read(
-    document: Spec, direction: str, subject: Who, peer: Who, port: tuple[int, int]
-) -> tuple[bool, bool, list[Said]]:
-    """Return whether a document closes the direction for anyone, for this subject, and what its entries say."""
+def read_document(
+    document: Spec, direction: str, subject: ProbeEnd, peer: ProbeEnd, port: tuple[int, int]
+) -> tuple[bool, bool, list[EntryResult]]:
+    """Return whether a document isolates any subject, whether it isolates this one, and the results of its entries."""
     name, namespace = document["metadata"]["name"], document["metadata"].get("namespace", "")
-    of = subject if direction == "ingress" else peer
+    destination = subject if direction == "ingress" else peer
     if document["kind"] == "NetworkPolicy":
         spec = document["spec"]
         types = spec.get("policyTypes") or ["Ingress", *(["Egress"] if spec.get("egress") else [])]
         closes = direction.capitalize() in types
-        mine = closes and is_pod({"podSelector": spec["podSelector"]}, namespace, subject.labels)
+        selects_subject = closes and is_pod({"podSelector": spec["podSelector"]}, namespace, subject.labels)
         entries = enumerate(spec.get(direction, []))
-        said = [plain_says(one, (name, 0, number, False), namespace, peer, of, port) for number, one in entries]
-        return closes, mine, said if mine else []
-    any_closes, mine_closes, said = False, False, []
+        results = [
+            read_kubernetes_entry(one, (name, 0, number, False), namespace, peer, destination, port)
+            for number, one in entries
+        ]
+        return closes, selects_subject, results if selects_subject else []
+    any_closes, mine_closes, results = False, False, []
     for index, spec in enumerate(document["specs"]):
         has = bool(spec.get(direction) or spec.get(f"{direction}Deny"))
         closes = has and spec.get("enableDefaultDeny", {}).get(direction, True)
@@ -291,34 +302,35 @@ def read(
             for deny in (False, True):
                 for number, entry in enumerate(spec.get(f"{direction}Deny" if deny else direction, [])):
                     ref = (name, index, number, deny)
-                    said.append(cilium_says(entry, ref, namespace, peer, of, port, not closes))
-    return any_closes, mine_closes, said
+                    results.append(read_cilium_entry(entry, ref, namespace, peer, destination, port, not closes))
+    return any_closes, mine_closes, results
 
 
 def expected(
-    documents: list[Spec], mode: Enforcement, direction: str, subject: Who, peer: Who, port: tuple[int, int]
+    documents: list[Spec], mode: Enforcement, direction: str, subject: ProbeEnd, peer: ProbeEnd, port: tuple[int, int]
 ) -> tuple[bool, set[tuple[str, int, int, bool]], list[Spec]]:
-    """Return whether it is allowed, by which rules, and for which requests only."""
+    """Return the expected verdict, the deciding rules, and the allowed requests if only some are allowed."""
     if mode is Enforcement.NEVER:
         return True, set(), []
-    readings = [read(document, direction, subject, peer, port) for document in documents]
+    readings = [read_document(document, direction, subject, peer, port) for document in documents]
     closed = {
         Enforcement.AUTO: any(anyone for anyone, _, _ in readings),
-        Enforcement.PER_ENDPOINT: any(mine for _, mine, _ in readings),
+        Enforcement.PER_ENDPOINT: any(selects_subject for _, selects_subject, _ in readings),
         Enforcement.ALWAYS: True,
     }[mode]
-    said = [one for _, _, entries in readings for one in entries]
-    denied = {one.ref for one in said if one.covered and one.ref[3]}
-    allowed = {one.ref for one in said if one.covered and not one.ref[3]}
+    results = [result for _, _, entries in readings for result in entries]
+    denied = {result.ref for result in results if result.covered and result.ref[3]}
+    allowed = {result.ref for result in results if result.covered and not result.ref[3]}
     if denied:
         return False, denied, []
     if allowed or not closed:
         return True, allowed, []
-    some = [one for one in said if one.requests]
-    return bool(some), {one.ref for one in some}, [request for one in some for request in one.requests]
+    restricted = [result for result in results if result.requests]
+    requests = [request for result in restricted for request in result.requests]
+    return bool(restricted), {result.ref for result in restricted}, requests
 
 
-PROBED = int(os.environ.get("NFQ_ENFORCER_TEST_PROBES", "50000"))  # for longer runs: as many as there is time for
+PROBE_COUNT = int(os.environ.get("NFQ_ENFORCER_TEST_PROBES", "50000"))  # a longer run sets a larger number
 
 REQUESTS = [HttpRequest(method, path, "h") for method in ("GET", "PUT") for path in ("/a", "/b", "/ab")]
 
@@ -485,25 +497,27 @@ PLAIN = st.builds(
 DOCUMENTS = st.lists(CILIUM | PLAIN, max_size=3)
 
 
-def cluster_of(documents: list[Spec], mode: Enforcement) -> Cluster:
+def cluster_of(documents: list[Spec], mode: Enforcement) -> ClusterModel:
     for number, document in enumerate(documents):
         document["metadata"]["name"] = f"p{number}"
-    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": [*WRITTEN, *SPACES, *documents]})
-    return settle(loader.gather(one.document for one in parse(text, "x.json")), mode)
+    text = json.dumps(
+        {"apiVersion": "v1", "kind": "List", "items": [*ENDPOINT_DOCUMENTS, *NAMESPACE_DOCUMENTS, *documents]}
+    )
+    return build_model(loader.group_documents(one.document for one in parse(text, "x.json")), mode)
 
 
-def asked(cluster: Cluster, direction: str, subject: int, peer: Who, port: tuple[int, int]) -> LookupResult:
-    policy = getattr(cluster.maps(cluster.members[subject]), direction)
+def look_up(cluster: ClusterModel, direction: str, subject: int, peer: ProbeEnd, port: tuple[int, int]) -> LookupResult:
+    policy = getattr(cluster.maps(cluster.endpoints[subject]), direction)
     if peer.address is None:
         identity = next(number for number, labels in RESERVED.items() if labels == peer.labels)
         return LookupResult(*policy.lookup(identity, *port))
     address = ip_address(peer.address).packed
-    found = cluster.addresses.lookup(address).identity
-    return LookupResult(*policy.lookup(found, *port, cluster.addresses.local_identities(address)))
+    found = cluster.ipcache.lookup(address).identity
+    return LookupResult(*policy.lookup(found, *port, cluster.ipcache.local_identities(address)))
 
 
-@settings(max_examples=PROBED // 100, deadline=None)
-@given(DOCUMENTS, st.sampled_from(Enforcement), st.integers(0, len(WRITTEN) - 1), st.permutations(PROBES))
+@settings(max_examples=PROBE_COUNT // 100, deadline=None)
+@given(DOCUMENTS, st.sampled_from(Enforcement), st.integers(0, len(ENDPOINT_DOCUMENTS) - 1), st.permutations(PROBES))
 def test_a_naive_reading_of_the_documents_agrees_with_the_compiled_maps(
     documents: list[Spec], mode: Enforcement, subject: int, ports: list[tuple[int, int]]
 ) -> None:
@@ -511,7 +525,7 @@ def test_a_naive_reading_of_the_documents_agrees_with_the_compiled_maps(
 
     for direction, peer, port in product(("ingress", "egress"), PEERS, ports[:2]):
         allowed, rules, requests = expected(documents, mode, direction, ENDPOINTS[subject], peer, port)
-        found = asked(cluster, direction, subject, peer, port)
+        found = look_up(cluster, direction, subject, peer, port)
         assert found.allowed is allowed, (direction, peer, port)
         assert {(rule.name, rule.spec, rule.number, rule.deny) for rule in found.rules} == rules
         assert len(found.rules) == len(rules)

@@ -16,7 +16,7 @@ from nfq_enforcer.core.tables.ipcache import Peer
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.documents import Namespace
-from nfq_enforcer.policy.rules import PortOf
+from nfq_enforcer.policy.rules import NamedPort
 from tests.property.test_incremental_property import DOCUMENTS, HTTP, HTTP_TOO, KINDS
 from tests.support.packets import packed
 
@@ -35,7 +35,7 @@ ENDPOINTS = st.builds(
     st.sampled_from(NODES),
     st.sampled_from(NUMBERS),
     st.lists(st.sampled_from(ADDRESSES), max_size=3),
-    st.sampled_from([frozenset[PortOf](), HTTP, HTTP_TOO]),
+    st.sampled_from([frozenset[NamedPort](), HTTP, HTTP_TOO]),
 )
 IDENTITIES = st.builds(
     lambda number, labels: ((Kind.IDENTITY, str(number)), labels), st.sampled_from(NUMBERS), st.sampled_from(KINDS)

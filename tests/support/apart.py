@@ -1,4 +1,4 @@
-"""Scenarios in a network namespace of their own, that has nothing but a loopback and ends with the scenario."""
+"""Scenarios in a network namespace of their own, with a loopback interface only, removed at the scenario's end."""
 
 import asyncio
 import ctypes
@@ -15,9 +15,10 @@ T = TypeVar("T")
 
 
 def run_apart(scenario: Coroutine[Any, Any, T], *addresses: str) -> T:
-    """Run a scenario in a new namespace whose loopback has these addresses too; return what it returns.
+    """Run a scenario in a new namespace whose loopback has these addresses too; return its result.
 
-    A namespace belongs to a thread, so it is a thread that runs the scenario, and what this starts is in there with it.
+    unshare(2) applies to the calling thread, so a new thread runs the scenario; processes that the scenario starts are
+    in the same namespace.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_run, scenario, addresses).result()
@@ -33,7 +34,7 @@ def _run(scenario: Coroutine[Any, Any, T], addresses: tuple[str, ...]) -> T:
 
 
 def enter(namespace: Path) -> None:
-    """Move this thread into a network namespace that has a name."""
+    """Move this thread into the network namespace of a file, as those in /run/netns."""
     with namespace.open() as file:
         if _libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
             raise OSError(ctypes.get_errno(), f"cannot enter {namespace}: {os.strerror(ctypes.get_errno())}")

@@ -1,4 +1,4 @@
-"""A small cluster for policy tests: endpoints of two namespaces, whoever is outside, and what a side of one answers.
+"""A small cluster for policy tests: endpoints of two namespaces, peers outside, and look-ups in the policy maps.
 
 shop: web (app=web, http=80/TCP), db (app=db, tier=data; sql=5432/TCP, stat=53/UDP), two twins (app=twin; http=81, 82)
 far: web (app=web, http=8080/TCP)
@@ -10,9 +10,8 @@ from nfq_enforcer.core.identity import RESERVED, Identity
 from nfq_enforcer.core.tables.policymap import LookupResult, PolicyMap
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.loader import gather as sort
-from nfq_enforcer.policy.loader import parse
-from nfq_enforcer.policy.model import Cluster, Member, gather
+from nfq_enforcer.policy.loader import group_documents, parse
+from nfq_enforcer.policy.model import ClusterModel, EndpointModel, build_model
 
 ENDPOINTS = """
 apiVersion: nfq-enforcer.io/v1
@@ -53,47 +52,47 @@ _PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP, "ICMP": ICMP, "ICMPv6": ICMP
 _RESERVED = {str(labels): identity for identity, labels in RESERVED.items()}
 
 
-class World:
-    """The cluster with these policies in force."""
+class PolicyCluster:
+    """PolicyCluster: the cluster model with these policies compiled."""
 
     def __init__(self, *policies: str, mode: Enforcement = Enforcement.PER_ENDPOINT) -> None:
         texts = [f"{text}\n" for text in (ENDPOINTS, *policies)]
-        documents = sort(one.document for text in texts for one in parse(text, "x.yaml"))
-        self.cluster: Cluster = gather(documents, mode)
+        documents = group_documents(one.document for text in texts for one in parse(text, "x.yaml"))
+        self.model: ClusterModel = build_model(documents, mode)
 
-    def member(self, name: str) -> Member:
-        return next(one for one in self.cluster.members if one.name == name)
+    def endpoint(self, name: str) -> EndpointModel:
+        return next(endpoint for endpoint in self.model.endpoints if endpoint.name == name)
 
     def ingress(self, of: str = "shop/db") -> PolicyMap:
-        return self.cluster.maps(self.member(of)).ingress
+        return self.model.maps(self.endpoint(of)).ingress
 
     def egress(self, of: str = "shop/db") -> PolicyMap:
-        return self.cluster.maps(self.member(of)).egress
+        return self.model.maps(self.endpoint(of)).egress
 
     def host(self) -> tuple[PolicyMap, PolicyMap]:
-        maps = self.cluster.policy.maps_for(RESERVED[Identity(1)])
+        maps = self.model.policy.maps_for(RESERVED[Identity(1)])
         return maps.ingress, maps.egress
 
-    def ask(self, policy: PolicyMap, peer: str, port: str = "80/TCP") -> LookupResult:
-        """Return what a side says of a peer: an address, an endpoint (by its IPv4 address) or a reserved name."""
+    def lookup(self, policy: PolicyMap, peer: str, port: str = "80/TCP") -> LookupResult:
+        """Look up a peer in a policy map: an address, an endpoint (by its IPv4 address) or a reserved name."""
         number, _, protocol = port.partition("/")
-        identity, also = self._peer(peer)
-        return policy.lookup(identity, _PROTOCOLS[protocol], int(number), also)
+        identity, local_identities = self._peer(peer)
+        return policy.lookup(identity, _PROTOCOLS[protocol], int(number), local_identities)
 
     def _peer(self, name: str) -> tuple[Identity, tuple[Identity, ...]]:
         if name in _RESERVED:
             return _RESERVED[name], ()
-        address = str(self.member(name).document.spec.ips[0]) if "/" in name else name
+        address = str(self.endpoint(name).document.spec.ips[0]) if "/" in name else name
         packed = ip_address(address).packed
-        return self.cluster.addresses.lookup(packed).identity, self.cluster.addresses.local_identities(packed)
+        return self.model.ipcache.lookup(packed).identity, self.model.ipcache.local_identities(packed)
 
-    def into(self, *peers: str, port: str = "80/TCP", of: str = "shop/db") -> list[bool]:
-        """Say of each peer whether it may open this port."""
-        return [self.ask(self.ingress(of), peer, port).allowed for peer in peers]
+    def ingress_allowed(self, *peers: str, port: str = "80/TCP", of: str = "shop/db") -> list[bool]:
+        """Return for each peer whether ingress from it to this port is allowed."""
+        return [self.lookup(self.ingress(of), peer, port).allowed for peer in peers]
 
-    def out(self, *peers: str, port: str = "80/TCP", of: str = "shop/db") -> list[bool]:
-        """Say of each peer whether the endpoint may open this port to it."""
-        return [self.ask(self.egress(of), peer, port).allowed for peer in peers]
+    def egress_allowed(self, *peers: str, port: str = "80/TCP", of: str = "shop/db") -> list[bool]:
+        """Return for each peer whether egress to this port of it is allowed."""
+        return [self.lookup(self.egress(of), peer, port).allowed for peer in peers]
 
 
-EVERYBODY = ("shop/web", "far/web", "198.51.100.7", "reserved:host", "reserved:remote-node")
+ALL_PEERS = ("shop/web", "far/web", "198.51.100.7", "reserved:host", "reserved:remote-node")

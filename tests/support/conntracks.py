@@ -1,4 +1,4 @@
-"""Entries of the kernel's conntrack for tests, as ctnetlink tells them: nested attributes, in the kernel's order."""
+"""Conntrack entries for tests, in the encoding of ctnetlink: nested attributes, in the kernel's order."""
 
 from collections.abc import Iterable
 from ipaddress import ip_address
@@ -13,7 +13,7 @@ CONFIRMED, SEEN_REPLY, ASSURED = 8, 2, 4
 
 
 class Way(NamedTuple):
-    """One direction of a connection: who sends to whom."""
+    """Way: one direction of a connection, from sender to receiver."""
 
     src: str
     dst: str
@@ -34,7 +34,7 @@ def nested(kind: int, *parts: bytes) -> bytes:
 
 
 def direction(kind: int, proto: int, way: Way, *, turned: bool = False) -> bytes:
-    """Return the attribute that names one direction (1: the original, 2: the reply), or all in it ``turned`` round."""
+    """Return the attribute of a direction (1: original, 2: reply); ``turned`` reverses the order of its parts."""
     src, dst = (ip_address(address).packed for address in way[:2])
     first = 1 if len(src) == 4 else 3
     addresses = nested(1, attribute(first, src), attribute(first + 1, dst))
@@ -59,7 +59,7 @@ def entry(
     more: Iterable[bytes] = (),
     turned: bool = False,
 ) -> bytes:
-    """Return the body of the message about a connection; ``back`` is its reply, if an address is translated."""
+    """Return the body of a connection's message; ``back`` is the reply direction, if an address is translated."""
     info = [nested(4, nested(1, attribute(1, bytes((tcp_state,)))))] if tcp_state is not None else []
     ways = direction(1, proto, way, turned=turned) + direction(2, proto, back or way.back, turned=turned)
     rest = attribute(3, pack("!I", status)) + attribute(7, pack("!I", timeout))

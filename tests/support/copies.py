@@ -1,7 +1,7 @@
-"""A copy of this host, to be changed at will.
+"""A copy of this host that tests may change.
 
-It is an overlay over all of this host's files, in a mount namespace of its own, with network namespaces that only this
-mount namespace knows. All of it is gone when the namespace's processes are.
+The copy is an overlay over all of this host's files, in a mount namespace of its own, with network namespaces that
+exist in this mount namespace only. The kernel removes all of it after the namespace's last process.
 """
 
 import os
@@ -27,10 +27,10 @@ read -r _ || true
 
 
 class Copy:
-    """A copy of this host, with its own files and network namespaces."""
+    """Copy: a copy of this host, with its own files and network namespaces."""
 
     def __enter__(self) -> Self:
-        """Make the copy."""
+        """Create the copy."""
         command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", _COPY]
         self._holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._started: list[subprocess.Popen[str]] = []
@@ -39,19 +39,19 @@ class Copy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End what was started in the copy; with that it is gone."""
+        """Kill the processes started in the copy, which removes it."""
         for process in self._started:
             process.kill()
             process.wait()
             assert process.stdout is not None
-            process.stdout.close()  # not read to its end: a child may have it, and end only with us
+            process.stdout.close()  # not read to its end: a child that still runs may hold the other end
         self._holder.communicate("\n")
 
     def command(self, *argv: str, at: str | None = None) -> list[str]:
         """Return the command line that runs a command in the copy, in one of its network namespaces or the host's."""
-        space = [f"--mount=/proc/{self._holder.pid}/ns/mnt"]
-        space += [f"--net={self.file(f'/run/netns/{at}')}"] if at else []
-        return ["nsenter", *space, "chroot", "/mnt/root", *argv]
+        namespaces = [f"--mount=/proc/{self._holder.pid}/ns/mnt"]
+        namespaces += [f"--net={self.file(f'/run/netns/{at}')}"] if at else []
+        return ["nsenter", *namespaces, "chroot", "/mnt/root", *argv]
 
     def attempt(self, *argv: str, at: str | None = None) -> "subprocess.CompletedProcess[str]":
         """Run a command to its end."""
@@ -61,13 +61,13 @@ class Copy:
         )
 
     def run(self, *argv: str, at: str | None = None) -> str:
-        """Run a command that has to succeed; return what it printed."""
+        """Run a command that must succeed; return its standard output."""
         done = self.attempt(*argv, at=at)
         assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout
 
     def start(self, *argv: str, at: str) -> "subprocess.Popen[str]":
-        """Start a command that ends with the copy, if not before."""
+        """Start a command that ends with the copy at the latest."""
         process = subprocess.Popen(
             self.command(*argv, at=at), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/"
         )
@@ -75,36 +75,36 @@ class Copy:
         return process
 
     def start_agent(self, *options: str, at: str) -> "subprocess.Popen[str]":
-        """Start an agent and return when it says that it is ready."""
+        """Start an agent; return when it prints that it is ready."""
         agent = self.start("nfq-enforcer", "agent", *options, at=at)
         assert agent.stdout is not None
-        said = []
-        while "ready\n" not in said:
-            said.append(agent.stdout.readline())
-            assert said[-1], said  # it has ended
+        lines = []
+        while "ready\n" not in lines:
+            lines.append(agent.stdout.readline())
+            assert lines[-1], lines  # the agent has ended
         return agent
 
     def file(self, path: str) -> Path:
-        """Return where a file of the copy is for the tests."""
+        """Return the path of a file of the copy outside of it."""
         return Path(f"/proc/{self._holder.pid}/root/mnt/root{path}")
 
     def mode(self, path: str) -> tuple[str, str, str]:
         """Return a file's mode, owner and group."""
-        found = self.file(path)
-        return f"{found.stat().st_mode & 0o7777:o}", found.owner(), found.group()
+        file = self.file(path)
+        return f"{file.stat().st_mode & 0o7777:o}", file.owner(), file.group()
 
     def processes(self) -> list[str]:
-        """Return the command lines of all that runs in the copy."""
-        own = self.file("/").stat().st_dev
-        found = []
+        """Return the command lines of all processes in the copy."""
+        device = self.file("/").stat().st_dev
+        lines = []
         for process in Path("/proc").glob("[0-9]*"):
-            with suppress(OSError):  # it has ended
-                if (process / "root").stat().st_dev == own:
-                    found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-        return found
+            with suppress(OSError):  # the process has ended
+                if (process / "root").stat().st_dev == device:
+                    lines.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        return lines
 
     def build_segment(self, addresses: Mapping[str, str], hub: str) -> None:
-        """Make a network namespace for each of these machines, on one segment; the hub has its bridge."""
+        """Create a network namespace for each of these machines, on one segment; the hub has the bridge."""
         for name in addresses:
             self.run("ip", "netns", "add", name)
         self.run("ip", "-n", hub, "link", "add", "br0", "type", "bridge")
@@ -119,7 +119,7 @@ class Copy:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Return when the condition holds; fail if it does not in a long time."""
+    """Wait until the condition holds; fail after ``PATIENCE`` seconds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline

@@ -1,7 +1,7 @@
-"""Labs for tests: policies to apply, attempts with what is expected of each, flows to await, stamps on the wire.
+"""Labs for tests: policies, attempts with their expected outcomes, flows in the log, stamps on the wire.
 
-An attempt that is expected to be dropped gets little time and one that is expected to pass gets much, so that a busy
-machine makes tests slower and not wrong.
+An attempt with the expected outcome "dropped" has a short timeout, one with the expected outcome "ok" a long one. So
+a busy machine makes tests slower, but does not make them fail.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
-from nfq_enforcer.lab.topology import UPLINK, Address
+from nfq_enforcer.lab.topology import UPLINK, IPAddress
 from nfq_enforcer.lab.traffic_host import AttemptResult, TrafficHost
 
 HTTP, HTTPS, OTHER_TCP, DNS, CLOSED = 80, 443, 8080, 53, 81
@@ -34,8 +34,8 @@ DRIVERS = ("netlink", "netfilterqueue")
 PER_PACKET, PER_FLOW = MODES = "per-packet", "per-flow"
 
 
-class Datapath(NamedTuple):
-    """The agents' settings of what packets meet."""
+class DatapathSettings(NamedTuple):
+    """Datapath settings: the agents' configuration of driver, queues and mode."""
 
     driver: str
     queues: int | str = 1
@@ -50,8 +50,8 @@ class Datapath(NamedTuple):
 
 
 DATAPATHS = (
-    *(Datapath("netlink"), Datapath("netlink", 2), Datapath("netfilterqueue")),
-    *(Datapath("netlink", 2, PER_FLOW), Datapath("netfilterqueue", 1, PER_FLOW)),
+    *(DatapathSettings("netlink"), DatapathSettings("netlink", 2), DatapathSettings("netfilterqueue")),
+    *(DatapathSettings("netlink", 2, PER_FLOW), DatapathSettings("netfilterqueue", 1, PER_FLOW)),
 )
 FLOOD = """
 import socket, sys
@@ -61,8 +61,8 @@ with socket.socket(int(family), socket.SOCK_DGRAM) as sender:
     for _ in range(int(number)):
         sender.sendto(b"no question", (address, 53))
 """
-PATIENT = 10.0  # for what is expected to pass
-BRIEF = 0.4  # for what is expected to be dropped
+PATIENT = 10.0  # s, timeout for packets that should be accepted
+BRIEF = 0.4  # s, timeout for packets that should be dropped
 FRONTENDS, BACKENDS = ("front1", "front2", "front3"), ("back1", "back2")
 ENDPOINTS = (*FRONTENDS, *BACKENDS, "db3", "n3")
 
@@ -79,12 +79,12 @@ def policy(name: str, role: str, **sections: list[dict[str, Any]]) -> str:
 
 
 def from_role(role: str, *ports: tuple[int, str]) -> dict[str, Any]:
-    """Return an entry of ``ingress``: this role, on these ports, or on all if none is named."""
+    """Return an entry of ``ingress``: from this role to these ports, without ports to all."""
     return {"fromEndpoints": [{"matchLabels": {"role": role}}]} | _to_ports(ports)
 
 
 def to_role(role: str, *ports: tuple[int, str]) -> dict[str, Any]:
-    """Return an entry of ``egress``, likewise."""
+    """Return an entry of ``egress``: to this role on these ports, without ports on all."""
     return {"toEndpoints": [{"matchLabels": {"role": role}}]} | _to_ports(ports)
 
 
@@ -97,7 +97,7 @@ FRONT_TO_BACK = policy("front-to-back", "backend", ingress=[from_role("frontend"
 
 
 class Attempt(NamedTuple):
-    """Something a host tries."""
+    """Attempt of a host to reach another."""
 
     source: str
     target: str
@@ -105,7 +105,7 @@ class Attempt(NamedTuple):
     family: int
 
 
-_Way = Callable[[TrafficHost, Address, float], Awaitable[AttemptResult]]
+_Way = Callable[[TrafficHost, IPAddress, float], Awaitable[AttemptResult]]
 
 
 def _connect(port: int) -> _Way:
@@ -122,13 +122,13 @@ WAYS: Mapping[str, _Way] = {
     "ping": lambda host, address, timeout: host.ping(address, timeout),
 }
 USUAL = ("80/TCP", "53/UDP", "ping")
-Expected = Mapping[Attempt, str]  # the status of its outcome
+Expected = Mapping[Attempt, str]  # the status of the outcome
 
 
 def expect(
     status: str, sources: Iterable[str], targets: Iterable[str], ways: Iterable[str] = USUAL
 ) -> dict[Attempt, str]:
-    """Expect this status of every source's attempt to reach every other target, in each way and family."""
+    """Expect this status for attempts from each source to each other target, in each way and family."""
     return {
         Attempt(source, target, way, family): status
         for source in sources
@@ -145,12 +145,12 @@ def passes(sources: Iterable[str], targets: Iterable[str], ways: Iterable[str] =
 
 
 def dropped(sources: Iterable[str], targets: Iterable[str], ways: Iterable[str] = USUAL) -> dict[Attempt, str]:
-    """Expect attempts to get no answer at all."""
+    """Expect attempts to get no reply."""
     return expect("timeout", sources, targets, ways)
 
 
 async def outcomes(lab: Lab, expected: Expected) -> Expected:
-    """Make all attempts at once and return what became of each."""
+    """Make all attempts at once and return the status of each."""
 
     async def make(attempt: Attempt) -> str:
         address = lab.address(attempt.target, attempt.family)
@@ -161,14 +161,14 @@ async def outcomes(lab: Lab, expected: Expected) -> Expected:
 
 
 async def serve(lab: Lab) -> None:
-    """Have every host answer on its ports."""
+    """Start servers on the ports of every host."""
     hosts = [lab.host(name) for name in lab.topology.hosts]
     tcp = (host.serve("TCP", HTTP, HTTPS, OTHER_TCP) for host in hosts)
     await asyncio.gather(*tcp, *(host.serve("UDP", DNS) for host in hosts))
 
 
 def start(lab: Lab, name: str, *options: str, documents: str = "", **settings: Any) -> LabNode:
-    """Start the agent of one node alone; it judges what its endpoints say to each other and to the world."""
+    """Start the agent of a single node, for traffic among its endpoints and with the world."""
     lab.documents.mkdir(exist_ok=True)
     (lab.documents / "endpoints.yaml").write_text(lab.topology.endpoint_documents())
     (lab.documents / "policies.yaml").write_text(documents)
@@ -185,21 +185,21 @@ def start_all(lab: Lab, documents: str = "", **settings: Any) -> None:
 
 
 def stop_agents(lab: Lab) -> None:
-    """End all agents; none may have failed in a way that nobody has foreseen."""
+    """Stop all agents; fail if one of them had an unexpected error."""
     for node in lab.nodes.values():
         node.stop()
     check_logs(lab)
 
 
 def check_logs(lab: Lab) -> None:
-    """Fail if the log of an agent, or of its worker, holds a traceback."""
+    """Fail if the log of an agent or of its workers contains a traceback."""
     for node in lab.nodes.values():
         if node.log.exists():
             assert "Traceback" not in (log := node.log.read_text()), f"{node.name}: {log}"
 
 
 def kill(pid: int) -> None:
-    """Kill a process and return when it is gone."""
+    """Kill a process and return when it has ended."""
     with contextlib.suppress(ProcessLookupError):
         descriptor = os.pidfd_open(pid)
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
@@ -210,22 +210,22 @@ def kill(pid: int) -> None:
 
 
 async def until(condition: Any, timeout: float = PATIENT) -> None:
-    """Return when the condition, which only a look can tell, holds."""
+    """Return when the condition holds, which is polled."""
     async with asyncio.timeout(timeout):
         while not condition():
             await asyncio.sleep(0.01)
 
 
 class Policies:
-    """The policies of one test: what it applies is withdrawn when it ends."""
+    """Policies of one test, withdrawn at its end."""
 
     def __init__(self, lab: Lab) -> None:
-        """Start with none."""
+        """Start without policies."""
         self._lab = lab
         self._applied: set[str] = set()
 
     async def apply(self, name: str, *documents: str) -> None:
-        """Apply these documents as one file, in place of those that had the name, on all nodes."""
+        """Apply these documents as one file on all nodes, in place of an earlier file of this name."""
         self._applied.add(name)
         await self._lab.apply(name, "".join(documents))
 
@@ -235,7 +235,7 @@ class Policies:
         await self._lab.withdraw(name)
 
     async def withdraw_all(self) -> None:
-        """Withdraw what is still applied."""
+        """Withdraw all files that are still applied."""
         for name in tuple(self._applied):
             await self.withdraw(name)
 
@@ -247,7 +247,7 @@ def identities(lab: Lab) -> dict[str, int]:
 
 
 def await_flow(node: LabNode, since: float, **wanted: object) -> dict[str, Any]:
-    """Return the node's first flow since then (Unix time) that has these properties; see ``properties``."""
+    """Return the node's first flow since this Unix time with these properties; see ``properties``."""
     seen = []
     with (
         contextlib.closing(client.stream(node.socket, "observe", 5.0, follow=True)) as flows,
@@ -263,13 +263,13 @@ def await_flow(node: LabNode, since: float, **wanted: object) -> dict[str, Any]:
 
 
 def flows_since(node: LabNode, since: float) -> list[dict[str, Any]]:
-    """Return the properties of the flows that the node has seen since then."""
+    """Return the properties of the node's flows since this Unix time."""
     flows = node.observe()
     return [properties(flow) for flow in flows if datetime.fromisoformat(flow["time"]).timestamp() >= since]
 
 
 def properties(flow: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of a flow what tests ask for, flat."""
+    """Return the properties of a flow that tests compare, flat."""
     ends = flow.get("IP", {})
     return {
         "verdict": flow["verdict"],
@@ -283,23 +283,23 @@ def properties(flow: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def now() -> float:
-    """Return the Unix time from which on to look for flows."""
-    return time.time() - 0.001  # the log has microseconds, and its clock is converted
+    """Return the Unix time, as the start of a search for flows."""
+    return time.time() - 0.001  # timestamps of the log are rounded to microseconds and converted from another clock
 
 
 def arrivals(lab: Lab, host: str) -> Capture:
-    """Return a capture of what really reaches a host, whatever its kernel makes of it."""
+    """Return a capture of all packets on a host's interface, including those that its kernel discards."""
     return Capture(lab.network, host, UPLINK)
 
 
 def run_in(lab: Lab, machine: str, *command: str, text: str = "") -> str:
-    """Run a command in a machine's namespace; return what it prints."""
+    """Run a command in a machine's namespace; return its output."""
     argv = lab.network.command(machine, command)
     return subprocess.run(argv, input=text, stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENT).stdout
 
 
 def counters(lab: Lab, machine: str) -> dict[str, int]:
-    """Return the kernel's counters of a machine (SNMP), both families' by one name."""
+    """Return the SNMP counters of a machine's kernel; IPv4 and IPv6 are added up under one name."""
     found: dict[str, int] = {}
     lines = run_in(lab, machine, "cat", "/proc/net/snmp").splitlines()
     for names, numbers in zip(lines[::2], lines[1::2], strict=True):
@@ -312,8 +312,8 @@ def counters(lab: Lab, machine: str) -> dict[str, int]:
     return found
 
 
-class Unharmed:
-    """Says of the kernels on the way what has gone wrong since it was made."""
+class ErrorCounters:
+    """Error counters of the kernels on a path, since the object was created."""
 
     NAMES = ("IpFragFails", "IpReasmFails", "TcpInErrs", "TcpInCsumErrors", "UdpInErrors", "UdpInCsumErrors")
 
@@ -322,7 +322,7 @@ class Unharmed:
         self._before = {machine: counters(lab, machine) for machine in machines}
 
     def since(self) -> dict[tuple[str, str], int]:
-        """Return the counters that have grown, by machine and name."""
+        """Return the increases, by machine and counter."""
         now = {machine: counters(self._lab, machine) for machine in self._before}
         return {
             (machine, name): now[machine][name] - before[name]
@@ -332,7 +332,7 @@ class Unharmed:
         }
 
     def retransmitted(self, machine: str) -> tuple[int, int]:
-        """Return how many TCP segments were sent again, and how many were sent."""
+        """Return the numbers of retransmitted and of sent TCP segments."""
         now, before = counters(self._lab, machine), self._before[machine]
         again, sent = (now[name] - before[name] for name in ("TcpRetransSegs", "TcpOutSegs"))
         return again, sent
@@ -341,20 +341,20 @@ class Unharmed:
 PROGRAM = (sys.executable, "-P", "-m", "nfq_enforcer.cli")
 
 
-def ends(packet: bytes) -> tuple[Address, Address]:
+def ends(packet: bytes) -> tuple[IPAddress, IPAddress]:
     """Return source and destination of an IP packet."""
     start, size = (12, 4) if packet[0] >> 4 == 4 else (8, 16)
     return ip_address(packet[start : start + size]), ip_address(packet[start + size : start + 2 * size])
 
 
 def length(packet: bytes) -> int:
-    """Return the length of a packet, of which a capture may have cut something off."""
+    """Return the length of a packet by its header; a capture may have truncated the packet."""
     start, rest = (2, 0) if packet[0] >> 4 == 4 else (4, 40)
     return int.from_bytes(packet[start : start + 2], "big") + rest
 
 
-def between(capture: Capture, one: Iterable[Address], other: Iterable[Address]) -> list[bytes]:
-    """Return the captured packets that went between the ones and the others, in either direction."""
+def between(capture: Capture, one: Iterable[IPAddress], other: Iterable[IPAddress]) -> list[bytes]:
+    """Return the captured packets between addresses of ``one`` and of ``other``, in both directions."""
     pairs = {(a, b) for a in one for b in other} | {(b, a) for a in one for b in other}
     return [packet.data for packet in capture.packets() if ends(packet.data) in pairs]
 
@@ -362,7 +362,7 @@ def between(capture: Capture, one: Iterable[Address], other: Iterable[Address]) 
 def stamps_on(packet: bytes) -> list[int]:
     """Return the identities of all stamps on a captured IP packet or fragment.
 
-    Written after the format as it is documented, and on purpose not with the engine's own parser.
+    This parser follows the documented format and deliberately does not use the engine's own.
     """
     if packet[0] >> 4 == 4:
         options = packet[20 : (packet[0] & 0x0F) * 4]
@@ -381,18 +381,18 @@ def stamps_on(packet: bytes) -> list[int]:
 
 
 def _identities(options: bytes, stamp: int, *, ends_list: bool) -> list[int]:
-    found, place = [], 0
-    while place < len(options):
-        kind = options[place]
+    found, offset = [], 0
+    while offset < len(options):
+        kind = options[offset]
         if ends_list and kind == 0:
             break
         if kind == (1 if ends_list else 0):
-            place += 1
+            offset += 1
             continue
-        size = options[place + 1] + (0 if ends_list else 2)
+        size = options[offset + 1] + (0 if ends_list else 2)
         if kind == stamp:
-            version, identity = options[place + 2], int.from_bytes(options[place + 4 : place + 8], "big")
+            version, identity = options[offset + 2], int.from_bytes(options[offset + 4 : offset + 8], "big")
             assert (size, version) == (8, 0x10), options.hex()
             found.append(identity)
-        place += size
+        offset += size
     return found

@@ -23,7 +23,7 @@ from nfq_enforcer.store.redis.last_state import LastState
 from nfq_enforcer.store.redis.schema import Key, StoreEntry
 from nfq_enforcer.store.redis.session import Session
 from nfq_enforcer.store.redis.store import RedisStore
-from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, Timings
+from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, SessionTimings
 
 PATIENCE = 40.0
 LOOK = 0.01
@@ -95,7 +95,7 @@ def namespace_text(labels: str) -> str:
 class Node:
     """Node: a session in place of a node's agent, which can stop and start again."""
 
-    def __init__(self, name: str, url: str, folder: Path, timings: Timings = DEFAULT_TIMINGS) -> None:
+    def __init__(self, name: str, url: str, folder: Path, timings: SessionTimings = DEFAULT_TIMINGS) -> None:
         """Take name, store and timings; the last known state is in ``folder``, in a folder of the node's name."""
         self.name = name
         self._connection = Connection(parse(url), timings)

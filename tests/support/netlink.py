@@ -1,4 +1,4 @@
-"""What the kernel sends to a queue's socket, built from bytes as nfqnl_build_packet_message does it."""
+"""The kernel's messages to a queue's socket, laid out as by nfqnl_build_packet_message."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -28,14 +28,14 @@ def timestamp() -> bytes:
 def of_packet(
     packet: int, payload: bytes, attributes: Iterable[bytes], *, queue: int = 100, hook: int = LOCAL_IN
 ) -> bytes:
-    """Return the message of a packet; its payload comes last, and nothing fills it up."""
+    """Return the message of a packet; its payload is the last attribute, without padding."""
     header = attribute(1, struct.pack("!IHB", packet, 0x0800, hook))
     last = struct.pack("=HH", 4 + len(payload), PAYLOAD) + payload
     return message(PACKET, struct.pack("!BBH", 2, 0, queue) + header + b"".join(attributes) + last)
 
 
 def of_error(errno: int, about: bytes) -> bytes:
-    """Return the kernel's answer to a message, of which it quotes the header."""
+    """Return the kernel's NLMSG_ERROR for a message, whose header it quotes."""
     return message(ERROR, struct.pack("=i", -errno) + about[:16])
 
 
@@ -44,7 +44,7 @@ def message(kind: int, body: bytes) -> bytes:
 
 
 def attributes(data: bytes) -> dict[int, bytes]:
-    """Return attributes by their type."""
+    """Return attributes by type."""
     found, place = dict[int, bytes](), 0
     while place < len(data):
         size, kind = struct.unpack_from("=HH", data, place)
@@ -55,7 +55,7 @@ def attributes(data: bytes) -> dict[int, bytes]:
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, dict[int, bytes]]]:
-    """Yield type, queue and attributes of messages that follow each other."""
+    """Yield type, queue and attributes of consecutive messages."""
     while data:
         length, kind = struct.unpack_from("=IH", data)
         assert 20 <= length <= len(data)

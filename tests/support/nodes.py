@@ -1,12 +1,12 @@
-"""A node for tests: an enforcer with two endpoints, another node's endpoints to talk to, and a world outside.
+"""A node for tests: an enforcer with two local endpoints, the endpoints of another node, and the world.
 
     web (300) ── veth-web ─┐                         ┌─ client (500), other (501)
                          node ── eth0 ─ (cluster) ─ second node
     db (400) ─── veth-db ──┘ └── wan0 ── world
 
-Tests say by which interfaces a packet comes and goes, as the kernel's three hooks do: it is received by the host
-itself, sent by the host itself, or forwarded. Policy is given as compiled maps: ``load`` names the sides that are
-enforced, and whom each lets pass.
+Tests give the interfaces of a packet as the kernel's three hooks do: the host receives it (INPUT), sends it (OUTPUT) or
+forwards it (FORWARD). Policy is given as compiled maps: ``load`` takes the enforced sides, and the peers that each side
+allows.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,28 +14,29 @@ from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.context import Interface
-from nfq_enforcer.core.enforcer import Decision, Enforcer, FlowEvent
+from nfq_enforcer.core.enforcer import Enforcer
+from nfq_enforcer.core.events import Decision, FlowEvent
 from nfq_enforcer.core.identity import REMOTE_NODE, Identity
 from nfq_enforcer.core.tables.conntrack import Conntrack, FlowState, KernelFlow
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, Verdict
-from nfq_enforcer.core.wire.packet import parse
-from tests.support.packets import packed
+from nfq_enforcer.core.wire.packet import TCP, parse
+from tests.support.packets import packed, stamped
 
 
 class Addresses(NamedTuple):
-    """One family's view of the test's little world."""
+    """Addresses: the addresses of one IP family in the test's network."""
 
     version: int
     host: str
     web: str
     db: str
     client: str  # an endpoint of the second node
-    other: str  # another one
+    other: str  # another endpoint of the second node
     second_node: str
-    cluster: str  # in the cluster's networks, and nobody known
+    cluster: str  # in the cluster's networks, but no known peer
     world: str
 
 
@@ -49,12 +50,17 @@ WEB, DB, CLIENT, OTHER = map(Identity, (300, 400, 500, 501))
 ETH0, WAN0, VETH_WEB, VETH_DB = "eth0", "wan0", "veth-web", "veth-db"
 MTU = 1500
 
+HTTP = [(CLIENT, TCP, 80)]
+NOBODY: list[tuple[int, int, int]] = []  # an enforced side that allows no peer
+EVERYTHING_FROM_CLIENT = [(CLIENT, 0, 0)]
+CLOSED = {"web": NOBODY, "db": NOBODY}
+
 Allowed = Iterable[tuple[int, int, int]]  # identity, protocol, port
-Side = Mapping[str, Allowed]  # local endpoint: who may pass this side of it; a side not named is not enforced
+Side = Mapping[str, Allowed]  # local endpoint: peers allowed on this side; a side that is not given is not enforced
 
 
 def rule(endpoint: str, direction: Direction, number: int) -> RuleRef:
-    """Return the rule that allows the peer of this number; number 99 is the one that closed the side."""
+    """Return the rule that allows the peer of this number; rule 99 is the one that enforces the side."""
     return RuleRef("CiliumNetworkPolicy", "default", endpoint, direction, number)
 
 
@@ -85,15 +91,15 @@ _PEERS = {
 
 
 class Node:
-    """An enforcer on the node that the module's picture shows; nothing is enforced before ``load``."""
+    """Node: an enforcer on the node of the module's diagram; no side is enforced before ``load``."""
 
     def __init__(
-        self, maximum_flows: int = 1000, *, can_requeue: bool = False, has_next: bool = False, glances: bool = True
+        self, maximum_flows: int = 1000, *, can_requeue: bool = False, has_next: bool = False, fast: bool = True
     ) -> None:
         self.now = 1000.0
         self.flows = Conntrack(maximum_flows, self.now)
         self._enforcer = Enforcer(self.snapshot(0), self.flows, can_requeue=can_requeue, has_next=has_next)
-        self._decide = self._enforcer.decide if glances else self._enforcer.consider
+        self._decide = self._enforcer.decide if fast else self._enforcer.slow_path
 
     def snapshot(
         self,
@@ -107,14 +113,14 @@ class Node:
     ) -> Snapshot:
         endpoints = {}
         for name, identity, home in (("web", WEB, VETH_WEB), ("db", DB, VETH_DB)):
-            here = LocalEndpoint(
+            endpoint = LocalEndpoint(
                 f"default/{name}",
                 identity,
                 home,
                 _policy(name, Direction.INGRESS, ingress or {}, deny_ingress or {}, closed_by),
                 _policy(name, Direction.EGRESS, egress or {}, deny_egress or {}, closed_by),
             )
-            endpoints.update({packed(getattr(at, name)): here for at in FAMILIES})
+            endpoints.update({packed(getattr(at, name)): endpoint for at in FAMILIES})
         fields: dict[str, Any] = {
             "endpoints": endpoints,
             "ipcache": Ipcache(_PEERS, [ip_network("10.9.0.0/16"), ip_network("fd09::/16")]),
@@ -124,11 +130,11 @@ class Node:
         return Snapshot(revision, **fields | changed)
 
     def load(self, ingress: Side | None = None, egress: Side | None = None, **changed: Any) -> None:
-        """Put a new revision of policy in force; ``changed`` are other fields of the snapshot."""
+        """Enforce a new policy revision; ``changed`` are other fields of the snapshot."""
         self._enforcer.snapshot = self.snapshot(self._enforcer.snapshot.revision + 1, ingress, egress, **changed)
 
     def import_flow(self, opener: bytes, state: FlowState = FlowState.ESTABLISHED) -> None:
-        """Know a flow as the kernel does, by a packet of its opener."""
+        """Import a flow, given by a packet of its opener, from the kernel's conntrack."""
         assert self.flows.import_flow(KernelFlow(parse(opener).key, state, expires_in=60), self.now)
 
     def receive(self, payload: bytes, come_by: str, skb: int = 0) -> Decision:
@@ -144,6 +150,11 @@ class Node:
         return self._decide(payload, Interface(come_by, MTU), Interface(leave_by, mtu), self.now, skb)
 
 
+def from_client(node: Node, payload: bytes, identity: int = CLIENT) -> Decision:
+    """Decide a packet that another node forwards to web with this identity."""
+    return node.forward(stamped(payload, identity), ETH0, VETH_WEB)
+
+
 PASSING = frozenset((Verdict.ACCEPT, Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW))
 
 
@@ -152,7 +163,7 @@ def accepted(decision: Decision) -> bool:
 
 
 def refused(decision: Decision) -> DropReason | None:
-    """Return the reason of a drop, None for what was accepted."""
+    """Return the reason of a drop, None for an accepted packet."""
     if decision.verdict in PASSING:
         return None
     return event(decision).reason

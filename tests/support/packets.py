@@ -1,7 +1,7 @@
-"""Packets for tests, built from bytes: both families, right lengths and checksums.
+"""Packets for tests, built from bytes: both families, with correct lengths and checksums.
 
-What a client sends goes to ``port`` and comes from ``CLIENT_PORT``; what a server answers goes the other way. In both
-the sender is named first.
+A client's packet goes from ``CLIENT_PORT`` to ``port``, a server's packet from ``port`` to ``CLIENT_PORT``. The sender
+is always the first argument.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP, checksum
 from nfq_enforcer.core.wire.stamp import Stamp
 
 Build = Callable[..., bytes]
-"""One of the functions below that need only be told source and destination."""
+"""Type of the functions below that need only source and destination."""
 
 CLIENT_PORT = 40_000
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
@@ -43,7 +43,7 @@ def ip(src: str, dst: str, proto: int, body: bytes, *, df: bool = True, options:
 
 
 def _summed(src: str, dst: str, proto: int, body: bytes, at: int) -> bytes:
-    """Return the transport segment with its checksum put at offset ``at``."""
+    """Return the transport segment with its checksum at offset ``at``."""
     ends = packed(src) + packed(dst)
     pseudo_header = b"" if proto == ICMP else ends + pack("!II", len(body), proto)
     return body[:at] + checksum(pseudo_header + body).to_bytes(2, "big") + body[at + 2 :]
@@ -63,12 +63,12 @@ def syn_ack(src: str, dst: str, port: int = 80) -> bytes:
 
 
 def request(src: str, dst: str, port: int = 80, data: bytes = b"GET") -> bytes:
-    """Return data from client to server, in the midst of a connection."""
+    """Return data from client to server, in an open connection."""
     return tcp(src, dst, CLIENT_PORT, port, PSH | ACK, data)
 
 
 def response(src: str, dst: str, port: int = 80, data: bytes = b"200") -> bytes:
-    """Return data from server to client, in the midst of a connection."""
+    """Return data from server to client, in an open connection."""
     return tcp(src, dst, port, CLIENT_PORT, PSH | ACK, data)
 
 
@@ -85,7 +85,7 @@ def server_rst(src: str, dst: str, port: int = 80) -> bytes:
 
 
 def server_syn(src: str, dst: str, port: int = 80) -> bytes:
-    """Return what only a server with a mind to open a connection itself sends, from its own port to the client's."""
+    """Return a SYN from the server's port to the client's: the server opens a connection of its own."""
     return tcp(src, dst, port, CLIENT_PORT, SYN)
 
 
@@ -110,7 +110,7 @@ _CHECKSUMS = {TCP: 16, UDP: 6, ICMPV6: 2}
 
 
 def unfinished(payload: bytes) -> bytes:
-    """Return the packet as the kernel leaves it to a device: its transport checksum covers the pseudo header only."""
+    """Return the packet before checksum offload: its transport checksum covers the pseudo header only."""
     packet = parse(payload)
     body = len(payload) - packet.l4_offset
     pseudo_header = packet.src + packet.dst + pack("!II", body, packet.proto)
@@ -119,7 +119,7 @@ def unfinished(payload: bytes) -> bytes:
 
 
 def icmp(src: str, dst: str, kind: int, code: int, rest: bytes) -> bytes:
-    """Return an ICMP message of the addresses' family; ``rest`` is all behind its checksum."""
+    """Return an ICMP message of the addresses' family; ``rest`` is the message after its checksum."""
     proto = ICMP if ip_address(src).version == 4 else ICMPV6
     return ip(src, dst, proto, _summed(src, dst, proto, bytes((kind, code, 0, 0)) + rest, 2))
 
@@ -142,14 +142,23 @@ def stamped(payload: bytes, identity: int) -> bytes:
 
 
 def with_options(payload: bytes, options: bytes) -> bytes:
-    """Return the packet with these options before its transport header: whole words, as ``ip`` takes them."""
+    """Return the packet with these options before its transport header, in whole words as for ``ip``."""
     packet = parse(payload)
     src, dst = str(ip_address(packet.src)), str(ip_address(packet.dst))
     return ip(src, dst, packet.proto, payload[packet.l4_offset :], df=packet.df, options=options)
 
 
 def identity_on(payload: bytes | None) -> int | None:
-    """Return the identity that a packet bears, None for none."""
+    """Return the identity in a packet's stamp, None without a stamp."""
     assert payload is not None
-    found = stamp.read(payload, parse(payload))
-    return None if found is None else found.identity
+    packet_stamp = stamp.read(payload, parse(payload))
+    return None if packet_stamp is None else packet_stamp.identity
+
+
+def cut_short(payload: bytes) -> bytes:
+    """Return the packet's first 100 bytes, as from a queue with a copy range (truncated payload)."""
+    return payload[:100]
+
+
+LONG = bytes(200)
+OPENERS_AND_REPLIES = [(syn, syn_ack), (request, response), (udp, udp_answer), (ping, pong)]

@@ -1,4 +1,4 @@
-"""What a user reads when something is refused."""
+"""Errors: their sentences and exit statuses."""
 
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 

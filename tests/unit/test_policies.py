@@ -1,4 +1,4 @@
-"""The examples in ``policies/``: each is valid, alone and with all others, and does what its probe file says."""
+"""The examples in ``policies/``: each is valid, alone and with all others, and fulfils its probe file."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ EXAMPLES = sorted(set(FOLDER.glob("*.yaml")) - {ENDPOINTS})
 
 
 def mode(example: Path) -> Enforcement:
-    """Return the mode that an example is for: what is written for Kubernetes is isolated as there."""
+    """Return the enforcement mode of an example: NetworkPolicies isolate endpoints one by one, as in Kubernetes."""
     return Enforcement.PER_ENDPOINT if example.name.startswith("k8s-") else Enforcement.AUTO
 
 
@@ -27,11 +27,11 @@ def test_an_example_does_what_its_probes_expect(example: Path) -> None:
     probes = ProbeFile(file.read_text(), str(file)).probes
 
     assert {probe.expect for probe in probes} == {"allow", "deny"} or example.stem == "k8s-allow-all"
-    answers = [simulation.judge_probe(probe) for probe in probes]
+    results = [simulation.evaluate_probe(probe) for probe in probes]
     assert [
-        f"{probe.source} to {probe.target}, {probe}: {answer.reason}"
-        for probe, answer in zip(probes, answers, strict=True)
-        if answer.verdict != probe.expect
+        f"{probe.source} to {probe.target}, {probe}: {result.reason}"
+        for probe, result in zip(probes, results, strict=True)
+        if result.verdict != probe.expect
     ] == []
 
 

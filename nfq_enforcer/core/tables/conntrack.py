@@ -1,21 +1,23 @@
-"""Connection tracking: who opened a flow, whether it was answered, and how long it may stay silent.
+"""Conntrack: the flows of one worker, each with its opener, its state and its time-out.
 
-A flow stands in the table under two keys, that of the packets of its opener and that of the replies, so a packet of
-either direction meets it with one look-up. The table is bounded: when it is full the oldest flow that not both sides
-have confirmed makes room, then the oldest of all; a flood of forged openers drives out nothing but itself. Time-outs
-are those of Linux (Documentation/networking/nf_conntrack-sysctl.rst) where it has them.
+A flow is stored under two keys, one of its opener's packets and one of the replies, so a packet of either direction
+finds it with one look-up. The table is bounded. When it is full, the oldest unconfirmed flow is evicted, then the
+oldest of all, so a flood of forged openers evicts nothing but its own flows. Time-outs are those of Linux
+(Documentation/networking/nf_conntrack-sysctl.rst) for the protocols that it names.
 
-A flow whose packets the kernel passes without us (see ``bypass``) shows itself only now and then. So it is kept for
-little longer than that takes, whatever its state, and makes room before all others: the kernel remembers it.
+The kernel passes packets of an offloaded flow without a verdict (see ``core.offload``), so only a few of them reach
+this table. An offloaded flow therefore has a short time-out of its own, whatever its state, and is evicted first: the
+kernel keeps the flow in its own conntrack.
 
-Nothing here takes longer because there are many flows. The table is cut into many small dicts, because a big one that
-has to grow would stall the packets meanwhile. A flow knows its neighbours in age, so it leaves from any place at once.
-A packet only moves its flow's ``expires``; a sweep goes round the parts and meets every flow within half a minute.
-What flows have in common (origins, imprints) they share, so one takes some 500 bytes, its two keys included.
+No operation slows down as the number of flows grows. The table consists of many small dicts, because a large dict
+stalls the packet path while it grows. A flow is linked to its neighbours in age, so its removal takes constant time. A
+packet only moves ``expires`` of its flow; a sweep visits every part of the table within half a minute. Origins and
+stamp templates are shared between flows, so one flow takes some 500 bytes with its two keys.
 """
 
 from collections.abc import Iterator
 from enum import IntEnum
+from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -25,49 +27,72 @@ from nfq_enforcer.core.wire.stamp import StampTemplate
 
 
 class FlowState(IntEnum):
-    """How far a flow has come. Only TCP flows close; the others just fall silent."""
+    """State of a flow. Only TCP flows close; flows of other protocols expire."""
 
-    NEW = 0  # not answered yet
-    ANSWERED = 1  # TCP: accepted, but the opener has not confirmed yet, and may not exist
+    NEW = 0  # without a reply yet
+    ANSWERED = 1  # TCP: accepted by the replier, not yet confirmed by the opener, whose address may be forged
     ESTABLISHED = 2
     CLOSING = 3  # TCP: one side has sent a FIN
-    CLOSED = 4  # TCP: one side has reset it
+    CLOSED = 4  # TCP: one side has sent a RST
 
 
-_NEW, _ANSWERED = FlowState.NEW, FlowState.ANSWERED  # looking a member up takes longer than the packet path has
+_NEW, _ANSWERED = FlowState.NEW, FlowState.ANSWERED  # an enum look-up costs more than the packet path can spend
 _FIN, _SYN, _RST, _SYN_ACK = 0x01, 0x02, 0x04, 0x12
 _FIN_RST = _FIN | _RST
 
-_SECONDS: dict[int, tuple[int, int, int, int, int]] = {
+# The next state of a TCP flow, by its state (row) and by sender and flags of the segment (column). RST outweighs FIN.
+# opener: SYN, other, FIN, RST; replier: neither FIN nor RST, FIN, RST
+_TCP_TRANSITIONS = tuple(
+    tuple(map(FlowState, row))
+    for row in (
+        (0, 0, 3, 4, 1, 3, 4),  # NEW
+        (1, 2, 3, 4, 1, 3, 4),  # ANSWERED
+        (2, 2, 3, 4, 2, 3, 4),  # ESTABLISHED
+        (3, 3, 3, 4, 3, 3, 4),  # CLOSING
+        (4, 4, 4, 4, 4, 4, 4),  # CLOSED
+    )
+)
+
+_TIMEOUTS: dict[int, tuple[int, int, int, int, int]] = {  # seconds, by protocol and state
     TCP: (60, 60, 432_000, 120, 10),
     UDP: (30, 0, 180, 0, 0),
     ICMP: (30, 0, 30, 0, 0),
     ICMPV6: (30, 0, 30, 0, 0),
 }
-_OTHER_SECONDS = (60, 0, 600, 0, 0)
+_OTHER_TIMEOUTS = (60, 0, 600, 0, 0)
+_OFFLOADED_TIMEOUT = 150  # seconds
 
 
 class Offload(IntEnum):
-    """How much of a flow the kernel passes by itself, under the policy that the flow was judged by."""
+    """Extent to which the kernel passes a flow without a verdict, under the policy verdict that opened the flow."""
 
-    NEVER = 0  # policy refuses it, and only audit lets it pass
+    NEVER = 0  # policy denies the flow, and only audit mode accepts it
     NONE = 1  # nothing yet
-    OPENER = 2  # what its opener sends
-    FLOW = 3  # all of it
+    OPENER = 2  # the opener's packets
+    FLOW = 3  # the packets of both directions
 
 
-Origin = tuple[str | None, Identity | None]
-"""Where packets come from: the interface (None: this host), and the identity on their stamp (None: no stamp)."""
+class Origin(NamedTuple):
+    """Origin of packets: interface and stamped identity."""
+
+    interface: str | None  # None: this host
+    identity: Identity | None  # None: no stamp
 
 
-ORIGIN_UNKNOWN: Origin = ("", None)
-"""The origin of a flow that was learned, until its opener is seen: no interface has this name."""
+@lru_cache(maxsize=4096)
+def shared_origin(interface: str | None, identity: Identity | None) -> Origin:
+    """Return the origin, as one object shared by all flows that have it."""
+    return Origin(interface, identity)
 
-REVISION_NONE = -1  # the revision of a flow that was learned, until it is judged
+
+ORIGIN_UNKNOWN = Origin("", None)
+"""Origin of an imported flow until its opener sends a packet. No interface has an empty name."""
+
+REVISION_NONE = -1  # the revision of an imported flow until its first evaluation
 
 
 class Opening(NamedTuple):
-    """What policy judges: the first packet of a flow, and who sends it to whom."""
+    """Opening of a flow, the input of a policy evaluation: its first packet, and the identities of both ends."""
 
     src: bytes
     dst: bytes
@@ -76,13 +101,13 @@ class Opening(NamedTuple):
     dport: int
     icmp_type: int
     icmp_code: int
-    to_host: bool  # delivered on this host itself
+    to_host: bool  # delivered to this host itself
     source: Identity
     destination: Identity
 
 
 class Flow:
-    """One connection, or what passes for one, as this node sees it."""
+    """Flow: one connection, or one exchange of a connectionless protocol, as this node sees it."""
 
     __slots__ = (
         "destination",
@@ -105,54 +130,64 @@ class Flow:
         "younger",
     )
 
-    to_host: bool  # delivered on this host itself
-    source: Identity  # the opener's
+    to_host: bool  # delivered to this host itself
+    source: Identity  # of the opener
     destination: Identity
     origin: Origin  # of the opener's packets
     revision: int  # of the policy that allowed it
-    stamp: StampTemplate | None  # put on the opener's packets
-    reply_stamp: StampTemplate | None  # put on replies
-    lifetime: int  # for how many seconds it may be silent in its state
+    stamp: StampTemplate | None  # for the opener's packets
+    reply_stamp: StampTemplate | None  # for replies
+    lifetime: int  # seconds without a packet after which the flow expires in its state
     expires: float
-    elder: "Flow"  # its neighbours in the table
+    elder: "Flow"  # neighbours in the table, by age
     younger: "Flow"
 
     def __init__(self, key: bytes, answer_key: bytes) -> None:
-        """Make an unanswered flow; who judges it says the rest, the table sets its time."""
+        """Make an unanswered flow; its policy verdict and its time-out are set by the caller and the table."""
         self.key = key
         self.reply_key = answer_key
-        self.reply_origin: Origin | None = None  # known from the first reply on, or before
+        self.reply_origin: Origin | None = None  # set by the first reply, or before
         self.state = FlowState.NEW
         self.offload = Offload.NONE
-        self.masqueraded = (
-            False  # its opener's stamp came from an address that is no endpoint's: a router has changed it
-        )
-        self.fits = False  # TCP: its SYN passed here, where it was given an MSS that leaves room for a stamp
+        self.masqueraded = False  # the opener's stamp came from an address of no endpoint: a router rewrote the address
+        self.fits = False  # TCP: the SYN passed here and had its MSS clamped, so every segment has room for a stamp
 
     @property
     def opening(self) -> Opening:
-        """Return what policy has judged."""
+        """Return the opening that policy evaluated."""
         return Opening(*read_key(self.key), self.to_host, self.source, self.destination)
 
+    @property
+    def is_over(self) -> bool:
+        """Tell whether a TCP flow is closed, or may be: the kernel does not show the end of an offloaded flow."""
+        return self.state >= FlowState.CLOSING or self.offload is Offload.FLOW
+
     def origin_of(self, packet: Packet) -> Origin | None:
-        """Return where packets of this one's direction come from; None if that has to show in the first reply."""
+        """Return the origin of packets of this one's direction; None until the first reply has shown it."""
         return self.origin if packet.key == self.key else self.reply_origin
 
     def stamp_on(self, packet: Packet) -> StampTemplate | None:
-        """Return the stamp that packets of this one's direction bear when they leave."""
+        """Return the stamp for packets of this one's direction that leave for another node."""
         return self.stamp if packet.key == self.key else self.reply_stamp
+
+    def is_reopened_by(self, packet: Packet) -> bool:
+        """Tell whether the packet opens a new flow under the keys of this one.
+
+        The replier must not open a connection under cover of a flow, and a port may be reused after the flow's end.
+        """
+        return packet.opens and (packet.key != self.key or self.is_over)
 
 
 class KernelFlow(NamedTuple):
-    """A flow that somebody else remembers, the kernel for example."""
+    """Flow of the kernel's conntrack."""
 
     key: bytes  # of its opener's packets
     state: FlowState
     expires_in: float  # seconds
 
 
-class _Ages:
-    """Flows by age, the oldest first, in a ring of neighbours that a flow leaves at no cost, wherever it stands."""
+class _AgeList:
+    """Ring of flows by age, the oldest first; a flow is unlinked in constant time, wherever it stands."""
 
     def __init__(self) -> None:
         self._end = Flow(b"", b"")
@@ -164,35 +199,34 @@ class _Ages:
             yield flow
             flow = flow.younger
 
-    def join(self, flow: Flow) -> None:
+    def append(self, flow: Flow) -> None:
         last, end = self._end.elder, self._end
         flow.elder, flow.younger = last, end
         last.younger = end.elder = flow
 
 
-def _leave(flow: Flow) -> None:
+def _unlink(flow: Flow) -> None:
     flow.elder.younger, flow.younger.elder = flow.younger, flow.elder
 
 
 _PARTS = 1024
-_HANDED_OVER = 150  # seconds of silence after which a flow is forgotten that the kernel passes
-_ROUND = 32  # seconds in which the sweep meets every flow
-_REMOVAL = 32  # to remove a flow takes as long as to look at so many
-_LEAST = 50  # flows that a step removes at least, if there are so many to remove
+_SWEEP_PERIOD = 32  # seconds in which the sweep visits every flow
+_REMOVAL_COST = 32  # looks at a flow that take as long as one removal
+_MIN_REMOVALS = 50  # flows that a step removes at least, if that many have expired
 
 
 class Conntrack:
-    """The flows of one worker."""
+    """Table of the flows of one worker."""
 
     def __init__(self, maximum: int, now: float) -> None:
         """Make an empty table for at most ``maximum`` flows (at least 1); ``now`` in seconds, of any steady clock."""
         self._maximum = maximum
         self._parts: tuple[dict[bytes, Flow], ...] = tuple({} for _ in range(_PARTS))
-        self._unconfirmed = _Ages()
-        self._confirmed = _Ages()
-        self._handed_over = _Ages()
+        self._unconfirmed = _AgeList()
+        self._confirmed = _AgeList()
+        self._offloaded = _AgeList()
         self._length = 0
-        self._swept = _due(now)
+        self._swept = _parts_due(now)
         self.evicted = 0
 
     def __len__(self) -> int:
@@ -200,13 +234,13 @@ class Conntrack:
         return self._length
 
     def __iter__(self) -> Iterator[Flow]:
-        """Yield every flow, those that only one side has confirmed first."""
+        """Yield every flow, unconfirmed ones first."""
         yield from self._unconfirmed
         yield from self._confirmed
-        yield from self._handed_over
+        yield from self._offloaded
 
     def lookup(self, key: bytes, now: float) -> Flow | None:
-        """Return the live flow that a packet with this key belongs to, in either direction."""
+        """Return the live flow of packets with this key, in either direction."""
         flow = self._parts[hash(key) % _PARTS].get(key)
         if flow is not None and flow.expires <= now:
             self.remove(flow)
@@ -214,112 +248,115 @@ class Conntrack:
         return flow
 
     def create(self, packet: Packet, now: float) -> Flow:
-        """Enter the flow that this packet opens, in place of any that has one of its keys."""
+        """Create the flow that this packet opens, in place of any flow with one of its keys."""
         flow = Flow(packet.key, reply_key(packet.key))
         for key in (flow.key, flow.reply_key):
             old = self._parts[hash(key) % _PARTS].get(key)
             if old is not None:
                 self.remove(old)
         if self._length >= self._maximum:
-            self._make_room()
-        self._enter(flow)
+            self._evict()
+        self._insert(flow)
         flow.fits = packet.opens
-        self.see(flow, False, packet.tcp_flags, now)
+        self.update(flow, False, packet.tcp_flags, now)
         return flow
 
     def import_flow(self, known: KernelFlow, now: float) -> bool:
-        """Enter a flow that somebody else knows, for who judges to meet it; say whether there was room for it."""
-        flow = _unjudged(known.key, known.state)
+        """Import a flow of the kernel's conntrack, to be evaluated at its next packet; return False without room."""
+        flow = _imported(known.key, known.state)
         if self._length >= self._maximum or self.lookup(flow.key, now) or self.lookup(flow.reply_key, now):
             return False
-        self._enter(flow)
+        self._insert(flow)
         flow.expires = now + min(known.expires_in, flow.lifetime)
         return True
 
     def restore(self, key: bytes, now: float) -> Flow:
-        """Enter, as ``learn`` does, an established flow that is not in the table; ``key``: of its opener's packets."""
-        flow = _unjudged(key, FlowState.ESTABLISHED)
+        """Import an established flow that is not in the table; ``key``: of its opener's packets."""
+        flow = _imported(key, FlowState.ESTABLISHED)
         if self._length >= self._maximum:
-            self._make_room()
-        self._enter(flow)
+            self._evict()
+        self._insert(flow)
         flow.expires = now + flow.lifetime
         return flow
 
-    def hand_over(self, flow: Flow, bypass: Offload, now: float) -> None:
-        """Note that the kernel passes this much of the flow from now on."""
-        flow.offload = bypass
-        if bypass is Offload.FLOW:
-            flow.state = FlowState.ESTABLISHED  # its end will not be seen
-        flow.lifetime = _HANDED_OVER
-        flow.expires = now + _HANDED_OVER
-        _leave(flow)
-        self._handed_over.join(flow)
+    def offload(self, flow: Flow, extent: Offload, now: float) -> None:
+        """Record the extent to which the kernel passes the flow from now on."""
+        flow.offload = extent
+        if extent is Offload.FLOW:
+            flow.state = FlowState.ESTABLISHED  # the kernel does not show its end
+        flow.lifetime = _OFFLOADED_TIMEOUT
+        flow.expires = now + _OFFLOADED_TIMEOUT
+        _unlink(flow)
+        self._offloaded.append(flow)
 
-    def _enter(self, flow: Flow) -> None:
+    def _insert(self, flow: Flow) -> None:
         for key in (flow.key, flow.reply_key):
             self._parts[hash(key) % _PARTS][key] = flow
-        (self._unconfirmed if flow.state < FlowState.ESTABLISHED else self._confirmed).join(flow)
+        (self._unconfirmed if flow.state < FlowState.ESTABLISHED else self._confirmed).append(flow)
         self._length += 1
-        flow.lifetime = _SECONDS.get(flow.key[0], _OTHER_SECONDS)[flow.state]
+        flow.lifetime = _TIMEOUTS.get(flow.key[0], _OTHER_TIMEOUTS)[flow.state]
 
-    def see(self, flow: Flow, reply: bool, tcp_flags: int, now: float) -> None:
-        """Note a packet of the flow, of its opener or a reply: its state may move on, its time is renewed."""
+    def update(self, flow: Flow, reply: bool, tcp_flags: int, now: float) -> None:
+        """Update a flow by one of its packets: advance its state, renew its time-out."""
         if tcp_flags & _FIN_RST or flow.state is _ANSWERED or (reply and flow.state is _NEW):
-            self._move(flow, reply, tcp_flags)
+            self._advance(flow, reply, tcp_flags)
         flow.expires = now + flow.lifetime
 
-    def _move(self, flow: Flow, reply: bool, tcp_flags: int) -> None:
-        proto = flow.key[0]
-        if flow.state is _NEW or flow.state is _ANSWERED:
-            self._answer(flow, reply, proto == TCP, tcp_flags)
-        if tcp_flags & _RST:
-            flow.state = FlowState.CLOSED
-        elif tcp_flags & _FIN and flow.state is not FlowState.CLOSED:
-            flow.state = FlowState.CLOSING
-        flow.lifetime = _SECONDS.get(proto, _OTHER_SECONDS)[flow.state]
-
-    def _answer(self, flow: Flow, reply: bool, confirms: bool, tcp_flags: int) -> None:
-        """Take a reply, or what follows one: if the protocol ``confirms``, the opener must have spoken again."""
-        if reply and confirms:
-            flow.state = FlowState.ANSWERED
-        elif reply or (flow.state is _ANSWERED and tcp_flags & _SYN_ACK != _SYN):
-            flow.state = FlowState.ESTABLISHED
-            _leave(flow)
-            self._confirmed.join(flow)
+    def _advance(self, flow: Flow, reply: bool, tcp_flags: int) -> None:
+        proto, state = flow.key[0], flow.state
+        if proto == TCP:
+            flow.state = _TCP_TRANSITIONS[state][_segment(reply, tcp_flags)]
+            confirmed = state is _ANSWERED and not reply and tcp_flags & _SYN_ACK != _SYN
+        else:
+            confirmed = state is _ANSWERED or (state is _NEW and reply)
+            flow.state = FlowState.ESTABLISHED if confirmed else state
+        if confirmed:
+            _unlink(flow)
+            self._confirmed.append(flow)
+        flow.lifetime = _TIMEOUTS.get(proto, _OTHER_TIMEOUTS)[flow.state]
 
     def remove(self, flow: Flow) -> None:
-        """Forget the flow, which must be in the table."""
+        """Remove the flow, which must be in the table."""
         for key in {flow.key, flow.reply_key}:
             del self._parts[hash(key) % _PARTS][key]
-        _leave(flow)
+        _unlink(flow)
         self._length -= 1
 
     def expire(self, now: float, budget: int = 5000) -> int:
-        """Go on with the sweep, as far as it has come to by now; return how many flows went.
+        """Continue the sweep up to the parts that are due now; return the number of flows removed.
 
-        It ends early when it has looked at ``budget`` of them (of the last part maybe more), which takes about 1 ms.
+        The sweep ends early after a look at ``budget`` flows (a few more in the last part), which takes about 1 ms.
         """
-        removed, due = 0, _due(now)
+        removed, due = 0, _parts_due(now)
         self._swept = max(self._swept, due - _PARTS)
         while self._swept < due and budget > 0:
             part = self._parts[self._swept % _PARTS]
-            over = [flow for key, flow in part.items() if key is flow.key and flow.expires <= now]
+            expired = [flow for key, flow in part.items() if key is flow.key and flow.expires <= now]
             budget -= len(part)
-            going = over[: max(_LEAST, budget // _REMOVAL)]
-            for flow in going:
+            removals = expired[: max(_MIN_REMOVALS, budget // _REMOVAL_COST)]
+            for flow in removals:
                 self.remove(flow)
-            removed += len(going)
-            budget -= len(going) * _REMOVAL
-            self._swept += len(going) == len(over)
+            removed += len(removals)
+            budget -= len(removals) * _REMOVAL_COST
+            self._swept += len(removals) == len(expired)
         return removed
 
-    def _make_room(self) -> None:
-        self.remove(next(chain(self._handed_over, self._unconfirmed, self._confirmed)))
+    def _evict(self) -> None:
+        self.remove(next(chain(self._offloaded, self._unconfirmed, self._confirmed)))
         self.evicted += 1
 
 
-def _unjudged(key: bytes, state: FlowState) -> Flow:
-    """Return a flow that nobody has judged here yet, for who judges to meet it."""
+def _segment(reply: bool, tcp_flags: int) -> int:
+    """Return the column of ``_TCP_TRANSITIONS`` for a segment."""
+    if tcp_flags & _RST:
+        return 6 if reply else 3
+    if tcp_flags & _FIN:
+        return 5 if reply else 2
+    return 4 if reply else int(tcp_flags & _SYN_ACK != _SYN)
+
+
+def _imported(key: bytes, state: FlowState) -> Flow:
+    """Return a flow without a policy verdict, to be evaluated at its next packet."""
     flow = Flow(key, reply_key(key))
     flow.state = state
     flow.origin, flow.revision, flow.to_host = ORIGIN_UNKNOWN, REVISION_NONE, False
@@ -328,6 +365,6 @@ def _unjudged(key: bytes, state: FlowState) -> Flow:
     return flow
 
 
-def _due(now: float) -> int:
-    """Return how many parts the sweep has met by this time, since the clock began."""
-    return int(now * _PARTS / _ROUND)
+def _parts_due(now: float) -> int:
+    """Return the number of parts that the sweep has to have visited by this time, since the clock began."""
+    return int(now * _PARTS / _SWEEP_PERIOD)

@@ -1,7 +1,7 @@
-"""What one layer-7 rule lets pass: HTTP requests and DNS names, as Cilium's ``rules`` describe them.
+"""Layer-7 matches: HTTP requests and DNS names, by Cilium's ``rules``.
 
-Every pattern must match the whole of its field, whatever alternatives it has; the fields of a rule must all match, and
-an empty field matches anything. Header names are case-insensitive, values are not.
+A pattern has to match its complete field, with all its alternatives anchored. All fields of a rule have to match; an
+empty field matches everything. Header names are case-insensitive, values are not.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class HttpRequest(NamedTuple):
-    """What is judged of an HTTP request."""
+    """HTTP request: the fields that rules match."""
 
     method: str = "GET"
     path: str = "/"  # with the query, as the request line has it
@@ -19,19 +19,19 @@ class HttpRequest(NamedTuple):
 
 
 class HeaderMatch(NamedTuple):
-    """A header that must be present, and have this value unless that is None."""
+    """Header match: a header that has to be present, with this value unless it is None."""
 
     name: str
     value: str | None = None
 
     def matches(self, headers: tuple[tuple[str, str], ...]) -> bool:
-        """Say whether one of the headers is this one."""
+        """Tell whether one of the headers matches."""
         wanted = self.name.lower()
         return any(name.lower() == wanted and self.value in {None, value} for name, value in headers)
 
 
 class HttpMatch(NamedTuple):
-    """Regular expressions of method, path and host, and headers."""
+    """HTTP match: regular expressions of method, path and host, and headers."""
 
     method: str = ""
     path: str = ""
@@ -39,7 +39,7 @@ class HttpMatch(NamedTuple):
     headers: tuple[HeaderMatch, ...] = ()
 
     def matches(self, request: HttpRequest) -> bool:
-        """Say whether the request is one of those that pass."""
+        """Tell whether the request matches."""
         return (
             _whole(self.method, request.method)
             and _whole(self.path, request.path)
@@ -49,12 +49,12 @@ class HttpMatch(NamedTuple):
 
 
 class DnsMatch(NamedTuple):
-    """A regular expression of names that may be asked for, without a dot at the end."""
+    """DNS match: a regular expression of query names, without a trailing dot."""
 
     name: str
 
     def matches(self, asked: str) -> bool:
-        """Say whether the name is one of those that pass."""
+        """Tell whether the name matches."""
         return _whole(self.name, asked.removesuffix("."), ignore_case=True)
 
 

@@ -1,8 +1,8 @@
-"""Identity-based policy, compiled: one dict per endpoint and direction, a few probes a look-up, deny wins.
+"""Policy map: the compiled rules of one endpoint and direction, one dict, a few probes a look-up; deny wins.
 
-A key names a peer and ports. A range of ports is cut into blocks that are powers of two, each named by the leading
-bits that its ports share; a look-up probes each number of bits that the map has for the protocol, so its cost depends
-on how many kinds of blocks there are, not on how many rules.
+A key names a peer and ports. A port range is split into blocks whose sizes are powers of two, each named by the leading
+bits that its ports share. A look-up probes each prefix length that the map has for the protocol, so its cost depends on
+the number of prefix lengths, not on the number of rules.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,11 +14,11 @@ from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
 from nfq_enforcer.core.verdict import Direction
 
 PORT_BITS = 16
-WHOLE = -1  # as the number of a rule: the document's section itself, which has no entry
+WHOLE = -1  # as rule number: the section of the document itself, which has no entry
 
 
 class RuleRef(NamedTuple):
-    """Where a rule stands: a document and the place in it, for example ``ingress[0]``."""
+    """Rule reference: a document and a place in it, for example ``ingress[0]``."""
 
     kind: str
     namespace: str  # empty for a cluster-wide document
@@ -45,12 +45,12 @@ class RuleRef(NamedTuple):
 
 
 class PolicyKey(NamedTuple):
-    """Whom and what an entry is about: a peer, and the ports of a protocol whose leading bits are these."""
+    """Policy key: a peer, and a block of ports of one protocol."""
 
     identity: Identity  # 0: any peer
     proto: int  # 0: any protocol; port and bits are then 0 too
-    port: int  # the first port; of ICMP: the type
-    bits: int  # leading bits of the port that count: 16 is this port alone, 0 every port
+    port: int  # the first port; for ICMP: the type
+    bits: int  # leading bits of the port that have to match: 16 is this port alone, 0 every port
 
     @property
     def last_port(self) -> int:
@@ -59,7 +59,7 @@ class PolicyKey(NamedTuple):
 
 
 def port_blocks(first: int, last: int) -> Iterable[tuple[int, int]]:
-    """Yield (port, bits) of the fewest blocks that make up the range, both ends included."""
+    """Yield (port, bits) of the fewest blocks that cover the range, both ends included."""
     while first <= last:
         size = first & -first or 1 << PORT_BITS
         while first + size - 1 > last:
@@ -72,43 +72,45 @@ _SHAPE: Callable[[PolicyKey], tuple[int, int]] = attrgetter("proto", "bits")
 
 
 class L7Rule(NamedTuple):
-    """What a rule lets pass of the requests on a connection, and which rule it is."""
+    """Layer-7 rule: a match on the requests of a connection, with its rule reference."""
 
     ref: RuleRef
     match: HttpMatch | DnsMatch
 
 
 class PolicyEntry(NamedTuple):
-    """What the rules about one key say."""
+    """Policy entry: the rules for one key."""
 
-    allowed_by: tuple[RuleRef, ...] = ()  # rules that open it, whatever is spoken there
+    allowed_by: tuple[RuleRef, ...] = ()  # rules that allow it on layers 3 and 4
     denied_by: tuple[RuleRef, ...] = ()
-    l7: tuple[L7Rule, ...] = ()  # rules that open it for some requests only
+    l7: tuple[L7Rule, ...] = ()  # rules that allow it for matching requests only
 
 
 class LookupResult(NamedTuple):
-    """What a policy map says of an opening."""
+    """Look-up result: the answer of a policy map to an opening."""
 
     allowed: bool
-    rules: tuple[RuleRef, ...] = ()  # those that deny, else those that allow; none: closed because no rule opens it
-    l7: tuple[L7Rule, ...] = ()  # if not empty: a request passes only if one of these matches it
+    rules: tuple[
+        RuleRef, ...
+    ] = ()  # the rules that deny, else those that allow; empty: denied because no rule allows it
+    l7: tuple[L7Rule, ...] = ()  # if not empty: only requests that one of these rules matches are allowed
 
     @property
     def denied(self) -> bool:
-        """Say whether a deny rule refuses it."""
+        """Tell whether a deny rule matches."""
         return not self.allowed and bool(self.rules)
 
 
 class PolicyMap:
-    """What may pass one side of an endpoint.
+    """Policy map of one endpoint and direction.
 
-    ``enforced``: whether what no entry allows is dropped; ``enforced_by``: the rules that brought this about (none
-    where the mode did). ``entries``: what rules say of each key. ``can_refuse``: whether anything can be refused at
-    all: a deny rule holds whether the map is enforced or not. ``closes_host``: whether an endpoint is closed to its own
-    host too, which a Kubernetes NetworkPolicy never does.
+    ``enforced``: openings without an allowing entry are denied. ``enforced_by``: the rules that select the endpoint
+    (empty if the enforcement mode alone enforces the map). ``can_refuse``: the map can deny an opening at all; deny
+    rules hold whether the map is enforced or not. ``closes_host``: the endpoint is closed to its own host as well,
+    which a Kubernetes NetworkPolicy never does.
 
-    What entries come to together is worked out once for each set of them, so a look-up costs the same however many
-    rules an entry names.
+    The result for a set of matching entries is computed once and cached, so the cost of a look-up does not depend on
+    the number of rules in an entry.
     """
 
     __slots__ = ("_masks", "_outcomes", "can_refuse", "closes_host", "enforced", "enforced_by", "entries")
@@ -120,7 +122,7 @@ class PolicyMap:
         enforced: bool,
         enforced_by: tuple[RuleRef, ...] = (),
     ) -> None:
-        """Take the entries as they are; the map is not changed after."""
+        """Take the entries without a copy; the map is immutable from then on."""
         self.entries = entries
         self.enforced = enforced
         self.enforced_by = enforced_by
@@ -131,18 +133,18 @@ class PolicyMap:
             proto: tuple(_mask(bits) for other, bits in sorted(shapes, reverse=True) if other == proto)
             for proto, _ in shapes
         }
-        self._outcomes: dict[tuple[int, ...], LookupResult] = {}  # by the identities (in Python's sense) of the entries
+        self._outcomes: dict[tuple[int, ...], LookupResult] = {}  # by ``id()`` of the matching entries
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle what it was made of, and what that came to: objects have other identities in another process."""
+        """Pickle the arguments and the derived fields, without the cache: ``id()`` differs in another process."""
         return _remake, (self.entries, self.enforced, self.enforced_by, self._masks, self.can_refuse)
 
-    def over(self, entries: Mapping[PolicyKey, PolicyEntry]) -> "PolicyMap":
-        """Return the same map over other entries, of the same shapes, without a look at them."""
+    def with_entries(self, entries: Mapping[PolicyKey, PolicyEntry]) -> "PolicyMap":
+        """Return the same map with other entries of the same prefix lengths; the entries are not inspected."""
         return _remake(entries, self.enforced, self.enforced_by, self._masks, self.can_refuse)
 
-    def closed_by(self, rules: tuple[RuleRef, ...], *, enforced: bool) -> "PolicyMap":
-        """Return a map of the same entries that is closed, or not, by other rules."""
+    def with_enforcement(self, rules: tuple[RuleRef, ...], *, enforced: bool) -> "PolicyMap":
+        """Return a map of the same entries, enforced or not, with other enforcing rules."""
         return self.revised(self.entries, (), enforced=enforced, enforced_by=rules)
 
     def revised(
@@ -153,9 +155,10 @@ class PolicyMap:
         enforced: bool,
         enforced_by: tuple[RuleRef, ...],
     ) -> "PolicyMap":
-        """Return a map of these entries, which are this one's but for those with the changed keys.
+        """Return a map of these entries, which differ from this map's at the changed keys only.
 
-        It probes what this one probes, though the last entry of some shape may be gone: a look-up more finds nothing.
+        The new map probes the same prefix lengths, even if the last entry of one has been removed: that probe finds
+        nothing.
         """
         if any(_mask(bits) not in self._masks.get(proto, ()) for proto, bits in set(map(_SHAPE, changed)) if proto):
             return PolicyMap(entries, enforced=enforced, enforced_by=enforced_by)
@@ -163,9 +166,9 @@ class PolicyMap:
         return _remake(entries, enforced, enforced_by, self._masks, can_refuse)
 
     def lookup(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> LookupResult:
-        """Return what the map says of a peer's opening to this port; of ICMP the port is the type.
+        """Return the result for a peer's opening to this port; for ICMP the port is the type.
 
-        ``also`` are the local identities of the peer's address.
+        ``also``: the local identities of the peer's address.
         """
         found = self.matching(identity, proto, port, also)
         key = tuple(map(id, found))
@@ -185,7 +188,7 @@ class PolicyMap:
         return LookupResult(bool(requests), _once(rule.ref for rule in requests), tuple(requests))
 
     def matching(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> list[PolicyEntry]:
-        """Return every entry that is about this port and peer."""
+        """Return every entry whose key matches this port and peer."""
         get = self.entries.get
         masks = self._masks.get(proto, ())
         found = []

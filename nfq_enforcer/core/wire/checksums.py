@@ -1,26 +1,24 @@
-"""Transport checksums that the kernel has left unfinished for a device, finished where a packet is rewritten.
+"""Transport checksums: complete those that the kernel has left to the device.
 
-As long as a packet goes on as it is, the kernel or the device does this. But it takes the bytes of a verdict as final,
-so in a packet that gets others the checksum has to be right: of TCP, UDP and ICMPv6 its field holds the sum of the
-pseudo header and lacks the rest (``CHECKSUM_PARTIAL``, include/linux/skbuff.h); of SCTP it is empty.
+For an unchanged packet, the kernel or the device completes the checksum. The kernel takes the bytes of a verdict as
+final, so a rewritten packet needs a complete checksum. An unfinished checksum field of TCP, UDP and ICMPv6 holds the
+sum of the pseudo header only (``CHECKSUM_PARTIAL``, include/linux/skbuff.h); that of SCTP is zero.
 
-A TCP packet that the kernel will yet cut into segments (GSO) gets its checksums then.
+A TCP packet that the kernel segments later (GSO) gets its checksums at that time.
 """
 
 from nfq_enforcer.core.wire.packet import ICMPV6, SCTP, TCP, UDP, checksum
-
-UNFINISHED, SEGMENTS = 1, 2  # bits of NFQA_SKB_INFO: the checksum is not finished; the packet will be cut (GSO)
 
 _FIELDS = {TCP: 16, UDP: 6, ICMPV6: 2}
 _SCTP_FIELD = 8
 _CRC32C = 0x82F63B78  # Castagnoli's polynomial, reflected (RFC 9260 appendix A)
 
 
-def is_left(payload: bytes, key: bytes, l4: int) -> bool:
-    """Say whether what is unfinished is the transport checksum of this whole packet, and not that of one inside.
+def is_unfinished(payload: bytes, key: bytes, l4: int) -> bool:
+    """Tell whether the unfinished checksum is that of this complete packet, not that of an inner packet.
 
-    ``key`` is the flow's, ``l4`` where the transport header begins. In a tunnel's packets the inner checksum is the
-    unfinished one; where it is, only the kernel knows.
+    ``key``: of the flow. ``l4``: offset of the transport header. In a tunnel packet the inner checksum is unfinished,
+    at a place that only the kernel has.
     """
     proto = key[0]
     if proto == SCTP:
@@ -33,11 +31,11 @@ def is_left(payload: bytes, key: bytes, l4: int) -> bool:
 
 
 def finish(payload: bytes, proto: int, l4: int) -> bytes:
-    """Return a whole packet with its checksum finished, where ``is_left`` has said that it is to be."""
+    """Return a complete packet with its checksum finished; ``is_unfinished`` must have returned True for it."""
     if proto == SCTP:
         at, value = l4 + _SCTP_FIELD, _crc32c(payload[l4:]).to_bytes(4, "little")
     else:
-        # Zero would say that there is none (RFC 768); in ones' complement 0xFFFF is the same number.
+        # Zero means "no checksum" (RFC 768); 0xFFFF is the same number in ones' complement.
         at, value = l4 + _FIELDS[proto], (checksum(payload[l4:]) or 0xFFFF).to_bytes(2, "big")
     return payload[:at] + value + payload[at + len(value) :]
 

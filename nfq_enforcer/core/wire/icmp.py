@@ -1,6 +1,7 @@
-"""Datagrams that no longer fit once stamped: the answer their sender gets, or leave to fragment them.
+"""ICMP errors for datagrams that exceed the MTU with their stamp, and permission to fragment.
 
-A sender elsewhere is told the smaller MTU, as by any router on the path; a local datagram loses its DF bit instead.
+A remote sender receives the smaller MTU, as from any router on the path; a datagram of this host loses its DF bit
+instead.
 """
 
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER, Packet, checksum
@@ -14,17 +15,17 @@ _DF = 0x40  # in the first byte of flags and fragment offset
 
 
 def too_big(payload: bytes, packet: Packet, mtu: int, source: bytes) -> bytes:
-    """Return the packet that tells the sender of this one, from address ``source``, to send no more than ``mtu``."""
+    """Return the ICMP error from ``source`` to the packet's sender that announces ``mtu``."""
     if packet.version == 4:
         return _fragmentation_needed(payload, packet, mtu, source)
     return _packet_too_big(payload, packet, mtu, source)
 
 
 def clear_df(payload: bytes, identification: int) -> bytes:
-    """Return an IPv4 packet that may be fragmented, with this identification if it had none.
+    """Return the IPv4 packet without DF, with this identification if it had none.
 
-    RFC 6864: nobody need look at the identification of a datagram with DF, so that of many is 0; without DF fragments
-    of two of them would be taken for one datagram's.
+    RFC 6864: the identification of a datagram with DF has no meaning, so many senders set it to 0. Without DF, the
+    fragments of two such datagrams would be reassembled as one.
     """
     header = bytearray(payload[: (payload[0] & 0x0F) * 4])
     header[6] &= ~_DF
@@ -36,11 +37,11 @@ def clear_df(payload: bytes, identification: int) -> bytes:
 
 
 def _fragmentation_needed(payload: bytes, packet: Packet, mtu: int, source: bytes) -> bytes:
-    """Build ICMP type 3, code 4, with the next hop's MTU (RFC 1191 section 4)."""
+    """Build ICMP type 3, code 4, with the next-hop MTU (RFC 1191 section 4)."""
     quote = payload[: min(packet.length, _LONGEST_IPV4 - IPV4_HEADER - _ICMP_HEADER)]
     message = _summed(b"\x03\x04", mtu, quote, b"")
     length = (IPV4_HEADER + len(message)).to_bytes(2, "big")
-    # With DF it needs no identification (RFC 6864), and no link is so small that it would be cut.
+    # With DF it needs no identification (RFC 6864), and it fits every link.
     start = bytes((0x45, _INTERNETWORK_CONTROL)) + length + bytes((0, 0, _DF, 0, _HOPS, ICMP))
     addresses = source + packet.src
     header_sum = checksum(start + bytes(2) + addresses).to_bytes(2, "big")
@@ -58,6 +59,6 @@ def _packet_too_big(payload: bytes, packet: Packet, mtu: int, source: bytes) -> 
 
 
 def _summed(kind: bytes, mtu: int, quote: bytes, pseudo_header: bytes) -> bytes:
-    """Return the message of this type and code, its checksum covering the pseudo header too."""
+    """Return the message of this type and code, with a checksum that includes the pseudo header."""
     rest = mtu.to_bytes(4, "big") + quote
     return kind + checksum(pseudo_header + kind + bytes(2) + rest).to_bytes(2, "big") + rest

@@ -1,8 +1,8 @@
-"""Packets parsed once: any bytes give a ``Packet`` that all later code trusts, or a ``PacketError``.
+"""Packet parser: any bytes give a ``Packet`` that all later code trusts, or a ``PacketError``.
 
-Only headers are read, so a payload that the queue cut short is judged like a whole one, as long as its headers are
-there. A flow's key is cut out of the header bytes as they are (protocol, source, destination, ports): no integer is
-unpacked and no address object made for it.
+The parser reads headers only, so a payload truncated by the queue is parsed like a complete one, as long as its headers
+are complete. A flow key is a slice of the header bytes (protocol, source, destination, ports): no integer is unpacked
+and no address object is made.
 """
 
 from collections.abc import Iterator
@@ -21,36 +21,36 @@ _EXTENSIONS = frozenset((HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION_OPTIONS)
 _ADDRESS = {4: 4, 6: 16}
 _FOREIGN_ICMP = {4: ICMPV6, 6: ICMP}
 
-_REQUESTS = {4: {8: 0, 13: 14, 15: 16, 17: 18}, 6: {128: 129}}  # a query's type: the type that answers it
-_ANSWERS = {  # and the other way round
+_REQUESTS = {4: {8: 0, 13: 14, 15: 16, 17: 18}, 6: {128: 129}}  # ICMP query type: type of its answer
+_ANSWERS = {  # both directions
     version: requests | {answer: request for request, answer in requests.items()}
     for version, requests in _REQUESTS.items()
 }
 _QUERIES = {ICMP: _ANSWERS[4], ICMPV6: _ANSWERS[6]}
 _ERRORS = {4: frozenset((3, 11, 12)), 6: frozenset((1, 2, 3, 4))}
-_ERROR_HEADER = 8  # of an ICMP error, before what it quotes
+_ERROR_HEADER = 8  # bytes of an ICMP error before the quoted packet
 
 _NO_PORTS = bytes(4)
-_NOT_A_QUERY = b"\xff\xff"  # where a query's key has its type, which is never 255: no such key can meet a query's
+_NOT_A_QUERY = b"\xff\xff"  # in place of a query's type, which is never 255: such a key never equals a query's key
 
 _IPV4 = Struct("!BxHxxHxB")
-_BEYOND = 0x10000  # more than a length field can say
+_BEYOND = 0x10000  # exceeds every length field
 _DF, _MORE_OR_OFFSET, _OFFSET = 0x4000, 0x3FFF, 0x1FFF
 _IPV6_MORE_OR_OFFSET, _IPV6_OFFSET = 0xFFF9, 0xFFF8
 
 
 @dataclass(slots=True)
 class Packet:
-    """What conntrack and policy need of one packet; only ``parse`` and ``parse_quoted`` make one."""
+    """Packet: the header fields that conntrack and policy need; made by ``parse`` and ``parse_quoted`` only."""
 
     version: int  # 4 or 6
-    proto: int  # the transport protocol, behind all extension headers
-    key: bytes  # names the flow, as seen from this packet's sender
-    length: int  # of the whole packet, as its header says
-    truncated: bool  # the queue handed over less than that
+    proto: int  # the transport protocol, after all extension headers
+    key: bytes  # flow key, from the sender's side
+    length: int  # of the complete packet, by its header
+    truncated: bool  # the queue copied less than that
     l4_offset: int
-    options: bool  # there are IPv4 options or an IPv6 Destination Options header: a stamp may be there
-    df: bool  # it must not be fragmented; IPv6 never may be, by a router
+    options: bool  # has IPv4 options or an IPv6 Destination Options header, and so possibly a stamp
+    df: bool  # must not be fragmented; always set for IPv6, which no router fragments
     tcp_flags: int  # 0 if not TCP
     icmp_type: int  # -1 if not ICMP
     icmp_code: int  # -1 if not ICMP
@@ -77,27 +77,27 @@ class Packet:
 
     @property
     def is_bare(self) -> bool:
-        """Say whether there are neither options nor extension headers."""
+        """Tell whether the packet has neither options nor extension headers."""
         return self.l4_offset == (IPV4_HEADER if self.version == 4 else IPV6_HEADER)
 
     @property
     def opens(self) -> bool:
-        """Say whether it can only be a connection's first packet: a TCP SYN, or an ICMP request."""
+        """Tell whether the packet can only be the first of a flow: a TCP SYN, or an ICMP request."""
         return self.tcp_flags & (_SYN | _ACK) == _SYN or self.icmp_type in _REQUESTS[self.version]
 
     @property
     def is_syn_ack(self) -> bool:
-        """Say whether it accepts a TCP connection."""
+        """Tell whether the packet is a TCP SYN-ACK."""
         return self.tcp_flags & (_SYN | _ACK) == _SYN | _ACK
 
     @property
     def is_rst(self) -> bool:
-        """Say whether it resets a TCP connection."""
+        """Tell whether the packet is a TCP RST."""
         return bool(self.tcp_flags & _RST)
 
     @property
     def error(self) -> bool:
-        """Say whether it is an ICMP error about another packet, which ``parse_quoted`` reads. Redirects are not."""
+        """Tell whether the packet is an ICMP error, whose quote ``parse_quoted`` reads. Redirects do not count."""
         return self.icmp_type in _ERRORS[self.version]
 
 
@@ -105,25 +105,25 @@ _Transport = tuple[bytes, int, int, int]  # the last four bytes of the key, TCP 
 _NO_TRANSPORT: _Transport = (_NO_PORTS, 0, -1, -1)
 
 
-def parse(payload: bytes, *, segments: bool = False) -> Packet:
-    """Return what the headers say; raise PacketError for anything that cannot be judged.
+def parse(payload: bytes, *, gso: bool = False) -> Packet:
+    """Parse the headers of a packet; raise PacketError for a packet that policy cannot evaluate.
 
-    A packet that the kernel will yet cut into ``segments`` may be longer than its length field can say, which is 0 then
-    (BIG TCP). It counts as cut short: nobody hands over so much.
+    A ``gso`` packet, which the kernel segments later, may exceed its length field, which is 0 then (BIG TCP). It counts
+    as truncated: no queue copies that much.
     """
     version = payload[0] >> 4 if payload else 0
     if version == 4:
-        return _parse_ipv4(payload, unsaid=_BEYOND if segments else 0)
+        return _parse_ipv4(payload, unsaid=_BEYOND if gso else 0)
     if version == 6:
-        return _parse_ipv6(payload, unsaid=_BEYOND if segments else 0)
+        return _parse_ipv6(payload, unsaid=_BEYOND if gso else 0)
     raise PacketError(DropReason.INVALID_PACKET)
 
 
 def parse_quoted(payload: bytes, packet: Packet) -> Packet:
-    """Return the packet that an ICMP error is about; raise PacketError if the quote cannot be read.
+    """Parse the packet that an ICMP error quotes; raise PacketError for an unreadable quote.
 
-    A quote ends anywhere behind the first 8 bytes of its transport header (RFC 792), so it has no TCP flags, and its
-    length fields promise nothing.
+    A quote ends anywhere after the first 8 bytes of its transport header (RFC 792), so it has no TCP flags, and its
+    length fields are not checked.
     """
     quote = payload[packet.l4_offset + _ERROR_HEADER : packet.length]
     if not packet.error or not quote or quote[0] >> 4 != packet.version:
@@ -132,7 +132,7 @@ def parse_quoted(payload: bytes, packet: Packet) -> Packet:
 
 
 def reply_key(key: bytes) -> bytes:
-    """Return the key of the packets that answer those with this one."""
+    """Return the key of the replies to packets with this key."""
     proto, middle, ports = key[0], (len(key) - 3) // 2, key[-4:]
     if proto in _WITH_PORTS:
         ports = ports[2:] + ports[:2]
@@ -142,26 +142,26 @@ def reply_key(key: bytes) -> bytes:
 
 
 def has_ports(proto: int) -> bool:
-    """Say whether flows of this protocol have ports in their keys."""
+    """Tell whether flow keys of this protocol contain ports."""
     return proto in _WITH_PORTS
 
 
 def flow_key(proto: int, src: bytes, dst: bytes, ports: bytes = _NO_PORTS) -> bytes:
-    """Return the key of a flow that is no ICMP query's; ``ports`` are both, two bytes each, where it has some."""
+    """Return the key of a flow other than an ICMP query; ``ports``: source and destination, two bytes each, if any."""
     return bytes((proto,)) + src + dst + ports
 
 
 def query_key(proto: int, src: bytes, dst: bytes, identifier: bytes, icmp_type: int) -> bytes | None:
-    """Return the key of an ICMP query's flow, None for a type that asks nothing."""
+    """Return the key of an ICMP query's flow, None for a type that is no query."""
     if icmp_type not in _QUERIES.get(proto, ()):
         return None
     return bytes((proto,)) + src + dst + _query_key(identifier, icmp_type)
 
 
 def read_key(key: bytes) -> tuple[bytes, bytes, int, int, int, int, int]:
-    """Return what a flow's key says: source, destination, protocol, both ports, and of ICMP the type and code.
+    """Return the fields of a flow key: source, destination, protocol, both ports, ICMP type and code.
 
-    A query's code is not in its key; it is 0.
+    The key of a query does not contain its code, which is 0.
     """
     proto, size, first, last = key[0], (len(key) - 5) // 2, key[-4:-2], key[-2:]
     src, dst = key[1 : 1 + size], key[1 + size : -4]
@@ -189,7 +189,7 @@ def _parse_ipv4(payload: bytes, *, quoted: bool = False, unsaid: int = 0) -> Pac
     end = size if quoted or size < length else length
     if not IPV4_HEADER <= l4 <= end:
         raise PacketError(DropReason.INVALID_PACKET)
-    if fragment & _MORE_OR_OFFSET:  # ports are in the first fragment only
+    if fragment & _MORE_OR_OFFSET:  # only the first fragment has the ports
         _check_fragment(fragment & _OFFSET, quoted)
     transport = _quoted_transport if quoted else _transport
     ports, tcp_flags, icmp_type, icmp_code = transport(payload, 4, proto, l4, end)
@@ -234,14 +234,14 @@ def _extension_size(kind: int, length: int) -> int:
 
 
 def _walk(payload: bytes, end: int, quoted: bool) -> tuple[int, int, bool]:
-    """Return the transport protocol, its offset, and whether there is a Destination Options header on the way."""
+    """Return the transport protocol, its offset, and whether the packet has a Destination Options header."""
     proto, l4, options = payload[6], IPV6_HEADER, False
     for kind, offset, size in extensions(payload, end):
         if kind == ROUTING and (payload[offset + 2] == 0 or payload[offset + 3]):
-            raise PacketError(DropReason.INVALID_PACKET)  # not at its destination yet; type 0 is abolished (RFC 5095)
+            raise PacketError(DropReason.INVALID_PACKET)  # not at its destination yet; RFC 5095 abolishes type 0
         if kind == FRAGMENT:
             fragment = payload[offset + 2] << 8 | payload[offset + 3]
-            if fragment & _IPV6_MORE_OR_OFFSET:  # else it is atomic (RFC 6946), a packet like others
+            if fragment & _IPV6_MORE_OR_OFFSET:  # else an atomic fragment (RFC 6946): a complete packet
                 _check_fragment(fragment & _IPV6_OFFSET, quoted)
         options = options or kind == DESTINATION_OPTIONS
         proto, l4 = payload[offset], offset + size
@@ -249,7 +249,7 @@ def _walk(payload: bytes, end: int, quoted: bool) -> tuple[int, int, bool]:
 
 
 def _check_fragment(offset: int, quoted: bool) -> None:
-    """Refuse a fragment; a quoted one only if it is not the first, which has the ports."""
+    """Refuse a fragment; a quoted fragment only if it is not the first, which has the ports."""
     if not quoted:
         raise PacketError(DropReason.FRAG_NOT_SUPPORTED)
     if offset:
@@ -273,7 +273,7 @@ def _transport(payload: bytes, version: int, proto: int, l4: int, end: int) -> _
 
 
 def _quoted_transport(payload: bytes, version: int, proto: int, l4: int, end: int) -> _Transport:
-    """Read what 8 bytes of a transport header tell."""
+    """Read the first 8 bytes of a transport header."""
     if proto in _WITH_PORTS:
         if end - l4 < 8:
             raise PacketError(DropReason.INVALID_PACKET)
@@ -296,5 +296,5 @@ def _icmp(payload: bytes, version: int, proto: int, l4: int, end: int) -> _Trans
 
 
 def _query_key(identifier: bytes, icmp_type: int) -> bytes:
-    """Return the last bytes of a query's key: the type in it tells a request from its answer."""
+    """Return the last four bytes of a query's key; its type distinguishes a request from its answer."""
     return identifier + bytes((icmp_type, 0))

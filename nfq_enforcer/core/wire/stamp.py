@@ -1,16 +1,16 @@
-"""The stamp: a packet's source identity, carried in the packet from node to node.
+"""Stamp: the identity of a packet's source, carried in the packet from node to node.
 
-An IPv4 option (158, RFC 4727: experimental, copied to every fragment), or the option 0x1E of an IPv6 Destination
-Options header ("skip if unknown"). Both are 8 bytes, 16 if signed::
+IPv4: option 158 (RFC 4727: experimental, copied to every fragment). IPv6: option 0x1E of a Destination Options header
+("skip if unknown"). Both are 8 bytes, 16 if signed::
 
     type | length | version (4 bits), flags (4 bits) | key id | identity (32 bits) [ | tag (64 bits) ]
 
-Reading says exactly why a stamp is not believed; writing replaces whatever stamps are there. Other options stay, in
-their order and at their alignment. Transport checksums cover none of this and stay right.
+A stamp that cannot be trusted is refused with the exact reason. Writing replaces all stamps in the packet. Other
+options keep their order and alignment. Transport checksums do not cover options and stay valid.
 
-``write`` and ``strip`` need the whole packet: not to call them on a truncated one is the caller's duty. A stamp that
-goes on many packets is made ready once, as an ``Imprint``: on a packet without options or extension headers, as nearly
-all are, it is then *pressed* between two slices, and the header's checksum moves by what is known beforehand.
+``write``, ``replace`` and ``strip`` need the complete packet; the caller must not pass a truncated one. A stamp for
+many packets is encoded once, as a ``StampTemplate``. Nearly all packets have neither options nor extension headers: the
+template is then inserted between two slices, and the header checksum is adjusted by a constant.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -37,13 +37,13 @@ IPV4_OPTION = 158
 IPV6_OPTION = 0x1E
 
 _BODY, _TAG = 8, 8
-_LONGEST = 65535  # what the 16-bit length field of either family can say
-_LONGEST_IPV4_HEADER = 60
-_ALONE_IPV4 = bytes((IPV4_OPTION, _BODY))  # two words of options begin so: an unsigned stamp, and nothing else
+_MAX_LENGTH = 65535  # limit of the 16-bit length field of either family
+_MAX_IPV4_HEADER = 60
+_ONLY_OPTION = bytes((IPV4_OPTION, _BODY))  # start of 8 bytes of options that are an unsigned stamp and nothing else
 
 
 class Stamp(NamedTuple):
-    """What a stamp says."""
+    """Stamp: identity, and key and tag of a signed one."""
 
     identity: Identity
     key_id: int = 0
@@ -51,10 +51,10 @@ class Stamp(NamedTuple):
 
 
 def read(payload: bytes, packet: Packet) -> Stamp | None:
-    """Return the packet's stamp, None if it bears none; raise PacketError if it is not to be believed."""
+    """Return the packet's stamp, None if it has none; raise PacketError for a malformed or impossible stamp."""
     if not packet.options:
         return None
-    if packet.version == 4 and packet.l4_offset == 28 and payload[20:22] == _ALONE_IPV4:
+    if packet.version == 4 and packet.l4_offset == 28 and payload[20:22] == _ONLY_OPTION:
         return _decode(payload[20:28])
     found = list(_stamps(payload, packet))
     if len(found) > 1:
@@ -62,24 +62,24 @@ def read(payload: bytes, packet: Packet) -> Stamp | None:
     return _decode(found[0]) if found else None
 
 
-_IPV4_START = Struct("!BBH6sH8s")  # up to the options: version and size, TOS, length, (…), checksum, addresses
-_IPV6_START = Struct("!4sHB33s")  # the fixed header: (…), length of the rest, next header, (…)
+_IPV4_START = Struct("!BBH6sH8s")  # before the options: version and size, TOS, length, (…), checksum, addresses
+_IPV6_START = Struct("!4sHB33s")  # the fixed header: (…), payload length, next header, (…)
 
 
 @dataclass(frozen=True, slots=True)
 class StampTemplate:
-    """A stamp made ready for packets of one IP version and transport protocol."""
+    """Stamp template: a stamp encoded for packets of one IP version and transport protocol."""
 
     version: int
     header: bytes  # the IPv4 option, or the Destination Options header
-    growth: int  # bytes by which a packet without options grows
-    sum: int  # what it adds to the ones'-complement sum of an IPv4 header
+    growth: int  # bytes by which the template lengthens a packet without options
+    sum: int  # the template's addition to the ones'-complement sum of an IPv4 header
 
-    def press(self, payload: bytes) -> bytes:
-        """Return a whole packet of this version and protocol, without options or extension headers, with the stamp."""
+    def insert(self, payload: bytes) -> bytes:
+        """Return the packet with the stamp; it must be complete, and without options or extension headers."""
         if self.version == 4:
             start, tos, length, rest, checksum, ends = _IPV4_START.unpack_from(payload)
-            # RFC 1624: the checksum falls by as much as the rest of the header rises.
+            # RFC 1624: the checksum decreases by the increase of the other header fields.
             checksum = (checksum - self.sum) % 65535
             start, length = start + self.growth // 4, length + self.growth
             return _IPV4_START.pack(start, tos, length, rest, checksum, ends) + self.header + payload[IPV4_HEADER:]
@@ -90,28 +90,28 @@ class StampTemplate:
 
 @lru_cache(maxsize=4096)
 def stamp_template(stamp: Stamp, version: int, proto: int) -> StampTemplate:
-    """Return the stamp ready for packets of this IP version and transport protocol."""
+    """Return the template of a stamp for packets of this IP version and transport protocol."""
     option = _encode(stamp, version)
     if version == 6:
         header = bytes((proto,)) + _destination_options(option, ())[1:]
         return StampTemplate(6, header, len(header), 0)
-    in_words = len(option) // 4 << 8  # the header's size, and its place in the first word
+    in_words = len(option) // 4 << 8  # increase of the header size field, at its place in the first word
     return StampTemplate(4, option, len(option), (in_words + len(option) + int.from_bytes(option, "big")) % 65535)
 
 
 def write(payload: bytes, packet: Packet, stamp: Stamp) -> bytes:
-    """Return the packet with this stamp and no other; raise PacketError if there is no room for it."""
-    return put(payload, packet, stamp_template(stamp, packet.version, packet.proto))
+    """Return the packet with this stamp and no other; raise PacketError if it has no room."""
+    return replace(payload, packet, stamp_template(stamp, packet.version, packet.proto))
 
 
-def put(payload: bytes, packet: Packet, mark: StampTemplate) -> bytes:
-    """Return the packet with this stamp and no other, whatever else is there; raise PacketError if there is no room."""
+def replace(payload: bytes, packet: Packet, template: StampTemplate) -> bytes:
+    """Return the packet with this stamp and no other, other options kept; raise PacketError if it has no room."""
     _refuse_truncated(packet)
-    return _rebuild(payload, packet, mark.header)
+    return _rebuild(payload, packet, template.header)
 
 
 def strip(payload: bytes, packet: Packet) -> bytes:
-    """Return the packet without any stamp, the same object if it bears none."""
+    """Return the packet without any stamp; the same object if it has none."""
     _refuse_truncated(packet)
     if is_stamped(payload, packet):
         return _rebuild(payload, packet, b"")
@@ -119,19 +119,19 @@ def strip(payload: bytes, packet: Packet) -> bytes:
 
 
 def is_stamped(payload: bytes, packet: Packet) -> bool:
-    """Say whether the packet bears a stamp, believable or not; raise PacketError if its options cannot be read."""
+    """Tell whether the packet has a stamp, valid or not; raise PacketError for unreadable options."""
     return packet.options and any(_stamps(payload, packet))
 
 
 def overhead(version: int, signed: bool = False) -> int:
-    """Return by how many bytes a stamp lengthens a packet of this IP version at most."""
+    """Return the bytes by which a stamp lengthens a packet of this IP version at most."""
     size = _BODY + _TAG if signed else _BODY
-    return size if version == 4 else size + 8  # IPv6: the header around it, in steps of 8
+    return size if version == 4 else size + 8  # IPv6: with its header, in steps of 8
 
 
 def _refuse_truncated(packet: Packet) -> None:
     if packet.truncated:
-        raise ValueError("a truncated packet cannot be rewritten: the rest of it would be lost")
+        raise ValueError("a truncated packet cannot be rewritten: its missing bytes would be lost")
 
 
 def _encode(stamp: Stamp, version: int) -> bytes:
@@ -144,7 +144,7 @@ def _encode(stamp: Stamp, version: int) -> bytes:
 def _decode(option: bytes) -> Stamp:
     if len(option) < 3:
         raise PacketError(DropReason.STAMP_MALFORMED)
-    if option[2] >> 4 != VERSION:  # first of all: only this version's flags and length are known
+    if option[2] >> 4 != VERSION:  # checked first: flags and length are defined for this version only
         raise PacketError(DropReason.STAMP_VERSION)
     flags = option[2] & 0x0F
     if flags & ~SIGNED or len(option) != (_BODY + _TAG if flags else _BODY):
@@ -160,27 +160,27 @@ def _no_ops(size: int) -> bytes:
 
 
 def _pad_n(size: int) -> bytes:
-    """Pad as RFC 8200 section 4.2 says; Linux drops a packet with more than 7 bytes of it in a row."""
+    """Return padding by RFC 8200 section 4.2; Linux drops a packet with more than 7 consecutive bytes of it."""
     return bytes((1, size - 2)) + bytes(size - 2) if size > 1 else bytes(size)
 
 
-_Option = tuple[int, bytes]  # its offset in the header; all of it, type and length included
+_Option = tuple[int, bytes]  # offset in the header; bytes, with type and length
 
 
 class _Syntax(NamedTuple):
-    """How the option lists of the two families differ."""
+    """Syntax of the option list of one family."""
 
     stamp: int
-    end: int  # ends the list
-    single: int  # padding of one byte, without a length
-    padding: int  # padding with a length
-    uncounted: int  # bytes of an option that its length leaves out
+    end: int  # type that ends the list
+    single: int  # type of one-byte padding, without a length
+    padding: int  # type of padding with a length
+    uncounted: int  # bytes of an option that its length field does not count
     align: int
     fill: Callable[[int], bytes]  # padding between options
-    tail: Callable[[int], bytes]  # padding behind the last one
+    tail: Callable[[int], bytes]  # padding after the last option
 
 
-_NONE = -1  # no byte
+_NONE = -1  # equals no byte
 _SYNTAX = {
     4: _Syntax(IPV4_OPTION, end=0, single=1, padding=_NONE, uncounted=0, align=4, fill=_no_ops, tail=bytes),
     6: _Syntax(IPV6_OPTION, end=_NONE, single=0, padding=1, uncounted=2, align=8, fill=_pad_n, tail=_pad_n),
@@ -201,8 +201,8 @@ def _options(header: bytes, offset: int, syntax: _Syntax) -> Iterator[_Option]:
         offset += size
 
 
-def _lay(start: bytes, options: Iterable[_Option], syntax: _Syntax) -> bytes:
-    """Return the options behind ``start``, each aligned as it was, filled up to a whole header."""
+def _join_options(start: bytes, options: Iterable[_Option], syntax: _Syntax) -> bytes:
+    """Return ``start`` and the options, each at its old alignment, padded to a complete header."""
     header = start
     for offset, data in options:
         header += syntax.fill((offset - len(header)) % syntax.align) + data
@@ -210,7 +210,7 @@ def _lay(start: bytes, options: Iterable[_Option], syntax: _Syntax) -> bytes:
 
 
 def _stamps(payload: bytes, packet: Packet) -> Iterator[bytes]:
-    """Yield every stamp in the packet, believable or not."""
+    """Yield every stamp in the packet, valid or not."""
     syntax = _SYNTAX[packet.version]
     for header, offset in _option_headers(payload, packet):
         for _, option in _options(header, offset, syntax):
@@ -219,7 +219,7 @@ def _stamps(payload: bytes, packet: Packet) -> Iterator[bytes]:
 
 
 def _option_headers(payload: bytes, packet: Packet) -> Iterator[tuple[bytes, int]]:
-    """Yield each header that may hold a stamp, and where in it the options begin."""
+    """Yield each header that may contain a stamp, with the offset of its options."""
     if packet.version == 4:
         yield payload[: packet.l4_offset], IPV4_HEADER
         return
@@ -233,7 +233,7 @@ def _others(header: bytes, offset: int, syntax: _Syntax) -> list[_Option]:
 
 
 def _rebuild(payload: bytes, packet: Packet, stamp: bytes) -> bytes:
-    """Return the packet with ``stamp``, an imprint's header (none if empty), in place of all stamps in it."""
+    """Return the packet with ``stamp``, the header of a template (empty: none), in place of all its stamps."""
     if packet.version == 4:
         header = _ipv4_header(payload[: packet.l4_offset], packet, stamp)
     else:
@@ -243,9 +243,9 @@ def _rebuild(payload: bytes, packet: Packet, stamp: bytes) -> bytes:
 
 def _ipv4_header(old: bytes, packet: Packet, stamp: bytes) -> bytearray:
     syntax = _SYNTAX[4]
-    header = bytearray(_lay(old[:IPV4_HEADER] + stamp, _others(old, IPV4_HEADER, syntax), syntax))
+    header = bytearray(_join_options(old[:IPV4_HEADER] + stamp, _others(old, IPV4_HEADER, syntax), syntax))
     length = packet.length + len(header) - len(old)
-    if len(header) > _LONGEST_IPV4_HEADER or length > _LONGEST:
+    if len(header) > _MAX_IPV4_HEADER or length > _MAX_LENGTH:
         raise PacketError(DropReason.STAMP_NO_ROOM)
     header[0] = 0x40 | len(header) // 4
     header[2:4] = length.to_bytes(2, "big")
@@ -256,7 +256,7 @@ def _ipv4_header(old: bytes, packet: Packet, stamp: bytes) -> bytearray:
 
 def _ipv6_headers(payload: bytes, packet: Packet, stamp: bytes) -> bytearray:
     chain = _unstamped_chain(payload, packet)
-    if stamp:  # a Hop-by-Hop header must stay the first
+    if stamp:  # a Hop-by-Hop header has to stay first
         place = 1 if chain and chain[0][0] == HOP_BY_HOP else 0
         chain.insert(place, (DESTINATION_OPTIONS, stamp))
     kinds = [kind for kind, _ in chain] + [packet.proto]
@@ -265,14 +265,14 @@ def _ipv6_headers(payload: bytes, packet: Packet, stamp: bytes) -> bytearray:
     for (_, header), following in zip(chain, kinds[1:], strict=True):
         headers += bytes((following,)) + header[1:]
     length = packet.length + len(headers) - packet.l4_offset - IPV6_HEADER
-    if length > _LONGEST:
+    if length > _MAX_LENGTH:
         raise PacketError(DropReason.STAMP_NO_ROOM)
     headers[4:6] = length.to_bytes(2, "big")
     return headers
 
 
 def _unstamped_chain(payload: bytes, packet: Packet) -> list[tuple[int, bytes]]:
-    """Return kind and bytes of each extension header, without stamps and headers that held nothing else."""
+    """Return type and bytes of each extension header, without stamps and without headers that only contained stamps."""
     chain = []
     for kind, offset, size in extensions(payload, packet.l4_offset):
         header = payload[offset : offset + size]
@@ -284,7 +284,7 @@ def _unstamped_chain(payload: bytes, packet: Packet) -> list[tuple[int, bytes]]:
 
 
 def _unstamped(header: bytes) -> bytes:
-    """Return a Destination Options header without stamps: untouched if it has none, empty if nothing else is in it."""
+    """Return a Destination Options header without stamps: unchanged if it has none, empty if it has nothing else."""
     syntax = _SYNTAX[6]
     found = list(_options(header, 2, syntax))
     others = [(at, option) for at, option in found if option[0] != syntax.stamp]
@@ -294,6 +294,6 @@ def _unstamped(header: bytes) -> bytes:
 
 
 def _destination_options(stamp: bytes, others: Iterable[_Option]) -> bytes:
-    """Return a Destination Options header whose next header is yet to be set."""
-    header = _lay(bytes(2) + stamp, others, _SYNTAX[6])
+    """Return a Destination Options header; the caller sets its next header."""
+    header = _join_options(bytes(2) + stamp, others, _SYNTAX[6])
     return bytes((0, len(header) // 8 - 1)) + header[2:]

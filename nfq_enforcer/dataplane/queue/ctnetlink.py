@@ -1,18 +1,18 @@
-"""The connections that the kernel keeps record of, read from its conntrack (ctnetlink).
+"""The kernel's connection tracking table, read and changed by netlink (ctnetlink).
 
-Our rules have the kernel track what they queue (see ``ruleset``), and it enters a connection once its first packet has
-passed all hooks. So it remembers what a worker that is gone has let pass, and who opened it. Besides, here marks of
-flows are changed (see ``marks``) when no rule can do that.
+Our rules make the kernel track the connections of queued packets (see ``ruleset``). The kernel enters a connection
+into its table when the first packet has passed all hooks. So the table holds the flows that an earlier worker
+accepted, and which end opened each. This module also changes the connmarks of flows (see ``connmark``) where no rule
+can do so.
 
-The table comes as netlink messages of attributes, each with its length, its type and its data, filled up to four bytes
-(linux/netfilter/nfnetlink_conntrack.h). Headers are in the host's byte order, numbers in attributes in the network's.
-Where an address is translated, a flow has the ends that our hooks see: behind DNAT, and before SNAT.
+The table arrives as netlink messages of attributes, each with length, type and data, padded to four bytes
+(linux/netfilter/nfnetlink_conntrack.h). Headers are in host byte order, numbers in attributes in network byte order.
+Where an address is translated, a flow has the addresses that our hooks see: after DNAT and before SNAT.
 """
 
 import errno
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
@@ -20,29 +20,26 @@ from typing import NamedTuple
 from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, flow_key, has_ports, query_key
 from nfq_enforcer.dataplane.queue import netlink
+from nfq_enforcer.dataplane.queue.netlink import ATTRIBUTE, ERRNO, HEADER, MessageError
 from nfq_enforcer.dataplane.rules import connmark
 
-_NETLINK_NETFILTER = 12  # linux/netlink.h
 _ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
 _REQUEST, _ACK, _DUMP = 0x001, 0x004, 0x300  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP
 _NEW, _GET = 0x100, 0x101  # NFNL_SUBSYS_CTNETLINK: IPCTNL_MSG_CT_NEW, IPCTNL_MSG_CT_GET
 
-_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
-_ERRNO = struct.Struct("=i")
 _FAMILY = bytes(4)  # of a request: any; struct nfgenmsg
-_ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
-_KIND = 0x3FFF  # of an attribute's type, without its flags
+_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: an attribute's type without its flags
 
 _ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT, _MARK, _ZONE, _MARK_MASK = 1, 2, 3, 4, 7, 8, 18, 21  # ctattr_type
 _NESTED = 0x8000  # NLA_F_NESTED
 _ADDRESSES, _PROTOCOL = 1, 2  # enum ctattr_tuple
 _IPV4_SOURCE, _IPV6_SOURCE = 1, 3  # enum ctattr_ip
 _NUMBER, _SOURCE_PORT = 1, 2  # enum ctattr_l4proto
-_QUERIES = {ICMP: (4, 5), ICMPV6: (7, 8)}  # identifier and type
-_ADDRESS_SIZES = {48: 4, 72: 16}  # by the length of a tuple with ports
-_NUMBER_START, _PORT_START = _ATTRIBUTE.pack(5, _NUMBER), _ATTRIBUTE.pack(6, _SOURCE_PORT)
+_QUERIES = {ICMP: (4, 5), ICMPV6: (7, 8)}  # enum ctattr_l4proto: attributes of identifier and type
+_ADDRESS_SIZES = {48: 4, 72: 16}  # bytes of a tuple with ports: bytes of an address
+_NUMBER_START, _PORT_START = ATTRIBUTE.pack(5, _NUMBER), ATTRIBUTE.pack(6, _SOURCE_PORT)
 _TCP_INFO, _TCP_STATE = 1, 1  # enum ctattr_protoinfo, ctattr_protoinfo_tcp
-_SEEN_REPLY = 0x02  # in the last byte of the status
+_SEEN_REPLY = 0x02  # IPS_SEEN_REPLY, in the last byte of the status
 
 # enum tcp_conntrack: SYN_SENT, SYN_RECV, ESTABLISHED, FIN_WAIT, CLOSE_WAIT, LAST_ACK, TIME_WAIT, CLOSE, SYN_SENT2
 _TCP_STATES = (
@@ -50,19 +47,15 @@ _TCP_STATES = (
     *(FlowState.CLOSING, FlowState.CLOSING, FlowState.CLOSING, FlowState.CLOSING, FlowState.CLOSED, FlowState.NEW),
 )
 
-_RECEIVED = 0x10000
+_RECEIVE_BYTES = 0x10000
 
 
-class MessageError(Exception):
-    """Bytes that are no message of the kernel's."""
+def dump_flows() -> Iterator[KernelFlow]:
+    """Yield the flows in the table of this network namespace; raise OSError if the kernel refuses the dump.
 
-
-def open_flows() -> Iterator[KernelFlow]:
-    """Yield what the kernel of this network namespace has on record; raise OSError if it does not tell.
-
-    An entry that cannot be read is left out.
+    Malformed entries are skipped.
     """
-    for body in _entries():
+    for body in _dump():
         flow = None
         with suppress(MessageError):
             flow = read_flow(body)
@@ -71,94 +64,100 @@ def open_flows() -> Iterator[KernelFlow]:
 
 
 def retire_marks() -> None:
-    """Have every flow that has a mark of ours bear one that is never in force; raise OSError if the kernel refuses."""
-    with _kernel() as asked:
-        for body in _entries():
-            change = retirement(body)
+    """Replace each of our connmarks by one that no epoch ever has; raise OSError if the kernel refuses."""
+    with _open_socket() as connection:
+        for body in _dump():
+            change = retire_message(body)
             if change is not None:
-                asked.send(change)
-                refused = netlink.error(asked.recv(_RECEIVED))
-                if refused not in (0, errno.ENOENT):  # gone meanwhile
-                    raise OSError(refused, os.strerror(refused))
+                connection.send(change)
+                # NLM_F_ACK: the kernel replies to each change, so one receive follows each send.
+                error = netlink.read_errno(connection.recv(_RECEIVE_BYTES))
+                if error not in (0, errno.ENOENT):  # ENOENT: the flow has expired meanwhile
+                    raise OSError(error, os.strerror(error))
 
 
-def _kernel() -> socket.socket:
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+def _open_socket() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
 
 
-def _entries() -> Iterator[bytes]:
-    with _kernel() as asked:
-        asked.send(request())
+def _dump() -> Iterator[bytes]:
+    # A dump arrives as datagrams of many entries each, which the kernel writes as the socket is read; the table may
+    # change meanwhile. NLMSG_DONE ends it.
+    with _open_socket() as connection:
+        connection.send(dump_request())
         while True:
-            for kind, body in messages(asked.recv(_RECEIVED)):
+            for kind, body in split_messages(connection.recv(_RECEIVE_BYTES)):
                 if kind == _DONE:
                     return
                 if kind == _NEW:
                     yield body
 
 
-def request() -> bytes:
-    """Return the message that asks for the whole table."""
-    return _HEADER.pack(_HEADER.size + len(_FAMILY), _GET, _REQUEST | _DUMP, 0, 0) + _FAMILY
+def dump_request() -> bytes:
+    """Return the message that requests the whole table."""
+    return HEADER.pack(HEADER.size + len(_FAMILY), _GET, _REQUEST | _DUMP, 0, 0) + _FAMILY
 
 
-def messages(received: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and body of each whole message; raise OSError for one that tells of an error."""
-    at = 0
-    while at + _HEADER.size <= len(received):
-        size, kind, *_ = _HEADER.unpack_from(received, at)
-        body = received[at + _HEADER.size : at + size]
-        if size < _HEADER.size or at + size > len(received):
+def split_messages(received: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield type and body of each complete message of a datagram; raise OSError for an NLMSG_ERROR."""
+    offset = 0
+    while offset + HEADER.size <= len(received):
+        size, kind, *_ = HEADER.unpack_from(received, offset)
+        body = received[offset + HEADER.size : offset + size]
+        if size < HEADER.size or offset + size > len(received):
             return
-        if kind == _ERROR and len(body) >= _ERRNO.size:
-            (number,) = _ERRNO.unpack_from(body)
+        if kind == _ERROR and len(body) >= ERRNO.size:
+            (number,) = ERRNO.unpack_from(body)
             raise OSError(-number, os.strerror(-number))
         yield kind, body
-        at += size + 3 & ~3
+        offset += size + 3 & ~3
 
 
-def retirement(body: bytes) -> bytes | None:
-    """Return the message that retires the mark of an entry; None if it has none of ours."""
+def retire_message(body: bytes) -> bytes | None:
+    """Return the message that retires the connmark of an entry; None if the entry has none of ours."""
     entry = _attributes(body[len(_FAMILY) :])
     if not int.from_bytes(entry.get(_MARK, b""), "big") & connmark.MASK:
         return None
     change = {
         _ORIGINAL | _NESTED: entry[_ORIGINAL],
-        _MARK: _in_four(connmark.EARLIER),
-        _MARK_MASK: _in_four(connmark.MASK),
+        _MARK: _four_bytes(connmark.RETIRED),
+        _MARK_MASK: _four_bytes(connmark.MASK),
     }
     if _ZONE in entry:
         change[_ZONE] = entry[_ZONE]
     data = body[: len(_FAMILY)] + b"".join(netlink.attribute(kind, value) for kind, value in change.items())
-    return _HEADER.pack(_HEADER.size + len(data), _NEW, _REQUEST | _ACK, 0, 0) + data
+    return HEADER.pack(HEADER.size + len(data), _NEW, _REQUEST | _ACK, 0, 0) + data
 
 
-def _in_four(number: int) -> bytes:
+def _four_bytes(number: int) -> bytes:
     return number.to_bytes(4, "big")
 
 
 def read_flow(body: bytes) -> KernelFlow | None:
-    """Return the flow of one entry, None for what is not one of ours; raise MessageError if it cannot be read.
+    """Return the flow of an entry, None for an entry that is not ours; raise MessageError if it is malformed.
 
-    Entries in a zone are of a network of somebody else's, who may use the same addresses.
+    Entries in a conntrack zone belong to another network, which may use the same addresses. ICMP messages other than
+    queries have no flow.
     """
     entry = _attributes(body[len(_FAMILY) :])
     if _ZONE in entry:
         return None
     try:
-        opener, replier = _end(entry[_ORIGINAL]), _end(entry[_REPLY])
+        # The sender of the original tuple has its address before SNAT, and the sender of the reply tuple is the
+        # destination after DNAT: the two addresses that our hooks see.
+        opener, replier = _sender(entry[_ORIGINAL]), _sender(entry[_REPLY])
         key = _key(opener, replier)
-        state, seconds = _state(opener.proto, entry), int.from_bytes(entry[_TIMEOUT], "big")
+        state, timeout = _state(opener.proto, entry), int.from_bytes(entry[_TIMEOUT], "big")  # timeout in seconds
     except (KeyError, IndexError):
-        raise MessageError("the entry lacks what makes it one") from None
-    return None if key is None else KernelFlow(key, state, seconds)
+        raise MessageError("a required attribute of the entry is missing") from None
+    return None if key is None else KernelFlow(key, state, timeout)
 
 
 _Attributes = dict[int, bytes]
 
 
-class _End(NamedTuple):
-    """Who sends in one direction of a flow."""
+class _Sender(NamedTuple):
+    """Sender of one direction of a flow."""
 
     address: bytes
     proto: int
@@ -167,25 +166,25 @@ class _End(NamedTuple):
     icmp_type: int = 0
 
 
-def _end(data: bytes) -> _End:
-    """Return the sender of a tuple's direction: of a protocol with ports from where the kernel always puts it."""
+def _sender(data: bytes) -> _Sender:
+    """Return the sender in a tuple; the fast path reads ports at the offsets at which the kernel writes them."""
     size = _ADDRESS_SIZES.get(len(data), 0)
-    number = 16 + 2 * size  # where the protocol's number is
-    if size and data[number : number + 4] == _NUMBER_START and data[number + 8 : number + 12] == _PORT_START:
-        return _End(data[8 : 8 + size], data[number + 4], data[number + 12 : number + 14])
+    offset = 16 + 2 * size  # of the protocol number
+    if size and data[offset : offset + 4] == _NUMBER_START and data[offset + 8 : offset + 12] == _PORT_START:
+        return _Sender(data[8 : 8 + size], data[offset + 4], data[offset + 12 : offset + 14])
     parts = _attributes(data)
     addresses, protocol = _attributes(parts[_ADDRESSES]), _attributes(parts[_PROTOCOL])
     address, proto = addresses.get(_IPV4_SOURCE) or addresses[_IPV6_SOURCE], protocol[_NUMBER][0]
     if proto in _QUERIES:
         identifier, icmp_type = _QUERIES[proto]
-        return _End(address, proto, identifier=protocol[identifier], icmp_type=protocol[icmp_type][0])
-    return _End(address, proto, protocol.get(_SOURCE_PORT, b""))
+        return _Sender(address, proto, identifier=protocol[identifier], icmp_type=protocol[icmp_type][0])
+    return _Sender(address, proto, protocol.get(_SOURCE_PORT, b""))
 
 
-def _key(opener: _End, replier: _End) -> bytes | None:
+def _key(opener: _Sender, replier: _Sender) -> bytes | None:
     src, proto, port, identifier, icmp_type = opener
     if not len(src) == len(replier.address) in (4, 16):
-        raise MessageError("the ends are of no family, or of two")
+        raise MessageError("the two addresses are not of one IP family")
     if proto in _QUERIES:
         return query_key(proto, src, replier.address, _of_size(2, identifier), icmp_type)
     if has_ports(proto):
@@ -195,7 +194,7 @@ def _key(opener: _End, replier: _End) -> bytes | None:
 
 def _of_size(size: int, numbers: bytes) -> bytes:
     if len(numbers) != size:
-        raise MessageError("the ends lack what tells them from others")
+        raise MessageError("the ports or the ICMP identifier are missing")
     return numbers
 
 
@@ -207,11 +206,11 @@ def _state(proto: int, entry: _Attributes) -> FlowState:
 
 
 def _attributes(data: bytes) -> _Attributes:
-    found, at, end = {}, 0, len(data)
-    while at + 4 <= end:
-        size, kind = _ATTRIBUTE.unpack_from(data, at)
-        if size < 4 or at + size > end:
+    found, offset, end = {}, 0, len(data)
+    while offset + 4 <= end:
+        size, kind = ATTRIBUTE.unpack_from(data, offset)
+        if size < 4 or offset + size > end:
             raise MessageError("an attribute is longer or shorter than it can be")
-        found[kind & _KIND] = data[at + 4 : at + size]
-        at += size + 3 & ~3
+        found[kind & _TYPE_MASK] = data[offset + 4 : offset + size]
+        offset += size + 3 & ~3
     return found

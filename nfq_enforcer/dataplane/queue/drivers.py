@@ -1,23 +1,23 @@
-"""Which driver speaks to the kernel: the one that is asked for, or the better one that works here."""
+"""Choice of the NFQUEUE driver: the configured one, or with ``auto`` the faster one that this kernel supports."""
 
-from nfq_enforcer.dataplane.queue import library_queue
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.queue.library_queue import LibraryQueue
 from nfq_enforcer.dataplane.queue.netlink_queue import NetlinkQueue, Unsupported
-from nfq_enforcer.dataplane.queue.protocol import Judge, Queue, QueueNumbers
-
-AUTO = "auto"
+from nfq_enforcer.dataplane.queue.protocol import Queue, QueueNumbers, VerdictFunction
 
 
-def bind(driver: str, numbers: QueueNumbers, judge: Judge, *, fail_open: bool, next_worker: int | None = None) -> Queue:
+def bind(
+    driver: Driver, numbers: QueueNumbers, decide: VerdictFunction, *, fail_open: bool, next_worker: int | None = None
+) -> Queue:
     """Bind the queues of a worker; raise NfqError with the reason if the kernel refuses.
 
-    ``auto`` is the driver ``netlink``, and the library where the kernel is too old for that (before Linux 3.11).
+    ``auto`` selects the driver ``netlink``, or the library on kernels before Linux 3.11, which lack NFQA_CFG_F_GSO.
     """
-    if driver == library_queue.DRIVER:
-        return LibraryQueue(numbers, judge)
+    if driver is Driver.NETFILTERQUEUE:
+        return LibraryQueue(numbers, decide)
     try:
-        return NetlinkQueue(numbers, judge, fail_open=fail_open, next_worker=next_worker)
+        return NetlinkQueue(numbers, decide, fail_open=fail_open, next_worker=next_worker)
     except Unsupported:
-        if driver != AUTO:
+        if driver is not Driver.AUTO:  # an explicit choice has no fallback
             raise
-    return LibraryQueue(numbers, judge)
+    return LibraryQueue(numbers, decide)

@@ -1,61 +1,64 @@
-"""The driver ``netfilterqueue``: the library's own loop, one system call to receive a packet and one to answer it.
+"""The driver ``netfilterqueue``: the receive loop of the library NetfilterQueue, two system calls a packet.
 
-It is the reference, and the way out where a kernel refuses what the other driver needs. It has one queue for all: the
-kernel cuts large pieces of data into segments first, and of each packet copies 4,016 bytes.
+It is the reference implementation, and the fallback for kernels that lack a feature of the driver ``netlink``. It has a
+single queue for all packets, without NFQA_CFG_F_GSO: the kernel segments large packets before it queues them, and
+copies 4,016 bytes of each packet.
 """
 
 from contextlib import suppress
 
 import netfilterqueue
 
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, Judge, QueueNumbers, why_not_bound
+from nfq_enforcer.dataplane.queue.protocol import QUEUE_MAXLEN, QueueNumbers, VerdictFunction, explain_bind_error
 from nfq_enforcer.dataplane.rules import connmark
 from nfq_enforcer.errors import NfqError
 
-DRIVER = "netfilterqueue"
-LONGEST_COPY = 4016  # bytes of a packet that NetfilterQueue 1.1 copies; the rest is cut off without a word
+COPY_RANGE = 4016  # bytes of a packet that NetfilterQueue 1.1 copies; it drops the rest without an error
 
-_AT_ONCE = 64  # packets
-_SOCKET_BYTES = MAX_WAITING * (LONGEST_COPY + 256)
+_BATCH = 64  # packets
+_SOCKET_BYTES = QUEUE_MAXLEN * (COPY_RANGE + 256)
 
 
 class LibraryQueue:
-    """A queue bound by the library."""
+    """Library queue: one queue, bound by NetfilterQueue."""
 
-    driver = DRIVER
+    driver = Driver.NETFILTERQUEUE
+    requeues = False
 
-    def __init__(self, numbers: QueueNumbers, judge: Judge) -> None:
-        """Bind the first of these queues, for all; raise NfqError with the reason if the kernel refuses."""
-        self.numbers = QueueNumbers(numbers.judged, numbers.judged, numbers.judged)
+    def __init__(self, numbers: QueueNumbers, decide: VerdictFunction) -> None:
+        """Bind the first of these queues for all packets; raise NfqError with the reason if the kernel refuses."""
+        self.numbers = QueueNumbers(numbers.headers, numbers.headers, numbers.headers)
         self.epoch = 0
-        self._judge = judge
-        self._left = 0  # packets to answer until the library's loop is to be left
+        self._decide = decide
+        self._remaining = 0  # packets until the callback leaves the library's loop
         try:
             self._queue = netfilterqueue.NetfilterQueue()
-            self._queue.bind(numbers.judged, self._on_packet, MAX_WAITING, range=LONGEST_COPY, sock_len=_SOCKET_BYTES)
+            self._queue.bind(numbers.headers, self._on_packet, QUEUE_MAXLEN, range=COPY_RANGE, sock_len=_SOCKET_BYTES)
         except OSError as error:
-            raise NfqError(why_not_bound(numbers.judged, error)) from error
+            raise NfqError(explain_bind_error(numbers.headers, error)) from error
 
     def fileno(self) -> int:
-        """Return the library's socket."""
+        """Return the descriptor of the library's socket."""
         return self._queue.get_fd()
 
-    def answer(self) -> bool:
-        """Answer packets that wait; the library's loop goes on while there are any, unless the callback leaves it."""
-        self._left = _AT_ONCE
-        with suppress(_Enough):
+    def process_batch(self) -> bool:
+        """Run the library's loop until no packet waits, or until the callback leaves it after one batch."""
+        self._remaining = _BATCH
+        with suppress(_BatchComplete):
             self._queue.run(block=False)
-        return self._left == 0
+        return self._remaining == 0
 
     def close(self) -> None:
         """Unbind the queue."""
         self._queue.unbind()
 
     def _on_packet(self, packet: netfilterqueue.Packet) -> None:
+        # The port of a bridge takes precedence over the bridge, as in ``PacketReader.read``.
         indev, outdev = packet.physindev or packet.indev, packet.physoutdev or packet.outdev
         mark = packet.get_mark()
-        verdict = self._judge(packet.get_payload(), indev, outdev, connmark.told(mark))
+        verdict = self._decide(packet.get_payload(), indev, outdev, connmark.sender_flag(mark))
         if isinstance(verdict, bytes):
             packet.set_payload(verdict)
             packet.accept()
@@ -63,13 +66,13 @@ class LibraryQueue:
             packet.accept()
         elif verdict is Verdict.DROP:
             packet.drop()
-        else:
-            packet.set_mark(connmark.signed(mark, verdict, self.epoch))
+        else:  # OFFLOAD_*: the rules set the connmark; without further queues (``requeues``) no verdict is REQUEUE_*
+            packet.set_mark(connmark.add_request(mark, verdict, self.epoch))
             packet.repeat()
-        self._left -= 1
-        if self._left == 0:
-            raise _Enough
+        self._remaining -= 1
+        if self._remaining == 0:
+            raise _BatchComplete
 
 
-class _Enough(Exception):
-    """Leaves the library's loop, by the only way it has: an exception, after the verdict."""
+class _BatchComplete(Exception):
+    """End of a batch. An exception after the verdict is the only way to leave the library's loop."""

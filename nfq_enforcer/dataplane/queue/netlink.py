@@ -1,9 +1,9 @@
-"""The messages of NFQUEUE, as bytes: what the kernel says of a packet is read, verdicts and settings are written.
+"""Netlink messages of NFQUEUE, as bytes: decoding of packet messages, encoding of verdicts and configuration.
 
-A message is a netlink header (linux/netlink.h), a netfilter header with the queue's number (linux/netfilter/
-nfnetlink.h), and attributes: length, type, data, filled up to four bytes (linux/netfilter/nfnetlink_queue.h). Headers
-are in the host's byte order, numbers in netfilter's attributes in the network's. Ids of packets and numbers of queues
-are only handed back to the kernel, so they stay the bytes that they are.
+A message is a netlink header (linux/netlink.h), a netfilter header with the queue number (linux/netfilter/
+nfnetlink.h), and attributes: length, type, data, padded to four bytes (linux/netfilter/nfnetlink_queue.h). Headers are
+in host byte order, numbers in netfilter's attributes in network byte order. Packet ids and queue numbers are only sent
+back to the kernel, so they stay the bytes that arrived.
 """
 
 import struct
@@ -14,241 +14,249 @@ from typing import NamedTuple
 from nfq_enforcer.dataplane.rules import connmark
 
 NETLINK_NETFILTER = 12  # linux/netlink.h
-LONGEST_MESSAGE = 0xFFFF + 512  # with all attributes that may come before the payload
+MAX_MESSAGE_BYTES = 0xFFFF + 512  # the longest payload, and all attributes that may precede it
 
 DROP, ACCEPT, QUEUE, _REPEAT = 0, 1, 3, 4  # NF_DROP, NF_ACCEPT, NF_QUEUE, NF_REPEAT (linux/netfilter.h)
-_BYPASS = 0x8000  # NF_VERDICT_FLAG_QUEUE_BYPASS
+_QUEUE_BYPASS = 0x8000  # NF_VERDICT_FLAG_QUEUE_BYPASS
 FAIL_OPEN, GSO = 1, 4  # NFQA_CFG_F_FAIL_OPEN, NFQA_CFG_F_GSO
 
 _SUBSYSTEM = 3  # NFNL_SUBSYS_QUEUE
-_PACKET, _VERDICT, _CONFIG, _BATCH = (_SUBSYSTEM << 8 | kind for kind in range(4))
+_PACKET, _VERDICT, _CONFIG, _VERDICT_BATCH = (_SUBSYSTEM << 8 | kind for kind in range(4))  # enum nfqnl_msg_types
 _ERROR = 2  # NLMSG_ERROR
 _REQUEST, _ACK = 1, 4  # NLM_F_REQUEST, NLM_F_ACK
 
-_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
-_START = _HEADER.size + 4  # behind the netfilter header: family, version, number of the queue
-_ATTRIBUTE = struct.Struct("=HH")  # length with this header, type
-_ERRNO = struct.Struct("=i")
+HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
+ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length with this header, type
+ERRNO = struct.Struct("=i")
+_ATTRIBUTES = HEADER.size + 4  # offset of the first attribute, behind struct nfgenmsg: family, version, queue number
 _NUMBER = struct.Struct("!I")
 
-# of a packet (enum nfqnl_attr_type)
+# attributes of a packet (enum nfqnl_attr_type)
 _PACKET_HEADER, _VERDICT_HEADER, _INDEV, _OUTDEV, _PHYSINDEV, _PHYSOUTDEV, _PAYLOAD = 1, 2, 5, 6, 7, 8, 10
 _MARK, _HARDWARE_ADDRESS, _SKB_INFO = 3, 9, 14
-_ALIKE = frozenset((_MARK, _HARDWARE_ADDRESS, _INDEV, _OUTDEV, _PHYSINDEV, _PHYSOUTDEV))
-# of a configuration (enum nfqnl_attr_config)
-_COMMAND, _PARAMETERS, _LONGEST_QUEUE, _MASK, _FLAGS = 1, 2, 3, 4, 5
-_BIND, _COPY_PACKET = 1, 2
+_PATH_ATTRIBUTES = frozenset((_MARK, _HARDWARE_ADDRESS, _INDEV, _OUTDEV, _PHYSINDEV, _PHYSOUTDEV))
+# attributes of a configuration (enum nfqnl_attr_config)
+_COMMAND, _PARAMETERS, _QUEUE_MAXLEN, _MASK, _FLAGS = 1, 2, 3, 4, 5
+_BIND, _COPY_PACKET = 1, 2  # NFQNL_CFG_CMD_BIND, NFQNL_COPY_PACKET
 
-# Where things stand in the message of a packet, whose header is its first attribute: id, protocol, hook.
-OF_QUEUE = slice(18, 20)  # the number of the queue, as ``queue_number`` writes it
+# Offsets in a packet message, whose first attribute is always NFQA_PACKET_HDR: packet id, protocol, hook.
+QUEUE_FIELD = slice(18, 20)  # the queue number, encoded as by ``queue_number``
 _TYPE, _ID = slice(4, 6), slice(24, 28)
-_PROTOCOL, _HOOK, _FIRST = 28, 30, 32
-_LOW_BYTE = _ATTRIBUTE.size - 2 if sys.byteorder == "little" else _ATTRIBUTE.size - 1  # of an attribute's type
+_PROTOCOL, _HOOK, _SECOND_ATTRIBUTE = 28, 30, 32
+# offset of the low byte of an attribute's type: all types of NFQA are below 256, so one byte is enough to compare
+_LOW_BYTE = ATTRIBUTE.size - 2 if sys.byteorder == "little" else ATTRIBUTE.size - 1
 _PACKET_TYPE, _ERROR_TYPE = struct.pack("=H", _PACKET), struct.pack("=H", _ERROR)
-MOST_KNOWN = 4096  # kinds of messages: interfaces, and the neighbours behind them
+MAX_PATHS = 4096  # cached; a path is a combination of interfaces, mark and neighbour's hardware address
 
 
 class MessageError(Exception):
-    """Bytes that are no message of the kernel's."""
+    """Bytes that are not a well-formed message of the kernel."""
 
 
-class Again(NamedTuple):
-    """The verdict by which a packet goes through the rules of its hook once more."""
+class Repeat(NamedTuple):
+    """Repeat: the verdict NF_REPEAT, by which a packet traverses the rules of its hook once more."""
 
-    mark: int  # with which it does
+    mark: int  # the packet mark that the verdict sets first
 
 
-class Packets:
-    """Reads the messages of packets.
+class PacketReader:
+    """Packet reader: decodes packet messages, with a cache of their common beginnings.
 
-    Those that come by the same interfaces through the same hook are alike up to what is said of the single packet. So
-    these bytes are looked up, and what they say is worked out only once.
+    Packets that take the same path (hook, interfaces, mark, hardware address) have messages that begin alike: the
+    kernel writes these attributes first (``nfqnl_build_packet_message``). So these bytes are the key of a cache, and
+    the attributes are decoded only for the first packet of a path.
     """
 
     def __init__(self) -> None:
-        """Know no message yet."""
-        self._known: dict[bytes, tuple[int, int, int, int]] = {}
-        self._ends = [_FIRST] * 256  # by hook: where what is alike ends
+        """Start with an empty cache."""
+        self._paths: dict[bytes, tuple[int, int, int, int]] = {}  # interfaces, mark's flags, offset behind the path
+        self._path_ends = [_SECOND_ATTRIBUTE] * 256  # by hook: offset behind the attributes of the last new path
 
     @property
-    def known(self) -> int:
-        """Return how many kinds of messages are known."""
-        return len(self._known)
+    def cached_paths(self) -> int:
+        """Return the number of cached paths."""
+        return len(self._paths)
 
     def read(self, message: bytes) -> tuple[bytes, int, int, int, bytes]:
-        """Return id, interfaces (in, out; 0: none), ``skb`` flags and bytes of a packet; raise MessageError for others.
+        """Return packet id, interfaces (in, out; 0: none), ``skb`` flags and payload; raise MessageError if malformed.
 
-        The flags are those of NFQA_SKB_INFO, and what the packet's mark tells (see ``marks``). A port of a bridge
-        counts as the interface. The payload is the last attribute, and the message ends with it.
+        The flags are those of NFQA_SKB_INFO and those of the packet mark (``connmark.sender_flag``). The port of a
+        bridge takes precedence over the bridge. The payload is the last attribute and ends the message.
         """
         try:
-            found = self._known.get(message[_PROTOCOL : self._ends[message[_HOOK]]])
-            indev, outdev, skb, place = found or self._learn(message)
-            while message[place + _LOW_BYTE] != _PAYLOAD:
-                size, kind = _ATTRIBUTE.unpack_from(message, place)
+            cached = self._paths.get(message[_PROTOCOL : self._path_ends[message[_HOOK]]])
+            indev, outdev, skb, offset = cached or self._decode_path(message)
+            while message[offset + _LOW_BYTE] != _PAYLOAD:
+                size, kind = ATTRIBUTE.unpack_from(message, offset)
                 if kind == _SKB_INFO:
-                    skb |= _NUMBER.unpack_from(message, place + 4)[0]
-                elif kind in _ALIKE:  # it begins like a known one, and says more
-                    indev, outdev, skb, place = self._learn(message)
+                    skb |= _NUMBER.unpack_from(message, offset + 4)[0]
+                elif kind in _PATH_ATTRIBUTES:  # a longer path than the cached one that it begins with
+                    indev, outdev, skb, offset = self._decode_path(message)
                     continue
-                place = _behind(place, size)
+                offset = _next_attribute(offset, size)
         except (IndexError, struct.error):
             raise MessageError("the message of a packet breaks off") from None
-        return message[_ID], indev, outdev, skb, message[place + 4 :]
+        return message[_ID], indev, outdev, skb, message[offset + 4 :]
 
-    def _learn(self, message: bytes) -> tuple[int, int, int, int]:
-        """Return the interfaces, what the mark tells, and where what is said of the single packet begins."""
-        if message[_TYPE] != _PACKET_TYPE or _ATTRIBUTE.unpack_from(message, _START)[1] != _PACKET_HEADER:
+    def _decode_path(self, message: bytes) -> tuple[int, int, int, int]:
+        """Decode and cache a path: interfaces, flags of the packet mark, offset of the attribute behind the path."""
+        if message[_TYPE] != _PACKET_TYPE or ATTRIBUTE.unpack_from(message, _ATTRIBUTES)[1] != _PACKET_HEADER:
             raise MessageError("not the message of a packet")
-        end, seen = _FIRST, dict.fromkeys(_ALIKE, 0)
-        place, (size, kind) = _FIRST, _ATTRIBUTE.unpack_from(message, _FIRST)
+        end, values = _SECOND_ATTRIBUTE, dict.fromkeys(_PATH_ATTRIBUTES, 0)
+        offset, (size, kind) = _SECOND_ATTRIBUTE, ATTRIBUTE.unpack_from(message, _SECOND_ATTRIBUTE)
         while kind != _PAYLOAD:
-            behind = _behind(place, size)
-            if kind in _ALIKE:
-                (seen[kind],) = _NUMBER.unpack_from(message, place + 4)
-                end = behind
-            place, (size, kind) = behind, _ATTRIBUTE.unpack_from(message, behind)
-        interfaces = seen[_PHYSINDEV] or seen[_INDEV], seen[_PHYSOUTDEV] or seen[_OUTDEV]
-        found = *interfaces, connmark.told(seen[_MARK]), end
-        if len(self._known) >= MOST_KNOWN:
-            self._known.clear()
-        self._ends[message[_HOOK]] = end
-        self._known[message[_PROTOCOL:end]] = found
-        return found
+            following = _next_attribute(offset, size)
+            if kind in _PATH_ATTRIBUTES:
+                (values[kind],) = _NUMBER.unpack_from(message, offset + 4)
+                end = following
+            offset, (size, kind) = following, ATTRIBUTE.unpack_from(message, following)
+        interfaces = values[_PHYSINDEV] or values[_INDEV], values[_PHYSOUTDEV] or values[_OUTDEV]
+        path = *interfaces, connmark.sender_flag(values[_MARK]), end
+        if len(self._paths) >= MAX_PATHS:
+            self._paths.clear()
+        self._path_ends[message[_HOOK]] = end
+        self._paths[message[_PROTOCOL:end]] = path
+        return path
 
 
 class VerdictBatch:
-    """Collects answers to packets until they are sent: each queue's in the order in which its packets came.
+    """Verdict batch: verdicts until they are sent, those of each queue in the order in which its packets arrived.
 
-    What is accepted as it is gets no message of its own: one verdict accepts all that wait up to a packet. So whatever
-    is answered otherwise is told behind those before it, and by then waits no more.
+    A packet that is accepted unchanged gets no message of its own: one NFQNL_MSG_VERDICT_BATCH accepts all parked
+    packets of a queue up to a packet id. So any other verdict follows the batch verdict for the packets before it, and
+    its packet is no longer parked when the next batch verdict arrives.
     """
 
     def __init__(self) -> None:
-        """Start with none."""
-        self.accepted: dict[bytes, bytes] = {}  # queue: the last packet that is accepted as it is; to be written to
+        """Start with an empty batch."""
+        self.accepted: dict[bytes, bytes] = {}  # queue: id of the last packet accepted unchanged; the caller writes it
         self.size = 0  # bytes of the messages so far
         self._messages: list[bytes] = []
-        self._heads: dict[bytes, bytes] = {}  # queue: its verdicts_up_to, but for the packet
+        self._prefixes: dict[bytes, bytes] = {}  # queue: its batch verdict without the packet id
 
-    def add(self, queue: bytes, packet: bytes, what: int | Again | bytes) -> None:
-        """Add the verdict on a packet, or the bytes with which it is accepted."""
-        before = self.accepted.pop(queue, None)
-        messages = [] if before is None else [self._up_to(queue, before)]
-        messages += accept_as(queue, packet, what) if isinstance(what, bytes) else [verdict(queue, packet, what)]
+    def add(self, queue: bytes, packet_id: bytes, result: int | Repeat | bytes) -> None:
+        """Add the verdict for a packet, or the bytes with which it is accepted."""
+        previous = self.accepted.pop(queue, None)
+        messages = [] if previous is None else [self._accept_up_to(queue, previous)]
+        if isinstance(result, bytes):
+            messages += accept_modified(queue, packet_id, result)
+        else:
+            messages.append(verdict(queue, packet_id, result))
         self._messages += messages
         self.size += sum(map(len, messages))
 
     def take(self) -> list[bytes]:
-        """Return all messages, in parts; they are not kept."""
+        """Return all messages, in parts, and empty the batch."""
         messages = self._messages
         if self.accepted:
-            messages += [self._up_to(queue, packet) for queue, packet in self.accepted.items()]
+            messages += [self._accept_up_to(queue, packet_id) for queue, packet_id in self.accepted.items()]
             self.accepted.clear()
         self._messages, self.size = [], 0
         return messages
 
-    def _up_to(self, queue: bytes, packet: bytes) -> bytes:
-        head = self._heads.get(queue)
-        if head is None:
-            self._heads[queue] = head = verdicts_up_to(queue, b"")
-        return head + packet
+    def _accept_up_to(self, queue: bytes, packet_id: bytes) -> bytes:
+        prefix = self._prefixes.get(queue)
+        if prefix is None:
+            self._prefixes[queue] = prefix = accept_up_to(queue, b"")
+        return prefix + packet_id
 
 
-def error(message: bytes) -> int:
-    """Return the error number by which the kernel answers a message of ours, 0 for done; raise MessageError for others.
+def read_errno(message: bytes) -> int:
+    """Return the errno of an NLMSG_ERROR, 0 for an acknowledgement; raise MessageError for any other message.
 
-    It answers what asks for an answer, and what it cannot obey.
+    The kernel sends one for each message with NLM_F_ACK, and for each message that it refuses.
     """
-    if len(message) < _HEADER.size + _ERRNO.size or message[_TYPE] != _ERROR_TYPE:
+    if len(message) < HEADER.size + ERRNO.size or message[_TYPE] != _ERROR_TYPE:
         raise MessageError("neither the message of a packet nor the answer to one of ours")
-    number: int = _ERRNO.unpack_from(message, _HEADER.size)[0]
+    number: int = ERRNO.unpack_from(message, HEADER.size)[0]
     return -number
 
 
 def queue_number(number: int) -> bytes:
-    """Return a queue's number as it stands in messages."""
+    """Return a queue number as encoded in messages."""
     return struct.pack("!H", number)
 
 
-def mark(message: bytes) -> int:
-    """Return the mark of a packet, from its message."""
-    place = _FIRST
-    while message[place + _LOW_BYTE] != _PAYLOAD:
-        size, kind = _ATTRIBUTE.unpack_from(message, place)
+def read_mark(message: bytes) -> int:
+    """Return the packet mark in a packet message, 0 without one: the kernel leaves a mark of 0 out."""
+    offset = _SECOND_ATTRIBUTE
+    while message[offset + _LOW_BYTE] != _PAYLOAD:
+        size, kind = ATTRIBUTE.unpack_from(message, offset)
         if kind == _MARK:
-            number: int = _NUMBER.unpack_from(message, place + 4)[0]
-            return number
-        place = _behind(place, size)
+            mark: int = _NUMBER.unpack_from(message, offset + 4)[0]
+            return mark
+        offset = _next_attribute(offset, size)
     return 0
 
 
-def verdict(queue: bytes, packet: bytes, what: int | Again) -> bytes:
-    """Return the verdict on one packet; to hand it on: ``hand_on(number)``."""
-    head, tail = _around_packet(queue, what)
-    return head + packet + tail
+def verdict(queue: bytes, packet_id: bytes, value: int | Repeat) -> bytes:
+    """Return the message with the verdict for one packet: DROP, ACCEPT, ``requeue(number)`` or Repeat."""
+    prefix, suffix = _verdict_parts(queue, value)
+    return prefix + packet_id + suffix
 
 
 @lru_cache(maxsize=256)
-def _around_packet(queue: bytes, what: int | Again) -> tuple[bytes, bytes]:
-    """Return what is before and behind the packet's id in the verdict on it."""
-    word, tail = (_REPEAT, attribute(_MARK, _NUMBER.pack(what.mark))) if isinstance(what, Again) else (what, b"")
-    header = attribute(_VERDICT_HEADER, _NUMBER.pack(word) + bytes(4))
-    message = _message(_VERDICT, queue, header + tail)
-    place = len(message) - len(tail)
-    return message[: place - 4], message[place:]
+def _verdict_parts(queue: bytes, value: int | Repeat) -> tuple[bytes, bytes]:
+    """Return the bytes of a verdict message before and behind the packet id."""
+    number, suffix = (
+        (_REPEAT, attribute(_MARK, _NUMBER.pack(value.mark))) if isinstance(value, Repeat) else (value, b"")
+    )
+    header = attribute(_VERDICT_HEADER, _NUMBER.pack(number) + bytes(4))
+    message = _message(_VERDICT, queue, header + suffix)
+    offset = len(message) - len(suffix)
+    return message[: offset - 4], message[offset:]
 
 
-def verdicts_up_to(queue: bytes, packet: bytes) -> bytes:
-    """Return the message that accepts all packets that wait in the queue up to this one, with which it ends."""
-    return _message(_BATCH, queue, attribute(_VERDICT_HEADER, _NUMBER.pack(ACCEPT) + bytes(4)))[:-4] + packet
+def accept_up_to(queue: bytes, packet_id: bytes) -> bytes:
+    """Return the batch verdict that accepts all parked packets of the queue up to this id, which ends the message."""
+    return _message(_VERDICT_BATCH, queue, attribute(_VERDICT_HEADER, _NUMBER.pack(ACCEPT) + bytes(4)))[:-4] + packet_id
 
 
-def accept_as(queue: bytes, packet: bytes, payload: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return, in three parts so that a long payload need not be copied, the verdict that puts bytes in its place."""
-    attributes = attribute(_VERDICT_HEADER, _NUMBER.pack(ACCEPT) + packet)
-    attributes += _ATTRIBUTE.pack(_ATTRIBUTE.size + len(payload), _PAYLOAD)
-    fill = bytes(-len(payload) % 4)
-    return _message(_VERDICT, queue, attributes, more=len(payload) + len(fill)), payload, fill
+def accept_modified(queue: bytes, packet_id: bytes, payload: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the verdict that accepts a packet with other bytes, in three parts, which saves a copy of the payload."""
+    attributes = attribute(_VERDICT_HEADER, _NUMBER.pack(ACCEPT) + packet_id)
+    attributes += ATTRIBUTE.pack(ATTRIBUTE.size + len(payload), _PAYLOAD)
+    padding = bytes(-len(payload) % 4)
+    return _message(_VERDICT, queue, attributes, more=len(payload) + len(padding)), payload, padding
 
 
-def hand_on(number: int, *, bypass: bool = False) -> int:
-    """Return the verdict that sends a packet to another queue (NF_QUEUE_NR).
+def requeue(number: int, *, bypass: bool = False) -> int:
+    """Return the verdict that moves a packet to another queue (NF_QUEUE_NR).
 
-    ``bypass``: it passes if nobody is bound to that one; else it is dropped.
+    If no socket is bound to that queue, the packet is dropped; with ``bypass`` it is accepted.
     """
-    return number << 16 | QUEUE | (_BYPASS if bypass else 0)
+    return number << 16 | QUEUE | (_QUEUE_BYPASS if bypass else 0)
 
 
-def bind(queue: bytes, most_waiting: int, flags: int) -> bytes:
-    """Return the message that binds a queue, with these flags; it asks for an answer."""
+def bind(queue: bytes, max_length: int, flags: int) -> bytes:
+    """Return the message that binds a queue with a maximum length and flags; the kernel replies with an NLMSG_ERROR."""
     attributes = (
         attribute(_COMMAND, struct.pack("!BxH", _BIND, 0)),
-        attribute(_LONGEST_QUEUE, _NUMBER.pack(most_waiting)),
+        attribute(_QUEUE_MAXLEN, _NUMBER.pack(max_length)),
         attribute(_MASK, _NUMBER.pack(flags)),
         attribute(_FLAGS, _NUMBER.pack(flags)),
     )
     return _message(_CONFIG, queue, b"".join(attributes), flags=_REQUEST | _ACK)
 
 
-def copy(queue: bytes, longest: int) -> bytes:
-    """Return the message that has the queue send packets, with at most so many bytes of each; until then it drops."""
-    return _message(_CONFIG, queue, attribute(_PARAMETERS, struct.pack("!IB", longest, _COPY_PACKET)))
+def set_copy_range(queue: bytes, copy_range: int) -> bytes:
+    """Return the message that sets how many bytes of a packet a queue copies; before it a queue drops all packets."""
+    return _message(_CONFIG, queue, attribute(_PARAMETERS, struct.pack("!IB", copy_range, _COPY_PACKET)))
 
 
 def _message(kind: int, queue: bytes, attributes: bytes, *, flags: int = _REQUEST, more: int = 0) -> bytes:
     """Return a message; ``more`` bytes of it follow separately."""
-    size = _START + len(attributes) + more
-    return _HEADER.pack(size, kind, flags, 0, 0) + b"\0\0" + queue + attributes
+    size = _ATTRIBUTES + len(attributes) + more
+    return HEADER.pack(size, kind, flags, 0, 0) + b"\0\0" + queue + attributes
 
 
 def attribute(kind: int, data: bytes) -> bytes:
-    """Return an attribute, filled up to four bytes."""
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(data), kind) + data + bytes(-len(data) % 4)
+    """Return an attribute, padded to four bytes."""
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(data), kind) + data + bytes(-len(data) % 4)
 
 
-def _behind(place: int, size: int) -> int:
-    """Return where the attribute after the one at ``place`` begins."""
-    if size < _ATTRIBUTE.size:
+def _next_attribute(offset: int, size: int) -> int:
+    """Return the offset of the attribute behind the one of this size at ``offset``."""
+    if size < ATTRIBUTE.size:
         raise MessageError("an attribute is shorter than its own header")
-    return place + (size + 3 & ~3)
+    return offset + (size + 3 & ~3)

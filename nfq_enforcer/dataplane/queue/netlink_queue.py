@@ -1,112 +1,123 @@
-"""The driver ``netlink``: speaks to the kernel itself, for what the library has no words for.
+"""The driver ``netlink``: exchanges netlink messages with the kernel itself, for features that the library lacks.
 
-Large pieces of data are judged uncut (GSO), which bulk transfers owe their speed to; packets that may be stamped are
-copied whole; and packets that are accepted as they are get one verdict together. Messages of several packets could be
-received together, too (recvmmsg): by ctypes that was measured to be no faster than one ``recv`` after the other.
+Large packets are decided unsegmented (NFQA_CFG_F_GSO), which accounts for the throughput of bulk transfers. Packets
+that may get a stamp are copied whole. Packets that are accepted unchanged share one batch verdict
+(NFQNL_MSG_VERDICT_BATCH). Receiving several messages with one system call (recvmmsg, by ctypes) was measured as well:
+it is no faster than one ``recv`` after the other.
 
-One socket is bound to three queues. Most packets meet the first, which copies their headers. What leaves by a cluster
-interface meets the second, which copies them whole, because they may get a stamp. The third is met by what one of
-the first two hands on: a piece of data that is so large already that a stamp has no room in it, which the kernel cuts
-on the way to this queue. So the sender's largest piece (``gso_max_size``) needs no lowering.
+One socket is bound to three queues. Most packets reach the first, which copies their headers. Packets that leave by a
+cluster interface reach the second, which copies all bytes, because they may get a stamp. The third receives packets
+that a verdict of the first two requeues: an unsegmented packet that is already too large to hold a stamp. The kernel
+segments it on the way, because the third queue lacks NFQA_CFG_F_GSO. So the sender's ``gso_max_size`` needs no change.
 """
 
 import errno
 import os
 import socket
 
-from nfq_enforcer.core.rewrite import LONGEST
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.core.wire.skb import MAX_PAYLOAD
 from nfq_enforcer.dataplane.queue import netlink
-from nfq_enforcer.dataplane.queue.netlink import Again, MessageError, Packets, VerdictBatch
-from nfq_enforcer.dataplane.queue.protocol import MAX_WAITING, Judge, QueueNumbers, why_not_bound
+from nfq_enforcer.dataplane.queue.netlink import QUEUE_FIELD, MessageError, PacketReader, Repeat, VerdictBatch
+from nfq_enforcer.dataplane.queue.protocol import QUEUE_MAXLEN, QueueNumbers, VerdictFunction, explain_bind_error
 from nfq_enforcer.dataplane.rules import connmark
 from nfq_enforcer.errors import NfqError
 
-DRIVER = "netlink"
-HEADERS = 1024  # bytes of a packet that is only judged: even of an ICMP error's two chains; fewer are not faster
+# bytes copied of a packet that is never rewritten: room for both header chains of an ICMP error, the packet's own and
+# the quoted one; a smaller range was not measurably faster
+HEADERS_COPY_RANGE = 1024
 
+# looking a member of an enum up takes longer than the packet path has
 _ACCEPT, _OFFLOAD_OPENER, _OFFLOAD_FLOW = Verdict.ACCEPT, Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW
-_AT_ONCE = 64  # packets
-_UNSENT = 1 << 17  # bytes of answers that are sent before more packets are judged
-_SOCKET_BYTES = 64 << 20  # for messages that wait: 4,096 short ones and some hundred whole ones
+_BATCH = 64  # packets
+_MAX_UNSENT = 1 << 17  # bytes of verdicts; they are sent before further packets are read
+_SOCKET_BYTES = 64 << 20  # for waiting messages: 4,096 with headers and some hundred with whole packets
 
-# asm-generic/socket.h and linux/netlink.h; the socket module does not name them
+# asm-generic/socket.h and linux/netlink.h; the socket module lacks these names
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SOL_NETLINK, _NO_ENOBUFS, _CAP_ACK = 270, 5, 10
 
 
 class Unsupported(NfqError):
-    """The kernel has NFQUEUE, but not what this driver needs of it."""
+    """The kernel has NFQUEUE, but lacks a feature that this driver needs."""
 
 
 class NetlinkQueue:
-    """Three queues, bound to one socket."""
+    """Netlink queue: three queues, bound to one netlink socket."""
 
-    driver = DRIVER
+    driver = Driver.NETLINK
+    requeues = True
 
     def __init__(
-        self, numbers: QueueNumbers, judge: Judge, *, fail_open: bool = False, next_worker: int | None = None
+        self, numbers: QueueNumbers, decide: VerdictFunction, *, fail_open: bool = False, next_worker: int | None = None
     ) -> None:
-        """Bind the queues; raise NfqError with the reason if the kernel refuses, Unsupported if it cannot.
+        """Bind the queues; raise NfqError with the reason if the kernel refuses, Unsupported if it lacks a feature.
 
-        ``next_worker``: the queue of another worker for what is to be handed on to that one.
+        ``next_worker``: the queue of the next worker, for the verdict REQUEUE_NEXT; None for the last worker.
         """
         self.numbers = numbers
         self.epoch = 0
-        self._judge = judge
-        self._packets = Packets()
-        self._answers = VerdictBatch()
-        self._verdicts: dict[Verdict, int] = {
+        self._decide = decide
+        self._reader = PacketReader()
+        self._batch = VerdictBatch()
+        self._netfilter_verdicts: dict[Verdict, int] = {
             Verdict.DROP: netlink.DROP,
-            Verdict.REQUEUE_WHOLE: netlink.hand_on(numbers.stamped),
-            Verdict.REQUEUE_SEGMENTED: netlink.hand_on(numbers.segmented),
+            Verdict.REQUEUE_WHOLE: netlink.requeue(numbers.whole),
+            Verdict.REQUEUE_SEGMENTED: netlink.requeue(numbers.segmented),
         }
-        if next_worker is not None:  # who may just be away
-            self._verdicts[Verdict.REQUEUE_NEXT] = netlink.hand_on(next_worker, bypass=fail_open)
+        if next_worker is not None:  # its socket may be unbound at the moment: the worker may be restarting
+            self._netfilter_verdicts[Verdict.REQUEUE_NEXT] = netlink.requeue(next_worker, bypass=fail_open)
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
         except OSError as error:
-            raise NfqError(why_not_bound(numbers.judged, error)) from error
+            raise NfqError(explain_bind_error(numbers.headers, error)) from error
         try:
-            self._set_up()
+            self._configure_socket()
             self._bind(numbers, netlink.FAIL_OPEN if fail_open else 0)
         except BaseException:
             self._socket.close()
             raise
 
     def fileno(self) -> int:
-        """Return the socket."""
+        """Return the descriptor of the socket."""
         return self._socket.fileno()
 
-    def answer(self) -> bool:
-        """Answer packets that wait, at most one batch; say whether more may wait.
+    def process_batch(self) -> bool:
+        """Return verdicts for waiting packets, one batch at most; return whether more may wait.
 
-        Each queue's packets are answered in the order in which they came.
+        The packets of a queue get their verdicts in the order of arrival, so no packet overtakes another of its queue.
         """
-        receive, read, judge, answers = self._socket.recv, self._packets.read, self._judge, self._answers
-        accepted = answers.accepted
+        # Attributes that the loop needs for each packet are looked up once.
+        receive, read, decide, batch = self._socket.recv, self._reader.read, self._decide, self._batch
+        accepted = batch.accepted
         try:
-            for _ in range(_AT_ONCE):
-                message = receive(netlink.LONGEST_MESSAGE)
+            for _ in range(_BATCH):
+                message = receive(netlink.MAX_MESSAGE_BYTES)
                 try:
-                    packet, indev, outdev, skb, payload = read(message)
+                    packet_id, indev, outdev, skb, payload = read(message)
                 except MessageError:
-                    netlink.error(message)  # a verdict came too late: the packet went with its interface
+                    # NLMSG_ERROR for a verdict of ours: the packet was no longer parked, because the kernel drops the
+                    # packets of an interface that goes down (nfqnl_dev_drop). Any other message raises again.
+                    netlink.read_errno(message)
                     continue
-                verdict = judge(payload, indev, outdev, skb)
+                verdict = decide(payload, indev, outdev, skb)
                 if verdict is _ACCEPT:
-                    accepted[message[netlink.OF_QUEUE]] = packet
+                    # One batch verdict will accept all parked packets of this queue up to the last id stored here.
+                    accepted[message[QUEUE_FIELD]] = packet_id
                 else:
-                    what = verdict if isinstance(verdict, bytes) else self._verdict(verdict, message)
-                    answers.add(message[netlink.OF_QUEUE], packet, what)
-                    if answers.size > _UNSENT:
+                    result = verdict if isinstance(verdict, bytes) else self._netfilter_verdict(verdict, message)
+                    batch.add(message[QUEUE_FIELD], packet_id, result)
+                    if batch.size > _MAX_UNSENT:
                         self._send()
-        except BlockingIOError:
+        except BlockingIOError:  # no further message waits
             return False
         except OSError as error:
-            if error.errno != errno.ENOBUFS:  # the kernel had no memory for a message; the rules' counters tell
+            if error.errno != errno.ENOBUFS:  # the kernel had no memory for a message; the rules' counters show it
                 raise
         finally:
+            # The verdicts of a batch wait in user space until here, for at most one batch: a packet that arrives alone
+            # gets its verdict at once, because the next ``recv`` raises BlockingIOError.
             self._send()
         return True
 
@@ -114,44 +125,49 @@ class NetlinkQueue:
         """Unbind the queues."""
         self._socket.close()
 
-    def _verdict(self, verdict: Verdict, message: bytes) -> int | Again:
+    def _netfilter_verdict(self, verdict: Verdict, message: bytes) -> int | Repeat:
         if verdict is _OFFLOAD_FLOW or verdict is _OFFLOAD_OPENER:
-            return Again(connmark.signed(netlink.mark(message), verdict, self.epoch))
-        return self._verdicts[verdict]
+            # A verdict cannot set a connmark; a rule does so when the packet comes by with this request in its mark.
+            return Repeat(connmark.add_request(netlink.read_mark(message), verdict, self.epoch))
+        return self._netfilter_verdicts[verdict]
 
     def _send(self) -> None:
-        """Send the answers that are not sent."""
-        messages = self._answers.take()
+        """Send the verdicts that are not sent yet."""
+        messages = self._batch.take()
         if messages:
             self._socket.sendmsg(messages)
 
-    def _set_up(self) -> None:
-        """Give the socket room, and have it go on after an overflow with what fits, rather than with nothing."""
+    def _configure_socket(self) -> None:
+        """Enlarge the buffers; after an overflow the kernel goes on with the messages that fit (NETLINK_NO_ENOBUFS)."""
         for force, plain in ((_SO_RCVBUFFORCE, socket.SO_RCVBUF), (_SO_SNDBUFFORCE, socket.SO_SNDBUF)):
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, force, _SOCKET_BYTES)
-            except PermissionError:  # root of a user namespace, to whom limits apply
+            except PermissionError:  # root of a user namespace: net.core.rmem_max and wmem_max apply
                 self._socket.setsockopt(socket.SOL_SOCKET, plain, _SOCKET_BYTES)
         self._socket.setsockopt(_SOL_NETLINK, _NO_ENOBUFS, 1)
-        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # else what cannot be obeyed comes back whole
+        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)  # else an error quotes the whole refused message
         self._socket.bind((0, 0))
         self._socket.setblocking(False)
 
     def _bind(self, numbers: QueueNumbers, flags: int) -> None:
-        """Bind all queues, then open them, so that no packet comes between the kernel's answers."""
+        """Bind all queues, then set their copy ranges, so that no packet arrives between the kernel's replies.
+
+        Until its copy range is set, a queue drops packets (NFQNL_COPY_NONE).
+        """
         for number in numbers:
-            # Segments meet a queue without the flag, which is why the kernel has cut them.
-            large = 0 if number == numbers.segmented else netlink.GSO
-            self._socket.send(netlink.bind(netlink.queue_number(number), MAX_WAITING, flags | large))
-            refused = netlink.error(self._socket.recv(netlink.LONGEST_MESSAGE))
-            if refused == errno.EOPNOTSUPP:
+            # In the queue without NFQA_CFG_F_GSO, ``nfqnl_enqueue_packet`` segments a GSO packet (skb_gso_segment).
+            gso = 0 if number == numbers.segmented else netlink.GSO
+            self._socket.send(netlink.bind(netlink.queue_number(number), QUEUE_MAXLEN, flags | gso))
+            error = netlink.read_errno(self._socket.recv(netlink.MAX_MESSAGE_BYTES))
+            if error == errno.EOPNOTSUPP:
                 raise Unsupported(
-                    f"this kernel's NFQUEUE cannot do what the driver '{DRIVER}' needs (NFQA_CFG_F_GSO, since Linux "
-                    "3.11): choose the driver 'auto' or 'netfilterqueue'"
+                    f"this kernel's NFQUEUE cannot do what the driver '{self.driver}' needs (NFQA_CFG_F_GSO, since "
+                    "Linux 3.11): choose the driver 'auto' or 'netfilterqueue'"
                 )
-            if refused:
-                raise NfqError(why_not_bound(number, OSError(refused, os.strerror(refused))))
-        sizes = (HEADERS, LONGEST, LONGEST)
+            if error:
+                raise NfqError(explain_bind_error(number, OSError(error, os.strerror(error))))
+        copy_ranges = (HEADERS_COPY_RANGE, MAX_PAYLOAD, MAX_PAYLOAD)
         self._socket.sendmsg(
-            netlink.copy(netlink.queue_number(n), size) for n, size in zip(numbers, sizes, strict=True)
+            netlink.set_copy_range(netlink.queue_number(number), copy_range)
+            for number, copy_range in zip(numbers, copy_ranges, strict=True)
         )

@@ -1,109 +1,125 @@
-"""The queue: what NFQUEUE is to the rest of the program, whichever driver speaks to it.
+"""NFQUEUE as the rest of the program sees it: the interface of a queue, the same for both drivers.
 
-A rule with the target NFQUEUE parks a packet in a numbered queue of the kernel, which sends a copy of it to the one
-socket that is bound to that number: an id, the interfaces, flags, and as many of its bytes as the socket wants. The
-packet stays where it is until the socket gives a verdict on its id: drop, or accept, perhaps with other bytes in the
-packet's place, go on to another queue, or go through the hook's rules once more (with another mark, so that they do
-something else with it). An accepted packet goes the rest of its way at once, within the system call that brings the
-verdict: that is most of what a packet costs.
+A rule with the target NFQUEUE parks a packet in a numbered queue of the kernel (net/netfilter/nfnetlink_queue.c). The
+kernel sends a message about it to the one socket that is bound to that number: a packet id, the interfaces, flags, and
+as many bytes of the packet as the queue's copy range allows. The packet stays parked until the socket returns a
+verdict for its id:
 
-A queue holds so many packets and a socket so many bytes. What comes beyond that is dropped by the kernel, or accepted
-unseen if the queue fails open; so is everything while no socket is bound. When a socket is closed, what waits is
-dropped.
+- NF_DROP: the packet is freed.
+- NF_ACCEPT: the packet leaves the hook, with other bytes if the verdict carries a payload (``nfqnl_mangle``).
+- NF_QUEUE: the packet moves to another queue.
+- NF_REPEAT: the packet traverses the rules of the hook once more. The verdict sets another packet mark, so that a rule
+  treats the packet differently this time.
 
-Where the sender leaves it to the network card to cut large pieces of data into packets (GSO), a queue may take the
-uncut piece as one packet of up to 64 KiB, which costs little more than one of 1,500 bytes. Its checksum is then not
-finished. Else the kernel cuts it before it queues the pieces.
+``nf_reinject`` sends an accepted packet through the rest of the network stack within the system call that delivers the
+verdict. That takes most of the time that a packet costs.
 
-A driver is anything with the methods of ``Queue``: ``netlinkqueue.py`` speaks to the kernel itself, ``libraryqueue.py``
-leaves that to the library NetfilterQueue.
+The kernel limits the number of parked packets of a queue and the bytes of messages on the socket. Beyond either limit
+it drops packets, or accepts them without a verdict if the queue fails open (NFQA_CFG_F_FAIL_OPEN). While no socket is
+bound, packets are dropped, or accepted if the rule has ``--queue-bypass``. When a socket closes, ``nfqnl_flush`` drops
+its parked packets.
+
+Where a sender leaves segmentation to the network card (GSO), a queue may receive the unsegmented packet of up to
+64 KiB, which costs little more than one of 1,500 bytes. Its checksum is then incomplete (CHECKSUM_PARTIAL). Without
+NFQA_CFG_F_GSO the kernel segments the packet first and queues each segment.
+
+A driver is a class with the methods of ``Queue``: ``netlink_queue.py`` exchanges netlink messages with the kernel
+itself, ``library_queue.py`` uses the library NetfilterQueue.
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.verdict import Verdict
 
-MAX_WAITING = 4096  # packets the kernel keeps for us before it drops, or lets pass
+QUEUE_MAXLEN = 4096  # packets parked in a queue before the kernel drops, or accepts without a verdict
 
-_NUMBERS = 1 << 16  # of queues
+_QUEUE_COUNT = 1 << 16  # queue numbers have 16 bits
 _PROC = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 
 
-Judge = Callable[[bytes, int, int, int], Verdict | bytes]
-"""Takes a packet's bytes, the indices of the interfaces it came in by and goes out by (0: none), and its flags.
+VerdictFunction = Callable[[bytes, int, int, int], Verdict | bytes]
+"""Verdict function: packet bytes, input interface index, output interface index (0: none) and flags to a verdict.
 
-The flags are ``skb`` of ``Enforcer.decide``. The answer is a verdict, or the bytes with which the packet is accepted.
+The flags are the argument ``skb`` of ``Enforcer.decide``. A result of type ``bytes`` accepts the packet with these
+bytes in place of its own.
 """
 
 
 class Queue(Protocol):
-    """What is bound to the queues of one worker."""
+    """Queue: the queues of one worker, bound to one socket."""
 
-    driver: str  # its name, as the configuration has it
+    driver: Driver
+    requeues: bool  # the worker has further queues, to which the verdicts REQUEUE_* send a packet
     numbers: "QueueNumbers"
-    epoch: int  # in which flows are left to the kernel (see ``marks``); to be written to
+    epoch: int  # of the connmarks that the verdicts OFFLOAD_* request (see ``rules.connmark``); set by the worker
 
     def fileno(self) -> int:
-        """Return the descriptor that is readable when packets wait."""
+        """Return the descriptor that is readable while packets wait."""
 
-    def answer(self) -> bool:
-        """Answer packets that wait, a few dozen at most; say whether more may wait."""
+    def process_batch(self) -> bool:
+        """Return verdicts for waiting packets, a few dozen at most; return whether more may wait."""
 
     def close(self) -> None:
-        """Unbind; packets that still wait are dropped by the kernel."""
+        """Unbind the queues; the kernel drops packets that are still parked."""
 
 
 class QueueNumbers(NamedTuple):
-    """The queues of one worker. A driver that needs but one has the same number three times.
+    """Queue numbers of one worker. A driver that needs a single queue has the same number three times.
 
-    Of several workers each kind is in a row: the kernel spreads packets over queues with numbers in a row. It does so
-    by a hash of both addresses, the same for either direction (``nfqueue_hash``, include/net/netfilter/nf_queue.h), and
-    rows are of one length. So whichever way a packet of a flow goes, it meets a queue of the same worker.
+    With several workers, the numbers of each kind are consecutive, because ``--queue-balance`` spreads packets over
+    consecutive queue numbers. The kernel picks the queue by a hash of both addresses, which is the same in both
+    directions (``nfqueue_hash``, include/net/netfilter/nf_queue.h), and all three ranges have the same length. So
+    every packet of a flow, in either direction and at every hook, reaches a queue of the same worker.
     """
 
-    judged: int  # what is only judged: of these packets the headers are copied
-    stamped: int  # what leaves toward other nodes, and so may be rewritten: copied whole
-    segmented: int  # what cannot be rewritten before the kernel has cut it into segments
+    headers: int  # packets that are never rewritten: the kernel copies only their headers
+    whole: int  # packets that leave by a cluster interface and may get a stamp: the kernel copies all bytes
+    segmented: int  # packets without room for a stamp: the kernel segments them before it queues them here
 
     @property
     def all(self) -> frozenset[int]:
-        """Return each number once."""
+        """Return the distinct numbers."""
         return frozenset(self)
 
 
-def in_rows(first: int, workers: int) -> tuple[QueueNumbers, ...]:
-    """Return the queues of so many workers, from a number on."""
+def allocate_queues(first: int, workers: int) -> tuple[QueueNumbers, ...]:
+    """Return the queue numbers of this many workers, counted from ``first``."""
     return tuple(
-        QueueNumbers(judged, judged + workers, judged + 2 * workers) for judged in range(first, first + workers)
+        QueueNumbers(headers, headers + workers, headers + 2 * workers) for headers in range(first, first + workers)
     )
 
 
-def most_workers(first: int) -> int:
-    """Return for how many workers there are numbers, from this one on."""
-    return (_NUMBERS - first) // len(QueueNumbers._fields)
+def max_workers(first: int) -> int:
+    """Return the number of workers for which queue numbers exist, counted from ``first``."""
+    return (_QUEUE_COUNT - first) // len(QueueNumbers._fields)
 
 
 class Backlog(NamedTuple):
-    """What the kernel says of queues."""
+    """Backlog: the kernel's counts of queues."""
 
-    waiting: int
-    lost: int  # dropped because the queue or the socket was full
+    waiting: int  # parked packets
+    lost: int  # dropped because the queue or the socket buffer was full
 
 
 def backlog(*numbers: int) -> Backlog | None:
-    """Return the state of bound queues in sum, None if nobody is bound (net/netfilter/nfnetlink_queue.c, seq_show)."""
+    """Return the backlog of bound queues in sum; None if no socket is bound to any of them.
+
+    The columns are those of ``seq_show`` in net/netfilter/nfnetlink_queue.c: queue number, port id, queue_total,
+    copy mode, copy range, queue_dropped, queue_user_dropped, id sequence.
+    """
     try:
         rows = [list(map(int, line.split())) for line in _PROC.read_text().splitlines()]
     except FileNotFoundError:
         return None
-    ours = [row for row in rows if row[0] in numbers]
-    return Backlog(sum(row[2] for row in ours), sum(row[5] + row[6] for row in ours)) if ours else None
+    bound = [row for row in rows if row[0] in numbers]
+    return Backlog(sum(row[2] for row in bound), sum(row[5] + row[6] for row in bound)) if bound else None
 
 
-def why_not_bound(number: int, error: OSError) -> str:
-    """Return the sentence for a queue that the kernel refuses."""
+def explain_bind_error(number: int, error: OSError) -> str:
+    """Return the message for the user about a queue that the kernel refuses to bind."""
     if not _PROC.exists():
         return (
             "this kernel has no NFQUEUE (nfnetlink_queue): load the module nfnetlink_queue "

@@ -1,58 +1,61 @@
-"""Marks by which the kernel passes flows without us, and tells us of those that it passed (``datapath: per-flow``).
+"""Connmarks of offloaded flows, and the packet marks by which verdicts request them (``datapath: per-flow``).
 
-A flow's mark (connmark, ``MASK`` of it) says how much of the flow may pass, and in which *epoch* that was decided. A
-rule knows the epoch in force. Whenever flows have to be judged again, that rule is replaced by one with the next epoch,
-and all marks that there are mean nothing any more, without a walk over the flows.
+A flow's mark (connmark, the bits of ``MASK``) holds how much of the flow is offloaded and the *epoch* of that verdict.
+The rules accept a packet without a queue if its flow has a mark of the current epoch. Whenever flows have to be
+evaluated again, one rule is replaced by one with the next epoch. From then on no earlier mark matches, without a walk
+over the flows.
 
-Only a rule can give a flow its mark, so a verdict asks for it: the packet goes through the rules once more (NF_REPEAT)
-with a sign on it (``FIELD`` of its own mark), which a rule takes off again. The sign has the last bit of the epoch that
-its worker judges by. When the rule is replaced first and the workers get their snapshot then, a worker is one epoch
-behind, and what it asks for meanwhile is given a mark that is never in force. Until one that is further behind has
-caught up, no mark is in force.
+Only a rule can set a connmark, so a verdict requests one: the packet traverses the rules again (NF_REPEAT) with a
+request in its packet mark (the bits of ``PACKET_MASK``), which a rule clears. The request holds the last bit of the
+epoch by which its worker decides. When the rule is replaced first and the workers receive their snapshot afterwards, a
+worker is one epoch behind, and a flow whose mark it requests meanwhile gets RETIRED, a mark that no epoch ever has.
+While a worker is further behind, no epoch is in force.
 
-The same bits tell of a packet on its way to us that its flow has had a mark of another epoch, and from which end it is.
+The same bits of the packet mark carry information to the worker: that the flow of a queued packet has a mark of
+another epoch, and which end of the flow sent the packet.
 """
 
-from nfq_enforcer.core.context import OPENERS, REPLIERS
 from nfq_enforcer.core.verdict import Verdict
+from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
 
-MASK = 0xFFFFFF00  # of a flow's mark, from the top: 23 bits of the epoch, one for how much; the rest is others'
-_EPOCH_BIT, _WHOLE = 9, 1 << 8
-EARLIER = 1 << _EPOCH_BIT  # never in force; what all get, too, when epochs are counted from the start again
+MASK = 0xFFFFFF00  # of a connmark, from the top: 23 bits of the epoch, one bit of extent; the low 8 bits are others'
+_EPOCH_SHIFT, _WHOLE_FLOW = 9, 1 << 8
+RETIRED = 1 << _EPOCH_SHIFT  # never in force: requested in an earlier epoch, or left from before epochs repeated
 _FIRST, _EPOCHS = 2, (1 << 23) - 2
 
-FIELD = 0x70000000  # of a packet's mark
-SIGNED = 0x40000000  # what a verdict sets; with it:
-_SIGNED_WHOLE, _SIGNED_ODD = 0x20000000, 0x10000000
-FROM_OPENER, FROM_REPLIER = 0x10000000, 0x20000000  # what a rule sets
-_TOLD = {FROM_OPENER: OPENERS, FROM_REPLIER: REPLIERS}
+PACKET_MASK = 0x70000000  # of a packet mark
+REQUEST = 0x40000000  # set by a verdict; with it:
+_REQUEST_WHOLE_FLOW, _REQUEST_ODD_EPOCH = 0x20000000, 0x10000000
+FROM_OPENER, FROM_REPLIER = 0x10000000, 0x20000000  # set by a rule, without REQUEST
+_SENDER_FLAGS = {FROM_OPENER: FLOW_OPENER, FROM_REPLIER: FLOW_REPLIER}
 
 
-def of_opener(epoch: int) -> int:
-    """Return the mark of a flow whose opener's packets may pass."""
-    return _FIRST + epoch % _EPOCHS << _EPOCH_BIT
+def opener_mark(epoch: int) -> int:
+    """Return the connmark of a flow whose opener's packets are offloaded."""
+    return _FIRST + epoch % _EPOCHS << _EPOCH_SHIFT
 
 
-def of_flow(epoch: int) -> int:
-    """Return the mark of a flow of which all may pass."""
-    return of_opener(epoch) | _WHOLE
+def flow_mark(epoch: int) -> int:
+    """Return the connmark of a flow that is offloaded in both directions."""
+    return opener_mark(epoch) | _WHOLE_FLOW
 
 
-def begins_anew(epoch: int) -> bool:
-    """Say whether marks of this epoch may be there from long ago."""
+def reuses_marks(epoch: int) -> bool:
+    """Return whether epochs repeat from this one on, so that flows may have its marks from long ago."""
     return epoch % _EPOCHS == 0
 
 
-def sign(verdict: Verdict, epoch: int) -> int:
-    """Return the sign of a packet by which its flow is to be marked, as the verdict says."""
-    return SIGNED | (_SIGNED_WHOLE if verdict is Verdict.OFFLOAD_FLOW else 0) | (_SIGNED_ODD if epoch & 1 else 0)
+def request(verdict: Verdict, epoch: int) -> int:
+    """Return the bits of a packet mark that request a connmark for the packet's flow, by the verdict OFFLOAD_*."""
+    whole_flow = _REQUEST_WHOLE_FLOW if verdict is Verdict.OFFLOAD_FLOW else 0
+    return REQUEST | whole_flow | (_REQUEST_ODD_EPOCH if epoch & 1 else 0)
 
 
-def signed(mark: int, verdict: Verdict, epoch: int) -> int:
-    """Return the mark with which a packet goes through the rules again; all bits but ours stay."""
-    return mark & ~FIELD | sign(verdict, epoch)
+def add_request(mark: int, verdict: Verdict, epoch: int) -> int:
+    """Return the packet mark with a request; bits outside PACKET_MASK stay."""
+    return mark & ~PACKET_MASK | request(verdict, epoch)
 
 
-def told(mark: int) -> int:
-    """Return what a packet's mark says of its flow, as a bit of ``core.arrival``, or 0."""
-    return _TOLD.get(mark & FIELD, 0)
+def sender_flag(mark: int) -> int:
+    """Return the flag of ``core.wire.skb`` for the end of the flow that sent the packet, 0 if no rule has set it."""
+    return _SENDER_FLAGS.get(mark & PACKET_MASK, 0)

@@ -1,4 +1,4 @@
-"""Puts the rules into the kernel and takes them out again, with iptables and ipset."""
+"""Installation, update and removal of the rules in the kernel, with iptables and ipset."""
 
 import ipaddress
 import os
@@ -11,18 +11,20 @@ from pathlib import Path
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue import ctnetlink
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
-from nfq_enforcer.dataplane.rules import connmark, ruleset
+from nfq_enforcer.dataplane.rules import ruleset
+from nfq_enforcer.dataplane.rules.offload_rules import PerFlowRules, offload_rules
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6, AddressFamily, Ruleset, Service
 from nfq_enforcer.errors import NfqError
 
 _IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
 _LOCK_SECONDS = "5"
 _SETS = ("nfqe-local", "nfqe-store")
+# a line of ``iptables-save -c`` with its packet counter, for each rule with the target NFQUEUE
 _QUEUED = re.compile(rf"^\[(\d+):\d+\] -A (?:{ruleset.QUEUE}|{ruleset.ERRORS}) .*-j NFQUEUE ", re.MULTILINE)
 
 
 def families() -> tuple[AddressFamily, ...]:
-    """Return the IP families that this host speaks: IPv4, and IPv6 unless it is switched off."""
+    """Return the IP families of this host: IPv4, and IPv6 unless it is disabled."""
     try:
         off = _IPV6_OFF.read_text().strip() == "1"
     except FileNotFoundError:
@@ -31,7 +33,7 @@ def families() -> tuple[AddressFamily, ...]:
 
 
 def check() -> None:
-    """Raise NfqError, with the sentence for it, where this process or host cannot have rules."""
+    """Raise NfqError with the reason if this process or host cannot install rules."""
     if os.geteuid() != 0:
         raise NfqError("this needs root: it changes iptables rules and binds a queue; run it with sudo")
     missing = [tool for tool in ("iptables", "ip6tables", "ipset") if shutil.which(tool) is None]
@@ -40,108 +42,114 @@ def check() -> None:
 
 
 class Rules:
-    """The rules of this host, as far as they are ours."""
+    """Rules: our iptables rules and ipsets on this host."""
 
-    def __init__(self, spoken: tuple[AddressFamily, ...], *, fail_open: bool, cluster_mtus: Mapping[str, int]) -> None:
-        """Take what to render, ``fail_open`` and ``cluster_mtus`` as ``Ruleset`` has them; nothing is changed yet."""
-        self._families = spoken
+    def __init__(
+        self, families: tuple[AddressFamily, ...], *, fail_open: bool, cluster_mtus: Mapping[str, int]
+    ) -> None:
+        """Keep the parameters (see ``Ruleset`` for ``fail_open`` and ``cluster_mtus``); change nothing yet."""
+        self._families = families
         self._fail_open = fail_open
         self._cluster_mtus = cluster_mtus
         self._addresses: dict[AddressFamily, frozenset[str]] = {}
         self._interfaces: frozenset[str] | None = None
-        self._exempted: frozenset[Service] = frozenset()
-        self.only_exempt = False  # the exemption is all that there is of ours
+        self._exempt_services: frozenset[Service] = frozenset()
+        self.only_exempt = False  # only the exemption of the store is installed
 
     def exempt(self, services: Iterable[Service]) -> None:
-        """Have the host itself reach just these services of the store, whatever policy says.
+        """Exempt connections from the host itself to these services of the store, and to no others, from policy.
 
-        To be called before it connects to them, and so before ``install``, too; see ``ruleset.render_exemption``.
+        Call it before the host connects to them, so also before ``install``; see ``ruleset.render_exemption``.
         """
-        self._exempted = frozenset(services)
+        self._exempt_services = frozenset(services)
         for family in self._families:
-            self._fill_store(family)
+            self._replace_store_set(family)
+            # Without any jump of ours, neither an earlier ``install`` nor an earlier agent has left rules.
             if self._interfaces is None and not _hooked(_saved(family)):
                 self.only_exempt = True
                 _restore(family, ruleset.render_exemption(family))
 
     def install(self, snapshot: Snapshot, queues: Sequence[QueueNumbers]) -> None:
-        """Bring everything into place, whatever was there of ours; raise NfqError if the kernel refuses.
+        """Install all rules and sets in place of any of ours; raise NfqError if the kernel refuses.
 
-        ``queues`` are those of each worker. Marks are in force if the snapshot has an epoch.
+        ``queues`` are those of each worker. Flows are offloaded if the snapshot has an epoch.
 
-        What an earlier agent left stays until each table is replaced at once. Where nothing was, a failure leaves
-        nothing; where something was, it leaves that, so that a host that was closed stays closed.
+        Rules that an earlier agent left stay until each table is replaced at once. After a failure, a host that had no
+        rules of ours has none, and a host that had some keeps them: a host that was closed stays closed.
         """
-        rules = Ruleset(queues, self._fail_open, self._cluster_mtus, snapshot.epoch)
+        rules = Ruleset(queues, self._fail_open, self._cluster_mtus, offload_rules(snapshot.epoch))
         hooked = {family: _hooked(_saved(family)) for family in self._families}
         try:
-            if snapshot.epoch is not None:
+            # The sets come first, because the rules refer to them.
+            if rules.offload.uses_marks:
                 self._retire_marks()
             for family in self._families:
-                self._fill_store(family)
-                self._fill(family, _addresses(snapshot, family))
-                _restore(family, ruleset.render(rules, family, snapshot.homes, hooked[family]))
+                self._replace_store_set(family)
+                self._replace_local_set(family, _addresses(snapshot, family))
+                _restore(family, ruleset.render(rules, family, snapshot.endpoint_interfaces, hooked[family]))
         except NfqError:
             if self.only_exempt or not any(hooked.values()):
                 remove()
             raise
-        self._interfaces, self.only_exempt = snapshot.homes, False
+        self._interfaces, self.only_exempt = snapshot.endpoint_interfaces, False
 
-    def move(self, epoch: int | None) -> None:
-        """Take the power from all marks that flows have, at once, and give it to those of this epoch, or to none."""
-        if epoch is not None and connmark.begins_anew(epoch):
+    def set_epoch(self, epoch: int | None) -> None:
+        """Put an epoch in force: at once, only connmarks of this epoch offload flows; with None no connmark does."""
+        per_flow = PerFlowRules(epoch)
+        if per_flow.reuses_marks:
             self._retire_marks()
-        self._restore_epoch(epoch)
+        self._restore_epoch(per_flow)
 
     def _retire_marks(self) -> None:
-        """Have no flow bear a mark of an epoch that is to come: those from long ago, or of an earlier agent."""
-        self._restore_epoch(None)
+        """Retire all connmarks, so that none from long ago or of an earlier agent equals that of a coming epoch."""
+        self._restore_epoch(PerFlowRules(None))
         try:
             ctnetlink.retire_marks()
         except OSError as error:
-            raise NfqError(f"the marks that flows have cannot be changed: {error.strerror}") from error
+            raise NfqError(f"the connmarks of flows cannot be changed: {error.strerror}") from error
 
-    def _restore_epoch(self, epoch: int | None) -> None:
+    def _restore_epoch(self, per_flow: PerFlowRules) -> None:
         for family in self._families:
-            _restore(family, ruleset.render_epoch(epoch))
+            _restore(family, ruleset.render_epoch(per_flow))
 
-    def release(self, snapshot: Snapshot) -> None:
-        """Take out the addresses that the snapshot no longer has, before anything judges by it."""
+    def release_addresses(self, snapshot: Snapshot) -> None:
+        """Remove the addresses that the snapshot no longer has from the sets, before workers use the snapshot."""
         for family in self._families:
-            before = self._addresses.get(family, frozenset())
-            staying = before & _addresses(snapshot, family)
-            if staying != before:
-                self._fill(family, staying)
+            current = self._addresses.get(family, frozenset())
+            remaining = current & _addresses(snapshot, family)
+            if remaining != current:
+                self._replace_local_set(family, remaining)
 
-    def follow(self, snapshot: Snapshot) -> None:
-        """Let the sets and the interface rules follow a change of endpoints; what stays is not touched."""
+    def update(self, snapshot: Snapshot) -> None:
+        """Update the sets and the interface rules to the snapshot's endpoints; leave unchanged ones untouched."""
         for family in self._families:
             addresses = _addresses(snapshot, family)
             if addresses != self._addresses.get(family):
-                self._fill(family, addresses)
-            if snapshot.homes != self._interfaces:
-                _restore(family, ruleset.render_sources(snapshot.homes))
-        self._interfaces = snapshot.homes
+                self._replace_local_set(family, addresses)
+            if snapshot.endpoint_interfaces != self._interfaces:
+                _restore(family, ruleset.render_sources(snapshot.endpoint_interfaces))
+        self._interfaces = snapshot.endpoint_interfaces
 
     def queued(self) -> int:
-        """Return how many packets the rules have handed to the queues since ``install``."""
+        """Return how many packets the rules have sent to the queues since ``install``."""
         return sum(int(count) for family in self._families for count in _QUEUED.findall(_saved(family, counters=True)))
 
-    def _fill(self, family: AddressFamily, addresses: frozenset[str]) -> None:
+    def _replace_local_set(self, family: AddressFamily, addresses: frozenset[str]) -> None:
         _run(["ipset", "restore"], ruleset.render_set(family, sorted(addresses)))
         self._addresses[family] = addresses
 
-    def _fill_store(self, family: AddressFamily) -> None:
-        _run(["ipset", "restore"], ruleset.render_store(family, sorted(self._exempted, key=str)))
+    def _replace_store_set(self, family: AddressFamily) -> None:
+        _run(["ipset", "restore"], ruleset.render_store(family, sorted(self._exempt_services, key=str)))
 
 
 def remove() -> list[str]:
-    """Take out every rule, chain and set of ours, in both families; return in words what was there."""
+    """Remove every rule, chain and set of ours, in both families; return descriptions of the removed objects."""
     removed: list[str] = []
     for family in (IPV4, IPV6) if _IPV6_OFF.exists() else (IPV4,):
         saved = _saved(family)
         hooked, chains = _hooked(saved), _chains(saved)
         if hooked or chains:
+            # Jumps first, then the rules of all chains, then the chains: a chain with a reference cannot be deleted.
             _restore(family, ruleset.render_removal(hooked, chains))
             removed.append(f"{len(chains)} chains of {family.command}")
     for name in _run(["ipset", "list", "-n"]).split():
@@ -157,7 +165,7 @@ def _addresses(snapshot: Snapshot, family: AddressFamily) -> frozenset[str]:
 
 
 def _saved(family: AddressFamily, *, counters: bool = False) -> str:
-    """Return ``iptables-save`` of the two tables, each line after the name of its table."""
+    """Return the output of ``iptables-save`` for our two tables."""
     lines: list[str] = []
     for table in ruleset.CHAINS:
         lines += _run([f"{family.command}-save", "-t", table, *(["-c"] if counters else [])]).splitlines()
@@ -180,6 +188,10 @@ def _chains(saved: str) -> set[tuple[str, str]]:
 
 
 def _restore(family: AddressFamily, text: str) -> None:
+    """Apply the text: iptables-restore replaces the chains that a table of it declares in one step, at COMMIT.
+
+    ``--noflush`` leaves all other chains as they are; ``--wait`` waits for the xtables lock of another iptables.
+    """
     _run([f"{family.command}-restore", "--noflush", "--wait", _LOCK_SECONDS], text)
 
 

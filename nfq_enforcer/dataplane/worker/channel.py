@@ -1,8 +1,8 @@
-"""Messages between the agent and its workers: pickled objects, each with its length before it, on a socket pair.
+"""Messages between the agent and its workers: pickled objects with a length prefix, on a socket pair.
 
-Both ends are ours and started by the agent, so what comes is trusted. Sending never blocks a worker: what the agent
-does not fetch in time is refused, and the sender counts it. What a worker is sent takes effect in the order in which it
-was sent.
+Both ends belong to this program and the agent creates them, so received data is trusted (pickle executes code).
+Sending never blocks a worker: beyond a limit of unsent bytes the channel refuses a message, and the worker counts it.
+A worker applies messages in the order in which the agent sent them.
 """
 
 import pickle
@@ -11,61 +11,64 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.events import FlowEvent
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.map_transfer import SnapshotReference
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 
 _LENGTH = struct.Struct("!I")
-_CHUNK = 1 << 18
-_MAX_UNSENT = 1 << 22
+_RECEIVE_BYTES = 1 << 18
+_MAX_UNSENT = 1 << 22  # bytes
 
 
 class Setup(NamedTuple):
-    """Agent to worker, behind the pieces of policy maps: what to be. A later snapshot is a message by itself."""
+    """Agent to worker, after the chunks of policy maps: the configuration and the first snapshot of a new worker."""
 
-    driver: str  # as the configuration names it
+    driver: Driver
     queues: QueueNumbers
-    next_worker: int | None  # the queue to which an ICMP error goes that concerns no flow of this worker
+    next_worker: int | None  # queue of the next worker, for ICMP errors about flows that this worker does not have
     fail_open: bool
-    maximum_flows: int
+    max_flows: int
     snapshot: SnapshotReference
     peers: Mapping[bytes, Peer]
+    timings: WorkerTimings = DEFAULT_TIMINGS
 
 
-class Peers(NamedTuple):
-    """Agent to worker: these peers have changed."""
+class PeerChanges(NamedTuple):
+    """Agent to worker: changed peers."""
 
     changes: tuple[PeerChange, ...]
 
 
 class Revision(NamedTuple):
-    """Agent to worker: judge known flows again, by the same snapshot under this number, and in this epoch."""
+    """Agent to worker: evaluate known flows again, by the same snapshot under this number, and in this epoch."""
 
     number: int
     epoch: int | None = None
 
 
 class Stop(NamedTuple):
-    """Agent to worker: answer what waits, then end."""
+    """Agent to worker: return verdicts for waiting packets, then end."""
 
 
 class Bound(NamedTuple):
-    """Worker to agent: the queues are bound, packets are being judged."""
+    """Worker to agent: the queues are bound, the worker returns verdicts."""
 
-    driver: str  # that was chosen
+    driver: Driver  # the one in use, never AUTO
     queues: QueueNumbers
 
 
 class Failed(NamedTuple):
-    """Worker to agent: the queues cannot be had, for this reason; the worker ends."""
+    """Worker to agent: the queues cannot be bound, for this reason; the worker ends."""
 
-    sentence: str
+    reason: str
 
 
 class Enforced(NamedTuple):
-    """Worker to agent: from now on every packet is judged by this revision."""
+    """Worker to agent: from now on this revision decides every packet."""
 
     revision: int
 
@@ -78,35 +81,35 @@ class Events(NamedTuple):
 
 
 def pack(events: Iterable[FlowEvent]) -> bytes:
-    """Return events as bytes, for who may never want to look at them.
+    """Return events as bytes, which the agent unpacks only when a client reads them.
 
-    They are taken apart before, because a tuple that has a name takes pickle three times as long as one that has none.
+    Named tuples become plain ones first, because pickle takes three times as long for a named tuple.
     """
     plain = [(*event[:4], tuple(event.opening), *event[5:]) for event in events]
     return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
 
 
 def unpack(packed: bytes) -> Iterator[FlowEvent]:
-    """Yield the events that were packed."""
+    """Yield the packed events."""
     for time, verdict, reason, direction, opening, *rest in pickle.loads(packed):
         yield FlowEvent(time, verdict, reason, direction, Opening(*opening), *rest)
 
 
 def encode(message: object) -> bytes:
-    """Return a message as it stands on the wire."""
+    """Return a message with its length prefix."""
     body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(body)) + body
 
 
 class Decoder:
-    """Takes bytes as they come, gives whole messages."""
+    """Decoder: assembles messages from received bytes."""
 
     def __init__(self) -> None:
-        """Start with nothing."""
+        """Start with no bytes."""
         self._data = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Any]:
-        """Yield the messages that are whole with these bytes; those that nobody asks for are kept."""
+        """Add bytes and yield the complete messages; those that the caller does not consume stay for the next call."""
         self._data += data
         while end := self._end():
             body = bytes(self._data[_LENGTH.size : end])
@@ -115,11 +118,11 @@ class Decoder:
 
     @property
     def has_message(self) -> bool:
-        """Say whether a message is whole and has not been asked for."""
+        """Return whether a complete message waits to be consumed."""
         return self._end() > 0
 
     def _end(self) -> int:
-        """Return where the first message ends, 0 if it is not whole."""
+        """Return the offset behind the first message, 0 if it is incomplete."""
         if len(self._data) < _LENGTH.size:
             return 0
         end: int = _LENGTH.size + _LENGTH.unpack_from(self._data)[0]
@@ -127,15 +130,15 @@ class Decoder:
 
 
 class WorkerChannel:
-    """The worker's end: neither receiving nor sending ever waits."""
+    """Worker channel: the worker's end of the socket pair; neither receiving nor sending blocks."""
 
     def __init__(self, end: socket.socket) -> None:
-        """Take the worker's end of the socket pair."""
+        """Use this end of the socket pair."""
         end.setblocking(False)
         self._socket = end
         self._decoder = Decoder()
         self._unsent = bytearray()
-        self.closed = False  # the agent is gone
+        self.closed = False  # the agent has closed its end, or has ended
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
@@ -143,15 +146,15 @@ class WorkerChannel:
 
     @property
     def has_message(self) -> bool:
-        """Say whether a message was received and not yielded; the descriptor is not readable for it any more."""
+        """Return whether a received message waits; the descriptor is no longer readable because of it."""
         return self._decoder.has_message
 
     def receive(self) -> Iterator[Any]:
-        """Yield the messages that are there; who stops asking gets the others next time."""
+        """Yield the messages that have arrived; those that the caller does not consume stay for the next call."""
         yield from self._decoder.feed(b"")
         while not self.closed:
             try:
-                data = self._socket.recv(_CHUNK)
+                data = self._socket.recv(_RECEIVE_BYTES)
             except BlockingIOError:
                 return
             except ConnectionError:
@@ -160,17 +163,18 @@ class WorkerChannel:
             yield from self._decoder.feed(data)
 
     def send(self, message: object) -> bool:
-        """Send a message as far as there is room now; refuse it (False) while too much is still unsent."""
+        """Send a message as far as the socket has room; refuse it (False) while too many bytes are unsent."""
         if len(self._unsent) > _MAX_UNSENT:
             self.flush()
             if len(self._unsent) > _MAX_UNSENT:
                 return False
+        # The rest of a message that the socket took in part stays in ``_unsent``, so messages arrive whole or not.
         self._unsent += encode(message)
         self.flush()
         return True
 
     def flush(self) -> None:
-        """Send what is unsent, as far as there is room."""
+        """Send unsent bytes as far as the socket has room."""
         try:
             while self._unsent:
                 del self._unsent[: self._socket.send(self._unsent)]

@@ -1,8 +1,8 @@
-"""Policy maps on their way to workers: the entries of each are sent once, in pieces, and named by a number after that.
+"""Transfer of policy maps to workers: the entries of a map travel once, in chunks, and later by number.
 
-A map may have a hundred thousand entries, and packets would wait for a worker that takes all of these at once. So they
-go ahead of the snapshot that needs them, a few hundred to a message. What no snapshot needs any more is let go in
-pieces, too. Maps of several endpoints may be over the same entries.
+A map may have a hundred thousand entries, and packets would wait for a worker that receives all of them at once. So
+the entries precede the snapshot that needs them, a few hundred a message. A worker also frees entries that no snapshot
+needs any more in portions. The maps of several endpoints may share entries.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,123 +13,129 @@ from typing import NamedTuple
 from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 
-_PIECE = 500  # entries to a message: a worker takes one in about a millisecond
-_LET_GO = 2000  # entries at a time
+_CHUNK = 500  # entries a message: a worker adds them in about a millisecond
+_FREED = 2000  # entries at a time
 
 Entries = Mapping[PolicyKey, PolicyEntry]
 
 
 class MapChunk(NamedTuple):
-    """Agent to worker: part of the entries that have this number."""
+    """Agent to worker: a part of the entries with this number."""
 
     number: int
     entries: tuple[tuple[PolicyKey, PolicyEntry], ...]
 
 
 class SnapshotReference(NamedTuple):
-    """Agent to worker: a snapshot whose maps are empty, and the numbers of their entries."""
+    """Agent to worker: a snapshot with empty maps, and the numbers of their entries."""
 
     snapshot: Snapshot
     numbers: Mapping[bytes, tuple[int, int]]  # by address of a local endpoint: ingress, egress
 
 
 class MapRemoval(NamedTuple):
-    """Agent to worker: no snapshot will name these numbers again."""
+    """Agent to worker: no later snapshot refers to these numbers."""
 
     numbers: tuple[int, ...]
 
 
 class MapSender:
-    """The agent's side: which entries workers have, and by which numbers they know them."""
+    """Map sender: the agent's side, with the entries that workers have and their numbers."""
 
     def __init__(self) -> None:
-        """Start with none."""
-        self._known: dict[int, tuple[int, Entries]] = {}  # by the entries' ``id``, which is theirs while held here
+        """Start with no entries."""
+        self._sent: dict[int, tuple[int, Entries]] = {}  # by ``id`` of the entries, unique while they are held here
         self._numbers = count()
 
     def add(self, snapshot: Snapshot) -> Iterator[MapChunk]:
-        """Give the entries that are new a number; yield what workers have to have before these can be named."""
+        """Assign numbers to new entries; yield their chunks, which must precede the reference to the snapshot."""
         for endpoint in snapshot.endpoints.values():
             for entries in (endpoint.ingress.entries, endpoint.egress.entries):
-                if id(entries) not in self._known:
+                if id(entries) not in self._sent:
                     number = next(self._numbers)
-                    self._known[id(entries)] = number, entries
-                    yield from _pieces(number, entries)
+                    self._sent[id(entries)] = number, entries
+                    yield from _chunks(number, entries)
 
-    def pieces(self) -> Iterator[MapChunk]:
-        """Yield all that has a number, for a worker that starts."""
-        return chain.from_iterable(_pieces(number, entries) for number, entries in self._known.values())
+    def chunks(self) -> Iterator[MapChunk]:
+        """Yield the chunks of all entries in use, for a worker that starts."""
+        return chain.from_iterable(_chunks(number, entries) for number, entries in self._sent.values())
 
-    def name(self, snapshot: Snapshot) -> SnapshotReference:
-        """Return a snapshot by the numbers of its entries, all of which have been added."""
+    def refer(self, snapshot: Snapshot) -> SnapshotReference:
+        """Return the reference to a snapshot whose entries have all been added."""
         numbers = {
-            address: (self._known[id(one.ingress.entries)][0], self._known[id(one.egress.entries)][0])
-            for address, one in snapshot.endpoints.items()
+            address: (self._sent[id(endpoint.ingress.entries)][0], self._sent[id(endpoint.egress.entries)][0])
+            for address, endpoint in snapshot.endpoints.items()
         }
-        none: Entries = {}
-        return SnapshotReference(_refilled(snapshot, lambda address: (none, none)), numbers)
+        empty: Entries = {}
+        return SnapshotReference(_with_entries(snapshot, lambda address: (empty, empty)), numbers)
 
-    def keep(self, snapshot: Snapshot) -> MapRemoval:
-        """Forget what this snapshot does not need."""
-        used = snapshot.endpoints.values()
-        needed = {id(policy.entries) for one in used for policy in (one.ingress, one.egress)}
-        return MapRemoval(tuple(self._known.pop(one)[0] for one in self._known.keys() - needed))
+    def retain(self, snapshot: Snapshot) -> MapRemoval:
+        """Forget all entries that this snapshot does not use; return the message that removes them from workers."""
+        endpoints = snapshot.endpoints.values()
+        used = {id(policy.entries) for endpoint in endpoints for policy in (endpoint.ingress, endpoint.egress)}
+        return MapRemoval(tuple(self._sent.pop(unused)[0] for unused in self._sent.keys() - used))
 
 
 class MapReceiver:
-    """The worker's side: entries by number."""
+    """Map receiver: the worker's side, with entries by number."""
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start with no entries."""
         self._entries: dict[int, dict[PolicyKey, PolicyEntry]] = {}
-        self._leaving: list[dict[PolicyKey, PolicyEntry]] = []
+        self._removed: list[dict[PolicyKey, PolicyEntry]] = []
 
-    def add(self, piece: MapChunk) -> None:
-        """Take a piece."""
-        self._entries.setdefault(piece.number, {}).update(piece.entries)
+    def add(self, chunk: MapChunk) -> None:
+        """Add a chunk."""
+        self._entries.setdefault(chunk.number, {}).update(chunk.entries)
 
-    def fill(self, named: SnapshotReference) -> Snapshot:
-        """Return the snapshot, over its entries."""
-        none: Entries = {}
+    def resolve(self, reference: SnapshotReference) -> Snapshot:
+        """Return the snapshot of a reference, with its entries."""
+        empty: Entries = {}
 
         def entries(address: bytes) -> tuple[Entries, Entries]:
-            ingress, egress = named.numbers[address]
-            return self._entries.get(ingress, none), self._entries.get(egress, none)
+            ingress, egress = reference.numbers[address]
+            return self._entries.get(ingress, empty), self._entries.get(egress, empty)
 
-        return _refilled(named.snapshot, entries)
+        return _with_entries(reference.snapshot, entries)
 
-    def forget(self, forgotten: MapRemoval) -> None:
-        """Have entries go when there is time; nothing may look at them any more."""
-        self._leaving += filter(None, (self._entries.pop(number, None) for number in forgotten.numbers))
+    def remove(self, removal: MapRemoval) -> None:
+        """Remove entries, to be freed later; no snapshot in use may refer to them."""
+        self._removed += filter(None, (self._entries.pop(number, None) for number in removal.numbers))
 
-    def let_go(self) -> None:
-        """Let some of them go."""
-        if self._leaving:
-            last = self._leaving[-1]
-            for _ in range(min(_LET_GO, len(last))):
+    def free_some(self) -> None:
+        """Free a portion of the removed entries."""
+        # Freeing a dict of a hundred thousand entries at once would delay packets.
+        if self._removed:
+            last = self._removed[-1]
+            for _ in range(min(_FREED, len(last))):
                 last.popitem()
             if not last:
-                self._leaving.pop()
+                self._removed.pop()
 
 
-def _pieces(number: int, entries: Entries) -> Iterator[MapChunk]:
-    rest = iter(entries.items())
-    while some := tuple(islice(rest, _PIECE)):
-        yield MapChunk(number, some)
+def _chunks(number: int, entries: Entries) -> Iterator[MapChunk]:
+    remaining = iter(entries.items())
+    while chunk := tuple(islice(remaining, _CHUNK)):
+        yield MapChunk(number, chunk)
 
 
-def _refilled(snapshot: Snapshot, entries: Callable[[bytes], tuple[Entries, Entries]]) -> Snapshot:
-    """Return the snapshot over other entries, by address; what is one endpoint, or one map, stays one."""
+def _with_entries(snapshot: Snapshot, entries: Callable[[bytes], tuple[Entries, Entries]]) -> Snapshot:
+    """Return the snapshot with other entries, by address; an endpoint or a map that is shared stays shared."""
     maps: dict[tuple[int, int], PolicyMap] = {}
     endpoints: dict[int, LocalEndpoint] = {}
 
-    def over(policy: PolicyMap, other: Entries) -> PolicyMap:
-        return maps.setdefault((id(policy), id(other)), policy.over(other))
+    def new_map(policy: PolicyMap, new_entries: Entries) -> PolicyMap:
+        return maps.setdefault((id(policy), id(new_entries)), policy.with_entries(new_entries))
 
-    def changed(address: bytes, one: LocalEndpoint) -> LocalEndpoint:
-        if id(one) not in endpoints:
+    def new_endpoint(address: bytes, endpoint: LocalEndpoint) -> LocalEndpoint:
+        if id(endpoint) not in endpoints:
             ingress, egress = entries(address)
-            endpoints[id(one)] = replace(one, ingress=over(one.ingress, ingress), egress=over(one.egress, egress))
-        return endpoints[id(one)]
+            endpoints[id(endpoint)] = replace(
+                endpoint, ingress=new_map(endpoint.ingress, ingress), egress=new_map(endpoint.egress, egress)
+            )
+        return endpoints[id(endpoint)]
 
-    return replace(snapshot, endpoints={address: changed(address, one) for address, one in snapshot.endpoints.items()})
+    return replace(
+        snapshot,
+        endpoints={address: new_endpoint(address, endpoint) for address, endpoint in snapshot.endpoints.items()},
+    )

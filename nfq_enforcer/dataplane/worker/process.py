@@ -1,7 +1,7 @@
-"""The agent's side of a worker: starts it, sends it what it is told, and starts it again when it dies.
+"""The agent's side of a worker: start of the process, messages to it, and its replacement when it dies.
 
-A worker that takes another's place begins with all that is to be known by then. One that does not read what it is sent
-is stuck: it is killed and replaced before too much waits for it.
+A worker that replaces another starts with the complete current state. A worker that does not read its messages is
+stuck: it is killed and replaced before too many bytes wait for it.
 """
 
 import asyncio
@@ -11,107 +11,122 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.channel import Bound, Decoder, Enforced, Events, Failed, Stop, encode
 from nfq_enforcer.dataplane.worker.counters import Counters
+from nfq_enforcer.dataplane.worker.state import WorkerState
+from nfq_enforcer.dataplane.worker.timings import WorkerTimings
 from nfq_enforcer.errors import NfqError
 
 _log = logging.getLogger(__name__)
-_CHUNK = 1 << 18
-_PATIENCE = 10.0  # seconds for a worker to bind, to take a snapshot, or to end
-_PAUSE = 0.2  # seconds between two attempts to replace a worker
-_MAX_UNREAD = 64 << 20  # bytes; a million peers at once are half of that
+_RECEIVE_BYTES = 1 << 18
 
 
 class WorkerProcess:
-    """One worker, or the one that has taken its place; counters go on from one to the next."""
+    """Worker process: one worker and its replacements; counters continue from one to the next."""
 
     def __init__(
-        self, queues: QueueNumbers, setup: Callable[[], Iterable[bytes]], on_events: Callable[[Events], None]
+        self,
+        queues: QueueNumbers,
+        setup: Callable[[], Iterable[bytes]],
+        on_events: Callable[[Events], None],
+        timings: WorkerTimings,
     ) -> None:
-        """Take the worker's queues, and whom to ask what one that starts is to be sent; nothing is started yet."""
-        self.queues = queues  # from the start on, those that the driver has bound
-        self.driver = ""  # from the start on, that which was chosen
+        """Keep the worker's queues and the function that returns the first messages for one; start nothing yet."""
+        self.queues = queues  # once started: those that the driver has bound
+        self.driver = Driver.AUTO  # once started: the one in use
         self.restarts = 0
-        self.failure: str | None = None  # why the worker cannot be replaced at the moment
+        self.failure: str | None = None  # reason why the worker cannot be replaced at the moment
         self._setup = setup
         self._on_events = on_events
+        self._timings = timings
         self._memory = Counters.create()
         self.counters = Counters(self._memory)
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
-        self._revision = -1
-        self._progress = asyncio.Condition()
+        self._revision = -1  # in force in the worker
+        self._revision_changed = asyncio.Condition()
 
     @property
     def pid(self) -> int | None:
-        """Return the worker's process id, None while there is no worker."""
+        """Return the worker's process id, None while no process runs."""
         return self._process.pid if self._process and self._process.returncode is None else None
 
+    @property
+    def state(self) -> WorkerState:
+        """Return the state of the worker."""
+        return WorkerState(tuple(sorted(self.queues.all)), self.pid, self.restarts, self.failure, self.counters.read())
+
     async def start(self) -> None:
-        """Start the worker and return when its queues are bound; raise NfqError if it cannot be."""
+        """Start the worker and return when its queues are bound; raise NfqError if they cannot be bound."""
         await self._spawn()
         self._watching = asyncio.create_task(self._watch())
 
     def send(self, message: bytes) -> None:
-        """Send an encoded message; one that starts later is not told, but begins with what is so by then."""
+        """Send an encoded message; without a process do nothing, because the next one starts with the current state."""
         if self._writer is None or self._writer.is_closing():
             return
-        if self._writer.transport.get_write_buffer_size() < _MAX_UNREAD:
+        if self._writer.transport.get_write_buffer_size() < self._timings.unread_bytes:
             self._writer.write(message)
         elif self._process is not None and self._process.returncode is None:
-            _log.error("the worker of queue %d does not read what it is sent; it is killed", self.queues.judged)
-            self._process.kill()
+            _log.error("the worker of queue %d does not read its messages; killing it", self.queues.headers)
+            self._process.kill()  # ``_watch`` replaces it
             self._writer.transport.abort()
 
-    async def taken(self, revision: int) -> None:
-        """Return when every packet is judged by this revision; raise NfqError if that takes too long."""
+    async def wait_enforced(self, revision: int) -> None:
+        """Return when this revision decides every packet; raise NfqError if that takes too long."""
         try:
-            async with asyncio.timeout(_PATIENCE), self._progress:
-                await self._progress.wait_for(lambda: self._revision >= revision)
+            async with asyncio.timeout(self._timings.response), self._revision_changed:
+                await self._revision_changed.wait_for(lambda: self._revision >= revision)
         except TimeoutError:
-            raise NfqError(f"the worker of queue {self.queues.judged} has not taken revision {revision}") from None
+            raise NfqError(
+                f"the worker of queue {self.queues.headers} has not put revision {revision} in force"
+            ) from None
 
     async def stop(self) -> None:
-        """Have the worker answer what waits and end; one that does not end is killed."""
+        """Stop the worker after verdicts for waiting packets; kill it if it does not end."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
         if self._process is not None and self._process.returncode is None:
             self.send(encode(Stop()))
             try:
-                async with asyncio.timeout(_PATIENCE):
+                async with asyncio.timeout(self._timings.response):
                     await self._process.wait()
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
-        await self._hang_up()
+        await self._close_channel()
         self.counters.close()
         os.close(self._memory)
 
     async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
+        agent_end, worker_end = socket.socketpair()
+        with worker_end:
+            # -P: the worker has no current directory in sys.path. The descriptors keep their numbers in the child.
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "nfq_enforcer.dataplane.worker.worker"),
-                *(str(theirs.fileno()), str(self._memory)),
-                pass_fds=(theirs.fileno(), self._memory),
+                *(str(worker_end.fileno()), str(self._memory)),
+                pass_fds=(worker_end.fileno(), self._memory),
                 stdin=asyncio.subprocess.DEVNULL,
             )
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        reader, self._writer = await asyncio.open_unix_connection(sock=agent_end)
         bound: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reading = asyncio.create_task(self._read(reader, bound))
-        for message in self._setup():  # as things are now: what changes from here on is sent after it
+        # The setup has the current state. No other task runs between here and the last ``send``, so every later change
+        # follows the setup and none is lost.
+        for message in self._setup():
             self.send(message)
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(self._timings.response):
                 await bound
         except TimeoutError:
             self._process.kill()
             raise NfqError(
-                f"the worker of queue {self.queues.judged} did not start within {_PATIENCE:.0f} seconds"
+                f"the worker of queue {self.queues.headers} did not start within {self._timings.response:.0f} seconds"
             ) from None
         except NfqError:
             await self._process.wait()
@@ -120,29 +135,29 @@ class WorkerProcess:
     async def _read(self, reader: asyncio.StreamReader, bound: "asyncio.Future[None]") -> None:
         decoder = Decoder()
         try:
-            while data := await reader.read(_CHUNK):
+            while data := await reader.read(_RECEIVE_BYTES):
                 for message in decoder.feed(data):
-                    await self._hear(message, bound)
+                    await self._handle_message(message, bound)
         except ConnectionError:
             pass
         if not bound.done():
-            bound.set_exception(NfqError(f"the worker of queue {self.queues.judged} ended before it had its queue"))
+            bound.set_exception(NfqError(f"the worker of queue {self.queues.headers} ended before it bound its queue"))
 
-    async def _hear(self, message: object, bound: "asyncio.Future[None]") -> None:
+    async def _handle_message(self, message: object, bound: "asyncio.Future[None]") -> None:
         if isinstance(message, Events):
             self._on_events(message)
         elif isinstance(message, Enforced):
-            await self._note(message.revision)
+            await self._set_revision(message.revision)
         elif isinstance(message, Bound):
             self.driver, self.queues = message
             bound.set_result(None)
         elif isinstance(message, Failed):
-            bound.set_exception(NfqError(message.sentence))
+            bound.set_exception(NfqError(message.reason))
 
-    async def _note(self, revision: int) -> None:
-        async with self._progress:
+    async def _set_revision(self, revision: int) -> None:
+        async with self._revision_changed:
             self._revision = revision
-            self._progress.notify_all()
+            self._revision_changed.notify_all()
 
     async def _watch(self) -> None:
         """Replace the worker whenever it ends."""
@@ -150,8 +165,8 @@ class WorkerProcess:
             assert self._process is not None
             status = await self._process.wait()
             self.restarts += 1
-            _log.error("the worker of queue %d ended with status %d; starting another", self.queues.judged, status)
-            await self._hang_up()
+            _log.error("the worker of queue %d ended with status %d; starting another", self.queues.headers, status)
+            await self._close_channel()
             await self._replace()
 
     async def _replace(self) -> None:
@@ -160,16 +175,16 @@ class WorkerProcess:
                 await self._spawn()
             except (NfqError, OSError) as error:
                 self.failure = str(error)
-                _log.error("the worker of queue %d cannot be replaced: %s", self.queues.judged, error)
-                await asyncio.sleep(_PAUSE)
+                _log.error("the worker of queue %d cannot be replaced: %s", self.queues.headers, error)
+                await asyncio.sleep(self._timings.restart)
             else:
                 self.failure = None
-                _log.info("queue %d is judged again, by process %s", self.queues.judged, self.pid)
+                _log.info("queue %d has a worker again, process %s", self.queues.headers, self.pid)
                 return
 
-    async def _hang_up(self) -> None:
+    async def _close_channel(self) -> None:
         if self._reading is not None:
-            await self._reading  # what the worker has said before its end still counts
+            await self._reading  # events that the worker sent before its end still count
             self._reading = None
         if self._writer is not None:
             self._writer.close()

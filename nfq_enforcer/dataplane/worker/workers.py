@@ -1,8 +1,8 @@
-"""All workers of this node, as one: each is told the same, and what is in force is so in all of them.
+"""All workers of this node: each receives the same messages, and a revision is in force when it is so in all of them.
 
-The kernel spreads packets over the workers by their addresses (see ``nfqueue.Numbers``). So each has flows of its own,
-and a worker that dies takes only these along: it is replaced alone, and the others go on. What all are told is kept
-here once, for the one that starts next.
+The kernel spreads packets over the workers by their addresses (see ``QueueNumbers``). So each worker has flows of its
+own, and a worker that dies loses only these: it alone is replaced, and the others continue. The current state, which a
+new worker needs, is kept here once.
 """
 
 import asyncio
@@ -11,164 +11,177 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables import ipcache
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
 from nfq_enforcer.core.tables.snapshot import Snapshot
-from nfq_enforcer.dataplane.queue import drivers, library_queue
-from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, in_rows, most_workers
-from nfq_enforcer.dataplane.worker.channel import Events, Peers, Revision, Setup, encode
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, allocate_queues, max_workers
+from nfq_enforcer.dataplane.worker.channel import Events, PeerChanges, Revision, Setup, encode
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender
 from nfq_enforcer.dataplane.worker.process import WorkerProcess
+from nfq_enforcer.dataplane.worker.state import WorkerState
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 from nfq_enforcer.errors import NfqError
 
-_MOST = 8  # workers that nobody has asked for
-_PEERS = 500  # changes to a message: the worker takes one in well under a millisecond
+_MAX_DEFAULT = 8  # workers, unless the configuration has a number
+_CHANGES_A_MESSAGE = 500  # changes of peers: the worker applies them in well under a millisecond
 
 
-def fitting(first_queue: int) -> int:
-    """Return how many workers suit this machine: half of its cores, because who sends and receives needs some too."""
+def default_number(first_queue: int) -> int:
+    """Return the number of workers for this machine: half of its cores, because senders and receivers need some too."""
     cores = len(os.sched_getaffinity(0))
-    return max(1, min(cores // 2, _MOST, most_workers(first_queue)))
+    return max(1, min(cores // 2, _MAX_DEFAULT, max_workers(first_queue)))
 
 
 class Workers:
-    """The workers, started and stopped together."""
+    """Workers: all worker processes of this node, started, changed and stopped together."""
 
     def __init__(
         self,
         number: int | None,
         first_queue: int,
-        maximum_flows: int,
+        max_flows: int,
         on_events: Callable[[Events], None],
         *,
-        driver: str = drivers.AUTO,
+        driver: Driver = Driver.AUTO,
         fail_open: bool = False,
+        timings: WorkerTimings = DEFAULT_TIMINGS,
     ) -> None:
-        """Say what the workers shall be; nothing is started yet.
+        """Keep the configuration; start nothing yet.
 
-        ``number`` is None for as many as suit driver and machine. ``maximum_flows`` they share evenly.
+        ``number`` is None for as many as suit driver and machine. The workers share ``max_flows`` evenly.
         """
-        self._asked = number
+        self._configured_number = number
         if number is None:
-            number = 1 if driver == library_queue.DRIVER else fitting(first_queue)
-        self.driver = driver  # from the start on, that which was chosen
+            number = 1 if driver is Driver.NETFILTERQUEUE else default_number(first_queue)
+        self.driver = driver  # once started: the one in use
         self.first_queue = first_queue
-        self._maximum_flows = maximum_flows
+        self._max_flows = max_flows
         self._fail_open = fail_open
+        self._timings = timings
         self._snapshot: Snapshot | None = None
         self._maps = MapSender()
         self._peers: dict[bytes, Peer] = {}
         self._on_events = on_events
-        self.each = self._processes(number)
+        self.processes = self._make_processes(number)
 
     @property
     def queues(self) -> tuple[QueueNumbers, ...]:
-        """Return the queues of each."""
-        return tuple(worker.queues for worker in self.each)
+        """Return the queue numbers of each worker."""
+        return tuple(worker.queues for worker in self.processes)
 
     @property
     def peers(self) -> Mapping[bytes, Peer]:
-        """Return the peers that the workers have, or are about to have."""
+        """Return the peers that have been sent to the workers."""
         return self._peers
 
     @property
     def restarts(self) -> int:
-        """Return how often any of them has been replaced."""
-        return sum(worker.restarts for worker in self.each)
+        """Return how often a worker has been replaced, in sum."""
+        return sum(worker.restarts for worker in self.processes)
 
     @property
-    def failure(self) -> str | None:
-        """Return why a worker cannot be replaced at the moment."""
-        return next((worker.failure for worker in self.each if worker.failure), None)
+    def verdicts(self) -> int:
+        """Return the number of verdicts, one a packet."""
+        return sum(worker.counters.verdicts for worker in self.processes)
 
     @property
-    def judged(self) -> int:
-        """Return how many packets have had their verdict."""
-        return sum(worker.counters.judged for worker in self.each)
-
-    def read(self) -> Mapping[str, int]:
-        """Return what they count, in sum."""
-        counted = [worker.counters.read() for worker in self.each]
-        return {name: sum(one[name] for one in counted) for name in counted[0]}
+    def state(self) -> WorkerState:
+        """Return the state of all workers together: counters in sum, the process id of the first."""
+        each = [worker.state for worker in self.processes]
+        return WorkerState(
+            tuple(sorted(number for one in each for number in one.queues)),
+            each[0].pid,
+            self.restarts,
+            next((one.failure for one in each if one.failure), None),
+            {name: sum(one.counters[name] for one in each) for name in each[0].counters},
+        )
 
     async def start(self, snapshot: Snapshot, peers: Mapping[bytes, Peer]) -> None:
-        """Start all and return when all queues are bound; raise NfqError if one cannot be.
+        """Start all workers and return when all queues are bound; raise NfqError if one cannot be bound.
 
-        The first finds out which driver works here, and that is everybody's.
+        The first worker tries which driver works on this kernel; the others use the same.
         """
         self._snapshot, self._peers = snapshot, dict(peers)
-        for _ in self._maps.add(snapshot):  # each is sent them when it starts
+        for _ in self._maps.add(snapshot):  # no worker runs yet: each receives all chunks when it starts
             pass
-        await self.each[0].start()
-        self.driver = self.each[0].driver
-        if self.driver == library_queue.DRIVER and len(self.each) > 1:
-            await self._start_one()
-        started = await asyncio.gather(*(worker.start() for worker in self.each[1:]), return_exceptions=True)
-        for failed in filter(None, started):
-            raise failed
+        await self.processes[0].start()
+        self.driver = self.processes[0].driver
+        if self.driver is Driver.NETFILTERQUEUE and len(self.processes) > 1:
+            await self._restart_single()
+        started = await asyncio.gather(*(worker.start() for worker in self.processes[1:]), return_exceptions=True)
+        for error in filter(None, started):
+            raise error
 
     def change_peers(self, changes: Iterable[PeerChange]) -> None:
-        """Send changes of peers; they are in force, at the latest, with the next snapshot or renewal."""
-        rest = iter(changes)
-        while some := tuple(islice(rest, _PEERS)):
-            ipcache.change(self._peers, some)
-            self._send(Peers(some))
+        """Send changes of peers; they are in force with the next snapshot or renewal, if not earlier."""
+        remaining = iter(changes)
+        while portion := tuple(islice(remaining, _CHANGES_A_MESSAGE)):
+            ipcache.apply_changes(self._peers, portion)
+            self._send(PeerChanges(portion))
 
     async def enforce(self, snapshot: Snapshot) -> None:
-        """Send a snapshot and return when every packet is judged by it; raise NfqError if that takes too long."""
+        """Send a snapshot and return when it decides every packet; raise NfqError if that takes too long."""
         self._snapshot = snapshot
-        for piece in self._maps.add(snapshot):
-            self._send(piece)
-        self._send(self._maps.name(snapshot))
-        self._send(self._maps.keep(snapshot))
-        await self._taken(snapshot.revision)
+        for chunk in self._maps.add(snapshot):
+            self._send(chunk)
+        self._send(self._maps.refer(snapshot))
+        self._send(self._maps.retain(snapshot))  # after the reference: until then the old snapshot uses its entries
+        await self._wait_enforced(snapshot.revision)
 
     async def renew(self, revision: int, epoch: int | None = None) -> None:
-        """Have known flows judged again, by the same snapshot under this revision number, in this epoch.
+        """Make the workers evaluate known flows again, by the same snapshot under this revision, in this epoch.
 
-        Return when they are; raise NfqError if that takes too long.
+        Return when the revision is in force; raise NfqError if that takes too long.
         """
         assert self._snapshot is not None
-        self._snapshot = self._snapshot.renewed(revision, epoch)
+        self._snapshot = self._snapshot.with_revision(revision, epoch)
         self._send(Revision(revision, epoch))
-        await self._taken(revision)
+        await self._wait_enforced(revision)
 
     async def stop(self) -> None:
-        """Have all answer what waits and end."""
-        await asyncio.gather(*(worker.stop() for worker in self.each))
+        """Stop all workers, after verdicts for waiting packets."""
+        await asyncio.gather(*(worker.stop() for worker in self.processes))
 
     def _send(self, message: object) -> None:
         encoded = encode(message)
-        for worker in self.each:
+        for worker in self.processes:
             worker.send(encoded)
 
-    async def _taken(self, revision: int) -> None:
-        await asyncio.gather(*(worker.taken(revision) for worker in self.each))
+    async def _wait_enforced(self, revision: int) -> None:
+        await asyncio.gather(*(worker.wait_enforced(revision) for worker in self.processes))
 
-    async def _start_one(self) -> None:
-        """Start one worker instead of several, to which all flows belong: the library has but one queue."""
-        if self._asked is not None:
+    async def _restart_single(self) -> None:
+        """Start one worker in place of several: the driver ``netfilterqueue`` has a single queue."""
+        if self._configured_number is not None:
             raise NfqError(
                 "this kernel's NFQUEUE cannot do what the driver 'netlink' needs, and 'netfilterqueue' has no more "
-                f"than one worker, not {self._asked}: choose queues 'auto' or 1"
+                f"than one worker, not {self._configured_number}: choose queues 'auto' or 1"
             )
         await self.stop()
-        self.each = self._processes(1)
-        await self.each[0].start()
+        self.processes = self._make_processes(1)
+        await self.processes[0].start()
 
-    def _processes(self, number: int) -> tuple[WorkerProcess, ...]:
+    def _make_processes(self, number: int) -> tuple[WorkerProcess, ...]:
         return tuple(
-            WorkerProcess(queues, partial(self._setup, place), self._on_events)
-            for place, queues in enumerate(in_rows(self.first_queue, number))
+            WorkerProcess(queues, partial(self._setup_messages, index), self._on_events, self._timings)
+            for index, queues in enumerate(allocate_queues(self.first_queue, number))
         )
 
-    def _setup(self, place: int) -> Iterator[bytes]:
-        """Yield what a worker that starts is sent."""
+    def _setup_messages(self, index: int) -> Iterator[bytes]:
+        """Yield the first messages for a worker that starts: the chunks of all policy maps, then its setup."""
         assert self._snapshot is not None
-        yield from map(encode, self._maps.pieces())
-        following = self.each[place + 1].queues.judged if place + 1 < len(self.each) else None
-        flows = -(-self._maximum_flows // len(self.each))
-        snapshot = self._maps.name(self._snapshot)
+        yield from map(encode, self._maps.chunks())
+        next_worker = self.processes[index + 1].queues.headers if index + 1 < len(self.processes) else None
         yield encode(
-            Setup(self.driver, self.each[place].queues, following, self._fail_open, flows, snapshot, self._peers)
+            Setup(
+                self.driver,
+                self.processes[index].queues,
+                next_worker,
+                self._fail_open,
+                -(-self._max_flows // len(self.processes)),  # rounded up
+                self._maps.refer(self._snapshot),
+                self._peers,
+                self._timings,
+            )
         )

@@ -32,7 +32,7 @@ from redis.exceptions import RedisError
 from nfq_enforcer.cluster.records import Address
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.store.address import HostPort, StoreAddress
-from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, Timings
+from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, SessionTimings
 
 # With the commands inside scripts: Redis checks those against the user that runs the script.
 PERMISSIONS = (
@@ -71,7 +71,7 @@ class ServerInfo(NamedTuple):
 class Connection:
     """Connection: locates the servers of one deployment and makes clients of them."""
 
-    def __init__(self, address: StoreAddress, timings: Timings = DEFAULT_TIMINGS) -> None:
+    def __init__(self, address: StoreAddress, timings: SessionTimings = DEFAULT_TIMINGS) -> None:
         """Take the deployment's address; nothing is connected yet."""
         self.address = address
         self._sentinel_timeout = timings.sentinel_timeout

@@ -37,7 +37,7 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.policy.registry import KINDS
-from nfq_enforcer.policy.rules import PROTOCOLS, PortOf, PortSet
+from nfq_enforcer.policy.rules import PROTOCOL_NUMBERS, NamedPort, PortSet
 
 VERSION = 1
 Key = tuple[Kind, str]
@@ -121,7 +121,7 @@ def encode_identity(labels: Labels) -> str:
 
 def encode_document(document: PolicyDocument | Namespace) -> str:
     """Return the value of a document, with the file and place of its origin."""
-    return _encode({"origin": document.origin, "document": document.written})
+    return _encode({"origin": document.origin, "document": document.data})
 
 
 def encode_endpoint(record: EndpointRecord) -> str:
@@ -181,7 +181,7 @@ def _document(name: str, data: Mapping[str, Any]) -> PolicyDocument | Namespace:
     document = kind[1].model_validate(written)
     if not isinstance(document, PolicyDocument | Namespace) or "/".join(document.key) != name:
         raise ValueError("it is not the document that its name says")
-    document.at(_string(data["origin"]), written)
+    document.set_source(_string(data["origin"]), written)
     return document
 
 
@@ -242,7 +242,7 @@ def _ports(items: tuple[tuple[Any, Any, Any], ...]) -> PortSet:
     for name, _, number in items:
         if not isinstance(name, str) or not isinstance(number, int) or not 0 < number < 1 << 16:
             raise ValueError("its ports are not ports")
-    return frozenset(PortOf(name.lower(), PROTOCOLS[protocol][0], number) for name, protocol, number in items)
+    return frozenset(NamedPort(name.lower(), PROTOCOL_NUMBERS[protocol][0], number) for name, protocol, number in items)
 
 
 def _packed(text: str) -> bytes:

@@ -30,7 +30,7 @@ from nfq_enforcer.store.redis.pending import PendingEndpoints
 from nfq_enforcer.store.redis.reachability import Reachability
 from nfq_enforcer.store.redis.schema import StoreEntry
 from nfq_enforcer.store.redis.state_saver import StateSaver
-from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, Timings
+from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, SessionTimings
 from nfq_enforcer.store.redis.writer import Writer
 
 _log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Session:
         connection: Connection,
         state: LastState,
         relevant: LabelFilter,
-        timings: Timings = DEFAULT_TIMINGS,
+        timings: SessionTimings = DEFAULT_TIMINGS,
     ) -> None:
         """Take this node's name and record, the connection to the store, and the file of the last known state.
 

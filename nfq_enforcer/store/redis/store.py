@@ -69,7 +69,7 @@ class RedisStore:
     async def apply(self, files: Sequence[File]) -> Applied:
         """Write the documents of files, all or nothing; raise BadInput with every error in them, or StoreError."""
         parsed = await asyncio.to_thread(loader.parse_all, files)
-        documents = loader.gather(item.document for item in parsed)
+        documents = loader.group_documents(item.document for item in parsed)
         enforceable.check(documents.policies)
         namespaces = self._mirror.namespaces | {document_name(document): document for document in documents.namespaces}
         endpoints = [

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Timings:
+class SessionTimings:
     """Timings: intervals and time limits, all in seconds.
 
     ``live``, ``lease``, ``grace``, ``retirement`` and ``collect`` must be the same on all nodes of a cluster: any node
@@ -29,4 +29,4 @@ class Timings:
     enforced_poll: float = 0.05  # between two reads of the revisions that other nodes enforce
 
 
-DEFAULT_TIMINGS = Timings()
+DEFAULT_TIMINGS = SessionTimings()

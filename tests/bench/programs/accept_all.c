@@ -1,10 +1,10 @@
-/* Accept every packet of a queue, as the example of libnetfilter_queue does: accept_all QUEUE */
+/* Accept every packet of a queue, like the example of libnetfilter_queue: accept_all QUEUE */
 
 #include "common.h"
 #include <libnetfilter_queue/libnetfilter_queue.h>
 #include <linux/netfilter.h>
 
-#define LENGTH 4096 /* packets that wait at most */
+#define LENGTH 4096 /* maximum of packets in the queue */
 
 static int on_packet(struct nfq_q_handle *queue, struct nfgenmsg *message, struct nfq_data *packet, void *unused)
 {

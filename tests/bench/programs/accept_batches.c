@@ -1,17 +1,17 @@
-/* Accept every packet of a queue as fast as we know how: accept_batches QUEUE
+/* Accept every packet of a queue in the fastest known way: accept_batches QUEUE
  *
- * Large packets are not segmented for us (GSO), only headers are copied, many packets are received by one system call,
- * and one more accepts them all.
+ * The kernel does not segment large packets for the queue (GSO) and copies only headers; one system call receives many
+ * packets, and one batch verdict accepts all of them.
  */
 
 #include "common.h"
 #include <libnetfilter_queue/libnetfilter_queue.h>
 #include <linux/netfilter.h>
 
-#define LENGTH 4096 /* packets that wait at most */
+#define LENGTH 4096 /* maximum of packets in the queue */
 #define BATCH 64
 #define COPY 256 /* bytes of a packet: its headers */
-#define ROOM 1024 /* bytes of a message: COPY and what the kernel tells with it */
+#define ROOM 1024 /* bytes of a netlink message: COPY and the other attributes */
 
 static uint32_t last;
 

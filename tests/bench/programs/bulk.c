@@ -1,34 +1,34 @@
 /* Bulk TCP: bulk NAMESPACE ADDRESS PORT SECONDS
  *
- * A child in the other namespace takes what this process sends for so many seconds over one connection. Prints bytes
- * taken, the seconds from the first to the last of them, and segments sent again.
+ * This process sends for so many seconds over one connection; a child in the other namespace receives. Prints the bytes
+ * received, the seconds from the first to the last of them, and the segments retransmitted.
  */
 
 #include "common.h"
 
 #define CHUNK (256 << 10)
 
-struct taken {
+struct received {
 	uint64_t bytes;
 	double seconds;
 };
 
 static char buffer[CHUNK];
 
-static void take(int listening, struct taken *taken)
+static void receive(int listening, struct received *received)
 {
 	int peer = accept(listening, NULL, NULL);
 	double begun = now();
-	ssize_t got;
+	ssize_t size;
 
 	check(peer, "accept");
-	while ((got = recv(peer, buffer, CHUNK, 0)) > 0)
-		taken->bytes += got;
-	check(got, "recv");
-	taken->seconds = now() - begun;
+	while ((size = recv(peer, buffer, CHUNK, 0)) > 0)
+		received->bytes += size;
+	check(size, "recv");
+	received->seconds = now() - begun;
 }
 
-static unsigned int give(const struct sockaddr_in *to, double seconds)
+static unsigned int transmit(const struct sockaddr_in *to, double seconds)
 {
 	int peer = new_socket(SOCK_STREAM);
 	struct tcp_info info;
@@ -46,9 +46,9 @@ static unsigned int give(const struct sockaddr_in *to, double seconds)
 
 int main(int count, char **arguments)
 {
-	struct taken *taken = shared(sizeof *taken);
+	struct received *received = shared(sizeof *received);
 	struct sockaddr_in to;
-	unsigned int again;
+	unsigned int retransmitted;
 	double seconds;
 	int listening, status;
 	pid_t sink;
@@ -64,12 +64,13 @@ int main(int count, char **arguments)
 	check(sink, "fork");
 	if (sink == 0) {
 		end_with_parent();
-		take(listening, taken);
+		receive(listening, received);
 		return 0;
 	}
-	again = give(&to, seconds);
+	retransmitted = transmit(&to, seconds);
 	if (waitpid(sink, &status, 0) < 0 || status != 0)
 		return 1;
-	printf("{\"bytes\": %lu, \"seconds\": %.6f, \"retransmitted\": %u}\n", taken->bytes, taken->seconds, again);
+	printf("{\"bytes\": %lu, \"seconds\": %.6f, \"retransmitted\": %u}\n", received->bytes, received->seconds,
+	       retransmitted);
 	return 0;
 }

@@ -1,4 +1,4 @@
-/* What the programs share: an end in any case, numbers, a clock, sockets in another network namespace. */
+/* Shared code of the programs: termination, numbers, a clock, sockets in another network namespace. */
 
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define GRACE 20 /* seconds beyond its time after which a program ends, whatever it waits for */
+#define GRACE 20 /* seconds beyond its duration after which SIGALRM ends a program */
 
 static inline void fail(const char *what)
 {
@@ -34,7 +34,7 @@ static inline void check(int result, const char *what)
 		fail(what);
 }
 
-/* End with the parent, so that nothing outlives a run that was interrupted. */
+/* End with the parent, so that no process outlives an interrupted run. */
 static inline void end_with_parent(void)
 {
 	check(prctl(PR_SET_PDEATHSIG, SIGKILL), "prctl");
@@ -99,7 +99,7 @@ static inline int bound(int type, const struct sockaddr_in *to)
 	return made;
 }
 
-/* Return a bound socket in another namespace, and be in one's own again. */
+/* Return a bound socket in another namespace; the caller's namespace stays the same. */
 static inline int bound_in(const char *namespace, int type, const struct sockaddr_in *to)
 {
 	int own = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), made;
@@ -112,7 +112,7 @@ static inline int bound_in(const char *namespace, int type, const struct sockadd
 	return made;
 }
 
-/* Return memory that a child shares. */
+/* Return memory that is shared with children. */
 static inline void *shared(size_t size)
 {
 	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -1,9 +1,9 @@
-/* New connections: connections NAMESPACE ADDRESS PORT SECONDS AT_ONCE
+/* New connections: connections NAMESPACE ADDRESS PORT SECONDS CONCURRENT
  *
- * Open, close, so many at a time for so many seconds. The server is a child in the other namespace that accepts and
- * closes. It may be some connections behind, so that its scheduling is not what is measured. It listens on several ports,
- * so that no pair of ports comes again soon. Prints how many there were, in which time, and how long it took to open one,
- * in microseconds: median and 99th percentile.
+ * Opens and closes connections, CONCURRENT at a time, for so many seconds. The server is a child in the other namespace
+ * that accepts and closes. It may lag by some connections, so that its scheduling is not measured. It listens on several
+ * ports, so that a pair of ports is not reused soon. Prints the number of connections, the elapsed seconds, and the time
+ * to open a connection in microseconds: median and 99th percentile.
  */
 
 #include "common.h"
@@ -12,8 +12,8 @@
 
 #define PORTS 16
 #define MOST 4000000
-#define BEHIND 256 /* connections that the server has not accepted yet, at most */
-#define AT_ONCE 256 /* at most */
+#define LAG 256 /* maximum of connections that the server has not accepted yet */
+#define CONCURRENT 256 /* maximum */
 
 static float times[MOST];
 
@@ -58,7 +58,7 @@ static void begin(struct opening *opening, const struct sockaddr_in *to, int wai
 		fail("connect");
 }
 
-/* Close one that is open; return how long it took to open it, in microseconds. */
+/* Close an open connection; return the time to open it, in microseconds. */
 static float end(const struct opening *opening)
 {
 	double opened = now();
@@ -90,12 +90,12 @@ static int by_size(const void *one, const void *other)
 
 int main(int count, char **arguments)
 {
-	static struct opening openings[AT_ONCE];
-	struct epoll_event ready[AT_ONCE];
+	static struct opening openings[CONCURRENT];
+	struct epoll_event ready[CONCURRENT];
 	struct sockaddr_in to[PORTS];
 	double seconds, begun, elapsed;
 	atomic_int *served = shared(sizeof *served);
-	int listening[PORTS], waiting = epoll_create1(EPOLL_CLOEXEC), started = 0, made = 0, at_once, open;
+	int listening[PORTS], waiting = epoll_create1(EPOLL_CLOEXEC), started = 0, made = 0, concurrent, open;
 	pid_t server;
 
 	if (count != 6)
@@ -103,7 +103,7 @@ int main(int count, char **arguments)
 	check(waiting, "epoll_create1");
 	end_with_parent();
 	seconds = number(arguments[4], 0, 3600);
-	at_once = number(arguments[5], 1, AT_ONCE);
+	concurrent = number(arguments[5], 1, CONCURRENT);
 	alarm(seconds + GRACE);
 	for (int port = 0; port < PORTS; port++) {
 		to[port] = address(arguments[2], number(arguments[3], 1, 65535 - PORTS) + port);
@@ -116,17 +116,17 @@ int main(int count, char **arguments)
 		serve(listening, served);
 	}
 	begun = now();
-	for (; started < at_once; started++)
+	for (; started < concurrent; started++)
 		begin(&openings[started], &to[started % PORTS], waiting);
 	while (made < started) {
-		open = epoll_wait(waiting, ready, at_once, -1);
+		open = epoll_wait(waiting, ready, concurrent, -1);
 		check(open, "epoll_wait");
 		while (open--) {
 			times[made++] = end(ready[open].data.ptr);
 			if (now() - begun < seconds && started < MOST)
 				begin(ready[open].data.ptr, &to[started++ % PORTS], waiting);
 		}
-		await(served, made - BEHIND);
+		await(served, made - LAG);
 	}
 	await(served, made);
 	elapsed = now() - begun;

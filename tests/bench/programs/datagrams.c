@@ -1,9 +1,9 @@
 /* Datagrams: datagrams NAMESPACE ADDRESS PORT SECONDS SIZE WINDOW RATE
  *
- * One flow, for so many seconds, of datagrams of SIZE bytes to a socket of this very process in the other namespace. No
- * more than WINDOW are on the way at a time, so what is measured is what the way can carry, not what is lost on it. RATE
- * is how many are sent a second at most, 0 for as many as can be. Prints how many were sent and received, in which time,
- * and how many came after one that was sent later.
+ * Sends one flow of datagrams of SIZE bytes, for so many seconds, to a socket of the same process in the other namespace.
+ * At most WINDOW datagrams are in flight, so the result is the capacity of the path, not the loss on it. RATE is the
+ * maximum of datagrams a second, 0 for no limit. Prints the datagrams sent and received, the elapsed seconds, and the
+ * datagrams that arrived after a later one.
  */
 
 #include "common.h"
@@ -11,7 +11,7 @@
 
 #define BATCH 32
 #define LARGEST 9000
-#define PATIENCE_MS 100 /* what has not come by then is lost */
+#define TIMEOUT_MS 100 /* a datagram that has not arrived by then counts as lost */
 
 static struct mmsghdr messages[BATCH];
 static struct iovec parts[BATCH];
@@ -37,29 +37,29 @@ static void send_some(int sender, int some, struct figures *figures)
 	figures->sent += sent;
 }
 
-/* Take what has come; return how many that were. */
-static int take(int receiver, struct figures *figures)
+/* Receive the datagrams that have arrived; return their number. */
+static int receive(int receiver, struct figures *figures)
 {
-	int taken = recvmmsg(receiver, messages, BATCH, MSG_DONTWAIT, NULL);
+	int received = recvmmsg(receiver, messages, BATCH, MSG_DONTWAIT, NULL);
 
-	if (taken < 0 && errno == EAGAIN)
+	if (received < 0 && errno == EAGAIN)
 		return 0;
-	check(taken, "recvmmsg");
-	for (int place = 0; place < taken; place++) {
+	check(received, "recvmmsg");
+	for (int place = 0; place < received; place++) {
 		if (*sequence(place) < figures->next)
 			figures->reordered++;
 		else
 			figures->next = *sequence(place) + 1;
 	}
-	figures->received += taken;
-	return taken;
+	figures->received += received;
+	return received;
 }
 
 static int arrives(int receiver)
 {
 	struct pollfd waiting = { .fd = receiver, .events = POLLIN };
 
-	return poll(&waiting, 1, PATIENCE_MS) > 0;
+	return poll(&waiting, 1, TIMEOUT_MS) > 0;
 }
 
 static int allowed(const struct figures *figures, uint64_t window, uint64_t lost, double rate, double elapsed)
@@ -82,13 +82,13 @@ static void run(int sender, int receiver, double seconds, uint64_t window, doubl
 
 		if (some)
 			send_some(sender, some, &figures);
-		/* with the window full, wait for all that is on the way or for some of it to come */
-		if (!take(receiver, &figures) && figures.sent - lost - figures.received >= window && !arrives(receiver))
+		/* with a full window, wait until datagrams arrive; after the timeout all in flight count as lost */
+		if (!receive(receiver, &figures) && figures.sent - lost - figures.received >= window && !arrives(receiver))
 			lost = figures.sent - figures.received;
 		elapsed = now() - begun;
 	}
 	while (figures.received < figures.sent - lost && arrives(receiver))
-		take(receiver, &figures);
+		receive(receiver, &figures);
 	printf("{\"sent\": %lu, \"received\": %lu, \"reordered\": %lu, \"seconds\": %.6f}\n", figures.sent,
 	       figures.received, figures.reordered, now() - begun);
 }

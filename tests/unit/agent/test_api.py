@@ -1,7 +1,8 @@
-"""The API: one line in, lines out, over a Unix socket; each end says in a sentence what the other did wrong."""
+"""API over a Unix socket: one line in, lines out, and one sentence for each error of either side."""
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -16,12 +17,13 @@ import pytest
 from nfq_enforcer.agent import api, client
 from nfq_enforcer.agent.api import ApiServer, Params
 from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.web.server import Limits
 
 NOBODY = 65534
 
 
 class Agent:
-    """What stands in for an agent: a few methods, and what became of a stream."""
+    """Agent with a few methods, and an event that is set when a stream ends."""
 
     def __init__(self) -> None:
         self.left = threading.Event()
@@ -33,7 +35,7 @@ class Agent:
         raise BadInput("no such endpoint") if params.get("bad_input") else NfqError("not now")
 
     async def fail(self, _params: Params) -> Any:
-        return object()  # what JSON cannot say: a bug
+        return object()  # not serializable as JSON: a bug
 
     async def count(self, params: Params) -> AsyncIterator[Any]:
         for number in range(params["to"]):
@@ -74,24 +76,24 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve(agent: Agent, path: Path) -> Callable[[Callable[[], Any]], Any]:
-    """Give what runs a client in a thread while the agent serves."""
+    """Return a function that runs a client in a thread while the agent listens."""
+    return lambda ask: asyncio.run(serving(ApiServer(path, agent.methods), ask))
 
-    async def serving(ask: Callable[[], Any]) -> Any:
-        server = ApiServer(path, agent.methods)
-        await server.start()
-        try:
-            return await asyncio.to_thread(ask)
-        finally:
-            await server.stop()
 
-    return lambda ask: asyncio.run(serving(ask))
+async def serving(server: ApiServer, ask: Callable[[], Any]) -> Any:
+    """Run a client in a thread while the server listens."""
+    await server.start()
+    try:
+        return await asyncio.to_thread(ask)
+    finally:
+        await server.stop()
 
 
 Serve = Callable[[Callable[[], Any]], Any]
 
 
 def raw(path: Path, line: bytes) -> Any:
-    """Send a line as it is and return the answer."""
+    """Send a raw line and return the response."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(path))
         connection.sendall(line)
@@ -183,10 +185,10 @@ def test_a_request_without_params_has_none(serve: Serve, path: Path) -> None:
     assert serve(lambda: raw(path, b'{"method": "echo"}\n')) == {"result": {}}
 
 
-def test_a_request_beyond_measure_is_refused(serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "_LIMIT", 1000)
+def test_a_request_beyond_measure_is_refused(agent: Agent, path: Path) -> None:
+    server = ApiServer(path, agent.methods, Limits(request=1000))
 
-    assert serve(lambda: raw(path, b'{"method": "' + b"x" * 1000 + b"\n")) == {
+    assert asyncio.run(serving(server, lambda: raw(path, b'{"method": "' + b"x" * 1000 + b"\n"))) == {
         "error": "a request has at most 1000 bytes",
         "exit_code": 2,
     }
@@ -278,14 +280,17 @@ def test_a_file_that_is_no_socket_is_left_alone(path: Path) -> None:
 def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 108)
 
-    assert error(lambda: start(path)) == (NfqError, f"cannot listen on {path}: AF_UNIX path too long")
+    assert error(lambda: start(path)) == (
+        NfqError,
+        f"cannot listen on {path}: it is {len(str(path))} bytes long; allowed: at most 107",
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     path = tmp_path / "file" / "run" / "agent.sock"
 
-    assert error(lambda: start(path)) == (NfqError, f"cannot listen on {path}: Not a directory")
+    assert error(lambda: start(path)) == (NfqError, f"cannot listen on {path}: {os.strerror(errno.ENOTDIR)}")
 
 
 def test_without_an_agent_a_client_is_told_how_to_start_one(path: Path) -> None:
@@ -305,7 +310,7 @@ def test_a_client_that_may_not_ask_is_told_to_use_sudo(serve: Serve, path: Path)
 
 @contextlib.contextmanager
 def as_nobody(folder: Path) -> Iterator[None]:
-    """Shut a folder for this process, and let root be somebody else, to whom that means something."""
+    """Deny this process access to a folder; root becomes another user, because modes do not bind root."""
     mode, user = folder.stat().st_mode, os.geteuid()
     folder.chmod(0)
     if user == 0:
@@ -319,7 +324,7 @@ def as_nobody(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stranger(path: Path, *, answer: bytes | None) -> Iterator[None]:
-    """Listen, and hang up on the one that comes: after this answer, or in mid-question (b""). None: do nothing."""
+    """Listen, and disconnect the client after this answer, or within its request (b""). None: do nothing."""
     path.parent.mkdir()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
@@ -338,7 +343,7 @@ def stranger(path: Path, *, answer: bytes | None) -> Iterator[None]:
 
 
 def test_an_agent_that_hangs_up_on_a_question_is_told(path: Path) -> None:
-    with stranger(path, answer=b""):  # most of the question is unread, so the client's socket is reset
+    with stranger(path, answer=b""):  # most of the request is unread, so the kernel resets the client's socket
         kind, message = error(lambda: client.call(path, "status"))
 
     assert (kind, message) == (NfqError, f"the agent at {path} hung up without an answer; its log says why")

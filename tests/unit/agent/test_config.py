@@ -1,5 +1,7 @@
-"""The configuration: each key has its default, can be set in the file and by a variable, and is refused when wrong."""
+"""Configuration: each key has its default, is set in the file or by a variable, and is refused if invalid."""
 
+import errno
+import os
 import socket
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from nfq_enforcer.agent import config
+from nfq_enforcer.agent import config, defaults
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.compiler import Enforcement
@@ -21,7 +23,7 @@ SECRET = "geheim-s3cret"
 
 DEFAULTS: dict[str, object] = {
     "node": {"name": socket.gethostname(), "ips": (), "cluster_interfaces": (), "cluster_cidrs": ()},
-    "store": "memory:",  # as it is dumped
+    "store": "memory:",  # in a dump
     "state": "/var/lib/nfq-enforcer",
     "documents": (),
     "enforcement": "auto",
@@ -41,7 +43,7 @@ DEFAULTS: dict[str, object] = {
     "log": {"level": "info", "format": "text"},
 }
 
-# key, another value than the default as it is written, and as it is read
+# key, a value other than the default in YAML, and the same value in Python
 SETTINGS: list[tuple[str, str, object]] = [
     ("node.name", "n1", "n1"),
     ("node.ips", "[192.0.2.1, 'fd00::1']", (ip_address("192.0.2.1"), ip_address("fd00::1"))),
@@ -75,7 +77,7 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("log.format", "json", "json"),
 ]
 
-# one line of a file, where in it the fault is, and what is said of it
+# one line of a file, the place of the error in it, and the message
 REFUSED = [
     ("nodes: {}", "1:1: nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, state, documents, "),
     ("node: {nmae: x}", "1:8: node.nmae: unknown field 'nmae'; did you mean 'name'? allowed: name, ips, "),
@@ -87,7 +89,7 @@ REFUSED = [
     ("node: {cluster_interfaces: [eth0/1]}", "1:29: node.cluster_interfaces[0]: 'eth0/1' is not an interface's name"),
     (
         "node: {cluster_cidrs: [10.0.0.1/8]}",
-        "1:24: node.cluster_cidrs[0]: 10.0.0.1/8 has host bits set; allowed: a network as in 10.0.0.0/8 or fd00::/8",
+        "1:24: node.cluster_cidrs[0]: '10.0.0.1/8' is not a network; allowed: as in 10.0.0.0/8 or fd00::/8",
     ),
     ("store: http://h", "1:8: store: this is not the address of a store; allowed: memory:, redis://[user["),
     ("store: [redis://h]", "1:8: store: must be a string, not a list"),
@@ -187,13 +189,13 @@ def test_what_a_file_does_not_say_has_its_default(text: str, tmp_path: Path) -> 
 
 
 def test_without_any_file_everything_has_its_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "missing.yaml")
+    monkeypatch.setattr(defaults, "DEFAULT_PATH", tmp_path / "missing.yaml")
 
     assert config.load(None, {"PATH": "/bin"}).model_dump() == DEFAULTS
 
 
 def test_the_file_is_looked_for_where_the_documents_say() -> None:
-    assert Path("/etc/nfq-enforcer/agent.yaml") == config.DEFAULT_PATH
+    assert Path("/etc/nfq-enforcer/agent.yaml") == defaults.DEFAULT_PATH
 
 
 @pytest.mark.parametrize(
@@ -201,7 +203,7 @@ def test_the_file_is_looked_for_where_the_documents_say() -> None:
     [("", None), ("127.0.0.1:9962", ("127.0.0.1", 9962)), ("[::]:1", ("::", 1)), ("[0:0::1]:65535", ("::1", 65535))],
 )
 def test_where_metrics_are_to_be_had(written: str, listening: tuple[str, int] | None) -> None:
-    assert config.Metrics(address=written).listening == listening
+    assert config.MetricsSection(address=written).listening == listening
 
 
 @pytest.mark.parametrize(("key", "written", "value"), SETTINGS)
@@ -246,11 +248,11 @@ def test_the_variable_that_names_the_file_is_no_setting(tmp_path: Path) -> None:
     assert config.load(write(tmp_path, ""), {"NFQ_ENFORCER_CONFIG": "/a/file"}).model_dump() == DEFAULTS
 
 
-@pytest.mark.parametrize(("text", "told"), REFUSED)
-def test_a_wrong_file_is_refused_with_place_field_and_what_is_allowed(text: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("text", "expected"), REFUSED)
+def test_a_wrong_file_is_refused_with_place_field_and_what_is_allowed(text: str, expected: str, tmp_path: Path) -> None:
     file = write(tmp_path, text)
 
-    assert refusal(file, {}).startswith(f"{file}:{told}")
+    assert refusal(file, {}).startswith(f"{file}:{expected}")
 
 
 def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
@@ -262,7 +264,7 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("NODE__NAEM", "x", "node.naem: unknown field 'naem'; did you mean 'name'? allowed: name, ips, "),
         ("NODES", "{}", "nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, state, documents, "),
@@ -283,18 +285,20 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_variable_is_refused_with_its_name_and_what_is_allowed(
-    name: str, value: str, told: str, tmp_path: Path
+    name: str, value: str, expected: str, tmp_path: Path
 ) -> None:
     message = refusal(write(tmp_path, ""), {f"NFQ_ENFORCER_{name}": value})
 
-    assert message.startswith(f"environment variable NFQ_ENFORCER_{name}: {told}")
+    assert message.startswith(f"environment variable NFQ_ENFORCER_{name}: {expected}")
 
 
-@pytest.mark.parametrize(("value", "told"), [("[", "2:1: not valid YAML: "), ("a\n---\nb", "3:1: a second YAML doc")])
-def test_a_variable_that_is_not_one_yaml_value_is_refused(value: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "expected"), [("[", "2:1: not valid YAML: "), ("a\n---\nb", "3:1: a second YAML doc")]
+)
+def test_a_variable_that_is_not_one_yaml_value_is_refused(value: str, expected: str, tmp_path: Path) -> None:
     message = refusal(write(tmp_path, ""), {"NFQ_ENFORCER_FAIL": value})
 
-    assert message.startswith(f"environment variable NFQ_ENFORCER_FAIL:{told}")
+    assert message.startswith(f"environment variable NFQ_ENFORCER_FAIL:{expected}")
 
 
 @pytest.mark.parametrize("place", ["file", "variable", "both"])
@@ -303,10 +307,10 @@ def test_documents_and_a_store_exclude_each_other_wherever_they_are_said(place: 
     environment = {"NFQ_ENFORCER_STORE": "redis://h"}
     environment |= {"NFQ_ENFORCER_DOCUMENTS": "[/a]"} if place != "file" else {}
 
-    told = refusal(file, environment)
+    expected = refusal(file, environment)
 
     where = f"{file}:1:1" if place == "file" else "environment variable NFQ_ENFORCER_DOCUMENTS"
-    assert told.startswith(f"{where}: documents: documents are watched with the store 'memory:' only; ")
+    assert expected.startswith(f"{where}: documents: documents are watched with the store 'memory:' only; ")
 
 
 def test_documents_that_a_variable_takes_away_are_not_refused(tmp_path: Path) -> None:
@@ -358,7 +362,7 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path, {}) == f"{tmp_path}: cannot be read: Is a directory"
+    assert refusal(tmp_path, {}) == f"{tmp_path}: cannot be read: {os.strerror(errno.EISDIR)}"
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
@@ -374,7 +378,7 @@ def test_the_mode_is_the_compilers() -> None:
 
 def test_a_host_name_that_no_document_could_bear_is_taken_as_it_is() -> None:
     program = (
-        "import socket; socket.gethostname = lambda: '(none)'\n"  # what Linux says before anyone has set one
+        "import socket; socket.gethostname = lambda: '(none)'\n"  # the kernel's host name before it is set
         "from nfq_enforcer.agent.config import Config; print(Config().node.name)"
     )
 

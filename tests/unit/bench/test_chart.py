@@ -1,4 +1,4 @@
-"""A run as a chart."""
+"""Chart of a run."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ def _drawn(file: Path) -> str:
     figures = Figures()
     for contender in ("no netfilter", "nfq_enforcer, netlink, per-packet, 10,000 policies"):
         for place in ("here", "there"):
-            figures.note(contender, place, BULK, 12.0)
-    figures.note("nfq_enforcer, netlink, per-packet, 10,000 policies", "here", CPU, 3.25)
+            figures.add(contender, place, BULK, 12.0)
+    figures.add("nfq_enforcer, netlink, per-packet, 10,000 policies", "here", CPU, 3.25)
     chart.draw(figures, "what and where", file)
     return file.read_text()
 

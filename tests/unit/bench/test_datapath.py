@@ -1,4 +1,4 @@
-"""What a run is asked for."""
+"""Plan of a data path run."""
 
 import pytest
 

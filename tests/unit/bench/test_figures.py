@@ -1,4 +1,4 @@
-"""Figures of a run: medians, ratios, and what becomes of a figure that is missing."""
+"""Figures of a run: medians, ratios, and missing figures."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def figures() -> Figures:
     figures = Figures()
     for contender, each in {"one": (1.0, 9.0, 2.0), "other": (4.0, 4.0, 8.0)}.items():
         for figure in each:
-            figures.note(contender, "here", BULK, figure)
+            figures.add(contender, "here", BULK, figure)
     return figures
 
 
@@ -30,7 +30,7 @@ def test_what_was_not_measured_has_no_figure_and_no_ratio(figures: Figures, plac
 
 
 def test_there_is_no_ratio_to_nothing(figures: Figures) -> None:
-    figures.note("idle", "here", BULK, 0.0)
+    figures.add("idle", "here", BULK, 0.0)
 
     assert figures.ratio("here", BULK, "one", "idle") is None
 
@@ -40,7 +40,7 @@ def test_a_spread_reads_as_median_with_least_and_most() -> None:
 
 
 def test_rows_hold_every_repetition_to_six_digits(figures: Figures) -> None:
-    figures.note("one", "here", CPU, 1.23456789)
+    figures.add("one", "here", CPU, 1.23456789)
 
     assert figures.rows()[-1] == {
         "contender": "one",
@@ -54,7 +54,7 @@ def test_rows_hold_every_repetition_to_six_digits(figures: Figures) -> None:
 
 
 def test_contenders_and_places_come_in_the_order_of_the_run(figures: Figures) -> None:
-    figures.note("a late one", "elsewhere", CPU, 1.0)
+    figures.add("a late one", "elsewhere", CPU, 1.0)
 
     assert figures.contenders() == ["one", "other", "a late one"]
     assert figures.places() == ["here", "elsewhere"]

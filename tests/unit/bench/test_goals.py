@@ -1,4 +1,4 @@
-"""What is to be reached: which ratio is held against which bound."""
+"""Goals of the data path: the ratio that each goal compares with its bound."""
 
 from tests.bench.contenders import C_ACCEPT, KERNEL, NOTHING
 from tests.bench.figures import BULK, CONNECTIONS, CPU, Figures, Measure
@@ -13,19 +13,19 @@ def _variant(driver: str, datapath: str = PER_PACKET, policies: int = FEW) -> Va
 
 
 def _result(figures: Figures, variants: list[Variant], measure: Measure, place: Place, reference: str) -> Result:
-    (found,) = (
-        one
-        for one in results(figures, variants)
-        if one.place == place.name and one.figure.startswith(measure.title) and one.figure.endswith(reference)
+    (matching,) = (
+        result
+        for result in results(figures, variants)
+        if result.place == place.name and result.figure.startswith(measure.title) and result.figure.endswith(reference)
     )
-    return found
+    return matching
 
 
 def test_less_cpu_than_the_bound_reaches_the_goal_and_more_does_not() -> None:
     for engine, reached in ((3.6, True), (3.7, False)):
         figures = Figures()
-        figures.note(C_ACCEPT, FORWARDED.name, CPU, 3.0)
-        figures.note(_variant("netlink").name, FORWARDED.name, CPU, engine)
+        figures.add(C_ACCEPT, FORWARDED.name, CPU, 3.0)
+        figures.add(_variant("netlink").name, FORWARDED.name, CPU, engine)
 
         assert _result(figures, [_variant("netlink")], CPU, FORWARDED, C_ACCEPT).reached is reached
 
@@ -33,17 +33,17 @@ def test_less_cpu_than_the_bound_reaches_the_goal_and_more_does_not() -> None:
 def test_more_throughput_than_the_bound_reaches_the_goal_and_less_does_not() -> None:
     for engine, reached in ((5.0, True), (4.9, False)):
         figures = Figures()
-        figures.note(NOTHING, SEGMENTED.name, BULK, 10.0)
-        figures.note(_variant("netlink").name, SEGMENTED.name, BULK, engine)
+        figures.add(NOTHING, SEGMENTED.name, BULK, 10.0)
+        figures.add(_variant("netlink").name, SEGMENTED.name, BULK, engine)
 
         assert _result(figures, [_variant("netlink")], BULK, SEGMENTED, NOTHING).reached is reached
 
 
 def test_the_engine_is_the_first_driver_that_there_is() -> None:
     figures = Figures()
-    figures.note(C_ACCEPT, FORWARDED.name, CONNECTIONS, 10.0)
-    figures.note(_variant("netfilterqueue").name, FORWARDED.name, CONNECTIONS, 5.0)
-    figures.note(_variant("netlink").name, FORWARDED.name, CONNECTIONS, 9.0)
+    figures.add(C_ACCEPT, FORWARDED.name, CONNECTIONS, 10.0)
+    figures.add(_variant("netfilterqueue").name, FORWARDED.name, CONNECTIONS, 5.0)
+    figures.add(_variant("netlink").name, FORWARDED.name, CONNECTIONS, 9.0)
 
     library = [_variant("netfilterqueue")]
     assert _result(figures, library, CONNECTIONS, FORWARDED, C_ACCEPT).ratio == 0.5
@@ -52,15 +52,15 @@ def test_the_engine_is_the_first_driver_that_there_is() -> None:
 
 def test_a_mode_that_there_is_not_is_told_as_not_measured() -> None:
     figures = Figures()
-    figures.note(KERNEL, FORWARDED.name, BULK, 10.0)
+    figures.add(KERNEL, FORWARDED.name, BULK, 10.0)
 
     assert _result(figures, [_variant("netlink")], BULK, FORWARDED, KERNEL).reached is None
 
 
 def test_per_flow_is_held_against_the_kernel_alone() -> None:
     figures = Figures()
-    figures.note(KERNEL, FORWARDED.name, BULK, 10.0)
-    figures.note(_variant("netlink", PER_FLOW).name, FORWARDED.name, BULK, 9.6)
+    figures.add(KERNEL, FORWARDED.name, BULK, 10.0)
+    figures.add(_variant("netlink", PER_FLOW).name, FORWARDED.name, BULK, 9.6)
 
     assert _result(figures, [_variant("netlink")], BULK, FORWARDED, KERNEL).reached is True
 
@@ -68,8 +68,12 @@ def test_per_flow_is_held_against_the_kernel_alone() -> None:
 def test_many_policies_are_worse_below_one_for_times_too() -> None:
     figures = Figures()
     for policies, cpu, bulk in ((FEW, 3.0, 10.0), (MANY, 6.0, 5.0)):
-        figures.note(_variant("netlink", policies=policies).name, FORWARDED.name, CPU, cpu)
-        figures.note(_variant("netlink", policies=policies).name, FORWARDED.name, BULK, bulk)
+        figures.add(_variant("netlink", policies=policies).name, FORWARDED.name, CPU, cpu)
+        figures.add(_variant("netlink", policies=policies).name, FORWARDED.name, BULK, bulk)
 
-    found = [one for one in results(figures, [_variant("netlink")]) if "10,000" in one.figure and one.ratio is not None]
-    assert [(one.ratio, one.at_most, one.reached) for one in found] == [(0.5, False, False)] * 2
+    ratios = [
+        result
+        for result in results(figures, [_variant("netlink")])
+        if "10,000" in result.figure and result.ratio is not None
+    ]
+    assert [(result.ratio, result.at_most, result.reached) for result in ratios] == [(0.5, False, False)] * 2

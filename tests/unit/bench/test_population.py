@@ -1,4 +1,4 @@
-"""What engines are loaded with."""
+"""Population of the store: number, validity and selectors of its policies."""
 
 import pytest
 
@@ -12,9 +12,9 @@ def test_there_are_as_many_policies_as_asked_for_each_with_its_name(count: int) 
 
 
 def test_policies_are_what_the_engine_takes() -> None:
-    read = [CiliumNetworkPolicy.model_validate(policy) for policy in policies(200)]
+    documents = [CiliumNetworkPolicy.model_validate(policy) for policy in policies(200)]
 
-    assert all(one.metadata.name == f"policy-{number}" for number, one in enumerate(read))
+    assert all(document.metadata.name == f"policy-{number}" for number, document in enumerate(documents))
 
 
 def test_three_of_a_hundred_are_about_endpoints_that_are_measured() -> None:

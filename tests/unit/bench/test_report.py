@@ -1,4 +1,4 @@
-"""A run as tables, Markdown and JSON."""
+"""Report of a run as tables, Markdown and JSON."""
 
 import json
 from datetime import date
@@ -12,11 +12,11 @@ from tests.bench.report import Report
 
 def _report(busy: tuple[float, ...] = (0.01,)) -> Report:
     figures = Figures()
-    figures.note(NOTHING, "here", BULK, 10.0)
+    figures.add(NOTHING, "here", BULK, 10.0)
     for cpu, bulk in ((3.0, 2.0), (3.5, 2.5), (4.0, 3.0)):
-        figures.note(C_ACCEPT, "here", CPU, cpu)
-        figures.note(C_ACCEPT, "here", BULK, bulk)
-    figures.note(C_ACCEPT, "here", MEMORY, 1.0)
+        figures.add(C_ACCEPT, "here", CPU, cpu)
+        figures.add(C_ACCEPT, "here", BULK, bulk)
+    figures.add(C_ACCEPT, "here", MEMORY, 1.0)
     results = [Result("bulk", "here", 0.25, 0.5, False), Result("cpu", "here", None, 1.2, True)]
     left_out = {"a driver": "not supported"}
     return Report(date(2026, 1, 2), {"cpu": "some", "cores": "2"}, 3, 1.0, busy, figures, left_out, results)

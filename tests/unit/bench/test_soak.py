@@ -1,10 +1,10 @@
-"""What a soak comes to."""
+"""Result of a soak: growth, verdict and document."""
 
-from tests.bench.soak import Sample, Soaked, markdown, quarters
+from tests.bench.soak import Sample, SoakResult, markdown, quarters
 
 
-def _soaked(*memory: float) -> Soaked:
-    return Soaked("engine", tuple(Sample(minute, one, 1.0, 1.0, 1.0) for minute, one in enumerate(memory)))
+def _result(*memory: float) -> SoakResult:
+    return SoakResult("engine", tuple(Sample(minute, one, 1.0, 1.0, 1.0) for minute, one in enumerate(memory)))
 
 
 def test_the_second_quarter_is_held_against_the_last() -> None:
@@ -12,22 +12,22 @@ def test_the_second_quarter_is_held_against_the_last() -> None:
 
 
 def test_tables_that_fill_at_first_are_no_growth() -> None:
-    soaked = _soaked(10, 40, 50, 50, 50, 50, 50, 50.2)
+    result = _result(10, 40, 50, 50, 50, 50, 50, 50.2)
 
-    assert soaked.growth < 0.2
-    assert not soaked.grew
+    assert result.growth < 0.2
+    assert not result.grew
 
 
 def test_what_grows_all_the_time_has_grown() -> None:
-    assert _soaked(50, 51, 52, 53, 54, 55, 56, 57).grew
+    assert _result(50, 51, 52, 53, 54, 55, 56, 57).grew
 
 
 def test_one_look_shows_no_growth() -> None:
-    assert _soaked(50).growth == 0
+    assert _result(50).growth == 0
 
 
 def test_the_document_has_the_verdict_and_some_looks_with_the_last() -> None:
-    text = markdown(_soaked(*[50.0] * 39, 51.0), "a machine")
+    text = markdown(_result(*[50.0] * 39, 51.0), "a machine")
 
     assert "engine: memory did not grow (+0.00 MiB from the second quarter of the time to the last)." in text
     assert "a machine; by `--soak`" in text

@@ -1,4 +1,4 @@
-"""The engine's variants, and those that the agent's configuration does not know."""
+"""Variants of the engine, and the variants that the agent's configuration refuses."""
 
 from tests.bench.variants import VARIANTS, Variant, refusal
 

@@ -1,4 +1,4 @@
-"""What tests of the command line share: the program, run as its users run it, and an agent's API to ask."""
+"""Fixtures of the command line's tests: runs of the program, and the API of an agent."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ NOBODY = 65534
 
 
 class Run(NamedTuple):
-    """What a run of the program came to."""
+    """Run of the program: its exit status and output."""
 
     status: int
     out: str
@@ -26,7 +26,7 @@ class Run(NamedTuple):
 
     @property
     def lines(self) -> list[str]:
-        """Return the lines of its output, each with its words one blank apart."""
+        """Return the lines of the output, each with single blanks between words."""
         return [" ".join(line.split()) for line in self.out.splitlines()]
 
 
@@ -38,7 +38,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     """Run ``nfq-enforcer`` with these arguments."""
     for name in [name for name in os.environ if name.startswith("NFQ_ENFORCER_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "250")  # no line of a table is broken
+    monkeypatch.setenv("COLUMNS", "250")  # wide enough for every line of a table
 
     def running(*arguments: object) -> Run:
         monkeypatch.setattr(sys, "argv", ["nfq-enforcer", *map(str, arguments)])
@@ -51,22 +51,22 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 
 
 class Canned:
-    """An agent's API whose answers are known beforehand; it notes what it was asked."""
+    """API of an agent with fixed results; it records the parameters of each call."""
 
     def __init__(self, socket: Path, answers: Mapping[str, Any]) -> None:
         self.socket = socket
-        self.asked: list[Mapping[str, Any]] = []
+        self.calls: list[Mapping[str, Any]] = []
         self._server = api.ApiServer(socket, {name: self._method(answer) for name, answer in answers.items()})
         self._runner = asyncio.Runner()
         self._thread = threading.Thread(target=self._runner.get_loop().run_forever)
 
     def _method(self, answer: Any) -> api.Method:
         async def once(params: api.Params) -> Any:
-            self.asked.append(params)
+            self.calls.append(params)
             return answer
 
         async def one_by_one(params: api.Params) -> AsyncIterator[Any]:
-            self.asked.append(params)
+            self.calls.append(params)
             for item in answer:
                 yield item
 
@@ -90,14 +90,14 @@ Answering = Callable[..., Canned]
 
 @pytest.fixture
 def answering(tmp_path: Path) -> Iterator[Answering]:
-    """Start an API with these answers by method: a tuple is sent item by item."""
+    """Start an API with these results by method; a tuple is a stream."""
     with contextlib.ExitStack() as running:
         yield lambda **answers: running.enter_context(Canned(tmp_path / "agent.sock", answers))
 
 
 @pytest.fixture
 def nobody() -> Iterator[None]:
-    """Be no root for the length of a test."""
+    """Run a test without root's privileges."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(NOBODY)

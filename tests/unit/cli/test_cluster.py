@@ -1,4 +1,4 @@
-"""``nfq-enforcer identity``, ``node`` and ``ipcache``: the cluster as a node knows it, for people and for programs."""
+"""``nfq-enforcer identity``, ``node`` and ``ipcache``: a node's state of the cluster, for people and for programs."""
 
 import json
 from typing import Any

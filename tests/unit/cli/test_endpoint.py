@@ -1,4 +1,4 @@
-"""``nfq-enforcer endpoint``: described by options or by files, listed, shown as documents, taken away."""
+"""``nfq-enforcer endpoint``: added from options or files, listed, printed as documents, deleted."""
 
 import json
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_an_endpoint_is_its_document_with_its_identity_as_status(
         **DOCUMENT,
         "status": status,
     }
-    (again,) = loader.parse(as_yaml, "again.yaml")  # what was shown can be given back
+    (again,) = loader.parse(as_yaml, "again.yaml")  # the printed document is valid input
     assert again.document.key == ("Endpoint", "shop", "front1")
 
 
@@ -120,7 +120,7 @@ def test_an_endpoint_is_added_as_its_options_say(run: RunProgram, answering: Ans
         "default/web-1 added: identity 12339331 (k8s:io.kubernetes.pod.namespace=default, k8s:role=frontend)\n",
         "",
     )
-    (((_, text),),) = (asked["files"] for asked in agent.asked)
+    (((_, text),),) = (call["files"] for call in agent.calls)
     assert yaml.safe_load(text) == {
         "apiVersion": "nfq-enforcer.io/v1",
         "kind": "Endpoint",
@@ -148,7 +148,7 @@ def test_what_no_option_says_is_not_in_the_document(run: RunProgram, answering: 
 
     run("endpoint", "add", "web-1", "--ip", "10.0.7.11", "--socket", agent.socket)
 
-    (((_, text),),) = (asked["files"] for asked in agent.asked)
+    (((_, text),),) = (call["files"] for call in agent.calls)
     assert yaml.safe_load(text) == {
         "apiVersion": "nfq-enforcer.io/v1",
         "kind": "Endpoint",
@@ -163,7 +163,7 @@ def test_values_that_yaml_would_take_for_something_else_stay_text(run: RunProgra
     done = run("endpoint", "add", "123", "--ip", "10.0.7.11", "-l", "on=yes", "-l", "v=1.0", "--socket", agent.socket)
 
     assert done.status == 0
-    (((_, text),),) = (asked["files"] for asked in agent.asked)
+    (((_, text),),) = (call["files"] for call in agent.calls)
     assert yaml.safe_load(text)["metadata"] == {
         "name": "123",
         "namespace": "default",
@@ -183,7 +183,7 @@ GOOD = ["web-1", "--ip", "10.0.7.11"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["Web", *GOOD[1:]], "NAME: 'Web' is not a name; allowed: 1 to 253 lower-case letters"),
         (["web-1"], "--ip: an endpoint has at least one address; allowed: "),
@@ -212,14 +212,14 @@ GOOD = ["web-1", "--ip", "10.0.7.11"]
     ],
 )
 def test_what_is_wrong_is_told_of_the_option_that_says_it_and_nothing_is_sent(
-    arguments: list[str], told: str, run: RunProgram, answering: Answering
+    arguments: list[str], expected: str, run: RunProgram, answering: Answering
 ) -> None:
     agent = answering(apply=ADDED)
 
     done = run("endpoint", "add", *arguments, "--socket", agent.socket)
 
-    assert (done.status, done.out, agent.asked) == (2, "", [])
-    assert done.err.startswith(f"nfq-enforcer: {told}")
+    assert (done.status, done.out, agent.calls) == (2, "", [])
+    assert done.err.startswith(f"nfq-enforcer: {expected}")
     assert done.err.count("\n") == 1
 
 
@@ -239,7 +239,7 @@ def test_files_of_endpoints_are_sent_as_they_are(run: RunProgram, answering: Ans
     file.write_text(f"# mine\n{yaml.safe_dump(DOCUMENT)}")
 
     assert run("endpoint", "add", "-f", tmp_path, "--socket", agent.socket).status == 0
-    assert agent.asked == [{"files": [[str(file), file.read_text()]]}]
+    assert agent.calls == [{"files": [[str(file), file.read_text()]]}]
 
 
 def test_files_may_hold_nothing_but_endpoints(run: RunProgram, answering: Answering, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_files_may_hold_nothing_but_endpoints(run: RunProgram, answering: Answer
 
     done = run("endpoint", "add", "-f", file, "--socket", agent.socket)
 
-    assert (done.status, done.out, agent.asked) == (2, "", [])
+    assert (done.status, done.out, agent.calls) == (2, "", [])
     assert done.err == (
         f"nfq-enforcer: {file}:16:7: kind: CiliumNetworkPolicy is not allowed here; "
         "allowed: Endpoint ('policy load' takes the other kinds)\n"
@@ -279,7 +279,7 @@ def test_endpoints_are_deleted_by_name(run: RunProgram, answering: Answering) ->
     done = run("endpoint", "delete", "shop/front1", "n1", "default/n1", "--socket", agent.socket)
 
     assert done == (0, "shop/front1 deleted\ndefault/n1 deleted\n", "")
-    assert agent.asked == [{"names": ["shop/front1", "default/n1"]}]
+    assert agent.calls == [{"names": ["shop/front1", "default/n1"]}]
 
 
 def test_endpoints_that_are_not_there_are_named_and_the_others_are_deleted(

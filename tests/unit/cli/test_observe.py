@@ -1,4 +1,4 @@
-"""``nfq-enforcer observe``: flows as the agent sends them, a line each, in the form that was asked for."""
+"""``nfq-enforcer observe``: flows from the agent, one a line, in the chosen format."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_a_flow_is_a_json_object_a_line_if_asked_for(run: RunProgram, answering:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "asked"),
+    ("arguments", "params"),
     [
         ([], {"follow": False}),
         (["--follow"], {"follow": True}),
@@ -56,12 +56,12 @@ def test_a_flow_is_a_json_object_a_line_if_asked_for(run: RunProgram, answering:
     ],
 )
 def test_the_agent_is_asked_for_what_the_options_say(
-    arguments: list[str], asked: dict[str, Any], run: RunProgram, answering: Answering
+    arguments: list[str], params: dict[str, Any], run: RunProgram, answering: Answering
 ) -> None:
     agent = answering(observe=())
 
     assert run("observe", *arguments, "--socket", agent.socket) == (0, "", "")
-    assert agent.asked == [asked]
+    assert agent.calls == [params]
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(answering: Answering) -> None:

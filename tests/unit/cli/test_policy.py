@@ -1,6 +1,8 @@
-"""``nfq-enforcer policy validate``: good documents are counted; of bad ones every mistake is named, with its place."""
+"""``nfq-enforcer policy validate``: counts valid documents, and prints every error of invalid ones with its place."""
 
+import errno
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -49,7 +51,7 @@ def test_files_and_folders_are_taken_together(run: RunProgram, tmp_path: Path) -
 
 
 def give(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    """Have the program find this on its standard input."""
+    """Set the program's standard input."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
@@ -70,7 +72,7 @@ def test_the_examples_are_valid(run: RunProgram) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (
             POLICY.replace("  ingress:", "  descripton: x\n  ingress:"),
@@ -102,14 +104,14 @@ def test_the_examples_are_valid(run: RunProgram) -> None:
     ],
 )
 def test_a_bad_document_is_refused_with_file_line_field_and_what_is_allowed(
-    text: str, told: str, run: RunProgram, tmp_path: Path
+    text: str, expected: str, run: RunProgram, tmp_path: Path
 ) -> None:
     file = write(tmp_path, "bad.yaml", text)
 
     done = run("policy", "validate", tmp_path)
 
     assert (done.status, done.out) == (2, "")
-    assert done.err.startswith(f"nfq-enforcer: {file}:{told}")
+    assert done.err.startswith(f"nfq-enforcer: {file}:{expected}")
     assert done.err.count("\n") == 1
 
 
@@ -127,7 +129,7 @@ def test_a_folder_that_is_not_there_is_refused(run: RunProgram, tmp_path: Path) 
     assert run("policy", "validate", tmp_path / "missing") == (
         2,
         "",
-        f"nfq-enforcer: {tmp_path}/missing: cannot be read: No such file or directory\n",
+        f"nfq-enforcer: {tmp_path}/missing: cannot be read: {os.strerror(errno.ENOENT)}\n",
     )
 
 

@@ -1,6 +1,8 @@
-"""``nfq-enforcer policy trace``, ``matrix`` and ``diff``: what they print, and with which status they end."""
+"""``nfq-enforcer policy trace``, ``matrix`` and ``diff``: output and exit status."""
 
+import errno
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -103,7 +105,7 @@ def test_every_reference_to_nobody_is_named(ask: Ask, tmp_path: Path) -> None:
 def test_a_probe_file_that_is_not_there_is_refused(ask: Ask, tmp_path: Path) -> None:
     done = ask(*MATRIX, "--probes", tmp_path / "none")
 
-    assert done == (2, "", f"nfq-enforcer: {tmp_path}/none: cannot be read: No such file or directory\n")
+    assert done == (2, "", f"nfq-enforcer: {tmp_path}/none: cannot be read: {os.strerror(errno.ENOENT)}\n")
 
 
 def test_without_probes_every_pair_is_asked_every_port_that_a_policy_names(ask: Ask) -> None:
@@ -206,9 +208,9 @@ def test_a_trace_marks_rules_that_fit_and_do_not_decide(ask: Ask) -> None:
 
 
 def test_a_trace_may_ask_about_a_request(ask: Ask) -> None:
-    asked = ("trace", "-f", ENDPOINTS, "-f", USERDATA, "--from", "default/front", "--to", "default/back", "--http")
+    command = ("trace", "-f", ENDPOINTS, "-f", USERDATA, "--from", "default/front", "--to", "default/back", "--http")
 
-    assert [ask(*asked, request).status for request in ("GET /userdata/7", "GET /userdata/x")] == [0, 1]
+    assert [ask(*command, request).status for request in ("GET /userdata/7", "GET /userdata/x")] == [0, 1]
 
 
 def test_a_trace_is_data_for_other_tools(ask: Ask) -> None:
@@ -218,7 +220,7 @@ def test_a_trace_is_data_for_other_tools(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         ((), "what is asked? give --port, as in --port 80/TCP or --port ICMP"),
         (("--http", "/x"), "--http: '/x' on 80/TCP; allowed: a method and a path, as in 'GET /path', on a TCP port"),
@@ -230,11 +232,11 @@ def test_a_trace_is_data_for_other_tools(ask: Ask) -> None:
         (("--port", "80", "--from", "x"), "--from: 'x' is nobody that the documents know; allowed: "),
     ],
 )
-def test_a_trace_of_what_is_nothing_is_refused(options: tuple[str, ...], told: str, ask: Ask) -> None:
+def test_a_trace_of_what_is_nothing_is_refused(options: tuple[str, ...], expected: str, ask: Ask) -> None:
     done = ask(*TRACE, *options)
 
     assert (done.status, done.out) == (2, "")
-    assert done.err.startswith(f"nfq-enforcer: {told}")
+    assert done.err.startswith(f"nfq-enforcer: {expected}")
 
 
 def test_a_trace_takes_the_agents_documents_if_it_is_given_none(
@@ -242,21 +244,21 @@ def test_a_trace_takes_the_agents_documents_if_it_is_given_none(
 ) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text(f"documents: [{ENDPOINTS}, {WEB_PORTS}]")
-    asked = ("trace", "--from", "default/front", "--to", "default/back", "--port", "80")
-    monkeypatch.setattr("nfq_enforcer.agent.config.DEFAULT_PATH", file)
+    command = ("trace", "--from", "default/front", "--to", "default/back", "--port", "80")
+    monkeypatch.setattr("nfq_enforcer.agent.defaults.DEFAULT_PATH", file)
 
-    found = ask(*asked)
+    found = ask(*command)
     file.unlink()
-    lost = ask(*asked)
+    lost = ask(*command)
 
     assert found.status == 0
     assert lost == (2, "", f"nfq-enforcer: which documents? name them with -f, or as 'documents' in {file}\n")
 
 
 def test_a_difference_names_who_gains_and_loses_what(ask: Ask) -> None:
-    asked = ("diff", WEB_PORTS, POLICIES / "backend-https.yaml", "--endpoints", ENDPOINTS)
+    command = ("diff", WEB_PORTS, POLICIES / "backend-https.yaml", "--endpoints", ENDPOINTS)
 
-    done, table = ask(*asked), ask(*asked, "-o", "table")
+    done, table = ask(*command), ask(*command, "-o", "table")
 
     assert (done.status, table.status) == (1, 1)
     assert json.loads(done.out) == [
@@ -276,10 +278,10 @@ def test_a_difference_names_who_gains_and_loses_what(ask: Ask) -> None:
 
 
 def test_where_nothing_differs_the_status_says_so(ask: Ask) -> None:
-    asked = ("diff", WEB_PORTS, WEB_PORTS, "--endpoints", ENDPOINTS)
+    command = ("diff", WEB_PORTS, WEB_PORTS, "--endpoints", ENDPOINTS)
 
-    assert ask(*asked) == (0, "[]\n", "")
-    assert ask(*asked, "-o", "table").out == "no connection changes its verdict\n"
+    assert ask(*command) == (0, "[]\n", "")
+    assert ask(*command, "-o", "table").out == "no connection changes its verdict\n"
 
 
 def test_bad_documents_are_refused(ask: Ask, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``nfq-enforcer policy load``: what was applied, where it is in force, and who is still behind."""
+"""``nfq-enforcer policy load``: applied documents, and the nodes that enforce them or are behind."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def test_documents_are_applied_and_in_force(run: RunProgram, answering: Answerin
     done = run("policy", "load", file, "--socket", agent.socket)
 
     assert done == (0, "CiliumNetworkPolicy/default/web applied\nrevision 7 is in force\n", "")
-    assert agent.asked == [{"files": [[str(file), POLICY]], "wait": None}]
+    assert agent.calls == [{"files": [[str(file), POLICY]], "wait": None}]
 
 
 def test_without_a_store_there_is_nobody_to_wait_for(run: RunProgram, answering: Answering, file: Path) -> None:
@@ -44,7 +44,7 @@ def test_all_live_nodes_are_waited_for(run: RunProgram, answering: Answering, fi
     done = run("policy", "load", file, "--wait", "--socket", agent.socket)
 
     assert (done.status, done.lines[1:], done.err) == (0, ["revision 7 is in force on 3 of 3 live nodes"], "")
-    assert agent.asked[0]["wait"] == 30
+    assert agent.calls[0]["wait"] == 30
 
 
 def test_nodes_that_are_not_live_are_named_and_not_waited_for(
@@ -75,7 +75,7 @@ def test_live_nodes_that_are_behind_are_named_and_the_status_is_1(
 
     assert (done.status, done.lines[1:]) == (1, ["revision 7 is in force on 1 of 3 live nodes"])
     assert done.err == ("nfq-enforcer: revision 7 is not in force after 2 seconds on n2, n3; it may still come to be\n")
-    assert agent.asked[0]["wait"] == 2
+    assert agent.calls[0]["wait"] == 2
 
 
 def test_what_makes_no_new_revision_is_told_without_one(run: RunProgram, answering: Answering, file: Path) -> None:
@@ -89,7 +89,7 @@ def test_what_makes_no_new_revision_is_told_without_one(run: RunProgram, answeri
 def test_the_agent_is_given_the_time_that_waiting_takes(
     run: RunProgram, answering: Answering, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "TIMEOUT", 1e-9)  # which is over before any answer comes
+    monkeypatch.setattr(client, "TIMEOUT", 1e-9)  # ends before any response
     agent = answering(apply=APPLIED | {"nodes": [node("n1")]})
 
     assert run("policy", "load", file, "--wait", "--timeout", "60", "--socket", agent.socket).status == 0

@@ -1,4 +1,4 @@
-"""The unit for systemd: what it runs, what it may, and that systemd understands it."""
+"""The systemd unit: its command, its privileges, and its syntax."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nfq_enforcer
-from nfq_enforcer.agent import config
+from nfq_enforcer.agent import defaults
 
 UNIT = Path(nfq_enforcer.__file__).parent / "systemd" / "nfq-enforcer.service"
 PROGRAM = "/usr/local/bin/nfq-enforcer"
@@ -17,7 +17,7 @@ PROGRAM = "/usr/local/bin/nfq-enforcer"
 
 @pytest.fixture(scope="module")
 def settings() -> Mapping[str, list[str]]:
-    """Give the values of each setting, as ``Section.Name``, in their order."""
+    """Return the values of each setting, as ``Section.Name``, in their order."""
     found: dict[str, list[str]] = {}
     section = ""
     for line in UNIT.read_text().splitlines():
@@ -32,7 +32,7 @@ def settings() -> Mapping[str, list[str]]:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_finds_no_fault_in_it(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace(PROGRAM, sys.executable))  # the program need not be installed here
+    unit.write_text(UNIT.read_text().replace(PROGRAM, sys.executable))  # the program may not be installed
 
     run = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, check=False)
 
@@ -51,7 +51,7 @@ def test_the_agent_always_comes_back(settings: Mapping[str, list[str]]) -> None:
 
 
 def test_a_stop_is_the_agents_own_and_a_crash_leaves_the_rules(settings: Mapping[str, list[str]]) -> None:
-    assert settings["Service.KillMode"] == ["mixed"]  # or the workers would end before the rules go
+    assert settings["Service.KillMode"] == ["mixed"]  # otherwise the workers end before the rules are removed
     assert "Service.ExecStopPost" not in settings
     assert "--keep-rules" not in settings["Service.ExecStart"][0]
 
@@ -59,7 +59,7 @@ def test_a_stop_is_the_agents_own_and_a_crash_leaves_the_rules(settings: Mapping
 def test_the_socket_is_where_the_agent_puts_it(settings: Mapping[str, list[str]]) -> None:
     (folder,) = settings["Service.RuntimeDirectory"]
 
-    assert f"/run/{folder}" == str(Path(config.DEFAULT_SOCKET).parent)
+    assert f"/run/{folder}" == str(Path(defaults.DEFAULT_SOCKET).parent)
 
 
 def test_the_last_known_state_is_in_a_folder_of_its_own(settings: Mapping[str, list[str]]) -> None:

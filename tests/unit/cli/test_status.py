@@ -1,4 +1,4 @@
-"""``nfq-enforcer status``: what the agent says, for people and for programs."""
+"""``nfq-enforcer status``: the agent's status, for people and for programs."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.unit.cli.conftest import Answering, RunProgram
 
 
 def counters(**counted: int) -> dict[str, int]:
-    """Return what a worker counts, all zero but these."""
+    """Return a worker's counts, 0 except for these."""
     memory = Counters.create()
     row = Counters(memory)
     numbers = {str(name): number for name, number in row.read().items()}
@@ -38,10 +38,12 @@ def status(worker: dict[str, Any] | None = None, **changed: Any) -> dict[str, An
         "datapath": "per-packet",
         "families": ["IPv4", "IPv6"],
         "revision": 3,
+        "compilations": 2,
         "documents": {"policies": 2, "endpoints": 7},
         "refused": None,
         "endpoints": 4,
         "identities": 5,
+        "store": None,
         "worker": together,
         "workers": [together],
         "log": {"seen": 15},

@@ -1,6 +1,8 @@
-"""``nfq-enforcer store``: what is told of it, and what leaves it as lines and comes back whole or not at all."""
+"""``nfq-enforcer store``: status, and an export as lines that is imported as a whole or not at all."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from stat import S_IMODE
 from typing import Any
@@ -73,8 +75,8 @@ def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
 
 @pytest.mark.parametrize("lag", [None, {"p50": None, "p99": None}])
 def test_what_is_not_known_is_left_out(lag: object, run: RunProgram, answering: Answering) -> None:
-    known = {"store": "redis://h:6379/0", "connected": False, "error": "refused", "since": "2026-01-01T00:00:00Z"}
-    seen = dict.fromkeys(STATUS) | known | {"lag_ms": lag}
+    away = {"store": "redis://h:6379/0", "connected": False, "error": "refused", "since": "2026-01-01T00:00:00Z"}
+    seen = dict.fromkeys(STATUS) | away | {"lag_ms": lag}
 
     done = run("store", "status", "--socket", answering(store_status=seen).socket)
 
@@ -126,7 +128,7 @@ def test_an_exports_file_is_its_owners_alone(
 
 
 @pytest.mark.parametrize(
-    ("items", "told"),
+    ("items", "expected"),
     [
         (EXPORT[:2], "is not whole: it has 1 of 2 entries"),
         ((), "does not export in a format that is known here: is it of this version?"),
@@ -135,7 +137,7 @@ def test_an_exports_file_is_its_owners_alone(
     ],
 )
 def test_an_export_that_is_not_whole_leaves_the_file_as_it_was(
-    items: tuple[object, ...], told: str, run: RunProgram, answering: Answering, tmp_path: Path
+    items: tuple[object, ...], expected: str, run: RunProgram, answering: Answering, tmp_path: Path
 ) -> None:
     agent = answering(store_export=items)
     (tmp_path / "exports").mkdir()
@@ -145,7 +147,7 @@ def test_an_export_that_is_not_whole_leaves_the_file_as_it_was(
     done = run("store", "export", file, "--socket", agent.socket)
 
     assert (done.status, done.out) == (1, "")
-    assert done.err.endswith(f"{agent.socket} {told}\n")
+    assert done.err.endswith(f"{agent.socket} {expected}\n")
     assert file.read_text() == "older"
     assert list(file.parent.iterdir()) == [file]
 
@@ -157,18 +159,18 @@ def test_a_header_need_not_say_how_many_entries_there_are(run: RunProgram, answe
 
 
 @pytest.mark.parametrize(
-    ("place", "status", "told"),
+    ("place", "status", "expected"),
     [
-        ("missing/export.jsonl", 1, "cannot be written: No such file or directory"),
+        ("missing/export.jsonl", 1, f"cannot be written: {os.strerror(errno.ENOENT)}"),
         ("", 2, "cannot be written: it is there and is not a file"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_one_sentence(
-    place: str, status: int, told: str, run: RunProgram, answering: Answering, tmp_path: Path
+    place: str, status: int, expected: str, run: RunProgram, answering: Answering, tmp_path: Path
 ) -> None:
     done = run("store", "export", tmp_path / place, "--socket", answering(store_export=EXPORT).socket)
 
-    assert done == (status, "", f"nfq-enforcer: {tmp_path / place}: {told}\n")
+    assert done == (status, "", f"nfq-enforcer: {tmp_path / place}: {expected}\n")
 
 
 def test_what_was_exported_can_be_imported(run: RunProgram, answering: Answering, tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_what_was_exported_can_be_imported(run: RunProgram, answering: Answering
     done = run("store", "import", file, "--socket", agent.socket)
 
     assert done == (0, "1 entries written, 1 were there already\n", "")
-    assert agent.asked == [{}, {"entries": ENTRIES}]
+    assert agent.calls == [{}, {"entries": ENTRIES}]
 
 
 def test_an_import_too_long_for_one_request_goes_in_several(
@@ -193,7 +195,7 @@ def test_an_import_too_long_for_one_request_goes_in_several(
 
     done = run("store", "import", file, "--socket", agent.socket)
 
-    assert [asked["entries"] for asked in agent.asked] == [entries[:2], entries[2:3], entries[3:]]
+    assert [call["entries"] for call in agent.calls] == [entries[:2], entries[2:3], entries[3:]]
     assert done.out == "3 entries written, 3 were there already\n"
 
 
@@ -222,7 +224,7 @@ def test_empty_lines_and_those_of_other_systems_do_not_matter(
     agent = answering(store_import=IMPORTED)
 
     assert run("store", "import", file, "--socket", agent.socket).status == 0
-    assert agent.asked == [{"entries": ENTRIES}]
+    assert agent.calls == [{"entries": ENTRIES}]
 
 
 NOT_OURS = (
@@ -232,7 +234,7 @@ NOT_OURS = (
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("", NOT_OURS),
         ('{"a": 1}\n', NOT_OURS),
@@ -246,14 +248,14 @@ NOT_OURS = (
     ids=range(8),
 )
 def test_a_file_that_is_no_export_is_refused_with_the_line_and_nothing_is_sent(
-    text: str, told: str, run: RunProgram, answering: Answering, tmp_path: Path
+    text: str, expected: str, run: RunProgram, answering: Answering, tmp_path: Path
 ) -> None:
     file = tmp_path / "export.jsonl"
     file.write_text(text)
     agent = answering(store_import=IMPORTED)
 
-    assert run("store", "import", file, "--socket", agent.socket) == (2, "", f"nfq-enforcer: {file}:{told}\n")
-    assert agent.asked == []
+    assert run("store", "import", file, "--socket", agent.socket) == (2, "", f"nfq-enforcer: {file}:{expected}\n")
+    assert agent.calls == []
 
 
 def test_a_file_that_is_not_text_is_refused_with_the_line(run: RunProgram, tmp_path: Path) -> None:
@@ -264,7 +266,11 @@ def test_a_file_that_is_not_text_is_refused_with_the_line(run: RunProgram, tmp_p
 
 
 def test_a_file_that_cannot_be_read_is_refused(run: RunProgram, tmp_path: Path) -> None:
-    assert run("store", "import", tmp_path) == (2, "", f"nfq-enforcer: {tmp_path}: cannot be read: Is a directory\n")
+    assert run("store", "import", tmp_path) == (
+        2,
+        "",
+        f"nfq-enforcer: {tmp_path}: cannot be read: {os.strerror(errno.EISDIR)}\n",
+    )
 
 
 @pytest.mark.parametrize(("options", "grace"), [([], None), (["--grace", "0"], 0), (["--grace", "900"], 900)])
@@ -276,7 +282,7 @@ def test_what_is_not_used_is_removed_after_its_time(
     done = run("store", "gc", *options, "--socket", agent.socket)
 
     assert done == (0, "removed 3 identities, 2 endpoints, 2 nodes (n3, n4)\n", "")
-    assert agent.asked == [{"grace": grace}]
+    assert agent.calls == [{"grace": grace}]
 
 
 def test_that_nothing_was_removed_is_told(run: RunProgram, answering: Answering) -> None:

@@ -10,7 +10,7 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.loader import Documents
-from nfq_enforcer.policy.model import Member, gather, members
+from nfq_enforcer.policy.model import EndpointModel, build_model, model_endpoints
 from nfq_enforcer.policy.rules import PortSet
 
 
@@ -39,12 +39,12 @@ MODE = Enforcement.PER_ENDPOINT
 
 
 def documents(*texts: str) -> Documents:
-    return loader.gather(one.document for one in loader.parse("".join(texts), "f.yaml"))
+    return loader.group_documents(one.document for one in loader.parse("".join(texts), "f.yaml"))
 
 
-def numbered(*texts: str, by: int = 0) -> tuple[Member, ...]:
+def numbered(*texts: str, by: int = 0) -> tuple[EndpointModel, ...]:
     """Return the endpoints of documents, with the derived numbers increased by ``by``."""
-    return tuple(one._replace(identity=Identity(one.identity + by)) for one in members(documents(*texts)))
+    return tuple(one._replace(identity=Identity(one.identity + by)) for one in model_endpoints(documents(*texts)))
 
 
 def made(*texts: str, before: Compilation | None = None, by: int = 0) -> Compilation:
@@ -52,7 +52,7 @@ def made(*texts: str, before: Compilation | None = None, by: int = 0) -> Compila
     ports: dict[Identity, set[PortSet]] = defaultdict(set)
     for one in found:
         ports[one.identity].add(one.ports)
-    numbers = {one.relevant: one.identity for one in found}
+    numbers = {one.identity_labels: one.identity for one in found}
     if before is None:
         return Compilation.fresh(policies, numbers, ports, MODE)
     return before.followed_by(policies, numbers, ports, MODE)
@@ -63,7 +63,7 @@ def contents(compiled: Compilation, *texts: str) -> dict[str, list[tuple[object,
     return {
         one.name: [
             (side.entries, side.enforced, side.enforced_by)
-            for side in compiled.policy.maps_for(one.relevant, one.ports)
+            for side in compiled.policy.maps_for(one.identity_labels, one.ports)
         ]
         for one in numbered(*texts)
     }
@@ -95,12 +95,12 @@ def test_steps_come_to_what_a_fresh_compilation_comes_to(
 
 def test_what_a_change_does_not_touch_stays_the_very_same() -> None:
     before, (web, db) = made(BEFORE), numbered(BEFORE)
-    maps = [before.policy.maps_for(one.relevant, one.ports).ingress for one in (web, db)]
+    maps = [before.policy.maps_for(one.identity_labels, one.ports).ingress for one in (web, db)]
     after = made(BEFORE, ADMIN, AD_TO_WEB, before=before)
 
     assert after.policies[0] is before.policies[0]
-    assert after.policy.maps_for(web.relevant, web.ports).ingress is not maps[0]
-    assert after.policy.maps_for(db.relevant, db.ports).ingress is maps[1]
+    assert after.policy.maps_for(web.identity_labels, web.ports).ingress is not maps[0]
+    assert after.policy.maps_for(db.identity_labels, db.ports).ingress is maps[1]
 
 
 def test_what_says_the_same_as_before_is_the_very_same() -> None:
@@ -127,8 +127,9 @@ def test_numbers_that_move_are_compiled_afresh() -> None:
 
 
 def test_a_cluster_of_documents_has_the_policy_that_they_make() -> None:
-    whole = gather(documents(BEFORE), MODE)
+    whole = build_model(documents(BEFORE), MODE)
 
     assert {
-        one.name: [(side.entries, side.enforced, side.enforced_by) for side in whole.maps(one)] for one in whole.members
+        one.name: [(side.entries, side.enforced, side.enforced_by) for side in whole.maps(one)]
+        for one in whole.endpoints
     } == contents(made(BEFORE), BEFORE)

@@ -9,7 +9,7 @@ from nfq_enforcer.cluster.records import EndpointRecord
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.wire.packet import TCP
-from nfq_enforcer.policy.rules import PortOf
+from nfq_enforcer.policy.rules import NamedPort
 from tests.support.packets import packed
 
 WEB = Identity(300)
@@ -17,7 +17,7 @@ WEB = Identity(300)
 
 def record(number: int, **more: Any) -> EndpointRecord:
     """Return a record with field objects of its own."""
-    labels, ports = Labels.parse({"app": "web"}), frozenset({PortOf("http", TCP, 80)})
+    labels, ports = Labels.parse({"app": "web"}), frozenset({NamedPort("http", TCP, 80)})
     address = packed(f"10.3.0.{number}")
     made = EndpointRecord("shop", f"e{number}", "n2", WEB, (address,), None, labels, "default", ports)
     return made._replace(**more)

@@ -10,7 +10,7 @@ from nfq_enforcer.core.wire.packet import TCP, UDP
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.documents import Endpoint
 from nfq_enforcer.policy.loader import Documents
-from nfq_enforcer.policy.rules import PortOf
+from nfq_enforcer.policy.rules import NamedPort
 from tests.support.packets import packed
 
 PLAIN = """
@@ -40,7 +40,7 @@ spec: {endpointSelector: {}, ingress: [{}]}
 
 
 def documents(*texts: str) -> Documents:
-    return loader.gather(one.document for text in texts for one in loader.parse(text, "x.yaml"))
+    return loader.group_documents(one.document for text in texts for one in loader.parse(text, "x.yaml"))
 
 
 def record(text: str) -> EndpointRecord:
@@ -56,7 +56,7 @@ def test_a_record_has_what_the_document_says() -> None:
     assert (web.full_name, web.node, web.interface, web.account) == ("shop/web", "n2", "veth-web", "tester")
     assert web.addresses == (packed("10.1.0.10"), packed("fd01::10"))
     assert web.labels == Labels.parse({"app": "web", "container:tier": "front", "plain": ""})
-    assert web.ports == {PortOf("http", TCP, 80), PortOf("dns", UDP, 53)}
+    assert web.ports == {NamedPort("http", TCP, 80), NamedPort("dns", UDP, 53)}
 
 
 def test_what_a_document_does_not_say_is_as_ever() -> None:

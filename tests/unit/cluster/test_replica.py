@@ -18,7 +18,7 @@ from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.loader import Documents
-from nfq_enforcer.policy.rules import PortOf
+from nfq_enforcer.policy.rules import NamedPort
 from tests.support.packets import packed
 from tests.support.replicas import replica_of, with_peers
 
@@ -63,7 +63,7 @@ WEB, CLIENT, HERE, OTHER_WEB = map(packed, ("10.1.0.10", "10.2.0.11", "192.168.7
 
 
 def documents(*texts: str) -> Documents:
-    return loader.gather(one.document for text in texts for one in loader.parse(text, "x.yaml"))
+    return loader.group_documents(one.document for text in texts for one in loader.parse(text, "x.yaml"))
 
 
 def snapshot_of(name: str = "n1", *texts: str, enforcement: Enforcement = Enforcement.AUTO) -> tuple[Snapshot, Names]:
@@ -217,7 +217,7 @@ def test_a_snapshot_has_what_the_configuration_says() -> None:
         cluster_networks=(ip_network("10.9.0.0/16"),),
         audit=True,
         allow_localhost=False,
-        believe_ipcache=True,
+        trust_ipcache=True,
     )
 
     snapshot = build(Documents(), settings, 7, {})[0]
@@ -226,14 +226,14 @@ def test_a_snapshot_has_what_the_configuration_says() -> None:
     assert snapshot.cluster_interfaces == {"eth0"}
     assert snapshot.node_addresses == {4: N1.packed, 6: N1_V6.packed}  # the first address of each family
     assert snapshot.ipcache.lookup(packed("10.9.0.9")) == Peer(WORLD, remote=True)
-    assert (snapshot.audit, snapshot.allow_localhost, snapshot.believe_ipcache) == (True, False, True)
+    assert (snapshot.audit, snapshot.allow_localhost, snapshot.trust_ipcache) == (True, False, True)
 
 
 def test_without_settings_a_snapshot_has_the_defaults() -> None:
     snapshot = build(Documents(), NodeSettings("n1"), 1, {})[0]
 
     assert (snapshot.cluster_interfaces, snapshot.node_addresses, len(snapshot.ipcache)) == (frozenset(), {}, 0)
-    assert (snapshot.audit, snapshot.allow_localhost, snapshot.believe_ipcache) == (False, True, False)
+    assert (snapshot.audit, snapshot.allow_localhost, snapshot.trust_ipcache) == (False, True, False)
 
 
 CIDRS = """
@@ -278,7 +278,7 @@ SHOP = "io.kubernetes.pod.namespace"
 A, B, C, STRANGER = Identity(300), Identity(301), Identity(302), Identity(999)
 KINDS = {one: Labels.parse({"app": app, SHOP: "shop"}) for one, app in ((A, "a"), (B, "b"), (C, "c"))}
 X, Y = packed("10.9.0.1"), packed("10.9.0.2")
-NAMED, NAMED_TOO = (frozenset({PortOf("http", TCP, number)}) for number in (80, 8080))
+NAMED, NAMED_TOO = (frozenset({NamedPort("http", TCP, number)}) for number in (80, 8080))
 A_TO_B = """
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy

@@ -2,13 +2,13 @@
 
 import pytest
 
-from nfq_enforcer.core.context import OPENERS, REPLIERS
-from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.identity import WORLD
 from nfq_enforcer.core.tables.conntrack import Flow, Offload
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
 from nfq_enforcer.core.wire.packet import TCP, parse
+from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
 from tests.support.nodes import (
     CLIENT,
     DB,
@@ -193,15 +193,15 @@ class TestTheOpenersNode:
         one.client_sends(udp_answer)
         one.load(**TO_CLIENT)
 
-        assert stamp_of(one.web_sends(udp, OPENERS)) == WEB
-        assert one.client_sends(udp_answer, None, REPLIERS).verdict is OFFLOAD_FLOW
+        assert stamp_of(one.web_sends(udp, FLOW_OPENER)) == WEB
+        assert one.client_sends(udp_answer, None, FLOW_REPLIER).verdict is OFFLOAD_FLOW
 
     def test_that_has_forgotten_the_flow_passes_its_replies_by_the_kernels_record(self, at: Addresses) -> None:
         one = Apart(at, **TO_CLIENT)
 
-        assert accepted(one.client_sends(response, None, REPLIERS))
-        assert stamp_of(one.web_sends(request, OPENERS)) == WEB
-        assert one.client_sends(response, None, REPLIERS).verdict is OFFLOAD_FLOW
+        assert accepted(one.client_sends(response, None, FLOW_REPLIER))
+        assert stamp_of(one.web_sends(request, FLOW_OPENER)) == WEB
+        assert one.client_sends(response, None, FLOW_REPLIER).verdict is OFFLOAD_FLOW
 
 
 class TestTheOtherNode:
@@ -233,27 +233,27 @@ class TestTheOtherNode:
     def test_under_a_new_policy_the_flow_is_judged_by_whom_its_address_belongs_to(self, at: Addresses) -> None:
         one = self._settled(at)
         one.load(ingress={"web": [(OTHER, 0, 0)]})
-        assert refused(one.client_sends(request, None, OPENERS)) is DropReason.POLICY_DENIED
-        assert refused(one.web_sends(response, REPLIERS)) is DropReason.POLICY_DENIED
+        assert refused(one.client_sends(request, None, FLOW_OPENER)) is DropReason.POLICY_DENIED
+        assert refused(one.web_sends(response, FLOW_REPLIER)) is DropReason.POLICY_DENIED
 
         one.load(**FROM_CLIENT)
-        assert stamp_of(one.web_sends(response, REPLIERS)) == WEB
-        assert one.client_sends(request, None, OPENERS).verdict is OFFLOAD_FLOW
+        assert stamp_of(one.web_sends(response, FLOW_REPLIER)) == WEB
+        assert one.client_sends(request, None, FLOW_OPENER).verdict is OFFLOAD_FLOW
 
     def test_whose_endpoint_has_another_identity_now_is_judged_by_that(self, at: Addresses) -> None:
         one = self._settled(at)
         changed = {packed(addresses.client): Peer(OTHER, remote=True) for addresses in FAMILIES}
         one.load(**FROM_CLIENT, ipcache=Ipcache(changed, []))
 
-        assert refused(one.web_sends(response, REPLIERS)) is DropReason.POLICY_DENIED
-        assert refused(one.client_sends(request, None, OPENERS)) is DropReason.POLICY_DENIED
+        assert refused(one.web_sends(response, FLOW_REPLIER)) is DropReason.POLICY_DENIED
+        assert refused(one.client_sends(request, None, FLOW_OPENER)) is DropReason.POLICY_DENIED
 
     def test_whose_endpoint_is_gone_is_judged_as_nobody(self, at: Addresses) -> None:
         one = self._settled(at)
         one.load(**FROM_CLIENT, ipcache=Ipcache({}, []))
 
-        assert refused(one.web_sends(response, REPLIERS)) is DropReason.POLICY_DENIED
-        assert refused(one.client_sends(request, None, OPENERS)) is DropReason.POLICY_DENIED
+        assert refused(one.web_sends(response, FLOW_REPLIER)) is DropReason.POLICY_DENIED
+        assert refused(one.client_sends(request, None, FLOW_OPENER)) is DropReason.POLICY_DENIED
 
     def test_an_opener_behind_a_router_that_hides_it_is_whom_its_flow_has_been_opened_by(self, at: Addresses) -> None:
         one = Apart(at, **FROM_CLIENT)
@@ -263,22 +263,22 @@ class TestTheOtherNode:
 
         assert one.node.forward(hidden[1], ETH0, VETH_WEB).verdict is OFFLOAD_FLOW
         one.load(**FROM_CLIENT)
-        assert accepted(one.node.forward(syn_ack(at.web, at.second_node), VETH_WEB, ETH0, skb=REPLIERS))
-        assert accepted(one.node.forward(hidden[1], ETH0, VETH_WEB, skb=OPENERS))
+        assert accepted(one.node.forward(syn_ack(at.web, at.second_node), VETH_WEB, ETH0, skb=FLOW_REPLIER))
+        assert accepted(one.node.forward(hidden[1], ETH0, VETH_WEB, skb=FLOW_OPENER))
 
     def test_that_has_forgotten_the_flow_finds_it_on_the_kernels_record(self, at: Addresses) -> None:
         one = Apart(at, **FROM_CLIENT)
 
-        found = one.client_sends(request, None, OPENERS)
+        found = one.client_sends(request, None, FLOW_OPENER)
         assert found.verdict is OFFLOAD_FLOW
         assert found.event is None, "it is not new"
-        assert one.web_sends(response, REPLIERS).verdict is OFFLOAD_FLOW
+        assert one.web_sends(response, FLOW_REPLIER).verdict is OFFLOAD_FLOW
 
     def test_a_reply_of_a_forgotten_flow_passes_if_its_opener_may_open_it(self, at: Addresses) -> None:
         one = Apart(at, **FROM_CLIENT | {"egress": {"web": NOBODY}})
 
         assert refused(one.web_sends(response)) is DropReason.POLICY_DENIED
-        assert stamp_of(one.web_sends(udp_answer, REPLIERS)) == WEB
+        assert stamp_of(one.web_sends(udp_answer, FLOW_REPLIER)) == WEB
 
     def test_without_the_kernels_word_an_unstamped_packet_is_the_worlds(self, at: Addresses) -> None:
         one = Apart(at, **FROM_CLIENT)
@@ -288,8 +288,8 @@ class TestTheOtherNode:
     def test_by_its_word_only_who_may_open_the_flow_gets_in(self, at: Addresses) -> None:
         one = Apart(at, ingress={"web": [(OTHER, 0, 0)]})
 
-        assert refused(one.client_sends(request, None, OPENERS)) is DropReason.POLICY_DENIED
-        assert refused(one.client_sends(syn, None, OPENERS)) is DropReason.POLICY_DENIED
+        assert refused(one.client_sends(request, None, FLOW_OPENER)) is DropReason.POLICY_DENIED
+        assert refused(one.client_sends(syn, None, FLOW_OPENER)) is DropReason.POLICY_DENIED
 
     @staticmethod
     def _settled(at: Addresses) -> Apart:
@@ -327,13 +327,13 @@ class TestNever:
         one.world_is_told(syn_ack)
         one.load(ingress={"web": NOBODY})
 
-        assert refused(one.world_asks(request, OPENERS)) is DropReason.POLICY_DENIED
-        assert refused(one.world_is_told(response, REPLIERS)) is DropReason.POLICY_DENIED
+        assert refused(one.world_asks(request, FLOW_OPENER)) is DropReason.POLICY_DENIED
+        assert refused(one.world_is_told(response, FLOW_REPLIER)) is DropReason.POLICY_DENIED
 
     def test_where_every_packet_is_judged(self, at: Addresses) -> None:
         node = Node()
         node.load()
 
         for _ in range(3):
-            assert node.forward(udp(at.world, at.web), WAN0, VETH_WEB, skb=OPENERS).verdict is ACCEPT
-            assert node.forward(udp_answer(at.web, at.world), VETH_WEB, WAN0, skb=REPLIERS).verdict is ACCEPT
+            assert node.forward(udp(at.world, at.web), WAN0, VETH_WEB, skb=FLOW_OPENER).verdict is ACCEPT
+            assert node.forward(udp_answer(at.web, at.world), VETH_WEB, WAN0, skb=FLOW_REPLIER).verdict is ACCEPT

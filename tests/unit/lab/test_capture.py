@@ -1,4 +1,4 @@
-"""Reading a capture back: IP packets and nothing else, and no more than was written."""
+"""Reading of a capture file: IP packets only, and complete records only."""
 
 import struct
 from pathlib import Path

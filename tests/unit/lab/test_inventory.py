@@ -1,5 +1,7 @@
-"""The file of machines: the one for the Vagrantfile is right, and what is wrong with another is said with its place."""
+"""Inventory file: the file for the Vagrantfile is valid, and an error in another file is reported with its position."""
 
+import errno
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,15 @@ def changed(tmp_path: Path, number: int, **change: Any) -> Path:
 def test_the_machines_of_the_vagrantfile_have_the_endpoints_of_the_lab() -> None:
     addresses = {machine.name: machine.ips for machine in inventory.read(SHIPPED).machines}
 
-    assert set(addresses) == set(inventory.PARTS)
+    assert set(addresses) == set(inventory.ROLES)
     behind_veths = [endpoint for endpoint in Topology("x").endpoints if endpoint.interface]
-    assert {one.name: one.addresses for one in behind_veths} == {one.name: addresses[one.name] for one in behind_veths}
+    assert {endpoint.name: endpoint.addresses for endpoint in behind_veths} == {
+        endpoint.name: addresses[endpoint.name] for endpoint in behind_veths
+    }
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         ({"name": "n9"}, r"machines\[0\]\.name: 'n9' is no part of the lab; allowed: n1, n2, n3, front1, .*"),
         ({"name": "n2"}, r"machines\[3\]\.name: 'n2' is named twice; allowed: once\n.*missing: n1; .*"),
@@ -45,24 +49,24 @@ def test_the_machines_of_the_vagrantfile_have_the_endpoints_of_the_lab() -> None
         ({"port": 22}, r"machines\[0\]\.port: unknown field 'port'; did you mean 'ips'\? .*|.*unknown field 'port'.*"),
     ],
 )
-def test_a_mistake_is_said_with_its_place(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_a_mistake_is_said_with_its_place(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     file = changed(tmp_path, 0, **change)
 
     with pytest.raises(BadInput) as refused:
         inventory.read(file)
 
-    assert re.fullmatch(rf"{re.escape(str(file))}:\d+:\d+: {said}", str(refused.value), re.DOTALL)
+    assert re.fullmatch(rf"{re.escape(str(file))}:\d+:\d+: {message}", str(refused.value), re.DOTALL)
 
 
-@pytest.mark.parametrize("text, said", [("", "this has 0"), ("a: 1\n---\nb: 1\n", "this has 2")])
-def test_a_file_of_machines_is_one_document(tmp_path: Path, text: str, said: str) -> None:
+@pytest.mark.parametrize("text, message", [("", "this has 0"), ("a: 1\n---\nb: 1\n", "this has 2")])
+def test_a_file_of_machines_is_one_document(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "machines.yaml"
     file.write_text(text)
 
-    with pytest.raises(BadInput, match=f"a file of machines is one YAML document; {said}"):
+    with pytest.raises(BadInput, match=f"a file of machines is one YAML document; {message}"):
         inventory.read(file)
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"none\.yaml: cannot be read: No such file or directory"):
+    with pytest.raises(BadInput, match=rf"none\.yaml: cannot be read: {re.escape(os.strerror(errno.ENOENT))}"):
         inventory.read(tmp_path / "none.yaml")

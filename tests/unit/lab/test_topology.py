@@ -1,4 +1,4 @@
-"""The lab's plan: names that fit the kernel, addresses that are nobody else's, a way from every host to every other."""
+"""Topology of the lab: names within the kernel's limits, private addresses, a route from every host to every other."""
 
 from ipaddress import ip_network
 from itertools import permutations
@@ -7,30 +7,30 @@ import pytest
 import yaml
 
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.lab.topology import SEGMENT, Address, Machine, Route, Topology
+from nfq_enforcer.lab.topology import SEGMENT, IPAddress, Machine, Route, Topology
 
 LAB = Topology("a1")
 IFNAMSIZ = 15
 
 
-def next_machine(machine: Machine, target: Address) -> str | None:
-    """Return where a machine's best route leads: its own name if the target is its own, None if nowhere."""
+def next_machine(machine: Machine, target: IPAddress) -> str | None:
+    """Return the next machine on the best route to a target, the machine itself for its own address, or None."""
     if any(target == address.ip for interface in machine.interfaces for address in interface.addresses):
         return machine.name
     on_link = [Route(a.network, device=i.name) for i in machine.interfaces for a in i.addresses]
-    ways = [route for route in (*on_link, *machine.routes) if target in route.to]
-    if not ways:
+    routes = [route for route in (*on_link, *machine.routes) if target in route.to]
+    if not routes:
         return None
-    best = max(ways, key=lambda route: route.to.prefixlen)
+    best = max(routes, key=lambda route: route.to.prefixlen)
     return neighbour(machine, best.device, best.via or target)
 
 
-def neighbour(machine: Machine, device: str | None, address: Address) -> str | None:
-    """Return which machine on a device's wire (any device, if none is named) has the address."""
-    wires = [(c.a, c.b) for c in LAB.cables] + [(c.b, c.a) for c in LAB.cables]
-    near = {far[0] for own, far in wires if own[0] == machine.name and device in (own[1], None)}
+def neighbour(machine: Machine, device: str | None, address: IPAddress) -> str | None:
+    """Return the machine with this address on the cable of a device, or of any device for None."""
+    cables = [(c.a, c.b) for c in LAB.cables] + [(c.b, c.a) for c in LAB.cables]
+    near = {far[0] for own, far in cables if own[0] == machine.name and device in (own[1], None)}
     if SEGMENT in near:
-        near |= {far[0] for own, far in wires if own[0] == SEGMENT} - {machine.name}
+        near |= {far[0] for own, far in cables if own[0] == SEGMENT} - {machine.name}
     owners = [name for name in near if any(address == a.ip for i in LAB.machine(name).interfaces for a in i.addresses)]
     assert len(owners) <= 1
     return owners[0] if owners else None
@@ -39,11 +39,11 @@ def neighbour(machine: Machine, device: str | None, address: Address) -> str | N
 @pytest.mark.parametrize("family", [4, 6])
 def test_routes_lead_from_every_host_to_every_other(family: int) -> None:
     for source, target in permutations(LAB.hosts, 2):
-        place: str | None = source
+        machine: str | None = source
         for _ in LAB.hosts:
-            assert place is not None, f"no way from {source} to {target}"
-            place = next_machine(LAB.machine(place), LAB.address(target, family))
-        assert place == target
+            assert machine is not None, f"no route from {source} to {target}"
+            machine = next_machine(LAB.machine(machine), LAB.address(target, family))
+        assert machine == target
 
 
 def test_a_namespace_is_named_after_its_run_and_its_machine() -> None:
@@ -130,7 +130,7 @@ def test_a_machine_attached_later_is_one_more_workload_of_its_node() -> None:
     more = LAB.attach("late", "n1").attach("later", "n1")
 
     assert [str(more.address("later", family)) for family in (4, 6)] == ["10.31.1.13", "fd00:31:1::d"]
-    assert [one.name for one in more.machine("n1").interfaces][-1] == "veth-later"
+    assert [interface.name for interface in more.machine("n1").interfaces][-1] == "veth-later"
     assert {name: more.machine(name) for name in LAB.machines if name != "n1"} == {
         name: machine for name, machine in LAB.machines.items() if name != "n1"
     }
@@ -138,13 +138,13 @@ def test_a_machine_attached_later_is_one_more_workload_of_its_node() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "node", "told"),
+    ("name", "node", "message"),
     [
         ("Late", "n1", "is not a name of a machine"),
         ("front1", "n1", "has a machine .front1. already"),
         ("late", "n4", "has no node .n4.; there are n1, n2, n3"),
     ],
 )
-def test_what_cannot_be_attached_is_said(name: str, node: str, told: str) -> None:
-    with pytest.raises(BadInput, match=told):
+def test_what_cannot_be_attached_is_said(name: str, node: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         LAB.attach(name, node)

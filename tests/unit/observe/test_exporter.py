@@ -1,8 +1,11 @@
-"""The exporter: metrics for whoever asks over HTTP as it should, a clear no for others, and no harm from either."""
+"""Exporter: metrics for a valid HTTP request, an error status for others, and limits for both."""
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
@@ -11,6 +14,7 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe import exporter
 from nfq_enforcer.observe.exporter import Exporter, render
 from nfq_enforcer.observe.metrics import MetricFamily, MetricType, Sample
+from nfq_enforcer.web.server import Limits
 
 FAMILIES = (
     MetricFamily("nfq_enforcer_flows", "Open flows.", MetricType.GAUGE, (Sample(3, {}),)),
@@ -29,9 +33,11 @@ async def read() -> Iterable[MetricFamily]:
     return FAMILIES
 
 
-def serving(client: Callable[[Exporter], Awaitable[bytes]], read: exporter.Read = read) -> bytes:
+def serving(
+    client: Callable[[Exporter], Awaitable[bytes]], read: exporter.Read = read, limits: Limits = exporter.LIMITS
+) -> bytes:
     async def run() -> bytes:
-        served = Exporter("127.0.0.1", 0, read)
+        served = Exporter("127.0.0.1", 0, read, limits)
         await served.start()
         try:
             return await asyncio.wait_for(client(served), 10)
@@ -42,7 +48,7 @@ def serving(client: Callable[[Exporter], Awaitable[bytes]], read: exporter.Read 
 
 
 async def ask(served: Exporter, request: bytes) -> bytes:
-    """Send a request and return the whole answer."""
+    """Send a request and return the whole response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     writer.write(request)
     answer = await reader.read()
@@ -125,10 +131,11 @@ def test_one_scrape_is_read_at_a_time() -> None:
     assert most == 1
 
 
-def test_a_client_that_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "_PATIENCE", 0.01)
+def test_a_client_that_says_nothing_is_hung_up_on(caplog: pytest.LogCaptureFixture) -> None:
+    limits = replace(exporter.LIMITS, time=0.01)
 
-    assert serving(lambda served: ask(served, b"GET /metr")) == b""
+    assert serving(lambda served: ask(served, b"GET /metr"), limits=limits) == b""
+    assert caplog.records == []
 
 
 def test_a_client_that_hangs_up_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
@@ -146,7 +153,7 @@ def test_a_client_that_hangs_up_harms_nobody(caplog: pytest.LogCaptureFixture) -
 def test_those_who_wait_are_hung_up_on_at_the_end() -> None:
     async def until_stopped(served: Exporter) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        assert (await ask(served, SCRAPE)).endswith(TEXT)  # by now the first is being served too
+        assert (await ask(served, SCRAPE)).endswith(TEXT)  # the first connection is accepted by now
         await served.stop()
         left = await reader.read()
         writer.close()
@@ -190,7 +197,7 @@ def test_a_port_that_is_taken_is_one_sentence() -> None:
         return str(caught.value).replace(str(served.port), "PORT").encode()
 
     assert serving(another).decode() == (
-        "cannot serve metrics on 127.0.0.1:PORT: Address already in use; "
+        f"cannot serve metrics on 127.0.0.1:PORT: {os.strerror(errno.EADDRINUSE)}; "
         'choose another metrics.address, or "" for no metrics'
     )
 

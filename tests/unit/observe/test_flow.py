@@ -1,4 +1,4 @@
-"""Flows for readers: JSON with Hubble's names, and one line in Hubble's manner."""
+"""Rendering of flows: JSON with Hubble's names, and one line in Hubble's form."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.cluster.names import End, Ends
-from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, RESERVED, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.conntrack import Opening
@@ -15,7 +15,7 @@ from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.observe import flow
-from nfq_enforcer.observe.flow import Flow, compact, render_lost
+from nfq_enforcer.observe.flow import HubbleFlow, compact, render_lost
 from tests.support.packets import packed
 
 AT = 1_767_225_600.125  # 2026-01-01T00:00:00.125Z
@@ -47,14 +47,14 @@ def opening(
     return Opening(packed(src), packed(dst), proto, *ports, *icmp, False, source, destination)
 
 
-def event(asked: Opening | None = None, **changed: Any) -> FlowEvent:
-    """Return the event of a TCP connection from front1 to back1 that passes; ``changed`` are other fields."""
-    plain = FlowEvent(5.0, FlowVerdict.FORWARDED, None, Direction.INGRESS, asked or opening(), SYN, is_reply=False)
+def event(opened: Opening | None = None, **changed: Any) -> FlowEvent:
+    """Return the event of an allowed TCP connection from front1 to back1; ``changed`` overrides fields."""
+    plain = FlowEvent(5.0, FlowVerdict.FORWARDED, None, Direction.INGRESS, opened or opening(), SYN, is_reply=False)
     return plain._replace(**changed)
 
 
-def dropped(reason: DropReason, asked: Opening | None = None, **changed: Any) -> FlowEvent:
-    return event(asked, verdict=FlowVerdict.DROPPED, reason=reason, **changed)
+def dropped(reason: DropReason, opened: Opening | None = None, **changed: Any) -> FlowEvent:
+    return event(opened, verdict=FlowVerdict.DROPPED, reason=reason, **changed)
 
 
 def unreadable() -> FlowEvent:
@@ -67,19 +67,19 @@ def called(identity: Identity) -> End:
     return End(labels, "shop", NAMES[identity]) if identity in NAMES else End(labels)
 
 
-def render(seen: FlowEvent) -> Flow:
+def render(seen: FlowEvent) -> HubbleFlow:
     names = Ends(called(seen.opening.source), called(seen.opening.destination))
     return flow.render(seen, names, "n1", AT)
 
 
 def line(seen: FlowEvent) -> str:
-    """Return the compact line without its time and node, which another test is about."""
+    """Return the compact line without time and node, which have a test of their own."""
     return compact(render(seen)).removeprefix("Jan 01 00:00:00.125 [n1]: ")
 
 
 @pytest.fixture(autouse=True)
 def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have lines tell the time of day that the tests expect, wherever they run."""
+    """Set the time zone of the expected lines."""
     with monkeypatch.context() as changed:
         changed.setenv("TZ", "UTC")
         time.tzset()
@@ -156,7 +156,7 @@ def test_what_audit_lets_pass_has_the_reason_for_which_it_would_be_dropped() -> 
 
 
 @pytest.mark.parametrize(
-    ("asked", "l4", "summary"),
+    ("opened", "l4", "summary"),
     [
         (opening(proto=UDP, port=53), {"UDP": {"source_port": 40_000, "destination_port": 53}}, "UDP"),
         (opening(proto=SCTP, port=3868), {"SCTP": {"source_port": 40_000, "destination_port": 3868}}, "SCTP"),
@@ -169,8 +169,8 @@ def test_what_audit_lets_pass_has_the_reason_for_which_it_would_be_dropped() -> 
         (opening(proto=47), {"protocol": 47}, "IP protocol 47"),
     ],
 )
-def test_each_protocol_has_its_own_form(asked: Opening, l4: Flow, summary: str) -> None:
-    seen = render(event(asked, tcp_flags=0))
+def test_each_protocol_has_its_own_form(opened: Opening, l4: HubbleFlow, summary: str) -> None:
+    seen = render(event(opened, tcp_flags=0))
 
     assert (seen["l4"], seen["Summary"]) == (l4, summary)
 

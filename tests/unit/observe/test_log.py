@@ -1,4 +1,4 @@
-"""The flow log: it keeps the last flows, and gives new ones to whoever follows without ever waiting for them."""
+"""Flow log: keeps the last flows, and gives new ones to followers without waiting for them."""
 
 import asyncio
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def test_a_list_of_the_last_flows_stays_as_it_is() -> None:
 
 
 class Packs:
-    """Packs of numbers that follow each other, and how many have been opened."""
+    """Packs of consecutive numbers, and the number of unpacked ones."""
 
     def __init__(self, flows: FlowLog[int]) -> None:
         self.opened = 0

@@ -1,12 +1,13 @@
-"""Metrics: what the agent's status says, by the names and in the units that a user of Prometheus expects."""
+"""Metrics: values of the agent's status, with Prometheus' conventions for names and units."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
 
 from nfq_enforcer.core.verdict import DropReason
-from nfq_enforcer.observe.metrics import MetricType, families
+from nfq_enforcer.observe.metrics import MetricFamily, MetricType, families
+from nfq_enforcer.observe.status import AgentStatus, NodeReport
 
 WORKER: dict[str, Any] = {
     **{
@@ -33,17 +34,27 @@ WORKER: dict[str, Any] = {
 STATUS: dict[str, Any] = {
     "version": "0.1",
     "node": "n1",
+    "addresses": ["10.0.0.1"],
+    "cluster_interfaces": ["eth0"],
     "since": "2026-01-01T00:00:00Z",
+    "enforcement": "auto",
+    "audit": False,
+    "fail": "closed",
+    "datapath": "per-packet",
+    "families": ["IPv4", "IPv6"],
     "revision": 7,
+    "compilations": 3,
     "documents": {"policies": 2, "endpoints": 9},
     "refused": None,
     "endpoints": 4,
     "identities": 5,
+    "store": None,
     "worker": WORKER,
     "workers": [
         {**WORKER, "queues": [100, 102, 104], "accepted": 60, "dropped": 5, "flows": 8, "restarts": 2},
         {**WORKER, "queues": [101, 103, 105], "accepted": 30, "dropped": 0, "flows": 4, "restarts": 0, "pid": None},
     ],
+    "log": {"seen": 15},
 }
 STORE: dict[str, Any] = {
     "store": "redis://10.0.0.1:6379/0",
@@ -68,14 +79,18 @@ STORE: dict[str, Any] = {
 }
 
 
-def values(status: Mapping[str, Any], nodes: tuple[Mapping[str, Any], ...] = ()) -> dict[str, float]:
-    """Return every value by its name and labels as they are written in a query."""
+def read(status: Mapping[str, Any]) -> list[MetricFamily]:
+    return families(AgentStatus.from_json(status))
+
+
+def values(status: Mapping[str, Any], nodes: Iterable[NodeReport] = ()) -> dict[str, float]:
+    """Return every value by its name and labels, in the syntax of a query."""
     return {
         family.name
         + (f"{{{','.join(f'{key}={label}' for key, label in sample.labels.items())}}}" * bool(sample.labels)): (
             sample.value
         )
-        for family in families(status, nodes)
+        for family in families(AgentStatus.from_json(status), nodes)
         for sample in family.samples
     }
 
@@ -113,11 +128,11 @@ def test_packets_are_told_by_verdict_and_drops_by_reason() -> None:
 
 
 def test_of_each_worker_is_told_whether_it_is_there_and_how_much_it_has_to_do() -> None:
-    told = {
+    metrics = {
         name.removeprefix("nfq_enforcer_worker_"): value for name, value in values(STATUS).items() if "{worker" in name
     }
 
-    assert told == {
+    assert metrics == {
         "up{worker=0}": 1,
         "up{worker=1}": 0,
         "restarts_total{worker=0}": 2,
@@ -130,11 +145,11 @@ def test_of_each_worker_is_told_whether_it_is_there_and_how_much_it_has_to_do() 
 
 
 def test_every_reason_is_there_before_it_has_first_been_counted() -> None:
-    told = [
-        sample.labels["reason"] for family in families(STATUS) if "drops" in family.name for sample in family.samples
+    metrics = [
+        sample.labels["reason"] for family in read(STATUS) if "drops" in family.name for sample in family.samples
     ]
 
-    assert told == [str(reason) for reason in DropReason]
+    assert metrics == [str(reason) for reason in DropReason]
 
 
 def test_what_is_out_of_the_ordinary_is_told() -> None:
@@ -149,9 +164,9 @@ def test_without_a_store_nothing_is_told_of_one(status: dict[str, Any]) -> None:
 
 
 def test_a_store_that_is_reached_is_told() -> None:
-    told = {name: value for name, value in values(STATUS | {"store": STORE}).items() if "_store_" in name}
+    metrics = {name: value for name, value in values(STATUS | {"store": STORE}).items() if "_store_" in name}
 
-    assert told == {
+    assert metrics == {
         "nfq_enforcer_store_connected": 1,
         "nfq_enforcer_store_unreachable_since_timestamp_seconds": 0,
         "nfq_enforcer_store_commands_total": 1234,
@@ -175,26 +190,31 @@ def test_of_a_store_that_is_not_reached_it_is_told_since_when_and_what_is_not_kn
         "lag_ms": {"p50": None, "p99": 2},
     }
 
-    told = {name: value for name, value in values(STATUS | {"store": store}).items() if "_store_" in name}
+    metrics = {name: value for name, value in values(STATUS | {"store": store}).items() if "_store_" in name}
 
-    assert told == {
+    assert metrics == {
         "nfq_enforcer_store_connected": 0,
         "nfq_enforcer_store_unreachable_since_timestamp_seconds": 1767225601,
         "nfq_enforcer_store_lag_seconds{quantile=0.99}": 0.002,
     }
 
 
-def test_nodes_are_told_live_or_not() -> None:
-    told = values(STATUS, ({"name": "n1", "live": True}, {"name": "n2", "live": False}))
+def node(name: str, *, live: bool | None) -> NodeReport:
+    return NodeReport(name, ["10.0.0.1"], live, None, None, "0.1", "per-packet", 2)
 
-    assert (told["nfq_enforcer_node_live{node=n1}"], told["nfq_enforcer_node_live{node=n2}"]) == (1, 0)
+
+def test_nodes_are_told_live_or_not() -> None:
+    metrics = values(STATUS, (node("n1", live=True), node("n2", live=False), node("n3", live=None)))
+
+    assert "nfq_enforcer_node_live{node=n3}" not in metrics
+    assert (metrics["nfq_enforcer_node_live{node=n1}"], metrics["nfq_enforcer_node_live{node=n2}"]) == (1, 0)
 
 
 def test_what_only_grows_is_a_counter_and_named_so() -> None:
-    told = families(STATUS | {"store": STORE})
+    metrics = read(STATUS | {"store": STORE})
 
-    assert {family.name for family in told if family.sort is MetricType.COUNTER} == {
-        family.name for family in told if family.name.endswith("_total")
+    assert {family.name for family in metrics if family.sort is MetricType.COUNTER} == {
+        family.name for family in metrics if family.name.endswith("_total")
     }
-    assert all(family.help and family.samples for family in told)
-    assert len({family.name for family in told}) == len(told)
+    assert all(family.help and family.samples for family in metrics)
+    assert len({family.name for family in metrics}) == len(metrics)

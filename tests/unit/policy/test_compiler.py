@@ -1,4 +1,4 @@
-"""What a rule opens, what it closes, and for whom, in each mode of enforcement."""
+"""Compilation: the entries and the default deny of policy maps, in each enforcement mode, and after changes."""
 
 import pytest
 import yaml
@@ -9,7 +9,7 @@ from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, CiliumPolicy
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
-from nfq_enforcer.policy.rules import PortOf
+from nfq_enforcer.policy.rules import NamedPort
 
 
 def labels(app: str, namespace: str = "default") -> Labels:
@@ -48,7 +48,7 @@ def maps(*policies: CiliumPolicy, mode: Enforcement = Enforcement.AUTO, of: Labe
 
 
 def opened(entry: str) -> set[tuple[int, int, int]]:
-    """Return what one entry of ``ingress`` opens to the database."""
+    """Return the policy keys that one entry of ``ingress`` allows to the database."""
     spec = f"{{endpointSelector: {{matchLabels: {{app: db}}}}, ingress: [{entry}]}}"
     found = maps(policy(spec)).ingress
     assert found.enforced
@@ -62,11 +62,11 @@ def ref(number: int = 0, direction: Direction = Direction.INGRESS, name: str = "
 @pytest.mark.parametrize(
     "entry",
     [
-        "{}",  # default deny: closes, opens nothing
+        "{}",  # default deny: isolates and allows nothing
         "{toPorts: []}",
-        "{fromEndpoints: []}",  # nobody, with ports or without
+        "{fromEndpoints: []}",  # no peer, with ports or without
         "{fromEndpoints: [], toPorts: [{ports: [{port: '80'}]}]}",
-        "{fromEndpoints: [{}], toPorts: [{}]}",  # an entry without ports opens none, as upstream
+        "{fromEndpoints: [{}], toPorts: [{}]}",  # an entry without ports allows none, as upstream
         "{fromEndpoints: [{}], toPorts: [{ports: []}]}",
         "{fromEndpoints: [{matchLabels: {app: nobody}}]}",
     ],
@@ -199,18 +199,18 @@ def test_endpoints_under_one_rule_share_its_entries() -> None:
 
 FOR_WEB = policy("{endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{}]}]}", "w")
 KINDS = (WEB, DB, FAR)
-HTTP, HTTP_TOO = (frozenset((PortOf("http", TCP, number),)) for number in (80, 8080))
+HTTP, HTTP_TOO = (frozenset((NamedPort("http", TCP, number),)) for number in (80, 8080))
 
 
 def compiled(*policies: CiliumPolicy, mode: Enforcement = Enforcement.PER_ENDPOINT) -> Policy:
-    """Return a policy whose maps have been asked for, so that they can be taken over."""
+    """Return a policy with its maps compiled, so that the next policy can reuse them."""
     made = compile_policy(policies, IDENTITIES, mode)
     assert all(made.maps_for(kind) for kind in KINDS)
     return made
 
 
 def same(before: Policy, after: Policy) -> set[tuple[Labels, Direction]]:
-    """Return the sides whose map is the very object of before."""
+    """Return the sides with the same policy map object as before."""
     return {
         (kind, direction)
         for kind in KINDS
@@ -254,7 +254,7 @@ def test_endpoints_of_one_identity_that_name_other_ports_are_told_apart_when_the
     rule = policy("{endpointSelector: {}, egress: [{toPorts: [{ports: [{port: http, protocol: TCP}]}]}]}")
     one = compiled(rule).with_identity(WEB, Identity(300), [HTTP])
     both = one.with_identity(WEB, Identity(300), [HTTP, HTTP_TOO])
-    sites = both.numbers.sites
+    sites = both.local_identities.by_port_set
 
     assert set(one.maps_for(DB).egress.entries) == {(300, TCP, 80, PORT_BITS)}
     assert set(both.maps_for(DB).egress.entries) == {
@@ -307,7 +307,10 @@ def test_rules_are_named_in_the_order_of_documents_however_they_came() -> None:
     first, second, third = (policy(spec, name) for name in "abc")
     before = compiled(first, third)
 
-    for documents in ([first, second, third], [third, first, second]):  # one between, and another order
+    for documents in (
+        [first, second, third],
+        [third, first, second],
+    ):  # a document added in the middle, then another order
         found = before.with_documents(documents).maps_for(DB).ingress
         refs = tuple(ref(name=one.name) for one in documents)
         assert found.entries == {PolicyKey(Identity(300), 0, 0, 0): PolicyEntry(refs)}
@@ -321,13 +324,13 @@ def test_a_prefix_that_comes_is_cut_out_of_those_that_contain_it() -> None:
 
     after = before.with_documents([wide, narrow])
 
-    cut, whole = sorted(after.numbers.cidrs.items(), key=lambda one: -one[0].prefixlen)
+    cut, whole = sorted(after.local_identities.by_cidr.items(), key=lambda one: -one[0].prefixlen)
     assert set(after.maps_for(DB).egress.entries) - set(before.maps_for(DB).egress.entries) == {(cut[1], 0, 0, 0)}
     assert after.maps_for(DB).egress.entries[PolicyKey(cut[1], 0, 0, 0)].allowed_by == tuple(
         ref(number, Direction.EGRESS) for number in range(2)
     )
     assert after.with_documents([wide]).maps_for(DB).egress.entries == before.maps_for(DB).egress.entries
-    assert whole[1] == before.numbers.cidrs[whole[0]]
+    assert whole[1] == before.local_identities.by_cidr[whole[0]]
 
 
 def test_prefixes_whose_numbers_meet_are_told_apart_when_the_second_comes() -> None:
@@ -340,7 +343,7 @@ def test_prefixes_whose_numbers_meet_are_told_apart_when_the_second_comes() -> N
     after = before.with_documents([one, other])
 
     fresh = compiled(one, other)
-    assert set(before.numbers.cidrs.values()) < set(after.numbers.cidrs.values())
+    assert set(before.local_identities.by_cidr.values()) < set(after.local_identities.by_cidr.values())
     assert after.maps_for(DB).egress.entries == fresh.maps_for(DB).egress.entries
     assert after.maps_for(DB).egress.entries != before.maps_for(DB).egress.entries
 

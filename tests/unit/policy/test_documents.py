@@ -1,4 +1,4 @@
-"""What a document may hold, and what a user reads about one that is wrong: where, which field, what is allowed."""
+"""The fields of documents, and the error messages of invalid ones: the place, the field and the allowed values."""
 
 from ipaddress import ip_address
 

@@ -1,4 +1,4 @@
-"""Which documents an agent may take: what is understood but not enforced yet is refused, with the reason."""
+"""Check of enforceability: a policy that is parsed but not enforced yet is refused, with the reason."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Explanations: each rule in words, and the words agree with what the compiled maps decide."""
+"""Explanations: the text about each rule, and its agreement with the verdict of the compiled maps."""
 
 import json
 from itertools import product
@@ -9,11 +9,11 @@ import pytest
 from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import SideTrace, Trace, trace
-from nfq_enforcer.policy.loader import gather, load, parse
-from nfq_enforcer.policy.ports import Question
+from nfq_enforcer.policy.loader import group_documents, load, parse
+from nfq_enforcer.policy.ports import TrafficSpec
 from nfq_enforcer.policy.simulation import Simulation
 
-HTTP = Question(6, 80)
+HTTP = TrafficSpec(6, 80)
 POLICIES = Path(__file__).parents[3] / "policies"
 
 ENDPOINTS = """
@@ -35,17 +35,17 @@ def simulate(spec: str) -> Simulation:
         "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n"
         f"spec: {{endpointSelector: {{matchLabels: {{app: db}}}}, {spec}}}\n"
     )
-    return Simulation(gather(one.document for one in parse(document + ENDPOINTS, "f")))
+    return Simulation(group_documents(one.document for one in parse(document + ENDPOINTS, "f")))
 
 
-def explain(spec: str, question: Question = HTTP, source: str = "default/web") -> Trace:
+def trace_to_db(spec: str, traffic: TrafficSpec = HTTP, source: str = "default/web") -> Trace:
     simulation = simulate(spec)
-    return trace(simulation, simulation.pair(source, "default/db"), question)
+    return trace(simulation, simulation.pair(source, "default/db"), traffic)
 
 
-def said(spec: str, question: Question = HTTP, source: str = "default/web") -> str:
-    (only,) = explain(spec, question, source).ingress.considered
-    return only.words
+def explanation_of(spec: str, traffic: TrafficSpec = HTTP, source: str = "default/web") -> str:
+    (only,) = trace_to_db(spec, traffic, source).ingress.rules
+    return only.explanation
 
 
 def from_(labels: str) -> str:
@@ -95,31 +95,33 @@ def from_(labels: str) -> str:
     ],
 )
 def test_a_rule_in_words(spec: str, words: str) -> None:
-    assert said(spec) == words
+    assert explanation_of(spec) == words
 
 
 def test_a_rule_that_selects_somebody_else_names_the_label() -> None:
     simulation = simulate("ingress: [{}]")
 
-    found = trace(simulation, simulation.pair("default/db", "default/web"), Question(6, 80))
+    found = trace(simulation, simulation.pair("default/db", "default/web"), TrafficSpec(6, 80))
 
-    assert found.ingress.considered[0].words == "does not select default/web: wants app=db, and it has k8s:app=web"
+    assert found.ingress.rules[0].explanation == "does not select default/web: wants app=db, and it has k8s:app=web"
 
 
 def test_a_label_of_another_source_is_shown_as_what_is_there() -> None:
     simulation = simulate(from_("matchLabels: {'k8s:tier': back}"))
 
-    found = trace(simulation, simulation.pair("default/db", "default/db"), Question(6, 80))
+    found = trace(simulation, simulation.pair("default/db", "default/db"), TrafficSpec(6, 80))
 
-    assert (found.ingress.considered, found.ingress.words) == ((), "default/db has no policy of its own")
-    assert found.answer.reason == "an endpoint cannot be cut off from itself"
+    assert (found.ingress.rules, found.ingress.explanation) == ((), "default/db has no policy of its own")
+    assert found.result.reason == "an endpoint cannot be cut off from itself"
 
 
 def test_an_address_outside_is_held_against_prefixes() -> None:
     spec = "ingress: [{fromCIDR: [192.0.2.0/24]}]"
 
-    assert said(spec, source="ip:192.0.2.9") == "allows 80/TCP from 192.0.2.9"
-    assert said(spec, source="ip:192.0.3.9") == ("192.0.3.9 is none of its peers: wants an address in 192.0.2.0/24")
+    assert explanation_of(spec, source="ip:192.0.2.9") == "allows 80/TCP from 192.0.2.9"
+    assert explanation_of(spec, source="ip:192.0.3.9") == (
+        "192.0.3.9 is none of its peers: wants an address in 192.0.2.0/24"
+    )
 
 
 def test_requests_in_words() -> None:
@@ -128,9 +130,11 @@ def test_requests_in_words() -> None:
     spec = f"ingress: [{{toPorts: [{{{port}, rules: {{http: {rules}}}}}]}}]"
 
     refused = "lets only requests pass that are GET /a or any method any path at h with X-A: 1 with X-B"
-    assert said(spec, Question(6, 80, HttpRequest("GET", "/b"))) == refused
-    assert said(spec, Question(6, 80, HttpRequest("GET", "/a"))) == "allows GET /a on 80/TCP from default/web"
-    assert said(spec) == "allows 80/TCP from default/web"
+    assert explanation_of(spec, TrafficSpec(6, 80, HttpRequest("GET", "/b"))) == refused
+    assert (
+        explanation_of(spec, TrafficSpec(6, 80, HttpRequest("GET", "/a"))) == "allows GET /a on 80/TCP from default/web"
+    )
+    assert explanation_of(spec) == "allows 80/TCP from default/web"
 
 
 def test_dns_names_in_words() -> None:
@@ -138,18 +142,18 @@ def test_dns_names_in_words() -> None:
         "egress: [{toPorts: [{ports: [{port: '53', protocol: TCP}], rules: {dns: [{matchName: a.example}]}}]}]"
     )
 
-    question = Question(6, 53, HttpRequest("GET", "/"))
-    found = trace(simulation, simulation.pair("default/db", "default/web"), question)
+    traffic = TrafficSpec(6, 53, HttpRequest("GET", "/"))
+    found = trace(simulation, simulation.pair("default/db", "default/web"), traffic)
 
-    assert found.egress.considered[0].words.startswith("lets only requests pass that are DNS queries for ")
+    assert found.egress.rules[0].explanation.startswith("lets only requests pass that are DNS queries for ")
 
 
 def test_the_deciding_rule_is_marked_and_what_it_beats_is_not() -> None:
     spec = "ingress: [{fromEntities: [all]}, {}], ingressDeny: [{fromEndpoints: [{}]}]"
 
-    found = explain(spec).ingress
+    found = trace_to_db(spec).ingress
 
-    assert [(str(one.rule), one.fits, one.decides) for one in found.considered] == [
+    assert [(str(one.rule), one.matches, one.decides) for one in found.rules] == [
         ("default/p ingress[0]", True, False),
         ("default/p ingress[1]", False, False),
         ("default/p ingressDeny[0]", True, True),
@@ -157,7 +161,7 @@ def test_the_deciding_rule_is_marked_and_what_it_beats_is_not() -> None:
 
 
 def test_a_trace_is_data_for_other_tools() -> None:
-    assert json.loads(json.dumps(explain("ingress: [{fromEntities: [cluster]}]").as_data())) == {
+    assert json.loads(json.dumps(trace_to_db("ingress: [{fromEntities: [cluster]}]").as_data())) == {
         "from": "default/web",
         "to": "default/db",
         "asked": "80/TCP",
@@ -180,27 +184,27 @@ def test_a_trace_is_data_for_other_tools() -> None:
 
 
 QUESTIONS = (
-    *(Question(6, port) for port in (21, 22, 23, 53, 80, 443, 5432, 8000, 9100, 9187, 30000, 30100)),
-    Question(17, 53),
-    Question(1, 8),
-    Question(6, 80, HttpRequest("GET", "/userdata/1")),
-    Question(6, 80, HttpRequest("GET", "/")),
+    *(TrafficSpec(6, port) for port in (21, 22, 23, 53, 80, 443, 5432, 8000, 9100, 9187, 30000, 30100)),
+    TrafficSpec(17, 53),
+    TrafficSpec(1, 8),
+    TrafficSpec(6, 80, HttpRequest("GET", "/userdata/1")),
+    TrafficSpec(6, 80, HttpRequest("GET", "/")),
 )
 OUTSIDE = ("reserved:world", "reserved:host", "ip:203.0.113.1", "ip:198.51.100.7", "ip:198.51.100.200")
 
 
-def agrees(side: SideTrace, question: Question) -> bool:
-    """Say whether what the words call fitting is what the map has decided by."""
-    policy, outcome = side.facing.policy, side.facing.outcome(question)
+def agrees(side: SideTrace, traffic: TrafficSpec) -> bool:
+    """Return whether the rules that match by their explanations are the rules that the policy map decided by."""
+    policy, outcome = side.side.policy, side.side.lookup(traffic)
     if policy is None or outcome is None:
-        return not side.considered
-    fitting = {one.rule for one in side.considered if one.fits}
+        return not side.rules
+    fitting = {one.rule for one in side.rules if one.matches}
     denying = {rule for rule in fitting if rule.deny}
     if denying or outcome.denied:
-        return denying == set(outcome.rules) and not side.side.allowed
-    if not policy.enforced or side.facing.excused:
-        return side.side.allowed
-    return set(side.side.rules) <= fitting and side.side.allowed is bool(fitting)
+        return denying == set(outcome.rules) and not side.result.allowed
+    if not policy.enforced or side.side.exemption:
+        return side.result.allowed
+    return set(side.result.rules) <= fitting and side.result.allowed is bool(fitting)
 
 
 @pytest.mark.parametrize("mode", [Enforcement.AUTO, Enforcement.PER_ENDPOINT, Enforcement.ALWAYS])
@@ -212,7 +216,7 @@ def test_words_and_maps_agree(example: Path, mode: Enforcement) -> None:
 
     for source, target in product((*simulation.endpoints, *OUTSIDE), repeat=2):
         pair = simulation.pair(source, target)
-        for question in QUESTIONS:
-            found = trace(simulation, pair, question)
-            assert agrees(found.egress, question), (source, target, str(question))
-            assert agrees(found.ingress, question), (source, target, str(question))
+        for traffic in QUESTIONS:
+            found = trace(simulation, pair, traffic)
+            assert agrees(found.egress, traffic), (source, target, str(traffic))
+            assert agrees(found.ingress, traffic), (source, target, str(traffic))

@@ -1,8 +1,8 @@
-"""What NetworkPolicies mean, point by point, where they differ from Cilium's above all."""
+"""Semantics of NetworkPolicies, rule by rule, above all their differences from Cilium policies."""
 
 import pytest
 
-from tests.support.clusters import CILIUM, DB, EVERYBODY, PLAIN, WEB, World
+from tests.support.clusters import ALL_PEERS, CILIUM, DB, PLAIN, WEB, PolicyCluster
 
 NOBODY, ALL = [False] * 5, [True] * 5
 
@@ -15,13 +15,17 @@ def policy(rest: str, selector: str = DB) -> str:
     "entry", ["{}", "{from: []}", "{from: null}", "{ports: []}", "{ports: [{port: 80}]}", "{ports: [{}]}"]
 )
 def test_an_entry_without_peers_is_for_anyone(entry: str) -> None:
-    assert World(policy(f"ingress: [{entry}]")).into(*EVERYBODY) == ALL
+    assert PolicyCluster(policy(f"ingress: [{entry}]")).ingress_allowed(*ALL_PEERS) == ALL
 
 
 def test_an_entry_without_ports_opens_all_of_them_and_icmp() -> None:
-    world = World(policy("ingress: [{}]"))
+    cluster = PolicyCluster(policy("ingress: [{}]"))
 
-    assert [world.into("shop/web", port=port)[0] for port in ("1/UDP", "9/SCTP", "8/ICMP")] == [True, True, True]
+    assert [cluster.ingress_allowed("shop/web", port=port)[0] for port in ("1/UDP", "9/SCTP", "8/ICMP")] == [
+        True,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -38,16 +42,19 @@ def test_an_entry_without_ports_opens_all_of_them_and_icmp() -> None:
     ],
 )
 def test_a_policy_closes_the_directions_of_its_types(rest: str, closed: tuple[bool, bool]) -> None:
-    world = World(policy(rest))
+    cluster = PolicyCluster(policy(rest))
 
-    assert (world.ingress().enforced, world.egress().enforced) == closed
-    assert not world.ingress("shop/web").enforced
+    assert (cluster.ingress().enforced, cluster.egress().enforced) == closed
+    assert not cluster.ingress("shop/web").enforced
 
 
 def test_a_policy_without_entries_is_named_as_what_closes() -> None:
-    world = World(policy("policyTypes: [Ingress]"))
+    cluster = PolicyCluster(policy("policyTypes: [Ingress]"))
 
-    assert (world.into(*EVERYBODY), [str(rule) for rule in world.ingress().enforced_by]) == (NOBODY, ["shop/n ingress"])
+    assert (cluster.ingress_allowed(*ALL_PEERS), [str(rule) for rule in cluster.ingress().enforced_by]) == (
+        NOBODY,
+        ["shop/n ingress"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,82 +72,102 @@ def test_a_policy_without_entries_is_named_as_what_closes() -> None:
         (
             "{podSelector: {matchExpressions: [{key: kind, operator: Exists}]}}",
             NOBODY,
-        ),  # container:kind is none of ours
+        ),  # container:kind has another label source
     ],
 )
 def test_a_peer_is_pods_of_namespaces_and_never_world_or_host(peer: str, allowed: list[bool]) -> None:
-    assert World(policy(f"ingress: [{{from: [{peer}]}}]")).into(*EVERYBODY) == allowed
-    assert World(policy(f"egress: [{{to: [{peer}]}}]")).out(*EVERYBODY) == allowed
+    assert PolicyCluster(policy(f"ingress: [{{from: [{peer}]}}]")).ingress_allowed(*ALL_PEERS) == allowed
+    assert PolicyCluster(policy(f"egress: [{{to: [{peer}]}}]")).egress_allowed(*ALL_PEERS) == allowed
 
 
 def test_peers_of_a_list_add_up() -> None:
-    world = World(policy(f"ingress: [{{from: [{{podSelector: {WEB}}}, {{ipBlock: {{cidr: 198.51.100.0/24}}}}]}}]"))
+    cluster = PolicyCluster(
+        policy(f"ingress: [{{from: [{{podSelector: {WEB}}}, {{ipBlock: {{cidr: 198.51.100.0/24}}}}]}}]")
+    )
 
-    assert world.into(*EVERYBODY) == [True, False, True, False, False]
+    assert cluster.ingress_allowed(*ALL_PEERS) == [True, False, True, False, False]
 
 
 def test_an_ip_block_is_addresses_whoever_has_them() -> None:
-    world = World(policy("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/24]}}]}]"))
+    cluster = PolicyCluster(policy("ingress: [{from: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/24]}}]}]"))
 
-    assert world.into("10.9.9.9", "far/web", "shop/web", "198.51.100.7") == [True, True, False, False]
-    assert world.into("fd01::1") == [False]  # the other address of far/web
+    assert cluster.ingress_allowed("10.9.9.9", "far/web", "shop/web", "198.51.100.7") == [True, True, False, False]
+    assert cluster.ingress_allowed("fd01::1") == [False]  # the other address of far/web
 
 
 def test_an_ip_block_of_one_address_tells_endpoints_of_one_identity_apart() -> None:
-    world = World(policy("egress: [{to: [{ipBlock: {cidr: 10.0.0.3/32}}]}]"))
+    cluster = PolicyCluster(policy("egress: [{to: [{ipBlock: {cidr: 10.0.0.3/32}}]}]"))
 
-    assert world.out("shop/twin1", "shop/twin2") == [True, False]
+    assert cluster.egress_allowed("shop/twin1", "shop/twin2") == [True, False]
 
 
 def test_a_hole_is_no_deny() -> None:
     block = "{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.1/32]}}"
 
-    assert World(policy(f"egress: [{{to: [{block}]}}]")).out("shop/web") == [False]
-    assert World(policy(f"egress: [{{to: [{block}, {{podSelector: {WEB}}}]}}]")).out("shop/web") == [True]
-    assert World(policy(f"egress: [{{to: [{block}, {{ipBlock: {{cidr: 10.0.0.0/31}}}}]}}]")).out("shop/web") == [True]
+    assert PolicyCluster(policy(f"egress: [{{to: [{block}]}}]")).egress_allowed("shop/web") == [False]
+    assert PolicyCluster(policy(f"egress: [{{to: [{block}, {{podSelector: {WEB}}}]}}]")).egress_allowed("shop/web") == [
+        True
+    ]
+    assert PolicyCluster(policy(f"egress: [{{to: [{block}, {{ipBlock: {{cidr: 10.0.0.0/31}}}}]}}]")).egress_allowed(
+        "shop/web"
+    ) == [True]
 
 
 def test_an_ip_block_and_a_cidr_of_cilium_keep_their_meanings_side_by_side() -> None:
     cilium = f"{CILIUM}{{endpointSelector: {DB}, egress: [{{toCIDR: [10.1.0.0/16]}}]}}"
-    world = World(policy("egress: [{to: [{ipBlock: {cidr: 10.0.0.0/16}}]}]"), cilium)
+    cluster = PolicyCluster(policy("egress: [{to: [{ipBlock: {cidr: 10.0.0.0/16}}]}]"), cilium)
 
-    assert world.out("shop/web", "far/web", "10.0.9.9", "10.1.9.9") == [True, False, True, True]
+    assert cluster.egress_allowed("shop/web", "far/web", "10.0.9.9", "10.1.9.9") == [True, False, True, True]
 
 
 def test_a_port_is_of_tcp_unless_it_says_otherwise() -> None:
-    world = World(policy("ingress: [{ports: [{port: 80}, {protocol: UDP}]}]"))
+    cluster = PolicyCluster(policy("ingress: [{ports: [{port: 80}, {protocol: UDP}]}]"))
 
     asked = ("80/TCP", "80/UDP", "1/UDP", "80/SCTP", "81/TCP", "8/ICMP")
-    assert [world.into("shop/web", port=port)[0] for port in asked] == [True, True, True, False, False, False]
+    assert [cluster.ingress_allowed("shop/web", port=port)[0] for port in asked] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_range_has_both_its_ends() -> None:
-    world = World(policy("ingress: [{ports: [{port: 80, endPort: 90}]}]"))
+    cluster = PolicyCluster(policy("ingress: [{ports: [{port: 80, endPort: 90}]}]"))
 
-    assert [world.into("shop/web", port=f"{port}/TCP")[0] for port in (79, 80, 90, 91)] == [False, True, True, False]
+    assert [cluster.ingress_allowed("shop/web", port=f"{port}/TCP")[0] for port in (79, 80, 90, 91)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_named_port_is_the_destinations() -> None:
-    inward = World(policy("ingress: [{ports: [{port: http}]}]", "{}"))
-    outward = World(policy("egress: [{ports: [{port: http}]}]", "{}"))
+    inward = PolicyCluster(policy("ingress: [{ports: [{port: http}]}]", "{}"))
+    outward = PolicyCluster(policy("egress: [{ports: [{port: http}]}]", "{}"))
 
-    assert inward.into("shop/web", port="81/TCP", of="shop/twin1") == [True]
-    assert inward.into("shop/web", port="80/TCP", of="shop/twin1") == [False]  # the client's own is not meant
-    assert outward.out("shop/twin1", "shop/twin2", "198.51.100.7", port="82/TCP") == [False, True, False]
+    assert inward.ingress_allowed("shop/web", port="81/TCP", of="shop/twin1") == [True]
+    assert inward.ingress_allowed("shop/web", port="80/TCP", of="shop/twin1") == [
+        False
+    ]  # the client's port of this name does not count
+    assert outward.egress_allowed("shop/twin1", "shop/twin2", "198.51.100.7", port="82/TCP") == [False, True, False]
 
 
 def test_from_an_address_a_named_port_is_the_destinations_too_and_toward_a_mere_address_there_is_none() -> None:
     block = "{ipBlock: {cidr: 0.0.0.0/0}}"
-    inward = World(policy(f"ingress: [{{from: [{block}], ports: [{{port: http}}]}}]", "{}"))
-    outward = World(policy(f"egress: [{{to: [{block}], ports: [{{port: http}}]}}]", "{}"))
+    inward = PolicyCluster(policy(f"ingress: [{{from: [{block}], ports: [{{port: http}}]}}]", "{}"))
+    outward = PolicyCluster(policy(f"egress: [{{to: [{block}], ports: [{{port: http}}]}}]", "{}"))
 
-    assert inward.into("198.51.100.7", "shop/web", port="81/TCP", of="shop/twin1") == [True, True]
-    assert inward.into("198.51.100.7", port="80/TCP", of="shop/twin1") == [False]
-    assert outward.out("198.51.100.7", port="81/TCP") == [False]
+    assert inward.ingress_allowed("198.51.100.7", "shop/web", port="81/TCP", of="shop/twin1") == [True, True]
+    assert inward.ingress_allowed("198.51.100.7", port="80/TCP", of="shop/twin1") == [False]
+    assert outward.egress_allowed("198.51.100.7", port="81/TCP") == [False]
 
 
 def test_policies_add_up() -> None:
     other = policy("ingress: [{ports: [{port: 81}]}]").replace("name: n,", "name: m,")
-    world = World(policy("ingress: [{ports: [{port: 80}]}]"), other)
+    cluster = PolicyCluster(policy("ingress: [{ports: [{port: 80}]}]"), other)
 
-    assert [world.into("shop/web", port=f"{port}/TCP")[0] for port in (80, 81, 82)] == [True, True, False]
+    assert [cluster.ingress_allowed("shop/web", port=f"{port}/TCP")[0] for port in (80, 81, 82)] == [True, True, False]

@@ -1,5 +1,6 @@
-"""Files and folders are loaded whole or not at all, and everything wrong in any of them is told at once."""
+"""Files and folders are loaded all or nothing, and one error lists all mistakes of all documents."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -31,7 +32,7 @@ def problems(*paths: Path) -> list[str]:
 
 @pytest.fixture
 def closed_folder() -> Iterator[Path]:
-    """Yield a folder that this process may see and not read, root or not."""
+    """Yield a folder that exists but that this process cannot read, as root or not."""
     shared = Path(tempfile.mkdtemp(dir="/tmp"))
     (shared / "closed").mkdir(mode=0o000)
     shared.chmod(0o755)
@@ -104,9 +105,9 @@ def test_everything_wrong_in_any_file_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "d.yaml").symlink_to("nowhere")
     (tmp_path / "e.yaml").write_text(NAMESPACE("e", "") * 2)
 
-    told = problems(tmp_path, tmp_path / "gone")
+    messages = problems(tmp_path, tmp_path / "gone")
 
-    assert [one.removeprefix(f"{tmp_path}/").split(": ")[:2] for one in told] == [
+    assert [one.removeprefix(f"{tmp_path}/").split(": ")[:2] for one in messages] == [
         ["a.yaml:2:1", "not valid YAML"],
         ["b.yaml:3:18", "metadata.name"],
         ["c.yaml:1:1", "byte 0xff is not UTF-8; documents are UTF-8 text"],
@@ -145,11 +146,11 @@ def test_what_is_neither_file_nor_folder_is_refused_without_waiting_for_it(tmp_p
 def test_a_path_that_cannot_be_looked_at_is_refused() -> None:
     path = Path("/tmp", "a" * 5000)
 
-    assert problems(path) == [f"{path}: cannot be read: File name too long"]
+    assert problems(path) == [f"{path}: cannot be read: {os.strerror(errno.ENAMETOOLONG)}"]
 
 
 def test_a_folder_that_cannot_be_read_is_refused(closed_folder: Path) -> None:
-    assert problems(closed_folder) == [f"{closed_folder}: cannot be read: Permission denied"]
+    assert problems(closed_folder) == [f"{closed_folder}: cannot be read: {os.strerror(errno.EACCES)}"]
 
 
 def test_an_endpoint_bears_its_own_labels_and_those_of_its_namespace_and_account(tmp_path: Path) -> None:
@@ -196,14 +197,14 @@ def test_what_cannot_be_read_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(DocumentErrors) as caught:
         read([tmp_path / "missing.yaml", tmp_path / "gone"])
 
-    assert [error.message for error in caught.value.errors] == ["cannot be read: No such file or directory"] * 2
+    assert [error.message for error in caught.value.errors] == [f"cannot be read: {os.strerror(errno.ENOENT)}"] * 2
 
 
 def test_a_document_keeps_what_was_written() -> None:
     (one,) = parse(NAMESPACE("a", "team: shop"), "x.yaml")
 
     assert one.document.key == ("Namespace", "", "a")
-    assert one.document.written == {
+    assert one.document.data == {
         "apiVersion": "v1",
         "kind": "Namespace",
         "metadata": {"name": "a", "labels": {"team": "shop"}},

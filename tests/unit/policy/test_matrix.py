@@ -1,10 +1,10 @@
-"""Everybody against everybody, and what a change of policies changes in that."""
+"""The matrix of all pairs of endpoints, and the verdict changes between two policy sets."""
 
 import pytest
 
-from nfq_enforcer.policy.loader import gather, parse
-from nfq_enforcer.policy.matrix import diff, matrix, named_ports
-from nfq_enforcer.policy.ports import Question
+from nfq_enforcer.policy.loader import group_documents, parse
+from nfq_enforcer.policy.matrix import default_traffic, diff, matrix
+from nfq_enforcer.policy.ports import TrafficSpec
 from nfq_enforcer.policy.simulation import Simulation
 
 
@@ -24,7 +24,7 @@ def simulate(spec: str = "", endpoints: str = ENDPOINTS) -> Simulation:
         "---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n"
         f"spec: {{endpointSelector: {{matchLabels: {{app: db}}}}, {spec}}}\n"
     )
-    return Simulation(gather(one.document for one in parse(endpoints + (policy if spec else ""), "f")))
+    return Simulation(group_documents(one.document for one in parse(endpoints + (policy if spec else ""), "f")))
 
 
 def ports(*written: str, rules: str = "") -> str:
@@ -42,9 +42,9 @@ def changes(old: str, new: str, source: str = "default/web") -> list[tuple[str, 
 
 
 def test_every_pair_is_asked_every_question_and_nobody_about_himself() -> None:
-    cells = list(matrix(simulate(ports("port: '80'")), [Question(6, 80), Question(6, 22)]))
+    cells = list(matrix(simulate(ports("port: '80'")), [TrafficSpec(6, 80), TrafficSpec(6, 22)]))
 
-    assert [(cell.source, cell.target, str(cell.question), cell.answer.verdict) for cell in cells] == [
+    assert [(cell.source, cell.target, str(cell.traffic), cell.result.verdict) for cell in cells] == [
         ("default/web", "default/db", "80/TCP", "allow"),
         ("default/web", "default/db", "22/TCP", "deny"),
         ("default/db", "default/web", "80/TCP", "deny"),
@@ -53,7 +53,7 @@ def test_every_pair_is_asked_every_question_and_nobody_about_himself() -> None:
 
 
 def test_a_cell_is_data_for_other_tools() -> None:
-    pings = list(matrix(simulate(), [Question(6, 80), Question(1, 8)]))
+    pings = list(matrix(simulate(), [TrafficSpec(6, 80), TrafficSpec(1, 8)]))
 
     assert pings[0].as_data()["port"] == 80
     assert list(pings[1].as_data().items())[:5] == [
@@ -66,7 +66,7 @@ def test_a_cell_is_data_for_other_tools() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "asked"),
+    ("spec", "expected_traffic"),
     [
         (ports("port: '80'", "port: '1'"), ["1/TCP", "80/TCP", "2/TCP", "ICMP type 8"]),
         (ports("port: '6', endPort: 8"), ["6/TCP", "8/TCP", "1/TCP", "ICMP type 8"]),
@@ -75,14 +75,16 @@ def test_a_cell_is_data_for_other_tools() -> None:
         ("ingress: [{toPorts: [{ports: [{port: '0', protocol: TCP}]}]}]", ["1/TCP", "ICMP type 8"]),
     ],
 )
-def test_asked_are_the_ports_that_policies_name_one_that_none_does_and_ping(spec: str, asked: list[str]) -> None:
-    assert list(map(str, named_ports(simulate(spec)))) == asked
+def test_asked_are_the_ports_that_policies_name_one_that_none_does_and_ping(
+    spec: str, expected_traffic: list[str]
+) -> None:
+    assert list(map(str, default_traffic(simulate(spec)))) == expected_traffic
 
 
 def test_ping_is_asked_in_the_families_that_endpoints_have() -> None:
     simulation = simulate("", ENDPOINTS + endpoint("six", "fd00::6"))
 
-    assert list(map(str, named_ports(simulation))) == ["1/TCP", "ICMP type 8", "ICMPv6 type 128"]
+    assert list(map(str, default_traffic(simulation))) == ["1/TCP", "ICMP type 8", "ICMPv6 type 128"]
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
-"""Connections judged on paper: who the ends are, what each side says, and the reason in one sentence."""
+"""Offline evaluation of connections: the ends, the result of each side, and the reason in one sentence."""
 
 import json
 
 import pytest
 
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.loader import gather, parse
+from nfq_enforcer.policy.loader import group_documents, parse
 from nfq_enforcer.policy.probes import ProbeFile
-from nfq_enforcer.policy.simulation import Answer, Simulation
+from nfq_enforcer.policy.simulation import ConnectionResult, Simulation
 
 ENDPOINTS = """
 ---
@@ -39,12 +39,12 @@ def policy(body: str, name: str = "p", app: str = "db") -> str:
 
 def simulate(*policies: str, mode: Enforcement = Enforcement.AUTO, allow_localhost: bool = True) -> Simulation:
     documents = parse(ENDPOINTS + "".join(policies), "f")
-    return Simulation(gather(one.document for one in documents), mode, allow_localhost=allow_localhost)
+    return Simulation(group_documents(one.document for one in documents), mode, allow_localhost=allow_localhost)
 
 
-def ask(simulation: Simulation, source: str, target: str, **probe: object) -> Answer:
-    asked = {"from": source, "to": target, **({} if "protocol" in probe else {"port": 80}), **probe}
-    return simulation.judge_probe(ProbeFile(json.dumps([asked]), "p").probes[0])
+def evaluate(simulation: Simulation, source: str, target: str, **probe: object) -> ConnectionResult:
+    probe_fields = {"from": source, "to": target, **({} if "protocol" in probe else {"port": 80}), **probe}
+    return simulation.evaluate_probe(ProbeFile(json.dumps([probe_fields]), "p").probes[0])
 
 
 def test_both_sides_are_judged_and_name_their_rules() -> None:
@@ -53,7 +53,7 @@ def test_both_sides_are_judged_and_name_their_rules() -> None:
         policy(f"egress: [{{toEndpoints: {DB}}}]", "out", "web"),
     )
 
-    assert ask(simulation, "default/web", "default/db").as_data() == {
+    assert evaluate(simulation, "default/web", "default/db").as_data() == {
         "verdict": "allow",
         "egress": {"verdict": "allow", "rules": ["default/out egress[0]"]},
         "ingress": {"verdict": "allow", "rules": ["default/in ingress[0]"]},
@@ -68,10 +68,10 @@ def test_what_no_rule_opens_names_the_documents_that_closed_it() -> None:
         policy(f"egress: [{{toEndpoints: {WEB}}}]", "out", "web"),
     )
 
-    answer = ask(simulation, "default/six", "default/db", port=22)
+    result = evaluate(simulation, "default/six", "default/db", port=22)
 
-    assert (answer.verdict, answer.egress.allowed, answer.ingress.rules) == ("deny", False, ())
-    assert answer.reason == (
+    assert (result.verdict, result.egress.allowed, result.ingress.rules) == ("deny", False, ())
+    assert result.reason == (
         "egress of default/six is closed by default/out, and no rule opens 22/TCP to default/db; "
         "ingress of default/db is closed by default/p0, default/p1, default/p2 and 2 more, "
         "and no rule opens 22/TCP from default/six"
@@ -79,10 +79,10 @@ def test_what_no_rule_opens_names_the_documents_that_closed_it() -> None:
 
 
 def test_a_deny_rule_is_named() -> None:
-    answer = ask(simulate(policy("ingressDeny: [{fromEntities: [world]}]")), "ip:192.0.2.1", "default/db")
+    result = evaluate(simulate(policy("ingressDeny: [{fromEntities: [world]}]")), "ip:192.0.2.1", "default/db")
 
-    assert (answer.verdict, list(map(str, answer.ingress.rules))) == ("deny", ["default/p ingressDeny[0]"])
-    assert answer.reason == "default/p ingressDeny[0] denies 80/TCP from 192.0.2.1 (ingress of default/db)"
+    assert (result.verdict, list(map(str, result.ingress.rules))) == ("deny", ["default/p ingressDeny[0]"])
+    assert result.reason == "default/p ingressDeny[0] denies 80/TCP from 192.0.2.1 (ingress of default/db)"
 
 
 @pytest.mark.parametrize(
@@ -97,30 +97,30 @@ def test_a_deny_rule_is_named() -> None:
     ],
 )
 def test_a_mode_that_opens_or_closes_everything_is_named(mode: Enforcement, reason: str) -> None:
-    assert ask(simulate(mode=mode), "default/web", "default/db").reason == reason
+    assert evaluate(simulate(mode=mode), "default/web", "default/db").reason == reason
 
 
 def test_an_endpoint_is_never_cut_off_from_itself() -> None:
-    answer = ask(simulate(mode=Enforcement.ALWAYS), "default/web", "ip:fd00::1")
+    result = evaluate(simulate(mode=Enforcement.ALWAYS), "default/web", "ip:fd00::1")
 
-    assert (answer.verdict, answer.reason) == ("allow", "an endpoint cannot be cut off from itself")
+    assert (result.verdict, result.reason) == ("allow", "an endpoint cannot be cut off from itself")
 
 
 def test_between_two_ends_that_are_no_endpoints_no_policy_applies() -> None:
-    answer = ask(simulate(mode=Enforcement.ALWAYS), "reserved:world", "ip:192.0.2.1")
+    result = evaluate(simulate(mode=Enforcement.ALWAYS), "reserved:world", "ip:192.0.2.1")
 
-    assert (answer.verdict, answer.reason) == ("allow", "neither end is an endpoint, so no policy applies")
+    assert (result.verdict, result.reason) == ("allow", "neither end is an endpoint, so no policy applies")
 
 
 def test_the_host_reaches_its_endpoints_unless_policy_is_to_say() -> None:
     closed, denied = policy("ingress: [{}]"), policy("ingressDeny: [{fromEntities: [host]}]", "deny")
 
-    always = ask(simulate(closed), "reserved:host", "default/db")
-    asked = ask(simulate(closed, allow_localhost=False), "reserved:host", "default/db")
+    always = evaluate(simulate(closed), "reserved:host", "default/db")
+    probe_fields = evaluate(simulate(closed, allow_localhost=False), "reserved:host", "default/db")
 
     assert (always.verdict, always.reason) == ("allow", "the host may reach the endpoints it runs (allow-localhost)")
-    assert asked.verdict == "deny"
-    assert ask(simulate(denied), "reserved:host", "default/db").verdict == "deny"
+    assert probe_fields.verdict == "deny"
+    assert evaluate(simulate(denied), "reserved:host", "default/db").verdict == "deny"
 
 
 def test_a_network_policy_closes_no_endpoint_to_its_host() -> None:
@@ -130,23 +130,23 @@ kind: NetworkPolicy
 metadata: {name: plain}
 spec: {podSelector: {}}
 """
-    alone = ask(simulate(plain, allow_localhost=False), "reserved:host", "default/db")
-    beside = ask(simulate(plain, policy("ingress: [{}]"), allow_localhost=False), "reserved:host", "default/db")
+    alone = evaluate(simulate(plain, allow_localhost=False), "reserved:host", "default/db")
+    beside = evaluate(simulate(plain, policy("ingress: [{}]"), allow_localhost=False), "reserved:host", "default/db")
 
     assert (alone.verdict, alone.reason) == ("allow", "a NetworkPolicy closes no endpoint to its own host")
-    assert ask(simulate(plain, allow_localhost=False), "reserved:world", "default/db").verdict == "deny"
+    assert evaluate(simulate(plain, allow_localhost=False), "reserved:world", "default/db").verdict == "deny"
     assert beside.verdict == "deny"
 
 
 def test_an_address_is_the_endpoint_that_has_it() -> None:
     simulation = simulate(policy(f"ingress: [{{fromEndpoints: {WEB}}}]"))
 
-    assert ask(simulation, "ip:10.0.0.1", "default/db").verdict == "allow"
+    assert evaluate(simulation, "ip:10.0.0.1", "default/db").verdict == "allow"
     assert (
-        ask(simulation, "ip:fd00:0::1", "ip:10.0.9.2").ingress.rules
-        == ask(simulation, "default/web", "default/db").ingress.rules
+        evaluate(simulation, "ip:fd00:0::1", "ip:10.0.9.2").ingress.rules
+        == evaluate(simulation, "default/web", "default/db").ingress.rules
     )
-    assert ask(simulation, "ip:10.0.0.9", "default/db").verdict == "deny"
+    assert evaluate(simulation, "ip:10.0.0.9", "default/db").verdict == "deny"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_the_world_is_every_address_outside(block: str, verdicts: list[str]) -> 
 
     sources = ("ip:192.0.2.1", "reserved:world", "ip:2001:db8::1", "default/web")
 
-    assert [ask(simulation, source, "default/db").verdict for source in sources] == verdicts
+    assert [evaluate(simulation, source, "default/db").verdict for source in sources] == verdicts
 
 
 def test_an_ip_block_of_kubernetes_means_the_world_and_whoever_has_the_address() -> None:
@@ -174,10 +174,11 @@ def test_an_ip_block_of_kubernetes_means_the_world_and_whoever_has_the_address()
         f"spec: {{podSelector: {{}}, {block}}}\n"
     )
 
-    asked = {"default/web": "IPv4", "reserved:world": "IPv4", "default/six": "IPv6", "reserved:health": "IPv4"}
+    probe_fields = {"default/web": "IPv4", "reserved:world": "IPv4", "default/six": "IPv6", "reserved:health": "IPv4"}
 
     assert {
-        source: ask(simulation, source, "default/db", family=family).verdict for source, family in asked.items()
+        source: evaluate(simulation, source, "default/db", family=family).verdict
+        for source, family in probe_fields.items()
     } == {
         "default/web": "allow",
         "reserved:world": "allow",
@@ -191,7 +192,7 @@ def test_ping_is_of_the_family_that_both_ends_have() -> None:
     six = simulate(policy("ingress: [{icmps: [{fields: [{type: 128, family: IPv6}]}]}]"))
 
     def ping(simulation: Simulation, source: str, **probe: object) -> str:
-        return ask(simulation, source, "default/db", protocol="ICMP", **probe).verdict
+        return evaluate(simulation, source, "default/db", protocol="ICMP", **probe).verdict
 
     assert [ping(one, "default/web") for one in (four, six)] == ["allow", "deny"]
     assert [ping(one, "default/six") for one in (four, six)] == ["deny", "allow"]
@@ -203,8 +204,11 @@ def test_a_named_port_is_the_destinations() -> None:
     named = "toPorts: [{ports: [{port: sql, protocol: TCP}]}]"
     simulation = simulate(policy(f"egress: [{{toEndpoints: [{{}}], {named}}}]", app="web"))
 
-    assert [ask(simulation, "default/web", "default/db", port=port).verdict for port in (5432, 80)] == ["allow", "deny"]
-    assert ask(simulation, "default/web", "default/six", port=5432).verdict == "deny"
+    assert [evaluate(simulation, "default/web", "default/db", port=port).verdict for port in (5432, 80)] == [
+        "allow",
+        "deny",
+    ]
+    assert evaluate(simulation, "default/web", "default/six", port=5432).verdict == "deny"
 
 
 REQUESTS = policy(
@@ -229,14 +233,14 @@ REQUESTS = policy(
 def test_a_request_is_held_against_the_requests_that_a_rule_lists(
     http: dict[str, str] | None, verdict: str, rules: int, reason: str
 ) -> None:
-    answer = ask(simulate(REQUESTS), "default/web", "default/db", **({"http": http} if http else {}))
+    result = evaluate(simulate(REQUESTS), "default/web", "default/db", **({"http": http} if http else {}))
 
-    assert (answer.verdict, len(answer.ingress.rules), answer.filtered) == (verdict, rules, http is None)
-    assert answer.reason == f"nothing closes egress of default/web; {reason}" if answer.allowed else reason
+    assert (result.verdict, len(result.ingress.rules), result.restricted) == (verdict, rules, http is None)
+    assert result.reason == f"nothing closes egress of default/web; {reason}" if result.allowed else reason
 
 
 @pytest.mark.parametrize(
-    ("reference", "told"),
+    ("reference", "expected"),
     [
         (
             "default/dbb",
@@ -249,11 +253,11 @@ def test_a_request_is_held_against_the_requests_that_a_rule_lists(
         ("ip:10.0.0", "'10.0.0' is not an address; allowed: ip: and an IPv4 or IPv6 address"),
     ],
 )
-def test_a_reference_to_nobody_is_refused_with_names_that_are_close(reference: str, told: str) -> None:
+def test_a_reference_to_nobody_is_refused_with_names_that_are_close(reference: str, expected: str) -> None:
     with pytest.raises(ValueError) as caught:
         simulate().end(reference)
 
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
 
 
 def test_a_policy_of_nodes_is_asked_where_the_host_is_an_end() -> None:
@@ -262,7 +266,7 @@ def test_a_policy_of_nodes_is_asked_where_the_host_is_an_end() -> None:
         f"spec: {{nodeSelector: {{}}, ingress: [{{fromEntities: [cluster], {PORTS}}}]}}\n"
     )
 
-    assert [ask(simulate(nodes), "default/web", "reserved:host", port=port).verdict for port in (80, 22)] == [
+    assert [evaluate(simulate(nodes), "default/web", "reserved:host", port=port).verdict for port in (80, 22)] == [
         "allow",
         "deny",
     ]

@@ -1,4 +1,4 @@
-"""The scripts that set hosts up: no fault in them, and one sentence for arguments that cannot be used."""
+"""Set-up scripts for hosts: shellcheck finds no fault, and an invalid argument gives one sentence."""
 
 import re
 import subprocess
@@ -40,10 +40,10 @@ def test_help_names_every_option(script: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
-        ([], "what is this host to be? allowed: store, node"),
-        (["router"], "'router' is not something to set up; allowed: store, node"),
+        ([], "the role of this host is missing; allowed: store, node"),
+        (["router"], "'router' is not a role of a host; allowed: store, node"),
         (["store", "--port", "1"], "'--port' is not an option of 'store'; allowed: --bind, --prefix, --password-file"),
         (["store", "--bind"], "--bind needs a value"),
         (["store", "--bind", ""], "--bind needs a value"),
@@ -58,7 +58,7 @@ def test_help_names_every_option(script: Path) -> None:
         ),
         (["node", "--store", "10.0.0.1"], "--store is not a URL of a store; allowed: memory:, redis://…"),
         (["node", "--store", f'{REDIS}"'], "--store is not a URL of a store; allowed: memory:, redis://…"),
-        (["node", "--store", "redis://nfqe:secret@10.0.0.1"], "--store bears a password, which everybody on this host"),
+        (["node", "--store", "redis://nfqe:secret@10.0.0.1"], "--store contains a password, which every user"),
         (["node", "--store", REDIS, "--name", "a b"], "--name 'a b': allowed are letters, digits and . _ -"),
         (["node", "--store", REDIS, "--interface", "a b"], "--interface 'a b' is no name of an interface"),
         (
@@ -67,37 +67,37 @@ def test_help_names_every_option(script: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_used_is_said(arguments: list[str], said: str) -> None:
+def test_what_cannot_be_used_is_said(arguments: list[str], message: str) -> None:
     refused = run(PROVISION, *arguments)
 
     assert refused.returncode == 2
     assert refused.stdout == ""
-    assert refused.stderr.startswith(f"provision.sh: {said}")
+    assert refused.stderr.startswith(f"provision.sh: {message}")
     assert refused.stderr.count("\n") == 1
     assert "secret" not in refused.stderr
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
-        ([], "'' is nothing to do; allowed: router, network, register, tools, operator, operated"),
+        ([], "'' is not a command; allowed: router, network, register, tools, operator, operated"),
         (["operated", "/none"], "'/none' is no key: it cannot be read"),
         (["network"], "'' is no node; allowed: 1, 2, 3"),
         (["register", "4", "a=b"], "'4' is no node; allowed: 1, 2, 3"),
         (["network", "1", "front1"], "'front1' is no endpoint; allowed: NAME=ROLE"),
     ],
 )
-def test_what_cannot_be_an_endpoint_is_said(arguments: list[str], said: str) -> None:
+def test_what_cannot_be_an_endpoint_is_said(arguments: list[str], message: str) -> None:
     refused = run(ENDPOINTS, *arguments)
 
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"endpoints.sh: {said}")
+    assert refused.stderr.startswith(f"endpoints.sh: {message}")
     assert refused.stderr.count("\n") == 1
 
 
 def test_the_endpoints_on_virtual_machines_are_those_of_the_lab() -> None:
     found = re.findall(r'"(n\d)" => \["([0-9.]+)", %w\[(.*)\]\]', VAGRANTFILE.read_text())
 
-    given = {(node, *endpoint.split("=")) for node, _, endpoints in found for endpoint in endpoints.split()}
-    assert given == {(endpoint.node, endpoint.name, endpoint.role) for endpoint in Topology("x").endpoints}
+    declared = {(node, *endpoint.split("=")) for node, _, endpoints in found for endpoint in endpoints.split()}
+    assert declared == {(endpoint.node, endpoint.name, endpoint.role) for endpoint in Topology("x").endpoints}
     assert [address for _, address, _ in found] == ["172.31.0.11", "172.31.0.12", "172.31.0.13"]

@@ -12,6 +12,7 @@ from nfq_enforcer.core.tables.conntrack import (
     FlowState,
     KernelFlow,
     Offload,
+    Origin,
 )
 from nfq_enforcer.core.wire.packet import parse
 from tests.support.nodes import V4, V6, Addresses
@@ -48,7 +49,7 @@ def create(flows: Conntrack, payload: bytes, now: float = START) -> Flow:
 def see(flows: Conntrack, flow: Flow, *payloads: bytes, now: float = START) -> None:
     for payload in payloads:
         packet = parse(payload)
-        flows.see(flow, packet.key != flow.key, packet.tcp_flags, now)
+        flows.update(flow, packet.key != flow.key, packet.tcp_flags, now)
 
 
 def lookup(flows: Conntrack, payload: bytes, now: float = START) -> Flow | None:
@@ -97,7 +98,7 @@ def test_a_packet_to_oneself_has_one_key_for_both_directions() -> None:
 
 def test_each_direction_has_its_own_origin_and_stamp() -> None:
     flow = create(table(), syn(A, B))
-    flow.origin, flow.reply_origin = ("veth", None), ("eth0", None)
+    flow.origin, flow.reply_origin = Origin("veth", None), Origin("eth0", None)
     flow.stamp, flow.reply_stamp = None, None
 
     assert flow.origin_of(parse(request(A, B))) == ("veth", None)
@@ -352,7 +353,7 @@ def test_a_flow_that_is_left_to_the_kernel_is_kept_for_little_longer_than_until_
 ) -> None:
     flows = table()
     flow = create(flows, opener)
-    flows.hand_over(flow, bypass, START)
+    flows.offload(flow, bypass, START)
 
     assert lookup(flows, opener, START + 149) is flow
     assert lookup(flows, opener, START + 150) is None
@@ -362,7 +363,7 @@ def test_of_a_connection_that_is_left_to_the_kernel_no_end_is_seen_and_none_awai
     flows = table()
     flow = create(flows, syn(A, B))
     see(flows, flow, syn_ack(B, A))
-    flows.hand_over(flow, Offload.FLOW, START)
+    flows.offload(flow, Offload.FLOW, START)
 
     assert flow.state is FlowState.ESTABLISHED
 
@@ -371,7 +372,7 @@ def test_flows_that_are_left_to_the_kernel_make_room_before_all_others() -> None
     flows = table(3)
     confirmed, left, half_open = (create(flows, syn(A, B, port)) for port in (1, 2, 3))
     see(flows, confirmed, syn_ack(B, A, 1), request(A, B, 1))
-    flows.hand_over(left, Offload.FLOW, START)
+    flows.offload(left, Offload.FLOW, START)
     create(flows, syn(A, B, 4))
 
     assert lookup(flows, syn(A, B, 2)) is None

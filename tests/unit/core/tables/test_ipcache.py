@@ -6,7 +6,15 @@ from ipaddress import ip_network
 import pytest
 
 from nfq_enforcer.core.identity import LOCAL, REMOTE_NODE, WORLD, Identity
-from nfq_enforcer.core.tables.ipcache import NO_PREFIXES, Ipcache, Peer, PeerTable, Prefixes, change, changes_between
+from nfq_enforcer.core.tables.ipcache import (
+    NO_PREFIXES,
+    Ipcache,
+    Peer,
+    PeerTable,
+    Prefixes,
+    apply_changes,
+    changes_between,
+)
 from tests.support.packets import packed
 
 CLIENT = Peer(Identity(500), remote=True)
@@ -132,8 +140,8 @@ def test_an_ipcache_over_other_peers_is_else_the_same_and_sees_them_change() -> 
     first = Ipcache({A: CLIENT}, [ip_network("10.9.0.0/16")], PREFIXES, PREFIXES, {A: site})
     peers = {B: CLIENT}
 
-    other = first.over(peers)
-    change(peers, [(B, None), (C, NODE)])
+    other = first.with_peers(peers)
+    apply_changes(peers, [(B, None), (C, NODE)])
 
     assert (first.lookup(A), first.lookup(C)) == (CLIENT, Peer(NARROW, remote=False))
     assert [other.lookup(at) for at in (A, B, C)] == [Peer(NARROW, remote=False)] * 2 + [NODE]
@@ -160,7 +168,7 @@ def test_of_changes_to_one_address_the_last_counts_and_one_to_nobody_may_be_told
 ) -> None:
     peers = kind({A: CLIENT})
 
-    change(peers, [(A, None), (A, NODE), (B, CLIENT), (B, None), (B, None)])
+    apply_changes(peers, [(A, None), (A, NODE), (B, CLIENT), (B, None), (B, None)])
 
     assert peers == {A: NODE}
 
@@ -179,6 +187,6 @@ def test_the_changes_between_two_states_lead_from_one_to_the_other_and_are_no_mo
     before: dict[bytes, Peer], now: dict[bytes, Peer], count: int
 ) -> None:
     changes = changes_between(before, now)
-    change(before, changes)
+    apply_changes(before, changes)
 
     assert (before, len(changes)) == (now, count)

@@ -200,8 +200,8 @@ def test_a_map_over_the_same_entries_means_the_same(enforced: bool) -> None:
     first = PolicyMap(entries, enforced=enforced, enforced_by=(ref("allow"),) if enforced else ())
     asked = [(WEB, TCP, 80), (DB, TCP, 80), (DB, TCP, 81), (DB, UDP, 80)]
 
-    empty = pickle.loads(pickle.dumps(first.over({})))
-    again = empty.over(dict(entries))
+    empty = pickle.loads(pickle.dumps(first.with_entries({})))
+    again = empty.with_entries(dict(entries))
 
     assert [again.lookup(*one) for one in asked] == [first.lookup(*one) for one in asked]
     assert (again.can_refuse, again.closes_host, again.enforced_by) == (True, first.closes_host, first.enforced_by)
@@ -218,13 +218,13 @@ def test_a_look_up_names_the_rules_of_an_entry_without_counting_them() -> None:
 
 def test_a_map_that_other_rules_close_has_the_same_entries() -> None:
     deny = PolicyMap({key(WEB, TCP, 80): PolicyEntry(denied_by=(ref("no"),))}, enforced=False)
-    closed = deny.closed_by((ref("closes"),), enforced=True)
+    closed = deny.with_enforcement((ref("closes"),), enforced=True)
 
     assert (closed.enforced, closed.enforced_by, closed.can_refuse) == (True, (ref("closes"),), True)
     assert closed.entries is deny.entries
     assert rules_that_deny(closed) == rules_that_deny(deny) == ["no"]
     assert not closed.lookup(DB, TCP, 80).allowed
-    assert [one.can_refuse for one in (closed.closed_by((), enforced=False), PolicyMap({}, enforced=False))] == [
+    assert [one.can_refuse for one in (closed.with_enforcement((), enforced=False), PolicyMap({}, enforced=False))] == [
         True,
         False,
     ]

@@ -81,15 +81,19 @@ def test_it_reaches_a_worker_as_it_was() -> None:
 
 def test_over_peers_it_sees_them_change_and_is_else_the_same() -> None:
     peers = {STRANGER: Peer(Identity(500), remote=True)}
-    snapshot = SNAPSHOT.over(peers)
+    snapshot = SNAPSHOT.with_peers(peers)
 
     peers[STRANGER] = Peer(Identity(501), remote=True)
 
     assert snapshot.ipcache.lookup(STRANGER) == Peer(Identity(501), remote=True)
     assert SNAPSHOT.ipcache.lookup(STRANGER) == Peer(WORLD, remote=False)
-    assert (snapshot.revision, snapshot.endpoints, snapshot.homes) == (1, SNAPSHOT.endpoints, SNAPSHOT.homes)
+    assert (snapshot.revision, snapshot.endpoints, snapshot.endpoint_interfaces) == (
+        1,
+        SNAPSHOT.endpoints,
+        SNAPSHOT.endpoint_interfaces,
+    )
 
 
 def test_renewed_it_differs_in_its_number_alone() -> None:
-    assert SNAPSHOT.renewed(9) == replace(SNAPSHOT, revision=9)
-    assert SNAPSHOT.renewed(9).homes == SNAPSHOT.homes
+    assert SNAPSHOT.with_revision(9) == replace(SNAPSHOT, revision=9)
+    assert SNAPSHOT.with_revision(9).endpoint_interfaces == SNAPSHOT.endpoint_interfaces

@@ -5,7 +5,7 @@ from scapy.layers.inet import IP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.sctp import SCTP, SCTPChunkData
 
-from nfq_enforcer.core.wire.checksums import finish, is_left
+from nfq_enforcer.core.wire.checksums import finish, is_unfinished
 from nfq_enforcer.core.wire.packet import UDP, checksum, parse
 from tests.support.nodes import FAMILIES, V4, V6, Addresses
 from tests.support.packets import Build, ip, ping, request, stamped, syn, udp, unfinished
@@ -19,12 +19,12 @@ def at(request: pytest.FixtureRequest) -> Addresses:
 
 def left(payload: bytes) -> bool:
     packet = parse(payload)
-    return is_left(payload, packet.key, packet.l4_offset)
+    return is_unfinished(payload, packet.key, packet.l4_offset)
 
 
 def finished(payload: bytes) -> bytes:
     packet = parse(payload)
-    assert is_left(payload, packet.key, packet.l4_offset)
+    assert is_unfinished(payload, packet.key, packet.l4_offset)
     return finish(payload, packet.proto, packet.l4_offset)
 
 

@@ -1,18 +1,21 @@
-"""The kernel's conntrack, read: a flow has the ends that our hooks see, the state that it is in, and its time."""
+"""Decoding of the kernel's conntrack entries: the addresses that our hooks see, the flow state, the timeout."""
 
+import errno
+import os
 import struct
 
 import pytest
 
 from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP, parse
-from nfq_enforcer.dataplane.queue.ctnetlink import MessageError, messages, read_flow, request, retirement
-from nfq_enforcer.dataplane.rules.connmark import EARLIER, MASK
+from nfq_enforcer.dataplane.queue.ctnetlink import dump_request, read_flow, retire_message, split_messages
+from nfq_enforcer.dataplane.queue.netlink import MessageError
+from nfq_enforcer.dataplane.rules.connmark import MASK, RETIRED
 from tests.support.conntracks import CONFIRMED, DONE, ERROR, NEW, Way, attribute, direction, entry, message
 from tests.support.nodes import FAMILIES, V4, V6, Addresses
 from tests.support.packets import CLIENT_PORT, ip, ping, syn, udp
 
-ESTABLISHED = 3  # of the kernel's states of TCP
+ESTABLISHED = 3  # TCP_CONNTRACK_ESTABLISHED
 
 
 @pytest.fixture(params=FAMILIES, ids=["IPv4", "IPv6"])
@@ -35,9 +38,9 @@ def test_a_connection_has_the_key_of_its_openers_packets(at: Addresses) -> None:
 
 
 def test_the_opener_is_as_before_snat_and_the_other_end_as_behind_dnat(at: Addresses) -> None:
-    asked, answered = Way(at.client, at.cluster, CLIENT_PORT, 80), Way(at.web, at.host, 8080, 9)
+    request, reply = Way(at.client, at.cluster, CLIENT_PORT, 80), Way(at.web, at.host, 8080, 9)
 
-    flow = read_flow(entry(TCP, asked, answered, tcp_state=ESTABLISHED))
+    flow = read_flow(entry(TCP, request, reply, tcp_state=ESTABLISHED))
     assert flow is not None
     assert flow.key == key(syn(at.client, at.web, 8080))
 
@@ -101,7 +104,7 @@ def test_attributes_may_come_in_another_order(at: Addresses) -> None:
     assert read_flow(entry(TCP, way, turned=True)) == read_flow(entry(TCP, way))
 
 
-def marked(mark: int) -> bytes:
+def mark_attribute(mark: int) -> bytes:
     return attribute(8, mark.to_bytes(4, "big"))
 
 
@@ -109,17 +112,17 @@ def marked(mark: int) -> bytes:
 def test_a_mark_of_ours_is_retired_and_its_other_bits_stay(at: Addresses, mark: int) -> None:
     way = Way(at.client, at.web, CLIENT_PORT, 80)
     zone = attribute(18, b"\0\1")
-    change = retirement(entry(TCP, way, more=[marked(mark), zone]))
+    change = retire_message(entry(TCP, way, more=[mark_attribute(mark), zone]))
 
     assert change is not None
     assert struct.unpack_from("=IHH", change) == (len(change), NEW, 1 | 4)
-    new, mask = attribute(8, EARLIER.to_bytes(4, "big")), attribute(21, MASK.to_bytes(4, "big"))
+    new, mask = attribute(8, RETIRED.to_bytes(4, "big")), attribute(21, MASK.to_bytes(4, "big"))
     assert change[16:] == bytes(4) + direction(1, TCP, way) + new + mask + zone
 
 
-@pytest.mark.parametrize("more", [[], [marked(0)], [marked(0xFF)]])
+@pytest.mark.parametrize("more", [[], [mark_attribute(0)], [mark_attribute(0xFF)]])
 def test_what_has_no_mark_of_ours_is_left_alone(more: list[bytes]) -> None:
-    assert retirement(entry(UDP, Way(V4.client, V4.web, 1, 2), more=more)) is None
+    assert retire_message(entry(UDP, Way(V4.client, V4.web, 1, 2), more=more)) is None
 
 
 BROKEN = [
@@ -143,14 +146,15 @@ def test_a_datagram_from_the_kernel_has_several_messages() -> None:
     one, other = entry(TCP, Way(V4.client, V4.web, 1, 2)), entry(UDP, Way(V6.client, V6.web, 1, 2))
     received = message(NEW, one) + message(NEW, other) + message(DONE, bytes(4))
 
-    assert list(messages(received)) == [(NEW, one), (NEW, other), (DONE, bytes(4))]
-    assert list(messages(received[:-1])) == [(NEW, one), (NEW, other)]
+    assert list(split_messages(received)) == [(NEW, one), (NEW, other), (DONE, bytes(4))]
+    assert list(split_messages(received[:-1])) == [(NEW, one), (NEW, other)]
 
 
 def test_an_error_is_raised_as_the_kernels() -> None:
-    with pytest.raises(OSError, match="Operation not permitted"):
-        list(messages(message(ERROR, struct.pack("=i", -1))))
+    with pytest.raises(PermissionError) as caught:
+        list(split_messages(message(ERROR, struct.pack("=i", -errno.EPERM))))
+    assert caught.value.strerror == os.strerror(errno.EPERM)
 
 
 def test_the_request_asks_for_the_whole_table_of_both_families() -> None:
-    assert request() == struct.pack("=IHHIIBBH", 20, 0x101, 0x301, 0, 0, 0, 0, 0)
+    assert dump_request() == struct.pack("=IHHIIBBH", 20, 0x101, 0x301, 0, 0, 0, 0, 0)

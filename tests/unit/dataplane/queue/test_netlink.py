@@ -1,12 +1,12 @@
-"""The messages of NFQUEUE: what the kernel says is read right, and what it is told is laid out as its headers say."""
+"""Netlink messages of NFQUEUE: decoding of packet messages, encoding of verdicts and configuration."""
 
 import struct
 
 import pytest
 
-from nfq_enforcer.core.context import OPENERS, REPLIERS
+from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
 from nfq_enforcer.dataplane.queue import netlink
-from nfq_enforcer.dataplane.queue.netlink import Again, MessageError, Packets, VerdictBatch
+from nfq_enforcer.dataplane.queue.netlink import QUEUE_FIELD, MessageError, PacketReader, Repeat, VerdictBatch
 from nfq_enforcer.dataplane.rules.connmark import FROM_OPENER, FROM_REPLIER
 from tests.support.netlink import (
     FORWARD,
@@ -37,7 +37,7 @@ PACKET = b"E of 13 bytes"
 
 
 def header(data: bytes) -> tuple[int, ...]:
-    """Return type, flags, sequence and port of a message whose length is right, and family, version and queue."""
+    """Check the message's length; return type, flags, sequence number, port, family, version and queue."""
     length, *rest = struct.unpack_from("=IHHII", data)
     assert length == len(data)
     return *rest, *struct.unpack_from("!BBH", data, 16)
@@ -54,24 +54,24 @@ def header(data: bytes) -> tuple[int, ...]:
         (LOCAL_OUT, (number(OUTDEV, 3), number(MARK, 7), number(LENGTH, 60_000)), 0, 3, 0),
         (LOCAL_IN, (number(INDEV, 2), number(MARK, 7), hardware_address(), timestamp(), number(SKB_INFO, 2)), 2, 0, 2),
         (FORWARD, (number(INDEV, 4), number(PHYSINDEV, 2), number(OUTDEV, 4), number(PHYSOUTDEV, 3)), 2, 3, 0),
-        (FORWARD, (attribute(99, b"what a later kernel may say"), *IN), 2, 0, 0),
+        (FORWARD, (attribute(99, b"an attribute of a later kernel"), *IN), 2, 0, 0),
         (LOCAL_IN, (), 0, 0, 0),
-        (LOCAL_IN, (number(INDEV, 2), number(MARK, FROM_OPENER | 7), hardware_address()), 2, 0, OPENERS),
-        (LOCAL_OUT, (number(OUTDEV, 3), number(MARK, FROM_REPLIER), number(SKB_INFO, 3)), 0, 3, REPLIERS | 3),
+        (LOCAL_IN, (number(INDEV, 2), number(MARK, FROM_OPENER | 7), hardware_address()), 2, 0, FLOW_OPENER),
+        (LOCAL_OUT, (number(OUTDEV, 3), number(MARK, FROM_REPLIER), number(SKB_INFO, 3)), 0, 3, FLOW_REPLIER | 3),
     ],
 )
 def test_a_packet_is_read_the_first_time_and_when_its_like_is_known(
     hook: int, about: tuple[bytes, ...], indev: int, outdev: int, skb: int
 ) -> None:
-    packets = Packets()
+    reader = PacketReader()
 
     for packet in (1, 2, 2**32 - 1):
         data = of_packet(packet, PACKET, about, hook=hook)
-        assert packets.read(data) == (struct.pack("!I", packet), indev, outdev, skb, PACKET)
+        assert reader.read(data) == (struct.pack("!I", packet), indev, outdev, skb, PACKET)
 
 
 def test_packets_of_all_kinds_may_follow_each_other() -> None:
-    packets = Packets()
+    reader = PacketReader()
     kinds = [
         (hook, marked, (number(INDEV, port), *marked, hardware_address(port)))
         for hook in (LOCAL_IN, FORWARD)
@@ -81,28 +81,28 @@ def test_packets_of_all_kinds_may_follow_each_other() -> None:
 
     for _ in range(2):
         for hook, _, about in kinds:
-            assert packets.read(of_packet(1, PACKET, about, hook=hook))[1] == struct.unpack_from("!I", about[0], 4)[0]
+            assert reader.read(of_packet(1, PACKET, about, hook=hook))[1] == struct.unpack_from("!I", about[0], 4)[0]
 
 
 def test_what_is_known_is_bounded() -> None:
-    packets = Packets()
+    reader = PacketReader()
 
-    for port in range(1, netlink.MOST_KNOWN + 10):
-        assert packets.read(of_packet(1, PACKET, [number(INDEV, port)]))[1] == port
-    assert packets.known <= netlink.MOST_KNOWN
+    for port in range(1, netlink.MAX_PATHS + 10):
+        assert reader.read(of_packet(1, PACKET, [number(INDEV, port)]))[1] == port
+    assert reader.cached_paths <= netlink.MAX_PATHS
 
 
 def test_the_queue_of_a_packet_can_be_told() -> None:
-    assert of_packet(1, PACKET, IN, queue=258)[netlink.OF_QUEUE] == netlink.queue_number(258)
+    assert of_packet(1, PACKET, IN, queue=258)[QUEUE_FIELD] == netlink.queue_number(258)
 
 
 @pytest.mark.parametrize("length", range(len(of_packet(1, b"", IN)) - 1))
 def test_a_message_that_breaks_off_before_the_packet_is_refused(length: int) -> None:
-    packets = Packets()
-    packets.read(of_packet(1, PACKET, IN))
+    reader = PacketReader()
+    reader.read(of_packet(1, PACKET, IN))
 
     with pytest.raises(MessageError):
-        packets.read(of_packet(1, b"", IN)[:length])
+        reader.read(of_packet(1, b"", IN)[:length])
 
 
 @pytest.mark.parametrize(
@@ -117,56 +117,56 @@ def test_a_message_that_breaks_off_before_the_packet_is_refused(length: int) -> 
 )
 def test_what_is_not_the_message_of_a_packet_is_refused(data: bytes) -> None:
     with pytest.raises(MessageError):
-        Packets().read(data)
+        PacketReader().read(data)
 
 
 def test_a_run_of_accepted_packets_is_told_as_one() -> None:
-    answers = VerdictBatch()
+    batch = VerdictBatch()
     for packet in (b"id 1", b"id 2", b"id 3"):
-        answers.accepted[QUEUE] = packet
+        batch.accepted[QUEUE] = packet
 
-    assert answers.take() == [netlink.verdicts_up_to(QUEUE, b"id 3")]
-    assert answers.take() == []
+    assert batch.take() == [netlink.accept_up_to(QUEUE, b"id 3")]
+    assert batch.take() == []
 
 
 def test_each_queues_packets_are_answered_in_their_order() -> None:
-    answers, other = VerdictBatch(), netlink.queue_number(101)
-    answers.accepted[QUEUE] = b"id 1"
-    answers.accepted[other] = b"ID 1"
-    answers.add(QUEUE, b"id 2", netlink.DROP)
-    answers.add(QUEUE, b"id 3", PACKET)
-    answers.accepted[QUEUE] = b"id 4"
+    batch, other = VerdictBatch(), netlink.queue_number(101)
+    batch.accepted[QUEUE] = b"id 1"
+    batch.accepted[other] = b"ID 1"
+    batch.add(QUEUE, b"id 2", netlink.DROP)
+    batch.add(QUEUE, b"id 3", PACKET)
+    batch.accepted[QUEUE] = b"id 4"
 
-    messages = answers.take()
+    messages = batch.take()
 
     assert messages == [
-        netlink.verdicts_up_to(QUEUE, b"id 1"),
+        netlink.accept_up_to(QUEUE, b"id 1"),
         netlink.verdict(QUEUE, b"id 2", netlink.DROP),
-        *netlink.accept_as(QUEUE, b"id 3", PACKET),
-        netlink.verdicts_up_to(other, b"ID 1"),
-        netlink.verdicts_up_to(QUEUE, b"id 4"),
+        *netlink.accept_modified(QUEUE, b"id 3", PACKET),
+        netlink.accept_up_to(other, b"ID 1"),
+        netlink.accept_up_to(QUEUE, b"id 4"),
     ]
 
 
 def test_the_size_of_what_is_to_be_sent_is_known() -> None:
-    answers = VerdictBatch()
-    answers.add(QUEUE, ID, netlink.DROP)
-    answers.accepted[QUEUE] = b"id 1"
-    answers.add(QUEUE, ID, PACKET)
+    batch = VerdictBatch()
+    batch.add(QUEUE, ID, netlink.DROP)
+    batch.accepted[QUEUE] = b"id 1"
+    batch.add(QUEUE, ID, PACKET)
 
-    assert answers.size == sum(map(len, answers.take()))
-    assert answers.size == 0
+    assert batch.size == sum(map(len, batch.take()))
+    assert batch.size == 0
 
 
 @pytest.mark.parametrize("errno", [0, 1, 2, 95])
 def test_the_kernels_answer_is_an_error_number(errno: int) -> None:
-    assert netlink.error(of_error(errno, netlink.verdict(QUEUE, ID, netlink.DROP))) == errno
+    assert netlink.read_errno(of_error(errno, netlink.verdict(QUEUE, ID, netlink.DROP))) == errno
 
 
 @pytest.mark.parametrize("data", [b"", of_error(1, b"")[:19], of_packet(1, PACKET, IN), message(3, bytes(20))])
 def test_what_is_no_answer_is_refused(data: bytes) -> None:
     with pytest.raises(MessageError):
-        netlink.error(data)
+        netlink.read_errno(data)
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_what_is_no_answer_is_refused(data: bytes) -> None:
     [
         (netlink.DROP, 0),
         (netlink.ACCEPT, 1),
-        (netlink.hand_on(102), 102 << 16 | 3),
-        (netlink.hand_on(65535), 0xFFFF0003),
-        (netlink.hand_on(102, bypass=True), 102 << 16 | 0x8003),
+        (netlink.requeue(102), 102 << 16 | 3),
+        (netlink.requeue(65535), 0xFFFF0003),
+        (netlink.requeue(102, bypass=True), 102 << 16 | 0x8003),
     ],
 )
 def test_a_verdict_is_on_one_packet(what: int, word: int) -> None:
@@ -191,18 +191,18 @@ def test_a_verdict_is_on_one_packet(what: int, word: int) -> None:
     [(IN, 0), ((number(MARK, 7), *IN), 7), ((number(INDEV, 2), timestamp(), number(MARK, 2**32 - 1)), 2**32 - 1)],
 )
 def test_the_mark_of_a_packet_can_be_told(about: tuple[bytes, ...], mark: int) -> None:
-    assert netlink.mark(of_packet(1, PACKET, about)) == mark
+    assert netlink.read_mark(of_packet(1, PACKET, about)) == mark
 
 
 def test_a_packet_can_be_sent_through_the_rules_again_with_another_mark() -> None:
-    data = netlink.verdict(QUEUE, ID, Again(0xC0DE))
+    data = netlink.verdict(QUEUE, ID, Repeat(0xC0DE))
 
     assert header(data) == (3 << 8 | 1, 1, 0, 0, 0, 0, 258)
     assert attributes(data[20:]) == {2: struct.pack("!I", 4) + ID, 3: struct.pack("!I", 0xC0DE)}
 
 
 def test_one_verdict_accepts_all_up_to_a_packet() -> None:
-    data = netlink.verdicts_up_to(QUEUE, ID)
+    data = netlink.accept_up_to(QUEUE, ID)
 
     assert header(data) == (3 << 8 | 3, 1, 0, 0, 0, 0, 258)
     assert attributes(data[20:]) == {2: struct.pack("!I", 1) + ID}
@@ -211,7 +211,7 @@ def test_one_verdict_accepts_all_up_to_a_packet() -> None:
 @pytest.mark.parametrize("size", [*range(20, 25), 65531])
 def test_a_packet_can_be_accepted_as_another(size: int) -> None:
     payload = bytes(range(1, 256)) * 258
-    data = b"".join(netlink.accept_as(QUEUE, ID, payload[:size]))
+    data = b"".join(netlink.accept_modified(QUEUE, ID, payload[:size]))
 
     assert header(data) == (3 << 8 | 1, 1, 0, 0, 0, 0, 258)
     assert len(data) % 4 == 0
@@ -231,7 +231,7 @@ def test_a_queue_is_bound_with_its_length_and_flags_and_the_kernel_is_to_answer(
 
 
 def test_a_queue_copies_as_much_as_it_is_told() -> None:
-    data = netlink.copy(QUEUE, 65531)
+    data = netlink.set_copy_range(QUEUE, 65531)
 
     assert header(data) == (3 << 8 | 2, 1, 0, 0, 0, 0, 258)
     assert attributes(data[20:]) == {2: struct.pack("!IB", 65531, 2)}

@@ -1,4 +1,4 @@
-"""The rules, as text, in both families: what meets the queue, what is exempt, and how all of it goes again."""
+"""The rules, as text, in both families: queued packets, exempt packets, sets, removal."""
 
 import re
 from ipaddress import ip_address
@@ -6,8 +6,9 @@ from ipaddress import ip_address
 import pytest
 
 from nfq_enforcer.core.wire.packet import parse
-from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, in_rows
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, allocate_queues
 from nfq_enforcer.dataplane.rules import ruleset
+from nfq_enforcer.dataplane.rules.offload_rules import PerFlowRules
 from nfq_enforcer.dataplane.rules.ruleset import HOOKS, IPV4, IPV6, AddressFamily, Ruleset
 from tests.support.packets import icmp
 
@@ -125,14 +126,14 @@ def test_only_hooks_that_are_missing_are_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mtu", "family", "cut", "uncut"),
+    ("mtu", "family", "segmented", "unsegmented"),
     [(1500, IPV4, 1452, 1404), (1500, IPV6, 1424, 1376), (9000, IPV4, 8952, 8904), (9000, IPV6, 8924, 8876)],
 )
 def test_the_largest_segment_leaves_room_for_headers_and_stamp(
-    mtu: int, family: AddressFamily, cut: int, uncut: int
+    mtu: int, family: AddressFamily, segmented: int, unsegmented: int
 ) -> None:
-    assert ruleset.mss(mtu, family, uncut=False) == cut
-    assert ruleset.mss(mtu, family, uncut=True) == uncut
+    assert ruleset.mss(mtu, family, unsegmented=False) == segmented
+    assert ruleset.mss(mtu, family, unsegmented=True) == unsegmented
 
 
 def test_what_leaves_by_a_cluster_interface_meets_a_queue_of_its_own_where_there_is_one() -> None:
@@ -156,7 +157,7 @@ def test_what_leaves_by_a_cluster_interface_meets_a_queue_of_its_own_where_there
 def test_several_workers_have_their_queues_in_rows_and_the_first_gets_every_icmp_error(
     fail_open: bool, bypass: str
 ) -> None:
-    rules = Ruleset(in_rows(100, 3), fail_open, cluster_mtus={"eth0": 1500})
+    rules = Ruleset(allocate_queues(100, 3), fail_open, cluster_mtus={"eth0": 1500})
 
     lines = {
         family: [line for line in ruleset.render(rules, family, [], ALL_HOOKED).splitlines() if "-A NFQE-QUEUE" in line]
@@ -186,8 +187,8 @@ def test_several_workers_have_their_queues_in_rows_and_the_first_gets_every_icmp
 
 
 def test_what_the_rules_take_for_an_icmp_error_is_one() -> None:
-    """What is none is judged by one worker alone, and need not meet the first."""
-    rules = Ruleset(in_rows(100, 2), fail_open=False, cluster_mtus={})
+    """Any other ICMP message is decided by the worker of its addresses and need not go to the first."""
+    rules = Ruleset(allocate_queues(100, 2), fail_open=False, cluster_mtus={})
     for family, source, target in ((IPV4, "10.0.0.1", "10.0.0.2"), (IPV6, "fd00::1", "fd00::2")):
         text = ruleset.render(rules, family, [], ALL_HOOKED)
         found = {int(kind) for kind in re.findall(r"-A NFQE-ERRORS .*-type (\d+) ", text)}
@@ -197,7 +198,9 @@ def test_what_the_rules_take_for_an_icmp_error_is_one() -> None:
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])
 def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: AddressFamily) -> None:
-    rules = Ruleset([QueueNumbers(100, 101, 102)], fail_open=False, cluster_mtus={"eth0": 1500}, epoch=2)
+    rules = Ruleset(
+        [QueueNumbers(100, 101, 102)], fail_open=False, cluster_mtus={"eth0": 1500}, offload=PerFlowRules(2)
+    )
 
     lines = ruleset.render(rules, family, [], hooked=set()).splitlines()
 
@@ -216,13 +219,13 @@ def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: 
     for chain in ("MSS-IN", "MSS-OUT", "UNMARK"):
         unmark = f"-A NFQE-{chain} -m mark ! --mark 0/0x70000000 -j MARK --set-xmark 0/0x70000000"
         assert next(line for line in lines if f"-A NFQE-{chain} " in line) == unmark
-    of_epoch = [line for line in ruleset.render_epoch(2).splitlines() if line.startswith("-A")]
+    of_epoch = [line for line in ruleset.render_epoch(PerFlowRules(2)).splitlines() if line.startswith("-A")]
     assert [line for line in lines if re.match("-A NFQE-(MARKED|SIGNED) ", line)] == of_epoch
 
 
 def test_an_epoch_is_replaced_alone_and_at_once() -> None:
-    """A mark of the epoch before is nothing to the first two rules, and a sign of it to the last two that mark."""
-    assert ruleset.render_epoch(2) == (
+    """The first two rules do not match a connmark of the last epoch, nor the last CONNMARK rules a request of it."""
+    assert ruleset.render_epoch(PerFlowRules(2)) == (
         "*security\n"
         ":NFQE-MARKED - [0:0]\n"
         ":NFQE-SIGNED - [0:0]\n"
@@ -240,7 +243,7 @@ def test_an_epoch_is_replaced_alone_and_at_once() -> None:
 
 
 def test_where_no_epoch_is_in_force_nothing_passes_unseen_and_no_packet_goes_round() -> None:
-    lines = ruleset.render_epoch(None).splitlines()
+    lines = ruleset.render_epoch(PerFlowRules(None)).splitlines()
 
     assert [line for line in lines if line.startswith("-A")] == [
         "-A NFQE-MARKED -m mark --mark 0x40000000/0x40000000 -g NFQE-SIGNED",

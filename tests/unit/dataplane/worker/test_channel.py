@@ -1,4 +1,4 @@
-"""The channel: whole messages from whatever pieces come, and an end that never waits for the other."""
+"""The channel: messages assembled from any pieces, and an end that never blocks."""
 
 import socket
 from collections.abc import Iterator
@@ -6,8 +6,9 @@ from ipaddress import ip_network
 
 import pytest
 
-from nfq_enforcer.core.enforcer import FlowEvent
+from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.identity import WORLD, Identity
+from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import LookupResult, PolicyEntry, PolicyKey, PolicyMap, RuleRef
@@ -20,7 +21,7 @@ from nfq_enforcer.dataplane.worker.channel import (
     Enforced,
     Events,
     Failed,
-    Peers,
+    PeerChanges,
     Revision,
     Setup,
     Stop,
@@ -57,8 +58,8 @@ SNAPSHOT = Snapshot(
     {4: packed("172.16.0.1")},
 )
 PEERS = {CLIENT: Peer(Identity(500), remote=True)}
-CHANGES = Peers(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
-BOUND = Bound("netlink", QueueNumbers(100, 101, 102))
+CHANGES = PeerChanges(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
+BOUND = Bound(Driver.NETLINK, QueueNumbers(100, 101, 102))
 MESSAGES = [Stop(), BOUND, Failed("queue 100 is taken"), Enforced(3), Events(1, pack([EVENT])), CHANGES, Revision(4)]
 
 Pair = tuple[WorkerChannel, socket.socket]
@@ -66,7 +67,7 @@ Pair = tuple[WorkerChannel, socket.socket]
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
-    """Give a worker's channel and the agent's end of it."""
+    """Yield a worker's channel and the agent's end of it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.settimeout(10)
@@ -81,7 +82,7 @@ def fetch(end: socket.socket, count: int) -> list[object]:
 
 
 def fill(channel: WorkerChannel) -> int:
-    """Send until the channel refuses; return how many messages it took."""
+    """Send until the channel refuses; return the number of accepted messages."""
     taken = 0
     while channel.send(bytes(1 << 16)):
         taken += 1
@@ -98,14 +99,16 @@ def test_messages_come_whole_and_in_order_whatever_pieces_they_come_in(size: int
 
 
 def test_a_snapshot_arrives_as_it_was_sent() -> None:
-    sent, received = MapSender(), MapReceiver()
-    for piece in sent.add(SNAPSHOT):
-        received.add(piece)
-    named = sent.name(SNAPSHOT)
-    (setup,) = Decoder().feed(encode(Setup("auto", QueueNumbers(100, 102, 104), 101, False, 1000, named, PEERS)))
+    sender, receiver = MapSender(), MapReceiver()
+    for chunk in sender.add(SNAPSHOT):
+        receiver.add(chunk)
+    reference = sender.refer(SNAPSHOT)
+    (setup,) = Decoder().feed(
+        encode(Setup(Driver.AUTO, QueueNumbers(100, 102, 104), 101, False, 1000, reference, PEERS))
+    )
 
-    assert (setup.driver, setup.queues, setup.maximum_flows) == ("auto", QueueNumbers(100, 102, 104), 1000)
-    snapshot = received.fill(setup.snapshot)
+    assert (setup.driver, setup.queues, setup.max_flows) == ("auto", QueueNumbers(100, 102, 104), 1000)
+    snapshot = receiver.resolve(setup.snapshot)
     assert (setup.fail_open, snapshot.revision) == (False, 3)
     web = snapshot.endpoints[WEB]
     assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")
@@ -113,7 +116,7 @@ def test_a_snapshot_arrives_as_it_was_sent() -> None:
     assert (web.ingress.enforced, web.ingress.enforced_by, web.egress.enforced) == (True, (RULE,), False)
     assert setup.peers == PEERS
     assert snapshot.ipcache.lookup(packed("10.9.0.1")) == Peer(WORLD, remote=True)
-    assert (snapshot.homes, snapshot.cluster_interfaces) == (frozenset({"veth-web"}), frozenset({"eth0"}))
+    assert (snapshot.endpoint_interfaces, snapshot.cluster_interfaces) == (frozenset({"veth-web"}), frozenset({"eth0"}))
 
 
 def test_a_worker_hears_what_is_there_and_does_not_wait_for_more(pair: Pair) -> None:
@@ -142,7 +145,7 @@ def test_a_worker_that_stops_asking_gets_the_others_next_time_and_can_tell_that_
 def test_half_a_message_is_none(pair: Pair) -> None:
     channel, agent = pair
 
-    for length in (2, 4, len(encode(Stop())) - 1):  # of the length, all of the length, all but the last byte
+    for length in (2, 4, len(encode(Stop())) - 1):  # part of the length, the length alone, all but the last byte
         agent.sendall((encode(BOUND) + encode(Stop()))[: len(encode(BOUND)) + length])
         assert list(channel.receive()) == [BOUND]
         assert not channel.has_message
@@ -160,15 +163,15 @@ def test_the_agent_hears_what_a_worker_says(pair: Pair) -> None:
 def test_what_the_agent_does_not_fetch_is_refused_at_last_and_the_rest_arrives_whole(pair: Pair) -> None:
     channel, agent = pair
 
-    taken = fill(channel)
+    accepted = fill(channel)
 
-    assert taken > 64  # 4 MiB, and what the socket holds
+    assert accepted > 64  # 4 MiB, and the socket buffer
     agent.setblocking(False)
     decoder, messages = Decoder(), list[object]()
-    while len(messages) < taken:
+    while len(messages) < accepted:
         messages += decoder.feed(agent.recv(1 << 18))
         channel.flush()
-    assert messages == [bytes(1 << 16)] * taken
+    assert messages == [bytes(1 << 16)] * accepted
     assert channel.send(BOUND)
 
 
@@ -192,7 +195,7 @@ def test_a_worker_learns_from_silence_that_the_agent_is_gone(pair: Pair) -> None
 def test_a_worker_learns_from_a_reset_that_the_agent_is_gone(pair: Pair) -> None:
     channel, agent = pair
     channel.send(BOUND)
-    agent.close()  # with what the worker said unread
+    agent.close()  # with unread data of the worker
 
     assert list(channel.receive()) == []
     assert channel.closed
@@ -206,7 +209,7 @@ def test_a_worker_learns_from_sending_that_the_agent_is_gone(pair: Pair) -> None
     channel.flush()
 
     assert channel.closed
-    assert channel.send(BOUND)  # to nobody, but that is no reason to wait or to fail
+    assert channel.send(BOUND)  # without a receiver; the channel neither blocks nor fails
 
 
 def test_events_are_unpacked_as_they_were() -> None:

@@ -1,4 +1,4 @@
-"""Counters: in memory that two processes share, and that outlives the one that counts."""
+"""Counters: in memory that two processes share and that outlives the writer."""
 
 import os
 import subprocess
@@ -73,7 +73,7 @@ def test_judged_is_what_was_accepted_and_what_was_dropped(memory: int) -> None:
     row.row[counters.ACCEPTED] = 3
     row.count_drop(DropReason.POLICY_DENIED)
 
-    assert row.judged == 4
+    assert row.verdicts == 4
     row.close()
 
 

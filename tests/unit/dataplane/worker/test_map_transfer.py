@@ -1,4 +1,4 @@
-"""Policy maps on their way: what arrives means what was sent, is sent once, and goes when nothing needs it."""
+"""Transfer of policy maps: entries arrive complete, are sent once, and are freed when no snapshot needs them."""
 
 from collections.abc import Iterable
 
@@ -20,13 +20,13 @@ WEB4, WEB6, DB = packed("10.1.0.10"), packed("fd01::10"), packed("10.1.0.20")
 
 
 def policy(size: int, first: int = 300) -> PolicyMap:
-    """Return a map that opens port 80 to so many identities."""
+    """Return a map that opens port 80 to this many identities."""
     keys = (PolicyKey(Identity(number), TCP, 80, 16) for number in range(first, first + size))
     return PolicyMap({key: PolicyEntry((RULE,)) for key in keys}, enforced=True, enforced_by=(RULE,))
 
 
 def snapshot(revision: int, ingress: PolicyMap, *, db: PolicyMap | None = None) -> Snapshot:
-    """Return a snapshot in which WEB has two addresses, and DB is there if it has a map."""
+    """Return a snapshot in which WEB has two addresses; DB exists only with a map."""
     web = LocalEndpoint("default/web", Identity(300), "veth-web", ingress, OPEN)
     endpoints = {WEB4: web, WEB6: web}
     if db is not None:
@@ -34,24 +34,24 @@ def snapshot(revision: int, ingress: PolicyMap, *, db: PolicyMap | None = None) 
     return Snapshot(revision, endpoints, Ipcache({}))
 
 
-def tell(received: MapReceiver, messages: Iterable[object]) -> list[Snapshot]:
-    """Have a worker hear messages as they come over the wire; return the snapshots among them."""
+def deliver(receiver: MapReceiver, messages: Iterable[object]) -> list[Snapshot]:
+    """Deliver encoded messages to a receiver; return the snapshots among them."""
     snapshots = []
     for message in Decoder().feed(b"".join(map(encode, messages))):
         if isinstance(message, MapChunk):
-            received.add(message)
+            receiver.add(message)
         elif isinstance(message, SnapshotReference):
-            snapshots.append(received.fill(message))
+            snapshots.append(receiver.resolve(message))
         else:
-            received.forget(message)
+            receiver.remove(message)
     return snapshots
 
 
 @pytest.mark.parametrize("size", [0, 1, 499, 500, 501, 3000])
 def test_what_arrives_means_what_was_sent(size: int) -> None:
-    sent, wanted = MapSender(), snapshot(3, policy(size))
+    sender, wanted = MapSender(), snapshot(3, policy(size))
 
-    (filled,) = tell(MapReceiver(), [*sent.add(wanted), sent.name(wanted)])
+    (filled,) = deliver(MapReceiver(), [*sender.add(wanted), sender.refer(wanted)])
 
     ingress = filled.endpoints[WEB4].ingress
     assert ingress.entries == wanted.endpoints[WEB4].ingress.entries
@@ -60,84 +60,84 @@ def test_what_arrives_means_what_was_sent(size: int) -> None:
     ]
     assert not ingress.lookup(Identity(300 + size), TCP, 80).allowed
     assert filled.endpoints[WEB4].egress.lookup(Identity(300), TCP, 80).allowed
-    assert (filled.revision, filled.homes) == (3, frozenset({"veth-web"}))
+    assert (filled.revision, filled.endpoint_interfaces) == (3, frozenset({"veth-web"}))
 
 
 def test_no_message_holds_more_than_a_worker_takes_at_once() -> None:
-    pieces = list(MapSender().add(snapshot(1, policy(1700))))
+    chunks = list(MapSender().add(snapshot(1, policy(1700))))
 
-    assert [len(piece.entries) for piece in pieces] == [500, 500, 500, 200]
+    assert [len(chunk.entries) for chunk in chunks] == [500, 500, 500, 200]
 
 
 def test_what_is_one_endpoint_or_one_map_stays_one() -> None:
-    sent, shared = MapSender(), policy(10)
+    sender, shared = MapSender(), policy(10)
     wanted = snapshot(1, shared, db=shared)
 
-    (filled,) = tell(MapReceiver(), [*sent.add(wanted), sent.name(wanted)])
+    (filled,) = deliver(MapReceiver(), [*sender.add(wanted), sender.refer(wanted)])
 
     assert filled.endpoints[WEB4] is filled.endpoints[WEB6]
     assert filled.endpoints[WEB4].ingress is filled.endpoints[DB].ingress
 
 
 def test_maps_over_the_same_entries_send_them_once_and_stay_different() -> None:
-    sent, enforced = MapSender(), policy(10)
-    wanted = snapshot(1, enforced, db=enforced.closed_by((), enforced=False))
+    sender, enforced = MapSender(), policy(10)
+    wanted = snapshot(1, enforced, db=enforced.with_enforcement((), enforced=False))
 
-    pieces = list(sent.add(wanted))
-    (filled,) = tell(MapReceiver(), [*pieces, sent.name(wanted)])
+    chunks = list(sender.add(wanted))
+    (filled,) = deliver(MapReceiver(), [*chunks, sender.refer(wanted)])
 
-    assert len(pieces) == 1
+    assert len(chunks) == 1
     web, db = filled.endpoints[WEB4].ingress, filled.endpoints[DB].ingress
     assert (web.enforced, db.enforced) == (True, False)
     assert web.entries is db.entries
 
 
 def test_what_a_worker_has_is_not_sent_again() -> None:
-    sent, received, same = MapSender(), MapReceiver(), policy(10)
+    sender, receiver, same = MapSender(), MapReceiver(), policy(10)
     first, second = snapshot(1, same), snapshot(2, same, db=policy(5, first=900))
-    tell(received, [*sent.add(first), sent.name(first), sent.keep(first)])
+    deliver(receiver, [*sender.add(first), sender.refer(first), sender.retain(first)])
 
-    pieces = list(sent.add(second))
-    (filled,) = tell(received, [*pieces, sent.name(second), sent.keep(second)])
+    chunks = list(sender.add(second))
+    (filled,) = deliver(receiver, [*chunks, sender.refer(second), sender.retain(second)])
 
-    assert [len(piece.entries) for piece in pieces] == [5]
+    assert [len(chunk.entries) for chunk in chunks] == [5]
     assert filled.endpoints[WEB4].ingress.entries == same.entries
 
 
 def test_a_worker_that_starts_is_sent_what_is_needed_now_and_no_more() -> None:
-    sent, last = MapSender(), snapshot(2, policy(7))
+    sender, last = MapSender(), snapshot(2, policy(7))
     for wanted in (snapshot(1, policy(1000, first=900)), last):
-        list(sent.add(wanted))
-        sent.keep(wanted)
+        list(sender.add(wanted))
+        sender.retain(wanted)
 
-    pieces = list(sent.pieces())
-    (filled,) = tell(MapReceiver(), [*pieces, sent.name(last)])
+    chunks = list(sender.chunks())
+    (filled,) = deliver(MapReceiver(), [*chunks, sender.refer(last)])
 
-    assert [len(piece.entries) for piece in pieces] == [7]
+    assert [len(chunk.entries) for chunk in chunks] == [7]
     assert filled.endpoints[WEB4].ingress.entries == last.endpoints[WEB4].ingress.entries
 
 
 def test_what_is_forgotten_goes_little_by_little_and_leaves_what_is_needed() -> None:
-    sent, received = MapSender(), MapReceiver()
+    sender, receiver = MapSender(), MapReceiver()
     old, new = snapshot(1, policy(3000)), snapshot(2, policy(7, first=9000))
-    (before,) = tell(received, [*sent.add(old), sent.name(old), sent.keep(old)])
-    (after,) = tell(received, [*sent.add(new), sent.name(new), forgotten := sent.keep(new)])
+    (before,) = deliver(receiver, [*sender.add(old), sender.refer(old), sender.retain(old)])
+    (after,) = deliver(receiver, [*sender.add(new), sender.refer(new), removal := sender.retain(new)])
 
     entries = before.endpoints[WEB4].ingress.entries
     sizes = [len(entries)]
     for _ in range(3):
-        received.let_go()
+        receiver.free_some()
         sizes.append(len(entries))
 
-    assert len(forgotten.numbers) == 1
+    assert len(removal.numbers) == 1
     assert sizes == [3000, 1000, 0, 0]
     assert len(after.endpoints[WEB4].ingress.entries) == 7
 
 
 def test_a_worker_that_has_not_got_what_is_forgotten_does_without() -> None:
-    received = MapReceiver()
+    receiver = MapReceiver()
 
-    received.forget(MapRemoval((5,)))
-    received.let_go()
+    receiver.remove(MapRemoval((5,)))
+    receiver.free_some()
 
-    assert tell(received, [SnapshotReference(Snapshot(1, {}, Ipcache({})), {})])[0].endpoints == {}
+    assert deliver(receiver, [SnapshotReference(Snapshot(1, {}, Ipcache({})), {})])[0].endpoints == {}

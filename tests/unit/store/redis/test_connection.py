@@ -1,5 +1,7 @@
 """Error sentences for failures of a server that are hard to cause, and for its answer to INFO."""
 
+import errno
+import os
 import re
 import socket
 from pathlib import Path
@@ -30,11 +32,11 @@ def caused(error: BaseException) -> BaseException:
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (caused(ConnectionRefusedError(111, "…")), "it cannot be reached: Connection refused"),
-        (caused(OSError(113, "…")), "it cannot be reached: No route to host"),
+        (caused(ConnectionRefusedError(111, "…")), f"it cannot be reached: {os.strerror(errno.ECONNREFUSED)}"),
+        (caused(OSError(113, "…")), f"it cannot be reached: {os.strerror(errno.EHOSTUNREACH)}"),
         (
             caused(OSError("Multiple exceptions: [Errno 111] Connect call failed, [Errno 101] Connect call failed")),
-            "it cannot be reached: Connection refused",
+            f"it cannot be reached: {os.strerror(errno.ECONNREFUSED)}",
         ),
         (caused(socket.gaierror(-3, "Temporary failure")), "its name is not known: Temporary failure"),
         (ConnectionResetError(104, "…"), "it closed the connection"),

@@ -1,6 +1,8 @@
 """Last known state on disk: a load returns exactly a saved state, or none."""
 
+import errno
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -200,9 +202,9 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     state = LastState(tmp_path / "file" / "folder", CLUSTER)
 
-    with pytest.raises(NfqError, match=r"is not to be had: Not a directory$"):
+    with pytest.raises(NfqError, match=f"is not to be had: {re.escape(os.strerror(errno.ENOTDIR))}$"):
         state.save([], {}, replace=True)
-    with pytest.raises(NfqError, match=r"is not to be had: Not a directory$"):
+    with pytest.raises(NfqError, match=f"is not to be had: {re.escape(os.strerror(errno.ENOTDIR))}$"):
         state.save_pending([])
 
 

@@ -1,7 +1,7 @@
-"""The demo over ssh on machines as the Vagrantfile has them, each a network namespace of a copy of this host.
+"""The demo over ssh on the machines of the Vagrantfile, each a network namespace of a copy of this host.
 
-They are connected, their endpoints made and registered, and ssh set up, by the script that the Vagrantfile runs; ssh is
-OpenSSH's, with its server on each machine.
+The Vagrantfile's own script connects the machines, creates and registers their endpoints, and sets up ssh. ssh is
+OpenSSH, with its server on each machine.
 """
 
 import json
@@ -42,9 +42,9 @@ MACHINES = "/etc/nfq-enforcer/machines.yaml"
 PROGRAM = str(Path(sys.executable).with_name("nfq-enforcer"))
 
 
-@pytest.fixture(scope="module")
-def site(root: None) -> Iterator[Copy]:
-    """Give a copy of this host in which a cluster of four machines runs."""
+@pytest.fixture(scope="module", name="copy")
+def cluster_copy(root: None) -> Iterator[Copy]:
+    """Build a copy of this host with a cluster of four machines in it."""
     with Copy() as copy:
         copy.build_segment(ADDRESSES, STORE)
         copy.run(ENDPOINTS, "router", at=STORE)
@@ -56,7 +56,7 @@ def site(root: None) -> Iterator[Copy]:
         copy.start("redis-server", "--bind", ADDRESSES[STORE], "--protected-mode", "no", "--save", "", at=STORE)
         agents = [start_agent(copy, node) for node in ENDPOINTS_OF]
         for node, own in ENDPOINTS_OF.items():
-            copy.run("ln", "-sfn", socket(node), socket("agent"))  # the script asks the machine's only agent
+            copy.run("ln", "-sfn", socket(node), socket("agent"))  # the script uses the default socket
             copy.run(ENDPOINTS, "register", node[1], *own, at=node)
         machines = yaml.safe_load((SCRIPTS / "machines.yaml").read_text())
         for machine in machines["machines"]:
@@ -99,8 +99,8 @@ def start_agent(copy: Copy, node: str) -> "subprocess.Popen[str]":
 
 
 def policies(copy: Copy) -> list[str]:
-    listed = json.loads(copy.run("nfq-enforcer", "policy", "list", "-o", "json", "--socket", socket("n1"), at="n1"))
-    return [one["name"] for one in listed]
+    rows = json.loads(copy.run("nfq-enforcer", "policy", "list", "-o", "json", "--socket", socket("n1"), at="n1"))
+    return [row["name"] for row in rows]
 
 
 def attempt(copy: Copy, machines: str = MACHINES) -> "subprocess.CompletedProcess[str]":
@@ -108,13 +108,13 @@ def attempt(copy: Copy, machines: str = MACHINES) -> "subprocess.CompletedProces
 
 
 def load(copy: Copy, text: str) -> None:
-    """Load policies as their operator would from a pipe."""
+    """Load policies from standard input, as an operator would from a pipe."""
     command = copy.command("nfq-enforcer", "policy", "load", "--wait", "-", "--socket", socket("n1"), at="n1")
     subprocess.run(command, input=text, text=True, check=True, stdout=subprocess.DEVNULL)
 
 
-def assert_left_alone(copy: Copy) -> None:
-    """Assert that nothing of the demo is on any machine."""
+def assert_restored(copy: Copy) -> None:
+    """Assert that no machine has a policy, a rule or a process of the demo."""
     assert policies(copy) == []
     for tables in ("iptables-save", "ip6tables-save"):
         assert "MASQUERADE" not in copy.run(tables, at=STORE)
@@ -122,39 +122,39 @@ def assert_left_alone(copy: Copy) -> None:
 
 
 def traffic(copy: Copy) -> list[str]:
-    """Return the command lines of what makes or captures traffic."""
+    """Return the command lines of the processes that make or capture traffic."""
     return [line for line in copy.processes() if "tcpdump -n -U" in line or "python3 -I -S -c" in line]
 
 
-def test_the_demo_of_the_lab_plays_on_the_machines_and_leaves_them_as_they_were(site: Copy) -> None:
-    shown = attempt(site)
+def test_the_demo_of_the_lab_plays_on_the_machines_and_leaves_them_as_they_were(copy: Copy) -> None:
+    shown = attempt(copy)
 
     assert (shown.returncode, shown.stderr) == (0, ""), shown.stdout
     assert "695 of 695 observations are as expected." in shown.stdout
     assert "✓ every IPv6 packet between nodes bears a stamp" in shown.stdout
-    assert_left_alone(site)
+    assert_restored(copy)
 
 
-def test_an_interrupted_demo_leaves_the_machines_as_they_were(site: Copy) -> None:
-    # What started the tests may have them, and so their children, ignore an interrupt.
+def test_an_interrupted_demo_leaves_the_machines_as_they_were(copy: Copy) -> None:
+    # The parent of the tests may have set SIGINT to ignored, which children inherit.
     demo = ["env", "--default-signal=INT", "nfq-enforcer", "lab", "demo", "--hosts", MACHINES]
-    showing = site.start(*demo, at="n1")
-    until(lambda: policies(site) and traffic(site))
+    process = copy.start(*demo, at="n1")
+    until(lambda: policies(copy) and traffic(copy))
 
-    showing.send_signal(signal.SIGINT)
-    said, _ = showing.communicate(timeout=PATIENCE)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
 
-    assert showing.returncode not in {0, 1}
-    assert "Traceback" not in said
-    assert_left_alone(site)
+    assert process.returncode not in {0, 1}
+    assert "Traceback" not in output
+    assert_restored(copy)
 
 
-def test_a_cluster_with_policies_of_its_own_is_left_alone(site: Copy) -> None:
-    load(site, POLICY)
+def test_a_cluster_with_policies_of_its_own_is_left_alone(copy: Copy) -> None:
+    load(copy, POLICY)
 
-    refused = attempt(site)
-    left = policies(site)
-    site.run("nfq-enforcer", "policy", "delete", "--wait", "default/mine", "--socket", socket("n1"), at="n1")
+    refused = attempt(copy)
+    left = policies(copy)
+    copy.run("nfq-enforcer", "policy", "delete", "--wait", "default/mine", "--socket", socket("n1"), at="n1")
 
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == (
@@ -165,21 +165,21 @@ def test_a_cluster_with_policies_of_its_own_is_left_alone(site: Copy) -> None:
 
 
 @pytest.mark.parametrize(
-    "part, change, said",
+    "part, change, message",
     [
-        ("n2", {"ssh": "root@172.31.0.99"}, r"root@172\.31\.0\.99 cannot be reached by ssh: ssh: connect to host .*"),
+        ("n2", {"ssh": "root@172.31.0.99"}, r"root@172\.31\.0\.99 cannot be reached by ssh: .+"),
         ("n2", {"ips": ["172.31.0.99", "fd00:31::99"]}, r"n2 has no interface with the address 172\.31\.0\.99, .*"),
         ("n2", {"socket": "/run/none.sock"}, r"n2: nfq-enforcer: .*/run/none\.sock.*"),
         ("back2", {"ips": ["10.31.2.99", "fd00:31:2::99"]}, r"the cluster knows no endpoints with .* of back2; .*"),
     ],
 )
-def test_what_is_missing_is_said_before_anything_is_done(site: Copy, part: str, change: Any, said: str) -> None:
-    machines = yaml.safe_load(site.file(MACHINES).read_text())
-    next(one for one in machines["machines"] if one["name"] == part).update(change)
-    site.file("/etc/nfq-enforcer/other.yaml").write_text(yaml.safe_dump(machines))
+def test_what_is_missing_is_said_before_anything_is_done(copy: Copy, part: str, change: Any, message: str) -> None:
+    machines = yaml.safe_load(copy.file(MACHINES).read_text())
+    next(machine for machine in machines["machines"] if machine["name"] == part).update(change)
+    copy.file("/etc/nfq-enforcer/other.yaml").write_text(yaml.safe_dump(machines))
 
-    refused = attempt(site, "/etc/nfq-enforcer/other.yaml")
+    refused = attempt(copy, "/etc/nfq-enforcer/other.yaml")
 
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert re.fullmatch(f"nfq-enforcer: {said}", refused.stderr.strip())
-    assert policies(site) == []
+    assert re.fullmatch(f"nfq-enforcer: {message}", refused.stderr.strip())
+    assert policies(copy) == []

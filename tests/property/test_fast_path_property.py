@@ -3,7 +3,7 @@
 from random import Random
 from typing import Any
 
-from nfq_enforcer.core.enforcer import Decision
+from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.identity import travels
 from nfq_enforcer.core.tables.conntrack import Conntrack, FlowState, KernelFlow
 from nfq_enforcer.core.verdict import Verdict
@@ -55,7 +55,7 @@ POLICIES: list[dict[str, Any]] = [
     {"ingress": {"web": [(CLIENT, 0, 0), (OTHER, 0, 0)]}, "egress": {"web": [(CLIENT, 0, 0), (DB, TCP, 80)]}},
     {"ingress": {"web": [], "db": []}, "audit": True},
     {"ingress": {"web": []}, "egress": {"web": [], "db": [(WEB, 0, 0)]}},
-    {"believe_ipcache": True},
+    {"trust_ipcache": True},
 ]
 
 
@@ -125,7 +125,7 @@ def known(flows: Conntrack, now: float) -> list[object]:
 
 def test_a_glance_and_the_long_way_agree_on_every_packet_and_know_the_same_flows() -> None:
     random, pressed, passed = Random(5), 0, 0
-    nodes = [Node(10_000, can_requeue=True), Node(10_000, can_requeue=True, glances=False)]  # never full
+    nodes = [Node(10_000, can_requeue=True), Node(10_000, can_requeue=True, fast=False)]  # never full
     for number in range(COUNT):
         policy = random.choice(POLICIES) if number % 300 == 0 else None
         step = random.choice((0.0, 0.01, 0.1, 40.0 if number % 50 == 0 else 0.0))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from nfq_enforcer.core.context import OPENERS, REPLIERS, Interface
+from nfq_enforcer.core.context import Interface
 from nfq_enforcer.core.enforcer import Enforcer
 from nfq_enforcer.core.identity import WORLD, Identity
 from nfq_enforcer.core.tables.conntrack import Conntrack, Offload
@@ -20,6 +20,7 @@ from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, Verdict
 from nfq_enforcer.core.wire.packet import TCP, UDP, parse, reply_key
+from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
 from tests.support.nodes import rule
 from tests.support.packets import ACK, PSH, SYN, datagram, identity_on, packed, tcp
 
@@ -96,7 +97,7 @@ class Gate:
             return payload
         told = 0
         if record and record.mark and (record.answered or packet.key != record.opener):
-            told = OPENERS if packet.key == record.opener else REPLIERS
+            told = FLOW_OPENER if packet.key == record.opener else FLOW_REPLIER
         ends = [Interface(f"veth-{end.name}", 1500) if end.node == self.name else way(end) for end in (source, target)]
         judged_in = self.enforcer.snapshot.epoch
         decision = self.enforcer.decide(payload, ends[0], ends[1], self.now, told)

@@ -1,0 +1,35 @@
+"""Parts of the agent that its API handlers read and change."""
+
+from dataclasses import dataclass
+
+from nfq_enforcer.agent.config import Config
+from nfq_enforcer.agent.reconciler import Reconciler
+from nfq_enforcer.cluster.names import Names
+from nfq_enforcer.cluster.replica import NodeSettings, Replica
+from nfq_enforcer.cluster.source import Store
+from nfq_enforcer.dataplane.rules.iptables import Rules
+from nfq_enforcer.dataplane.rules.ruleset import AddressFamily
+from nfq_enforcer.dataplane.worker.workers import Workers
+from nfq_enforcer.observe.flow import Logged
+from nfq_enforcer.observe.log import FlowLog
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Parts: the objects of a running agent."""
+
+    config: Config
+    settings: NodeSettings
+    families: tuple[AddressFamily, ...]
+    store: Store
+    replica: Replica
+    reconciler: Reconciler
+    workers: Workers
+    rules: Rules
+    log: FlowLog[Logged]
+    started: float  # s since the epoch
+
+    @property
+    def names(self) -> Names:
+        """Return the names of identities, addresses and nodes."""
+        return self.reconciler.view.names

@@ -1,0 +1,85 @@
+"""Policies of the cluster: list, apply and delete."""
+
+from typing import Any
+
+from nfq_enforcer.agent.api import Params
+from nfq_enforcer.agent.handlers.cluster import node_status
+from nfq_enforcer.agent.handlers.parts import Parts
+from nfq_enforcer.cluster.source import Applied
+from nfq_enforcer.errors import BadInput
+from nfq_enforcer.policy.loader import File
+
+_MAX_WAIT = 600.0  # s that a request may wait for other nodes
+
+
+class PolicyHandlers:
+    """Policy handlers: list policies, and write documents to the store."""
+
+    def __init__(self, parts: Parts) -> None:
+        """Set the parts to read and to change."""
+        self._parts = parts
+
+    async def policies(self, _params: Params) -> list[dict[str, Any]]:
+        """Return every policy and the origin of its document."""
+        return [
+            {
+                "kind": policy.kind,
+                "namespace": policy.namespace,
+                "name": policy.name,
+                "origin": policy.origin,
+                "document": policy.data,
+            }
+            for policy in self._parts.reconciler.view.policies
+        ]
+
+    async def apply(self, params: Params) -> dict[str, Any]:
+        """Apply files of documents, all or none; return once this node enforces them, with ``wait`` all live nodes."""
+        try:
+            files = [File(str(name), str(text)) for name, text in params["files"]]
+        except (KeyError, TypeError, ValueError):
+            raise BadInput("files must be a list of pairs: a name, and the text of the documents") from None
+        wait = _wait(params)
+        applied = await self._parts.store.apply(files)
+        await self._parts.reconciler.reconcile()
+        return {**_applied(applied), **await self._rollout(wait)}
+
+    async def delete(self, params: Params) -> dict[str, Any]:
+        """Delete an applied policy; return once this node enforces the rest, with ``wait`` all live nodes."""
+        wait = _wait(params)
+        await self._parts.store.delete_policy(str(params.get("namespace", "")), str(params.get("name", "")))
+        await self._parts.reconciler.reconcile()
+        return await self._rollout(wait)
+
+    async def _rollout(self, wait: float) -> dict[str, Any]:
+        """Return the enforced revision: the cluster's where the nodes share one, otherwise this node's own."""
+        shared = self._parts.store.revision
+        rollout: dict[str, Any] = {"revision": self._parts.reconciler.revision if shared is None else shared}
+        if wait and shared is not None:
+            nodes = await self._parts.store.enforced_by(shared, wait)
+            rollout["nodes"] = [
+                {"name": node.name, **node_status(node), "enforced": (node.revision or 0) >= shared} for node in nodes
+            ]
+        return rollout
+
+
+def _wait(params: Params) -> float:
+    """Return the seconds that the client waits for other nodes."""
+    wait = params.get("wait") or 0
+    if not isinstance(wait, int | float) or wait < 0:
+        raise BadInput("wait must be a number of seconds, 0 or more, or null")
+    return min(wait, _MAX_WAIT)
+
+
+def _applied(applied: Applied) -> dict[str, Any]:
+    return {
+        "documents": list(applied.documents),
+        "endpoints": [
+            {
+                "endpoint": started.endpoint,
+                "identity": started.identity,
+                "labels": [str(label) for label in started.labels],
+                "new_identity": started.new,
+            }
+            for started in applied.endpoints
+        ],
+    }

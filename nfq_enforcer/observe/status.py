@@ -1,0 +1,253 @@
+"""Status of the agent as typed objects: made by the agent, sent as JSON, read by the metrics and the command line.
+
+``to_json`` gives the shape that the API documents; ``from_json`` reads it back and ignores keys that it does not know,
+so that a client can read the status of a newer agent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Self
+
+from nfq_enforcer.core.verdict import DropReason
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _StatusRecord:
+    """Record: a JSON object with the names of the fields as keys, in their order."""
+
+    _nested: ClassVar[Mapping[str, type["_StatusRecord"]]] = {}  # the fields that are records, or sequences of records
+    _inlined: ClassVar[frozenset[str]] = frozenset()  # the nested fields with their keys directly in this object
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON data."""
+        data: dict[str, Any] = {}
+        for field in fields(self):
+            value = _to_json(getattr(self, field.name))
+            data |= value if field.name in self._inlined else {field.name: value}
+        return data
+
+    @classmethod
+    def from_json(cls, data: Json) -> Self:
+        """Read the record; raise KeyError for a missing key, unless its field has a default."""
+        values = {
+            field.name: _from_json(
+                cls._nested.get(field.name), data if field.name in cls._inlined else data[field.name]
+            )
+            for field in fields(cls)
+            if field.name in data or field.name in cls._inlined or field.default is MISSING
+        }
+        return cls(**values)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, _StatusRecord):
+        return value.to_json()
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_to_json(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    return value
+
+
+def _from_json(kind: type[_StatusRecord] | None, data: Any) -> Any:
+    if kind is None or data is None:
+        return data
+    return [kind.from_json(item) for item in data] if isinstance(data, list) else kind.from_json(data)
+
+
+@dataclass(frozen=True)
+class PacketCounts(_StatusRecord):
+    """Packet counts: verdicts, drops, flows and losses of one worker, or of all workers in sum."""
+
+    accepted: int
+    dropped: int
+    events_lost: int  # events that did not reach the flow log
+    internal_errors: int  # packets dropped because of an internal error
+    flows: int  # open now
+    flows_evicted: int  # closed early, for a new flow in a full table
+    handed_over: int  # verdicts that offloaded a flow to the kernel (datapath per-flow)
+    drops: Mapping[DropReason, int]  # each reason, with 0 for those that never occurred; the name of one is its key
+
+    _inlined = frozenset({"drops"})
+
+    @classmethod
+    def from_json(cls, data: Json) -> Self:
+        """Read the counts of a worker's status."""
+        counts = {field.name: data[field.name] for field in fields(cls) if field.name != "drops"}
+        return cls(**counts, drops={reason: data[reason] for reason in DropReason})
+
+
+@dataclass(frozen=True)
+class WorkerStatus(_StatusRecord):
+    """Worker status: process, queues and counts of one worker."""
+
+    queues: Sequence[int]  # sorted
+    pid: int | None  # None while the process is being replaced
+    restarts: int
+    failure: str | None  # the reason for which the process cannot be replaced
+    counts: PacketCounts
+
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"counts": PacketCounts}
+    _inlined = frozenset({"counts"})
+
+
+@dataclass(frozen=True)
+class WorkersStatus(_StatusRecord):
+    """Workers status: all workers of the node in sum."""
+
+    queue: int  # the first
+    queues: Sequence[int]  # of all workers, sorted
+    driver: str
+    pid: int | None  # of the first worker
+    restarts: int
+    failure: str | None  # of the first worker that has one
+    lost: int  # packets that were queued and received no verdict
+    counts: PacketCounts
+
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"counts": PacketCounts}
+    _inlined = frozenset({"counts"})
+
+
+@dataclass(frozen=True)
+class RefusedValue(_StatusRecord):
+    """Refused value: a key of the store with a value that this node cannot read."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RefusedValues(_StatusRecord):
+    """Refused values of the store: their number, and the first of them."""
+
+    count: int
+    values: Sequence[RefusedValue]
+
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"values": RefusedValue}
+
+
+@dataclass(frozen=True)
+class PendingEndpoint(_StatusRecord):
+    """Pending endpoint: started while the store was unreachable, still to be written to it."""
+
+    endpoint: str
+    reason: str | None = None  # the store's last refusal
+
+
+@dataclass(frozen=True)
+class Lag(_StatusRecord):
+    """Lag from a change in the store to its enforcement on this node, in milliseconds; None without changes."""
+
+    p50: float | None
+    p99: float | None
+
+
+@dataclass(frozen=True)
+class StoreStatus(_StatusRecord):
+    """Store status: the connection to the store, and the store's content. None stands for an unknown value."""
+
+    store: str  # address, without the password
+    prefix: str | None = None
+    connected: bool = False
+    since: str | None = None  # UTC, RFC 3339: of the last change of ``connected``
+    error: str | None = None  # of the last attempt to connect
+    server: str | None = None  # product and version
+    schema: int | None = None
+    position: str | None = None  # in the stream of changes: ID of the last one that this node has read
+    policy_revision: int | None = None
+    nodes: int | None = None
+    identities: int | None = None
+    endpoints: int | None = None
+    documents: int | None = None
+    commands: int | None = None  # sent to the server
+    resyncs: int | None = None  # complete reads of the store
+    refused: RefusedValues | None = None
+    pending: Sequence[PendingEndpoint] | None = None
+    lag_ms: Lag | None = None
+    changes_kept: int | None = None  # in the stream, for nodes that reconnect; read by 'store status' only
+
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
+        "refused": RefusedValues,
+        "pending": PendingEndpoint,
+        "lag_ms": Lag,
+    }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the status as JSON data, without ``changes_kept``."""
+        data = super().to_json()
+        del data["changes_kept"]
+        return data
+
+
+@dataclass(frozen=True)
+class DocumentCounts(_StatusRecord):
+    """Document counts: documents of the cluster that this node has loaded."""
+
+    policies: int
+    endpoints: int
+
+
+@dataclass(frozen=True)
+class Refusal(_StatusRecord):
+    """Refusal of changed documents; the last valid ones stay enforced."""
+
+    since: str  # UTC, RFC 3339
+    error: str
+
+
+@dataclass(frozen=True)
+class LogCounts(_StatusRecord):
+    """Log counts: events that have reached the flow log."""
+
+    seen: int
+
+
+@dataclass(frozen=True)
+class AgentStatus(_StatusRecord):
+    """Agent status: settings, policy, workers, store and log of a node."""
+
+    version: str
+    node: str
+    addresses: Sequence[str]
+    cluster_interfaces: Sequence[str]
+    since: str  # UTC, RFC 3339: start of the agent
+    enforcement: str
+    audit: bool
+    fail: str
+    datapath: str
+    families: Sequence[str]
+    revision: int  # the last one that all workers and rules enforce
+    compilations: int
+    documents: DocumentCounts
+    refused: Refusal | None
+    endpoints: int  # on this node
+    identities: int
+    store: StoreStatus | None  # None: the agent has no store but its own memory
+    worker: WorkersStatus
+    workers: Sequence[WorkerStatus]
+    log: LogCounts
+
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
+        "documents": DocumentCounts,
+        "refused": Refusal,
+        "store": StoreStatus,
+        "worker": WorkersStatus,
+        "workers": WorkerStatus,
+        "log": LogCounts,
+    }
+
+
+@dataclass(frozen=True)
+class NodeReport(_StatusRecord):
+    """Node report: a node of the cluster, with the store's record of its heartbeat."""
+
+    name: str
+    addresses: Sequence[str]
+    live: bool | None  # None: unknown, because the store is unreachable
+    last_seen: str | None  # UTC, RFC 3339
+    revision: int | None  # of the policy that the node enforces
+    version: str
+    datapath: str
+    endpoints: int

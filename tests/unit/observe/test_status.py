@@ -1,0 +1,101 @@
+"""Status objects: their JSON is the API's shape, and a client reads it back."""
+
+import json
+from typing import Any
+
+import pytest
+
+from nfq_enforcer.core.verdict import DropReason
+from nfq_enforcer.observe.status import AgentStatus, NodeReport, StoreStatus, WorkerStatus
+
+COUNTS: dict[str, Any] = {
+    **{"accepted": 90, "dropped": 5, "events_lost": 6, "internal_errors": 1},
+    **{"flows": 12, "flows_evicted": 3, "handed_over": 6},
+    **{str(reason): place for place, reason in enumerate(DropReason)},
+}
+WORKER: dict[str, Any] = {"queues": [100, 101, 102], "pid": None, "restarts": 2, "failure": "no queue", **COUNTS}
+STORE: dict[str, Any] = {
+    "store": "redis://10.0.0.1:6379/0",
+    "prefix": "nfqe",
+    "connected": True,
+    "since": "2026-01-01T00:00:00Z",
+    "error": None,
+    "server": "redis 7.0.15",
+    "schema": 1,
+    "position": "1795-0",
+    "policy_revision": 8,
+    "nodes": 3,
+    "identities": 12,
+    "endpoints": 7,
+    "documents": 4,
+    "commands": 1234,
+    "resyncs": 2,
+    "refused": {"count": 1, "values": [{"key": "endpoints default/x", "reason": "no JSON"}]},
+    "pending": [{"endpoint": "default/y", "reason": None}],
+    "lag_ms": {"p50": 1.5, "p99": None},
+}
+STATUS: dict[str, Any] = {
+    "version": "0.1",
+    "node": "n1",
+    "addresses": ["10.0.0.1", "fd00::1"],
+    "cluster_interfaces": ["eth0"],
+    "since": "2026-01-01T00:00:00Z",
+    "enforcement": "auto",
+    "audit": False,
+    "fail": "closed",
+    "datapath": "per-flow",
+    "families": ["IPv4", "IPv6"],
+    "revision": 7,
+    "compilations": 3,
+    "documents": {"policies": 2, "endpoints": 9},
+    "refused": {"since": "2026-01-01T00:00:01Z", "error": "a.yaml:1:1: …"},
+    "endpoints": 4,
+    "identities": 5,
+    "store": STORE,
+    "worker": {
+        **{"queue": 100, "queues": [100, 101, 102], "driver": "netlink", "pid": 4711, "restarts": 2, "failure": None},
+        **{"lost": 4, **COUNTS},
+    },
+    "workers": [WORKER, WORKER],
+    "log": {"seen": 15},
+}
+
+
+@pytest.mark.parametrize("changed", [{}, {"refused": None, "store": None}])
+def test_the_status_comes_back_as_it_was_sent(changed: dict[str, Any]) -> None:
+    sent = json.dumps(STATUS | changed)
+
+    assert json.dumps(AgentStatus.from_json(json.loads(sent)).to_json()) == sent  # the order of the keys too
+
+
+def test_keys_that_are_not_known_are_ignored() -> None:
+    assert WorkerStatus.from_json(WORKER | {"cpu": 3}) == WorkerStatus.from_json(WORKER)
+
+
+def test_a_missing_key_is_an_error() -> None:
+    with pytest.raises(KeyError, match="restarts"):
+        WorkerStatus.from_json({key: value for key, value in WORKER.items() if key != "restarts"})
+
+
+def test_each_drop_is_counted_by_its_reason() -> None:
+    assert WorkerStatus.from_json(WORKER).counts.drops[DropReason.INVALID_PACKET] == WORKER["INVALID_PACKET"]
+
+
+def test_of_a_store_only_its_address_and_its_connection_have_to_be_known() -> None:
+    status = StoreStatus.from_json({"store": "redis://h", "connected": False, "refused": None})
+
+    assert (status.store, status.connected, status.refused, status.lag_ms) == ("redis://h", False, None, None)
+
+
+def test_the_changes_kept_are_read_but_not_part_of_the_status() -> None:
+    status = StoreStatus.from_json(STORE | {"changes_kept": 120})
+
+    assert status.changes_kept == 120
+    assert status.to_json() == STORE
+
+
+def test_a_node_comes_back_as_it_was_sent() -> None:
+    node = {"name": "n1", "addresses": ["10.0.0.1"], "live": None, "last_seen": None, "revision": 3}
+    node |= {"version": "0.1", "datapath": "per-packet", "endpoints": 2}
+
+    assert NodeReport.from_json(node).to_json() == node
