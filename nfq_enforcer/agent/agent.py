@@ -94,7 +94,7 @@ class Agent:
         settings, address = self._settings, self._config.store
         if address.is_memory:
             return FileStore(map(Path, self._config.documents), settings)
-        record = NodeRecord(settings.addresses, __version__, settings.datapath)
+        record = NodeRecord(settings.registered_addresses, __version__, settings.datapath)
         state = LastState(Path(self._config.state), address.cluster)
         session = Session(settings.name, record, Connection(address), state, settings.relevant)
         session.exempt = self._exempt

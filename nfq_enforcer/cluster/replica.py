@@ -49,6 +49,15 @@ class NodeSettings:
     relevant: LabelFilter = field(default_factory=LabelFilter)
     datapath: Datapath = Datapath.PER_PACKET
 
+    @property
+    def registered_addresses(self) -> tuple[Address, ...]:
+        """Return all addresses that identify packets of this node, those by which other nodes reach it first.
+
+        A node also sends from further addresses: a floating one, or the gateway of its endpoints.
+        """
+        others = self.own_addresses - set(self.addresses)
+        return (*self.addresses, *sorted(others, key=lambda address: (address.version, address.packed)))
+
 
 @dataclass(frozen=True)
 class View:

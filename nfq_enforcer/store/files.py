@@ -174,7 +174,7 @@ class FileStore:
         return documents, {**node, **records_of(documents, self._settings.name, self._settings.relevant)}
 
     def _record(self) -> NodeRecord:
-        return NodeRecord(self._settings.addresses, __version__, self._settings.datapath)
+        return NodeRecord(self._settings.registered_addresses, __version__, self._settings.datapath)
 
     def _fingerprint(self) -> _Fingerprint:
         return tuple(mark for path in self._paths for mark in _marks(path))
