@@ -139,6 +139,8 @@ class Enforcer:
             identity = self._stamped_identity(context) if context.packet.options else None
             context.origin = shared_origin(indev.name if indev else None, identity)
             context.stamped = identity is not None
+            if context.packet.options and self._is_transit(context):
+                return self._accept(context, _Accepted(None))
             accepted = self._related_icmp(context) if context.packet.error else self._classify(context)
             return _REQUEUE_NEXT if accepted is None else self._accept(context, accepted)
         except PacketError as error:
@@ -157,6 +159,18 @@ class Enforcer:
         if context.indev.name not in self._snapshot.cluster_interfaces:
             raise PacketError(DropReason.STAMP_UNTRUSTED)
         return found.identity
+
+    def _is_transit(self, context: PacketContext) -> bool:
+        """Tell whether neither end of a packet is an endpoint of this node, and the packet leaves for the cluster.
+
+        Such a packet is queued only because it may have a stamp: only this node's own stamps leave by a cluster
+        interface. One set by this host itself is stripped; one that arrived from elsewhere has been refused, or another
+        node has set it and this node only routes the packet.
+        """
+        packet, outdev, endpoints = context.packet, context.outdev, self._snapshot.endpoints
+        if outdev is None or outdev.name not in self._snapshot.cluster_interfaces:
+            return False
+        return source_endpoint(self._snapshot, packet.src, context.origin) is None and packet.dst not in endpoints
 
     def _classify(self, context: PacketContext) -> _Accepted:
         """Classify the packet: known flow, new flow, or stateless reply."""
@@ -297,9 +311,10 @@ class Enforcer:
         return Decision(Verdict.ACCEPT, rewritten, event=event)
 
     def _has_forged_stamp(self, context: PacketContext) -> bool:
-        """Tell whether an endpoint of this node has set a stamp itself."""
+        """Tell whether an endpoint of this node, or the host, has set a stamp itself."""
         packet = context.packet
-        return packet.options and packet.src in self._snapshot.endpoints and stamp.is_stamped(context.payload, packet)
+        local = context.indev is None or packet.src in self._snapshot.endpoints
+        return packet.options and local and stamp.is_stamped(context.payload, packet)
 
     def _update_flow(self, context: PacketContext, accepted: _Accepted) -> FlowEvent | None:
         """Create or update the flow of an accepted packet; return the event for a new flow, or for an audited denial.
