@@ -20,10 +20,11 @@ from nfq_enforcer.core.packet import TCP, UDP, parse, reply_key
 from nfq_enforcer.core.policymap import PORT_BITS, Entry, PolicyKey, PolicyMap
 from nfq_enforcer.core.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, Verdict
+from tests.effort import scaled
 from tests.nodes import rule
 from tests.packets import ACK, PSH, SYN, datagram, identity_on, packed, tcp
 
-ROUNDS, STEPS = 60, 600
+ROUNDS, STEPS = scaled(60), 600
 CLUSTER, UPLINK = Interface("eth0", 1500), Interface("wan0", 1500)
 SERVICE = 80
 EARLIER = 0  # an epoch that is never in force

@@ -9,10 +9,11 @@ from nfq_enforcer.core.conntrack import Conntrack
 from nfq_enforcer.core.packet import ICMP, ICMPV6, SCTP, TCP, UDP, read_key, reply_key
 from nfq_enforcer.dataplane.ctnetlink import MessageError, messages, read_flow
 from tests.conntracks import Way, entry
+from tests.effort import scaled
 from tests.nodes import FAMILIES
 
-SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=500)
-BULK = 50_000
+SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=scaled(500))
+BULK = scaled(50_000)
 
 ENTRIES = [
     entry(proto, Way(at.client, at.web, 7, port), tcp_state=3 if proto == TCP else None)

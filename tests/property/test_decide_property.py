@@ -11,6 +11,7 @@ from nfq_enforcer.core.conntrack import KnownFlow, State
 from nfq_enforcer.core.enforcer import Decision
 from nfq_enforcer.core.packet import TCP, UDP, parse
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
+from tests.effort import scaled
 from tests.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
 from tests.packets import (
     error,
@@ -32,8 +33,8 @@ from tests.packets import (
     udp_answer,
 )
 
-SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=500)
-BULK = 120_000
+SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=scaled(500))
+BULK = scaled(120_000)
 
 BUILDERS = [syn, syn_ack, request, response, fin, rst, server_syn, server_rst, udp, udp_answer, ping, pong, sctp]
 PAIRS = [

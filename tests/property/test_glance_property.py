@@ -10,6 +10,7 @@ from nfq_enforcer.core.identity import travels
 from nfq_enforcer.core.packet import TCP, UDP, checksum, parse
 from nfq_enforcer.core.stamp import read
 from nfq_enforcer.core.verdict import Verdict
+from tests.effort import scaled
 from tests.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
 from tests.packets import (
     Build,
@@ -30,7 +31,7 @@ from tests.packets import (
     unfinished,
 )
 
-COUNT = 60_000
+COUNT = scaled(60_000)
 
 LARGE = bytes(MTU - 50)
 FORWARD: list[Build] = [syn, request, request, request, fin, udp, udp, udp, ping]

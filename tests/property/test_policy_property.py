@@ -24,6 +24,7 @@ from nfq_enforcer.policy.cluster import Cluster
 from nfq_enforcer.policy.cluster import gather as settle
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.loader import parse
+from tests.effort import scaled
 
 Spec = dict[str, Any]
 NAMESPACES = ["one", "two"]
@@ -502,7 +503,7 @@ def asked(cluster: Cluster, direction: str, subject: int, peer: Who, port: tuple
     return Outcome(*policy.lookup(found, *port, cluster.addresses.local_identities(address)))
 
 
-@settings(max_examples=PROBED // 100, deadline=None)
+@settings(max_examples=scaled(PROBED // 100), deadline=None)
 @given(DOCUMENTS, st.sampled_from(Enforcement), st.integers(0, len(WRITTEN) - 1), st.permutations(PROBES))
 def test_a_naive_reading_of_the_documents_agrees_with_the_compiled_maps(
     documents: list[Spec], mode: Enforcement, subject: int, ports: list[tuple[int, int]]
@@ -523,14 +524,14 @@ def test_a_naive_reading_of_the_documents_agrees_with_the_compiled_maps(
         ]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=scaled(500), deadline=None)
 @given(st.text() | st.text(alphabet="[]{}:,-&*!|>%@?# \n\t'\"ab<0.~"))
 def test_any_text_gives_documents_or_errors(text: str) -> None:
     with suppress(DocumentErrors):
         parse(text, "x.yaml")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=scaled(200), deadline=None)
 @given(st.binary())
 def test_any_bytes_give_text_or_an_error(raw: bytes) -> None:
     with suppress(DocumentError):
@@ -549,7 +550,7 @@ KINDS = st.sampled_from(["Endpoint", "Namespace", "CiliumNetworkPolicy", "List"]
 VERSIONS = st.sampled_from(["v1", "cilium.io/v2", "nfq-enforcer.io/v1"]) | SHAPES
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=scaled(500), deadline=None)
 @given(
     st.fixed_dictionaries(
         {"kind": KINDS, "apiVersion": VERSIONS},

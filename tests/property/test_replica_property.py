@@ -17,6 +17,7 @@ from nfq_enforcer.policy.documents import Namespace
 from nfq_enforcer.policy.rules import PortOf
 from nfq_enforcer.store.records import Address, Change, EndpointRecord, Kind, NodeRecord, Record
 from nfq_enforcer.store.replica import NodeSettings, Replica, View
+from tests.effort import scaled
 from tests.packets import packed
 from tests.property.test_incremental_property import DOCUMENTS, HTTP, HTTP_TOO, KINDS
 
@@ -154,4 +155,4 @@ class Changes(RuleBasedStateMachine):
 
 
 TestChanges = Changes.TestCase
-TestChanges.settings = settings(max_examples=100, stateful_step_count=12, deadline=None)
+TestChanges.settings = settings(max_examples=scaled(100), stateful_step_count=12, deadline=None)
