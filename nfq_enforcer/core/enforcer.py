@@ -302,7 +302,7 @@ class Enforcer:
         event = self._update_flow(context, accepted)
         if rewritten is None:
             decision, flow, packet = ACCEPT, accepted.flow, context.packet
-            if self._offloads and flow is not None and not packet.error:
+            if flow is not None and not packet.error:
                 decision = self._mode.accept(flow, packet.key != flow.key, context.stamped, context.now)
             return Decision(decision.verdict, event=event) if event else decision
         outdev = context.outdev
