@@ -140,7 +140,7 @@ class Agent:
                 await asyncio.wait({self._exempting})
         finally:
             if self._removes_rules():
-                await asyncio.to_thread(iptables.remove)
+                await asyncio.to_thread(self._rules.remove)
 
     def _removes_rules(self) -> bool:
         """Return whether the rules are removed at the end: after a signal, or where a failure leaves the host open."""

@@ -95,6 +95,9 @@ class FileStore:
     def acknowledge(self, batch: ChangeBatch) -> None:
         """Do nothing: no other node depends on it."""
 
+    def set_enforcing(self, *, enforcing: bool) -> None:
+        """Do nothing: no other node depends on it."""
+
     async def apply(self, files: Sequence[File]) -> Applied:
         """Apply the documents of files beside those in the folders, until this store ends."""
         parsed = await asyncio.to_thread(loader.parse_all, files)

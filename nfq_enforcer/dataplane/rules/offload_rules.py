@@ -78,8 +78,8 @@ class PerFlowRules:
         return [
             *(f"-A {chain} -j {MARKED}" for chain in chains),
             *self.epoch_rules(),
-            f"-A {queue} -j MARK --set-xmark 0/{connmark.PACKET_MASK:#x}",
-            f"-A {queue} -m connmark ! --mark 0/{connmark.MASK:#x} -j {SENDER}",
+            f"-A {queue} -j MARK --set-xmark 0x0/{connmark.PACKET_MASK:#x}",
+            f"-A {queue} -m connmark ! --mark 0x0/{connmark.MASK:#x} -j {SENDER}",
             sender.format("ORIGINAL", connmark.FROM_OPENER),
             sender.format("REPLY", connmark.FROM_REPLIER),
         ]
@@ -108,7 +108,7 @@ class PerFlowRules:
             f"-A {MARKED} -m mark --mark {connmark.REQUEST:#x}/{connmark.REQUEST:#x} -g {SIGNED}",
             f"-A {SIGNED} -j CONNMARK --set-xmark {connmark.RETIRED:#x}/{connmark.MASK:#x}",
             *mark,
-            f"-A {SIGNED} -j MARK --set-xmark 0/{connmark.PACKET_MASK:#x}",
+            f"-A {SIGNED} -j MARK --set-xmark 0x0/{connmark.PACKET_MASK:#x}",
             f"-A {SIGNED} -j ACCEPT",
         ]
 
@@ -118,7 +118,7 @@ class PerFlowRules:
         A packet that arrives, or that a local program sends with SO_MARK, must not look like one with a verdict. A
         packet that leaves must not show the bits that our rules set.
         """
-        field = f"0/{connmark.PACKET_MASK:#x}"
+        field = f"0x0/{connmark.PACKET_MASK:#x}"
         return [f"-A {chain} -m mark ! --mark {field} -j MARK --set-xmark {field}" for chain in chains]
 
 
