@@ -9,10 +9,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.wire.packet import SCTP, TCP, UDP
 from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents, compose_labels
 from nfq_enforcer.policy.model import model_endpoints, named_ports
 from nfq_enforcer.policy.rules import PortSet

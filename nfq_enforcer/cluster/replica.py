@@ -20,13 +20,14 @@ from nfq_enforcer.cluster.endpoint_index import EndpointIndex
 from nfq_enforcer.cluster.names import Names
 from nfq_enforcer.cluster.records import Address, Change, EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.ipcache import NO_PREFIXES, Ipcache, Peer, Prefixes
 from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.local_identities import LocalIdentities
 
 _SHUT = EndpointMaps(PolicyMap({}, enforced=True), PolicyMap({}, enforced=True))

@@ -11,6 +11,7 @@ from nfq_enforcer.core.labels import ANY_SOURCE, Labels
 from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
 from nfq_enforcer.core.tables.policymap import PORT_BITS, WHOLE, RuleRef
 from nfq_enforcer.core.verdict import Direction
+from nfq_enforcer.policy.l7_match import matches_request
 from nfq_enforcer.policy.ports import LAST, PortSpan, TrafficSpec, merge_spans
 from nfq_enforcer.policy.rules import AddressBlock, L4Filter, NamedPortRef, PortBlock, PortSet, Rule
 from nfq_enforcer.policy.selectors import Operator, Requirement, Selector
@@ -208,7 +209,7 @@ def _request_mismatch(filters: Iterable[L4Filter], traffic: TrafficSpec) -> str:
     if (
         request is None
         or unrestricted
-        or any(isinstance(match, HttpMatch) and match.matches(request) for match in matches)
+        or any(isinstance(match, HttpMatch) and matches_request(match, request) for match in matches)
     ):
         return ""
     return f"lets only requests pass that are {' or '.join(map(_render_match, matches))}"

@@ -10,10 +10,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity, derive
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, Prefixes
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
 from nfq_enforcer.policy.documents import Endpoint
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents, endpoint_labels
 from nfq_enforcer.policy.rules import PROTOCOL_NUMBERS, NamedPort, PortSet
 

@@ -17,6 +17,7 @@ from nfq_enforcer.core.tables.policymap import L7Rule, LookupResult, PolicyMap, 
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
+from nfq_enforcer.policy.l7_match import matches_request
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.model import EndpointModel, build_model
 from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
@@ -313,7 +314,7 @@ def _evaluate_request(result: LookupResult, traffic: TrafficSpec, side: str) -> 
     request = traffic.request
     rules = tuple(
         dict.fromkeys(
-            rule.ref for rule in result.l7 if isinstance(rule.match, HttpMatch) and rule.match.matches(request)
+            rule.ref for rule in result.l7 if isinstance(rule.match, HttpMatch) and matches_request(rule.match, request)
         )
     )
     if rules:

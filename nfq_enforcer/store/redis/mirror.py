@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 
 from nfq_enforcer.cluster.records import Change, EndpointRecord, EndpointRequest, Kind, Record
 from nfq_enforcer.core.identity import Identity, derive
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.policy.documents import Namespace
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry
 

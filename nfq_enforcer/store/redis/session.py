@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nfq_enforcer.cluster.records import Address, Kind, NodeRecord
 from nfq_enforcer.cluster.source import ChangeBatch
-from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.redis import catch_up, schema
 from nfq_enforcer.store.redis.change_feed import ChangeFeed
 from nfq_enforcer.store.redis.commands import Commands, NotJoined

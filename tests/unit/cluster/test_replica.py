@@ -10,13 +10,14 @@ from nfq_enforcer.cluster.names import KnownAddress, Names
 from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, NodeRecord, Record
 from nfq_enforcer.cluster.replica import NodeSettings, Replica, View
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, WORLD, Identity, travels
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.ipcache import Peer
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.documents import PolicyDocument
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.rules import NamedPort
 from tests.support.packets import packed

@@ -12,9 +12,9 @@ from nfq_enforcer import __version__
 from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.cluster.replica import NodeSettings
 from nfq_enforcer.cluster.source import Applied, NodeStatus, Started
-from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.documents import PolicyDocument
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.files import FileStore
 
