@@ -39,6 +39,8 @@ def read(config: Config) -> NodeSettings:
         trust_ipcache=config.identity_source is IdentitySource.STAMP_OR_IPCACHE,
         relevant=LabelFilter(config.identity_labels),
         datapath=config.datapath,
+        cluster=config.cluster,
+        kube_apiserver=frozenset(config.kube_apiserver),
     )
 
 

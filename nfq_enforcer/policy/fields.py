@@ -11,7 +11,11 @@ from nfq_enforcer.core.labels import ANY_SOURCE, check_value, split_key
 
 NAMESPACE_KEY = "io.kubernetes.pod.namespace"
 ACCOUNT_KEY = "io.cilium.k8s.policy.serviceaccount"
+CLUSTER_KEY = "io.cilium.k8s.policy.cluster"
 NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
+Address = IPv4Address | IPv6Address
+
+DEFAULT_CLUSTER = "default"
 AUDIT_ANNOTATION = "nfq-enforcer.io/audit"
 
 MAX_PORT = 65535
@@ -21,6 +25,7 @@ _RESERVED_SOURCES = {"reserved", "any", "cidr", "fqdn"}
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_CLUSTER_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")  # as upstream
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 _INTERFACE = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
@@ -54,7 +59,7 @@ def _user_label_key(key: str) -> str:
     if source in _RESERVED_SOURCES:
         raise ValueError(f"label source '{source}' is taken; allowed: k8s, which is the default, or one of your own")
     if name == NAMESPACE_KEY or name.startswith(_ENGINE_KEYS):
-        raise ValueError(f"label '{name}' is taken; it is made from the namespace and the service account")
+        raise ValueError(f"label '{name}' is taken; it is made from cluster, namespace and service account")
     return key
 
 
@@ -174,6 +179,14 @@ DnsLabel = Annotated[
 ]
 NodeName = Annotated[
     str, _matching(_NODE_NAME, "a node's name", "1 to 253 letters, digits, '-', '_' and '.', a letter or digit first")
+]
+ClusterName = Annotated[
+    str,
+    _matching(
+        _CLUSTER_NAME,
+        "a cluster's name",
+        "1 to 32 lower-case letters, digits and '-', beginning and ending with a letter or digit",
+    ),
 ]
 InterfaceName = Annotated[
     str,

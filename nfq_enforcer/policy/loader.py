@@ -17,7 +17,14 @@ from nfq_enforcer.core.labels import DEFAULT_SOURCE, Label, Labels
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.documents import Document, Endpoint, Namespace, PolicyDocument
-from nfq_enforcer.policy.fields import ACCOUNT_KEY, NAMESPACE_KEY, NAMESPACE_LABELS, AddressField
+from nfq_enforcer.policy.fields import (
+    ACCOUNT_KEY,
+    CLUSTER_KEY,
+    DEFAULT_CLUSTER,
+    NAMESPACE_KEY,
+    NAMESPACE_LABELS,
+    AddressField,
+)
 from nfq_enforcer.policy.registry import KINDS, UNSUPPORTED_KINDS
 from nfq_enforcer.policy.validation import Items, Part, unknown_name, validate
 from nfq_enforcer.policy.yaml_source import YamlDocument
@@ -106,15 +113,17 @@ def parse(text: str, file: str) -> list[ParsedDocument]:
     return parsed
 
 
-def endpoint_labels(endpoint: Endpoint, namespaces: Iterable[Namespace]) -> Labels:
-    """Return all labels of an endpoint document: its own, and those derived from namespace and service account."""
+def endpoint_labels(endpoint: Endpoint, namespaces: Iterable[Namespace], cluster: str = DEFAULT_CLUSTER) -> Labels:
+    """Return all labels of an endpoint document: its own, and those derived from cluster, namespace and account."""
     own = Labels.parse(endpoint.metadata.labels)
     namespace = next((candidate for candidate in namespaces if candidate.name == endpoint.namespace), None)
-    return compose_labels(own, endpoint.namespace, endpoint.spec.service_account, namespace)
+    return compose_labels(own, endpoint.namespace, endpoint.spec.service_account, namespace, cluster)
 
 
-def compose_labels(own: Labels, namespace: str, account: str, document: Namespace | None) -> Labels:
-    """Return all labels of an endpoint: its own, and those derived from its namespace and service account.
+def compose_labels(
+    own: Labels, namespace: str, account: str, document: Namespace | None, cluster: str = DEFAULT_CLUSTER
+) -> Labels:
+    """Return all labels of an endpoint: its own, and those derived from its cluster, namespace and service account.
 
     Every namespace has the label ``kubernetes.io/metadata.name``, as in Kubernetes, with or without a document.
     """
@@ -122,6 +131,7 @@ def compose_labels(own: Labels, namespace: str, account: str, document: Namespac
     derived = {
         NAMESPACE_KEY: namespace,
         ACCOUNT_KEY: account,
+        CLUSTER_KEY: cluster,
         f"{NAMESPACE_LABELS}kubernetes.io/metadata.name": namespace,
     }
     return Labels(

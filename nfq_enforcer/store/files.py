@@ -171,7 +171,8 @@ class FileStore:
         documents = loader.load(self._paths, applied.values())
         enforceable.check(documents.policies)
         node = {(Kind.NODE, self._settings.name): self._record()}
-        return documents, {**node, **records_of(documents, self._settings.name, self._settings.relevant)}
+        settings = self._settings
+        return documents, {**node, **records_of(documents, settings.name, settings.relevant, settings.cluster)}
 
     def _record(self) -> NodeRecord:
         return NodeRecord(self._settings.addresses, __version__, self._settings.datapath)

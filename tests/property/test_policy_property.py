@@ -84,6 +84,7 @@ def read_endpoint(document: Spec) -> ProbeEnd:
     made = {
         NAMESPACE: namespace,
         "io.cilium.k8s.policy.serviceaccount": "default",
+        "io.cilium.k8s.policy.cluster": "default",
         f"{PREFIX}kubernetes.io/metadata.name": namespace,
         TEAM: namespace[0],
     }

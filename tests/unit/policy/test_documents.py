@@ -236,13 +236,13 @@ WRONG = {
     "a label that claims a namespace": (
         f"{ENDPOINT}metadata:\n  name: a\n  labels: {{io.kubernetes.pod.namespace: b}}\nspec: {{ips: [10.0.0.1]}}",
         "x.yaml:5:12: metadata.labels[\"io.kubernetes.pod.namespace\"]: label 'io.kubernetes.pod.namespace' is taken",
-        "made from the namespace",
+        "made from cluster, namespace",
     ),
     "a label that claims an account": (
         f"{ENDPOINT}metadata:\n  name: a\n  labels: {{k8s:io.cilium.k8s.policy.serviceaccount: b}}\n"
         "spec: {ips: [10.0.0.1]}",
         "label 'io.cilium.k8s.policy.serviceaccount' is taken",
-        "and the service account",
+        "and service account",
     ),
     "labels that are a list": (
         f"{NAMESPACE}metadata: {{name: a, labels: [b]}}",
