@@ -24,6 +24,7 @@ from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.l7_match import matches_request
 from nfq_enforcer.policy.loader import parse
 from nfq_enforcer.policy.model import ClusterModel, build_model
+from tests.support.effort import scaled
 
 Spec = dict[str, Any]
 NAMESPACES = ["one", "two"]
@@ -518,7 +519,7 @@ def look_up(cluster: ClusterModel, direction: str, subject: int, peer: ProbeEnd,
     return LookupResult(*policy.lookup(found, *port, cluster.ipcache.local_identities(address)))
 
 
-@settings(max_examples=PROBE_COUNT // 100, deadline=None)
+@settings(max_examples=scaled(PROBE_COUNT // 100), deadline=None)
 @given(DOCUMENTS, st.sampled_from(Enforcement), st.integers(0, len(ENDPOINT_DOCUMENTS) - 1), st.permutations(PROBES))
 def test_a_naive_reading_of_the_documents_agrees_with_the_compiled_maps(
     documents: list[Spec], mode: Enforcement, subject: int, ports: list[tuple[int, int]]
@@ -539,14 +540,14 @@ def test_a_naive_reading_of_the_documents_agrees_with_the_compiled_maps(
         ]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=scaled(500), deadline=None)
 @given(st.text() | st.text(alphabet="[]{}:,-&*!|>%@?# \n\t'\"ab<0.~"))
 def test_any_text_gives_documents_or_errors(text: str) -> None:
     with suppress(DocumentErrors):
         parse(text, "x.yaml")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=scaled(200), deadline=None)
 @given(st.binary())
 def test_any_bytes_give_text_or_an_error(raw: bytes) -> None:
     with suppress(DocumentError):
@@ -565,7 +566,7 @@ KINDS = st.sampled_from(["Endpoint", "Namespace", "CiliumNetworkPolicy", "List"]
 VERSIONS = st.sampled_from(["v1", "cilium.io/v2", "nfq-enforcer.io/v1"]) | SHAPES
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=scaled(500), deadline=None)
 @given(
     st.fixed_dictionaries(
         {"kind": KINDS, "apiVersion": VERSIONS},

@@ -206,9 +206,11 @@ class Session:
                 for task in tasks:
                     task.cancel()  # repeatedly: redis-py can swallow a cancellation that meets an arriving answer
                 await asyncio.wait(tasks, timeout=self.timings.first_pause)
-        for task in tasks:
-            if not task.cancelled() and (reason := task.exception()) is not None:
-                raise reason
+            # Retrieve the errors of both, or asyncio logs the second one with a traceback ("was never retrieved").
+            errors = [task.exception() for task in tasks if not task.cancelled()]
+        for error in errors:
+            if error is not None:
+                raise error
 
     async def _read_stream(self, commands: Commands) -> None:
         while True:

@@ -75,7 +75,7 @@ def endpoints(store: FileStore) -> list[str]:
 
 
 def change(store: FileStore) -> list[bool]:
-    """Poll until a change is detected and loaded, if there is one; return the result of each poll."""
+    """Poll until a change is detected and loaded, if any; return the result of each poll."""
     looks = [store.poll_files(), store.poll_files()]
     if looks[-1]:
         run(store.start())
