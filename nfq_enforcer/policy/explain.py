@@ -33,6 +33,7 @@ class RuleTrace(NamedTuple):
     matches: bool  # it selects the subject, the peer, the port and the request
     decides: bool
     explanation: str
+    selects: bool = True  # the endpoint, as its subject
 
     def as_data(self) -> dict[str, object]:
         """Return the JSON object of the rule's trace."""
@@ -97,7 +98,9 @@ def _rule_traces(
     if side.policy is not None:
         for rule in rules:
             mismatch = _mismatch(rule, side, traffic)
-            yield RuleTrace(rule.ref, not mismatch, rule.ref in result.rules, mismatch or _effect(rule, side, traffic))
+            explanation = mismatch or _effect(rule, side, traffic)
+            selects = rule.subject.matches(side.subject.labels)
+            yield RuleTrace(rule.ref, not mismatch, rule.ref in result.rules, explanation, selects)
 
 
 def _effect(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:

@@ -78,18 +78,27 @@ def _annotation(key: str) -> str:
     return key
 
 
-def _address(value: object) -> IPv4Address | IPv6Address:
+def cluster_name(name: str) -> str:
+    """Return a cluster's name unchanged; raise ValueError with the allowed names."""
+    if not _CLUSTER_NAME.fullmatch(name):
+        allowed = "1 to 32 lower-case letters, digits and '-', beginning and ending with a letter or digit"
+        raise ValueError(f"'{name}' is not a cluster's name; allowed: {allowed}")
+    return name
+
+
+def address(value: object) -> Address:
+    """Return the address of an endpoint or server; raise ValueError with the allowed ones."""
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "not a string")
     try:
-        address = ip_address(value)
+        parsed = ip_address(value)
     except ValueError:
         raise ValueError(f"'{value}' is not an address; allowed: IPv4 or IPv6, without a prefix length") from None
-    if isinstance(address, IPv6Address) and (address.ipv4_mapped or address.scope_id):
+    if isinstance(parsed, IPv6Address) and (parsed.ipv4_mapped or parsed.scope_id):
         raise ValueError(f"'{value}' is not allowed; write an IPv4 address as such, and no interface behind '%'")
-    if address.is_multicast or address.is_loopback or address.is_unspecified:
+    if parsed.is_multicast or parsed.is_loopback or parsed.is_unspecified:
         raise ValueError(f"'{value}' is not allowed; a multicast, loopback or unspecified address is no endpoint's")
-    return address
+    return parsed
 
 
 def _port(number: int) -> int:
@@ -180,14 +189,7 @@ DnsLabel = Annotated[
 NodeName = Annotated[
     str, _matching(_NODE_NAME, "a node's name", "1 to 253 letters, digits, '-', '_' and '.', a letter or digit first")
 ]
-ClusterName = Annotated[
-    str,
-    _matching(
-        _CLUSTER_NAME,
-        "a cluster's name",
-        "1 to 32 lower-case letters, digits and '-', beginning and ending with a letter or digit",
-    ),
-]
+ClusterName = Annotated[str, AfterValidator(cluster_name)]
 InterfaceName = Annotated[
     str,
     _matching(
@@ -208,7 +210,7 @@ UserLabels = Annotated[
     dict[Annotated[str, AfterValidator(_user_label_key)], LabelValue],
     AfterValidator(_unique_labels),
 ]
-AddressField = Annotated[IPv4Address | IPv6Address, PlainValidator(_address)]
+AddressField = Annotated[IPv4Address | IPv6Address, PlainValidator(address)]
 PortField = Annotated[int, AfterValidator(_port)]
 PolicyPort = Annotated[str, AfterValidator(_policy_port)]
 KubernetesPort = Annotated[int | str, PlainValidator(_kubernetes_port)]

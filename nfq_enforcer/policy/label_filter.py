@@ -59,6 +59,10 @@ class LabelFilter:
         """Return the identity-relevant labels."""
         return Labels(label for label in labels if self._relevant(f"{label.source}:{label.key}"))
 
+    def includes(self, source: str, key: str) -> bool:
+        """Return whether a label with this source and key is identity-relevant."""
+        return self._relevant(f"{source}:{key}")
+
     def _relevant(self, name: str) -> bool:
         """Return whether a label name decides an identity; endpoints have few different names, so results are kept."""
         relevant = self._known.get(name)

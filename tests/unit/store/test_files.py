@@ -216,7 +216,9 @@ def origins(store: FileStore) -> list[str]:
 def test_what_is_applied_stands_beside_what_is_in_files(folder: Path) -> None:
     store = loaded(folder)
 
-    assert apply(store, ("mine.yaml", POLICY)) == Applied((CLOSED,), ())
+    applied = apply(store, ("mine.yaml", POLICY))
+    assert applied == Applied((CLOSED,), (), applied.policies)
+    assert [policy.name for policy in applied.policies] == ["closed"]
     assert origins(store) == ["mine.yaml:2"]
     assert change(store) == NOT_SEEN
     assert delivered(store) == []
