@@ -96,7 +96,9 @@ class Agent:
             return FileStore(map(Path, self._config.documents), settings)
         record = NodeRecord(settings.registered_addresses, __version__, settings.datapath)
         state = LastState(Path(self._config.state), address.cluster)
-        session = Session(settings.name, record, Connection(address), state, settings.relevant)
+        session = Session(
+            settings.name, record, Connection(address), state, settings.relevant, cluster=settings.cluster
+        )
         session.exempt = self._exempt
         return RedisStore(session)
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from nfq_enforcer.cluster.records import EndpointRecord, EndpointRequest, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import STORE
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.address import parse
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.commands import Commands, Request, Written
