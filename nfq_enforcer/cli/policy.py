@@ -1,7 +1,6 @@
 """``nfq-enforcer policy``: policy documents, in files (without root and agent) and in the agent."""
 
 import gc
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -10,13 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
-from rich.console import Console
+from rich.text import Text
 
 from nfq_enforcer.agent import client, config, defaults
-from nfq_enforcer.cli import rollout, tables
+from nfq_enforcer.cli import output, rollout, tables
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Socket
-from nfq_enforcer.cli.output import print_data
 from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 from nfq_enforcer.policy import loader, yaml_source
@@ -28,6 +25,7 @@ from nfq_enforcer.policy.matrix import matrix as policy_matrix
 from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.probes import ProbeFile
 from nfq_enforcer.policy.simulation import ECHO_REQUEST, ConnectionResult, EndPair, Simulation
+from nfq_enforcer.text import dump_json
 
 app = typer.Typer(help="Policy documents.", no_args_is_help=True)
 
@@ -82,25 +80,24 @@ def load(
         *(socket, "apply", _request_timeout(timeout, wait=wait)), files=files, wait=timeout if wait else None
     )
     for name in applied["documents"]:
-        print(f"{name} applied")
+        output.line(f"{name} applied")
     rollout.report(applied, timeout)
 
 
 @app.command("list")
-def list_policies(output: PolicyOutput = None, socket: Socket = DEFAULT) -> None:
+def list_policies(form: PolicyOutput = None, socket: Socket = DEFAULT) -> None:
     """List the policies that the agent enforces, with their origin."""
     policies = client.call(socket, "policies")
-    form = _format(output)
-    if form is Format.TABLE:
-        Console().print(tables.policies(policies))
+    if (form := _format(form)) is Format.TABLE:
+        output.display(tables.policies(policies))
     else:
-        print_data(policies, form)
+        output.print_data(policies, form)
 
 
 @app.command()
 def get(
     name: Annotated[str, typer.Argument(help="NAMESPACE/NAME; NAME alone for a clusterwide policy.")],
-    output: DataOutput = DataFormat.YAML,
+    form: DataOutput = DataFormat.YAML,
     socket: Socket = DEFAULT,
 ) -> None:
     """Print the document of a policy that the agent enforces."""
@@ -109,10 +106,10 @@ def get(
     if not documents:
         names = ", ".join(sorted(f"{one['namespace']}/{one['name']}".lstrip("/") for one in policies))
         raise NfqError(f"there is no policy {name}; there are: {names or 'none'}")
-    if output is DataFormat.JSON:
-        print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
+    if form is DataFormat.JSON:
+        output.print_data(documents[0] if len(documents) == 1 else documents, form)
     else:
-        print(yaml.safe_dump_all(documents, sort_keys=False), end="")
+        output.print_yaml(documents)
 
 
 @app.command()
@@ -126,7 +123,7 @@ def delete(
     namespace, plain = _split(name)
     params = {"namespace": namespace, "name": plain, "wait": timeout if wait else None}
     deleted = client.call(socket, "delete", _request_timeout(timeout, wait=wait), **params)
-    print(f"{name} deleted")
+    output.line(f"{name} deleted")
     rollout.report(deleted, timeout)
 
 
@@ -151,16 +148,16 @@ def trace(
     http: Annotated[str | None, typer.Option("--http", help="HTTP request, as in 'GET /path'.")] = None,
     enforcement: EnforcementMode = Enforcement.AUTO,
     allow_localhost: AllowLocalhost = Localhost.ALWAYS,
-    output: Annotated[Format, typer.Option("--output", "-o", help="table (words), json or yaml.")] = Format.TABLE,
+    form: Annotated[Format, typer.Option("--output", "-o", help="table (words), json or yaml.")] = Format.TABLE,
 ) -> None:
     """Explain the verdict on a connection rule by rule; exit status 0 if it is allowed, 1 if it is denied."""
     simulation = _simulation(files or _configured(), enforcement, allow_localhost)
     pair = _pair(simulation, source, target)
     result = explain(simulation, pair, _question(port, http, pair))
-    if output is Format.TABLE:
-        Console().print(tables.trace(result), soft_wrap=True)
+    if form is Format.TABLE:
+        output.display(tables.trace(result))
     else:
-        print_data(result.as_data(), output)
+        output.print_data(result.as_data(), form)
     raise typer.Exit(0 if result.result.allowed else 1)
 
 
@@ -175,11 +172,11 @@ def matrix(
     ] = None,
     enforcement: EnforcementMode = Enforcement.AUTO,
     allow_localhost: AllowLocalhost = Localhost.ALWAYS,
-    output: PolicyOutput = None,
+    form: PolicyOutput = None,
 ) -> None:
     """Evaluate every pair of endpoints, or a file of probes; exit status 1 if a verdict differs from its ``expect``."""
     simulation = _simulation([*endpoints, *policies], enforcement, allow_localhost)
-    form = _format(output)
+    form = _format(form)
     if probes:
         gc.disable()  # thousands of answers, which all live until the end: a collection would find no garbage
         try:
@@ -189,7 +186,7 @@ def matrix(
     questions = [_parse_port(port, "IPv4") for port in ports] if ports else default_traffic(simulation)
     cells = list(policy_matrix(simulation, questions))
     if form is Format.TABLE:
-        Console().print(tables.matrix(simulation.endpoints, cells))
+        output.display(tables.matrix(simulation.endpoints, cells))
     else:
         _print_list((cell.as_data() for cell in cells), form)
 
@@ -201,14 +198,13 @@ def diff(
     endpoints: Endpoints,
     enforcement: EnforcementMode = Enforcement.AUTO,
     allow_localhost: AllowLocalhost = Localhost.ALWAYS,
-    output: PolicyOutput = None,
+    form: PolicyOutput = None,
 ) -> None:
     """Show the connections to which a change of policies gives another verdict; exit status 0 if none, 1 if some."""
     simulations = [_simulation([*endpoints, path], enforcement, allow_localhost) for path in (old, new)]
     changes = list(diff_policies(*simulations))
-    form = _format(output)
-    if form is Format.TABLE:
-        Console().print(tables.diff(changes) if changes else "no connection changes its verdict")
+    if (form := _format(form)) is Format.TABLE:
+        output.display(tables.diff(changes) if changes else Text("no connection changes its verdict"))
     else:
         _print_list((change.as_data() for change in changes), form)
     raise typer.Exit(1 if changes else 0)
@@ -268,12 +264,12 @@ def _evaluate_probes(simulation: Simulation, path: Path, form: Format) -> int:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     answers = _answers(simulation, probes)
     if form is Format.TABLE:
-        Console().print(tables.probes(probes.probes, answers))
+        output.display(tables.probes(probes.probes, answers))
     else:
         _print_list((answer.as_data() for answer in answers), form)
     unexpected = tuple(_unexpected(probes, answers))
     for difference in unexpected:
-        print(f"nfq-enforcer: {difference}", file=sys.stderr)
+        output.error(str(difference))
     return 1 if unexpected else 0
 
 
@@ -317,10 +313,10 @@ def _format(option: Format | None) -> Format:
 def _print_list(items: Iterable[dict[str, object]], form: Format) -> None:
     """Print as YAML, or as JSON with one item a line, which is quick and readable for thousands of items."""
     if form is Format.YAML:
-        print_data(list(items), form)
+        output.print_data(list(items), form)
         return
     before = "["
     for item in items:
-        print(f"{before}\n{json.dumps(item, ensure_ascii=False)}", end="")
+        print(f"{before}\n{dump_json(item)}", end="")
         before = ","
     print("[]" if before == "[" else "\n]")

@@ -140,7 +140,7 @@ def test_a_square_shows_which_ports_are_open(ask: Ask) -> None:
     done = ask("matrix", "--endpoints", ENDPOINTS, "--policies", WEB_PORTS, "--policies", USERDATA, "-o", "table")
 
     (front, *_) = [line for line in done.out.splitlines() if line.startswith("│ default/front")]
-    assert [cell.strip() for cell in front.split("│")[2:5]] == ["·", "80/TCP", "✗"]
+    assert [cell.strip() for cell in front.split("│")[2:5]] == ["·", "80/TCP,443/TCP", "✗"]
     assert "✓ all of it passes   ✗ none   a port: only that   ~ only some requests" in done.out
 
 
