@@ -46,7 +46,7 @@ def _result(path: Path, line: bytes) -> Any:
             return response["result"]
         error = BadInput if response["exit_code"] == BadInput.exit_code else NfqError
         message = response["error"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise NfqError(f"what came from {path} is not an agent's answer: is it an agent of this version?") from None
     raise error(message)
 
