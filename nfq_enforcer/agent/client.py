@@ -12,6 +12,11 @@ from typing import Any
 
 from nfq_enforcer.errors import BadInput, NfqError
 
+
+class NoAgent(NfqError):
+    """No agent: no process is listening on the socket."""
+
+
 TIMEOUT = 10.0  # s for the result of a call, by default
 
 
@@ -63,7 +68,7 @@ def _connect(path: Path) -> socket.socket:
         connection.close()
         if isinstance(error, PermissionError):
             raise NfqError(f"no permission to ask the agent at {path}: run this with sudo") from None
-        raise NfqError(
+        raise NoAgent(
             f"no agent is listening on {path}: start one with 'nfq-enforcer agent', or name its socket with --socket"
         ) from None
     return connection

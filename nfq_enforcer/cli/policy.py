@@ -14,6 +14,7 @@ from rich.text import Text
 from nfq_enforcer.agent import client, config, defaults
 from nfq_enforcer.cli import output, rollout, tables
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Socket
+from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 from nfq_enforcer.policy import loader, yaml_source
@@ -28,6 +29,9 @@ from nfq_enforcer.policy.simulation import ECHO_REQUEST, ConnectionResult, EndPa
 from nfq_enforcer.text import dump_json
 
 app = typer.Typer(help="Policy documents.", no_args_is_help=True)
+
+
+_MANY_DOCUMENTS = 60.0  # s for all documents of a large cluster
 
 
 class Localhost(StrEnum):
@@ -142,22 +146,34 @@ def trace(
     target: Annotated[str, typer.Option("--to", help="The other end, in the same form: it accepts the connection.")],
     files: Annotated[
         list[Path] | None,
-        typer.Option("--file", "-f", help="File or folder of documents; repeatable. Default: the agent's documents."),
+        typer.Option(
+            "--file",
+            "-f",
+            help="File or folder of documents; repeatable. Default: all documents and settings of the running agent, "
+            "or the configured documents if no agent runs.",
+        ),
     ] = None,
     port: Annotated[str | None, typer.Option("--port", help="80/TCP, 53/UDP, ICMP or ICMP/TYPE.")] = None,
     http: Annotated[str | None, typer.Option("--http", help="HTTP request, as in 'GET /path'.")] = None,
-    enforcement: EnforcementMode = Enforcement.AUTO,
-    allow_localhost: AllowLocalhost = Localhost.ALWAYS,
+    enforcement: Annotated[
+        Enforcement | None, typer.Option("--enforcement", help="Default: that of the running agent, else auto.")
+    ] = None,
+    allow_localhost: Annotated[
+        Localhost | None, typer.Option("--allow-localhost", help="Default: that of the running agent, else always.")
+    ] = None,
     form: Annotated[Format, typer.Option("--output", "-o", help="table (words), json or yaml.")] = Format.TABLE,
+    socket: Socket = DEFAULT,
 ) -> None:
     """Explain the verdict on a connection rule by rule; exit status 0 if it is allowed, 1 if it is denied."""
-    simulation = _simulation(files or _configured(), enforcement, allow_localhost)
+    simulation, origin = _traced(files, socket, enforcement, allow_localhost)
     pair = _pair(simulation, source, target)
     result = explain(simulation, pair, _question(port, http, pair))
     if form is Format.TABLE:
         output.display(tables.trace(result))
+        if not files:
+            output.line(f"(by the documents of {origin})")
     else:
-        output.print_data(result.as_data(), form)
+        output.print_data({**result.as_data(), "documents_of": origin}, form)
     raise typer.Exit(0 if result.result.allowed else 1)
 
 
@@ -212,6 +228,26 @@ def diff(
 
 def _simulation(paths: Iterable[Path], enforcement: Enforcement, allow_localhost: Localhost) -> Simulation:
     return Simulation(loader.load(paths), enforcement, allow_localhost=allow_localhost is Localhost.ALWAYS)
+
+
+def _traced(
+    files: list[Path] | None, socket: Path, enforcement: Enforcement | None, allow_localhost: Localhost | None
+) -> tuple[Simulation, str]:
+    """Return the simulation of files, else of the running agent, else of the configured documents; and its origin."""
+    mode, localhost = enforcement or Enforcement.AUTO, allow_localhost or Localhost.ALWAYS
+    if files:
+        return _simulation(files, mode, localhost), "the given files"
+    try:
+        running = client.call(socket, "documents", _MANY_DOCUMENTS)
+    except client.NoAgent:
+        return _simulation(_configured(), mode, localhost), "the configuration; no agent is running"
+    simulation = Simulation(
+        loader.from_data(running["documents"]),
+        enforcement or Enforcement(running["enforcement"]),
+        allow_localhost=(allow_localhost or Localhost(running["allow_localhost"])) is Localhost.ALWAYS,
+        relevant=LabelFilter(running["identity_labels"]),
+    )
+    return simulation, f"the running agent of node {running['node']}, revision {running['revision']}"
 
 
 def _configured() -> list[Path]:

@@ -60,9 +60,11 @@ class ClusterModel:
         return Ipcache(peers, (), cidrs, ip_blocks, of_addresses)
 
 
-def build_model(documents: Documents, enforcement: Enforcement) -> ClusterModel:
+def build_model(
+    documents: Documents, enforcement: Enforcement, label_filter: LabelFilter | None = None
+) -> ClusterModel:
     """Return the cluster model of the documents, its policy compiled in this enforcement mode."""
-    endpoints = model_endpoints(documents)
+    endpoints = model_endpoints(documents, label_filter)
     ports: dict[Identity, set[PortSet]] = defaultdict(set)
     for endpoint in endpoints:
         ports[endpoint.identity].add(endpoint.ports)

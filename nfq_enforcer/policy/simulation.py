@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import HOST, RESERVED, WORLD, Identity
-from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.labels import LabelFilter, Labels
 from nfq_enforcer.core.tables.ipcache import Network
 from nfq_enforcer.core.tables.l7 import HttpMatch
 from nfq_enforcer.core.tables.policymap import L7Rule, LookupResult, PolicyMap, RuleRef
@@ -131,12 +131,17 @@ class Simulation:
     """Simulation: evaluates connections between the ends of a cluster model; each end and pair is resolved once."""
 
     def __init__(
-        self, documents: Documents, enforcement: Enforcement = Enforcement.AUTO, *, allow_localhost: bool = True
+        self,
+        documents: Documents,
+        enforcement: Enforcement = Enforcement.AUTO,
+        *,
+        allow_localhost: bool = True,
+        relevant: LabelFilter | None = None,
     ) -> None:
-        """Compile the documents."""
+        """Compile the documents; ``relevant`` selects the labels of an identity."""
         self._enforcement = enforcement
         self._allow_localhost = allow_localhost
-        self._model = build_model(documents, enforcement)
+        self._model = build_model(documents, enforcement, relevant)
         self._cidr_labels = {
             identity: labels for labels, identity in self._model.policy.local_identities.cidr_labels.items()
         }

@@ -33,6 +33,22 @@ class PolicyHandlers:
             for policy in self._parts.reconciler.view.policies
         ]
 
+    async def documents(self, _params: Params) -> dict[str, Any]:
+        """Return every document that this node enforces, with the settings that its verdicts depend on."""
+        parts, view = self._parts, self._parts.reconciler.view
+        return {
+            "node": parts.settings.name,
+            "revision": parts.reconciler.revision,
+            "enforcement": parts.config.enforcement,
+            "allow_localhost": parts.config.allow_localhost,
+            "identity_labels": list(parts.config.identity_labels),
+            "documents": [
+                *(record.document() for record in parts.replica.endpoints.values()),
+                *(namespace.data for namespace in parts.replica.namespaces.values()),
+                *(policy.data for policy in view.policies),
+            ],
+        }
+
     async def apply(self, params: Params) -> dict[str, Any]:
         """Apply files of documents, all or none; return once this node enforces them, with ``wait`` all live nodes."""
         try:
