@@ -21,6 +21,7 @@ from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.handlers import Handlers
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.reconciler import Reconciler
+from nfq_enforcer.agent.watch import Watch
 from nfq_enforcer.cluster.records import NodeRecord
 from nfq_enforcer.cluster.replica import Replica
 from nfq_enforcer.cluster.source import Store
@@ -66,6 +67,7 @@ class Agent:
             driver=config.driver,
             fail_open=fail_open,
         )
+        self._watch = Watch(self._worker_pids)
         self._store = self._make_store()
         replica = Replica(self._settings)
         self._reconciler = Reconciler(self._store, replica, self._workers, self._rules, config.datapath)
@@ -82,6 +84,7 @@ class Agent:
                 self._rules,
                 self._log,
                 time.time(),
+                self._watch,
             )
         )
         self._api = ApiServer(Path(config.api.socket), handlers.methods())
@@ -100,6 +103,9 @@ class Agent:
         session.exempt = self._exempt
         return RedisStore(session)
 
+    def _worker_pids(self) -> set[int]:
+        return {process.pid for process in self._workers.processes if process.pid is not None}
+
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
         self._exempting = asyncio.create_task(asyncio.to_thread(self._rules.exempt, addresses))
         await asyncio.shield(self._exempting)  # a change of rules that has begun ends, even if its caller is cancelled
@@ -111,6 +117,7 @@ class Agent:
             loop.add_signal_handler(number, self._stop.set)
         _warn(node_settings.host_warnings(self._settings, self._families))
         await self._api.start()
+        watching = asyncio.create_task(self._watch.run())
         try:
             if self._exporter:
                 await self._exporter.start()
@@ -120,11 +127,14 @@ class Agent:
             finally:
                 await self._leave()
         finally:
+            notify.stopping()
             if self._exporter:
                 await self._exporter.stop()
             await self._reconciler.stop()
             await self._workers.stop()
             await self._api.stop()
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
     async def _enforce(self) -> None:
         await self._reconciler.start()

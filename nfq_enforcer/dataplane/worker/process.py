@@ -1,7 +1,8 @@
 """The agent's side of a worker: start of the process, messages to it, and its replacement when it dies.
 
-A worker that replaces another starts with the complete current state. A worker that does not read its messages is
-stuck: it is killed and replaced before too many bytes wait for it.
+A worker that replaces another starts with the complete current state. A worker without a heartbeat is stuck (see
+``liveness``): it is killed and replaced, also while it starts. So is a worker that does not read its messages, before
+too many bytes wait for it.
 """
 
 import asyncio
@@ -15,7 +16,8 @@ from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.channel import Bound, Decoder, Enforced, Events, Failed, Stop, encode
 from nfq_enforcer.dataplane.worker.counters import Counters
-from nfq_enforcer.dataplane.worker.state import WorkerState
+from nfq_enforcer.dataplane.worker.heartbeat import Heartbeat
+from nfq_enforcer.dataplane.worker.state import Stuck, WorkerState
 from nfq_enforcer.dataplane.worker.timings import WorkerTimings
 from nfq_enforcer.errors import NfqError
 
@@ -47,6 +49,8 @@ class WorkerProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._heartbeat = Heartbeat(self.counters, timings)
+        self._checking: asyncio.Task[None] | None = None
         self._revision = -1  # in force in the worker
         self._revision_changed = asyncio.Condition()
 
@@ -58,7 +62,14 @@ class WorkerProcess:
     @property
     def state(self) -> WorkerState:
         """Return the state of the worker."""
-        return WorkerState(tuple(sorted(self.queues.all)), self.pid, self.restarts, self.failure, self.counters.read())
+        running, heartbeat = self.pid is not None, self._heartbeat
+        stuck = None
+        if not (running and heartbeat.working):
+            reason = heartbeat.evidence if running else self.failure or "the process has ended and is being replaced"
+            stuck = Stuck(heartbeat.worked, reason)
+        return WorkerState(
+            tuple(sorted(self.queues.all)), self.pid, self.restarts, self.failure, self.counters.read(), stuck
+        )
 
     async def start(self) -> None:
         """Start the worker and return when its queues are bound; raise NfqError if they cannot be bound."""
@@ -99,6 +110,7 @@ class WorkerProcess:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
+        await self._cancel_check()
         await self._close_channel()
         self.counters.close()
         os.close(self._memory)
@@ -113,8 +125,10 @@ class WorkerProcess:
                 pass_fds=(worker_end.fileno(), self._memory),
                 stdin=asyncio.subprocess.DEVNULL,
             )
+        self._heartbeat.bound = False
         reader, self._writer = await asyncio.open_unix_connection(sock=agent_end)
         bound: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._checking = asyncio.create_task(self._check_heartbeat(self._process, bound))
         self._reading = asyncio.create_task(self._read(reader, bound))
         # The setup has the current state. No other task runs between here and the last ``send``, so every later change
         # follows the setup and none is lost.
@@ -124,13 +138,39 @@ class WorkerProcess:
             async with asyncio.timeout(self._timings.response):
                 await bound
         except TimeoutError:
-            self._process.kill()
+            await self._discard()
             raise NfqError(
                 f"the worker of queue {self.queues.headers} did not start within {self._timings.response:.0f} seconds"
             ) from None
         except NfqError:
-            await self._process.wait()
+            await self._discard()
             raise
+
+    async def _discard(self) -> None:
+        """End a process that has not bound its queues, and its channel."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await self._cancel_check()
+        await self._close_channel()
+
+    async def _check_heartbeat(self, process: asyncio.subprocess.Process, bound: "asyncio.Future[None]") -> None:
+        """Kill the process once it is stuck; ``_watch`` replaces it."""
+        evidence = await self._heartbeat.stuck(process.pid)
+        if process.returncode is not None:
+            return
+        _log.error("the worker of queue %d is stuck (%s); killing it", self.queues.headers, evidence)
+        process.kill()
+        if not bound.done():
+            failure = f"the worker of queue {self.queues.headers} is stuck at its start: {evidence}"
+            bound.set_exception(NfqError(failure))
+
+    async def _cancel_check(self) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
+            self._checking = None
 
     async def _read(self, reader: asyncio.StreamReader, bound: "asyncio.Future[None]") -> None:
         decoder = Decoder()
@@ -150,8 +190,10 @@ class WorkerProcess:
             await self._set_revision(message.revision)
         elif isinstance(message, Bound):
             self.driver, self.queues = message
-            bound.set_result(None)
-        elif isinstance(message, Failed):
+            self._heartbeat.bound = True
+            if not bound.done():
+                bound.set_result(None)
+        elif isinstance(message, Failed) and not bound.done():
             bound.set_exception(NfqError(message.reason))
 
     async def _set_revision(self, revision: int) -> None:
@@ -164,6 +206,7 @@ class WorkerProcess:
         while True:
             assert self._process is not None
             status = await self._process.wait()
+            await self._cancel_check()
             self.restarts += 1
             _log.error("the worker of queue %d ended with status %d; starting another", self.queues.headers, status)
             await self._close_channel()

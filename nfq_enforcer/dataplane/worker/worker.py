@@ -49,6 +49,7 @@ from nfq_enforcer.dataplane.worker.counters import (
     Counters,
 )
 from nfq_enforcer.dataplane.worker.map_transfer import MapChunk, MapReceiver, MapRemoval, SnapshotReference
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS
 from nfq_enforcer.errors import NfqError
 
 _MAX_EVENTS = 1000  # kept between two runs of housekeeping; more are counted as lost
@@ -121,6 +122,7 @@ class Worker:
         """
         with suppress(OSError):
             for flow in ctnetlink.dump_flows():
+                self._counters.beat()
                 if self._clock() - now > self._timings.import_flows:
                     return
                 src, dst, *_ = read_key(flow.key)
@@ -134,6 +136,7 @@ class Worker:
             # Under load ``more`` stays true: no poll, and housekeeping by the clock alone.
             housekeeping_due = not more and self._wait()
             more = self._queue.process_batch()
+            self._counters.beat()
             now = self._clock()
             if housekeeping_due or now >= self._next_housekeeping:
                 self._housekeeping(now)
@@ -141,6 +144,7 @@ class Worker:
         # returns verdicts until the queue is empty, but for a limited time.
         while self._clock() < self._deadline and self._packets_wait():
             self._queue.process_batch()
+            self._counters.beat()
         self._send_events()
         self._close()
 
@@ -227,6 +231,7 @@ class Worker:
         """Handle messages until the time limit, at least one."""
         for message in self._channel.receive():
             self._handle_message(message, now)
+            self._counters.beat()
             if self._clock() - now >= self._timings.messages:
                 break
         self._messages_wait = self._channel.has_message
@@ -295,7 +300,7 @@ def main() -> None:
 def _start(channel: WorkerChannel, counters: Counters) -> Worker:
     """Return the worker that the agent's messages describe, with bound queues; exit if they cannot be bound."""
     maps = MapReceiver()
-    setup = _receive_setup(channel, maps)
+    setup = _receive_setup(channel, maps, counters)
     try:
         worker = Worker(setup, maps, channel, counters, time.monotonic)
     except NfqError as error:
@@ -306,13 +311,15 @@ def _start(channel: WorkerChannel, counters: Counters) -> Worker:
     return worker
 
 
-def _receive_setup(channel: WorkerChannel, maps: MapReceiver) -> Setup:
+def _receive_setup(channel: WorkerChannel, maps: MapReceiver, counters: Counters) -> Setup:
     """Wait for the setup, and add the chunks of policy maps that precede it; exit if the agent ends before."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
     while not channel.closed:
-        poll.poll()
+        poll.poll(DEFAULT_TIMINGS.idle * 1000)
+        counters.beat()
         for message in channel.receive():
+            counters.beat()
             if isinstance(message, Setup):
                 return message
             maps.add(message)

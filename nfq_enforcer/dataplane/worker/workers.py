@@ -95,6 +95,7 @@ class Workers:
             self.restarts,
             next((one.failure for one in each if one.failure), None),
             {name: sum(one.counters[name] for one in each) for name in each[0].counters},
+            next((one.stuck for one in each if one.stuck), None),
         )
 
     async def start(self, snapshot: Snapshot, peers: Mapping[bytes, Peer]) -> None:
