@@ -28,7 +28,7 @@ from nfq_enforcer.cluster.source import Store
 from nfq_enforcer.core.modes import FailMode
 from nfq_enforcer.dataplane.interfaces import mtu
 from nfq_enforcer.dataplane.rules import iptables
-from nfq_enforcer.dataplane.worker.channel import Events, unpack
+from nfq_enforcer.dataplane.worker.reports import Events, unpack
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.observe.exporter import Exporter
 from nfq_enforcer.observe.flow import Logged

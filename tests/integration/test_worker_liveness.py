@@ -301,3 +301,45 @@ async def _replaced(workers: Workers) -> tuple[float, int, str]:
     assert stuck is not None
     await until(lambda: workers.restarts > 0 and workers.state.stuck is None)
     return time.monotonic() - begin, workers.restarts, stuck.reason.rpartition("process ")[2]
+
+
+class TestReports:
+    """The agent validates a worker's reports, and replaces a worker that sends anything else."""
+
+    def test_a_worker_that_sends_a_pickle_is_replaced_and_executes_nothing(
+        self, root: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        program, executed = tmp_path / "python", tmp_path / "executed"
+        monkeypatch.setattr(sys, "executable", str(program))
+
+        async def scenario() -> int:
+            _write(program, PICKLING.format(executed=executed))
+            async with _workers() as workers:
+                _write(program, None)
+                await until(lambda: workers.restarts > 0 and workers.state.stuck is None)
+                return workers.restarts
+
+        assert run_apart(scenario()) == 1
+        assert not executed.exists()
+        assert "sent an invalid report" in caplog.text
+
+
+PICKLING = """
+import os, pickle, runpy, struct, time
+from nfq_enforcer.core.tables.conntrack import Conntrack
+from nfq_enforcer.dataplane.worker.channel import WorkerChannel
+
+class Command:
+    def __reduce__(self):
+        return os.mkdir, ("{executed}",)
+
+body = pickle.dumps(Command())
+flush = WorkerChannel.flush
+begin = time.monotonic()
+def send(channel):
+    if time.monotonic() > begin + 1:
+        channel._unsent += struct.pack("!I", len(body)) + body
+    flush(channel)
+WorkerChannel.flush = send
+runpy.run_module("nfq_enforcer.dataplane.worker.worker", run_name="__main__", alter_sys=True)
+"""

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable
 
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
-from nfq_enforcer.dataplane.worker.channel import Bound, Decoder, Enforced, Events, Failed, Stop, encode
+from nfq_enforcer.dataplane.worker.channel import Stop, encode, report_decoder
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.heartbeat import Heartbeat
+from nfq_enforcer.dataplane.worker.reports import Bound, Enforced, Events, InvalidReport, Report
 from nfq_enforcer.dataplane.worker.state import Stuck, WorkerState
 from nfq_enforcer.dataplane.worker.timings import WorkerTimings
 from nfq_enforcer.errors import NfqError
@@ -82,9 +83,9 @@ class WorkerProcess:
             return
         if self._writer.transport.get_write_buffer_size() < self._timings.unread_bytes:
             self._writer.write(message)
-        elif self._process is not None and self._process.returncode is None:
+        elif self.pid is not None:
             _log.error("the worker of queue %d does not read its messages; killing it", self.queues.headers)
-            self._process.kill()  # ``_watch`` replaces it
+            self._kill()
             self._writer.transport.abort()
 
     async def wait_enforced(self, revision: int) -> None:
@@ -146,6 +147,11 @@ class WorkerProcess:
             await self._discard()
             raise
 
+    def _kill(self) -> None:
+        """Kill the process, if it runs; ``_watch`` replaces it."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
     async def _discard(self) -> None:
         """End a process that has not bound its queues, and its channel."""
         assert self._process is not None
@@ -173,27 +179,32 @@ class WorkerProcess:
             self._checking = None
 
     async def _read(self, reader: asyncio.StreamReader, bound: "asyncio.Future[None]") -> None:
-        decoder = Decoder()
+        decoder = report_decoder()
         try:
             while data := await reader.read(_RECEIVE_BYTES):
                 for message in decoder.feed(data):
                     await self._handle_message(message, bound)
         except ConnectionError:
             pass
+        except InvalidReport as error:
+            _log.error("the worker of queue %d sent an invalid report (%s); killing it", self.queues.headers, error)
+            self._kill()
         if not bound.done():
             bound.set_exception(NfqError(f"the worker of queue {self.queues.headers} ended before it bound its queue"))
 
-    async def _handle_message(self, message: object, bound: "asyncio.Future[None]") -> None:
+    async def _handle_message(self, message: Report, bound: "asyncio.Future[None]") -> None:
         if isinstance(message, Events):
             self._on_events(message)
         elif isinstance(message, Enforced):
             await self._set_revision(message.revision)
         elif isinstance(message, Bound):
+            if not message.queues.all <= self.queues.all:
+                raise InvalidReport("queues of another worker")
             self.driver, self.queues = message
             self._heartbeat.bound = True
             if not bound.done():
                 bound.set_result(None)
-        elif isinstance(message, Failed) and not bound.done():
+        elif not bound.done():
             bound.set_exception(NfqError(message.reason))
 
     async def _set_revision(self, revision: int) -> None:

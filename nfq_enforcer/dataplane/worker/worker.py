@@ -27,18 +27,7 @@ from nfq_enforcer.core.verdict import DropReason, Verdict
 from nfq_enforcer.core.wire.packet import read_key
 from nfq_enforcer.dataplane.interfaces import Interfaces
 from nfq_enforcer.dataplane.queue import ctnetlink, drivers
-from nfq_enforcer.dataplane.worker.channel import (
-    Bound,
-    Enforced,
-    Events,
-    Failed,
-    PeerChanges,
-    Revision,
-    Setup,
-    Stop,
-    WorkerChannel,
-    pack,
-)
+from nfq_enforcer.dataplane.worker.channel import PeerChanges, Revision, Setup, Stop, WorkerChannel
 from nfq_enforcer.dataplane.worker.counters import (
     ACCEPTED,
     EVENTS_LOST,
@@ -49,11 +38,11 @@ from nfq_enforcer.dataplane.worker.counters import (
     Counters,
 )
 from nfq_enforcer.dataplane.worker.map_transfer import MapChunk, MapReceiver, MapRemoval, SnapshotReference
+from nfq_enforcer.dataplane.worker.reports import MAX_EVENTS, Bound, Enforced, Events, Failed, pack
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS
 from nfq_enforcer.errors import NfqError
 
 _MAX_EVENTS = 1000  # kept between two runs of housekeeping; more are counted as lost
-_EVENTS_A_MESSAGE = 100
 # looking a member of an enum up takes longer than the packet path has
 _ACCEPT, _DROP = Verdict.ACCEPT, Verdict.DROP
 _OFFLOAD_OPENER, _OFFLOAD_FLOW = Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW
@@ -266,7 +255,7 @@ class Worker:
 
     def _send_events(self) -> None:
         while self._events:
-            batch = tuple(self._events.popleft() for _ in range(min(_EVENTS_A_MESSAGE, len(self._events))))
+            batch = tuple(self._events.popleft() for _ in range(min(MAX_EVENTS, len(self._events))))
             if not self._channel.send(Events(len(batch), pack(batch))):
                 self._counts[EVENTS_LOST] += len(batch)
         self._channel.flush()

@@ -16,9 +16,10 @@ from nfq_enforcer.core.tables import ipcache
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, allocate_queues, max_workers
-from nfq_enforcer.dataplane.worker.channel import Events, PeerChanges, Revision, Setup, encode
+from nfq_enforcer.dataplane.worker.channel import PeerChanges, Revision, Setup, encode
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender
 from nfq_enforcer.dataplane.worker.process import WorkerProcess
+from nfq_enforcer.dataplane.worker.reports import Events
 from nfq_enforcer.dataplane.worker.state import WorkerState
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 from nfq_enforcer.errors import NfqError
