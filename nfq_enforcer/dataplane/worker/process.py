@@ -24,6 +24,7 @@ from nfq_enforcer.errors import NfqError
 
 _log = logging.getLogger(__name__)
 _RECEIVE_BYTES = 1 << 18
+_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # where an interpreter finds its files, if it needs it
 
 
 class WorkerProcess:
@@ -119,12 +120,15 @@ class WorkerProcess:
     async def _spawn(self) -> None:
         agent_end, worker_end = socket.socketpair()
         with worker_end:
-            # -P: the worker has no current directory in sys.path. The descriptors keep their numbers in the child.
+            # -P: the worker has no current directory in sys.path. The descriptors keep their numbers in the child; all
+            # others are closed. The environment of the agent may contain the store's password.
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "nfq_enforcer.dataplane.worker.worker"),
                 *(str(worker_end.fileno()), str(self._memory)),
                 pass_fds=(worker_end.fileno(), self._memory),
                 stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             )
         self._heartbeat.bound = False
         reader, self._writer = await asyncio.open_unix_connection(sock=agent_end)

@@ -27,6 +27,7 @@ from nfq_enforcer.core.verdict import DropReason, Verdict
 from nfq_enforcer.core.wire.packet import read_key
 from nfq_enforcer.dataplane.interfaces import Interfaces
 from nfq_enforcer.dataplane.queue import ctnetlink, drivers
+from nfq_enforcer.dataplane.worker import privileges
 from nfq_enforcer.dataplane.worker.channel import PeerChanges, Revision, Setup, Stop, WorkerChannel
 from nfq_enforcer.dataplane.worker.counters import (
     ACCEPTED,
@@ -292,7 +293,8 @@ def _start(channel: WorkerChannel, counters: Counters) -> Worker:
     setup = _receive_setup(channel, maps, counters)
     try:
         worker = Worker(setup, maps, channel, counters, time.monotonic)
-    except NfqError as error:
+        privileges.keep_only(privileges.NET_ADMIN)
+    except (NfqError, OSError) as error:
         channel.send(Failed(str(error)))
         sys.exit(1)
     channel.send(worker.bound)
