@@ -41,6 +41,8 @@ class Reconciler:
         rules: Rules,
         datapath: Datapath = Datapath.PER_PACKET,
         timings: ReconcilerTimings | None = None,
+        *,
+        previous_epoch: int = 0,
     ) -> None:
         """Set the parts; nothing is enforced before ``start``."""
         self._store = store
@@ -49,7 +51,7 @@ class Reconciler:
         self._rules = rules
         self._datapath = datapath
         self._timings = timings or ReconcilerTimings()
-        self._epoch = epoch.create(datapath, rules)
+        self._epoch = epoch.create(datapath, rules, previous_epoch)
         self._lock = asyncio.Lock()  # one reconciliation or recheck at a time
         self._number = 1  # the newest revision, enforced or not
         self._incomplete = False  # a worker or the rules may not have the newest revision
@@ -58,6 +60,11 @@ class Reconciler:
         self.before_change: Callable[[], None] = lambda: None  # called while the names are still those of before
         self.revision = 0  # the newest one that all workers and the rules enforce
         self.view = replica.view(self._number)
+
+    @property
+    def epoch(self) -> int:
+        """Return the current epoch of offloaded flows, 0 without one."""
+        return self._epoch.number or 0
 
     async def start(self) -> None:
         """Enforce the store's first state: start the workers, then install the rules that queue packets to them."""

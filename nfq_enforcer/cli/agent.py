@@ -40,12 +40,17 @@ def agent(
     ] = False,
 ) -> None:
     """Run this node's agent until SIGTERM (root). Prints 'ready' once every packet receives a verdict."""
-    from nfq_enforcer.agent import config
+    from nfq_enforcer.agent import config, handover
     from nfq_enforcer.agent.agent import Agent
 
-    settings = config.load(configuration, os.environ)
+    predecessor = handover.take(os.environ)
+
+    def load() -> config.Config:
+        return config.load(configuration, os.environ)
+
+    settings = load()
     _set_up_log(settings.log)
-    asyncio.run(Agent(settings, keep_rules=keep_rules).run())
+    asyncio.run(Agent(settings, keep_rules=keep_rules, predecessor=predecessor, check_config=load).run())
 
 
 def _set_up_log(settings: "LogSection") -> None:

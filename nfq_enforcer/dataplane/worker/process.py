@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
@@ -25,6 +26,14 @@ from nfq_enforcer.errors import NfqError
 _log = logging.getLogger(__name__)
 _RECEIVE_BYTES = 1 << 18
 _ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # where an interpreter finds its files, if it needs it
+
+
+class DetachedWorker(NamedTuple):
+    """Detached worker: a worker that goes on without this agent, until its channel closes."""
+
+    pid: int
+    channel: int  # descriptor of the agent's end
+    queues: tuple[int, ...]
 
 
 class WorkerProcess:
@@ -116,6 +125,18 @@ class WorkerProcess:
         await self._close_channel()
         self.counters.close()
         os.close(self._memory)
+
+    async def detach(self) -> DetachedWorker | None:
+        """Stop watching the worker, which goes on; return None if no process runs."""
+        tasks = [task for task in (self._watching, self._checking, self._reading) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._watching = self._checking = self._reading = None
+        if self.pid is None or self._writer is None:
+            return None
+        channel: int = self._writer.get_extra_info("socket").fileno()
+        return DetachedWorker(self.pid, channel, tuple(sorted(self.queues.all)))
 
     async def _spawn(self) -> None:
         agent_end, worker_end = socket.socketpair()

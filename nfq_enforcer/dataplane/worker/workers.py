@@ -18,7 +18,7 @@ from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, allocate_queues, max_workers
 from nfq_enforcer.dataplane.worker.channel import PeerChanges, Revision, Setup, encode
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender
-from nfq_enforcer.dataplane.worker.process import WorkerProcess
+from nfq_enforcer.dataplane.worker.process import DetachedWorker, WorkerProcess
 from nfq_enforcer.dataplane.worker.reports import Events
 from nfq_enforcer.dataplane.worker.state import WorkerState
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
@@ -140,6 +140,10 @@ class Workers:
         self._snapshot = self._snapshot.with_revision(revision, epoch)
         self._send(Revision(revision, epoch))
         await self._wait_enforced(revision)
+
+    async def detach(self) -> tuple[DetachedWorker, ...]:
+        """Stop watching the workers, which go on returning verdicts; return those that run."""
+        return tuple(filter(None, await asyncio.gather(*(worker.detach() for worker in self.processes))))
 
     async def stop(self) -> None:
         """Stop all workers, after verdicts for waiting packets."""
