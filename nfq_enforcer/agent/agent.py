@@ -171,6 +171,8 @@ class Agent:
     async def _enforce(self) -> None:
         await self._reconciler.start()
         _warn(node_settings.driver_warnings(self._settings, self._workers.driver))
+        if self._predecessor.workers:
+            self._workers.import_flows()  # those that the predecessor's workers have accepted until now
         self._releasing = asyncio.create_task(self._predecessor.release())
         self._enforcing = True
         notify.ready()

@@ -5,7 +5,8 @@ It inherits their channels: a worker ends when its channel closes. The order is:
 
 1. The agent leaves the store and closes its API, but removes no rule and stops no worker. Then it executes itself.
 2. The successor starts workers on other queue numbers; these import the kernel's flows as every worker does.
-3. It replaces the rules. From then on the kernel queues packets to the new workers.
+3. It replaces the rules. From then on the kernel queues packets to the new workers, which import the flows that the
+   old ones have accepted since step 2.
 4. It closes the channels. The old workers return verdicts for packets that still wait, and end.
 
 If the successor fails, its end closes the channels, and the rules stay; ``fail`` applies then, as after a crash.

@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests.integration.conftest import MakeLab
 from tests.support.labs import (
     DRIVERS,
     FRONT_TO_BACK,
+    HTTP,
     MODES,
     PATIENT,
     dropped,
@@ -128,6 +130,29 @@ async def test_a_stream_from_the_server_goes_on(lab: Lab, driver: str, mode: str
         await until(lambda pid=worker["pid"]: not Path(f"/proc/{pid}").exists())
     expected = passes(["front1"], ["back1", "back2"]) | dropped(["db3"], ["back1", "back2"])
     assert await outcomes(lab, expected) == expected
+
+
+async def test_connections_that_are_opened_meanwhile_go_on_whichever_end_sends_first(lab: Lab) -> None:
+    start_all(lab, FRONT_TO_BACK)
+    client, server = lab.host("front1"), lab.host("back2")
+    ended = asyncio.Event()
+    times: list[float] = []
+
+    async def converse() -> None:
+        while not ended.is_set():
+            begin = time.monotonic()
+            connection = await client.hold(lab.address("back2"), HTTP, PATIENT)
+            assert (await connection.other_end(server).talk(PATIENT)).ok
+            await connection.close()
+            times.append(time.monotonic() - begin)
+
+    conversations = [asyncio.create_task(converse()) for _ in range(4)]
+    for name in ("n1", "n2"):
+        await asyncio.to_thread(lab.nodes[name].start_anew)
+    ended.set()
+    await asyncio.gather(*conversations)
+
+    report(f"{len(times)} new connections", max(times))
 
 
 async def test_an_agent_starts_anew_any_number_of_times(lab: Lab) -> None:

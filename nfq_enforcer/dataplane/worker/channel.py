@@ -52,6 +52,10 @@ class Revision(NamedTuple):
     epoch: int | None = None
 
 
+class ImportFlows(NamedTuple):
+    """Agent to worker: import flows that the workers of a predecessor have accepted since this worker's start."""
+
+
 class Stop(NamedTuple):
     """Agent to worker: return verdicts for waiting packets, then end."""
 

@@ -14,6 +14,7 @@ class WorkerTimings:
     interface_cache: float = 1.0  # until the name and the MTU of an interface are read again
     drain: float = 1.0  # for packets that still wait after Stop, while the rules go on queueing packets
     import_flows: float = 5.0  # for the import of the kernel's flows at the start (some 100,000 a second)
+    import_again: float = 0.2  # for the import after a hand-over, while packets wait
 
     # in the agent
     heartbeat_check: float = 0.2  # between two looks at a worker's heartbeat (see ``liveness``)

@@ -28,7 +28,7 @@ from nfq_enforcer.core.wire.packet import read_key
 from nfq_enforcer.dataplane.interfaces import Interfaces
 from nfq_enforcer.dataplane.queue import ctnetlink, drivers
 from nfq_enforcer.dataplane.worker import privileges
-from nfq_enforcer.dataplane.worker.channel import PeerChanges, Revision, Setup, Stop, WorkerChannel
+from nfq_enforcer.dataplane.worker.channel import ImportFlows, PeerChanges, Revision, Setup, Stop, WorkerChannel
 from nfq_enforcer.dataplane.worker.counters import (
     ACCEPTED,
     EVENTS_LOST,
@@ -83,7 +83,7 @@ class Worker:
         snapshot = maps.resolve(setup.snapshot).with_peers(self._peers)
         # Flows are imported before the queues are bound. Otherwise a reply that arrives first would belong to no
         # known flow, and would be dropped (CT_NO_MATCH).
-        self._import_flows(snapshot, now)
+        self._import_flows(snapshot, now, self._timings.import_flows)
         self._queue = drivers.bind(
             *(setup.driver, setup.queues, self._verdict), fail_open=setup.fail_open, next_worker=setup.next_worker
         )
@@ -104,7 +104,7 @@ class Worker:
         """Return the message to the agent about the bound queues."""
         return Bound(self._queue.driver, self._queue.numbers)
 
-    def _import_flows(self, snapshot: Snapshot, now: float) -> None:
+    def _import_flows(self, snapshot: Snapshot, now: float, limit: float) -> None:
         """Import the kernel's record of this node's flows, so that a new worker cuts no open connection.
 
         If the kernel refuses the dump, or has more flows than fit into the time limit, a missing flow is opened again
@@ -113,7 +113,7 @@ class Worker:
         with suppress(OSError):
             for flow in ctnetlink.dump_flows():
                 self._counters.beat()
-                if self._clock() - now > self._timings.import_flows:
+                if self._clock() - now > limit:
                     return
                 src, dst, *_ = read_key(flow.key)
                 if src in snapshot.endpoints or dst in snapshot.endpoints:
@@ -238,6 +238,8 @@ class Worker:
             self._maps.remove(message)
         elif isinstance(message, Revision):
             self._enforce(self._enforcer.snapshot.with_revision(message.number, message.epoch))
+        elif isinstance(message, ImportFlows):
+            self._import_flows(self._enforcer.snapshot, now, self._timings.import_again)
         elif isinstance(message, Stop):
             self._stop(now)
 

@@ -16,7 +16,7 @@ from nfq_enforcer.core.tables import ipcache
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, allocate_queues, max_workers
-from nfq_enforcer.dataplane.worker.channel import PeerChanges, Revision, Setup, encode
+from nfq_enforcer.dataplane.worker.channel import ImportFlows, PeerChanges, Revision, Setup, encode
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender
 from nfq_enforcer.dataplane.worker.process import DetachedWorker, WorkerProcess
 from nfq_enforcer.dataplane.worker.reports import Events
@@ -140,6 +140,10 @@ class Workers:
         self._snapshot = self._snapshot.with_revision(revision, epoch)
         self._send(Revision(revision, epoch))
         await self._wait_enforced(revision)
+
+    def import_flows(self) -> None:
+        """Make the workers import the kernel's flows once more, after a hand-over."""
+        self._send(ImportFlows())
 
     async def detach(self) -> tuple[DetachedWorker, ...]:
         """Stop watching the workers, which go on returning verdicts; return those that run."""
