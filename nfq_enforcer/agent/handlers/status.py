@@ -15,6 +15,7 @@ from nfq_enforcer.observe.status import (
     LogCounts,
     PacketCounts,
     Refusal,
+    RulesStatus,
     StoreStatus,
     StuckPart,
     WorkersStatus,
@@ -33,6 +34,7 @@ class StatusHandlers:
         """Set the parts to read."""
         self._parts = parts
         self._lost = 0  # packets that were queued and received no verdict, so far
+        self._repairs, self._uncounted = 0, 0  # a repair resets the kernel's count of queued packets
         self._queued = 0  # packets that the rules have queued, as of the last count
         self._overdue: asyncio.Task[int] | None = None  # a count that has begun and may be stuck
 
@@ -66,7 +68,20 @@ class StatusHandlers:
             worker=await self._workers_in_sum(),
             workers=[_worker_status(worker) for worker in parts.workers.processes],
             log=LogCounts(parts.log.seen),
+            rules=self._rules(),
             stuck=list(self._stuck_parts(store_status)),
+        )
+
+    def _rules(self) -> RulesStatus:
+        state = self._parts.reconciler.guard.state
+        return RulesStatus(
+            intact=state.intact,
+            since=utc_time(state.since),
+            missing=state.missing,
+            error=state.error,
+            repairs=state.repairs,
+            last_repair=None if state.last_repair is None else utc_time(state.last_repair),
+            last_missing=state.last_missing,
         )
 
     def _stuck_parts(self, store: StoreStatus | None) -> Iterator[StuckPart]:
@@ -88,7 +103,11 @@ class StatusHandlers:
         queued, verdicts = await self._count_queued(), workers.verdicts
         state = workers.state
         waiting = backlog(*state.queues)
-        self._lost = max(self._lost, queued - verdicts - (waiting.waiting if waiting else 0))
+        with_verdict = verdicts + (waiting.waiting if waiting else 0)
+        repairs = self._parts.reconciler.guard.state.repairs
+        if repairs != self._repairs:
+            self._repairs, self._uncounted = repairs, self._lost + with_verdict - queued
+        self._lost = max(self._lost, queued + self._uncounted - with_verdict)
         return WorkersStatus(
             queue=workers.first_queue,
             queues=list(state.queues),
