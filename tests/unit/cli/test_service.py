@@ -51,6 +51,10 @@ def test_the_agent_always_comes_back(settings: Mapping[str, list[str]]) -> None:
     assert settings["Unit.StartLimitIntervalSec"] == ["0"]
 
 
+def test_a_reload_starts_the_agent_anew_in_its_process(settings: Mapping[str, list[str]]) -> None:
+    assert settings["Service.ExecReload"] == ["/bin/kill -USR2 $MAINPID"]
+
+
 def test_an_agent_that_no_longer_works_is_replaced(settings: Mapping[str, list[str]]) -> None:
     assert settings["Service.WatchdogSec"] == ["30"]
     assert settings["Service.NotifyAccess"] == ["main"]
