@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.reconciler import Reconciler
+from nfq_enforcer.agent.watch import Watch
 from nfq_enforcer.cluster.names import Names
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.cluster.source import Store
@@ -28,6 +29,7 @@ class Parts:
     rules: Rules
     log: FlowLog[Logged]
     started: float  # s since the epoch
+    watch: Watch
 
     @property
     def names(self) -> Names:
