@@ -453,6 +453,7 @@ class TestEpoch:
 
         assert run_apart(scenario()) == ([f"{0x1242A}"], [f"{marks.EARLIER | 0x2A}"])
 
+    @pytest.mark.alone
     def test_while_a_worker_has_not_heard_of_an_epoch_no_mark_is_in_force(
         self, root: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
