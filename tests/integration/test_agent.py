@@ -229,6 +229,7 @@ async def stream(
 
 
 class TestWorkersDeath:
+    @pytest.mark.alone
     @each_driver
     async def test_under_traffic_it_is_replaced_within_a_second_and_what_is_lost_is_counted(
         self, lab: Lab, driver: str
@@ -284,6 +285,7 @@ def _is_replaced(node: LabNode, victim: int) -> bool:
 
 
 class TestDocuments:
+    @pytest.mark.alone
     async def test_a_saved_file_is_enforced_within_a_second(self, lab: Lab) -> None:
         start_all(lab)
         async with stream(lab, "front1", "back2") as allowed:
