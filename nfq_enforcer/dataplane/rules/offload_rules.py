@@ -23,6 +23,10 @@ class OffloadRules(Protocol):
     def uses_marks(self) -> bool:
         """Return whether packets and flows have marks of ours."""
 
+    @property
+    def undecided(self) -> str:
+        """Return the match of packets without a verdict; empty: a packet with one never passes the rules again."""
+
     def entry_rules(self, chains: Iterable[str], queue: str) -> list[str]:
         """Return the rules of the offload: at the start of each entry chain, in chains of its own, before the queue."""
 
@@ -34,6 +38,7 @@ class PerPacketRules:
     """Per-packet mode: every packet goes through a queue, nothing is offloaded."""
 
     uses_marks = False
+    undecided = ""
 
     def entry_rules(self, chains: Iterable[str], queue: str) -> list[str]:
         """Return no rules."""
@@ -54,6 +59,7 @@ class PerFlowRules:
     epoch: int | None  # None: no epoch is in force, so every packet goes through a queue
 
     uses_marks = True
+    undecided = f"-m mark ! --mark {connmark.REQUEST:#x}/{connmark.REQUEST:#x}"
 
     @property
     def reuses_marks(self) -> bool:

@@ -76,6 +76,8 @@ _SPARE = 8  # bytes
 _NEIGHBOUR_DISCOVERY = (133, 134, 135, 136, 137)  # RFC 4861; valid only with hop limit 255, so never forwarded
 _LISTENER_DISCOVERY = (130, 131, 132, 143)  # RFC 3810; link-local as well, with hop limit 1
 _ICMP = {4: ("icmp", "icmp --icmp-type"), 6: ("ipv6-icmp", "icmp6 --icmpv6-type")}
+# IPv4: a header of more than 5 words. IPv6: a Destination Options header, also after other extension headers.
+_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header dst --soft"}
 _ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}  # types that ``Packet.error`` classifies as errors
 
 
@@ -124,6 +126,7 @@ def render(
         ],
         security=[
             *chains["security"],
+            *_stamp_rules(rules, family),
             *rules.offload.entry_rules(_ENTRIES.values(), QUEUE),
             *_match_rules(family),
             *_source_rules(interfaces),
@@ -220,6 +223,20 @@ def _exemption_rules(family: AddressFamily) -> list[str]:
     return [
         f"-A NFQE-OUTPUT -p tcp {store} dst,dst -m conntrack --ctdir ORIGINAL -j RETURN",
         f"-A NFQE-INPUT -p tcp {store} src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN",
+    ]
+
+
+def _stamp_rules(rules: Ruleset, family: AddressFamily) -> list[str]:
+    """Return the rules that queue every packet with options, from every source, that leaves by a cluster interface.
+
+    Only the worker can read whether the options contain a stamp, and no stamp but this node's may go to other nodes.
+    The rules come before those of offloaded flows: an endpoint may add a stamp to a packet of an offloaded flow.
+    """
+    match = " ".join(filter(None, (_OPTIONS[family.version], rules.offload.undecided)))
+    return [
+        f"-A {_ENTRIES[base]} -o {name} {match} -g {QUEUE}"
+        for base in ("FORWARD", "OUTPUT")
+        for name in sorted(rules.cluster_mtus)
     ]
 
 

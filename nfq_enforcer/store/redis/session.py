@@ -18,8 +18,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nfq_enforcer.cluster.records import Address, Kind, NodeRecord
 from nfq_enforcer.cluster.source import ChangeBatch
-from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.redis import catch_up, schema
 from nfq_enforcer.store.redis.change_feed import ChangeFeed
 from nfq_enforcer.store.redis.commands import Commands, NotJoined
@@ -49,10 +50,12 @@ class Session:
         state: LastState,
         relevant: LabelFilter,
         timings: SessionTimings = DEFAULT_TIMINGS,
+        cluster: str = DEFAULT_CLUSTER,
     ) -> None:
         """Take this node's name and record, the connection to the store, and the file of the last known state.
 
-        ``relevant`` are the labels that make an identity. Nothing is connected or read yet.
+        ``relevant`` are the labels that make an identity, ``cluster`` is the cluster's name. Nothing is connected or
+        read yet.
         """
         self.node = node
         self.connection = connection
@@ -67,7 +70,7 @@ class Session:
         self._enforcing = True
         self._heartbeat_due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self.mirror = Mirror(node, relevant)
+        self.mirror = Mirror(node, relevant, cluster)
         self._feed = ChangeFeed(self.mirror)
         self._saver = StateSaver(self.mirror, state, timings.save)
         self.pending = PendingEndpoints(self.mirror, self._saver, self._feed)
@@ -213,9 +216,11 @@ class Session:
                 for task in tasks:
                     task.cancel()  # repeatedly: redis-py can swallow a cancellation that meets an arriving answer
                 await asyncio.wait(tasks, timeout=self.timings.first_pause)
-        for task in tasks:
-            if not task.cancelled() and (reason := task.exception()) is not None:
-                raise reason
+            # Retrieve the errors of both, or asyncio logs the second one with a traceback ("was never retrieved").
+            errors = [task.exception() for task in tasks if not task.cancelled()]
+        for error in errors:
+            if error is not None:
+                raise error
 
     async def _read_stream(self, commands: Commands) -> None:
         while True:

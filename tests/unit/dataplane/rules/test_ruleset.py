@@ -42,6 +42,10 @@ COMMIT
 :NFQE-SOURCE - [0:0]
 :NFQE-QUEUE - [0:0]
 :NFQE-ERRORS - [0:0]
+-A NFQE-FORWARD -o eth0 -m u32 --u32 "0x0>>0x18&0xf=0x6:0xf" -g NFQE-QUEUE
+-A NFQE-FORWARD -o eth1 -m u32 --u32 "0x0>>0x18&0xf=0x6:0xf" -g NFQE-QUEUE
+-A NFQE-OUTPUT -o eth0 -m u32 --u32 "0x0>>0x18&0xf=0x6:0xf" -g NFQE-QUEUE
+-A NFQE-OUTPUT -o eth1 -m u32 --u32 "0x0>>0x18&0xf=0x6:0xf" -g NFQE-QUEUE
 -A NFQE-OUTPUT -p tcp -m set --match-set nfqe-store4 dst,dst -m conntrack --ctdir ORIGINAL -j RETURN
 -A NFQE-INPUT -p tcp -m set --match-set nfqe-store4 src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN
 -A NFQE-INPUT -i lo -j RETURN
@@ -207,8 +211,11 @@ def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: 
     lines = ruleset.render(rules, family, [], {}).splitlines()
 
     assert "-I OUTPUT 1 -j NFQE-UNMARK" in lines
-    for chain in ("INPUT", "FORWARD", "OUTPUT"):
-        assert next(line for line in lines if f"-A NFQE-{chain} " in line) == f"-A NFQE-{chain} -j NFQE-MARKED"
+    options = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header dst --soft"}[family.version]
+    undecided = f"-o eth0 {options} -m mark ! --mark 0x40000000/0x40000000 -g NFQE-QUEUE"
+    for chain, stamps in (("INPUT", []), ("FORWARD", [undecided]), ("OUTPUT", [undecided])):
+        expected = [f"-A NFQE-{chain} {rule}" for rule in (*stamps, "-j NFQE-MARKED")]
+        assert [line for line in lines if f"-A NFQE-{chain} " in line][: len(expected)] == expected
     assert [line for line in lines if "-A NFQE-QUEUE" in line][:2] == [
         "-A NFQE-QUEUE -j MARK --set-xmark 0x0/0x70000000",
         "-A NFQE-QUEUE -m connmark ! --mark 0x0/0xffffff00 -j NFQE-TOLD",

@@ -12,7 +12,8 @@ import pytest
 from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind
 from nfq_enforcer.cluster.source import ChangeBatch
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.address import parse
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.change_feed import ChangeFeed
@@ -26,7 +27,15 @@ from nfq_enforcer.store.redis.schema import StoreEntry
 from nfq_enforcer.store.redis.state_saver import StateSaver
 
 WEB = EndpointRecord(
-    "default", "web", "n1", Identity(300), (bytes(4),), None, Labels.parse({"app": "web"}), "default", frozenset()
+    "default",
+    "web",
+    "n1",
+    Identity(300),
+    (bytes((10, 0, 0, 1)),),
+    None,
+    Labels.parse({"app": "web"}),
+    "default",
+    frozenset(),
 )
 NAME, KEY = "default/web", (Kind.ENDPOINT, "default/web")
 VALUE = schema.encode_endpoint(WEB).encode()
