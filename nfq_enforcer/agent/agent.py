@@ -84,7 +84,7 @@ class Agent:
                 time.time(),
             )
         )
-        self._api = ApiServer(Path(config.api.socket), handlers.methods())
+        self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
         listening = config.metrics.listening
         self._exporter = Exporter(*listening, handlers.read_metrics) if listening else None
         self._stop = asyncio.Event()
@@ -94,7 +94,7 @@ class Agent:
         settings, address = self._settings, self._config.store
         if address.is_memory:
             return FileStore(map(Path, self._config.documents), settings)
-        record = NodeRecord(settings.addresses, __version__, settings.datapath)
+        record = NodeRecord(settings.registered_addresses, __version__, settings.datapath)
         state = LastState(Path(self._config.state), address.cluster)
         session = Session(
             settings.name, record, Connection(address), state, settings.relevant, cluster=settings.cluster
@@ -142,7 +142,7 @@ class Agent:
                 await asyncio.wait({self._exempting})
         finally:
             if self._removes_rules():
-                await asyncio.to_thread(iptables.remove)
+                await asyncio.to_thread(self._rules.remove)
 
     def _removes_rules(self) -> bool:
         """Return whether the rules are removed at the end: after a signal, or where a failure leaves the host open."""

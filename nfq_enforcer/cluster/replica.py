@@ -53,6 +53,15 @@ class NodeSettings:
     kube_apiserver: frozenset[Address] = frozenset()
     datapath: Datapath = Datapath.PER_PACKET
 
+    @property
+    def registered_addresses(self) -> tuple[Address, ...]:
+        """Return all addresses that identify packets of this node, those by which other nodes reach it first.
+
+        A node also sends from further addresses: a floating one, or the gateway of its endpoints.
+        """
+        others = self.own_addresses - set(self.addresses)
+        return (*self.addresses, *sorted(others, key=lambda address: (address.version, address.packed)))
+
 
 @dataclass(frozen=True)
 class View:
@@ -100,6 +109,11 @@ class Replica:
     def endpoints(self) -> Mapping[str, EndpointRecord]:
         """Return every endpoint by its full name, ``namespace/name``."""
         return self._index.endpoints
+
+    @property
+    def namespaces(self) -> Mapping[str, Namespace]:
+        """Return every Namespace document by the name of its record."""
+        return self._namespaces
 
     def apply(self, changes: Iterable[Change]) -> None:
         """Record changes for the next view."""

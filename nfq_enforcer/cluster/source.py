@@ -73,6 +73,9 @@ class Store(Protocol):
     def acknowledge(self, batch: ChangeBatch) -> None:
         """Record that a batch is enforced on this node."""
 
+    def set_enforcing(self, *, enforcing: bool) -> None:
+        """Record whether this node enforces what was acknowledged: not while its rules are missing in the kernel."""
+
     async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
         """Write the documents of files, all or nothing; raise BadInput with every error in them.
 

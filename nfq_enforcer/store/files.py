@@ -95,6 +95,9 @@ class FileStore:
     def acknowledge(self, batch: ChangeBatch) -> None:
         """Do nothing: no other node depends on it."""
 
+    def set_enforcing(self, *, enforcing: bool) -> None:
+        """Do nothing: no other node depends on it."""
+
     async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
         """Apply the documents of files beside those in the folders, until this store ends."""
         parsed = await asyncio.to_thread(loader.parse_all, files, ignore_other_kinds=ignore_other_kinds)
@@ -176,7 +179,7 @@ class FileStore:
         return documents, {**node, **records_of(documents, settings.name, settings.relevant, settings.cluster)}
 
     def _record(self) -> NodeRecord:
-        return NodeRecord(self._settings.addresses, __version__, self._settings.datapath)
+        return NodeRecord(self._settings.registered_addresses, __version__, self._settings.datapath)
 
     def _fingerprint(self) -> _Fingerprint:
         return tuple(mark for path in self._paths for mark in _marks(path))

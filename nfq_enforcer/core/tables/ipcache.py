@@ -28,6 +28,7 @@ class Peer(NamedTuple):
 
     identity: Identity
     remote: bool  # in the cluster and on another node: packets to it are stamped
+    is_node: bool = False  # the address of a node, which may route packets and quote them in ICMP errors
 
 
 PeerChange = tuple[bytes, Peer | None]

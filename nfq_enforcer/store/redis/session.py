@@ -67,6 +67,7 @@ class Session:
         self._namesake: StoreEntry | None = None  # the last entry of another host under this node's name
         self._own_written = False  # the store has this node's endpoints, and keeps them unless it loses entries
         self._sent = 0  # commands on the connections before the current one
+        self._enforcing = True
         self._heartbeat_due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.mirror = Mirror(node, relevant, cluster)
@@ -119,7 +120,7 @@ class Session:
         """Mark this node as not live in the store, disconnect, and save the rest of the state."""
         if self.commands is not None:
             with contextlib.suppress(StoreError):
-                await self.commands.heartbeat(self.node, self._feed.enforced, ago=self.timings.live)
+                await self.commands.heartbeat(self.node, self._enforced, ago=self.timings.live)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -137,6 +138,15 @@ class Session:
         """Record that a batch is enforced; a heartbeat reports another revision to the store at once."""
         if self._feed.acknowledge(batch):
             self._heartbeat_due.set()
+
+    def set_enforcing(self, *, enforcing: bool) -> None:
+        """Record whether this node enforces what was acknowledged; otherwise heartbeats report revision 0."""
+        self._enforcing = enforcing
+        self._heartbeat_due.set()
+
+    @property
+    def _enforced(self) -> int:
+        return self._feed.enforced if self._enforcing else 0
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -241,7 +251,7 @@ class Session:
         timings = self.timings
         while True:
             self._heartbeat_due.clear()
-            answer = await commands.heartbeat(self.node, self._feed.enforced)
+            answer = await commands.heartbeat(self.node, self._enforced)
             self.clock_offset = answer.now - time.time()
             if answer.fork not in self.mirror.forks:
                 raise NotJoined("the store has been on another server")

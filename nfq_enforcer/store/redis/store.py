@@ -56,6 +56,10 @@ class RedisStore:
         """Record that a batch is enforced on this node."""
         self._session.acknowledge(batch)
 
+    def set_enforcing(self, *, enforcing: bool) -> None:
+        """Record whether this node enforces what was acknowledged."""
+        self._session.set_enforcing(enforcing=enforcing)
+
     @property
     def refused(self) -> tuple[float, str] | None:
         """Return None: documents are checked before the write, and status names values that cannot be decoded."""

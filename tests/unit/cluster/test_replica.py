@@ -107,7 +107,7 @@ def test_endpoints_of_other_nodes_and_those_nodes_are_peers_to_be_stamped() -> N
     assert ipcache.lookup(OTHER_WEB) == Peer(identities["other/web"], remote=True)
     assert ipcache.lookup(packed("fd02::10")) == Peer(identities["other/web"], remote=True)
     assert ipcache.lookup(CLIENT) == Peer(identities["shop/client"], remote=True)
-    assert ipcache.lookup(N2.packed) == ipcache.lookup(N2_V6.packed) == Peer(REMOTE_NODE, remote=True)
+    assert ipcache.lookup(N2.packed) == ipcache.lookup(N2_V6.packed) == Peer(REMOTE_NODE, remote=True, is_node=True)
 
 
 @pytest.mark.parametrize("address", [WEB, HERE, N1.packed, N1_V6.packed, packed("203.0.113.9")])
@@ -497,13 +497,14 @@ def test_a_record_that_is_replaced_leaves_nothing_behind() -> None:
 
 def test_other_nodes_are_peers_until_they_go_or_are_somebody() -> None:
     node, n2 = Node(), Change(Kind.NODE, "n2", NodeRecord((N2, N2_V6)))
-    peer = Peer(REMOTE_NODE, remote=True)
+    peer = Peer(REMOTE_NODE, remote=True, is_node=True)
     view = node.after(n2, Change(Kind.NODE, "n1", NodeRecord((N1,))))
     assert set(view.peer_changes) == {(N2.packed, peer), (N2_V6.packed, peer)}
 
-    assert node.after(endpoint("host", C, N2.packed)).peer_changes == ((N2.packed, Peer(C, remote=True)),)
+    host = Peer(C, remote=True, is_node=True)
+    assert node.after(endpoint("host", C, N2.packed)).peer_changes == ((N2.packed, host),)
     assert node.after(n2._replace(record=NodeRecord((N2,)))).peer_changes == ((N2_V6.packed, None),)
-    assert node.after(gone(n2)).peer_changes == ()
+    assert node.after(gone(n2)).peer_changes == ((N2.packed, Peer(C, remote=True)),)
     assert node.after(gone(endpoint("host"))).peer_changes == ((N2.packed, None),)
     assert list(node.first.names.nodes) == ["n1"]
 
