@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from nfq_enforcer.text import printable
+
 
 class NfqError(Exception):
     """Error: ends a command with one sentence for the user, which is its ``str``."""
@@ -21,7 +23,8 @@ class DocumentError(BadInput):
     def __init__(self, file: str, message: str, *, line: int = 0, column: int = 0, field: str = "") -> None:
         """Set message and place; lines and columns count from 1, and 0 and ``""`` stand for unknown."""
         place = f"{file}:{line}:{column}" if line else file
-        super().__init__(": ".join(filter(None, (place, field, message))))
+        # a value that the message repeats may have a line break, and must not look like a second error
+        super().__init__(printable(": ".join(filter(None, (place, field, message)))))
         self.file = file
         self.line = line
         self.column = column

@@ -104,7 +104,7 @@ class Agent:
                 self._watch,
             )
         )
-        self._api = ApiServer(Path(config.api.socket), handlers.methods())
+        self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
         listening = config.metrics.listening
         self._exporter = Exporter(*listening, handlers.read_metrics) if listening else None
         self._stop = asyncio.Event()

@@ -1,37 +1,52 @@
 """Server of the agent's API: JSON lines over a Unix socket.
 
 A client sends one line, ``{"method": …, "params": {…}}``, and receives lines: ``{"result": …}`` once, or once for each
-item of a stream, or ``{"error": …}``. Only root can open the socket: anyone who can open it can call every method.
+item of a stream, or ``{"error": …}``. Only root and the members of the socket's group can open the socket: anyone who
+can open it can call every method. A request that is not valid, of whatever kind and size, gets an error as its answer.
 """
 
 import asyncio
-import contextlib
+import grp
 import json
+import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nfq_enforcer.agent import params
 from nfq_enforcer.errors import BadInput, NfqError
-from nfq_enforcer.web.server import Limits, StreamServer
+from nfq_enforcer.text import read_json, shorten
+from nfq_enforcer.web.server import Connection, Limits, RequestTooLong, StreamServer
 
-Params = Mapping[str, Any]
+_log = logging.getLogger(__name__)
+
+Params = params.Params
 Method = Callable[[Params], Awaitable[Any] | AsyncIterator[Any]]
 
 LIMITS = Limits(request=1 << 24)
+DEFAULT_GROUP = "nfq-enforcer"
+_REQUEST = 'a request is one line of JSON: {"method": "…", "params": {…}}'
 _MAX_PATH_LENGTH = 107  # bytes of a socket's path: unix(7), sun_path without its last byte
 
 
 class ApiServer:
     """API server: calls a method for each request and sends its result or its error."""
 
-    def __init__(self, path: Path, methods: Mapping[str, Method], limits: Limits = LIMITS) -> None:
-        """Set the path of the socket and the methods by name."""
+    def __init__(
+        self, path: Path, methods: Mapping[str, Method], limits: Limits = LIMITS, group: str | None = None
+    ) -> None:
+        """Set the path of the socket, the methods by name, and the group that may open the socket besides root.
+
+        ``group`` None is the default one, if the host has it; an empty one is root alone.
+        """
         self._path = path
         self._methods = methods
-        self._limits = limits
-        self._server = StreamServer(self._handle, limits, "a request to the API")
+        self._group = group
+        self._server = StreamServer(self._handle, _error, limits, "a request to the API")
+        self._streams = 0
+        self._max_streams = max(1, limits.clients // 2)  # the other half of the clients is left for single results
 
     async def start(self) -> None:
         """Listen; raise NfqError if another agent listens on the socket, or the path cannot be bound."""
@@ -51,6 +66,11 @@ class ApiServer:
                 await self._server.listen_unix(self._path)
             finally:
                 os.umask(umask)
+            try:
+                self._open_to_group()
+            except BaseException:
+                await self.stop()
+                raise
         except OSError as error:
             raise NfqError(f"cannot listen on {self._path}: {error.strerror or error}") from None
 
@@ -60,45 +80,81 @@ class ApiServer:
             await self._server.stop()
             self._path.unlink(missing_ok=True)
 
-    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _open_to_group(self) -> None:
+        """Let the members of the group open the socket; raise NfqError if a configured group does not exist."""
+        group = DEFAULT_GROUP if self._group is None else self._group
+        if not group:
+            return
         try:
-            line = await self._read_line(reader)
-            if not line:
-                return
-            result = self._call(line)
-            if isinstance(result, AsyncIterator):
-                await _send_stream(result, reader, writer)
-            else:
-                await _send(writer, {"result": await result})
-        except NfqError as error:
-            await _send(writer, {"error": str(error), "exit_code": error.exit_code})
+            os.chown(self._path, -1, grp.getgrnam(group).gr_gid)
+            self._path.chmod(0o660)
+        except KeyError:
+            if self._group is not None:
+                raise NfqError(
+                    f"api.group: this host has no group '{group}': create it, or choose another, or \"\" for root alone"
+                ) from None
+        except PermissionError:  # without the capability CHOWN the agent must be in the group itself
+            if self._group is not None:
+                raise NfqError(f"api.group: the agent cannot give its socket to the group '{group}'") from None
+            _log.warning("only root can open %s: the agent is not a member of the group %s", self._path, group)
 
-    async def _read_line(self, reader: asyncio.StreamReader) -> bytes:
+    async def _handle(self, connection: Connection) -> None:
         try:
-            return await reader.readline()
-        except ValueError:
-            raise BadInput(f"a request has at most {self._limits.request} bytes") from None
+            await self._answer(connection)
+        except RequestTooLong as error:
+            await connection.send(_error(error))
+            await connection.discard()
+        except NfqError as error:
+            await connection.send(_error(error))
+        except (ConnectionError, EOFError):  # the client left
+            raise
+        except Exception:
+            _log.exception("a request to the API failed")
+            await connection.send(_error(NfqError("the agent failed at this request; its log has the reason")))
+
+    async def _answer(self, connection: Connection) -> None:
+        line = await connection.receive(b"\n")
+        if not line:
+            return
+        result = self._call(line)
+        if isinstance(result, AsyncIterator):
+            await self._stream(result, connection)
+        else:
+            await _send(connection, {"result": await result})
 
     def _call(self, line: bytes) -> Awaitable[Any] | AsyncIterator[Any]:
         name, params = _parse(line)
         if name not in self._methods:
-            raise BadInput(f"unknown method {name!r}; allowed: {', '.join(sorted(self._methods))}")
+            raise BadInput(f"unknown method '{shorten(name)}'; allowed: {', '.join(sorted(self._methods))}")
         return self._methods[name](params)
+
+    async def _stream(self, items: AsyncIterator[Any], connection: Connection) -> None:
+        self._streams += 1
+        try:
+            if self._streams > self._max_streams:
+                raise NfqError(f"too many clients: {self._max_streams} already follow this agent; try again later")
+            await _send_stream(items, connection)
+        finally:
+            self._streams -= 1
+            if isinstance(items, AsyncGenerator):
+                await items.aclose()
 
 
 def _parse(line: bytes) -> tuple[str, Params]:
-    with contextlib.suppress(ValueError):
-        request = json.loads(line)
-        match request:
-            case {"method": str(name)} if isinstance(params := request.get("params", {}), dict):
-                return name, params
-    raise BadInput('a request is one line of JSON: {"method": "…", "params": {…}}')
+    try:
+        request = read_json(line)
+    except ValueError as error:
+        raise BadInput(f"{error}; {_REQUEST}") from None
+    match request:
+        case {"method": str(name)} if isinstance(given := request.get("params", {}), dict):
+            return name, given
+    raise BadInput(_REQUEST)
 
 
-async def _send_stream(items: AsyncIterator[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _send_stream(items: AsyncIterator[Any], connection: Connection) -> None:
     """Send each item until the stream ends or the client disconnects."""
-    sending = asyncio.create_task(_send_all(items, writer))
-    disconnect = asyncio.create_task(reader.read())
+    sending = asyncio.create_task(_send_all(items, connection))
+    disconnect = asyncio.create_task(_wait_closed(connection))
     try:
         await asyncio.wait({sending, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if sending.done():
@@ -109,14 +165,22 @@ async def _send_stream(items: AsyncIterator[Any], reader: asyncio.StreamReader, 
         await asyncio.gather(sending, disconnect, return_exceptions=True)
 
 
-async def _send_all(items: AsyncIterator[Any], writer: asyncio.StreamWriter) -> None:
+async def _send_all(items: AsyncIterator[Any], connection: Connection) -> None:
     async for item in items:
-        await _send(writer, {"result": item})
+        await _send(connection, {"result": item})
 
 
-async def _send(writer: asyncio.StreamWriter, message: Mapping[str, Any]) -> None:
-    writer.write(json.dumps(message).encode() + b"\n")
-    await writer.drain()
+async def _wait_closed(connection: Connection) -> None:
+    while await connection.reader.read(1 << 16):
+        pass
+
+
+async def _send(connection: Connection, message: Mapping[str, Any]) -> None:
+    await connection.send(json.dumps(message).encode() + b"\n")
+
+
+def _error(error: NfqError) -> bytes:
+    return json.dumps({"error": str(error), "exit_code": error.exit_code}).encode() + b"\n"
 
 
 def _is_listening(path: Path) -> bool:

@@ -12,6 +12,11 @@ from typing import Any
 
 from nfq_enforcer.errors import BadInput, NfqError
 
+
+class NoAgent(NfqError):
+    """No agent: no process is listening on the socket."""
+
+
 TIMEOUT = 10.0  # s for the result of a call, by default
 
 
@@ -46,7 +51,7 @@ def _result(path: Path, line: bytes) -> Any:
             return response["result"]
         error = BadInput if response["exit_code"] == BadInput.exit_code else NfqError
         message = response["error"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise NfqError(f"what came from {path} is not an agent's answer: is it an agent of this version?") from None
     raise error(message)
 
@@ -63,7 +68,7 @@ def _connect(path: Path) -> socket.socket:
         connection.close()
         if isinstance(error, PermissionError):
             raise NfqError(f"no permission to ask the agent at {path}: run this with sudo") from None
-        raise NfqError(
+        raise NoAgent(
             f"no agent is listening on {path}: start one with 'nfq-enforcer agent', or name its socket with --socket"
         ) from None
     return connection

@@ -166,6 +166,7 @@ class ApiSection(_Section):
     """Section api: the socket on which the command line reaches the agent."""
 
     socket: str = DEFAULT_SOCKET
+    group: str | None = None  # may open the socket besides root; None: nfq-enforcer, if the host has it; "": no group
 
 
 class MetricsSection(_Section):

@@ -1,28 +1,13 @@
 """``nfq-enforcer agent``."""
 
 import asyncio
-import json
-import logging
 import os
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from nfq_enforcer.agent.defaults import CONFIG_VARIABLE, DEFAULT_PATH
-
-if TYPE_CHECKING:
-    from nfq_enforcer.agent.config import LogSection
-
-
-class _JsonFormatter(logging.Formatter):
-    """Log formatter: one JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return time, level and message."""
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        return json.dumps({"time": time, "level": record.levelname.lower(), "message": record.getMessage()})
 
 
 def agent(
@@ -40,7 +25,7 @@ def agent(
     ] = False,
 ) -> None:
     """Run this node's agent until SIGTERM (root). Prints 'ready' once every packet receives a verdict."""
-    from nfq_enforcer.agent import config, handover
+    from nfq_enforcer.agent import config, handover, program_log
     from nfq_enforcer.agent.agent import Agent
 
     predecessor = handover.take(os.environ)
@@ -49,14 +34,5 @@ def agent(
         return config.load(configuration, os.environ)
 
     settings = load()
-    _set_up_log(settings.log)
+    program_log.set_up(settings.log.level, settings.log.format)
     asyncio.run(Agent(settings, keep_rules=keep_rules, predecessor=predecessor, check_config=load).run())
-
-
-def _set_up_log(settings: "LogSection") -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        _JsonFormatter() if settings.format == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
-    )
-    logging.basicConfig(level=settings.level.upper(), handlers=[handler])
-    logging.getLogger("asyncio").setLevel(logging.WARNING)

@@ -72,7 +72,7 @@ def add(
     else:
         raise BadInput("give an endpoint's NAME and options that describe it, or documents with -f and nothing else")
     for line in _added(client.call(socket, "apply", files=documents)):
-        print(line)
+        output.line(line)
 
 
 @app.command("list")
@@ -105,7 +105,7 @@ def delete(
     """Delete endpoints; exit status 1 if one does not exist."""
     result = client.call(socket, "delete_endpoints", names=list(dict.fromkeys(map(_full, names))))
     for name in result["deleted"]:
-        print(f"{name} deleted")
+        output.line(f"{name} deleted")
     if result["missing"]:
         raise _missing(result["missing"])
 

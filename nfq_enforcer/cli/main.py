@@ -6,7 +6,7 @@ import sys
 import typer
 
 from nfq_enforcer import __version__
-from nfq_enforcer.cli import agent, endpoint, identity, ipcache, lab, node, observe, policy, status, store
+from nfq_enforcer.cli import agent, endpoint, identity, ipcache, lab, node, observe, output, policy, status, store
 from nfq_enforcer.errors import NfqError
 
 app = typer.Typer(
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def _end(sentence: str, status: int) -> None:
-    print(f"nfq-enforcer: {sentence}", file=sys.stderr)
+    output.error(sentence)
     sys.exit(status)
 
 

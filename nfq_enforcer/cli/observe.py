@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nfq_enforcer.agent import client
+from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, Socket
 from nfq_enforcer.core.verdict import FlowVerdict
 from nfq_enforcer.observe import flow
@@ -25,7 +26,7 @@ def observe(
         FlowVerdict | None, typer.Option(help="Only flows with this verdict.", case_sensitive=False)
     ] = None,
     last: Annotated[int | None, typer.Option(min=0, help="Only the last N flows of the log.")] = None,
-    output: Annotated[
+    form: Annotated[
         ObserveFormat, typer.Option("--output", "-o", help="compact, or one JSON object a line.")
     ] = ObserveFormat.COMPACT,
     socket: Socket = DEFAULT,
@@ -35,6 +36,6 @@ def observe(
     params = {name: value for name, value in options.items() if value is not None}
     try:
         for event in client.stream(socket, "observe", **params):
-            print(json.dumps(event) if output is ObserveFormat.JSON else flow.compact(event), flush=True)
+            output.line(json.dumps(event) if form is ObserveFormat.JSON else flow.compact(event))
     except (KeyboardInterrupt, BrokenPipeError):  # the user, or the reader of the output, ended it
         return

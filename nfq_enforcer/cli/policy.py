@@ -1,7 +1,6 @@
 """``nfq-enforcer policy``: policy documents, in files (without root and agent) and in the agent."""
 
 import gc
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,19 +10,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
-from rich.console import Console
+from rich.text import Text
 
 from nfq_enforcer.agent import client, config, defaults
-from nfq_enforcer.cli import rollout, tables
+from nfq_enforcer.cli import output, rollout, tables
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Socket
-from nfq_enforcer.cli.output import print_data
 from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 from nfq_enforcer.policy import enforceable, loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import trace as explain
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, Address, address, cluster_name
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents, endpoint_labels
 from nfq_enforcer.policy.matrix import default_traffic
 from nfq_enforcer.policy.matrix import diff as diff_policies
@@ -32,8 +30,12 @@ from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.probes import ProbeFile
 from nfq_enforcer.policy.simulation import ECHO_REQUEST, ConnectionResult, EndPair, Simulation
 from nfq_enforcer.policy.warnings import ClusterFacts, warnings
+from nfq_enforcer.text import dump_json
 
 app = typer.Typer(help="Policy documents.", no_args_is_help=True)
+
+
+_MANY_DOCUMENTS = 60.0  # s for all documents of a large cluster
 
 
 class Localhost(StrEnum):
@@ -148,25 +150,24 @@ def load(
     applied = client.call(socket, "apply", _request_timeout(timeout, wait=wait), **params)
     _warn(applied.get("warnings", ()))
     for name in applied["documents"]:
-        print(f"{name} applied")
+        output.line(f"{name} applied")
     rollout.report(applied, timeout)
 
 
 @app.command("list")
-def list_policies(output: PolicyOutput = None, socket: Socket = DEFAULT) -> None:
+def list_policies(form: PolicyOutput = None, socket: Socket = DEFAULT) -> None:
     """List the policies that the agent enforces, with their origin."""
     policies = client.call(socket, "policies")
-    form = _format(output)
-    if form is Format.TABLE:
-        Console().print(tables.policies(policies))
+    if (form := _format(form)) is Format.TABLE:
+        output.display(tables.policies(policies))
     else:
-        print_data(policies, form)
+        output.print_data(policies, form)
 
 
 @app.command()
 def get(
     name: Annotated[str, typer.Argument(help="NAMESPACE/NAME; NAME alone for a clusterwide policy.")],
-    output: DataOutput = DataFormat.YAML,
+    form: DataOutput = DataFormat.YAML,
     socket: Socket = DEFAULT,
 ) -> None:
     """Print the document of a policy that the agent enforces."""
@@ -175,10 +176,10 @@ def get(
     if not documents:
         names = ", ".join(sorted(f"{one['namespace']}/{one['name']}".lstrip("/") for one in policies))
         raise NfqError(f"there is no policy {name}; there are: {names or 'none'}")
-    if output is DataFormat.JSON:
-        print(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
+    if form is DataFormat.JSON:
+        output.print_data(documents[0] if len(documents) == 1 else documents, form)
     else:
-        print(yaml.safe_dump_all(documents, sort_keys=False), end="")
+        output.print_yaml(documents)
 
 
 @app.command()
@@ -192,7 +193,7 @@ def delete(
     namespace, plain = _split(name)
     params = {"namespace": namespace, "name": plain, "wait": timeout if wait else None}
     deleted = client.call(socket, "delete", _request_timeout(timeout, wait=wait), **params)
-    print(f"{name} deleted")
+    output.line(f"{name} deleted")
     rollout.report(deleted, timeout)
 
 
@@ -211,29 +212,41 @@ def trace(
     target: Annotated[str, typer.Option("--to", help="The other end, in the same form: it accepts the connection.")],
     files: Annotated[
         list[Path] | None,
-        typer.Option("--file", "-f", help="File or folder of documents; repeatable. Default: the agent's documents."),
+        typer.Option(
+            "--file",
+            "-f",
+            help="File or folder of documents; repeatable. Default: all documents and settings of the running agent, "
+            "or the configured documents if no agent runs.",
+        ),
     ] = None,
     port: Annotated[str | None, typer.Option("--port", help="80/TCP, 53/UDP, ICMP or ICMP/TYPE.")] = None,
     http: Annotated[str | None, typer.Option("--http", help="HTTP request, as in 'GET /path'.")] = None,
-    enforcement: EnforcementMode = Enforcement.AUTO,
-    allow_localhost: AllowLocalhost = Localhost.ALWAYS,
+    enforcement: Annotated[
+        Enforcement | None, typer.Option("--enforcement", help="Default: that of the running agent, else auto.")
+    ] = None,
+    allow_localhost: Annotated[
+        Localhost | None, typer.Option("--allow-localhost", help="Default: that of the running agent, else always.")
+    ] = None,
     cluster: Cluster = None,
     kube_apiserver: KubeApiserver = None,
     ignore_other_kinds: IgnoreOtherKinds = False,
     all_documents: Annotated[
         bool, typer.Option("--all", help="Also show the documents that do not select the endpoint (table).")
     ] = False,
-    output: Annotated[Format, typer.Option("--output", "-o", help="table (words), json or yaml.")] = Format.TABLE,
+    form: Annotated[Format, typer.Option("--output", "-o", help="table (words), json or yaml.")] = Format.TABLE,
+    socket: Socket = DEFAULT,
 ) -> None:
     """Explain the verdict on a connection rule by rule; exit status 0 if it is allowed, 1 if it is denied."""
     options = (enforcement, allow_localhost, cluster, kube_apiserver, ignore_other_kinds)
-    simulation = _simulation(files, *options) if files else _configured_simulation(*options)
+    simulation, origin = _traced(files, socket, *options)
     pair = _pair(simulation, source, target)
     result = explain(simulation, pair, _question(port, http, pair))
-    if output is Format.TABLE:
-        Console().print(tables.trace(result, all_documents=all_documents), soft_wrap=True)
+    if form is Format.TABLE:
+        output.display(tables.trace(result, all_documents=all_documents))
+        if not files:
+            output.line(f"(by the documents of {origin})")
     else:
-        print_data(result.as_data(), output)
+        output.print_data({**result.as_data(), "documents_of": origin}, form)
     raise typer.Exit(0 if result.result.allowed else 1)
 
 
@@ -251,12 +264,12 @@ def matrix(
     cluster: Cluster = None,
     kube_apiserver: KubeApiserver = None,
     ignore_other_kinds: IgnoreOtherKinds = False,
-    output: PolicyOutput = None,
+    form: PolicyOutput = None,
 ) -> None:
     """Evaluate every pair of endpoints, or a file of probes; exit status 1 if a verdict differs from its ``expect``."""
     options = (enforcement, allow_localhost, cluster, kube_apiserver, ignore_other_kinds)
     simulation = _simulation([*endpoints, *policies], *options)
-    form = _format(output)
+    form = _format(form)
     if probes:
         gc.disable()  # thousands of answers, which all live until the end: a collection would find no garbage
         try:
@@ -266,7 +279,7 @@ def matrix(
     questions = [_parse_port(port, "IPv4") for port in ports] if ports else default_traffic(simulation)
     cells = list(policy_matrix(simulation, questions))
     if form is Format.TABLE:
-        Console().print(tables.matrix(simulation.endpoints, cells))
+        output.display(tables.matrix(simulation.endpoints, cells))
     else:
         _print_list((cell.as_data() for cell in cells), form)
 
@@ -281,15 +294,14 @@ def diff(
     cluster: Cluster = None,
     kube_apiserver: KubeApiserver = None,
     ignore_other_kinds: IgnoreOtherKinds = False,
-    output: PolicyOutput = None,
+    form: PolicyOutput = None,
 ) -> None:
     """Show the connections to which a change of policies gives another verdict; exit status 0 if none, 1 if some."""
     options = (enforcement, allow_localhost, cluster, kube_apiserver, ignore_other_kinds)
     simulations = [_simulation([*endpoints, path], *options) for path in (old, new)]
     changes = list(diff_policies(*simulations))
-    form = _format(output)
-    if form is Format.TABLE:
-        Console().print(tables.diff(changes) if changes else "no connection changes its verdict")
+    if (form := _format(form)) is Format.TABLE:
+        output.display(tables.diff(changes) if changes else Text("no connection changes its verdict"))
     else:
         _print_list((change.as_data() for change in changes), form)
     raise typer.Exit(1 if changes else 0)
@@ -310,6 +322,35 @@ def _simulation(
         cluster=_cluster(cluster),
         kube_apiserver=_addresses(kube_apiserver),
     )
+
+
+def _traced(
+    files: list[Path] | None,
+    socket: Path,
+    enforcement: Enforcement | None,
+    allow_localhost: Localhost | None,
+    cluster: str | None,
+    kube_apiserver: list[str] | None,
+    ignore_other_kinds: bool,
+) -> tuple[Simulation, str]:
+    """Return the simulation of files, else of the running agent, else of the configured documents; and its origin."""
+    mode, localhost = enforcement or Enforcement.AUTO, allow_localhost or Localhost.ALWAYS
+    if files:
+        return _simulation(files, mode, localhost, cluster, kube_apiserver, ignore_other_kinds), "the given files"
+    try:
+        running = client.call(socket, "documents", _MANY_DOCUMENTS)
+    except client.NoAgent:
+        simulation = _configured_simulation(mode, localhost, cluster, kube_apiserver, ignore_other_kinds)
+        return simulation, "the configuration; no agent is running"
+    simulation = Simulation(
+        loader.from_data(running["documents"]),
+        enforcement or Enforcement(running["enforcement"]),
+        allow_localhost=(allow_localhost or Localhost(running["allow_localhost"])) is Localhost.ALWAYS,
+        cluster=_cluster(cluster or running["cluster"]),
+        kube_apiserver=_addresses(kube_apiserver or running["kube_apiserver"]),
+        relevant=LabelFilter(running["identity_labels"]),
+    )
+    return simulation, f"the running agent of node {running['node']}, revision {running['revision']}"
 
 
 def _configured_simulation(
@@ -372,12 +413,12 @@ def _evaluate_probes(simulation: Simulation, path: Path, form: Format) -> int:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
     answers = _answers(simulation, probes)
     if form is Format.TABLE:
-        Console().print(tables.probes(probes.probes, answers))
+        output.display(tables.probes(probes.probes, answers))
     else:
         _print_list((answer.as_data() for answer in answers), form)
     unexpected = tuple(_unexpected(probes, answers))
     for difference in unexpected:
-        print(f"nfq-enforcer: {difference}", file=sys.stderr)
+        output.error(str(difference))
     return 1 if unexpected else 0
 
 
@@ -421,10 +462,10 @@ def _format(option: Format | None) -> Format:
 def _print_list(items: Iterable[dict[str, object]], form: Format) -> None:
     """Print as YAML, or as JSON with one item a line, which is quick and readable for thousands of items."""
     if form is Format.YAML:
-        print_data(list(items), form)
+        output.print_data(list(items), form)
         return
     before = "["
     for item in items:
-        print(f"{before}\n{json.dumps(item, ensure_ascii=False)}", end="")
+        print(f"{before}\n{dump_json(item)}", end="")
         before = ","
     print("[]" if before == "[" else "\n]")

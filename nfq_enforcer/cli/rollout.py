@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from nfq_enforcer.cli import output
 from nfq_enforcer.errors import NfqError
 
 
@@ -10,14 +11,14 @@ def report(applied: Mapping[str, Any], waited: int) -> None:
     """Print the rollout of ``apply`` or ``delete`` after ``waited`` seconds; raise NfqError if a live node lacks it."""
     change = "what was applied" if applied["revision"] is None else f"revision {applied['revision']}"
     if "nodes" not in applied:
-        print(f"{change} is in force")
+        output.line(f"{change} is in force")
         return
     live = [node for node in applied["nodes"] if node["live"]]
     behind = [node["name"] for node in live if not node["enforced"]]
-    print(f"{change} is in force on {len(live) - len(behind)} of {len(live)} live nodes")
+    output.line(f"{change} is in force on {len(live) - len(behind)} of {len(live)} live nodes")
     away = [node for node in applied["nodes"] if not node["live"]]
     if away:
-        print(f"not waited for: {', '.join(map(_away, away))}")
+        output.line(f"not waited for: {', '.join(map(_away, away))}")
     if behind:
         raise NfqError(
             f"{change} is not in force after {waited} seconds on {', '.join(behind)}; it may still come to be"

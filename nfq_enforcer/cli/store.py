@@ -17,6 +17,7 @@ from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.errors import BadInput, DocumentError, NfqError
 from nfq_enforcer.observe.status import PendingEndpoint, RefusedValue, StoreStatus
 from nfq_enforcer.policy import yaml_source
+from nfq_enforcer.text import printable
 
 app = typer.Typer(help="The store that the nodes of a cluster share.", no_args_is_help=True)
 
@@ -52,7 +53,7 @@ def export(
             print(line)
     else:
         count = _write(file, lines)
-        print(f"{count - 1} entries written to {file}")
+        output.line(f"{count - 1} entries written to {file}")
 
 
 @app.command("import")
@@ -84,7 +85,7 @@ def gc(
     removed = client.call(socket, "store_gc", timeout=_LONG, grace=grace)
     identities, endpoints, nodes = removed["identities"], removed["endpoints"], removed["nodes"]
     names = f" ({', '.join(nodes)})" if nodes else ""
-    print(f"removed {identities} identities, {endpoints} endpoints, {len(nodes)} nodes{names}")
+    output.line(f"removed {identities} identities, {endpoints} endpoints, {len(nodes)} nodes{names}")
 
 
 def summary(status: StoreStatus) -> Iterator[tuple[str, object]]:
@@ -96,8 +97,8 @@ def summary(status: StoreStatus) -> Iterator[tuple[str, object]]:
         reason = f" ({status.error})" if status.error else ""
         yield "store", Text(f"{status.store}, unreachable{since}{reason}; enforcing the last known state", "red")
     if status.refused and status.refused.count:
-        lines = map(_refused, status.refused.values)
-        yield "store values refused", Text("\n".join([str(status.refused.count), *lines]), "red")
+        lines = [str(status.refused.count), *map(_refused, status.refused.values)]
+        yield "store values refused", [Text(printable(line), "red") for line in lines]
 
 
 def _rows(status: StoreStatus) -> Iterator[tuple[str, object]]:
@@ -106,7 +107,7 @@ def _rows(status: StoreStatus) -> Iterator[tuple[str, object]]:
         if value is not None:
             yield name, value
     if status.pending:
-        yield "waiting to be written", "\n".join(map(_pending, status.pending))
+        yield "waiting to be written", [_pending(one) for one in status.pending]
     lag = status.lag_ms
     if lag and None not in (lag.p50, lag.p99):
         yield "lag of changes", f"median {lag.p50} ms, p99 {lag.p99} ms"

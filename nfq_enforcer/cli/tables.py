@@ -5,10 +5,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Column, Table
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
+from nfq_enforcer.cli import output
 from nfq_enforcer.policy.explain import RuleTrace, SideTrace, Trace
 from nfq_enforcer.policy.matrix import MatrixCell, VerdictChange
 from nfq_enforcer.policy.ports import render_spans
@@ -23,16 +24,15 @@ def matrix(endpoints: Sequence[str], cells: Iterable[MatrixCell]) -> RenderableT
     by_pair: dict[tuple[str, str], list[MatrixCell]] = defaultdict(list)
     for cell in cells:
         by_pair[cell.source, cell.target].append(cell)
-    names = ("from \\ to", *(name.replace("/", "/\n") for name in endpoints))
-    table = Table(*(Column(name, overflow="fold") for name in names), box=box.ROUNDED)
-    for source in endpoints:
-        table.add_row(source, *(_square(by_pair.get((source, target), [])) for target in endpoints))
+    names = (name.replace("/", "/\n") for name in endpoints) if Console().is_terminal else endpoints
+    rows = ([source, *(_square(by_pair.get((source, target), [])) for target in endpoints)] for source in endpoints)
+    table = output.table(("from \\ to", *names), rows, box.ROUNDED)
     questions = dict.fromkeys(str(cell.traffic) for pair in by_pair.values() for cell in pair)
     legend = f"asked: {', '.join(questions)}\n✓ all of it passes   ✗ none   a port: only that   ~ only some requests"
     return Group(table, Text(legend, "dim"))
 
 
-def _square(cells: Sequence[MatrixCell]) -> Text:
+def _square(cells: Sequence[MatrixCell]) -> Text | list[Text]:
     if not cells:
         return Text("·", "dim")
     passing = [cell for cell in cells if cell.result.allowed]
@@ -40,39 +40,39 @@ def _square(cells: Sequence[MatrixCell]) -> Text:
         return Text("✗", "red")
     if len(passing) == len(cells) and not any(cell.result.restricted for cell in cells):
         return Text("✓", "green")
-    return Text("\n").join(
+    return [
         Text(f"{'~' if cell.result.restricted else ''}{cell.traffic}", "yellow" if cell.result.restricted else "green")
         for cell in passing
-    )
+    ]
 
 
 def probes(probes: Sequence[Probe], answers: Sequence[ConnectionResult]) -> Table:
     """Return a table with a row for each probe."""
-    table = Table("FROM", "TO", "ASKED", "VERDICT", "REASON", box=box.SIMPLE_HEAD)
-    for probe, answer in zip(probes, answers, strict=True):
-        verdict = Text(answer.verdict, _STYLE[answer.allowed])
-        if probe.expect not in {None, answer.verdict}:
-            verdict.append(f"\nexpected {probe.expect}", "bold red")
-        table.add_row(probe.source, probe.target, str(probe), verdict, answer.reason)
-    return table
+    columns = ("FROM", "TO", "ASKED", "VERDICT", "REASON")
+    return output.table(columns, (_probe(*both) for both in zip(probes, answers, strict=True)))
+
+
+def _probe(probe: Probe, answer: ConnectionResult) -> Sequence[object]:
+    verdict = Text(answer.verdict, _STYLE[answer.allowed])
+    if probe.expect not in {None, answer.verdict}:
+        verdict.append(f" (expected {probe.expect})", "bold red")
+    return probe.source, probe.target, str(probe), verdict, answer.reason
 
 
 def diff(changes: Iterable[VerdictChange]) -> Table:
     """Return a table with a row for each pair and kind of change."""
-    table = Table("FROM", "TO", "PORTS", "NOW", "THEN", "BECAUSE", box=box.SIMPLE_HEAD)
-    for change in changes:
-        ports = "\n".join(render_spans(change.spans))
-        old, new = (Text(state, _STYLE[state != "deny"]) for state in (change.old, change.new))
-        table.add_row(change.source, change.target, ports, old, new, change.reason)
-    return table
+    return output.table(("FROM", "TO", "PORTS", "NOW", "THEN", "BECAUSE"), map(_change, changes))
+
+
+def _change(change: VerdictChange) -> Sequence[object]:
+    old, new = (Text(state, _STYLE[state != "deny"]) for state in (change.old, change.new))
+    return change.source, change.target, list(render_spans(change.spans)), old, new, change.reason
 
 
 def policies(policies: Iterable[Mapping[str, Any]]) -> Table:
     """Return a table of policies with their origin."""
-    table = Table("NAMESPACE", "NAME", "KIND", Column("FROM", overflow="fold"), box=box.SIMPLE_HEAD)
-    for one in policies:
-        table.add_row(*(Text(one[field]) for field in ("namespace", "name", "kind", "origin")))
-    return table
+    fields = ("namespace", "name", "kind", "origin")
+    return output.table(("NAMESPACE", "NAME", "KIND", "FROM"), ([one[field] for field in fields] for one in policies))
 
 
 def trace(trace: Trace, *, all_documents: bool = True) -> Text:

@@ -110,6 +110,11 @@ class Replica:
         """Return every endpoint by its full name, ``namespace/name``."""
         return self._index.endpoints
 
+    @property
+    def namespaces(self) -> Mapping[str, Namespace]:
+        """Return every Namespace document by the name of its record."""
+        return self._namespaces
+
     def apply(self, changes: Iterable[Change]) -> None:
         """Record changes for the next view."""
         for change in changes:

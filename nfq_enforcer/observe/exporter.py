@@ -20,7 +20,7 @@ from nfq_enforcer.web import http
 from nfq_enforcer.web.http import Response
 from nfq_enforcer.web.server import Limits, StreamServer
 
-LIMITS = Limits(request=1 << 14, time=10.0)
+LIMITS = Limits(request=1 << 14, time=10.0, request_time=5.0, clients=32)
 _TEXT_FORMAT = "text/plain; version=0.0.4; charset=utf-8"  # the version that every scraper accepts
 _FAMILIES = {MetricType.GAUGE: GaugeMetricFamily, MetricType.COUNTER: CounterMetricFamily}
 
@@ -59,7 +59,7 @@ class Exporter:
         self._port = port
         self._read = read
         self._scrape = asyncio.Lock()
-        self._server = StreamServer(http.handler(self._get), limits, "a request for metrics")
+        self._server = StreamServer(http.handler(self._get), http.refusal, limits, "a request for metrics")
 
     @property
     def port(self) -> int:

@@ -32,6 +32,8 @@ _INTERFACE = re.compile(
 )  # at most IFNAMSIZ - 1 bytes, and only characters that iptables reads as part of a name
 _SERVICE_NAME = re.compile(r"(?=.{1,15}\Z)(?=.*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*")  # RFC 6335, section 5.1
 _NUMBER = re.compile(r"0|[1-9][0-9]*")
+_MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, section 2.5.5.2
+_NO_HOSTS = {bytes(4), bytes(16), bytes(15) + b"\x01", b"\xff\xff\xff\xff"}
 
 
 def _matching(pattern: re.Pattern[str], noun: str, allowed: str) -> AfterValidator:
@@ -96,9 +98,16 @@ def address(value: object) -> Address:
         raise ValueError(f"'{value}' is not an address; allowed: IPv4 or IPv6, without a prefix length") from None
     if isinstance(parsed, IPv6Address) and (parsed.ipv4_mapped or parsed.scope_id):
         raise ValueError(f"'{value}' is not allowed; write an IPv4 address as such, and no interface behind '%'")
-    if parsed.is_multicast or parsed.is_loopback or parsed.is_unspecified:
+    if not is_unicast(parsed.packed):
         raise ValueError(f"'{value}' is not allowed; a multicast, loopback or unspecified address is no endpoint's")
     return parsed
+
+
+def is_unicast(packed: bytes) -> bool:
+    """Return whether an address can be the address of one host on a network."""
+    if len(packed) == 4:
+        return not (packed[0] == 127 or 224 <= packed[0] < 240 or packed in _NO_HOSTS)
+    return packed[0] != 0xFF and not packed.startswith(_MAPPED) and packed not in _NO_HOSTS
 
 
 def _port(number: int) -> int:
@@ -168,6 +177,36 @@ def _kubernetes_key(key: str) -> str:
         raise ValueError(f"'{key}' is not a label key; a NetworkPolicy knows no label sources: [prefix/]name")
     split_key(key)
     return key
+
+
+def is_dns_label(text: str) -> bool:
+    """Return whether a text is the name of a namespace."""
+    return _DNS_LABEL.fullmatch(text) is not None
+
+
+def is_dns_name(text: str) -> bool:
+    """Return whether a text is the name of an endpoint, a policy or a service account."""
+    return _DNS_NAME.fullmatch(text) is not None
+
+
+def is_node_name(text: str) -> bool:
+    """Return whether a text is the name of a node."""
+    return _NODE_NAME.fullmatch(text) is not None
+
+
+def is_interface_name(text: str) -> bool:
+    """Return whether a text is the name of an interface."""
+    return _INTERFACE.fullmatch(text) is not None
+
+
+def is_service_name(text: str) -> bool:
+    """Return whether a text is the name of a port."""
+    return _SERVICE_NAME.fullmatch(text) is not None
+
+
+def check_user_label_key(key: str) -> None:
+    """Raise ValueError for a label key that an endpoint's document may not have."""
+    _user_label_key(key)
 
 
 DnsName = Annotated[

@@ -6,14 +6,14 @@ invalid. ``-`` is the standard input. No other module of this package reads file
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nfq_enforcer.core.labels import DEFAULT_SOURCE, Label, Labels
-from nfq_enforcer.errors import DocumentError, DocumentErrors
+from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors
 from nfq_enforcer.policy import templates, yaml_source
 from nfq_enforcer.policy.documents import Document, Endpoint, Namespace, PolicyDocument
 from nfq_enforcer.policy.fields import (
@@ -131,6 +131,19 @@ def parse_all(files: Iterable[File], *, ignore_other_kinds: bool = False) -> lis
         inspection.add(_inspect_file(file, ignore_other_kinds))
     _raise_any([*inspection.errors, *_conflicts(inspection.parsed)])
     return inspection.parsed
+
+
+def from_data(documents: Iterable[Mapping[str, Any]]) -> Documents:
+    """Return documents of their data, which an agent has validated before; raise BadInput for an unknown kind."""
+    return group_documents(map(_from_data, documents))
+
+
+def _from_data(data: Mapping[str, Any]) -> Document:
+    if data.get("kind") not in KINDS:
+        raise BadInput(f"a document has the kind {data.get('kind')!r}, which this version does not have")
+    document = KINDS[data["kind"]][1].model_validate(data)
+    document.set_source("", data)
+    return document
 
 
 def group_documents(documents: Iterable[Document]) -> Documents:

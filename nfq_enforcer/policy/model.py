@@ -69,12 +69,13 @@ def build_model(
     enforcement: Enforcement,
     cluster: str = DEFAULT_CLUSTER,
     kube_apiserver: Iterable[Address] = (),
+    label_filter: LabelFilter | None = None,
 ) -> ClusterModel:
     """Return the cluster model of the documents, its policy compiled in this enforcement mode.
 
     ``cluster`` is the cluster's name, and ``kube_apiserver`` are the addresses of the entity kube-apiserver.
     """
-    endpoints = model_endpoints(documents, cluster=cluster)
+    endpoints = model_endpoints(documents, label_filter, cluster=cluster)
     ports: dict[Identity, set[PortSet]] = defaultdict(set)
     for endpoint in endpoints:
         ports[endpoint.identity].add(endpoint.ports)

@@ -19,6 +19,7 @@ from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, Address
 from nfq_enforcer.policy.l7_match import matches_request
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.model import EndpointModel, build_model
 from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
@@ -140,11 +141,12 @@ class Simulation:
         allow_localhost: bool = True,
         cluster: str = DEFAULT_CLUSTER,
         kube_apiserver: Iterable[Address] = (),
+        relevant: LabelFilter | None = None,
     ) -> None:
         """Compile the documents; the other arguments are as in the configuration of the agent."""
         self._enforcement = enforcement
         self._allow_localhost = allow_localhost
-        self._model = build_model(documents, enforcement, cluster, kube_apiserver)
+        self._model = build_model(documents, enforcement, cluster, kube_apiserver, relevant)
         self._cidr_labels = {
             identity: labels for labels, identity in self._model.policy.local_identities.cidr_labels.items()
         }

@@ -255,6 +255,7 @@ set_up_node() {
     if [ "$store" = memory: ]; then install -d -m 755 $ETC/documents; fi
     agent_configuration >"$work/agent.yaml"
     keep_configuration
+    groupadd --system --force nfq-enforcer # of the API's socket
     put "$here/nfq-enforcer.service" /etc/systemd/system/nfq-enforcer.service 644 root:root
     run_service nfq-enforcer "nfq-enforcer agent"
 }

@@ -1,11 +1,11 @@
 """HTTP/1.1 for small read-only services: one GET or HEAD per connection (RFC 9110, RFC 9112)."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import NamedTuple
 
-from nfq_enforcer.web.server import Handler
+from nfq_enforcer.errors import NfqError
+from nfq_enforcer.web.server import Connection, Handler, RequestTooLong, RequestTooSlow
 
 PLAIN = "text/plain; charset=utf-8"
 
@@ -36,18 +36,33 @@ Get = Callable[[bytes], Awaitable[Response]]
 def handler(get: Get) -> Handler:
     """Return a connection handler that passes the path of a GET or HEAD (without its query) to ``get``."""
 
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(await _respond(reader, get))
-        await writer.drain()
+    async def handle(connection: Connection) -> None:
+        try:
+            await connection.send(await _respond(connection, get))
+        except RequestTooSlow as error:
+            await connection.send(refusal(error))
+        except RequestTooLong as error:
+            await connection.send(refusal(error))
+            await connection.discard()
 
     return handle
 
 
-async def _respond(reader: asyncio.StreamReader, get: Get) -> bytes:
-    try:
-        head = await reader.readuntil(b"\r\n\r\n")
-    except asyncio.LimitOverrunError:
-        return Response(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE).encode()
+def refusal(error: NfqError) -> bytes:
+    """Return the response to a request that the server does not read or does not handle."""
+    return Response(_STATUS.get(type(error), HTTPStatus.SERVICE_UNAVAILABLE), f"{error}\n".encode()).encode()
+
+
+_STATUS: dict[type[NfqError], HTTPStatus] = {
+    RequestTooLong: HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    RequestTooSlow: HTTPStatus.REQUEST_TIMEOUT,
+}
+
+
+async def _respond(connection: Connection, get: Get) -> bytes:
+    head = await connection.receive(b"\r\n\r\n")
+    if not head.endswith(b"\r\n\r\n"):
+        raise EOFError  # the client left
     match head.partition(b"\r\n")[0].split(b" "):
         case [b"GET" | b"HEAD" as method, target, version] if version.startswith(b"HTTP/1."):
             response = await get(target.partition(b"?")[0])

@@ -1,7 +1,11 @@
-"""Stream server: accepts clients on a Unix socket or a TCP address, and limits the cost of each.
+"""Stream server: accepts clients on a Unix socket or a TCP address, and limits the cost of each and of all together.
 
 One connection carries one request and its response. A client that exceeds a limit, a client that leaves early and a bug
 in the handler end that connection and nothing else. ``stop`` closes the connections of all clients.
+
+The number of clients is limited, so that no number of them takes the descriptors that the rest of the program needs.
+At the limit, the oldest client that has not sent its request yet makes room for a new one: clients that connect and
+wait cannot lock others out. If every client has sent its request, the new one is refused with a sentence.
 """
 
 import asyncio
@@ -11,38 +15,135 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-_log = logging.getLogger(__name__)
+from nfq_enforcer.errors import BadInput, NfqError
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+_log = logging.getLogger(__name__)
+_CHUNK = 1 << 16  # bytes that the server buffers for a client before it counts as one with a large request
+_LARGE = 4  # clients that may send a large request at a time; the others wait
+_ACCEPTED = 32  # connections that are accepted at a time, before the limit applies to them
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one connection."""
+    """Limits of a server: of each connection, and of their number."""
 
-    request: int  # bytes of a request that the reader accepts in one piece; above it the reader raises
+    request: int  # bytes of a request
     time: float | None = None  # s for the request and its response; None: no limit, for streams that have no end
     flush: float = 1.0  # s for the client to read the rest of the response while the connection is being closed
+    request_time: float = 10.0  # s for the client to send its request
+    send_time: float = 10.0  # s for the client to read enough of the response that the next part can be sent
+    clients: int = 64  # connections at a time
+
+
+class RequestTooLong(BadInput):
+    """Request too long: it exceeds the limit of bytes."""
+
+
+class RequestTooSlow(BadInput):
+    """Request too slow: the client has not sent all of it in time."""
+
+
+class TooManyClients(NfqError):
+    """Too many clients: the server has as many connections as it may have."""
+
+
+class Connection:
+    """Connection: one client, with the limits applied to what it sends and reads."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits, large: asyncio.Semaphore
+    ) -> None:
+        """Set the streams; ``large`` is shared by all connections of the server."""
+        self.reader = reader
+        self.writer = writer
+        self.has_request = False
+        self._limits = limits
+        self._large = large
+
+    async def receive(self, end: bytes) -> bytes:
+        """Return the request up to and with ``end``, or up to the end of what the client sends.
+
+        Raise RequestTooLong or RequestTooSlow beyond a limit.
+        """
+        try:
+            async with asyncio.timeout(self._limits.request_time):
+                request = await self._receive(end)
+        except TimeoutError:
+            raise RequestTooSlow(
+                f"a request has at most {self._limits.request_time:g} seconds to arrive as a whole"
+            ) from None
+        self.has_request = True
+        return request
+
+    async def _receive(self, end: bytes) -> bytes:
+        data, is_large = bytearray(), False
+        async with contextlib.AsyncExitStack() as large:
+            while chunk := await self.reader.read(_CHUNK):
+                start = max(0, len(data) - len(end) + 1)
+                data += chunk
+                found = data.find(end, start)
+                if (len(data) if found < 0 else found + len(end)) > self._limits.request:
+                    raise RequestTooLong(f"a request has at most {self._limits.request} bytes")
+                if found >= 0:
+                    return bytes(data[: found + len(end)])
+                if len(data) > _CHUNK and not is_large:
+                    await large.enter_async_context(self._large)
+                    is_large = True
+        return bytes(data)
+
+    async def send(self, data: bytes) -> None:
+        """Send a part of the response; raise ConnectionError if the client does not read it in time."""
+        self.writer.write(data)
+        try:
+            async with asyncio.timeout(self._limits.send_time):
+                await self.writer.drain()
+        except TimeoutError:
+            raise ConnectionAbortedError("the client does not read") from None
+
+    async def discard(self) -> None:
+        """Read and drop the rest of a refused request: the client reads the response after it has sent everything."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(self._limits.flush):
+                while await self.reader.read(_CHUNK):
+                    pass
+
+    async def close(self) -> None:
+        """Close; give the client a short time to read the rest of the response."""
+        self.writer.close()
+        try:
+            async with asyncio.timeout(self._limits.flush):
+                await self.writer.wait_closed()
+        except (OSError, TimeoutError):  # a client that left during the response leaves an error
+            self.writer.transport.abort()
+
+
+Handler = Callable[[Connection], Awaitable[None]]
+Refuse = Callable[[NfqError], bytes]
 
 
 class StreamServer:
     """Stream server: runs a handler for each client."""
 
-    def __init__(self, handler: Handler, limits: Limits, subject: str) -> None:
-        """Set the handler of a connection; ``subject`` names a request in the log, as in "a request to the API"."""
+    def __init__(self, handler: Handler, refuse: Refuse, limits: Limits, subject: str) -> None:
+        """Set the handler of a connection, and the function that renders a refusal in the server's protocol.
+
+        ``subject`` names a request in the log, as in "a request to the API".
+        """
         self._handler = handler
+        self._refuse = refuse
         self._limits = limits
         self._subject = subject
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], Connection] = {}
+        self._large = asyncio.Semaphore(_LARGE)
 
     async def listen_unix(self, path: Path) -> None:
         """Listen on a Unix socket; raise OSError if the path cannot be bound."""
-        self._server = await asyncio.start_unix_server(self._serve, path, limit=self._limits.request)
+        self._server = await asyncio.start_unix_server(self._serve, path, limit=_CHUNK, backlog=_ACCEPTED)
 
     async def listen_tcp(self, host: str, port: int) -> None:
         """Listen on a TCP address (port 0: any free one); raise OSError if the address cannot be bound."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=self._limits.request)
+        self._server = await asyncio.start_server(self._serve, host, port, limit=_CHUNK, backlog=_ACCEPTED)
 
     @property
     def listening(self) -> bool:
@@ -59,29 +160,44 @@ class StreamServer:
         if self._server is None:
             return
         self._server.close()
-        for client in self._clients:
+        clients = list(self._clients)
+        for client in clients:
             client.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        await asyncio.gather(*clients, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._clients.add(task)
+        connection = Connection(reader, writer, self._limits, self._large)
+        if len(self._clients) >= self._limits.clients and not self._make_room():
+            writer.write(self._refusal())
+            writer.close()
+            return
+        self._clients[task] = connection
         deadline = asyncio.timeout(self._limits.time)
         try:
             async with deadline:
-                await self._handler(reader, writer)
+                await self._handler(connection)
         except (ConnectionError, EOFError, asyncio.CancelledError):  # the client left, or the server stops
             pass
         except Exception as error:  # a bug costs this client its response and no other client anything
             if not deadline.expired() and error is not reader.exception():  # the latter: the network failed
                 _log.exception("%s failed", self._subject)
         finally:
-            await self._close(writer)
-            self._clients.discard(task)
+            self._clients.pop(task, None)
+            await connection.close()
 
-    async def _close(self, writer: asyncio.StreamWriter) -> None:
-        writer.close()
-        with contextlib.suppress(OSError, TimeoutError):  # a client that left during the response leaves an error
-            async with asyncio.timeout(self._limits.flush):
-                await writer.wait_closed()
+    def _make_room(self) -> bool:
+        """Disconnect the oldest client without a request; return whether there was one."""
+        for task, connection in self._clients.items():
+            if not connection.has_request:
+                connection.writer.write(self._refusal())
+                del self._clients[task]
+                task.cancel()
+                return True
+        return False
+
+    def _refusal(self) -> bytes:
+        error = TooManyClients(f"too many clients: {self._limits.clients} are connected; try again later")
+        _log.warning("%s was refused: %s", self._subject, error)
+        return self._refuse(error)

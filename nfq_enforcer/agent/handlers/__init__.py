@@ -34,6 +34,7 @@ class Handlers:
             "nodes": self._cluster.nodes,
             "ipcache": self._cluster.ipcache,
             "policies": self._policies.policies,
+            "documents": self._policies.documents,
             "apply": self._policies.apply,
             "delete": self._policies.delete,
             "delete_endpoints": self._cluster.delete_endpoints,

@@ -5,6 +5,7 @@ from typing import Any
 
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
+from nfq_enforcer.agent.params import texts
 from nfq_enforcer.cluster.source import NodeStatus
 from nfq_enforcer.core.identity import RESERVED
 from nfq_enforcer.observe.status import NodeReport
@@ -36,7 +37,7 @@ class ClusterHandlers:
 
     async def delete_endpoints(self, params: Params) -> dict[str, Any]:
         """Delete endpoints; return the deleted and the missing names once this node enforces the deletion."""
-        names = [str(name) for name in params.get("names", ())]
+        names = texts(params, "names")
         deleted = await self._parts.store.delete_endpoints(names)
         await self._parts.reconciler.reconcile()
         return {"deleted": deleted, "missing": [name for name in names if name not in deleted]}

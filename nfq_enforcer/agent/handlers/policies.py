@@ -5,6 +5,7 @@ from typing import Any
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.cluster import node_status
 from nfq_enforcer.agent.handlers.parts import Parts
+from nfq_enforcer.agent.params import seconds, text
 from nfq_enforcer.cluster.source import Applied
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.loader import File
@@ -33,10 +34,28 @@ class PolicyHandlers:
             for policy in self._parts.reconciler.view.policies
         ]
 
+    async def documents(self, _params: Params) -> dict[str, Any]:
+        """Return every document that this node enforces, with the settings that its verdicts depend on."""
+        parts, view = self._parts, self._parts.reconciler.view
+        return {
+            "node": parts.settings.name,
+            "revision": parts.reconciler.revision,
+            "enforcement": parts.config.enforcement,
+            "allow_localhost": parts.config.allow_localhost,
+            "cluster": parts.config.cluster,
+            "kube_apiserver": [str(address) for address in parts.config.kube_apiserver],
+            "identity_labels": list(parts.config.identity_labels),
+            "documents": [
+                *(record.document() for record in parts.replica.endpoints.values()),
+                *(namespace.data for namespace in parts.replica.namespaces.values()),
+                *(policy.data for policy in view.policies),
+            ],
+        }
+
     async def apply(self, params: Params) -> dict[str, Any]:
         """Apply files of documents, all or none; return once this node enforces them, with ``wait`` all live nodes."""
         try:
-            files = [File(str(name), str(text)) for name, text in params["files"]]
+            files = [File(_string(name), _string(text)) for name, text in params["files"]]
         except (KeyError, TypeError, ValueError):
             raise BadInput("files must be a list of pairs: a name, and the text of the documents") from None
         wait, ignore = _wait(params), bool(params.get("ignore_other_kinds"))
@@ -53,7 +72,7 @@ class PolicyHandlers:
     async def delete(self, params: Params) -> dict[str, Any]:
         """Delete an applied policy; return once this node enforces the rest, with ``wait`` all live nodes."""
         wait = _wait(params)
-        await self._parts.store.delete_policy(str(params.get("namespace", "")), str(params.get("name", "")))
+        await self._parts.store.delete_policy(text(params, "namespace"), text(params, "name"))
         await self._parts.reconciler.reconcile()
         return await self._rollout(wait)
 
@@ -71,10 +90,13 @@ class PolicyHandlers:
 
 def _wait(params: Params) -> float:
     """Return the seconds that the client waits for other nodes."""
-    wait = params.get("wait") or 0
-    if not isinstance(wait, int | float) or wait < 0:
-        raise BadInput("wait must be a number of seconds, 0 or more, or null")
-    return min(wait, _MAX_WAIT)
+    return seconds(params, "wait", _MAX_WAIT) or 0.0
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
 
 
 def _applied(applied: Applied) -> dict[str, Any]:

@@ -5,9 +5,12 @@ from typing import Any
 
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
+from nfq_enforcer.agent.params import seconds
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.observe.status import StoreStatus
 from nfq_enforcer.store.redis.store import RedisStore
+
+_LONGEST_GRACE = 10 * 365 * 86400.0  # s
 
 
 class StoreHandlers:
@@ -30,16 +33,16 @@ class StoreHandlers:
 
     async def store_import(self, params: Params) -> dict[str, Any]:
         """Write exported entries to the store."""
-        imported = await self._redis().import_entries(params.get("entries", ()))
+        entries = params.get("entries", [])
+        if not isinstance(entries, list):
+            raise BadInput("entries must be a list of exported entries")
+        imported = await self._redis().import_entries(entries)
         await self._parts.reconciler.reconcile()
         return imported
 
     async def store_gc(self, params: Params) -> dict[str, Any]:
         """Collect garbage now: entries unused for ``grace`` seconds."""
-        grace = params.get("grace")
-        if grace is not None and (not isinstance(grace, int | float) or grace < 0):
-            raise BadInput("grace must be a number of seconds, 0 or more")
-        collected = await self._redis().collect(grace)
+        collected = await self._redis().collect(seconds(params, "grace", _LONGEST_GRACE))
         return {**collected._asdict(), "nodes": list(collected.nodes)}
 
     def _redis(self) -> RedisStore:

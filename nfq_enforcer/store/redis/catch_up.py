@@ -16,6 +16,7 @@ from nfq_enforcer.store.redis.mirror import Mirror
 from nfq_enforcer.store.redis.schema import Key, StoreEntry, write_id
 
 _log = logging.getLogger(__name__)
+_MAX_STEP = 1 << 32  # revisions between two entries: one each, or as many as a store has lost
 _MANY = 100  # changes in one stream entry after which other tasks get to run
 
 
@@ -41,6 +42,8 @@ def may_lack_own_endpoints(mirror: Mirror, joined: Joined) -> bool:
 
 async def apply(mirror: Mirror, entry: StreamEntry) -> None:
     """Apply an entry of the stream; raise NotJoined if the entry before it is missing."""
+    if entry.revision is not None and entry.revision > mirror.revision + _MAX_STEP:
+        entry.foreign = f"its revision {entry.revision} does not follow {mirror.revision}"
     if entry.foreign or not entry.serial:
         mirror.note_foreign(f"changes {write_id(entry.id)}", entry.foreign or "it is nothing of ours")
         mirror.position = entry.id

@@ -6,7 +6,7 @@ a command raises NotJoined.
 """
 
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from ipaddress import ip_address
@@ -23,8 +23,10 @@ from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.connection import StoreError, sentence
 from nfq_enforcer.store.redis.history import Fork, read_forks
 from nfq_enforcer.store.redis.schema import HASHES, Key, SchemaError, StoreEntry
+from nfq_enforcer.text import shorten
 
 _SCAN = 2000  # entries in one step of a scan
+_LATEST = 4e12  # ms since the epoch: times after the year 2096 are not those of a heartbeat
 _READ = 200  # stream entries in one read; each may hold hundreds of changes
 _RESTORE_BATCH = 500  # entries in one restore
 NO_LABELS: Mapping[Identity, Labels] = {}
@@ -166,7 +168,8 @@ class Commands:
         return [_stream_entry(*item) for item in part]
 
     async def write(self, request: Request) -> Written:
-        """Write changes, all or nothing; raise BadInput if an address belongs to another endpoint."""
+        """Write changes, all or nothing; raise BadInput for another endpoint's address or a value that is too large."""
+        _check_sizes(request)
         answer = await self._run("write", json.dumps(_request(request)))
         return Written(
             schema.read_id(answer["id"]) if "id" in answer else None,
@@ -227,7 +230,11 @@ class Commands:
         """Return each node's time of the last heartbeat, on the server's clock, and the revision that it enforces."""
         seen = await self._execute(self._client.zrange(f"{self._prefix}:seen", 0, -1, withscores=True))
         enforced = await self._execute(self._client.hgetall(f"{self._prefix}:enforced"))
-        return {name.decode(): (score / 1000, int(enforced.get(name, 0))) for name, score in seen}
+        return {
+            name.decode("utf-8", "replace"): (score / 1000, _enforced(enforced.get(name, b"0")))
+            for name, score in seen
+            if 0 <= score <= _LATEST
+        }
 
     async def changes_kept(self) -> int:
         """Return the number of entries in the stream."""
@@ -273,6 +280,7 @@ class Commands:
 
 _NOT_JOINED = {
     "empty": "it has been emptied, and this node is about to join it anew",
+    "counter": "its serial or revision was written by hand, and this node is about to set it right",
     "run": "it has been restarted or replaced, and this node is about to join it anew",
 }
 _SCRIPTS = ("join", "write", "restore", "heartbeat", "collect")
@@ -303,6 +311,17 @@ def _request(request: Request) -> dict[str, Any]:
     }
 
 
+def _check_sizes(request: Request) -> None:
+    """Raise BadInput for a value that the nodes would refuse."""
+    endpoints = ((Kind.ENDPOINT, one.record.full_name, schema.encode_endpoint(one.record)) for one in request.endpoints)
+    identities = ((Kind.IDENTITY, one.record.full_name, str(one.labels)) for one in request.endpoints)
+    for kind, name, value in (*endpoints, *identities, *request.values):
+        try:
+            schema.check_size(kind, value.encode())
+        except SchemaError as error:
+            raise BadInput(f"{kind} {name} is too large for the store: {error}") from None
+
+
 def _restore_order(key: Key, entry: StoreEntry, labels: Mapping[Identity, Labels]) -> list[Any] | None:
     """Return an entry as ``lua/restore.lua`` takes it; None for a value that this version cannot decode."""
     kind, name = key
@@ -329,17 +348,36 @@ def _items(answer: Any) -> Iterable[tuple[bytes, Mapping[bytes, bytes]]]:
 
 def _stream_entry(raw_id: bytes, fields: Mapping[bytes, bytes] | None) -> StreamEntry:
     """Return an entry of the stream; a foreign one has no changes, and has a reason if it cannot be decoded."""
-    entry = StreamEntry(schema.read_id(raw_id.decode()), 0)
+    try:
+        entry = StreamEntry(schema.read_id(raw_id.decode()), 0)
+    except SchemaError as error:
+        raise StoreError(f"its stream of changes cannot be followed: {error}") from None
     fields = fields or {}
     try:
-        entry.serial = int(fields.get(b"serial", b"0"))
+        entry.serial = schema.read_count(fields.get(b"serial", b"0"))
         if b"revision" in fields:
-            entry.revision = int(fields[b"revision"])
-        for kind, name, value, *own in schema.read_json(fields.get(b"changes", b"[]")):
-            change_id = schema.read_id(own[0]) if own else entry.id
-            entry.changes.append(((Kind(kind), str(name)), change_id, None if value is None else str(value).encode()))
+            entry.revision = schema.read_count(fields[b"revision"])
+        entry.changes = list(_changes(entry.id, fields.get(b"changes", b"[]")))
     except (ValueError, TypeError, SchemaError) as error:
         entry.changes = []
-        entry.foreign = str(error)
+        entry.foreign = shorten(str(error))
     entry.fork, entry.restored, entry.collected = (name in fields for name in (b"fork", b"restored", b"collected"))
     return entry
+
+
+def _changes(entry_id: int, data: bytes) -> Iterator[tuple[Key, int, bytes | None]]:
+    """Yield the changes in a stream entry; raise SchemaError, TypeError or ValueError for what no script writes."""
+    if len(data) > schema.MAX_CHANGES:
+        raise SchemaError(f"it has {len(data)} bytes; allowed: at most {schema.MAX_CHANGES}")
+    for kind, name, value, *own in schema.read_json(data):
+        if not isinstance(name, str) or not isinstance(value, str | None):
+            raise SchemaError("a change has a kind, a name, and a value or null")
+        yield (Kind(kind), name), schema.read_id(own[0]) if own else entry_id, None if value is None else value.encode()
+
+
+def _enforced(text: bytes) -> int:
+    """Return the revision that a node enforces; 0 for a text that no node has written."""
+    try:
+        return schema.read_count(text)
+    except SchemaError:
+        return 0

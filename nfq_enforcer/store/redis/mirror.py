@@ -15,6 +15,7 @@ from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
 from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry
+from nfq_enforcer.text import shorten
 
 _MARKS = ("position", "serial", "revision")
 _NAMED_FOREIGN = 8
@@ -110,6 +111,8 @@ class Mirror:
         """Load the entries and marks of the last known state; yields after each part, as ``replace_all`` does."""
         yield from self._put_all(entries)
         self.position, self.serial, self.revision = (int(marks.get(name, "0")) for name in _MARKS)
+        if max(self.serial, self.revision) > schema.MAX_COUNT:  # saved by a version that accepted any number
+            self.position = self.serial = self.revision = 0
         self.forks = frozenset(filter(None, marks.get("forks", "").split(",")))
         self._unsaved = {}
 
@@ -176,7 +179,7 @@ class Mirror:
 
     def described_refusals(self, at_most: int) -> list[dict[str, str]]:
         """Return the first values that could not be decoded and the last foreign stream entries, with the reasons."""
-        values = [(f"{schema.HASHES[kind]} {name}", reason) for (kind, name), reason in self.refused.items()]
+        values = [(f"{schema.HASHES[kind]} {shorten(name)}", reason) for (kind, name), reason in self.refused.items()]
         return [{"key": key, "reason": reason} for key, reason in [*values, *self.foreign][:at_most]]
 
     def _delete(self, key: Key) -> None:

@@ -23,7 +23,7 @@ are written together are one stream entry. Only the scripts in ``lua/`` write, a
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import ip_address
 from sys import intern
@@ -31,28 +31,39 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from nfq_enforcer import text as text_forms
 from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord, Record
 from nfq_enforcer.core.identity import Identity, travels
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
+from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
+from nfq_enforcer.policy.fields import (
+    MAX_PORT,
+    check_user_label_key,
+    is_dns_label,
+    is_dns_name,
+    is_interface_name,
+    is_node_name,
+    is_service_name,
+    is_unicast,
+)
 from nfq_enforcer.policy.registry import KINDS
 from nfq_enforcer.policy.rules import PROTOCOL_NUMBERS, NamedPort, PortSet
+from nfq_enforcer.text import shorten
 
 VERSION = 1
 Key = tuple[Kind, str]
 
 _ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,7}")  # a single spelling, so that no identity has two names
-_HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # a surrogate; without its other half it cannot be encoded
-_SHOWN = 100  # characters of a wrong text that an error repeats
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(name)
-
-
-_JSON = json.JSONDecoder(parse_constant=_no_number)  # one decoder for a hundred thousand values
+_COUNT = re.compile(rb"0|[1-9][0-9]{0,15}")
+_VERSION = re.compile(r"[A-Za-z0-9.+!_-]{0,64}")  # of a node's program
+_WORD = re.compile(r"[a-z][a-z-]{0,31}")  # of a node's datapath
+_MS, _SEQ = 1 << 48, 1 << 32  # of an id, exclusive: in the year 10889
+MAX_COUNT = 1 << 46  # of serial and revision: 14 digits, as many as Lua's JSON writes
+MAX_BYTES = {Kind.NODE: 1 << 17, Kind.DOCUMENT: 1 << 25, Kind.IDENTITY: 1 << 17, Kind.ENDPOINT: 1 << 18}
+MAX_CHANGES = 1 << 27  # bytes of the changes of one stream entry
 
 HASHES = {
     Kind.NODE: "nodes",
@@ -63,7 +74,11 @@ HASHES = {
 
 
 class SchemaError(Exception):
-    """A value cannot be decoded by this version; ``str`` is the reason."""
+    """A value cannot be decoded by this version; ``str`` is the reason, of limited length and printable."""
+
+    def __init__(self, reason: str) -> None:
+        """Set the reason."""
+        super().__init__(shorten(reason, 300))
 
 
 class StoreEntry(NamedTuple):
@@ -76,9 +91,18 @@ class StoreEntry(NamedTuple):
 def read_id(text: str) -> int:
     """Return an id of the stream, ``MS-SEQ``, as one number; raise SchemaError for another text."""
     if not _ID.fullmatch(text):
-        raise SchemaError(f"{text[:_SHOWN]!r} is not an id of a change")
-    ms, seq = text.split("-")
-    return int(ms) << 32 | int(seq)
+        raise SchemaError(f"'{shorten(text)}' is not an id of a change")
+    ms, seq = map(int, text.split("-"))
+    if ms >= _MS or seq >= _SEQ:
+        raise SchemaError(f"the id {text} is out of range")
+    return ms << 32 | seq
+
+
+def read_count(text: bytes) -> int:
+    """Return a serial or a revision; raise SchemaError for another text, and for a number that is out of range."""
+    if not _COUNT.fullmatch(text) or int(text) > MAX_COUNT:
+        raise SchemaError(f"'{shorten(text.decode('utf-8', 'replace'))}' is not a number from 0 to {MAX_COUNT}")
+    return int(text)
 
 
 def write_id(number: int) -> str:
@@ -93,14 +117,17 @@ def read_entry(data: bytes) -> StoreEntry:
 
 
 def read_json(data: bytes) -> Any:
-    """Return the value of a JSON text; raise SchemaError for invalid JSON, or for text that cannot be encoded again."""
+    """Return the value of a JSON text; raise SchemaError for another text, or one that cannot be encoded again."""
     try:
-        read = _JSON.decode(data.decode())
-        if _HALF.search(data):
-            json.dumps(read, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
+        return text_forms.read_json(data)
+    except ValueError:
         raise SchemaError("it is not JSON") from None
-    return read
+
+
+def check_size(kind: Kind, value: bytes) -> None:
+    """Raise SchemaError for a value that is larger than any node accepts."""
+    if len(value) > MAX_BYTES[kind]:
+        raise SchemaError(f"it has {len(value)} bytes; allowed: at most {MAX_BYTES[kind]}")
 
 
 def is_namespace(key: Key) -> bool:
@@ -136,18 +163,19 @@ def endpoint_document(record: EndpointRecord) -> str:
 
 def decode(kind: Kind, name: str, value: bytes) -> Record:
     """Return the record of a value; raise SchemaError for a value that this version cannot decode."""
+    check_size(kind, value)
     data = read_json(value)
     if not isinstance(data, dict) or "v" not in data:
         raise SchemaError("it is not an object with a version, so nothing of ours")
     if data["v"] != VERSION:
-        raise SchemaError(f"it is of version {data['v']!r}; this program understands {VERSION}")
+        raise SchemaError(f"it is of version {shorten(repr(data['v']))}; this program understands {VERSION}")
     try:
         return _DECODERS[kind](name, data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise SchemaError(f"{place}: {first['msg']}" if place else first["msg"]) from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, BadInput) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise SchemaError(f"it is not a value of kind {kind}: {reason}") from None
 
@@ -160,9 +188,13 @@ def _dump(data: object) -> str:
     return json.dumps(data, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
-def _node(_name: str, data: Mapping[str, Any]) -> NodeRecord:
-    addresses = tuple(map(ip_address, _strings(data["addresses"])))
-    return NodeRecord(addresses, _string(data["version"]), _datapath(_string(data.get("datapath", "per-packet"))))
+def _node(name: str, data: Mapping[str, Any]) -> NodeRecord:
+    _match(is_node_name, name, "the name of a node")
+    addresses = tuple(ip_address(_packed(address)) for address in _strings(data["addresses"]))
+    version, datapath = _string(data["version"]), _string(data.get("datapath", "per-packet"))
+    _match(_VERSION.fullmatch, version, "a version")
+    _match(_WORD.fullmatch, datapath, "the name of a datapath")
+    return NodeRecord(addresses, version, _datapath(datapath))
 
 
 def _datapath(word: str) -> Datapath | str:
@@ -187,22 +219,24 @@ def _document(name: str, data: Mapping[str, Any]) -> PolicyDocument | Namespace:
 
 def _identity(name: str, data: Mapping[str, Any]) -> Labels:
     if not _NUMBER.fullmatch(name) or not travels(int(name)):
-        raise ValueError(f"{name[:_SHOWN]} is not the number of a cluster identity")
+        raise ValueError(f"{shorten(name)} is not the number of a cluster identity")
     return labels_of(_string(data["labels"]))
 
 
 def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
-    """Decode the fields of a record, a hundred thousand times in seconds; the writer has validated the document."""
+    """Decode the fields of a record, a hundred thousand times in seconds: without the models of documents."""
     metadata, spec = data["document"]["metadata"], data["document"]["spec"]
+    own_name = _string(metadata["name"])
+    _match(is_dns_name, own_name, "the name of an endpoint")
     record = EndpointRecord(
-        intern(_string(metadata["namespace"])),
-        _string(metadata["name"]),
-        intern(_string(spec["node"])),
+        _namespace(_string(metadata["namespace"])),
+        own_name,
+        _node_name(_string(spec["node"])),
         _cluster_identity(data["identity"]),
         tuple(_packed(ip) for ip in _strings(spec["ips"])),
-        None if "interface" not in spec else intern(_string(spec["interface"])),
+        None if "interface" not in spec else _interface(_string(spec["interface"])),
         _written_labels(tuple(sorted(metadata["labels"].items()))),
-        intern(_string(spec.get("serviceAccount", "default"))),
+        _account(_string(spec.get("serviceAccount", "default"))),
         _ports(tuple((p["name"], p["protocol"], p["port"]) for p in spec.get("ports", ()))),
     )
     if record.full_name != name or not record.addresses:
@@ -217,9 +251,33 @@ _DECODERS = {Kind.NODE: _node, Kind.DOCUMENT: _document, Kind.IDENTITY: _identit
 
 
 @lru_cache(maxsize=1 << 16)
+def _namespace(text: str) -> str:
+    _match(is_dns_label, text, "the name of a namespace")
+    return intern(text)
+
+
+@lru_cache(maxsize=1 << 16)
+def _node_name(text: str) -> str:
+    _match(is_node_name, text, "the name of a node")
+    return intern(text)
+
+
+@lru_cache(maxsize=1 << 16)
+def _interface(text: str) -> str:
+    _match(is_interface_name, text, "the name of an interface")
+    return intern(text)
+
+
+@lru_cache(maxsize=1 << 16)
+def _account(text: str) -> str:
+    _match(is_dns_name, text, "the name of a service account")
+    return intern(text)
+
+
+@lru_cache(maxsize=1 << 16)
 def _cluster_identity(number: object) -> Identity:
-    if not isinstance(number, int) or not travels(number):
-        raise ValueError(f"{number!r} is not the number of a cluster identity")
+    if not isinstance(number, int) or isinstance(number, bool) or not travels(number):
+        raise ValueError(f"{shorten(repr(number))} is not the number of a cluster identity")
     return Identity(number)
 
 
@@ -228,34 +286,45 @@ def labels_of(text: str) -> Labels:
     """Return the labels of a canonical text; raise ValueError for another text."""
     labels = Labels.parse(dict(part.partition("=")[::2] for part in text.split(";") if part))
     if str(labels) != text:
-        raise ValueError(f"{text!r} is not the canonical text of labels")
+        raise ValueError(f"'{shorten(text)}' is not the canonical text of labels")
     return labels
 
 
 @lru_cache(maxsize=1 << 16)
 def _written_labels(items: tuple[tuple[str, str], ...]) -> Labels:
+    for key, _ in items:
+        check_user_label_key(key)
     return Labels.parse(dict(items))
 
 
 @lru_cache(maxsize=1 << 16)
 def _ports(items: tuple[tuple[Any, Any, Any], ...]) -> PortSet:
     for name, _, number in items:
-        if not isinstance(name, str) or not isinstance(number, int) or not 0 < number < 1 << 16:
+        is_number = isinstance(number, int) and not isinstance(number, bool) and 0 < number <= MAX_PORT
+        if not isinstance(name, str) or not is_service_name(name) or not is_number:
             raise ValueError("its ports are not ports")
     return frozenset(NamedPort(name.lower(), PROTOCOL_NUMBERS[protocol][0], number) for name, protocol, number in items)
 
 
 def _packed(text: str) -> bytes:
-    return ip_address(text).packed
+    packed = ip_address(text).packed
+    if "%" in text or not is_unicast(packed):
+        raise ValueError(f"'{shorten(text)}' is not the address of one host")
+    return packed
+
+
+def _match(matches: Callable[[str], object], text: str, noun: str) -> None:
+    if not matches(text):
+        raise ValueError(f"'{shorten(text)}' is not {noun}")
 
 
 def _string(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is not a string")
+        raise TypeError(f"{shorten(repr(value))} is not a string")
     return value
 
 
 def _strings(value: object) -> list[str]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} is not a list")
+        raise TypeError(f"{shorten(repr(value))} is not a list")
     return [_string(item) for item in value]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import grp
 import json
 import os
 import socket
@@ -162,23 +163,34 @@ def test_an_unknown_method_is_refused_with_those_that_there_are(serve: Serve, pa
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "reason"),
     [
-        b"nonsense\n",
-        b"\xff\n",
-        b"[]\n",
-        b"null\n",
-        b"{}\n",
-        b'{"method": []}\n',
-        b'{"method": "echo", "params": 3}\n',
-        b'{"method": "echo"',
+        (b"nonsense\n", "it is not JSON; "),
+        (b"\xff\n", "it is not valid Unicode (UTF-8); "),
+        (b"\n", "it is not JSON; "),
+        (b"[]\n", ""),
+        (b"null\n", ""),
+        (b"{}\n", ""),
+        (b'{"method": []}\n', ""),
+        (b'{"method": "echo", "params": 3}\n', ""),
+        (b'{"method": "echo"', "it is not JSON; "),
+        (b"[" * 1_000_000 + b"\n", "it is nested too deeply; "),
+        (b'{"method": "echo", "params": {"a": NaN}}\n', "NaN is not a number; "),
+        (b'{"method": "echo", "params": {"a": ' + b"9" * 5000 + b"}}\n", f"the number {'9' * 20}… is too large; "),
+        (b'{"method": "echo", "params": {"a": 1e999}}\n', "the number 1e999 is too large; "),
+        (b'{"method": "\\ud800"}\n', "it is not valid Unicode (UTF-8); "),
+        (b'{"method": "echo", "params": {"a": ' + b'{"a":' * 100_000 + b"\n", "it is nested too deeply; "),
     ],
+    ids=range(15),
 )
-def test_what_is_no_request_is_refused_with_what_one_is(line: bytes, serve: Serve, path: Path) -> None:
+def test_what_is_no_request_is_refused_with_what_one_is(
+    line: bytes, reason: str, serve: Serve, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert serve(lambda: raw(path, line)) == {
-        "error": 'a request is one line of JSON: {"method": "…", "params": {…}}',
+        "error": f'{reason}a request is one line of JSON: {{"method": "…", "params": {{…}}}}',
         "exit_code": 2,
     }
+    assert caplog.records == []
 
 
 def test_a_request_without_params_has_none(serve: Serve, path: Path) -> None:
@@ -192,6 +204,94 @@ def test_a_request_beyond_measure_is_refused(agent: Agent, path: Path) -> None:
         "error": "a request has at most 1000 bytes",
         "exit_code": 2,
     }
+
+
+def test_a_request_of_17_megabytes_is_answered(serve: Serve, path: Path) -> None:
+    def ask() -> Any:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(b"x" * (17 << 20) + b"\n")
+            with connection.makefile("rb") as lines:
+                return json.loads(lines.readline())
+
+    assert serve(ask) == {"error": f"a request has at most {1 << 24} bytes", "exit_code": 2}
+
+
+def test_a_large_request_is_read(serve: Serve, path: Path) -> None:
+    text = "x" * (4 << 20)
+
+    assert serve(lambda: client.call(path, "echo", text=text)) == {"text": text}
+
+
+def test_an_unknown_method_is_shown_in_part(serve: Serve, path: Path) -> None:
+    _, message = serve(lambda: error(lambda: client.call(path, "\x1b" + "x" * 100_000)))
+
+    assert message.startswith(r"unknown method '\x1bxxx")
+    assert len(message) < 300
+
+
+def test_a_request_that_does_not_end_is_refused_after_a_while(agent: Agent, path: Path) -> None:
+    def ask() -> Any:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(b'{"method":')
+            with connection.makefile("rb") as lines:
+                return json.loads(lines.readline())
+
+    server = ApiServer(path, agent.methods, Limits(request=1000, request_time=0.05))
+
+    assert asyncio.run(serving(server, ask))["error"] == "a request has at most 0.05 seconds to arrive as a whole"
+
+
+def test_clients_that_wait_do_not_lock_others_out(agent: Agent, path: Path) -> None:
+    def ask() -> list[Any]:
+        with contextlib.ExitStack() as waiting:
+            for _ in range(40):
+                connection = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                connection.connect(str(path))
+                with contextlib.suppress(BrokenPipeError):
+                    connection.sendall(b'{"method":')
+            return [client.call(path, "echo", number=number) for number in range(10)]
+
+    server = ApiServer(path, agent.methods, Limits(request=1000, clients=4))
+
+    assert asyncio.run(serving(server, ask)) == [{"number": number} for number in range(10)]
+
+
+def test_followers_leave_room_for_single_results(agent: Agent, path: Path) -> None:
+    def ask() -> tuple[Any, Any]:
+        with contextlib.ExitStack() as following:
+            for _ in range(4):
+                next(following.enter_context(contextlib.closing(client.stream(path, "follow"))))
+            return error(lambda: next(client.stream(path, "follow"))), client.call(path, "echo", still="here")
+
+    server = ApiServer(path, agent.methods, Limits(request=1000, clients=8))
+
+    assert asyncio.run(serving(server, ask)) == (
+        (NfqError, "too many clients: 4 already follow this agent; try again later"),
+        {"still": "here"},
+    )
+
+
+def test_a_follower_that_does_not_read_is_disconnected(path: Path) -> None:
+    left = threading.Event()
+
+    async def flood(_params: Params) -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "x" * 100_000
+        finally:
+            left.set()
+
+    def ask() -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(b'{"method": "flood"}\n')
+            return left.wait(timeout=10)
+
+    server = ApiServer(path, {"flood": flood}, Limits(request=1000, send_time=0.05, flush=0.05))
+
+    assert asyncio.run(serving(server, ask))
 
 
 def test_who_asks_nothing_gets_nothing(serve: Serve, path: Path) -> None:
@@ -209,7 +309,7 @@ def test_a_bug_of_the_agent_is_a_sentence_for_the_client_and_a_line_in_the_log(
 ) -> None:
     assert serve(lambda: error(lambda: client.call(path, "fail"))) == (
         NfqError,
-        f"the agent at {path} hung up without an answer; its log says why",
+        "the agent failed at this request; its log has the reason",
     )
     assert "TypeError" in caplog.text
 
@@ -218,9 +318,26 @@ def test_the_socket_is_roots_alone_and_goes_with_the_agent(serve: Serve, path: P
     before = os.umask(0o022)
     os.umask(before)
 
-    assert stat.S_IMODE(serve(lambda: path.stat().st_mode)) == 0o600
+    server = ApiServer(path, {}, group="")
+    assert stat.S_IMODE(asyncio.run(serving(server, lambda: path.stat().st_mode))) == 0o600
     assert not path.exists()
     assert os.umask(before) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_socket_is_open_to_the_members_of_its_group(path: Path) -> None:
+    group = grp.getgrgid(NOBODY)
+    found = asyncio.run(serving(ApiServer(path, {}, group=group.gr_name), path.stat))
+
+    assert (stat.S_IMODE(found.st_mode), found.st_gid) == (0o660, group.gr_gid)
+
+
+def test_a_group_that_the_host_does_not_have_is_refused(path: Path) -> None:
+    assert error(lambda: asyncio.run(serving(ApiServer(path, {}, group="nobody-at-all"), path.stat))) == (
+        NfqError,
+        "api.group: this host has no group 'nobody-at-all': create it, or choose another, or \"\" for root alone",
+    )
+    assert not path.exists()
 
 
 def test_a_follower_does_not_keep_the_agent_from_its_end(agent: Agent, path: Path) -> None:
@@ -295,7 +412,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 def test_without_an_agent_a_client_is_told_how_to_start_one(path: Path) -> None:
     assert error(lambda: client.call(path, "status")) == (
-        NfqError,
+        client.NoAgent,
         f"no agent is listening on {path}: start one with 'nfq-enforcer agent', or name its socket with --socket",
     )
 

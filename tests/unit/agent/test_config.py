@@ -40,7 +40,7 @@ DEFAULTS: dict[str, object] = {
     "queues": "auto",
     "first_queue": 100,
     "conntrack": {"max": 262_144},
-    "api": {"socket": "/run/nfq-enforcer/agent.sock"},
+    "api": {"socket": "/run/nfq-enforcer/agent.sock", "group": None},
     "metrics": {"address": "127.0.0.1:9962"},
     "log": {"level": "info", "format": "text"},
 }
@@ -74,6 +74,7 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("first_queue", "65533", 65533),
     ("conntrack.max", "1000", 1000),
     ("api.socket", "/tmp/agent.sock", "/tmp/agent.sock"),
+    ("api.group", "wheel", "wheel"),
     ("metrics.address", "'[fd00::1]:80'", "[fd00::1]:80"),
     ("metrics.address", "''", ""),
     ("metrics.address", "null", ""),

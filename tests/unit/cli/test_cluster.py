@@ -42,16 +42,14 @@ def test_identities_are_a_table(run: RunProgram, answering: Answering) -> None:
     assert rows(run("identity", "list", "--socket", answering(identities=IDENTITIES).socket)) == [
         "IDENTITY LABELS ENDPOINTS",
         "1 reserved:host 0",
-        "12339331 k8s:app=[/red] 3",
-        "k8s:tier",
+        "12339331 k8s:app=[/red],k8s:tier 3",
     ]
 
 
 def test_nodes_are_a_table(run: RunProgram, answering: Answering) -> None:
     assert rows(run("node", "list", "--socket", answering(nodes=NODES).socket)) == [
         "NODE LIVE LAST SEEN REVISION ENDPOINTS ADDRESSES VERSION DATAPATH",
-        "n1 yes 2026-01-01T00:00:00Z 7 2 172.16.0.1 0.1 per-flow",
-        "fd00::1",
+        "n1 yes 2026-01-01T00:00:00Z 7 2 172.16.0.1,fd00::1 0.1 per-flow",
         "n2 no 0",
         "n3 unknown 0",
     ]
@@ -60,8 +58,7 @@ def test_nodes_are_a_table(run: RunProgram, answering: Answering) -> None:
 def test_addresses_are_a_table(run: RunProgram, answering: Answering) -> None:
     assert rows(run("ipcache", "list", "--socket", answering(ipcache=IPCACHE).socket)) == [
         "ADDRESS IDENTITY NODE ENDPOINT LABELS",
-        "10.1.0.10 300 n1 shop/front1 k8s:a",
-        "k8s:b",
+        "10.1.0.10 300 n1 shop/front1 k8s:a,k8s:b",
         "172.16.0.2 6 n2 reserved:remote-node",
     ]
 

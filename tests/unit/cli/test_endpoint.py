@@ -58,14 +58,13 @@ spec: {endpointSelector: {}, ingress: [{}]}
 """
 
 
-def test_endpoints_are_a_table_with_a_line_for_each_address_and_label(run: RunProgram, answering: Answering) -> None:
+def test_endpoints_are_a_table_with_a_line_for_each(run: RunProgram, answering: Answering) -> None:
     done = run("endpoint", "list", "--socket", answering(endpoints=ENDPOINTS).socket)
 
     assert (done.status, done.err) == (0, "")
     assert [line for line in done.lines if line and not line.startswith("─")] == [
         "ENDPOINT IDENTITY NODE ADDRESSES LABELS",
-        "shop/front1 300 n1 10.1.0.10 k8s:role=frontend",
-        "fd01::10 k8s:tier",
+        "shop/front1 300 n1 10.1.0.10,fd01::10 k8s:role=frontend,k8s:tier",
         "default/n1 301 n1 172.16.0.1",
     ]
 

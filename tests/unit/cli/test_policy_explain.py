@@ -5,11 +5,14 @@ import json
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.unit.cli.conftest import RunProgram
+from nfq_enforcer.policy import loader
+from nfq_enforcer.policy.loader import File
+from tests.unit.cli.conftest import Answering, RunProgram
 
 POLICIES = Path(__file__).parents[3] / "policies"
 ENDPOINTS = POLICIES / "endpoints.yaml"
@@ -140,7 +143,7 @@ def test_a_square_shows_which_ports_are_open(ask: Ask) -> None:
     done = ask("matrix", "--endpoints", ENDPOINTS, "--policies", WEB_PORTS, "--policies", USERDATA, "-o", "table")
 
     (front, *_) = [line for line in done.out.splitlines() if line.startswith("│ default/front")]
-    assert [cell.strip() for cell in front.split("│")[2:5]] == ["·", "80/TCP", "✗"]
+    assert [cell.strip() for cell in front.split("│")[2:5]] == ["·", "80/TCP,443/TCP", "✗"]
     assert "✓ all of it passes   ✗ none   a port: only that   ~ only some requests" in done.out
 
 
@@ -252,7 +255,57 @@ def test_a_trace_takes_the_agents_documents_if_it_is_given_none(
     lost = ask(*command)
 
     assert found.status == 0
+    assert found.out.endswith("(by the documents of the configuration; no agent is running)\n")
     assert lost == (2, "", f"nfq-enforcer: which documents? name them with -f, or as 'documents' in {file}\n")
+
+
+def running_agent(**settings: Any) -> dict[str, Any]:
+    """Return the answer of a running agent: its documents and settings."""
+    documents = [
+        item.document.data
+        for file in (ENDPOINTS, WEB_PORTS)
+        for item in loader.parse_all([File(str(file), file.read_text())])
+    ]
+    agent = {
+        "node": "n1",
+        "revision": 7,
+        "enforcement": "auto",
+        "allow_localhost": "always",
+        "cluster": "default",
+        "kube_apiserver": [],
+        "identity_labels": [],
+    }
+    return agent | {"documents": documents} | settings
+
+
+def test_a_trace_without_files_asks_the_running_agent_and_names_it(ask: Ask, answering: Answering) -> None:
+    command = ("trace", "--from", "default/front", "--to", "default/back", "--port")
+    socket = answering(documents=running_agent()).socket
+
+    allowed = ask(*command, "80", "--socket", socket)
+    denied = ask(*command, "22", "-o", "json", "--socket", socket)
+
+    assert (allowed.status, allowed.err) == (0, "")
+    assert allowed.out.endswith("\n(by the documents of the running agent of node n1, revision 7)\n")
+    assert denied.status == 1
+    assert json.loads(denied.out)["documents_of"] == "the running agent of node n1, revision 7"
+
+
+def test_a_trace_takes_the_settings_of_the_running_agent_unless_given(ask: Ask, answering: Answering) -> None:
+    command = ("trace", "--from", "default/front", "--to", "default/back", "--port", "22", "-o", "json", "--socket")
+    socket = answering(documents=running_agent(enforcement="never")).socket
+
+    assert ask(*command, socket).status == 0
+    assert ask(*command, socket, "--enforcement", "auto").status == 1
+
+
+def test_a_trace_of_files_does_not_ask_an_agent(ask: Ask, answering: Answering) -> None:
+    agent = answering(documents=running_agent())
+
+    done = ask(*TRACE, "--port", "80", "-o", "json", "--socket", agent.socket)
+
+    assert json.loads(done.out)["documents_of"] == "the given files"
+    assert agent.calls == []
 
 
 def test_a_difference_names_who_gains_and_loses_what(ask: Ask) -> None:

@@ -1,6 +1,7 @@
 """Set-up scripts for hosts: shellcheck finds no fault, and an invalid argument gives one sentence."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,3 +102,15 @@ def test_the_endpoints_on_virtual_machines_are_those_of_the_lab() -> None:
     declared = {(node, *endpoint.split("=")) for node, _, endpoints in found for endpoint in endpoints.split()}
     assert declared == {(endpoint.node, endpoint.name, endpoint.role) for endpoint in Topology("x").endpoints}
     assert [address for _, address, _ in found] == ["172.31.0.11", "172.31.0.12", "172.31.0.13"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_unit_has_no_mistake_and_is_hardened(tmp_path: Path) -> None:
+    unit = tmp_path / "nfq-enforcer.service"
+    unit.write_text((SCRIPTS / unit.name).read_text().replace("/usr/local/bin/nfq-enforcer agent", "/bin/true"))
+
+    checked = run("systemd-analyze", "security", "--offline=true", "--threshold=25", unit)
+    verified = run("systemd-analyze", "verify", "--man=no", unit)
+
+    assert checked.returncode == 0, checked.stdout
+    assert not [line for line in verified.stderr.splitlines() if unit.name in line], verified.stderr

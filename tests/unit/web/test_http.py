@@ -1,8 +1,10 @@
 """HTTP over the stream server: one GET or HEAD per connection, and limits that end a connection."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 
@@ -31,7 +33,7 @@ async def ask(port: int, request: bytes) -> bytes:
 
 def serving(client: Callable[[int], Awaitable[bytes]], limits: Limits = LIMITS) -> bytes:
     async def run() -> bytes:
-        server = StreamServer(http.handler(page), limits, "a request for a page")
+        server = StreamServer(http.handler(page), http.refusal, limits, "a request for a page")
         await server.listen_tcp("127.0.0.1", 0)
         assert server.port is not None
         try:
@@ -75,8 +77,70 @@ def test_a_response_that_takes_too_long_ends_the_connection_without_a_line_in_th
     assert caplog.records == []
 
 
+def test_1000_clients_that_wait_are_a_few_descriptors_and_do_not_lock_others_out() -> None:
+    async def run() -> tuple[int, bytes, list[bytes]]:
+        limits = Limits(request=1000, time=10.0, clients=8)
+        server = StreamServer(http.handler(page), http.refusal, limits, "a request for a page")
+        await server.listen_tcp("127.0.0.1", 0)
+        assert server.port is not None
+        refused = []
+        most = 0
+        try:
+            answer = b""
+            for _ in range(10):  # 1,000 in all, in portions, because the test needs descriptors for its own ends
+                waiting = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(100)]
+                for _, writer in waiting:
+                    writer.write(b"GET /")
+                most = max(most, len(list(Path("/proc/self/fd").iterdir())) - len(waiting))
+                answer = await ask(server.port, b"GET / HTTP/1.1\r\n\r\n")
+                for reader, writer in waiting:
+                    writer.close()
+                    with contextlib.suppress(OSError):
+                        refused.append(await reader.read())
+            return most, answer, refused
+        finally:
+            await server.stop()
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    most, answer, refused = asyncio.run(run())
+    assert answer.endswith(b"hello")
+    assert most < before + 120
+    assert b"too many clients: 8 are connected; try again later\n" in {
+        part.partition(b"\r\n\r\n")[2] for part in refused
+    }
+
+
+def test_a_client_beyond_the_limit_is_refused_with_a_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> bytes:
+        limits = Limits(request=1000, time=10.0, clients=1)
+        server = StreamServer(http.handler(page), http.refusal, limits, "a request for a page")
+        await server.listen_tcp("127.0.0.1", 0)
+        assert server.port is not None
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET /slow HTTP/1.1\r\n\r\n")
+            await asyncio.sleep(0.1)
+            answer = await ask(server.port, b"")
+            writer.close()
+            return answer
+        finally:
+            await server.stop()
+
+    answer = asyncio.run(run())
+
+    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert answer.endswith(b"too many clients: 1 are connected; try again later\n")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_request_that_does_not_end_gets_its_status() -> None:
+    limits = Limits(request=1000, time=10.0, request_time=0.05)
+
+    assert serving(lambda port: ask(port, b"GET / HT"), limits).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+
+
 def test_a_server_that_never_listened_can_be_stopped() -> None:
-    server = StreamServer(http.handler(page), LIMITS, "a request for a page")
+    server = StreamServer(http.handler(page), http.refusal, LIMITS, "a request for a page")
 
     asyncio.run(server.stop())
 

@@ -7,7 +7,8 @@ if refused then
     return refuse(refused)
 end
 local time = now()
-if time - tonumber(redis.call('HGET', META, 'collected') or '0') < tonumber(ARGV[6]) then
+local collected = tonumber(redis.call('HGET', META, 'collected') or '0') or 0
+if collected <= time and time - collected < tonumber(ARGV[6]) then
     return cjson.encode({ early = true, more = false, nodes = '', identities = 0, endpoints = 0 })
 end
 

@@ -23,16 +23,29 @@ local function run_id()
     return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 end
 
+-- Return whether a counter of META has a value that a script has written: a whole number, far enough from the limit of
+-- the numbers that Lua and its JSON can write. With any other value every later change would fail.
+local MAX_COUNT = 2 ^ 46 -- as in schema.py
+local function is_counter(text)
+    return not text or (string.match(text, '^%d+$') and tonumber(text) < MAX_COUNT - 2 ^ 36)
+end
+
+local function counter(field)
+    return tonumber(redis.call('HGET', META, field) or '0')
+end
+
 -- Return the reason to refuse the caller in one word, or nil. A script writes only after a node has joined the current
 -- run of the server, because changes lost by a restart or a failover must be determined first.
 local function refusal()
-    local meta = redis.call('HMGET', META, 'schema', 'run')
+    local meta = redis.call('HMGET', META, 'schema', 'run', 'serial', 'revision')
     if not meta[1] then
         return 'empty'
     elseif meta[1] ~= SCHEMA then
         return 'schema ' .. meta[1]
     elseif meta[2] ~= run_id() then
         return 'run'
+    elseif not is_counter(meta[3]) or not is_counter(meta[4]) then
+        return 'counter' -- a join sets it right
     end
 end
 

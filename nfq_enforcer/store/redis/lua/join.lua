@@ -26,8 +26,28 @@ local survived = last_id()
 if not meta[1] then
     redis.call('HSET', META, 'schema', SCHEMA)
 end
-if tonumber(redis.call('HGET', META, 'revision') or '0') < tonumber(ARGV[5]) then
+for _, field in ipairs({ 'serial', 'revision' }) do
+    if not is_counter(redis.call('HGET', META, field)) then
+        redis.call('HSET', META, field, '0')
+    end
+end
+if counter('revision') < tonumber(ARGV[5]) then
     redis.call('HSET', META, 'revision', ARGV[5])
+end
+-- A fork that was written by hand is removed: no node could ever have seen it, so all of them would join again for ever.
+local forks, kept = redis.call('LRANGE', FORKS, 0, -1), {}
+for _, fork in ipairs(forks) do
+    local ms, seq, after_ms, after_seq = string.match(fork, '^%x+@(%d+)%-(%d+) (%d+)%-(%d+)$')
+    if ms and tonumber(ms) < 2 ^ 48 and tonumber(seq) < 2 ^ 32
+        and tonumber(after_ms) < 2 ^ 48 and tonumber(after_seq) < 2 ^ 32 then
+        kept[#kept + 1] = fork
+    end
+end
+if #kept < #forks then
+    redis.call('LTRIM', FORKS, 1, 0)
+    for _, fork in ipairs(kept) do
+        redis.call('RPUSH', FORKS, fork)
+    end
 end
 if survived ~= '0-0' and later(ARGV[4], survived) then
     redis.call('XSETID', CHANGES, ARGV[4])
@@ -44,8 +64,8 @@ if meta[2] ~= run then
 end
 return cjson.encode({
     last = last_id(),
-    serial = tonumber(redis.call('HGET', META, 'serial') or '0'),
-    revision = tonumber(redis.call('HGET', META, 'revision') or '0'),
+    serial = counter('serial'),
+    revision = counter('revision'),
     forks = table.concat(redis.call('LRANGE', FORKS, 0, -1), ','),
     registered = redis.call('HEXISTS', HASH.node, ARGV[3]) == 1,
     now = now(),

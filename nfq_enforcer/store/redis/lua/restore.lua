@@ -82,10 +82,7 @@ for _, one in ipairs(cjson.decode(ARGV[3])) do
     end
 end
 if #restored > 0 then
-    local revision = tonumber(redis.call('HGET', META, 'revision') or '0')
-    if documents > 0 then
-        revision = redis.call('HINCRBY', META, 'revision', 1)
-    end
+    local revision = documents > 0 and redis.call('HINCRBY', META, 'revision', 1) or counter('revision')
     publish(restored, { revision = revision, restored = 1 }, false)
 end
 for _, one in ipairs(ARGV[5] ~= '' and places or {}) do

@@ -55,6 +55,9 @@ local function number_of(labels, preferred)
         return allocated[labels], false
     end
     local known = tonumber(redis.call('HGET', NUMBERS, labels) or nil)
+    if known and (known % 1 ~= 0 or known < 256 or known > 16777215) then
+        known = nil -- written by hand
+    end
     if known and not means_others(known, labels) then
         return known, false
     end
@@ -100,8 +103,7 @@ for _, one in ipairs(request.deleted) do
     end
 end
 
-local revision = documents > 0 and redis.call('HINCRBY', META, 'revision', 1)
-    or tonumber(redis.call('HGET', META, 'revision') or '0')
+local revision = documents > 0 and redis.call('HINCRBY', META, 'revision', 1) or counter('revision')
 local id
 if #changes > 0 then
     id = publish(changes, { revision = revision }, true)

@@ -311,3 +311,36 @@ def test_any_field_of_a_value_that_becomes_another_is_taken_or_refused(data: st.
     place = data.draw(st.sampled_from(places(whole)))
 
     decoded(kind, name, json.dumps(put(whole, place, data.draw(JSON))).encode())
+
+
+class TestLimits:
+    @pytest.mark.parametrize("kind", Kind)
+    def test_a_value_beyond_the_limit_of_its_kind_is_refused_with_both_sizes(self, kind: Kind) -> None:
+        limit = schema.MAX_BYTES[kind]
+
+        with pytest.raises(SchemaError, match=rf"^it has {limit + 1} bytes; allowed: at most {limit}$"):
+            decode(kind, "name", b" " * (limit + 1))
+
+    @pytest.mark.parametrize("text", [b"0", b"7", str(schema.MAX_COUNT).encode()])
+    def test_a_count_is_read(self, text: bytes) -> None:
+        assert schema.read_count(text) == int(text)
+
+    @pytest.mark.parametrize(
+        "text",
+        [b"", b"-5", b"+5", b"05", b"1_0", b" 1", b"1e3", b"\xd9\xa7", str(schema.MAX_COUNT + 1).encode(), b"9" * 99],
+    )
+    def test_another_count_is_refused(self, text: bytes) -> None:
+        with pytest.raises(SchemaError, match="is not a number from 0 to"):
+            schema.read_count(text)
+
+    @pytest.mark.parametrize("text", [f"{1 << 48}-0", f"0-{1 << 32}", "99999999999999999999-99999999999999999999"])
+    def test_an_id_out_of_range_is_refused(self, text: str) -> None:
+        with pytest.raises(SchemaError, match="is out of range"):
+            schema.read_id(text)
+
+    def test_a_reason_is_short_and_printable(self) -> None:
+        with pytest.raises(SchemaError) as caught:
+            decode(Kind.NODE, "\x1b[2J" + "n" * 100_000, NODE_VALUE.encode())
+
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 400

@@ -27,7 +27,15 @@ from nfq_enforcer.store.redis.schema import StoreEntry
 from nfq_enforcer.store.redis.state_saver import StateSaver
 
 WEB = EndpointRecord(
-    "default", "web", "n1", Identity(300), (bytes(4),), None, Labels.parse({"app": "web"}), "default", frozenset()
+    "default",
+    "web",
+    "n1",
+    Identity(300),
+    (bytes((10, 0, 0, 1)),),
+    None,
+    Labels.parse({"app": "web"}),
+    "default",
+    frozenset(),
 )
 NAME, KEY = "default/web", (Kind.ENDPOINT, "default/web")
 VALUE = schema.encode_endpoint(WEB).encode()
