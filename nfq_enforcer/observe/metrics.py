@@ -64,6 +64,9 @@ def _policy(status: AgentStatus) -> Iterator[MetricFamily]:
     yield _single(
         "documents_refused", "1 while changed documents are refused, otherwise 0.", status.refused is not None
     )
+    yield _single(
+        "stuck_parts", "Parts of the agent that do not work: workers, threads, event loop, store.", len(status.stuck)
+    )
     yield _single("endpoints", "Endpoints on this node.", status.endpoints)
     yield _single("identities", "Identities known on this node, without the reserved ones.", status.identities)
 

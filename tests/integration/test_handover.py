@@ -155,6 +155,28 @@ async def test_connections_that_are_opened_meanwhile_go_on_whichever_end_sends_f
     report(f"{len(times)} new connections", max(times))
 
 
+@pytest.fixture(scope="module")
+def clustered(make_served: MakeLab) -> Lab:
+    """Return a lab with a store."""
+    return make_served()
+
+
+async def test_with_a_store_of_the_cluster_documents_and_streams_stay(clustered: Lab) -> None:
+    lab = clustered
+    lab.start_agents()
+    await lab.apply("policies", FRONT_TO_BACK)
+
+    async with server_first_stream(lab, "front1", "back2") as pauses:
+        await asyncio.sleep(0.5)
+        for name in ("n1", "n2"):
+            await asyncio.to_thread(lab.nodes[name].start_anew)
+
+    report("with a store", pauses[0])
+    assert pauses[0] < PAUSE
+    expected = passes(["front1"], ["back1", "back2"]) | dropped(["db3"], ["back1", "back2"])
+    assert await outcomes(lab, expected) == expected
+
+
 async def test_an_agent_starts_anew_any_number_of_times(lab: Lab) -> None:
     start_all(lab, FRONT_TO_BACK, queues=2)
     node, queues = lab.nodes["n1"], []

@@ -1,6 +1,8 @@
 """Privileges of a worker: one capability, no environment, no descriptors but its own, no way back."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +70,47 @@ def test_a_worker_has_no_descriptors_of_the_agent(shared: Lab, worker: int) -> N
     assert len(sockets) <= 4  # the channel, the queue, and one raw socket for each IP family
     shared_sockets = {str(fd.readlink()) for fd in Path(f"/proc/{agent}/fd").iterdir()} & set(sockets)
     assert shared_sockets == set()
+
+
+ATTEMPTS = """
+import os, sys
+from nfq_enforcer.dataplane.worker import privileges, sandbox
+
+privileges.keep_only(privileges.NET_ADMIN)
+if not sandbox.restrict_files():
+    sys.exit(3)
+import wave  # a module that is not loaded yet
+
+def refused(call, *arguments):
+    try:
+        call(*arguments)
+    except OSError:
+        return True
+    return False
+
+assert refused(open, "/etc/passwd")
+assert refused(open, sys.argv[1])
+assert refused(open, sys.argv[1] + ".new", "w")
+assert refused(os.unlink, sys.argv[1])
+assert refused(os.listdir, "/etc")
+assert refused(os.execv, "/bin/true", ["true"])
+assert refused(os.execv, sys.executable, [sys.executable, "-c", ""])
+assert refused(os.setuid, 1)
+assert refused(os.chroot, "/")
+"""
+
+
+def test_a_worker_reads_modules_and_no_other_file(root: None, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+
+    done = subprocess.run([sys.executable, "-c", ATTEMPTS, str(secret)], capture_output=True, text=True, check=False)
+
+    if done.returncode == 3:
+        pytest.skip("this kernel has no Landlock")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert secret.read_text() == "secret"
 
 
 async def test_it_still_enforces_policy(shared: Lab, worker: int) -> None:

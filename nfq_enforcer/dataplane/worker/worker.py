@@ -27,7 +27,7 @@ from nfq_enforcer.core.verdict import DropReason, Verdict
 from nfq_enforcer.core.wire.packet import read_key
 from nfq_enforcer.dataplane.interfaces import Interfaces
 from nfq_enforcer.dataplane.queue import ctnetlink, drivers
-from nfq_enforcer.dataplane.worker import privileges
+from nfq_enforcer.dataplane.worker import privileges, sandbox
 from nfq_enforcer.dataplane.worker.channel import ImportFlows, PeerChanges, Revision, Setup, Stop, WorkerChannel
 from nfq_enforcer.dataplane.worker.counters import (
     ACCEPTED,
@@ -296,6 +296,7 @@ def _start(channel: WorkerChannel, counters: Counters) -> Worker:
     try:
         worker = Worker(setup, maps, channel, counters, time.monotonic)
         privileges.keep_only(privileges.NET_ADMIN)
+        sandbox.restrict_files()
     except (NfqError, OSError) as error:
         channel.send(Failed(str(error)))
         sys.exit(1)

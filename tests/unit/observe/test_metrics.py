@@ -234,3 +234,10 @@ def test_the_state_of_the_rules_is_a_gauge_and_their_repairs_are_counted(intact:
     metrics = values(STATUS | {"rules": rules})
 
     assert (metrics["nfq_enforcer_rules_intact"], metrics["nfq_enforcer_rules_repairs_total"]) == (intact, 3)
+
+
+def test_stuck_parts_are_counted() -> None:
+    stuck = [{"part": "thread Rules.install", "since": "2026-01-01T00:00:02Z", "reason": "has run for 9 s"}]
+
+    assert values(STATUS)["nfq_enforcer_stuck_parts"] == 0
+    assert values({**STATUS, "stuck": stuck})["nfq_enforcer_stuck_parts"] == 1
