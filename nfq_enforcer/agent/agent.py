@@ -20,11 +20,13 @@ from nfq_enforcer.agent.api import ApiServer
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.handlers import Handlers
 from nfq_enforcer.agent.handlers.parts import Parts
+from nfq_enforcer.agent.interface_check import InterfaceCheck
 from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.cluster.records import NodeRecord
 from nfq_enforcer.cluster.replica import Replica
 from nfq_enforcer.cluster.source import Store
 from nfq_enforcer.core.modes import FailMode
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint
 from nfq_enforcer.dataplane.interfaces import mtu
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.worker.channel import Events, unpack
@@ -70,6 +72,7 @@ class Agent:
         replica = Replica(self._settings)
         self._reconciler = Reconciler(self._store, replica, self._workers, self._rules, config.datapath)
         self._reconciler.before_change = self._log.open
+        self._interfaces = InterfaceCheck(self._local_endpoints)
         handlers = Handlers(
             Parts(
                 config,
@@ -81,6 +84,7 @@ class Agent:
                 self._workers,
                 self._rules,
                 self._log,
+                self._interfaces,
                 time.time(),
             )
         )
@@ -99,6 +103,9 @@ class Agent:
         session = Session(settings.name, record, Connection(address), state, settings.relevant)
         session.exempt = self._exempt
         return RedisStore(session)
+
+    def _local_endpoints(self) -> Iterable[LocalEndpoint]:
+        return self._reconciler.view.snapshot.endpoints.values()
 
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
         self._exempting = asyncio.create_task(asyncio.to_thread(self._rules.exempt, addresses))
@@ -130,7 +137,12 @@ class Agent:
         await self._reconciler.start()
         _warn(node_settings.driver_warnings(self._settings, self._workers.driver))
         notify.ready()
-        await self._unless_stopped(self._reconciler.run())
+        checking = asyncio.create_task(self._interfaces.run())
+        try:
+            await self._unless_stopped(self._reconciler.run())
+        finally:
+            checking.cancel()
+            await asyncio.gather(checking, return_exceptions=True)
 
     async def _leave(self) -> None:
         """Leave the store, then remove the rules, which the store's session may still have been changing."""

@@ -228,6 +228,7 @@ class AgentStatus(_StatusRecord):
     worker: WorkersStatus
     workers: Sequence[WorkerStatus]
     log: LogCounts
+    problems: Sequence[str] = ()  # sentences about this node that an administrator has to act on
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
         "documents": DocumentCounts,

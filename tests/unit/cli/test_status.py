@@ -199,3 +199,11 @@ def test_values_of_the_store_that_were_refused_are_told_each_with_its_reason(
 
 def test_without_a_store_there_is_no_row_of_one(run: RunProgram, answering: Answering) -> None:
     assert "store" not in run("status", "--socket", answering(status=status(store=None)).socket).out
+
+
+def test_a_problem_of_the_node_is_a_line(run: RunProgram, answering: Answering) -> None:
+    problem = "endpoint default/web is on interface veth-web, which does not exist on this node"
+
+    done = run("status", "--socket", answering(status=status(problems=[problem])).socket)
+
+    assert f"problems {problem}" in done.lines

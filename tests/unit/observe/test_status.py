@@ -58,6 +58,7 @@ STATUS: dict[str, Any] = {
     },
     "workers": [WORKER, WORKER],
     "log": {"seen": 15},
+    "problems": ["endpoint default/web is on interface x, which does not exist on this node"],
 }
 
 
