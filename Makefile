@@ -17,6 +17,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 LAB := $(BIN)/nfq-enforcer lab
 
+# Every package with its version and hashes, for each Python from 3.11 on: build.txt has the tools that packages are built
+# with (Cython for NetfilterQueue, which has no wheels), run.txt the program's packages, dev.txt those and the developer's
+# tools. `make lock` writes them with this tool.
+LOCKS := requirements/build.txt requirements/run.txt requirements/dev.txt
+LOCKER := uv==0.13.9
+
 # The stamp holds what the environment was made of. A tree that was moved, or a python that was replaced, makes it anew.
 STAMP := $(VENV)/.stamp
 MADE_OF := $(CURDIR) $(realpath $(BIN)/python)
@@ -26,27 +32,38 @@ endif
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## Install what is missing: system packages (as root), .venv, nfq_enforcer in it
 
+# $(call timed,NAME,COMMAND) runs the command and prints how long it took.
+timed = @echo "$(2)"; $(2); echo "$(1): $$SECONDS s"
+
+# Both kinds of tests that need no root, on every core, with the coverage that is asked of core and policy.
+ROOTLESS := $(BIN)/pytest tests/unit tests/property --numprocesses auto --dist worksteal \
+	--cov=nfq_enforcer.core --cov=nfq_enforcer.policy --cov-branch --cov-fail-under=100
+
+KERNEL := $(BIN)/pytest tests/integration
+
 .PHONY: check
-check: setup ## Check format, lint, types and layering; run the tests that need no root, with coverage
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
-	$(BIN)/pytest tests/unit tests/property --cov=nfq_enforcer.core --cov=nfq_enforcer.policy \
-		--cov-branch --cov-fail-under=100
+check: _static ## Check format, lint, types and layering; run the tests that need no root, with coverage and fewer examples
+	$(call timed,tests/unit and tests/property,$(ROOTLESS) --hypothesis-profile=check)
 
 .PHONY: test
-test: check ## Run everything: check, then (as root) the tests that use the kernel; this is what CI runs
+test: _static ## Run everything: check with all examples, then (as root) the tests that use the kernel; this is what CI runs
+	$(call timed,tests/unit and tests/property,$(ROOTLESS))
 	@if [ "$$(id -u)" = 0 ]; then \
-		echo "$(BIN)/pytest tests/integration"; $(BIN)/pytest tests/integration; \
+		echo "$(KERNEL)"; $(KERNEL); echo "tests/integration: $$SECONDS s"; \
 	else \
 		echo "tests/integration skipped: they make network namespaces and need root (sudo make test)."; \
 	fi
+
+.PHONY: _static
+_static: setup
+	$(call timed,ruff,$(BIN)/ruff format --check .; $(BIN)/ruff check .)
+	$(call timed,mypy,$(BIN)/mypy)
+	$(call timed,lint-imports,$(BIN)/lint-imports --no-logo)
 
 .PHONY: demo
 demo: _root setup ## Show real connections in a lab of three nodes, allowed and refused by identity (root)
@@ -57,6 +74,28 @@ demo: _root setup ## Show real connections in a lab of three nodes, allowed and 
 bench: _root setup ## Measure the cost of verdicts, and of a node in a large cluster (root); ARGS=--help
 	$(BIN)/python -m tests.bench $(ARGS)
 
+# With ARGS=--upgrade the newest of everything; without, what the locks have already is kept while setup.cfg allows it.
+.PHONY: lock
+lock: _python ## Make the locks in requirements/ of setup.cfg anew; ARGS=--upgrade for the newest of everything
+	@venv=$$(mktemp -d); trap 'rm -rf "$$venv"' EXIT; \
+	$(PYTHON) -m venv $$venv; $$venv/bin/pip install --quiet $(LOCKER); \
+	compile() { $$venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --no-annotate --custom-compile-command 'make lock' "$$@" $(ARGS); }; \
+	$$venv/bin/python -c 'import tomllib as t; print(*t.load(open("pyproject.toml", "rb"))["build-system"]["requires"], \
+		"Cython", sep="\n")' | compile -o requirements/build.txt -; \
+	compile -o requirements/dev.txt --extra dev setup.cfg; \
+	compile -o requirements/run.txt -c requirements/dev.txt setup.cfg; \
+	git diff --stat -- requirements || true
+
+.PHONY: check-newest
+check-newest: _python _packages ## Check types, lint and tests with the newest of everything that setup.cfg allows
+	@venv=$$(mktemp -d); trap 'rm -rf "$$venv"' EXIT; $(PYTHON) -m venv $$venv; \
+	$$venv/bin/pip install --quiet --upgrade --editable '.[dev]'; $$venv/bin/pip list; \
+	$$venv/bin/ruff check . || failed=yes; \
+	$$venv/bin/mypy --cache-dir $$venv/mypy || failed=yes; \
+	$$venv/bin/pytest tests/unit tests/property --numprocesses auto --dist worksteal -p no:cacheprovider || failed=yes; \
+	[ -z "$${failed-}" ]
+
 .PHONY: clean
 clean: ## Remove .venv, caches and (as root) what labs left behind
 	@if [ "$$(id -u)" = 0 ] && [ -x $(BIN)/nfq-enforcer ]; then $(LAB) down --all || true; fi
@@ -64,10 +103,12 @@ clean: ## Remove .venv, caches and (as root) what labs left behind
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): setup.cfg pyproject.toml $(STALE) | _packages
-	@[ -n "$(PYTHON)" ] || { echo "nfq_enforcer needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 1; }
+$(STAMP): setup.cfg pyproject.toml $(LOCKS) $(STALE) | _packages _python
 	$(if $(STALE),$(PYTHON) -m venv --clear $(VENV))
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --require-hashes -r requirements/build.txt
+	$(BIN)/pip install --quiet --require-hashes --no-build-isolation -r requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/pip check
 	@echo "$(CURDIR) $$(realpath $(BIN)/python)" > $@
 
 .PHONY: _stale
@@ -87,6 +128,10 @@ _packages:
 	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
 	apt-get -q -o DPkg::Lock::Timeout=300 update; \
 	apt-get -q -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends $$missing
+
+.PHONY: _python
+_python:
+	@[ -n "$(PYTHON)" ] || { echo "nfq_enforcer needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 1; }
 
 .PHONY: _root
 _root:

@@ -98,9 +98,11 @@ class Agent:
         settings, address = self._settings, self._config.store
         if address.is_memory:
             return FileStore(map(Path, self._config.documents), settings)
-        record = NodeRecord(settings.addresses, __version__, settings.datapath)
+        record = NodeRecord(settings.registered_addresses, __version__, settings.datapath)
         state = LastState(Path(self._config.state), address.cluster)
-        session = Session(settings.name, record, Connection(address), state, settings.relevant)
+        session = Session(
+            settings.name, record, Connection(address), state, settings.relevant, cluster=settings.cluster
+        )
         session.exempt = self._exempt
         return RedisStore(session)
 
@@ -152,7 +154,7 @@ class Agent:
                 await asyncio.wait({self._exempting})
         finally:
             if self._removes_rules():
-                await asyncio.to_thread(iptables.remove)
+                await asyncio.to_thread(self._rules.remove)
 
     def _removes_rules(self) -> bool:
         """Return whether the rules are removed at the end: after a signal, or where a failure leaves the host open."""

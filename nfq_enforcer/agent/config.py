@@ -17,12 +17,12 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from nfq_enforcer.agent import defaults
 from nfq_enforcer.agent.defaults import CONFIG_VARIABLE, DEFAULT_SOCKET, ENVIRONMENT
-from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.core.modes import Datapath, Driver, FailMode, IdentitySource
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.fields import MAX_PORT, AddressField, InterfaceName, NodeName
+from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, MAX_PORT, AddressField, ClusterName, InterfaceName, NodeName
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.validation import Items, Part, validate
 from nfq_enforcer.policy.yaml_source import Place, Position, YamlDocument
 from nfq_enforcer.store import address
@@ -199,6 +199,8 @@ class Config(_Section):
     """Configuration: all keys, with their defaults."""
 
     node: NodeSection = Field(default_factory=NodeSection)
+    cluster: ClusterName = DEFAULT_CLUSTER  # label io.cilium.k8s.policy.cluster of every endpoint: one on all nodes
+    kube_apiserver: Items[AddressField] = ()  # addresses that are the entity kube-apiserver
     # the default is not validated again; a dump is without the password
     store: Annotated[StoreAddress, PlainValidator(_store), PlainSerializer(str)] = Field(MEMORY, validate_default=False)
     state: Annotated[str, AfterValidator(_folder)] = (

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.cluster.records import Address
 from nfq_enforcer.cluster.replica import NodeSettings
-from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.core.modes import Driver, IdentitySource
 from nfq_enforcer.core.wire import stamp
 from nfq_enforcer.dataplane.interfaces import host_addresses, mtu
 from nfq_enforcer.dataplane.queue.library_queue import COPY_RANGE
 from nfq_enforcer.dataplane.rules.ruleset import AddressFamily
 from nfq_enforcer.errors import BadInput
+from nfq_enforcer.policy.label_filter import LabelFilter
 
 _MIN_IPV6_MTU = 1280  # RFC 8200 section 5
 
@@ -39,6 +39,8 @@ def read(config: Config) -> NodeSettings:
         trust_ipcache=config.identity_source is IdentitySource.STAMP_OR_IPCACHE,
         relevant=LabelFilter(config.identity_labels),
         datapath=config.datapath,
+        cluster=config.cluster,
+        kube_apiserver=frozenset(config.kube_apiserver),
     )
 
 

@@ -10,6 +10,9 @@ begins a new epoch: the kernel passes no flow that was evaluated before it (see 
 replaced count for open flows before the reconciliation ends; only new peers may wait for that second. At an interval a
 new epoch begins without a change, so that every offloaded flow goes through the queue again and each end proves its
 identity by its stamp.
+
+A revision is acknowledged to the store only when the kernel's rules are intact (see ``rules_guard``). While they are
+not, and cannot be repaired, the store learns that this node enforces nothing.
 """
 
 import asyncio
@@ -17,6 +20,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from nfq_enforcer.agent import epoch
+from nfq_enforcer.agent.rules_guard import RulesGuard
 from nfq_enforcer.agent.timings import ReconcilerTimings
 from nfq_enforcer.cluster.records import Change, NodeRecord
 from nfq_enforcer.cluster.replica import Replica, View
@@ -41,6 +45,7 @@ class Reconciler:
         rules: Rules,
         datapath: Datapath = Datapath.PER_PACKET,
         timings: ReconcilerTimings | None = None,
+        guard: RulesGuard | None = None,
     ) -> None:
         """Set the parts; nothing is enforced before ``start``."""
         self._store = store
@@ -49,6 +54,10 @@ class Reconciler:
         self._rules = rules
         self._datapath = datapath
         self._timings = timings or ReconcilerTimings()
+        self.guard = guard or RulesGuard(rules)
+        self.guard.on_state = self._on_rules_state
+        self._guarding: asyncio.Task[None] | None = None
+        self._failures = _Failures(self._timings)
         self._epoch = epoch.create(datapath, rules)
         self._lock = asyncio.Lock()  # one reconciliation or recheck at a time
         self._number = 1  # the newest revision, enforced or not
@@ -68,6 +77,9 @@ class Reconciler:
         snapshot = self.view.snapshot.with_revision(self._number, self._epoch.number)
         await self._workers.start(snapshot, self._replica.peers)
         await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
+        while not await self.guard.keep():
+            await asyncio.sleep(self._timings.failure_check)
+        self._guarding = asyncio.create_task(self.guard.run())
         self._acknowledge(batch)
         if self._datapath is Datapath.PER_FLOW:
             self._offload_recheck = asyncio.create_task(self._recheck_offloaded_flows())
@@ -76,7 +88,7 @@ class Reconciler:
         """Reconcile whenever the store has changes, and retry after a failure; never return."""
         while True:
             try:
-                async with asyncio.timeout(self._timings.retry if self._incomplete else self._timings.failure_check):
+                async with asyncio.timeout(self._failures.pause if self._incomplete else self._timings.failure_check):
                     await self._store.wait()
             except TimeoutError:
                 if not self._incomplete:
@@ -84,26 +96,42 @@ class Reconciler:
             try:
                 await self.reconcile()
             except NfqError as error:
-                _log.error("revision %d is not in force everywhere, trying again: %s", self._number, error)
+                self._failures.add(self._number, str(error))
 
     async def reconcile(self) -> None:
         """Enforce the store's changes; raise NfqError if a worker or the rules could not take them."""
         async with self._lock:
             batch = self._store.poll()
             if not (batch.changes or self._incomplete):
+                await self._require_intact_rules()
                 self._store.acknowledge(batch)
                 return
+            # Changes below refer to chains and sets. If these cannot be repaired, the changes are tried all the same.
+            await self.guard.keep()
             self._number += 1
             await self._apply_to_replica(batch.changes)
             self.view = await asyncio.to_thread(self._replica.view, self._number)
             retry, self._incomplete = self._incomplete, True
             await self._apply_to_dataplane(self.view, retry=retry)
+            await self._require_intact_rules()
             self._incomplete = False
+            self._failures.clear()
             self._acknowledge(batch)
+
+    async def _require_intact_rules(self) -> None:
+        """Raise NfqError if the rules are not intact and cannot be repaired; then the reconciliation is retried."""
+        if not await self.guard.keep():
+            self._incomplete = True
+            raise NfqError(f"the rules are not intact: {self.guard.state.error or self.guard.state.missing}")
 
     def _acknowledge(self, batch: ChangeBatch) -> None:
         self.revision = self._number
         self._store.acknowledge(batch)
+
+    def _on_rules_state(self, intact: bool) -> None:
+        self._store.set_enforcing(enforcing=intact)
+        if intact:
+            self._failures.clear()
 
     async def _apply_to_replica(self, changes: Sequence[Change]) -> None:
         """Apply changes to the replica; in the event loop, because other tasks read the replica's names there."""
@@ -167,7 +195,33 @@ class Reconciler:
 
     async def stop(self) -> None:
         """Cancel the tasks that run in the background."""
-        tasks = [task for task in (self._offload_recheck, self._recheck) if task is not None]
+        tasks = [task for task in (self._guarding, self._offload_recheck, self._recheck) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Failures:
+    """Failures of reconciliations: one log line for each reason, and a pause before the next attempt."""
+
+    def __init__(self, timings: ReconcilerTimings) -> None:
+        self._timings = timings
+        self._count = 0
+        self._reason: str | None = None
+
+    @property
+    def pause(self) -> float:
+        """Return the time to the next attempt; each failure doubles it."""
+        doublings = max(min(self._count, 10) - 1, 0)
+        return min(self._timings.retry * (1 << doublings), self._timings.longest_retry)
+
+    def add(self, revision: int, reason: str) -> None:
+        """Count a failure, and log its reason if it is not that of the last one."""
+        self._count += 1
+        if reason != self._reason:
+            _log.error("revision %d is not in force everywhere, trying again: %s", revision, reason)
+        self._reason = reason
+
+    def clear(self) -> None:
+        """Begin anew after a success."""
+        self._count, self._reason = 0, None

@@ -5,8 +5,9 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -14,18 +15,21 @@ from rich.text import Text
 from nfq_enforcer.agent import client, config, defaults
 from nfq_enforcer.cli import output, rollout, tables
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Socket
-from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
-from nfq_enforcer.policy import loader, yaml_source
+from nfq_enforcer.policy import enforceable, loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import trace as explain
+from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, Address, address, cluster_name
+from nfq_enforcer.policy.label_filter import LabelFilter
+from nfq_enforcer.policy.loader import Documents, endpoint_labels
 from nfq_enforcer.policy.matrix import default_traffic
 from nfq_enforcer.policy.matrix import diff as diff_policies
 from nfq_enforcer.policy.matrix import matrix as policy_matrix
 from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.probes import ProbeFile
 from nfq_enforcer.policy.simulation import ECHO_REQUEST, ConnectionResult, EndPair, Simulation
+from nfq_enforcer.policy.warnings import ClusterFacts, warnings
 from nfq_enforcer.text import dump_json
 
 app = typer.Typer(help="Policy documents.", no_args_is_help=True)
@@ -51,6 +55,17 @@ Endpoints = Annotated[
 ]
 Wait = Annotated[bool, typer.Option(help="Wait until every live node of the cluster enforces the change.")]
 Timeout = Annotated[int, typer.Option(min=1, help="With --wait: the longest wait in seconds.")]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", help="Name of the cluster, as in the configuration of the agent.")
+]
+KubeApiserver = Annotated[
+    list[str] | None,
+    typer.Option("--kube-apiserver", help="Address of the entity kube-apiserver, as in the configuration; repeatable."),
+]
+IgnoreOtherKinds = Annotated[
+    bool,
+    typer.Option("--ignore-other-kinds", help="Leave out documents that have nothing to do with network policy."),
+]
 DocumentPaths = Annotated[list[Path], typer.Argument(help="Files and folders of documents; - for standard input.")]
 
 
@@ -62,10 +77,58 @@ def policy() -> None:
 @app.command()
 def validate(
     paths: DocumentPaths,
+    ignore_other_kinds: IgnoreOtherKinds = False,
+    syntax_only: Annotated[
+        bool, typer.Option("--syntax-only", help="Accept valid documents that an agent of this version refuses.")
+    ] = False,
+    cluster: Cluster = None,
+    kube_apiserver: KubeApiserver = None,
 ) -> None:
-    """Check documents as the agent does when it loads them; print every error with its place."""
-    documents = loader.load(paths)
+    """Check documents as the agent does when it loads them; print every error with its place, and the refused number.
+
+    A warning names each part of a document that can never match.
+    """
+    inspection = loader.inspect(paths, ignore_other_kinds=ignore_other_kinds)
+    valid = [item.document for item in inspection.parsed]
+    refusals = [] if syntax_only else list(filter(None, map(enforceable.refusals, valid)))
+    documents = loader.group_documents(valid)
+    _warn(warnings(documents.policies, _facts(documents, cluster, kube_apiserver)))
+    _tell_ignored(inspection.ignored)
+    errors = [*inspection.errors, *chain.from_iterable(refusals)]
+    if errors:
+        refused = inspection.refused + len(refusals)
+        raise BadInput(f"{DocumentErrors(errors)}\n{refused} of {inspection.total} documents refused")
     print(f"valid: {len(documents.policies)} policies, {len(documents.endpoints)} endpoints")
+
+
+def _facts(documents: Documents, cluster: str | None, kube_apiserver: list[str] | None) -> ClusterFacts:
+    endpoints = (endpoint_labels(endpoint, documents.namespaces) for endpoint in documents.endpoints)
+    sources = frozenset(label.source for labels in endpoints for label in labels)
+    return ClusterFacts(_cluster(cluster), bool(_addresses(kube_apiserver)), sources)
+
+
+def _warn(sentences: Iterable[str]) -> None:
+    for sentence in sentences:
+        output.error(f"warning: {sentence}")
+
+
+def _tell_ignored(number: int) -> None:
+    if number:
+        print(f"nfq-enforcer: documents of other kinds ignored: {number}", file=sys.stderr)
+
+
+def _cluster(name: str | None) -> str:
+    try:
+        return cluster_name(name or DEFAULT_CLUSTER)
+    except ValueError as error:
+        raise BadInput(f"--cluster: {error}") from None
+
+
+def _addresses(written: list[str] | None) -> tuple[Address, ...]:
+    try:
+        return tuple(map(address, written or ()))
+    except ValueError as error:
+        raise BadInput(f"--kube-apiserver: {error}") from None
 
 
 @app.command()
@@ -73,6 +136,7 @@ def load(
     paths: DocumentPaths,
     wait: Wait = False,
     timeout: Timeout = 30,
+    ignore_other_kinds: IgnoreOtherKinds = False,
     socket: Socket = DEFAULT,
 ) -> None:
     """Load documents into the agent, all or none; return once its node enforces them.
@@ -80,9 +144,11 @@ def load(
     Without a store they last until the agent ends; with a store all nodes enforce them.
     """
     files = loader.read(paths)
-    applied = client.call(
-        *(socket, "apply", _request_timeout(timeout, wait=wait)), files=files, wait=timeout if wait else None
-    )
+    params: dict[str, Any] = {"files": files, "wait": timeout if wait else None}
+    if ignore_other_kinds:
+        params["ignore_other_kinds"] = True
+    applied = client.call(socket, "apply", _request_timeout(timeout, wait=wait), **params)
+    _warn(applied.get("warnings", ()))
     for name in applied["documents"]:
         output.line(f"{name} applied")
     rollout.report(applied, timeout)
@@ -161,15 +227,28 @@ def trace(
     allow_localhost: Annotated[
         Localhost | None, typer.Option("--allow-localhost", help="Default: that of the running agent, else always.")
     ] = None,
+    cluster: Cluster = None,
+    kube_apiserver: KubeApiserver = None,
+    ignore_other_kinds: IgnoreOtherKinds = False,
+    all_documents: Annotated[
+        bool, typer.Option("--all", help="Also show the documents that do not select the endpoint (table).")
+    ] = False,
     form: Annotated[Format, typer.Option("--output", "-o", help="table (words), json or yaml.")] = Format.TABLE,
     socket: Socket = DEFAULT,
 ) -> None:
     """Explain the verdict on a connection rule by rule; exit status 0 if it is allowed, 1 if it is denied."""
-    simulation, origin = _traced(files, socket, enforcement, allow_localhost)
+    if files:
+        mode, localhost = enforcement or Enforcement.AUTO, allow_localhost or Localhost.ALWAYS
+        simulation = _simulation(files, mode, localhost, cluster, kube_apiserver, ignore_other_kinds)
+        origin = "the given files"
+    else:
+        simulation, origin = _running_or_configured(
+            *(socket, enforcement, allow_localhost, cluster, kube_apiserver, ignore_other_kinds)
+        )
     pair = _pair(simulation, source, target)
     result = explain(simulation, pair, _question(port, http, pair))
     if form is Format.TABLE:
-        output.display(tables.trace(result))
+        output.display(tables.trace(result, all_documents=all_documents))
         if not files:
             output.line(f"(by the documents of {origin})")
     else:
@@ -188,10 +267,14 @@ def matrix(
     ] = None,
     enforcement: EnforcementMode = Enforcement.AUTO,
     allow_localhost: AllowLocalhost = Localhost.ALWAYS,
+    cluster: Cluster = None,
+    kube_apiserver: KubeApiserver = None,
+    ignore_other_kinds: IgnoreOtherKinds = False,
     form: PolicyOutput = None,
 ) -> None:
     """Evaluate every pair of endpoints, or a file of probes; exit status 1 if a verdict differs from its ``expect``."""
-    simulation = _simulation([*endpoints, *policies], enforcement, allow_localhost)
+    options = (enforcement, allow_localhost, cluster, kube_apiserver, ignore_other_kinds)
+    simulation = _simulation([*endpoints, *policies], *options)
     form = _format(form)
     if probes:
         gc.disable()  # thousands of answers, which all live until the end: a collection would find no garbage
@@ -214,10 +297,14 @@ def diff(
     endpoints: Endpoints,
     enforcement: EnforcementMode = Enforcement.AUTO,
     allow_localhost: AllowLocalhost = Localhost.ALWAYS,
+    cluster: Cluster = None,
+    kube_apiserver: KubeApiserver = None,
+    ignore_other_kinds: IgnoreOtherKinds = False,
     form: PolicyOutput = None,
 ) -> None:
     """Show the connections to which a change of policies gives another verdict; exit status 0 if none, 1 if some."""
-    simulations = [_simulation([*endpoints, path], enforcement, allow_localhost) for path in (old, new)]
+    options = (enforcement, allow_localhost, cluster, kube_apiserver, ignore_other_kinds)
+    simulations = [_simulation([*endpoints, path], *options) for path in (old, new)]
     changes = list(diff_policies(*simulations))
     if (form := _format(form)) is Format.TABLE:
         output.display(tables.diff(changes) if changes else Text("no connection changes its verdict"))
@@ -226,35 +313,64 @@ def diff(
     raise typer.Exit(1 if changes else 0)
 
 
-def _simulation(paths: Iterable[Path], enforcement: Enforcement, allow_localhost: Localhost) -> Simulation:
-    return Simulation(loader.load(paths), enforcement, allow_localhost=allow_localhost is Localhost.ALWAYS)
+def _simulation(
+    paths: Iterable[Path],
+    enforcement: Enforcement,
+    allow_localhost: Localhost,
+    cluster: str | None,
+    kube_apiserver: list[str] | None,
+    ignore_other_kinds: bool,
+) -> Simulation:
+    return Simulation(
+        loader.load(paths, ignore_other_kinds=ignore_other_kinds),
+        enforcement,
+        allow_localhost=allow_localhost is Localhost.ALWAYS,
+        cluster=_cluster(cluster),
+        kube_apiserver=_addresses(kube_apiserver),
+    )
 
 
-def _traced(
-    files: list[Path] | None, socket: Path, enforcement: Enforcement | None, allow_localhost: Localhost | None
+def _running_or_configured(
+    socket: Path,
+    enforcement: Enforcement | None,
+    allow_localhost: Localhost | None,
+    cluster: str | None,
+    kube_apiserver: list[str] | None,
+    ignore_other_kinds: bool,
 ) -> tuple[Simulation, str]:
-    """Return the simulation of files, else of the running agent, else of the configured documents; and its origin."""
-    mode, localhost = enforcement or Enforcement.AUTO, allow_localhost or Localhost.ALWAYS
-    if files:
-        return _simulation(files, mode, localhost), "the given files"
+    """Return the simulation of the running agent, or of the configured documents if no agent runs; and its origin."""
     try:
         running = client.call(socket, "documents", _MANY_DOCUMENTS)
     except client.NoAgent:
-        return _simulation(_configured(), mode, localhost), "the configuration; no agent is running"
+        given = (enforcement or Enforcement.AUTO, allow_localhost or Localhost.ALWAYS)
+        simulation = _configured_simulation(*given, cluster, kube_apiserver, ignore_other_kinds)
+        return simulation, "the configuration; no agent is running"
     simulation = Simulation(
         loader.from_data(running["documents"]),
         enforcement or Enforcement(running["enforcement"]),
         allow_localhost=(allow_localhost or Localhost(running["allow_localhost"])) is Localhost.ALWAYS,
+        cluster=_cluster(cluster or running["cluster"]),
+        kube_apiserver=_addresses(kube_apiserver or running["kube_apiserver"]),
         relevant=LabelFilter(running["identity_labels"]),
     )
     return simulation, f"the running agent of node {running['node']}, revision {running['revision']}"
 
 
-def _configured() -> list[Path]:
-    documents = config.load(None, os.environ).documents
-    if not documents:
+def _configured_simulation(
+    enforcement: Enforcement,
+    allow_localhost: Localhost,
+    cluster: str | None,
+    kube_apiserver: list[str] | None,
+    ignore_other_kinds: bool,
+) -> Simulation:
+    """Return the simulation of the documents in the agent's configuration, with its cluster and API server."""
+    configured = config.load(None, os.environ)
+    if not configured.documents:
         raise BadInput(f"which documents? name them with -f, or as 'documents' in {defaults.DEFAULT_PATH}")
-    return [Path(path) for path in documents]
+    addresses = kube_apiserver or list(map(str, configured.kube_apiserver))
+    paths = map(Path, configured.documents)
+    options = (cluster or configured.cluster, addresses, ignore_other_kinds)
+    return _simulation(paths, enforcement, allow_localhost, *options)
 
 
 def _pair(simulation: Simulation, source: str, target: str) -> EndPair:

@@ -8,7 +8,7 @@ from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output, store
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.core.modes import Datapath
-from nfq_enforcer.observe.status import AgentStatus, WorkersStatus, WorkerStatus
+from nfq_enforcer.observe.status import AgentStatus, RulesStatus, WorkersStatus, WorkerStatus
 from nfq_enforcer.text import printable
 
 
@@ -31,6 +31,8 @@ def _rows(status: AgentStatus) -> Iterator[tuple[str, object]]:
     if status.refused:
         since = (f"since {status.refused.since}", "red")
         yield "documents refused", Text.assemble(since, f"\n{status.refused.error}")
+    if status.rules:
+        yield from _rules(status.rules)
     if status.store:
         yield from store.summary(status.store)
     yield from _workers(worker, status.workers)
@@ -45,6 +47,16 @@ def _rows(status: AgentStatus) -> Iterator[tuple[str, object]]:
     if status.problems:
         yield "problems", [Text(printable(problem), "red") for problem in status.problems]
     yield "log", f"{status.log.seen} events, {counts.events_lost} lost"
+
+
+def _rules(rules: RulesStatus) -> Iterator[tuple[str, object]]:
+    if not rules.intact:
+        reason = f"{rules.missing}\n{rules.error}" if rules.error else f"{rules.missing}"
+        yield "rules", Text.assemble((f"degraded since {rules.since}", "red"), f"\n{reason}")
+    else:
+        yield "rules", f"intact since {rules.since}"
+    if rules.repairs:
+        yield "  repaired", f"{rules.repairs} times, last {rules.last_repair}\n{rules.last_missing}"
 
 
 def _workers(total: WorkersStatus, each: Sequence[WorkerStatus]) -> Iterator[tuple[str, object]]:

@@ -75,23 +75,33 @@ def policies(policies: Iterable[Mapping[str, Any]]) -> Table:
     return output.table(("NAMESPACE", "NAME", "KIND", "FROM"), ([one[field] for field in fields] for one in policies))
 
 
-def trace(trace: Trace) -> Text:
-    """Return the explanation of a verdict, with one line for each rule."""
+def trace(trace: Trace, *, all_documents: bool = True) -> Text:
+    """Return the explanation of a verdict, with one line for each rule.
+
+    Without ``all_documents``, the documents that do not select the endpoint are counted only.
+    """
     lines = [Text(f"{trace.egress.side.subject.name} → {trace.ingress.side.subject.name}, {trace.traffic}", "bold")]
     for side in (trace.egress, trace.ingress):
-        lines += _side(side)
+        lines += _side(side, all_documents)
     verdict = (f"{trace.result.verdict}: ", f"bold {_STYLE[trace.result.allowed]}")
     lines += [Text(), Text.assemble(verdict, trace.result.reason)]
     return Text("\n").join(lines)
 
 
-def _side(trace: SideTrace) -> Iterator[Text]:
+def _side(trace: SideTrace, all_documents: bool) -> Iterator[Text]:
     yield Text()
     yield Text.assemble(
         (str(trace.side), "bold"), ": ", (verdict_word(trace.result.allowed), _STYLE[trace.result.allowed])
     )
     for one in trace.rules:
-        yield _rule(one)
+        if one.selects or all_documents:
+            yield _rule(one)
+    selecting = {one.rule.document for one in trace.rules if one.selects}
+    others = {one.rule.document for one in trace.rules} - selecting
+    if others and not all_documents:
+        noun, verb = ("document", "does") if len(others) == 1 else ("documents", "do")
+        name = trace.side.subject.name
+        yield Text(f"  · {len(others)} {noun} {verb} not select {name}; --all shows them", "dim")
     yield Text(f"  = {trace.explanation}")
 
 

@@ -21,7 +21,7 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.ipcache import Peer
 from nfq_enforcer.policy.rules import PortSet
 
-_NODE = Peer(REMOTE_NODE, remote=True)
+_NODE = Peer(REMOTE_NODE, remote=True, is_node=True)
 _UNNAMED: frozenset[PortSet] = frozenset((frozenset(),))
 
 
@@ -97,13 +97,15 @@ class EndpointIndex:
         """Return the peer on another node with this address; None for an unknown address or one of this node."""
         owner = self.owners.get(address)
         if owner is not None and owner.node != self._node:
-            return _remote(owner.identity)
+            return _remote(owner.identity, address in self._hosts)
         return _NODE if address in self._hosts else None
 
     def peers(self) -> dict[bytes, Peer]:
         """Return all peers by address."""
         others = {
-            address: _remote(owner.identity) for address, owner in self.owners.items() if address not in self.local
+            address: _remote(owner.identity, address in self._hosts)
+            for address, owner in self.owners.items()
+            if address not in self.local
         }
         return dict.fromkeys(self._hosts, _NODE) | others
 
@@ -182,9 +184,9 @@ def _template(record: EndpointRecord) -> _Template:
 
 
 @lru_cache(maxsize=1 << 16)
-def _remote(identity: Identity) -> Peer:
+def _remote(identity: Identity, is_node: bool) -> Peer:
     """Return the peer for remote endpoints of an identity: one object for all of them."""
-    return Peer(identity, remote=True)
+    return Peer(identity, remote=True, is_node=is_node)
 
 
 def _set_owner(owners: dict[bytes, EndpointRecord], address: bytes, claims: list[EndpointRecord]) -> None:

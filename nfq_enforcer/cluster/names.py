@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from typing import NamedTuple, Protocol
 
 from nfq_enforcer.cluster.records import Address
-from nfq_enforcer.core.identity import HOST, REMOTE_NODE, RESERVED, Identity
+from nfq_enforcer.core.identity import HOST, KUBE_APISERVER, REMOTE_NODE, RESERVED, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.conntrack import Opening
@@ -85,12 +85,12 @@ class Ends(NamedTuple):
 
 
 class KnownAddress(NamedTuple):
-    """KnownAddress: an address of an endpoint or a node of the cluster."""
+    """KnownAddress: an address of an endpoint, a node or the API server of the cluster."""
 
     address: str
     identity: Identity
-    node: str
-    endpoint: str  # its full name, namespace/name; empty: the node itself
+    node: str  # empty: no node of the cluster
+    endpoint: str  # its full name, namespace/name; empty: no endpoint
 
 
 class Names:
@@ -114,6 +114,7 @@ class Names:
         self.identities = identities  # of the cluster; the reserved ones are in RESERVED
         self.nodes = nodes
         self.cidrs: Mapping[Identity, Labels] = {}  # of identities of this node only; the replica replaces it
+        self.kube_apiserver: frozenset[bytes] = frozenset()  # addresses of the Kubernetes API server
         self._endpoints = endpoints
         self._owners = owners
         self._all_labels = all_labels
@@ -136,15 +137,22 @@ class Names:
         return Ends(self._end(opening.src, opening.source), self._end(opening.dst, opening.destination))
 
     def addresses(self) -> Iterator[KnownAddress]:
-        """Yield every address of an endpoint or node of the cluster; for an address of both, only the endpoint's."""
+        """Yield every address of an endpoint, a node or the API server; for an address of several, only the first."""
         for packed, owner in self._owners.items():
             full_name = f"{owner.namespace}/{owner.name}"
             yield KnownAddress(str(ip_address(packed)), owner.identity, owner.node, full_name)
         for name, node in self.nodes.items():
-            identity = HOST if name == self._node else REMOTE_NODE
             for address in node.addresses:
                 if address.packed not in self._owners:
-                    yield KnownAddress(str(address), identity, name, "")
+                    yield KnownAddress(str(address), self._node_identity(name, address.packed), name, "")
+        of_nodes = {address.packed for node in self.nodes.values() for address in node.addresses}
+        for packed in sorted(self.kube_apiserver - of_nodes - self._owners.keys()):
+            yield KnownAddress(str(ip_address(packed)), KUBE_APISERVER, "", "")
+
+    def _node_identity(self, name: str, address: bytes) -> Identity:
+        if name == self._node:
+            return HOST
+        return KUBE_APISERVER if address in self.kube_apiserver else REMOTE_NODE
 
     def __iter__(self) -> Iterator[EndpointName]:
         """Yield every endpoint of the cluster."""

@@ -9,10 +9,12 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.wire.packet import SCTP, TCP, UDP
 from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
+from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents, compose_labels
 from nfq_enforcer.policy.model import model_endpoints, named_ports
 from nfq_enforcer.policy.rules import PortSet
@@ -75,9 +77,10 @@ class EndpointRecord(NamedTuple):
             named_ports(document),
         )
 
-    def all_labels(self, namespaces: Mapping[str, Namespace]) -> Labels:
-        """Return the labels of endpoint, namespace and account; ``namespaces`` by the names of their records."""
-        return compose_labels(self.labels, self.namespace, self.account, namespaces.get(f"Namespace//{self.namespace}"))
+    def all_labels(self, namespaces: Mapping[str, Namespace], cluster: str) -> Labels:
+        """Return the labels of endpoint, namespace, account and cluster; ``namespaces`` by their records' names."""
+        document = namespaces.get(f"Namespace//{self.namespace}")
+        return compose_labels(self.labels, self.namespace, self.account, document, cluster)
 
     def document(self) -> dict[str, Any]:
         """Return the Endpoint document of the record, as data."""
@@ -123,12 +126,14 @@ ClusterState = Mapping[tuple[Kind, str], Record]
 """All records by kind and name."""
 
 
-def records_of(documents: Documents, node: str, relevant: LabelFilter | None = None) -> ClusterState:
+def records_of(
+    documents: Documents, node: str, relevant: LabelFilter | None = None, cluster: str = DEFAULT_CLUSTER
+) -> ClusterState:
     """Return the records of documents alone: identities are derived from the labels of all endpoints.
 
     ``node`` is the node of endpoints with a document that names none; ``relevant`` selects the labels of an identity.
     """
-    endpoints = model_endpoints(documents, relevant)
+    endpoints = model_endpoints(documents, relevant, cluster)
     state: dict[tuple[Kind, str], Record] = {}
     state |= {(Kind.DOCUMENT, document_name(document)): document for document in documents.namespaces}
     state |= {(Kind.DOCUMENT, document_name(document)): document for document in documents.policies}

@@ -20,13 +20,15 @@ from nfq_enforcer.cluster.endpoint_index import EndpointIndex
 from nfq_enforcer.cluster.names import Names
 from nfq_enforcer.cluster.records import Address, Change, EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.ipcache import NO_PREFIXES, Ipcache, Peer, Prefixes
 from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
+from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.local_identities import LocalIdentities
 
 _SHUT = EndpointMaps(PolicyMap({}, enforced=True), PolicyMap({}, enforced=True))
@@ -47,7 +49,18 @@ class NodeSettings:
     allow_localhost: bool = True
     trust_ipcache: bool = False
     relevant: LabelFilter = field(default_factory=LabelFilter)
+    cluster: str = DEFAULT_CLUSTER  # label of every endpoint of this node
+    kube_apiserver: frozenset[Address] = frozenset()
     datapath: Datapath = Datapath.PER_PACKET
+
+    @property
+    def registered_addresses(self) -> tuple[Address, ...]:
+        """Return all addresses that identify packets of this node, those by which other nodes reach it first.
+
+        A node also sends from further addresses: a floating one, or the gateway of its endpoints.
+        """
+        others = self.own_addresses - set(self.addresses)
+        return (*self.addresses, *sorted(others, key=lambda address: (address.version, address.packed)))
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,7 @@ class Replica:
         """Start with an empty cluster."""
         self._settings = settings
         self._own = frozenset(address.packed for address in settings.own_addresses)
+        self._apiserver = frozenset(address.packed for address in settings.kube_apiserver)
         self._index = EndpointIndex(settings.name)
         self._identities: dict[Identity, Labels] = {}
         self._namespaces: dict[str, Namespace] = {}
@@ -84,6 +98,7 @@ class Replica:
         self._names = Names(
             settings.name, self._identities, index.nodes, index.endpoints, index.owners, self._labels_of
         )
+        self._names.kube_apiserver = self._apiserver
 
     @property
     def peers(self) -> dict[bytes, Peer]:
@@ -139,7 +154,8 @@ class Replica:
 
     def ipcache(self, peers: Mapping[bytes, Peer]) -> Ipcache:
         """Return an ipcache of these peers, with the policy's identities of addresses as of the last view."""
-        return Ipcache(peers, self._settings.cluster_networks, self._outside, self._blocks, self._sites)
+        networks, apiserver = self._settings.cluster_networks, self._apiserver
+        return Ipcache(peers, networks, self._outside, self._blocks, self._sites, apiserver)
 
     def _put_identity(self, identity: Identity, labels: Labels | None) -> None:
         if self._identities.get(identity) == labels:
@@ -229,7 +245,7 @@ class Replica:
         )
 
     def _labels_of(self, full_name: str) -> Labels:
-        return self._index.endpoints[full_name].all_labels(self._namespaces)
+        return self._index.endpoints[full_name].all_labels(self._namespaces, self._settings.cluster)
 
 
 def _equal(endpoints: Mapping[bytes, LocalEndpoint], others: Mapping[bytes, LocalEndpoint]) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 from nfq_enforcer.cluster.records import Change
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.loader import File
 
 
@@ -31,6 +32,7 @@ class Applied(NamedTuple):
 
     documents: tuple[str, ...]
     endpoints: tuple[Started, ...]
+    policies: tuple[PolicyDocument, ...] = ()
 
 
 class NodeStatus(NamedTuple):
@@ -71,8 +73,14 @@ class Store(Protocol):
     def acknowledge(self, batch: ChangeBatch) -> None:
         """Record that a batch is enforced on this node."""
 
-    async def apply(self, files: Sequence[File]) -> Applied:
-        """Write the documents of files, all or nothing; raise BadInput with every error in them."""
+    def set_enforcing(self, *, enforcing: bool) -> None:
+        """Record whether this node enforces what was acknowledged: not while its rules are missing in the kernel."""
+
+    async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
+        """Write the documents of files, all or nothing; raise BadInput with every error in them.
+
+        ``ignore_other_kinds``: leave out documents of kinds that have nothing to do with policy.
+        """
 
     async def delete_policy(self, namespace: str, name: str) -> None:
         """Delete a policy; raise BadInput if it cannot be deleted."""

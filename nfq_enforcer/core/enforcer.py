@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nfq_enforcer.core.context import Interface, PacketContext
 from nfq_enforcer.core.events import ACCEPT, Decision, FlowEvent
-from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.identity import Identity, travels
 from nfq_enforcer.core.offload import datapath_mode
 from nfq_enforcer.core.policy_verdict import (
     PolicyDenied,
@@ -34,7 +34,7 @@ from nfq_enforcer.core.tables.conntrack import (
     Origin,
     shared_origin,
 )
-from nfq_enforcer.core.tables.snapshot import Snapshot
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, PacketError, Verdict
 from nfq_enforcer.core.wire import icmp, stamp
 from nfq_enforcer.core.wire.fast_parse import insert_fast, parse_fast
@@ -60,6 +60,7 @@ class _Accepted:
     creates: bool = False  # the policy verdict creates a flow
     replaces: bool = False  # the policy verdict replaces that of the known flow
     is_reply: bool = False  # from the flow's other end, whose origin has been checked
+    quotes_stamped: bool = False  # an ICMP error about a packet that left this node with a stamp
 
 
 class Enforcer:
@@ -138,6 +139,8 @@ class Enforcer:
             identity = self._stamped_identity(context) if context.packet.options else None
             context.origin = shared_origin(indev.name if indev else None, identity)
             context.stamped = identity is not None
+            if context.packet.options and self._is_transit(context):
+                return self._accept(context, _Accepted(None))
             accepted = self._related_icmp(context) if context.packet.error else self._classify(context)
             return _REQUEUE_NEXT if accepted is None else self._accept(context, accepted)
         except PacketError as error:
@@ -156,6 +159,18 @@ class Enforcer:
         if context.indev.name not in self._snapshot.cluster_interfaces:
             raise PacketError(DropReason.STAMP_UNTRUSTED)
         return found.identity
+
+    def _is_transit(self, context: PacketContext) -> bool:
+        """Tell whether neither end of a packet is an endpoint of this node, and the packet leaves for the cluster.
+
+        Such a packet is queued only because it may have a stamp: only this node's own stamps leave by a cluster
+        interface. One set by this host itself is stripped; one that arrived from elsewhere has been refused, or another
+        node has set it and this node only routes the packet.
+        """
+        packet, outdev, endpoints = context.packet, context.outdev, self._snapshot.endpoints
+        if outdev is None or outdev.name not in self._snapshot.cluster_interfaces:
+            return False
+        return source_endpoint(self._snapshot, packet.src, context.origin) is None and packet.dst not in endpoints
 
     def _classify(self, context: PacketContext) -> _Accepted:
         """Classify the packet: known flow, new flow, or stateless reply."""
@@ -243,19 +258,41 @@ class Enforcer:
         packet = context.packet
         quoted = parse_quoted(context.payload, packet)
         source = source_endpoint(self._snapshot, packet.src, context.origin)
-        related = source is None or self._snapshot.endpoints.get(quoted.dst) is source
-        flow = self.flows.lookup(quoted.key, context.now) if related and quoted.src == packet.dst else None
+        related = quoted.src == packet.dst and self._may_quote(context, source, quoted.dst)
+        flow = self.flows.lookup(quoted.key, context.now) if related else None
         if flow is None or flow.origin.interface == ORIGIN_UNKNOWN.interface:
             return None if self._has_next else self._evaluate_stateless(context)
         template = _template(stamp_toward(self._snapshot, context.opening, source), packet.key)
+        stamped = flow.stamp_on(quoted) is not None
         if flow.revision == self._snapshot.revision:
-            return _Accepted(template)
+            return _Accepted(template, quotes_stamped=stamped)
         opener = self._opener_origin(flow, from_host=flow.origin.interface is None)
-        return _Accepted(template, flow, self._evaluate_opener(flow, opener), replaces=True)
+        verdict = self._evaluate_opener(flow, opener)
+        return _Accepted(template, flow, verdict, replaces=True, quotes_stamped=stamped)
+
+    def _may_quote(self, context: PacketContext, source: LocalEndpoint | None, quoted_dst: bytes) -> bool:
+        """Tell whether the sender of an ICMP error may have received a packet to this address.
+
+        A local endpoint may by any of its own addresses, unless it is the host, which routes. A remote endpoint (by its
+        stamp, or by its address) may by the address that it sends from. Every other sender, a node included, may be a
+        router.
+        """
+        if source is not None:
+            return source.is_host or self._snapshot.endpoints.get(quoted_dst) is source
+        src = context.packet.src
+        peer = self._snapshot.ipcache.lookup(src)
+        is_endpoint = context.stamped or travels(peer.identity)
+        return peer.is_node or not is_endpoint or quoted_dst == src
 
     def _accept(self, context: PacketContext, accepted: _Accepted) -> Decision:
         """Accept the packet, with the stamp of its flow and no other."""
         rewritten: bytes | None = None
+        if accepted.quotes_stamped:
+            if context.packet.truncated and self._can_requeue:
+                return Decision(Verdict.REQUEUE_WHOLE)
+            lowered = icmp.lower_mtu(context.payload, context.packet, stamp.overhead(context.packet.version))
+            if lowered is not context.payload:
+                context.payload = rewritten = lowered
         if accepted.stamp or self._has_forged_stamp(context):
             fits = accepted.flow is not None and accepted.flow.fits
             result = rewrite(context, accepted.stamp, can_requeue=self._can_requeue, fits=fits)
@@ -265,7 +302,7 @@ class Enforcer:
         event = self._update_flow(context, accepted)
         if rewritten is None:
             decision, flow, packet = ACCEPT, accepted.flow, context.packet
-            if self._offloads and flow is not None and not packet.error:
+            if flow is not None and not packet.error:
                 decision = self._mode.accept(flow, packet.key != flow.key, context.stamped, context.now)
             return Decision(decision.verdict, event=event) if event else decision
         outdev = context.outdev
@@ -274,9 +311,10 @@ class Enforcer:
         return Decision(Verdict.ACCEPT, rewritten, event=event)
 
     def _has_forged_stamp(self, context: PacketContext) -> bool:
-        """Tell whether an endpoint of this node has set a stamp itself."""
+        """Tell whether an endpoint of this node, or the host, has set a stamp itself."""
         packet = context.packet
-        return packet.options and packet.src in self._snapshot.endpoints and stamp.is_stamped(context.payload, packet)
+        local = context.indev is None or packet.src in self._snapshot.endpoints
+        return packet.options and local and stamp.is_stamped(context.payload, packet)
 
     def _update_flow(self, context: PacketContext, accepted: _Accepted) -> FlowEvent | None:
         """Create or update the flow of an accepted packet; return the event for a new flow, or for an audited denial.

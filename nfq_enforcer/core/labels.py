@@ -12,7 +12,7 @@ from typing import NamedTuple
 DEFAULT_SOURCE = "k8s"
 ANY_SOURCE = "any"
 
-_SOURCE = re.compile(r"[a-z][a-z0-9-]*")
+SOURCE = re.compile(r"[a-z][a-z0-9-]*")
 _PREFIX = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
@@ -43,7 +43,7 @@ def split_key(text: str, default_source: str = DEFAULT_SOURCE) -> tuple[str, str
     if not colon:
         source, key = default_source, text
     prefix, slash, name = key.rpartition("/")
-    if not _SOURCE.fullmatch(source) or (slash and not _PREFIX.fullmatch(prefix)) or not _NAME.fullmatch(name):
+    if not SOURCE.fullmatch(source) or (slash and not _PREFIX.fullmatch(prefix)) or not _NAME.fullmatch(name):
         raise ValueError(f"{text!r} is not a label key: {KEY_SYNTAX}")
     return source, key
 
@@ -121,62 +121,3 @@ class Labels:
     def __repr__(self) -> str:
         """Show the canonical text."""
         return f"Labels({self._text!r})"
-
-
-_EXCLUDED_BY_DEFAULT = (
-    # Cilium's documented default filter: labels that change with every roll-out, or that describe the machine.
-    r"!io\.kubernetes",
-    r"!kubernetes\.io",
-    r"!.*beta\.kubernetes\.io",
-    r"!k8s\.io",
-    r"!pod-template-generation",
-    r"!pod-template-hash",
-    r"!controller-revision-hash",
-    r"!statefulset\.kubernetes\.io/pod-name",
-    r"!annotation.*",
-)
-_INCLUDED_BY_DEFAULT = (
-    r"reserved:.*",
-    r"k8s:io\.kubernetes\.pod\.namespace",
-    r"k8s:io\.cilium\.k8s\.namespace\.labels",
-    r"k8s:io\.cilium\.k8s\.policy",
-    r"k8s:app\.kubernetes\.io",
-)
-
-
-class LabelFilter:
-    """Label filter: selects the identity-relevant labels, by Cilium's ``labels`` option.
-
-    A pattern is a regular expression, matched from the start of ``source:key`` if it names a source, else of the key;
-    ``!`` excludes. The longest match decides. If any given pattern includes, labels that no pattern matches are
-    excluded. (https://docs.cilium.io/en/stable/operations/performance/scalability/identity-relevant-labels/)
-    """
-
-    def __init__(self, patterns: Iterable[str] = ()) -> None:
-        """Take patterns in addition to the default ones; raise ValueError for an invalid regular expression."""
-        given = tuple(patterns)
-        self._include_rest = all(pattern.startswith("!") for pattern in given)
-        self._patterns = [self._compile(p) for p in (*_EXCLUDED_BY_DEFAULT, *_INCLUDED_BY_DEFAULT, *given)]
-
-    @staticmethod
-    def _compile(pattern: str) -> tuple[bool, re.Pattern[str]]:
-        source, colon, _ = pattern.removeprefix("!").partition(":")
-        named = colon and _SOURCE.fullmatch(source)
-        text = pattern.removeprefix("!") if named else f"[^:]*:(?:{pattern.removeprefix('!')})"
-        try:
-            return not pattern.startswith("!"), re.compile(text)
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
-
-    def apply(self, labels: Labels) -> Labels:
-        """Return the identity-relevant labels."""
-        return Labels(label for label in labels if self._relevant(label))
-
-    def _relevant(self, label: Label) -> bool:
-        name = f"{label.source}:{label.key}"
-        longest, relevant = 0, self._include_rest
-        for include, pattern in self._patterns:
-            match = pattern.match(name)
-            if match and match.end() >= longest:
-                longest, relevant = match.end(), include
-        return relevant

@@ -55,7 +55,7 @@ def evaluate(snapshot: Snapshot, asked: Opening, origin: Origin, *, stateless: b
     reply_stamp = _reply_stamp(snapshot, asked, origin, source, destination)
     allowed_by: tuple[RuleRef, ...] = ()
     for direction, policy, peer, address in _guarded_sides(source, destination, opening):
-        local_identities = snapshot.ipcache.local_identities(address)
+        local_identities = snapshot.ipcache.local_identities(address, peer)
         result = policy.lookup(peer, opening.proto, _port(opening), local_identities)
         reason = _denial(snapshot, result, policy, opening, direction, stateless=stateless)
         if reason is not None:

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.observe.status import AgentStatus, NodeReport, StoreStatus, WorkersStatus, WorkerStatus
+from nfq_enforcer.observe.status import AgentStatus, NodeReport, RulesStatus, StoreStatus, WorkersStatus, WorkerStatus
 
 PREFIX = "nfq_enforcer_"
 
@@ -42,6 +42,7 @@ def families(status: AgentStatus, nodes: Iterable[NodeReport] = ()) -> list[Metr
     """Return the metric families of an agent's status and of its list of nodes."""
     metrics = [
         *_policy(status),
+        *(_rules(status.rules) if status.rules else ()),
         *_packets(status.worker),
         *_each_worker(status.workers),
         *(_store(status.store) if status.store else ()),
@@ -65,6 +66,15 @@ def _policy(status: AgentStatus) -> Iterator[MetricFamily]:
     )
     yield _single("endpoints", "Endpoints on this node.", status.endpoints)
     yield _single("identities", "Identities known on this node, without the reserved ones.", status.identities)
+
+
+def _rules(rules: RulesStatus) -> Iterator[MetricFamily]:
+    yield _single(
+        "rules_intact", "1 while the kernel has all rules and sets of the agent, 0 while it lacks some.", rules.intact
+    )
+    yield _single(
+        "rules_repairs_total", "Repairs of rules and sets that another program had changed or removed.", rules.repairs
+    )
 
 
 def _packets(workers: WorkersStatus) -> Iterator[MetricFamily]:

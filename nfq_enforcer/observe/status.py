@@ -205,6 +205,19 @@ class LogCounts(_StatusRecord):
 
 
 @dataclass(frozen=True)
+class RulesStatus(_StatusRecord):
+    """Rules status: whether the kernel has all rules and sets of the agent, as of the last check."""
+
+    intact: bool
+    since: str  # UTC, RFC 3339: of the last change of ``intact``
+    missing: str | None  # the differences, while the rules are not intact
+    error: str | None  # the reason for which they could not be repaired
+    repairs: int
+    last_repair: str | None  # UTC, RFC 3339
+    last_missing: str | None  # the differences before the last repair
+
+
+@dataclass(frozen=True)
 class AgentStatus(_StatusRecord):
     """Agent status: settings, policy, workers, store and log of a node."""
 
@@ -229,6 +242,7 @@ class AgentStatus(_StatusRecord):
     workers: Sequence[WorkerStatus]
     log: LogCounts
     problems: Sequence[str] = ()  # sentences about this node that an administrator has to act on
+    rules: RulesStatus | None = None  # None: of an older agent
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
         "documents": DocumentCounts,
@@ -237,6 +251,7 @@ class AgentStatus(_StatusRecord):
         "worker": WorkersStatus,
         "workers": WorkerStatus,
         "log": LogCounts,
+        "rules": RulesStatus,
     }
 
 

@@ -147,6 +147,20 @@ def check_except(block: Prefix, excluded: Iterable[Prefix]) -> None:
 PeerSpec = LabelSelector | IPv4Network | IPv6Network | CidrRule | Entity
 
 
+def _mode(mode: str) -> str:
+    if mode in {"required", "test-always-fail"}:
+        raise ValueError(f"'{mode}' is not supported by this version; allowed: 'disabled'")
+    if mode != "disabled":
+        raise ValueError(f"'{mode}' is not allowed; allowed: 'disabled'")
+    return mode
+
+
+class Authentication(Part):
+    """Authentication: mutual authentication of both ends, which this version can only have switched off."""
+
+    mode: Annotated[str, AfterValidator(_mode)]
+
+
 class RuleEntry(Part):
     """RuleEntry: the fields common to the entries of ingress, egress, ingressDeny and egressDeny."""
 
@@ -186,7 +200,7 @@ class RuleEntry(Part):
 
 class _Ingress(RuleEntry):
     peer_fields = ("from_endpoints", "from_cidr", "from_cidr_set", "from_entities")
-    unsupported = frozenset(("fromGroups", "fromNodes", "authentication"))
+    unsupported = frozenset(("fromGroups", "fromNodes"))
     removed = frozenset(("fromRequires",))
 
     from_endpoints: Items[LabelSelector] | None = None
@@ -197,7 +211,7 @@ class _Ingress(RuleEntry):
 
 class _Egress(RuleEntry):
     peer_fields = ("to_endpoints", "to_cidr", "to_cidr_set", "to_entities")
-    unsupported = frozenset(("toGroups", "toNodes", "toFQDNs", "toServices", "authentication"))
+    unsupported = frozenset(("toGroups", "toNodes", "toFQDNs", "toServices"))
     removed = frozenset(("toRequires",))
 
     to_endpoints: Items[LabelSelector] | None = None
@@ -210,6 +224,7 @@ class IngressRule(_Ingress):
     """IngressRule: an entry of ``ingress``."""
 
     to_ports: Items[PortRule] | None = None
+    authentication: Authentication | None = None
 
     @model_validator(mode="after")
     def _no_dns(self) -> Self:
@@ -228,6 +243,7 @@ class EgressRule(_Egress):
     """EgressRule: an entry of ``egress``."""
 
     to_ports: Items[PortRule] | None = None
+    authentication: Authentication | None = None
 
 
 class EgressDenyRule(_Egress):
@@ -281,7 +297,11 @@ class PolicyRule(Part):
     def _has_entries_and_one_selector(self) -> Self:
         if not (self.ingress or self.egress or self.ingress_deny or self.egress_deny):
             sections = "ingress, egress, ingressDeny or egressDeny"
-            raise ValueError(f"a rule without effect; allowed: at least one entry in {sections}")
+            empty = [section for section in ("ingress", "egress") if section in self.model_fields_set] or ["ingress"]
+            written = " and ".join(f"{section}: [{{}}]" for section in empty)
+            raise ValueError(
+                f"a rule without effect; allowed: at least one entry in {sections}; for default deny write {written}"
+            )
         if (self.endpoint_selector is None) is (self.node_selector is None):
             raise ValueError("a rule needs a selector; allowed: either endpointSelector or nodeSelector")
         if self.node_selector is not None and self.has_http:

@@ -41,6 +41,10 @@ class ClusterMetadata(Part):
     managed_fields: object = None
     owner_references: object = None
     finalizers: object = None
+    self_link: object = None
+    generate_name: object = None
+    deletion_timestamp: object = None
+    deletion_grace_period_seconds: object = None
 
 
 class Metadata(ClusterMetadata):

@@ -9,18 +9,19 @@ from nfq_enforcer.policy.documents import Document
 
 def check(documents: Iterable[Document]) -> None:
     """Raise DocumentErrors for policies that this version cannot enforce fully: half a policy is worse than none."""
-    errors = [
-        DocumentError(document.origin, f"{document.title}: {reason}")
-        for document in documents
-        for reason in _unenforceable(document)
-    ]
+    errors = [error for document in documents for error in refusals(document)]
     if errors:
         raise DocumentErrors(errors)
 
 
+def refusals(document: Document) -> list[DocumentError]:
+    """Return the errors with which an agent refuses a valid document."""
+    return [DocumentError(document.origin, f"{document.title}: {reason}") for reason in _unenforceable(document)]
+
+
 def _unenforceable(document: Document) -> Iterator[str]:
     rules = document.rules if isinstance(document, CiliumPolicy) else ()
-    not_enforced = "are understood by validate, trace and matrix, but this version has no"
+    not_enforced = "are understood by trace and matrix, but an agent of this version refuses them: it has no"
     if any(rule.has_http for rule in rules):
         yield f"http rules {not_enforced} proxy to enforce them"
     if any(rule.has_dns for rule in rules):

@@ -11,6 +11,7 @@ from nfq_enforcer.core.labels import ANY_SOURCE, Labels
 from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
 from nfq_enforcer.core.tables.policymap import PORT_BITS, WHOLE, RuleRef
 from nfq_enforcer.core.verdict import Direction
+from nfq_enforcer.policy.l7_match import matches_request
 from nfq_enforcer.policy.ports import LAST, PortSpan, TrafficSpec, merge_spans
 from nfq_enforcer.policy.rules import AddressBlock, L4Filter, NamedPortRef, PortBlock, PortSet, Rule
 from nfq_enforcer.policy.selectors import Operator, Requirement, Selector
@@ -32,6 +33,7 @@ class RuleTrace(NamedTuple):
     matches: bool  # it selects the subject, the peer, the port and the request
     decides: bool
     explanation: str
+    selects: bool = True  # the endpoint, as its subject
 
     def as_data(self) -> dict[str, object]:
         """Return the JSON object of the rule's trace."""
@@ -96,7 +98,9 @@ def _rule_traces(
     if side.policy is not None:
         for rule in rules:
             mismatch = _mismatch(rule, side, traffic)
-            yield RuleTrace(rule.ref, not mismatch, rule.ref in result.rules, mismatch or _effect(rule, side, traffic))
+            explanation = mismatch or _effect(rule, side, traffic)
+            selects = rule.subject.matches(side.subject.labels)
+            yield RuleTrace(rule.ref, not mismatch, rule.ref in result.rules, explanation, selects)
 
 
 def _effect(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
@@ -208,7 +212,7 @@ def _request_mismatch(filters: Iterable[L4Filter], traffic: TrafficSpec) -> str:
     if (
         request is None
         or unrestricted
-        or any(isinstance(match, HttpMatch) and match.matches(request) for match in matches)
+        or any(isinstance(match, HttpMatch) and matches_request(match, request) for match in matches)
     ):
         return ""
     return f"lets only requests pass that are {' or '.join(map(_render_match, matches))}"

@@ -11,7 +11,11 @@ from nfq_enforcer.core.labels import ANY_SOURCE, check_value, split_key
 
 NAMESPACE_KEY = "io.kubernetes.pod.namespace"
 ACCOUNT_KEY = "io.cilium.k8s.policy.serviceaccount"
+CLUSTER_KEY = "io.cilium.k8s.policy.cluster"
 NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
+Address = IPv4Address | IPv6Address
+
+DEFAULT_CLUSTER = "default"
 AUDIT_ANNOTATION = "nfq-enforcer.io/audit"
 
 MAX_PORT = 65535
@@ -21,6 +25,7 @@ _RESERVED_SOURCES = {"reserved", "any", "cidr", "fqdn"}
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_CLUSTER_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")  # as upstream
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
 _INTERFACE = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
@@ -56,7 +61,7 @@ def _user_label_key(key: str) -> str:
     if source in _RESERVED_SOURCES:
         raise ValueError(f"label source '{source}' is taken; allowed: k8s, which is the default, or one of your own")
     if name == NAMESPACE_KEY or name.startswith(_ENGINE_KEYS):
-        raise ValueError(f"label '{name}' is taken; it is made from the namespace and the service account")
+        raise ValueError(f"label '{name}' is taken; it is made from cluster, namespace and service account")
     return key
 
 
@@ -75,18 +80,27 @@ def _annotation(key: str) -> str:
     return key
 
 
-def _address(value: object) -> IPv4Address | IPv6Address:
+def cluster_name(name: str) -> str:
+    """Return a cluster's name unchanged; raise ValueError with the allowed names."""
+    if not _CLUSTER_NAME.fullmatch(name):
+        allowed = "1 to 32 lower-case letters, digits and '-', beginning and ending with a letter or digit"
+        raise ValueError(f"'{name}' is not a cluster's name; allowed: {allowed}")
+    return name
+
+
+def address(value: object) -> Address:
+    """Return the address of an endpoint or server; raise ValueError with the allowed ones."""
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "not a string")
     try:
-        address = ip_address(value)
+        parsed = ip_address(value)
     except ValueError:
         raise ValueError(f"'{value}' is not an address; allowed: IPv4 or IPv6, without a prefix length") from None
-    if isinstance(address, IPv6Address) and (address.ipv4_mapped or address.scope_id):
+    if isinstance(parsed, IPv6Address) and (parsed.ipv4_mapped or parsed.scope_id):
         raise ValueError(f"'{value}' is not allowed; write an IPv4 address as such, and no interface behind '%'")
-    if not is_unicast(address.packed):
+    if not is_unicast(parsed.packed):
         raise ValueError(f"'{value}' is not allowed; a multicast, loopback or unspecified address is no endpoint's")
-    return address
+    return parsed
 
 
 def is_unicast(packed: bytes) -> bool:
@@ -214,6 +228,7 @@ DnsLabel = Annotated[
 NodeName = Annotated[
     str, _matching(_NODE_NAME, "a node's name", "1 to 253 letters, digits, '-', '_' and '.', a letter or digit first")
 ]
+ClusterName = Annotated[str, AfterValidator(cluster_name)]
 InterfaceName = Annotated[
     str,
     _matching(
@@ -234,7 +249,7 @@ UserLabels = Annotated[
     dict[Annotated[str, AfterValidator(_user_label_key)], LabelValue],
     AfterValidator(_unique_labels),
 ]
-AddressField = Annotated[IPv4Address | IPv6Address, PlainValidator(_address)]
+AddressField = Annotated[IPv4Address | IPv6Address, PlainValidator(address)]
 PortField = Annotated[int, AfterValidator(_port)]
 PolicyPort = Annotated[str, AfterValidator(_policy_port)]
 KubernetesPort = Annotated[int | str, PlainValidator(_kubernetes_port)]

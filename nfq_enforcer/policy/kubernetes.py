@@ -4,14 +4,16 @@ In an entry, a missing list (None) and an empty list mean the same: any peer, an
 ``kubernetes_rules``.
 """
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from nfq_enforcer.policy.cilium import check_except
 from nfq_enforcer.policy.documents import Metadata, PolicyDocument, SelectorExpression
 from nfq_enforcer.policy.fields import EndPort, KubernetesKey, KubernetesPort, LabelValue, Prefix
 from nfq_enforcer.policy.validation import Items, Part
+
+_MAX_TYPES = 2
 
 
 class KubernetesExpression(SelectorExpression):
@@ -98,13 +100,19 @@ class NetworkPolicyEgressRule(Part):
         return self.to
 
 
+def _at_most_two(types: tuple[str, ...]) -> tuple[str, ...]:
+    if len(types) > _MAX_TYPES:
+        raise ValueError(f"{len(types)} types are too many; allowed: at most two, Ingress and Egress")
+    return types
+
+
 class NetworkPolicySpec(Part):
     """NetworkPolicySpec: the subject pods, and the traffic that they may receive and send."""
 
-    pod_selector: KubernetesSelector
+    pod_selector: KubernetesSelector = KubernetesSelector()  # null or absent: an empty one, as for Kubernetes
     ingress: Items[NetworkPolicyIngressRule] = ()
     egress: Items[NetworkPolicyEgressRule] = ()
-    policy_types: Items[Literal["Ingress", "Egress"]] = ()
+    policy_types: Annotated[Items[Literal["Ingress", "Egress"]], AfterValidator(_at_most_two)] = ()
 
     @property
     def types(self) -> frozenset[str]:

@@ -1,50 +1,19 @@
 """Document models of the layer-7 rules of a ``toPorts`` entry, HTTP requests and DNS names, validated when parsed."""
 
 import re
-import warnings
 from collections.abc import Iterable
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
 from nfq_enforcer.core.tables.l7 import DnsMatch, HeaderMatch, HttpMatch
+from nfq_enforcer.policy import regex
 from nfq_enforcer.policy.validation import Items, Part
 
-_POSIX = {
-    "alnum": "0-9A-Za-z",
-    "alpha": "A-Za-z",
-    "blank": " \\t",
-    "digit": "0-9",
-    "lower": "a-z",
-    "punct": "!-/:-@\\[-`{-~",
-    "space": "\\s",
-    "upper": "A-Z",
-    "word": "\\w",
-    "xdigit": "0-9A-Fa-f",
-}
-_CLASS = re.compile(r"\[:([a-z]+):\]")
-_NOT_RE2 = re.compile(r"(?<!\\)(?:\\\\)*(\(\?[=!<(#]|\\[1-9])")  # not in RE2, upstream's engine, which cannot backtrack
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _NAME = re.compile(r"[-a-zA-Z0-9_.]{1,255}")
 _PATTERN = re.compile(r"[-a-zA-Z0-9_.*]{1,255}")
 _IN_LABEL = "[-a-zA-Z0-9_]"
-
-
-def _regex(expression: str) -> str:
-    """Return a POSIX extended expression in the syntax of Python's ``re``; raise ValueError if it is invalid."""
-    text = _CLASS.sub(lambda match: _POSIX.get(match[1], match[0]), expression)
-    unsupported = _NOT_RE2.search(text)
-    if unsupported:
-        raise ValueError(
-            f"'{expression}' has '{unsupported[1]}', which is not allowed; allowed: POSIX extended expressions"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", FutureWarning)  # for syntax that a later Python may interpret differently
-            re.compile(text)
-    except (re.error, OverflowError, RecursionError, FutureWarning) as error:
-        raise ValueError(f"'{expression}' is not a regular expression: {error}") from None
-    return text
 
 
 def _header_name(name: str) -> str:
@@ -72,16 +41,20 @@ def _dns_pattern(pattern: str) -> str:
     return pattern
 
 
-RegexField = Annotated[str, AfterValidator(_regex)]
+RegexField = Annotated[str, AfterValidator(regex.check)]
 
 
 class HeaderRule(Part):
-    """HeaderRule: a header that a request must have, with this value unless the value is empty."""
+    """HeaderRule: a header that a request must have, with this value unless the value is empty.
 
-    unsupported = frozenset(("mismatch", "secret"))
+    With a mismatch action the request passes without it as well, and the proxy logs or changes the header.
+    """
+
+    unsupported = frozenset(("secret",))
 
     name: Annotated[str, AfterValidator(_header_name)]
     value: str = ""
+    mismatch: Literal["LOG", "ADD", "DELETE", "REPLACE"] | None = None
 
 
 class HttpRule(Part):
@@ -102,7 +75,7 @@ class HttpRule(Part):
             name, colon, value = line.partition(":")
             yield HeaderMatch(name.strip(), value.strip() if colon else None)
         for header in self.header_matches:
-            yield HeaderMatch(header.name, header.value or None)
+            yield HeaderMatch(header.name, header.value or None, header.mismatch or "")
 
 
 class DnsRule(Part):

@@ -7,19 +7,25 @@ invalid. ``-`` is the standard input. No other module of this package reads file
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from nfq_enforcer.core.labels import DEFAULT_SOURCE, Label, Labels
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors
-from nfq_enforcer.policy import yaml_source
+from nfq_enforcer.policy import templates, yaml_source
 from nfq_enforcer.policy.documents import Document, Endpoint, Namespace, PolicyDocument
-from nfq_enforcer.policy.fields import ACCOUNT_KEY, NAMESPACE_KEY, NAMESPACE_LABELS, AddressField
-from nfq_enforcer.policy.registry import KINDS, UNSUPPORTED_KINDS
-from nfq_enforcer.policy.validation import Items, Part, unknown_name, validate
+from nfq_enforcer.policy.fields import (
+    ACCOUNT_KEY,
+    CLUSTER_KEY,
+    DEFAULT_CLUSTER,
+    NAMESPACE_KEY,
+    NAMESPACE_LABELS,
+    AddressField,
+)
+from nfq_enforcer.policy.registry import KINDS, LISTS, is_other_kind, is_unsupported, similar_kinds
+from nfq_enforcer.policy.validation import Items, Part, validate
 from nfq_enforcer.policy.yaml_source import YamlDocument
 
 SUFFIXES = frozenset((".yaml", ".yml", ".json"))
@@ -60,16 +66,54 @@ class ParsedDocument:
         return self.source.error(self.base + path, message)
 
 
-def load(paths: Iterable[Path], applied: Iterable[ParsedDocument] = ()) -> Documents:
+@dataclass
+class Inspection:
+    """Inspection: the valid documents of some files, the errors of the others, and the number of documents."""
+
+    parsed: list[ParsedDocument] = field(default_factory=list)
+    errors: list[DocumentError] = field(default_factory=list)
+    total: int = 0  # a file that cannot be read or is no YAML counts as one document
+    refused: int = 0
+    ignored: int = 0  # of other kinds
+
+    def add(self, other: "Inspection") -> None:
+        """Add the documents of another inspection."""
+        self.parsed += other.parsed
+        self.errors += other.errors
+        self.total += other.total
+        self.refused += other.refused
+        self.ignored += other.ignored
+
+
+def load(
+    paths: Iterable[Path], applied: Iterable[ParsedDocument] = (), *, ignore_other_kinds: bool = False
+) -> Documents:
     """Return the documents of files and folders, together with the ``applied`` ones.
 
-    Raise DocumentErrors with all errors of all documents.
+    Raise DocumentErrors with all errors of all documents. ``ignore_other_kinds``: leave out documents of kinds that
+    have nothing to do with policy.
     """
+    inspection = inspect(paths, applied, ignore_other_kinds=ignore_other_kinds)
+    _raise_any(inspection.errors)
+    return group_documents(item.document for item in inspection.parsed)
+
+
+def inspect(
+    paths: Iterable[Path], applied: Iterable[ParsedDocument] = (), *, ignore_other_kinds: bool = False
+) -> Inspection:
+    """Return the documents of files and folders with every error in them; of ``applied``, only conflicts are errors."""
     file_paths, errors = _files(paths)
-    parsed, more = _attempt(lambda path: _parse_file(_read_file(path)), file_paths)
-    parsed += applied
-    _raise_any([*errors, *more, *_conflicts(parsed)])
-    return group_documents(item.document for item in parsed)
+    inspection = Inspection([], errors, len(errors), len(errors))
+    for path in file_paths:
+        try:
+            inspection.add(_inspect_file(_read_file(path), ignore_other_kinds))
+        except DocumentError as error:
+            inspection.add(Inspection([], [error], 1, 1))
+    inspection.parsed += applied
+    conflicts = list(_conflicts(inspection.parsed))
+    inspection.errors += conflicts
+    inspection.refused += len(conflicts)
+    return inspection
 
 
 def read(paths: Iterable[Path]) -> list[File]:
@@ -80,11 +124,13 @@ def read(paths: Iterable[Path]) -> list[File]:
     return files
 
 
-def parse_all(files: Iterable[File]) -> list[ParsedDocument]:
+def parse_all(files: Iterable[File], *, ignore_other_kinds: bool = False) -> list[ParsedDocument]:
     """Return the documents of one set of files; raise DocumentErrors with all errors, conflicts included."""
-    parsed, errors = _attempt(_parse_file, files)
-    _raise_any([*errors, *_conflicts(parsed)])
-    return parsed
+    inspection = Inspection()
+    for file in files:
+        inspection.add(_inspect_file(file, ignore_other_kinds))
+    _raise_any([*inspection.errors, *_conflicts(inspection.parsed)])
+    return inspection.parsed
 
 
 def from_data(documents: Iterable[Mapping[str, Any]]) -> Documents:
@@ -112,22 +158,43 @@ def group_documents(documents: Iterable[Document]) -> Documents:
 
 def parse(text: str, file: str) -> list[ParsedDocument]:
     """Return the documents of a text, each item of a List as one document; raise DocumentErrors with all errors."""
-    sources, errors = _attempt(partial(yaml_source.parse, file=file), [text])
-    items, list_errors = _attempt(_items, sources)
-    parsed, more = _attempt(_parse_item, items)
-    _raise_any([*errors, *list_errors, *more])
-    return parsed
+    inspection = _inspect_file(File(file, text), ignore_other_kinds=False)
+    _raise_any(inspection.errors)
+    return inspection.parsed
 
 
-def endpoint_labels(endpoint: Endpoint, namespaces: Iterable[Namespace]) -> Labels:
-    """Return all labels of an endpoint document: its own, and those derived from namespace and service account."""
+def _inspect_file(file: File, ignore_other_kinds: bool) -> Inspection:
+    try:
+        sources = yaml_source.parse(file.text, file.name)
+    except DocumentError as error:
+        return Inspection([], [templates.explain_syntax_error(error, file.text)], 1, 1)
+    items, errors = _attempt(_items, sources)
+    refused = lists = len({(error.line, error.column) for error in errors})
+    parsed: list[ParsedDocument] = []
+    ignored = 0
+    for item in items:
+        if ignore_other_kinds and is_other_kind(item[2]):
+            ignored += 1
+            continue
+        try:
+            parsed.append(_parse_item(item))
+        except (DocumentError, DocumentErrors) as error:
+            errors += error.errors
+            refused += 1
+    return Inspection(parsed, errors, len(items) + lists, refused, ignored)
+
+
+def endpoint_labels(endpoint: Endpoint, namespaces: Iterable[Namespace], cluster: str = DEFAULT_CLUSTER) -> Labels:
+    """Return all labels of an endpoint document: its own, and those derived from cluster, namespace and account."""
     own = Labels.parse(endpoint.metadata.labels)
     namespace = next((candidate for candidate in namespaces if candidate.name == endpoint.namespace), None)
-    return compose_labels(own, endpoint.namespace, endpoint.spec.service_account, namespace)
+    return compose_labels(own, endpoint.namespace, endpoint.spec.service_account, namespace, cluster)
 
 
-def compose_labels(own: Labels, namespace: str, account: str, document: Namespace | None) -> Labels:
-    """Return all labels of an endpoint: its own, and those derived from its namespace and service account.
+def compose_labels(
+    own: Labels, namespace: str, account: str, document: Namespace | None, cluster: str = DEFAULT_CLUSTER
+) -> Labels:
+    """Return all labels of an endpoint: its own, and those derived from its cluster, namespace and service account.
 
     Every namespace has the label ``kubernetes.io/metadata.name``, as in Kubernetes, with or without a document.
     """
@@ -135,6 +202,7 @@ def compose_labels(own: Labels, namespace: str, account: str, document: Namespac
     derived = {
         NAMESPACE_KEY: namespace,
         ACCOUNT_KEY: account,
+        CLUSTER_KEY: cluster,
         f"{NAMESPACE_LABELS}kubernetes.io/metadata.name": namespace,
     }
     return Labels(
@@ -215,31 +283,36 @@ def _read_file(path: Path) -> File:
         raise _unreadable(str(path), error) from None
 
 
-def _parse_file(file: File) -> list[ParsedDocument]:
-    return parse(file.text, file.name)
-
-
 def _unreadable(path: str, error: OSError) -> DocumentError:
     return DocumentError(path, f"cannot be read: {error.strerror}")
 
 
 class _List(Part):
-    """List: several documents in one, as ``kubectl get -o yaml`` prints them."""
+    """List: several documents in one, as ``kubectl get -o yaml`` and the API print them."""
 
-    api_version: Literal["v1"]
-    kind: Literal["List"]
+    api_version: str
+    kind: str
     metadata: object = None
     items: Items[object] = ()
 
 
 def _items(source: YamlDocument) -> list[_Item]:
-    if not isinstance(source.data, dict) or source.data.get("kind") != "List":
+    """Return the items of a list, each with the list's kind and version if it names none, or the document itself."""
+    kind = source.data.get("kind") if isinstance(source.data, dict) else None
+    if not isinstance(kind, str) or kind not in LISTS:
         return [(source, (), source.data)]
-    items = validate(_List, source.data, source).items
-    return [(source, ("items", number), item) for number, item in enumerate(items)]
+    found = validate(_List, source.data, source, explain=True)
+    version, item_kind = LISTS[kind]
+    if found.api_version != version:
+        raise source.error(("apiVersion",), f"the apiVersion of {kind} is {version}, not {found.api_version}")
+    made = {"apiVersion": version, "kind": item_kind} if item_kind else {}
+    return [
+        (source, ("items", number), {**made, **item} if isinstance(item, dict) and "kind" not in item else item)
+        for number, item in enumerate(found.items)
+    ]
 
 
-def _parse_item(item: _Item) -> list[ParsedDocument]:
+def _parse_item(item: _Item) -> ParsedDocument:
     source, base, data = item
     if not isinstance(data, dict):
         raise source.error(base, f"a document must be a mapping with apiVersion and kind; allowed: {_ALLOWED}")
@@ -247,9 +320,9 @@ def _parse_item(item: _Item) -> list[ParsedDocument]:
     if data.get("apiVersion") != version:
         message = f"the apiVersion of {data['kind']} is {version}, not {data.get('apiVersion')}"
         raise source.error((*base, "apiVersion"), message)
-    document = validate(model, data, source, base)
+    document = validate(model, data, source, base, explain=True)
     document.set_source(f"{source.file}:{source.place(base).value.line}", data)
-    return [ParsedDocument(document, source, base)]
+    return ParsedDocument(document, source, base)
 
 
 def _kind(source: YamlDocument, base: yaml_source.FieldPath, data: dict[str, object]) -> tuple[str, type[Document]]:
@@ -258,11 +331,14 @@ def _kind(source: YamlDocument, base: yaml_source.FieldPath, data: dict[str, obj
         raise source.error((*base, "kind"), f"required field is missing; allowed: {_ALLOWED}")
     if not isinstance(kind, str):
         raise source.error((*base, "kind"), f"must be a string; allowed: {_ALLOWED}")
-    if kind in UNSUPPORTED_KINDS:
+    if kind in KINDS:
+        return KINDS[kind]
+    if is_unsupported(kind):
         raise source.error((*base, "kind"), f"{kind} is not supported by this version; allowed: {_ALLOWED}")
-    if kind not in KINDS:
-        raise source.error((*base, "kind"), unknown_name(kind, KINDS, "kind", _ALLOWED))
-    return KINDS[kind]
+    close = similar_kinds(kind, data.get("apiVersion"))
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    message = templates.sentence(kind) or f"unknown kind '{kind}'; {hint}allowed: {_ALLOWED}"
+    raise source.error((*base, "kind"), message)
 
 
 _ALLOWED = ", ".join(f"{kind} ({version})" for kind, (version, _) in KINDS.items())

@@ -5,15 +5,18 @@ endpoints, so two readers of the same documents compute the same identities.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity, derive
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, Prefixes
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
 from nfq_enforcer.policy.documents import Endpoint
+from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, Address
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents, endpoint_labels
 from nfq_enforcer.policy.rules import PROTOCOL_NUMBERS, NamedPort, PortSet
 
@@ -39,6 +42,7 @@ class ClusterModel:
 
     endpoints: tuple[EndpointModel, ...]
     policy: Policy
+    kube_apiserver: frozenset[bytes] = frozenset()  # addresses
 
     def maps(self, endpoint: EndpointModel) -> EndpointMaps:
         """Return the policy maps of an endpoint."""
@@ -57,25 +61,36 @@ class ClusterModel:
             for ip in model.document.spec.ips
         }
         cidrs, ip_blocks = Prefixes(local_identities.by_cidr), Prefixes(local_identities.by_ip_block)
-        return Ipcache(peers, (), cidrs, ip_blocks, of_addresses)
+        return Ipcache(peers, (), cidrs, ip_blocks, of_addresses, self.kube_apiserver)
 
 
 def build_model(
-    documents: Documents, enforcement: Enforcement, label_filter: LabelFilter | None = None
+    documents: Documents,
+    enforcement: Enforcement,
+    cluster: str = DEFAULT_CLUSTER,
+    kube_apiserver: Iterable[Address] = (),
+    label_filter: LabelFilter | None = None,
 ) -> ClusterModel:
-    """Return the cluster model of the documents, its policy compiled in this enforcement mode."""
-    endpoints = model_endpoints(documents, label_filter)
+    """Return the cluster model of the documents, its policy compiled in this enforcement mode.
+
+    ``cluster`` is the cluster's name, ``kube_apiserver`` are the addresses of the entity kube-apiserver, and
+    ``label_filter`` selects the labels that determine an identity.
+    """
+    endpoints = model_endpoints(documents, label_filter, cluster=cluster)
     ports: dict[Identity, set[PortSet]] = defaultdict(set)
     for endpoint in endpoints:
         ports[endpoint.identity].add(endpoint.ports)
     identities = {endpoint.identity_labels: endpoint.identity for endpoint in endpoints}
-    return ClusterModel(endpoints, compile_policy(documents.policies, identities, enforcement, ports))
+    policy = compile_policy(documents.policies, identities, enforcement, ports)
+    return ClusterModel(endpoints, policy, frozenset(address.packed for address in kube_apiserver))
 
 
-def model_endpoints(documents: Documents, label_filter: LabelFilter | None = None) -> tuple[EndpointModel, ...]:
+def model_endpoints(
+    documents: Documents, label_filter: LabelFilter | None = None, cluster: str = DEFAULT_CLUSTER
+) -> tuple[EndpointModel, ...]:
     """Return the endpoints of the documents; ``label_filter`` selects the labels that determine an identity."""
     chosen = label_filter or LabelFilter()
-    labels = [endpoint_labels(endpoint, documents.namespaces) for endpoint in documents.endpoints]
+    labels = [endpoint_labels(endpoint, documents.namespaces, cluster) for endpoint in documents.endpoints]
     identity_labels = [chosen.apply(all_labels) for all_labels in labels]
     identities = derive(identity_labels)
     return tuple(

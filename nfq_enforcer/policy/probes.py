@@ -33,10 +33,17 @@ def _icmp_type(number: int) -> int:
 
 
 def _header_list(value: object) -> object:
-    """Convert ``["Name: value"]``, the form of headers in policies, to ``{"Name": "value"}``."""
+    """Convert ``["Name: value"]``, the form of headers in policies, to ``{"Name": "value"}``.
+
+    The values of a repeated header are joined by commas, as rules match them.
+    """
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
         return value
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in value)}
+    by_name: dict[str, list[str]] = {}
+    for line in value:
+        name, _, text = line.partition(":")
+        by_name.setdefault(name.strip(), []).append(text.strip())
+    return {name: ",".join(values) for name, values in by_name.items()}
 
 
 class ProbeRequest(Part):

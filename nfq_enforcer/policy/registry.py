@@ -1,6 +1,7 @@
-"""Registry of document kinds: the apiVersion and the model of each kind, and the kinds refused as unsupported."""
+"""Registry of document kinds: apiVersion and model of each kind, their lists, and the kinds refused as unsupported."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
 from nfq_enforcer.policy.documents import Document, Endpoint, Namespace
@@ -13,4 +14,57 @@ KINDS: Mapping[str, tuple[str, type[Document]]] = {
     "CiliumClusterwideNetworkPolicy": ("cilium.io/v2", CiliumClusterwideNetworkPolicy),
     "NetworkPolicy": ("networking.k8s.io/v1", NetworkPolicy),
 }
-UNSUPPORTED_KINDS = frozenset(("CiliumCIDRGroup",))
+LISTS: Mapping[str, tuple[str, str]] = {
+    "List": ("v1", ""),
+    **{f"{kind}List": (version, kind) for kind, (version, _) in KINDS.items()},
+}
+"""apiVersion of each kind of list, and the kind of an item that does not name its own, as for kubectl."""
+
+UNSUPPORTED_KINDS = frozenset(
+    (
+        "AdminNetworkPolicy",
+        "BaselineAdminNetworkPolicy",
+        "CiliumCIDRGroup",
+        "CiliumClusterwideEnvoyConfig",
+        "CiliumEgressGatewayPolicy",
+        "CiliumEnvoyConfig",
+        "CiliumLocalRedirectPolicy",
+        "ClusterNetworkPolicy",
+        "GlobalNetworkPolicy",
+    )
+)
+_OTHER_KINDS = frozenset(("Endpoints", "EndpointSlice", "CiliumEndpoint", "CiliumEndpointSlice"))
+_POLICY_WORDS = ("networkpolicy", "cidrgroup")
+_SIMILAR = 0.8  # a kind that differs less than this from one of ours is a mistyped one, not another kind
+
+
+def is_unsupported(kind: str) -> bool:
+    """Return whether a kind, or the kind of a list's items, has to do with network policy beyond this version."""
+    item = kind.removesuffix("List")
+    return item in UNSUPPORTED_KINDS or (item not in KINDS and item.endswith("NetworkPolicy"))
+
+
+def similar_kinds(kind: str, version: object) -> list[str]:
+    """Return the kinds of this apiVersion, or of any without one, that a mistyped kind can stand for."""
+    known = {name: of for name, (of, _) in KINDS.items()} | {name: of for name, (of, _) in LISTS.items()}
+    candidates = {name.lower(): name for name, of in known.items() if version in {None, of}}
+    return [candidates[name] for name in get_close_matches(kind.lower(), candidates, 1, _SIMILAR)]
+
+
+def is_other_kind(data: object) -> bool:
+    """Return whether a document is certainly no document of policy, endpoints or namespaces.
+
+    A kind that mentions network policy, or resembles one of the kinds here, is never an other kind.
+    """
+    if not isinstance(data, Mapping):
+        return True
+    kind, version = data.get("kind"), data.get("apiVersion")
+    if kind is None:
+        return not ("spec" in data and "metadata" in data) and version not in {v for v, _ in KINDS.values()}
+    if not isinstance(kind, str) or kind in KINDS or kind in LISTS or is_unsupported(kind):
+        return False
+    if kind in _OTHER_KINDS:
+        return True
+    named = any(word in kind.lower() for word in _POLICY_WORDS)
+    policies = [name.lower() for name in KINDS if name.endswith("Policy")]
+    return not (named or similar_kinds(kind, version) or get_close_matches(kind.lower(), policies, 1, _SIMILAR))

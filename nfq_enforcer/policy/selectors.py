@@ -17,7 +17,7 @@ from nfq_enforcer.policy.documents import LabelSelector, SelectorExpression
 from nfq_enforcer.policy.fields import NAMESPACE_KEY, NAMESPACE_LABELS
 from nfq_enforcer.policy.kubernetes import KubernetesSelector
 
-_RESERVED_SOURCE = "reserved"
+RESERVED_SOURCE = "reserved"
 
 
 class Operator(StrEnum):
@@ -70,7 +70,7 @@ class Selector:
 
 
 _NAMESPACED = Requirement(DEFAULT_SOURCE, NAMESPACE_KEY, Operator.EXISTS)
-_HOST = Requirement(_RESERVED_SOURCE, "host", Operator.EXISTS)
+_HOST = Requirement(RESERVED_SOURCE, "host", Operator.EXISTS)
 
 WILDCARD = Selector(frozenset())
 ALL_ENDPOINTS = Selector(frozenset((_NAMESPACED,)))
@@ -78,7 +78,7 @@ ALL_ENDPOINTS = Selector(frozenset((_NAMESPACED,)))
 
 def reserved_selector(name: str) -> Selector:
     """Return the selector of a reserved identity; that of ``world`` also selects every CIDR identity."""
-    return Selector(frozenset((Requirement(_RESERVED_SOURCE, name, Operator.EXISTS),)))
+    return Selector(frozenset((Requirement(RESERVED_SOURCE, name, Operator.EXISTS),)))
 
 
 def subject_selector(selector: LabelSelector, namespace: str) -> Selector:
@@ -103,7 +103,7 @@ def peer_selector(selector: LabelSelector, namespace: str) -> Selector:
     which means every endpoint.
     """
     requirements = _requirements(selector.match_labels, selector.match_expressions)
-    if any(item.source == _RESERVED_SOURCE or _is_namespace(item) for item in requirements):
+    if any(item.source == RESERVED_SOURCE or _is_namespace(item) for item in requirements):
         return Selector(requirements)
     if not namespace:
         return Selector(requirements | {_NAMESPACED})

@@ -9,14 +9,17 @@ from difflib import get_close_matches
 from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
-from nfq_enforcer.core.identity import HOST, RESERVED, WORLD, Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.identity import HOST, KUBE_APISERVER, RESERVED, WORLD, Identity
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.ipcache import Network
 from nfq_enforcer.core.tables.l7 import HttpMatch
 from nfq_enforcer.core.tables.policymap import L7Rule, LookupResult, PolicyMap, RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
+from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, Address
+from nfq_enforcer.policy.l7_match import matches_request
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.model import EndpointModel, build_model
 from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
@@ -136,12 +139,17 @@ class Simulation:
         enforcement: Enforcement = Enforcement.AUTO,
         *,
         allow_localhost: bool = True,
+        cluster: str = DEFAULT_CLUSTER,
+        kube_apiserver: Iterable[Address] = (),
         relevant: LabelFilter | None = None,
     ) -> None:
-        """Compile the documents; ``relevant`` selects the labels of an identity."""
+        """Compile the documents; the other arguments are as in the configuration of the agent.
+
+        ``relevant`` selects the labels of an identity.
+        """
         self._enforcement = enforcement
         self._allow_localhost = allow_localhost
-        self._model = build_model(documents, enforcement, relevant)
+        self._model = build_model(documents, enforcement, cluster, kube_apiserver, relevant)
         self._cidr_labels = {
             identity: labels for labels, identity in self._model.policy.local_identities.cidr_labels.items()
         }
@@ -166,9 +174,9 @@ class Simulation:
         ips = reversed(endpoint.document.spec.ips)  # the first of each family counts
         addresses: Mapping[Family, Network] = {_FAMILIES[ip.version]: ip_network(ip) for ip in ips}
         maps = self._model.maps(endpoint)
-        return ConnectionEnd(
-            endpoint.name, endpoint.identity, endpoint.identity_labels, addresses, maps, endpoint.ports
-        )
+        is_apiserver = any(ip.packed in self._model.kube_apiserver for ip in endpoint.document.spec.ips)
+        labels = endpoint.identity_labels.union(RESERVED[KUBE_APISERVER]) if is_apiserver else endpoint.identity_labels
+        return ConnectionEnd(endpoint.name, endpoint.identity, labels, addresses, maps, endpoint.ports)
 
     def rules(self, direction: Direction) -> tuple[Rule, ...]:
         """Return the rules of a direction, in the order of their documents."""
@@ -229,14 +237,17 @@ class Simulation:
         return known or ConnectionEnd(str(address), WORLD, RESERVED[WORLD], addresses, None)
 
     def _with_cidr_identity(self, end: ConnectionEnd, family: Family) -> ConnectionEnd:
-        """Return an end outside the cluster with the CIDR identity of its address, any other end unchanged."""
+        """Return an end outside the cluster with the identity of its address, any other end unchanged."""
         address = end.address(family)
         if end.identity != WORLD or address is None:
             return end
+        packed, ipcache = address.network_address.packed, self._model.ipcache
         identity = self._model.policy.local_identities.by_cidr.get(address)  # also of 0.0.0.0/0 and ::/0
         if identity is None and address.prefixlen:
-            identity = self._model.ipcache.lookup(address.network_address.packed).identity
+            identity = ipcache.underlying(packed).identity
         labels = self._cidr_labels.get(identity or WORLD, end.labels)
+        if address.prefixlen == address.max_prefixlen and packed in self._model.kube_apiserver:
+            return end._replace(identity=KUBE_APISERVER, labels=labels.union(RESERVED[KUBE_APISERVER]))
         return end._replace(identity=identity or WORLD, labels=labels)
 
     def _unknown_reference(self, reference: str) -> str:
@@ -275,7 +286,7 @@ class Simulation:
         if address is None:
             return ()
         if address.prefixlen:
-            return self._model.ipcache.local_identities(address.network_address.packed)
+            return self._model.ipcache.local_identities(address.network_address.packed, end.identity)
         identity = self._model.policy.local_identities.by_ip_block.get(address)
         return () if identity is None else (identity,)
 
@@ -318,7 +329,7 @@ def _evaluate_request(result: LookupResult, traffic: TrafficSpec, side: str) -> 
     request = traffic.request
     rules = tuple(
         dict.fromkeys(
-            rule.ref for rule in result.l7 if isinstance(rule.match, HttpMatch) and rule.match.matches(request)
+            rule.ref for rule in result.l7 if isinstance(rule.match, HttpMatch) and matches_request(rule.match, request)
         )
     )
     if rules:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_valid
 from pydantic.alias_generators import to_camel
 
 from nfq_enforcer.errors import DocumentError, DocumentErrors
+from nfq_enforcer.policy import templates
 from nfq_enforcer.policy.yaml_source import FieldPath, YamlDocument
 
 ItemT = TypeVar("ItemT")
@@ -45,13 +46,21 @@ class Part(BaseModel):
 Model = TypeVar("Model", bound=Part)
 
 
-def validate(model: type[Model], data: object, source: YamlDocument, base: FieldPath = ()) -> Model:
-    """Return the validated model of the data at ``base``; raise DocumentErrors with all errors."""
+def validate(
+    model: type[Model], data: object, source: YamlDocument, base: FieldPath = (), *, explain: bool = False
+) -> Model:
+    """Return the validated model of the data at ``base``; raise DocumentErrors with all errors.
+
+    ``explain``: name the marks of templates in the data, which must hold no secrets, in place of the errors they cause.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as invalid:
-        errors = [_error(model, dict(detail), source, base) for detail in invalid.errors(include_url=False)]
-        raise DocumentErrors(sorted(errors, key=lambda error: (error.line, error.column))) from None
+        details = _without_consequences(model, [dict(detail) for detail in invalid.errors(include_url=False)])
+        errors = [(_place(detail, base), _error(model, detail, source, base)) for detail in details]
+        if explain:
+            raise DocumentErrors(templates.explain_errors(errors, source, base, data)) from None
+        raise DocumentErrors(sorted((error for _, error in errors), key=lambda e: (e.line, e.column))) from None
 
 
 def unknown_name(name: str, names: Iterable[str], noun: str = "field", allowed: str = "") -> str:
@@ -60,6 +69,21 @@ def unknown_name(name: str, names: Iterable[str], noun: str = "field", allowed: 
     close = get_close_matches(name, known, 1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"unknown {noun} '{name}'; {hint}allowed: {allowed or ', '.join(known)}"
+
+
+def _without_consequences(model: type[Part], details: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the errors without those about a missing field beside an unsupported one, which stands in its place."""
+    unsupported = {
+        path[:-1]
+        for path in (detail["loc"] for detail in details if detail["type"] == "extra_forbidden")
+        if path[-1] in _part_at(model, path[:-1]).unsupported
+    }
+    return [detail for detail in details if detail["type"] != "missing" or detail["loc"][:-1] not in unsupported]
+
+
+def _place(detail: dict[str, Any], base: FieldPath) -> FieldPath:
+    path: FieldPath = detail["loc"]
+    return base + (path[:-1] if path[-1:] == ("[key]",) else path)
 
 
 def _error(model: type[Part], detail: dict[str, Any], source: YamlDocument, base: FieldPath) -> DocumentError:

@@ -1,8 +1,10 @@
 """Parser of YAML (and so JSON) to plain data, with the place of every field.
 
 Any text yields documents, or one DocumentError with its place. The parser refuses text that is not YAML, keys that are
-duplicate or not strings, tags other than those of YAML's own scalars, merge keys, and too many aliases or levels of
-nesting (a few hundred bytes of aliases can stand for billions of nodes). Timestamps remain text, as for kubectl.
+duplicate or not strings, tags other than those of YAML's own scalars, and too many aliases or levels of nesting (a few
+hundred bytes of aliases can stand for billions of nodes). Timestamps remain text, as for kubectl. A merge key (``<<``)
+adds the fields of one mapping, or of several in a list, that the mapping does not have itself; of several, the first
+counts (https://yaml.org/type/merge.html).
 """
 
 import contextlib
@@ -22,7 +24,8 @@ FieldPath = tuple[str | int, ...]
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _STANDARD = "tag:yaml.org,2002:"
 _STRING, _MAPPING, _SEQUENCE = f"{_STANDARD}str", f"{_STANDARD}map", f"{_STANDARD}seq"
-_AS_TEXT = {f"{_STANDARD}timestamp", f"{_STANDARD}value"}
+_MERGE = f"{_STANDARD}merge"
+_AS_TEXT = {_MERGE, f"{_STANDARD}timestamp", f"{_STANDARD}value"}
 _SCALARS = {_STRING, *(f"{_STANDARD}{name}" for name in ("int", "float", "bool", "null"))}
 
 
@@ -192,8 +195,15 @@ class _Composer:
     def _mapping(self, event: Any, depth: int) -> _Node:
         self._check_tag(event, event.tag, {_MAPPING})
         data: dict[str, object] = {}
+        merges: list[_Node] | None = None
         node = _Node(data, _position(event.start_mark))
         while not isinstance(key_event := next(self._events), yaml.MappingEndEvent):
+            if self._is_merge(key_event):
+                merged = self.node(next(self._events), depth + 1)
+                if merges is not None:
+                    raise self._error(key_event, "duplicate key '<<'; a list of mappings merges several")
+                merges = self._merged(merged, key_event)
+                continue
             key = self._key(key_event, depth)
             if key in data:
                 first = next(position for part, position, _ in node.children if part == key)
@@ -201,7 +211,24 @@ class _Composer:
             value = self.node(next(self._events), depth + 1)
             node.add(key, _position(key_event.start_mark), value)
             data[key] = value.data
+        for mapping in merges or ():
+            for part, position, child in mapping.children:
+                if part not in data:
+                    node.add(part, position, child)
+                    data[part] = child.data  # type: ignore[index]  # the parts of a mapping are strings
         return node
+
+    def _is_merge(self, event: Any) -> bool:
+        if not isinstance(event, yaml.ScalarEvent):
+            return False
+        return event.tag == _MERGE or (event.tag is None and event.implicit[0] and event.value == "<<")
+
+    def _merged(self, node: _Node, event: Any) -> list[_Node]:
+        """Return the mappings that a merge key names: one, or those of a list."""
+        mappings = [child for _, _, child in node.children] if isinstance(node.data, list) else [node]
+        if not all(isinstance(mapping.data, dict) for mapping in mappings):
+            raise self._error(event, "a merge key (<<) merges a mapping, or a list of mappings")
+        return mappings
 
     def _key(self, event: Any, depth: int) -> str:
         node = self.node(event, depth + 1)
@@ -224,8 +251,6 @@ class _Composer:
         tag = event.tag
         if tag in {None, "!"}:
             tag = self._scalars.resolve(yaml.ScalarNode, event.value, event.implicit)
-        if tag == f"{_STANDARD}merge":
-            raise self._error(event, "merge keys (<<) are not allowed; write the fields out")
         tag = _STRING if tag in _AS_TEXT else tag
         self._check_tag(event, tag, _SCALARS)
         return _Node(self._value(event, tag), _position(event.start_mark), event.value)

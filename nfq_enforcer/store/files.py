@@ -95,13 +95,17 @@ class FileStore:
     def acknowledge(self, batch: ChangeBatch) -> None:
         """Do nothing: no other node depends on it."""
 
-    async def apply(self, files: Sequence[File]) -> Applied:
+    def set_enforcing(self, *, enforcing: bool) -> None:
+        """Do nothing: no other node depends on it."""
+
+    async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
         """Apply the documents of files beside those in the folders, until this store ends."""
-        parsed = await asyncio.to_thread(loader.parse_all, files)
+        parsed = await asyncio.to_thread(loader.parse_all, files, ignore_other_kinds=ignore_other_kinds)
         before = set(self._state)
         await self._change(lambda: {**self._applied, **{item.document.key: item for item in parsed}})
         started = [self._started(item.document, before) for item in parsed if isinstance(item.document, Endpoint)]
-        return Applied(tuple("/".join(filter(None, item.document.key)) for item in parsed), tuple(started))
+        names = tuple("/".join(filter(None, item.document.key)) for item in parsed)
+        return Applied(names, tuple(started), loader.group_documents(item.document for item in parsed).policies)
 
     def _started(self, document: Endpoint, before: Set[tuple[Kind, str]]) -> Started:
         full_name = f"{document.namespace}/{document.name}"
@@ -171,10 +175,11 @@ class FileStore:
         documents = loader.load(self._paths, applied.values())
         enforceable.check(documents.policies)
         node = {(Kind.NODE, self._settings.name): self._record()}
-        return documents, {**node, **records_of(documents, self._settings.name, self._settings.relevant)}
+        settings = self._settings
+        return documents, {**node, **records_of(documents, settings.name, settings.relevant, settings.cluster)}
 
     def _record(self) -> NodeRecord:
-        return NodeRecord(self._settings.addresses, __version__, self._settings.datapath)
+        return NodeRecord(self._settings.registered_addresses, __version__, self._settings.datapath)
 
     def _fingerprint(self) -> _Fingerprint:
         return tuple(mark for path in self._paths for mark in _marks(path))

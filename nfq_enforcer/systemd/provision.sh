@@ -267,7 +267,7 @@ install_program() {
     [ -f "$tree/setup.cfg" ] && [ -d "$tree/nfq_enforcer/core" ] ||
         fail "$here is not in the repository of nfq_enforcer: clone it, and run nfq_enforcer/systemd/provision.sh there"
     mkdir "$work/tree" # pip builds in the tree, which may belong to another user or be read-only
-    cp -RL "$tree"/{setup.cfg,pyproject.toml,README.md,LICENSE,nfq_enforcer} "$work/tree"
+    cp -RL "$tree"/{setup.cfg,pyproject.toml,README.md,LICENSE,requirements,nfq_enforcer} "$work/tree"
     find "$work/tree" -name __pycache__ -prune -exec rm -rf {} +
     local print
     print=$(cd "$work/tree" && find . -type f -print0 | sort -z | xargs -0 sha256sum | sha256sum)
@@ -275,7 +275,11 @@ install_program() {
         say "installing the program in $PROGRAM"
         rm -f $PROGRAM/.installed
         quietly python3 -m venv --clear $PROGRAM
-        quietly $PROGRAM/bin/pip install "$work/tree"
+        # the packages are those of the lock, the tools that build them included
+        local pip=("$PROGRAM/bin/pip" install --no-build-isolation)
+        quietly "${pip[@]}" --require-hashes -r "$work/tree/requirements/build.txt"
+        quietly "${pip[@]}" --require-hashes -r "$work/tree/requirements/run.txt"
+        quietly "${pip[@]}" --no-deps "$work/tree"
         printf '%s\n' "$print" >$PROGRAM/.installed
         changed=yes
     fi

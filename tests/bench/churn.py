@@ -143,7 +143,7 @@ def _rows(churn: Churn) -> list[tuple[str, str, str]]:
     simulation, written, updates = churn.simulation, churn.written, churn.updates
     cores, sizes = [f"{value:.1%}" for value in churn.cpu], [f"{value:.0f}" for value in churn.memory]
     changes = written["starts"] + written["stops"]
-    commands = (written["commands"] - written["signs_of_life"]) / changes
+    commands = (written["commands"] - written["heartbeat_commands"]) / changes
     rate = changes / written["seconds"]
     pace = f"{rate / 2:.0f} starts and as many stops a second for {written['seconds']:.0f} s"
     title = f"{pace}, {simulation.news:.0%} new labels"

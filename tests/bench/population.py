@@ -103,7 +103,7 @@ def _value(written: dict[str, Any]) -> tuple[Kind, str, str]:
     return Kind.DOCUMENT, document_name(document), schema.encode_document(document)
 
 
-async def _live(url: str) -> None:
+async def _heartbeat(url: str) -> None:
     async with connected(url, node_name(0)) as store:
         while True:
             await store.heartbeat(node_name(0), 1)
@@ -120,7 +120,7 @@ def main() -> None:
     os.close(sys.stdout.fileno())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if count > FEW:
-        asyncio.run(_live(url))
+        asyncio.run(_heartbeat(url))
 
 
 if __name__ == "__main__":

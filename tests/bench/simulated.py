@@ -18,9 +18,10 @@ from typing import Any
 
 from nfq_enforcer.cluster.records import EndpointRecord, EndpointRequest, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import STORE
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.address import parse
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.commands import Commands, Request, Written
@@ -106,8 +107,8 @@ async def fill(simulation: Simulation) -> dict[str, float]:
         kinds = [kind(number) for number in range(simulation.kinds)]
         for start in range(0, simulation.endpoints, _BATCH):
             numbers = range(start, min(start + _BATCH, simulation.endpoints))
-            placed = [endpoint(one, kinds[one % len(kinds)], simulation.nodes) for one in numbers]
-            await store.write(Request(placed))
+            requests = [endpoint(number, kinds[number % len(kinds)], simulation.nodes) for number in numbers]
+            await store.write(Request(requests))
         return {"commands": store.sent, "seconds": time.perf_counter() - begun}
 
 
@@ -173,25 +174,25 @@ async def churn(simulation: Simulation) -> dict[str, float]:
         stores = [await stack.enter_async_context(connected(simulation.url, name)) for name in nodes]
         for store in stores:
             store.sent = 0
-        living = [asyncio.create_task(_live(*one)) for one in zip(stores, nodes, strict=True)]
-        one = _Churn(simulation, stores)
-        seconds = await one.run()
-        for task in living:
+        heartbeats = [asyncio.create_task(_heartbeat(store, node)) for store, node in zip(stores, nodes, strict=True)]
+        churn_run = _Churn(simulation, stores)
+        seconds = await churn_run.run()
+        for task in heartbeats:
             task.cancel()
-        signs = sum(await asyncio.gather(*living))
+        heartbeat_commands = sum(await asyncio.gather(*heartbeats))
         return {
             "seconds": seconds,
-            "starts": one.starts,
-            "stops": one.stops,
-            "allocated": one.allocated,
+            "starts": churn_run.starts,
+            "stops": churn_run.stops,
+            "allocated": churn_run.allocated,
             "commands": sum(store.sent for store in stores),
-            "signs_of_life": signs,
-            "write_p50": quantiles(one.took, n=100)[49],
-            "write_p99": quantiles(one.took, n=100)[98],
+            "heartbeat_commands": heartbeat_commands,
+            "write_p50": quantiles(churn_run.took, n=100)[49],
+            "write_p99": quantiles(churn_run.took, n=100)[98],
         }
 
 
-async def _live(store: Commands, node: str) -> int:
+async def _heartbeat(store: Commands, node: str) -> int:
     """Send heartbeats until cancelled; return the number of commands that they took."""
     own, timings = 0, DEFAULT_TIMINGS
     with suppress(asyncio.CancelledError):
@@ -208,16 +209,17 @@ async def allocate(simulation: Simulation) -> dict[str, float]:
     """Start all endpoints, one command for each, from concurrent clients; return the seconds and new identities."""
     async with AsyncExitStack() as stack:
         clients = range(simulation.clients)
-        stores = [await stack.enter_async_context(connected(simulation.url, node_name(one))) for one in clients]
+        stores = [await stack.enter_async_context(connected(simulation.url, node_name(number))) for number in clients]
         kinds = [kind(number) for number in range(simulation.kinds)]
-        placed = [endpoint(one, kinds[one % len(kinds)], len(stores)) for one in range(simulation.endpoints)]
+        numbers = range(simulation.endpoints)
+        requests = [endpoint(number, kinds[number % len(kinds)], len(stores)) for number in numbers]
         begun = time.perf_counter()
-        new = await asyncio.gather(*(_allocate(store, placed[at :: len(stores)]) for at, store in enumerate(stores)))
+        new = await asyncio.gather(*(_allocate(store, requests[at :: len(stores)]) for at, store in enumerate(stores)))
         return {"seconds": time.perf_counter() - begun, "allocated": sum(new)}
 
 
-async def _allocate(store: Commands, placed: Sequence[EndpointRequest]) -> int:
-    return sum([len((await store.write(Request([one]))).new) for one in placed])
+async def _allocate(store: Commands, requests: Sequence[EndpointRequest]) -> int:
+    return sum([len((await store.write(Request([request]))).new) for request in requests])
 
 
 VERBS = {"fill": fill, "churn": churn, "allocate": allocate}

@@ -10,10 +10,11 @@ from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP, read_key
 from nfq_enforcer.dataplane.queue.ctnetlink import read_flow, split_messages
 from nfq_enforcer.dataplane.queue.netlink import MessageError
 from tests.support.conntracks import Way, entry
+from tests.support.effort import scaled
 from tests.support.nodes import FAMILIES
 
-SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=500)
-BULK = 50_000
+SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=scaled(500))
+BULK = scaled(50_000)
 
 ENTRIES = [
     entry(proto, Way(at.client, at.web, 7, port), tcp_state=3 if proto == TCP else None)

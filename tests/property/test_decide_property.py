@@ -11,6 +11,7 @@ from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
 from nfq_enforcer.core.wire.packet import TCP, UDP, parse
+from tests.support.effort import scaled
 from tests.support.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
 from tests.support.packets import (
     error,
@@ -32,8 +33,8 @@ from tests.support.packets import (
     udp_answer,
 )
 
-SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=500)
-BULK = 120_000
+SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=scaled(500))
+BULK = scaled(120_000)
 
 BUILDERS = [syn, syn_ack, request, response, fin, rst, server_syn, server_rst, udp, udp_answer, ping, pong, sctp]
 PAIRS = [

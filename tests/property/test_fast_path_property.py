@@ -10,6 +10,7 @@ from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.core.wire.fast_parse import parse_fast
 from nfq_enforcer.core.wire.packet import TCP, UDP, checksum, parse
 from nfq_enforcer.core.wire.stamp import read
+from tests.support.effort import scaled
 from tests.support.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
 from tests.support.packets import (
     Build,
@@ -30,7 +31,7 @@ from tests.support.packets import (
     unfinished,
 )
 
-COUNT = 60_000
+COUNT = scaled(60_000)
 
 LARGE = bytes(MTU - 50)
 FORWARD: list[Build] = [syn, request, request, request, fin, udp, udp, udp, ping]

@@ -15,6 +15,7 @@ from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
 from nfq_enforcer.policy.rules import NamedPort, PortSet
 from nfq_enforcer.policy.rules_index import NO_PORTS
+from tests.support.effort import scaled
 
 NAMESPACE = "io.kubernetes.pod.namespace"
 KINDS = [
@@ -166,4 +167,4 @@ class Changes(RuleBasedStateMachine):
 
 
 TestChanges = Changes.TestCase
-TestChanges.settings = settings(max_examples=100, stateful_step_count=12, deadline=None)
+TestChanges.settings = settings(max_examples=scaled(100), stateful_step_count=12, deadline=None)

@@ -21,10 +21,11 @@ from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, Verdict
 from nfq_enforcer.core.wire.packet import TCP, UDP, parse, reply_key
 from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
+from tests.support.effort import scaled
 from tests.support.nodes import rule
 from tests.support.packets import ACK, PSH, SYN, datagram, identity_on, packed, tcp
 
-ROUNDS, STEPS = 60, 600
+ROUNDS, STEPS = scaled(60), 600
 CLUSTER, UPLINK = Interface("eth0", 1500), Interface("wan0", 1500)
 SERVICE = 80
 EARLIER = 0  # an epoch that is never in force

@@ -23,11 +23,12 @@ from nfq_enforcer.core.identity import CLUSTER_MAX, CLUSTER_MIN, Identity
 from nfq_enforcer.core.verdict import PacketError
 from nfq_enforcer.core.wire.packet import Packet, checksum, parse, parse_quoted, reply_key
 from nfq_enforcer.core.wire.stamp import Stamp, read, stamp_template, strip, write
+from tests.support.effort import scaled
 
 T = TypeVar("T")
 
-SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=500)
-BULK = 100_000
+SAME_EVERY_TIME = settings(derandomize=True, database=None, deadline=None, max_examples=scaled(500))
+BULK = scaled(100_000)
 
 STAMP = Stamp(Identity(4711), 1)
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src="fd00::1", dst="fd00::2")

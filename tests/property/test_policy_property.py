@@ -21,8 +21,10 @@ from nfq_enforcer.core.tables.policymap import LookupResult
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy import loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
+from nfq_enforcer.policy.l7_match import matches_request
 from nfq_enforcer.policy.loader import parse
 from nfq_enforcer.policy.model import ClusterModel, build_model
+from tests.support.effort import scaled
 
 Spec = dict[str, Any]
 NAMESPACES = ["one", "two"]
@@ -83,6 +85,7 @@ def read_endpoint(document: Spec) -> ProbeEnd:
     made = {
         NAMESPACE: namespace,
         "io.cilium.k8s.policy.serviceaccount": "default",
+        "io.cilium.k8s.policy.cluster": "default",
         f"{PREFIX}kubernetes.io/metadata.name": namespace,
         TEAM: namespace[0],
     }
@@ -516,7 +519,7 @@ def look_up(cluster: ClusterModel, direction: str, subject: int, peer: ProbeEnd,
     return LookupResult(*policy.lookup(found, *port, cluster.ipcache.local_identities(address)))
 
 
-@settings(max_examples=PROBE_COUNT // 100, deadline=None)
+@settings(max_examples=scaled(PROBE_COUNT // 100), deadline=None)
 @given(DOCUMENTS, st.sampled_from(Enforcement), st.integers(0, len(ENDPOINT_DOCUMENTS) - 1), st.permutations(PROBES))
 def test_a_naive_reading_of_the_documents_agrees_with_the_compiled_maps(
     documents: list[Spec], mode: Enforcement, subject: int, ports: list[tuple[int, int]]
@@ -532,19 +535,19 @@ def test_a_naive_reading_of_the_documents_agrees_with_the_compiled_maps(
         matched = [rule.match for rule in found.l7 if isinstance(rule.match, HttpMatch)]
         assert len(matched) == len(found.l7)
         assert bool(matched) is bool(requests)
-        assert [any(match.matches(request) for match in matched) for request in REQUESTS] == [
+        assert [any(matches_request(match, request) for match in matched) for request in REQUESTS] == [
             request_passes(requests, request) for request in REQUESTS
         ]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=scaled(500), deadline=None)
 @given(st.text() | st.text(alphabet="[]{}:,-&*!|>%@?# \n\t'\"ab<0.~"))
 def test_any_text_gives_documents_or_errors(text: str) -> None:
     with suppress(DocumentErrors):
         parse(text, "x.yaml")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=scaled(200), deadline=None)
 @given(st.binary())
 def test_any_bytes_give_text_or_an_error(raw: bytes) -> None:
     with suppress(DocumentError):
@@ -563,7 +566,7 @@ KINDS = st.sampled_from(["Endpoint", "Namespace", "CiliumNetworkPolicy", "List"]
 VERSIONS = st.sampled_from(["v1", "cilium.io/v2", "nfq-enforcer.io/v1"]) | SHAPES
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=scaled(500), deadline=None)
 @given(
     st.fixed_dictionaries(
         {"kind": KINDS, "apiVersion": VERSIONS},

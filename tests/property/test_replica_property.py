@@ -18,6 +18,7 @@ from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.documents import Namespace
 from nfq_enforcer.policy.rules import NamedPort
 from tests.property.test_incremental_property import DOCUMENTS, HTTP, HTTP_TOO, KINDS
+from tests.support.effort import scaled
 from tests.support.packets import packed
 
 NUMBERS = [Identity(300 + number) for number in range(6)]
@@ -154,4 +155,4 @@ class Changes(RuleBasedStateMachine):
 
 
 TestChanges = Changes.TestCase
-TestChanges.settings = settings(max_examples=100, stateful_step_count=12, deadline=None)
+TestChanges.settings = settings(max_examples=scaled(100), stateful_step_count=12, deadline=None)

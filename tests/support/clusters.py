@@ -84,7 +84,8 @@ class PolicyCluster:
             return _RESERVED[name], ()
         address = str(self.endpoint(name).document.spec.ips[0]) if "/" in name else name
         packed = ip_address(address).packed
-        return self.model.ipcache.lookup(packed).identity, self.model.ipcache.local_identities(packed)
+        identity = self.model.ipcache.lookup(packed).identity
+        return identity, self.model.ipcache.local_identities(packed, identity)
 
     def ingress_allowed(self, *peers: str, port: str = "80/TCP", of: str = "shop/db") -> list[bool]:
         """Return for each peer whether ingress from it to this port is allowed."""

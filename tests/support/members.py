@@ -14,7 +14,8 @@ from redis.asyncio import Redis
 from nfq_enforcer.cluster.records import Change, EndpointRecord, EndpointRequest, Kind, NodeRecord
 from nfq_enforcer.cluster.source import Started
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.address import parse
 from nfq_enforcer.store.redis.commands import Commands

@@ -4,7 +4,8 @@ from ipaddress import ip_address
 
 from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.commands import Commands, Request
 from nfq_enforcer.store.redis.mirror import Mirror

@@ -5,10 +5,11 @@ from typing import Any
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.cluster import node_status
 from nfq_enforcer.agent.handlers.parts import Parts
-from nfq_enforcer.agent.params import seconds, text
+from nfq_enforcer.agent.params import flag, seconds, text
 from nfq_enforcer.cluster.source import Applied
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.loader import File
+from nfq_enforcer.policy.warnings import ClusterFacts, warnings
 
 _MAX_WAIT = 600.0  # s that a request may wait for other nodes
 
@@ -41,6 +42,8 @@ class PolicyHandlers:
             "revision": parts.reconciler.revision,
             "enforcement": parts.config.enforcement,
             "allow_localhost": parts.config.allow_localhost,
+            "cluster": parts.config.cluster,
+            "kube_apiserver": [str(address) for address in parts.config.kube_apiserver],
             "identity_labels": list(parts.config.identity_labels),
             "documents": [
                 *(record.document() for record in parts.replica.endpoints.values()),
@@ -55,10 +58,16 @@ class PolicyHandlers:
             files = [File(_string(name), _string(text)) for name, text in params["files"]]
         except (KeyError, TypeError, ValueError):
             raise BadInput("files must be a list of pairs: a name, and the text of the documents") from None
-        wait = _wait(params)
-        applied = await self._parts.store.apply(files)
+        wait, ignore = _wait(params), flag(params, "ignore_other_kinds")
+        applied = await self._parts.store.apply(files, ignore_other_kinds=ignore)
         await self._parts.reconciler.reconcile()
-        return {**_applied(applied), **await self._rollout(wait)}
+        warned = list(warnings(applied.policies, self._facts()))
+        return {**_applied(applied), "warnings": warned, **await self._rollout(wait)}
+
+    def _facts(self) -> ClusterFacts:
+        settings, identities = self._parts.settings, self._parts.names.identities.values()
+        sources = frozenset(label.source for labels in identities for label in labels)
+        return ClusterFacts(settings.cluster, bool(settings.kube_apiserver), sources, settings.relevant)
 
     async def delete(self, params: Params) -> dict[str, Any]:
         """Delete an applied policy; return once this node enforces the rest, with ``wait`` all live nodes."""

@@ -15,6 +15,7 @@ from nfq_enforcer.observe.status import (
     LogCounts,
     PacketCounts,
     Refusal,
+    RulesStatus,
     StoreStatus,
     WorkersStatus,
     WorkerStatus,
@@ -29,6 +30,7 @@ class StatusHandlers:
         """Set the parts to read."""
         self._parts = parts
         self._lost = 0  # packets that were queued and received no verdict, so far
+        self._repairs, self._uncounted = 0, 0  # a repair resets the kernel's count of queued packets
 
     async def status(self, _params: Params) -> dict[str, Any]:
         """Return the agent's status."""
@@ -60,6 +62,19 @@ class StatusHandlers:
             workers=[_worker_status(worker) for worker in parts.workers.processes],
             log=LogCounts(parts.log.seen),
             problems=[problem(*pair) for pair in parts.interfaces.check().items()],
+            rules=self._rules(),
+        )
+
+    def _rules(self) -> RulesStatus:
+        state = self._parts.reconciler.guard.state
+        return RulesStatus(
+            intact=state.intact,
+            since=utc_time(state.since),
+            missing=state.missing,
+            error=state.error,
+            repairs=state.repairs,
+            last_repair=None if state.last_repair is None else utc_time(state.last_repair),
+            last_missing=state.last_missing,
         )
 
     def _refusal(self) -> Refusal | None:
@@ -71,7 +86,11 @@ class StatusHandlers:
         queued, verdicts = await asyncio.to_thread(self._parts.rules.queued), workers.verdicts
         state = workers.state
         waiting = backlog(*state.queues)
-        self._lost = max(self._lost, queued - verdicts - (waiting.waiting if waiting else 0))
+        with_verdict = verdicts + (waiting.waiting if waiting else 0)
+        repairs = self._parts.reconciler.guard.state.repairs
+        if repairs != self._repairs:
+            self._repairs, self._uncounted = repairs, self._lost + with_verdict - queued
+        self._lost = max(self._lost, queued + self._uncounted - with_verdict)
         return WorkersStatus(
             queue=workers.first_queue,
             queues=list(state.queues),

@@ -2,7 +2,8 @@
 
 Endpoints of this node are not in the ipcache (``Snapshot.endpoints`` has them), nor is this node itself: the hook
 identifies packets from and to the host. An address without a peer has the identity of the longest prefix that a policy
-names for it, else ``world``.
+names for it, else ``world``. The addresses of the Kubernetes API server (configuration) are ``kube-apiserver``, and
+keep the identity that they would have without it as a local identity, so that policy on either one applies.
 
 Peers are numerous and change one by one, so the ipcache does not own them: it reads a mapping that its owner may change
 between two look-ups.
@@ -17,7 +18,7 @@ from ipaddress import IPv4Network, IPv6Network
 from itertools import chain
 from typing import Any, NamedTuple
 
-from nfq_enforcer.core.identity import WORLD, Identity
+from nfq_enforcer.core.identity import ANY, KUBE_APISERVER, WORLD, Identity, travels
 
 Network = IPv4Network | IPv6Network
 
@@ -27,6 +28,7 @@ class Peer(NamedTuple):
 
     identity: Identity
     remote: bool  # in the cluster and on another node: packets to it are stamped
+    is_node: bool = False  # the address of a node, which may route packets and quote them in ICMP errors
 
 
 PeerChange = tuple[bytes, Peer | None]
@@ -120,7 +122,7 @@ NO_PREFIXES = Prefixes({})
 class Ipcache:
     """Ipcache: look-up of peers by address (4 or 16 bytes)."""
 
-    __slots__ = ("_blocks", "_cluster", "_outside", "_peers", "_sites", "_unknown")
+    __slots__ = ("_blocks", "_cluster", "_kube_apiserver", "_outside", "_peers", "_sites", "_unknown")
 
     def __init__(
         self,
@@ -129,17 +131,19 @@ class Ipcache:
         outside: Prefixes = NO_PREFIXES,
         blocks: Prefixes = NO_PREFIXES,
         sites: Mapping[bytes, Identity] | None = None,
+        kube_apiserver: frozenset[bytes] = frozenset(),
     ) -> None:
         """Take the peers, and further networks that count as part of the cluster.
 
         ``outside``: identities of addresses without a peer. ``blocks``, ``sites``: local identities of all addresses,
-        by prefix and by address.
+        by prefix and by address. ``kube_apiserver``: addresses of the Kubernetes API server.
         """
         self._peers = peers
         self._cluster = tuple((net.max_prefixlen, int(net.network_address), int(net.netmask)) for net in cluster)
         self._outside = outside
         self._blocks = blocks
         self._sites = sites or {}
+        self._kube_apiserver = kube_apiserver
         self._unknown: dict[bytes, Peer] = {}  # cached results for addresses without a peer
 
     def with_peers(self, peers: Mapping[bytes, Peer]) -> "Ipcache":
@@ -150,13 +154,23 @@ class Ipcache:
 
     def lookup(self, address: bytes) -> Peer:
         """Return the peer of this address; without one, a peer with the identity of its prefix, or ``world``."""
+        if self._kube_apiserver and address in self._kube_apiserver:
+            found = self.underlying(address)
+            return found if travels(found.identity) else found._replace(identity=KUBE_APISERVER)
+        return self.underlying(address)
+
+    def underlying(self, address: bytes) -> Peer:
+        """Return the peer of this address as if it were no address of the Kubernetes API server."""
         return self._peers.get(address) or self._unknown.get(address) or self._resolve_unknown(address)
 
-    def local_identities(self, address: bytes) -> tuple[Identity, ...]:
-        """Return the local identities of this address."""
-        if not self._sites and not self._blocks:
+    def local_identities(self, address: bytes, identity: Identity = ANY) -> tuple[Identity, ...]:
+        """Return the local identities of this address, in addition to ``identity``, the one that its owner has."""
+        if not self._sites and not self._blocks and not self._kube_apiserver:
             return ()
-        found = (self._blocks.lookup(address), self._sites.get(address))
+        found: tuple[Identity | None, ...] = (self._blocks.lookup(address), self._sites.get(address))
+        if address in self._kube_apiserver:
+            other = self.underlying(address).identity if identity == KUBE_APISERVER else KUBE_APISERVER
+            found = (*found, other)
         return tuple(identity for identity in found if identity is not None)
 
     def _resolve_unknown(self, address: bytes) -> Peer:

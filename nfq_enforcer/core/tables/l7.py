@@ -1,11 +1,9 @@
-"""Layer-7 matches: HTTP requests and DNS names, by Cilium's ``rules``.
+"""Layer-7 matches: the HTTP requests and DNS names of Cilium's ``rules``, as data; ``policy.l7_match`` evaluates them.
 
-A pattern has to match its complete field, with all its alternatives anchored. All fields of a rule have to match; an
-empty field matches everything. Header names are case-insensitive, values are not.
+A pattern is an RE2 expression that has to match its complete field, with all its alternatives anchored. All fields of a
+rule have to match; an empty field matches everything. Header names are case-insensitive, values are not.
 """
 
-import re
-from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -15,7 +13,7 @@ class HttpRequest(NamedTuple):
     method: str = "GET"
     path: str = "/"  # with the query, as the request line has it
     host: str = ""
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()  # a header may occur several times
 
 
 class HeaderMatch(NamedTuple):
@@ -23,11 +21,7 @@ class HeaderMatch(NamedTuple):
 
     name: str
     value: str | None = None
-
-    def matches(self, headers: tuple[tuple[str, str], ...]) -> bool:
-        """Tell whether one of the headers matches."""
-        wanted = self.name.lower()
-        return any(name.lower() == wanted and self.value in {None, value} for name, value in headers)
+    mismatch: str = ""  # a request without the header: "" does not match, else it passes, with this action of the proxy
 
 
 class HttpMatch(NamedTuple):
@@ -38,30 +32,8 @@ class HttpMatch(NamedTuple):
     host: str = ""
     headers: tuple[HeaderMatch, ...] = ()
 
-    def matches(self, request: HttpRequest) -> bool:
-        """Tell whether the request matches."""
-        return (
-            _whole(self.method, request.method)
-            and _whole(self.path, request.path)
-            and _whole(self.host, request.host)
-            and all(header.matches(request.headers) for header in self.headers)
-        )
-
 
 class DnsMatch(NamedTuple):
     """DNS match: a regular expression of query names, without a trailing dot."""
 
     name: str
-
-    def matches(self, asked: str) -> bool:
-        """Tell whether the name matches."""
-        return _whole(self.name, asked.removesuffix("."), ignore_case=True)
-
-
-def _whole(pattern: str, text: str, ignore_case: bool = False) -> bool:
-    return not pattern or _compiled(pattern, ignore_case).fullmatch(text) is not None
-
-
-@lru_cache(maxsize=4096)
-def _compiled(pattern: str, ignore_case: bool) -> re.Pattern[str]:
-    return re.compile(pattern, re.IGNORECASE if ignore_case else re.NOFLAG)

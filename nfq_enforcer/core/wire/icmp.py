@@ -9,6 +9,7 @@ from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, IPV4_HEADER, IPV6_HEADER
 _ICMP_HEADER = 8
 _LONGEST_IPV4 = 576  # RFC 1812 section 4.3.2.3
 _LONGEST_IPV6 = 1280  # RFC 4443 section 2.4 (c)
+_MIN_MTU = {4: 68, 6: 1280}  # RFC 791 section 3.2, RFC 8200 section 5
 _INTERNETWORK_CONTROL = 0xC0  # the precedence of errors, RFC 1812 section 4.3.2.5
 _HOPS = 64
 _DF = 0x40  # in the first byte of flags and fragment offset
@@ -19,6 +20,33 @@ def too_big(payload: bytes, packet: Packet, mtu: int, source: bytes) -> bytes:
     if packet.version == 4:
         return _fragmentation_needed(payload, packet, mtu, source)
     return _packet_too_big(payload, packet, mtu, source)
+
+
+def lower_mtu(payload: bytes, packet: Packet, reduction: int) -> bytes:
+    """Return a "fragmentation needed" or "packet too big" error that announces a smaller MTU; other packets unchanged.
+
+    A router announces the MTU of its link to the sender of a stamped packet. That sender has no stamp in its own path
+    MTU, so it has to leave room for the stamp that its node adds: otherwise each of its packets exceeds the link again.
+    An IPv4 router that announces no MTU (RFC 1191 section 3) is left alone, and no MTU is lowered below the minimum of
+    its family.
+    """
+    at = packet.l4_offset
+    if (packet.version, packet.icmp_type, packet.icmp_code) == (4, 3, 4):
+        field = slice(at + 6, at + 8)
+    elif (packet.version, packet.icmp_type) == (6, 2):
+        field = slice(at + 4, at + 8)
+    else:
+        return payload
+    announced = int.from_bytes(payload[field], "big")
+    lowered = max(announced - reduction, min(announced, _MIN_MTU[packet.version]))
+    if lowered == announced:
+        return payload
+    # RFC 1624, equation 3: the checksum changes by the difference of the two fields.
+    total = 0xFFFF - int.from_bytes(payload[at + 2 : at + 4], "big") - announced % 65535 + lowered % 65535
+    rewritten = bytearray(payload)
+    rewritten[field] = lowered.to_bytes(field.stop - field.start, "big")
+    rewritten[at + 2 : at + 4] = (-total % 65535).to_bytes(2, "big")
+    return bytes(rewritten)
 
 
 def clear_df(payload: bytes, identification: int) -> bytes:

@@ -23,6 +23,10 @@ class OffloadRules(Protocol):
     def uses_marks(self) -> bool:
         """Return whether packets and flows have marks of ours."""
 
+    @property
+    def undecided(self) -> str:
+        """Return the match of packets without a verdict; empty: a packet with one never passes the rules again."""
+
     def entry_rules(self, chains: Iterable[str], queue: str) -> list[str]:
         """Return the rules of the offload: at the start of each entry chain, in chains of its own, before the queue."""
 
@@ -34,6 +38,7 @@ class PerPacketRules:
     """Per-packet mode: every packet goes through a queue, nothing is offloaded."""
 
     uses_marks = False
+    undecided = ""
 
     def entry_rules(self, chains: Iterable[str], queue: str) -> list[str]:
         """Return no rules."""
@@ -54,6 +59,7 @@ class PerFlowRules:
     epoch: int | None  # None: no epoch is in force, so every packet goes through a queue
 
     uses_marks = True
+    undecided = f"-m mark ! --mark {connmark.REQUEST:#x}/{connmark.REQUEST:#x}"
 
     @property
     def reuses_marks(self) -> bool:
@@ -72,8 +78,8 @@ class PerFlowRules:
         return [
             *(f"-A {chain} -j {MARKED}" for chain in chains),
             *self.epoch_rules(),
-            f"-A {queue} -j MARK --set-xmark 0/{connmark.PACKET_MASK:#x}",
-            f"-A {queue} -m connmark ! --mark 0/{connmark.MASK:#x} -j {SENDER}",
+            f"-A {queue} -j MARK --set-xmark 0x0/{connmark.PACKET_MASK:#x}",
+            f"-A {queue} -m connmark ! --mark 0x0/{connmark.MASK:#x} -j {SENDER}",
             sender.format("ORIGINAL", connmark.FROM_OPENER),
             sender.format("REPLY", connmark.FROM_REPLIER),
         ]
@@ -102,7 +108,7 @@ class PerFlowRules:
             f"-A {MARKED} -m mark --mark {connmark.REQUEST:#x}/{connmark.REQUEST:#x} -g {SIGNED}",
             f"-A {SIGNED} -j CONNMARK --set-xmark {connmark.RETIRED:#x}/{connmark.MASK:#x}",
             *mark,
-            f"-A {SIGNED} -j MARK --set-xmark 0/{connmark.PACKET_MASK:#x}",
+            f"-A {SIGNED} -j MARK --set-xmark 0x0/{connmark.PACKET_MASK:#x}",
             f"-A {SIGNED} -j ACCEPT",
         ]
 
@@ -112,7 +118,7 @@ class PerFlowRules:
         A packet that arrives, or that a local program sends with SO_MARK, must not look like one with a verdict. A
         packet that leaves must not show the bits that our rules set.
         """
-        field = f"0/{connmark.PACKET_MASK:#x}"
+        field = f"0x0/{connmark.PACKET_MASK:#x}"
         return [f"-A {chain} -m mark ! --mark {field} -j MARK --set-xmark {field}" for chain in chains]
 
 

@@ -1,9 +1,9 @@
 """The kernel's rules, as text: which packets go through a queue.
 
 Our chains are in table ``security``, whose hooks come after those of ``filter`` and of DNAT and before those of SNAT.
-The verdict of a queue ends the base chain that the packet came from; in this table no rule of the administrator
-follows, so none is skipped (docs/decisions/0001-security-table.md). Table ``mangle`` lowers the MSS of TCP connections
-that cross a cluster interface, to leave room for the stamp.
+The verdict of a queue ends the base chain that the packet came from; our jump follows the administrator's rules that
+drop or mark packets, so none of these is skipped (docs/decisions/0001-security-table.md, 0011-rules-guard.md). Table
+``mangle`` lowers the MSS of TCP connections that cross a cluster interface, to leave room for the stamp.
 
 Each packet goes through a queue at most once on a node: in INPUT, FORWARD or OUTPUT. Loopback packets do so in OUTPUT.
 If the driver has a separate queue for packets that may be stamped, packets that leave by a cluster interface go through
@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.wire import stamp
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.rules.base_chain import place_jump
 from nfq_enforcer.dataplane.rules.offload_rules import MARKED, PER_PACKET, SENDER, SIGNED, OffloadRules, PerFlowRules
 
 Service = tuple[IPv4Address | IPv6Address, int]
@@ -42,9 +43,16 @@ class AddressFamily(NamedTuple):
     ipset_family: str
     header: int  # bytes of the fixed IP header
 
+    @property
+    def label(self) -> str:
+        """Return the name of the family for people."""
+        return f"IPv{self.version}"
+
 
 IPV4 = AddressFamily(4, "iptables", "nfqe-local4", "nfqe-store4", "inet", 20)
 IPV6 = AddressFamily(6, "ip6tables", "nfqe-local6", "nfqe-store6", "inet6", 40)
+
+LOCAL_TYPE, STORE_TYPE = "hash:ip", "hash:ip,port"  # of the sets
 
 QUEUE = "NFQE-QUEUE"  # sends packets to the queues
 ERRORS = "NFQE-ERRORS"  # sends ICMP errors to the first worker
@@ -55,9 +63,9 @@ _ENTRIES = {"INPUT": "NFQE-INPUT", "FORWARD": "NFQE-FORWARD", "OUTPUT": "NFQE-OU
 _UNMARK = "NFQE-UNMARK"  # clears our bits in the packet marks of locally sent packets
 _MANGLED = {"PREROUTING": "NFQE-MSS-IN", "POSTROUTING": "NFQE-MSS-OUT", "OUTPUT": _UNMARK}
 HOOKS = {"security": _ENTRIES, "mangle": _MANGLED}
-# In table security our verdict ends the base chain, so our jump follows the administrator's rules. In table mangle a
-# rule of the administrator may end the base chain, so our jump comes first.
-_JUMP = {"security": "-A {} -j {}", "mangle": "-I {} 1 -j {}"}
+# In table security our verdict ends the base chain, so our jump follows those of the administrator's rules that cannot
+# accept a packet (see ``base_chain``). In table mangle nothing of ours ends a base chain, so our jump comes first.
+_FIRST = {"security": False, "mangle": True}
 CHAINS = {
     "security": (*_ENTRIES.values(), MARKED, SIGNED, SENDER, _ICMPV6, _ENDS, SOURCES, QUEUE, ERRORS),
     "mangle": tuple(_MANGLED.values()),
@@ -68,6 +76,8 @@ _SPARE = 8  # bytes
 _NEIGHBOUR_DISCOVERY = (133, 134, 135, 136, 137)  # RFC 4861; valid only with hop limit 255, so never forwarded
 _LISTENER_DISCOVERY = (130, 131, 132, 143)  # RFC 3810; link-local as well, with hop limit 1
 _ICMP = {4: ("icmp", "icmp --icmp-type"), 6: ("ipv6-icmp", "icmp6 --icmpv6-type")}
+# IPv4: a header of more than 5 words. IPv6: a Destination Options header, also after other extension headers.
+_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header dst --soft"}
 _ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}  # types that ``Packet.error`` classifies as errors
 
 
@@ -87,19 +97,23 @@ class Ruleset:
 
 
 def render(
-    rules: Ruleset, family: AddressFamily, interfaces: Iterable[str], hooked: Collection[tuple[str, str]]
+    rules: Ruleset,
+    family: AddressFamily,
+    interfaces: Iterable[str],
+    base_chains: Mapping[tuple[str, str], Sequence[str]],
 ) -> str:
-    """Return the input of ``iptables-restore --noflush`` that creates or replaces all chains.
+    """Return the input of ``iptables-restore --noflush`` that creates or replaces all chains, and places the jumps.
 
-    ``interfaces`` are those of local endpoints. ``hooked`` has the (table, base chain) pairs with a jump of ours.
+    ``interfaces`` are those of local endpoints. ``base_chains`` has the present rules by table and base chain.
     """
     chains = {table: [f":{chain} - [0:0]" for chain in CHAINS[table]] for table in CHAINS}
     unused = set() if rules.offload.uses_marks else {_UNMARK}
     jumps = {
         table: [
-            _JUMP[table].format(base, chain)
+            line
             for base, chain in HOOKS[table].items()
-            if (table, base) not in hooked and chain not in unused
+            if chain not in unused
+            for line in place_jump(base, chain, base_chains.get((table, base), ()), first=_FIRST[table])
         ]
         for table in HOOKS
     }
@@ -112,6 +126,7 @@ def render(
         ],
         security=[
             *chains["security"],
+            *_stamp_rules(rules, family),
             *rules.offload.entry_rules(_ENTRIES.values(), QUEUE),
             *_match_rules(family),
             *_source_rules(interfaces),
@@ -128,7 +143,7 @@ def render_exemption(family: AddressFamily) -> str:
     now has its direction (``--ctdir``) recorded when the other rules follow.
     """
     chains = _ENTRIES["INPUT"], _ENTRIES["OUTPUT"]
-    jumps = [_JUMP["security"].format(base, _ENTRIES[base]) for base in ("INPUT", "OUTPUT")]
+    jumps = [f"-A {base} -j {_ENTRIES[base]}" for base in ("INPUT", "OUTPUT")]
     return _tables(security=[*(f":{chain} - [0:0]" for chain in chains), *_exemption_rules(family), *jumps])
 
 
@@ -142,12 +157,19 @@ def render_epoch(per_flow: PerFlowRules) -> str:
     return _tables(security=[f":{MARKED} - [0:0]", f":{SIGNED} - [0:0]", *per_flow.epoch_rules()])
 
 
-def render_removal(hooked: Collection[tuple[str, str]], chains: Collection[tuple[str, str]]) -> str:
-    """Return the input that removes these jumps, by (table, base chain), and these chains, by (table, chain)."""
+def render_removal(hooked: Sequence[tuple[str, str]], chains: Collection[tuple[str, str]]) -> str:
+    """Return the input that removes these jumps, by (table, base chain), and these chains, by (table, chain).
+
+    A jump that occurs several times in a base chain is in ``hooked`` as often.
+    """
     return _tables(
         **{
             table: [
-                *(f"-D {base} -j {chain}" for base, chain in HOOKS[table].items() if (table, base) in hooked),
+                *(
+                    f"-D {base} -j {chain}"
+                    for base, chain in HOOKS[table].items()
+                    for _ in range(hooked.count((table, base)))
+                ),
                 *(f"-{action} {chain}" for action in "FX" for chain in CHAINS[table] if (table, chain) in chains),
             ]
             for table in HOOKS
@@ -157,13 +179,17 @@ def render_removal(hooked: Collection[tuple[str, str]], chains: Collection[tuple
 
 def render_set(family: AddressFamily, addresses: Iterable[str]) -> str:
     """Return the input of ``ipset restore`` that replaces the set of local endpoints' addresses."""
-    return _replace_set(family.ipset, f"hash:ip family {family.ipset_family} maxelem 1048576", addresses)
+    return _replace_set(family.ipset, f"{LOCAL_TYPE} family {family.ipset_family} maxelem 1048576", addresses)
 
 
 def render_store(family: AddressFamily, services: Iterable[Service]) -> str:
     """Return the input of ``ipset restore`` that replaces the set of exempt services by those of this family."""
-    members = (f"{address},tcp:{port}" for address, port in services if address.version == family.version)
-    return _replace_set(family.store, f"hash:ip,port family {family.ipset_family}", members)
+    return _replace_set(family.store, f"{STORE_TYPE} family {family.ipset_family}", store_members(family, services))
+
+
+def store_members(family: AddressFamily, services: Iterable[Service]) -> list[str]:
+    """Return the members of this family's set of exempt services."""
+    return [f"{address},tcp:{port}" for address, port in services if address.version == family.version]
 
 
 def mss(mtu: int, family: AddressFamily, *, unsegmented: bool) -> int:
@@ -197,6 +223,20 @@ def _exemption_rules(family: AddressFamily) -> list[str]:
     return [
         f"-A NFQE-OUTPUT -p tcp {store} dst,dst -m conntrack --ctdir ORIGINAL -j RETURN",
         f"-A NFQE-INPUT -p tcp {store} src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN",
+    ]
+
+
+def _stamp_rules(rules: Ruleset, family: AddressFamily) -> list[str]:
+    """Return the rules that queue every packet with options, from every source, that leaves by a cluster interface.
+
+    Only the worker can read whether the options contain a stamp, and no stamp but this node's may go to other nodes.
+    The rules come before those of offloaded flows: an endpoint may add a stamp to a packet of an offloaded flow.
+    """
+    match = " ".join(filter(None, (_OPTIONS[family.version], rules.offload.undecided)))
+    return [
+        f"-A {_ENTRIES[base]} -o {name} {match} -g {QUEUE}"
+        for base in ("FORWARD", "OUTPUT")
+        for name in sorted(rules.cluster_mtus)
     ]
 
 

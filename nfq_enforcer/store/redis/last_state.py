@@ -147,7 +147,9 @@ class LastState:
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
             self._make_file()
-            connection = sqlite3.connect(self.path, self._lock_timeout, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                self.path, timeout=self._lock_timeout, isolation_level=None, check_same_thread=False
+            )
             try:
                 _prepare(connection)
             except BaseException:

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 
 from nfq_enforcer.cluster.records import Change, EndpointRecord, EndpointRequest, Kind, Record
 from nfq_enforcer.core.identity import Identity, derive
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.policy.documents import Namespace
+from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.schema import Key, SchemaError, StoreEntry
 from nfq_enforcer.text import shorten
@@ -23,9 +25,10 @@ _PART = 1000  # entries between two yields: some ten milliseconds
 class Mirror:
     """Mirror: the store's entries, this node's indexes of them, and the changes not yet handed over or saved."""
 
-    def __init__(self, node: str, relevant: LabelFilter) -> None:
+    def __init__(self, node: str, relevant: LabelFilter, cluster: str = DEFAULT_CLUSTER) -> None:
         """Start empty; ``own`` holds the endpoints of ``node``, and ``relevant`` are the labels of an identity."""
         self._node = node
+        self._cluster = cluster
         self._relevant = relevant
         self.entries: dict[Key, StoreEntry] = {}
         self.refused: dict[Key, str] = {}  # reason for each value that could not be decoded
@@ -157,7 +160,9 @@ class Mirror:
 
         ``namespaces`` by the names of their documents replace the mirror's, for a write that changes both.
         """
-        labels = self._relevant.apply(record.all_labels(self.namespaces if namespaces is None else namespaces))
+        labels = self._relevant.apply(
+            record.all_labels(self.namespaces if namespaces is None else namespaces, self._cluster)
+        )
         number = self.numbers.get(labels) or self._own_numbers.get(labels)
         return EndpointRequest(record, labels, derive([labels])[labels] if number is None else number)
 

@@ -18,8 +18,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from nfq_enforcer.cluster.records import Address, Kind, NodeRecord
 from nfq_enforcer.cluster.source import ChangeBatch
-from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.redis import catch_up, schema
 from nfq_enforcer.store.redis.change_feed import ChangeFeed
 from nfq_enforcer.store.redis.commands import Commands, NotJoined
@@ -49,10 +50,12 @@ class Session:
         state: LastState,
         relevant: LabelFilter,
         timings: SessionTimings = DEFAULT_TIMINGS,
+        cluster: str = DEFAULT_CLUSTER,
     ) -> None:
         """Take this node's name and record, the connection to the store, and the file of the last known state.
 
-        ``relevant`` are the labels that make an identity. Nothing is connected or read yet.
+        ``relevant`` are the labels that make an identity, ``cluster`` is the cluster's name. Nothing is connected or
+        read yet.
         """
         self.node = node
         self.connection = connection
@@ -64,9 +67,10 @@ class Session:
         self._namesake: StoreEntry | None = None  # the last entry of another host under this node's name
         self._own_written = False  # the store has this node's endpoints, and keeps them unless it loses entries
         self._sent = 0  # commands on the connections before the current one
+        self._enforcing = True
         self._heartbeat_due = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self.mirror = Mirror(node, relevant)
+        self.mirror = Mirror(node, relevant, cluster)
         self._feed = ChangeFeed(self.mirror)
         self._saver = StateSaver(self.mirror, state, timings.save)
         self.pending = PendingEndpoints(self.mirror, self._saver, self._feed)
@@ -116,7 +120,7 @@ class Session:
         """Mark this node as not live in the store, disconnect, and save the rest of the state."""
         if self.commands is not None:
             with contextlib.suppress(StoreError):
-                await self.commands.heartbeat(self.node, self._feed.enforced, ago=self.timings.live)
+                await self.commands.heartbeat(self.node, self._enforced, ago=self.timings.live)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -134,6 +138,15 @@ class Session:
         """Record that a batch is enforced; a heartbeat reports another revision to the store at once."""
         if self._feed.acknowledge(batch):
             self._heartbeat_due.set()
+
+    def set_enforcing(self, *, enforcing: bool) -> None:
+        """Record whether this node enforces what was acknowledged; otherwise heartbeats report revision 0."""
+        self._enforcing = enforcing
+        self._heartbeat_due.set()
+
+    @property
+    def _enforced(self) -> int:
+        return self._feed.enforced if self._enforcing else 0
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -203,9 +216,11 @@ class Session:
                 for task in tasks:
                     task.cancel()  # repeatedly: redis-py can swallow a cancellation that meets an arriving answer
                 await asyncio.wait(tasks, timeout=self.timings.first_pause)
-        for task in tasks:
-            if not task.cancelled() and (reason := task.exception()) is not None:
-                raise reason
+            # Retrieve the errors of both, or asyncio logs the second one with a traceback ("was never retrieved").
+            errors = [task.exception() for task in tasks if not task.cancelled()]
+        for error in errors:
+            if error is not None:
+                raise error
 
     async def _read_stream(self, commands: Commands) -> None:
         while True:
@@ -236,7 +251,7 @@ class Session:
         timings = self.timings
         while True:
             self._heartbeat_due.clear()
-            answer = await commands.heartbeat(self.node, self._feed.enforced)
+            answer = await commands.heartbeat(self.node, self._enforced)
             self.clock_offset = answer.now - time.time()
             if answer.fork not in self.mirror.forks:
                 raise NotJoined("the store has been on another server")

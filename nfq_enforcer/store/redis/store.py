@@ -56,6 +56,10 @@ class RedisStore:
         """Record that a batch is enforced on this node."""
         self._session.acknowledge(batch)
 
+    def set_enforcing(self, *, enforcing: bool) -> None:
+        """Record whether this node enforces what was acknowledged."""
+        self._session.set_enforcing(enforcing=enforcing)
+
     @property
     def refused(self) -> tuple[float, str] | None:
         """Return None: documents are checked before the write, and status names values that cannot be decoded."""
@@ -66,9 +70,9 @@ class RedisStore:
         """Return the revision of the policy in this node's mirror."""
         return self._mirror.revision
 
-    async def apply(self, files: Sequence[File]) -> Applied:
+    async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
         """Write the documents of files, all or nothing; raise BadInput with every error in them, or StoreError."""
-        parsed = await asyncio.to_thread(loader.parse_all, files)
+        parsed = await asyncio.to_thread(loader.parse_all, files, ignore_other_kinds=ignore_other_kinds)
         documents = loader.group_documents(item.document for item in parsed)
         enforceable.check(documents.policies)
         namespaces = self._mirror.namespaces | {document_name(document): document for document in documents.namespaces}
@@ -87,7 +91,8 @@ class RedisStore:
             Started(request.record.full_name, number, request.labels, number in new)
             for request, number in zip(endpoints, numbers, strict=True)
         )
-        return Applied(tuple("/".join(filter(None, item.document.key)) for item in parsed), tuple(started))
+        names = tuple("/".join(filter(None, item.document.key)) for item in parsed)
+        return Applied(names, tuple(started), documents.policies)
 
     async def _start_without_store(self, endpoints: Sequence[EndpointRequest]) -> tuple[Identity, ...]:
         """Start endpoints of this node with an identity that the mirror has a number for."""

@@ -412,7 +412,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 def test_without_an_agent_a_client_is_told_how_to_start_one(path: Path) -> None:
     assert error(lambda: client.call(path, "status")) == (
-        NfqError,
+        client.NoAgent,
         f"no agent is listening on {path}: start one with 'nfq-enforcer agent', or name its socket with --socket",
     )
 

@@ -23,6 +23,8 @@ SECRET = "geheim-s3cret"
 
 DEFAULTS: dict[str, object] = {
     "node": {"name": socket.gethostname(), "ips": (), "cluster_interfaces": (), "cluster_cidrs": ()},
+    "cluster": "default",
+    "kube_apiserver": (),
     "store": "memory:",  # in a dump
     "state": "/var/lib/nfq-enforcer",
     "documents": (),
@@ -49,6 +51,8 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("node.ips", "[192.0.2.1, 'fd00::1']", (ip_address("192.0.2.1"), ip_address("fd00::1"))),
     ("node.cluster_interfaces", "[eth0, eth1]", ("eth0", "eth1")),
     ("node.cluster_cidrs", "[10.0.0.0/8, 'fd00::/8']", (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))),
+    ("cluster", "east-1", "east-1"),
+    ("kube_apiserver", "[192.0.2.9, 'fd00::9']", (ip_address("192.0.2.9"), ip_address("fd00::9"))),
     ("store", "'memory:'", MEMORY),
     ("store", "redis://h/1", StoreAddress((HostPort("h", 6379),), db=1)),
     ("state", "/srv/state", "/srv/state"),
@@ -80,7 +84,10 @@ SETTINGS: list[tuple[str, str, object]] = [
 
 # one line of a file, the place of the error in it, and the message
 REFUSED = [
-    ("nodes: {}", "1:1: nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, state, documents, "),
+    (
+        "nodes: {}",
+        "1:1: nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, cluster, kube_apiserver, store, ",
+    ),
     ("node: {nmae: x}", "1:8: node.nmae: unknown field 'nmae'; did you mean 'name'? allowed: name, ips, "),
     ("node: 3", "1:7: node: must be a mapping, not a number"),
     ("node: {name: [x]}", "1:14: node.name: must be a string, not a list"),
@@ -106,6 +113,9 @@ REFUSED = [
     ("audit: 1", "1:8: audit: must be true or false, not a number"),
     ("allow_localhost: never", "1:18: allow_localhost: 'never' is not allowed; allowed: 'always' or 'policy'"),
     ("identity_source: ip", "1:18: identity_source: 'ip' is not allowed; allowed: 'stamp' or 'stamp-or-ipcache'"),
+    ("cluster: East", "1:10: cluster: 'East' is not a cluster's name; allowed: 1 to 32 lower-case letters"),
+    ("kube_apiserver: [10.0.0.0/8]", "1:18: kube_apiserver[0]: '10.0.0.0/8' is not an address; allowed: IPv4 or IPv6"),
+    ("identity_labels: ['(a+)++']", "1:18: identity_labels: '(a+)++' is not a regular expression: "),
     ("identity_labels: ['(']", "1:18: identity_labels: '(' is not a regular expression: "),
     ("stamp: {sign: prefer}", "1:15: stamp.sign: signed stamps are not supported by this version; allowed: 'off'"),
     ("stamp: {sign: required}", "1:15: stamp.sign: signed stamps are not supported by this version; allowed: 'off'"),
@@ -268,7 +278,11 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
     ("name", "value", "expected"),
     [
         ("NODE__NAEM", "x", "node.naem: unknown field 'naem'; did you mean 'name'? allowed: name, ips, "),
-        ("NODES", "{}", "nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, store, state, documents, "),
+        (
+            "NODES",
+            "{}",
+            "nodes: unknown field 'nodes'; did you mean 'node'? allowed: node, cluster, kube_apiserver, store, ",
+        ),
         ("NODE__NAME__FIRST", "x", "node.name: must be a string, not a mapping"),
         ("STORE", "http://h", "store: this is not the address of a store; allowed: memory:, redis://[user["),
         ("STORE", "redis://h/x", "store: the database of the store is wrong; allowed: 0 to 65535, as in redis"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from nfq_enforcer.policy import enforceable
+from nfq_enforcer.policy.loader import load
 from tests.unit.cli.conftest import RunProgram
 
 ENDPOINT = """\
@@ -66,7 +68,7 @@ def test_documents_may_come_by_the_standard_input(
 
 
 def test_the_examples_are_valid(run: RunProgram) -> None:
-    done = run("policy", "validate", Path(__file__).parents[3] / "policies")
+    done = run("policy", "validate", "--syntax-only", Path(__file__).parents[3] / "policies")
 
     assert (done.status, done.err) == (0, "")
 
@@ -112,7 +114,7 @@ def test_a_bad_document_is_refused_with_file_line_field_and_what_is_allowed(
 
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith(f"nfq-enforcer: {file}:{expected}")
-    assert done.err.count("\n") == 1
+    assert done.err.splitlines()[1:] == ["1 of 1 documents refused"]
 
 
 def test_a_name_that_is_given_twice_is_refused_with_where_it_was_given_first(run: RunProgram, tmp_path: Path) -> None:
@@ -121,7 +123,8 @@ def test_a_name_that_is_given_twice_is_refused_with_where_it_was_given_first(run
     assert run("policy", "validate", tmp_path) == (
         2,
         "",
-        f"nfq-enforcer: {second}:3:18: metadata.name: Endpoint default/web is already defined in {first}:1\n",
+        f"nfq-enforcer: {second}:3:18: metadata.name: Endpoint default/web is already defined in {first}:1\n"
+        "1 of 2 documents refused\n",
     )
 
 
@@ -129,7 +132,7 @@ def test_a_folder_that_is_not_there_is_refused(run: RunProgram, tmp_path: Path) 
     assert run("policy", "validate", tmp_path / "missing") == (
         2,
         "",
-        f"nfq-enforcer: {tmp_path}/missing: cannot be read: {os.strerror(errno.ENOENT)}\n",
+        f"nfq-enforcer: {tmp_path}/missing: cannot be read: {os.strerror(errno.ENOENT)}\n1 of 1 documents refused\n",
     )
 
 
@@ -143,4 +146,94 @@ def test_every_mistake_is_named_and_one_bad_file_refuses_all(run: RunProgram, tm
     assert [line.removeprefix("nfq-enforcer: ").split(": ")[0] for line in done.err.splitlines()] == [
         f"{bad}:9:22",
         f"{bad}:9:36",
+        "1 of 2 documents refused",
     ]
+
+
+HTTP = POLICY + "          rules: {http: [{path: /a}]}\n"
+
+
+def test_what_load_refuses_validate_refuses_with_the_same_sentence(run: RunProgram, tmp_path: Path) -> None:
+    file = write(tmp_path, "http.yaml", f"{HTTP}---\n{ENDPOINT}")
+    (refusal,) = enforceable.refusals(load([file]).policies[0])
+
+    assert run("policy", "validate", tmp_path) == (2, "", f"nfq-enforcer: {refusal}\n1 of 2 documents refused\n")
+    assert run("policy", "validate", "--syntax-only", tmp_path) == (0, "valid: 1 policies, 1 endpoints\n", "")
+
+
+def test_the_refused_documents_are_counted_not_their_errors(run: RunProgram, tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", f"{POLICY}---\n{POLICY.replace('80', '0x50!').replace('TCP', 'TPC')}---\nkind: Pod\n")
+    write(tmp_path, "b.yaml", HTTP.replace("name: web", "name: http"))
+    write(tmp_path, "c.yaml", "a: [")
+
+    assert run("policy", "validate", tmp_path).err.splitlines()[-1] == "4 of 5 documents refused"
+
+
+OTHERS = {
+    "kustomization.yaml": "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [a.yaml]\n",
+    "values.yaml": "replicas: 3\n",
+    "list.yaml": "- 1\n",
+    "pod.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {}\n---\napiVersion: v1\nkind: Endpoints\n",
+    "kinds.yaml": "apiVersion: v1\nkind: List\nitems: [{apiVersion: apps/v1, kind: Deployment}]\n",
+    "pool.yaml": "apiVersion: cilium.io/v2alpha1\nkind: CiliumLoadBalancerIPPool\n",
+    "ingress.yaml": "apiVersion: networking.k8s.io/v1\nkind: Ingress\n",
+}
+
+
+def test_documents_of_other_kinds_are_refused_or_left_out_as_asked(run: RunProgram, tmp_path: Path) -> None:
+    write(tmp_path, "policy.yaml", POLICY)
+    for name, text in OTHERS.items():
+        write(tmp_path, name, text)
+
+    assert run("policy", "validate", tmp_path).err.splitlines()[-1] == "8 of 9 documents refused"
+    assert run("policy", "validate", "--ignore-other-kinds", tmp_path) == (
+        0,
+        "valid: 1 policies, 0 endpoints\n",
+        "nfq-enforcer: documents of other kinds ignored: 8\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy"),
+        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy"),
+        ("crd.antrea.io/v1beta1", "ClusterNetworkPolicyList"),
+        ("cilium.io/v2", "CiliumNetworkPolicie"),
+        ("networking.k8s.io/v1", "networkpolicy"),
+        ("networking.k8s.io/v1", "NetworkPolcy"),
+        ("example.org/v1", "MyNetworkPolicyRule"),
+        ("cilium.io/v2alpha1", "CiliumCIDRGroup"),
+        ("nfq-enforcer.io/v1", "Endpiont"),
+        ("v1", "Namspace"),
+        ("projectcalico.org/v3", "NetworkPolicy"),
+        ("networking.k8s.io/v1", "''"),
+    ],
+)
+def test_a_kind_of_policy_that_is_not_known_is_never_left_out(
+    version: str, kind: str, run: RunProgram, tmp_path: Path
+) -> None:
+    write(tmp_path, "a.yaml", f"apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\nspec: {{}}\n")
+
+    assert run("policy", "validate", "--ignore-other-kinds", tmp_path).status == (0 if kind == "''" else 2)
+
+
+def test_a_policy_that_has_lost_its_kind_is_never_left_out(run: RunProgram, tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", POLICY.replace("kind: CiliumNetworkPolicy\n", ""))
+
+    assert run("policy", "validate", "--ignore-other-kinds", tmp_path).status == 2
+
+
+def test_a_part_that_can_never_match_gets_a_warning(run: RunProgram, tmp_path: Path) -> None:
+    text = POLICY.replace("    - toPorts", "    - fromEntities: [kube-apiserver]\n      toPorts")
+    file = write(tmp_path, "a.yaml", text)
+
+    done = run("policy", "validate", tmp_path)
+    assert (done.status, done.err) == (
+        0,
+        f"nfq-enforcer: warning: {file}:1: CiliumNetworkPolicy default/web: ingress[0] has a peer that never matches: "
+        "the entity kube-apiserver has no addresses; kube_apiserver in the configuration sets them\n",
+    )
+    assert run("policy", "validate", tmp_path, "--kube-apiserver", "192.0.2.1").err == ""
+    assert "--kube-apiserver: 'x' is not an address" in run("policy", "validate", tmp_path, "--kube-apiserver", "x").err
+    assert "--cluster: 'X' is not a cluster's name" in run("policy", "validate", tmp_path, "--cluster", "X").err

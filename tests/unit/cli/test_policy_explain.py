@@ -267,6 +267,7 @@ def running_agent(**settings: Any) -> dict[str, Any]:
         for item in loader.parse_all([File(str(file), file.read_text())])
     ]
     agent = {"node": "n1", "revision": 7, "enforcement": "auto", "allow_localhost": "always", "identity_labels": []}
+    agent |= {"cluster": "default", "kube_apiserver": []}
     return agent | {"documents": documents} | settings
 
 
@@ -337,3 +338,71 @@ def test_bad_documents_are_refused(ask: Ask, tmp_path: Path) -> None:
 
     assert (done.status, done.out) == (2, "")
     assert done.err.startswith(f"nfq-enforcer: {bad}:1:7: kind: unknown kind 'Nothing'; allowed: ")
+
+
+def test_a_trace_counts_the_documents_that_do_not_select_the_endpoint(ask: Ask, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    text = WEB_PORTS.read_text().replace("role: backend", "role: nobody")
+    documents = [text.replace("name: backend-web-ports", f"name: other-{number}") for number in range(3)]
+    other.write_text("---\n".join(documents))
+    command = (*TRACE, "-f", other, "--port", "80/TCP")
+
+    short, full = ask(*command).out.splitlines(), ask(*command, "--all").out.splitlines()
+
+    assert "  · 3 documents do not select default/back; --all shows them" in short
+    assert [line for line in short if "other-" in line] == []
+    assert sum("does not select default/back" in line for line in full) == 3
+    assert "--all" not in "".join(full)
+    assert short[-1] == full[-1]
+    assert short[-1].startswith("allow: ")
+
+
+CLUSTER = """\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: by-cluster}
+spec:
+  endpointSelector: {matchLabels: {role: backend}}
+  ingress: [{fromEndpoints: [{matchLabels: {io.cilium.k8s.policy.cluster: east}}]}]
+  egress: [{toEntities: [kube-apiserver]}]
+"""
+
+
+def test_cluster_and_api_server_are_options_or_come_from_the_configuration(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    policy, configuration = tmp_path / "a.yaml", tmp_path / "agent.yaml"
+    policy.write_text(CLUSTER)
+    configuration.write_text(f"documents: [{ENDPOINTS}, {policy}]\ncluster: east\nkube_apiserver: [192.0.2.9]\n")
+    monkeypatch.setattr("nfq_enforcer.agent.defaults.DEFAULT_PATH", configuration)
+    files = ("-f", ENDPOINTS, "-f", policy)
+    back = ("--from", "default/front", "--to", "default/back", "--port", "80", "--enforcement", "per-endpoint")
+    apiserver = ("--from", "default/back", "--to", "ip:192.0.2.9", "--port", "443")
+    options = ("--cluster", "east", "--kube-apiserver", "192.0.2.9")
+
+    for ends in (back, apiserver):
+        assert ask("trace", *files, *ends).status == 1
+        assert ask("trace", *files, *ends, *options).status == 0
+        assert ask("trace", *ends).status == 0
+    probe = {"from": "default/back", "to": "ip:192.0.2.9", "port": 443, "expect": "allow"}
+    matrix = ("matrix", "--endpoints", ENDPOINTS, "--policies", policy, "--probes", write_probes(tmp_path, probe))
+    assert [ask(*matrix, *more).status for more in ((), options)] == [1, 0]
+    assert ask("diff", policy, policy, "--endpoints", ENDPOINTS, *options).status == 0
+
+
+def test_other_kinds_are_left_out_of_a_matrix_as_asked(ask: Ask, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"{CLUSTER}---\napiVersion: apps/v1\nkind: Deployment\n")
+    command = ("matrix", "--endpoints", ENDPOINTS, "--policies", tmp_path, "--port", "80")
+
+    assert [ask(*command, *more).status for more in ((), ("--ignore-other-kinds",))] == [2, 0]
+
+
+def test_no_expression_hangs_a_matrix(ask: Ask, tmp_path: Path) -> None:
+    policy = tmp_path / "a.yaml"
+    policy.write_text(USERDATA.read_text().replace("/userdata/[0-9]+", "/(a+)+(a|aa)*$"))
+    assert "(a+)+" in policy.read_text()
+    probes = [{**FRONT_TO_BACK, "http": {"path": f"/{'a' * 5000}!"}} for _ in range(50)]
+
+    done = ask("matrix", "--endpoints", ENDPOINTS, "--policies", policy, "--probes", write_probes(tmp_path, *probes))
+
+    assert {answer["verdict"] for answer in json.loads(done.out)} == {"deny"}

@@ -93,3 +93,14 @@ def test_the_agent_is_given_the_time_that_waiting_takes(
     agent = answering(apply=APPLIED | {"nodes": [node("n1")]})
 
     assert run("policy", "load", file, "--wait", "--timeout", "60", "--socket", agent.socket).status == 0
+
+
+def test_warnings_of_the_agent_are_printed_and_other_kinds_left_out_there(
+    run: RunProgram, answering: Answering, file: Path
+) -> None:
+    agent = answering(apply=APPLIED | {"warnings": ["a.yaml:1: x: never matches"]})
+
+    done = run("policy", "load", file, "--ignore-other-kinds", "--socket", agent.socket)
+
+    assert (done.status, done.err) == (0, "nfq-enforcer: warning: a.yaml:1: x: never matches\n")
+    assert agent.calls == [{"files": [[str(file), POLICY]], "wait": None, "ignore_other_kinds": True}]

@@ -207,3 +207,32 @@ def test_a_problem_of_the_node_is_a_line(run: RunProgram, answering: Answering) 
     done = run("status", "--socket", answering(status=status(problems=[problem])).socket)
 
     assert f"problems {problem}" in done.lines
+
+
+RULES = {
+    **{"intact": True, "since": "2026-01-01T00:00:00Z", "missing": None, "error": None},
+    **{"repairs": 0, "last_repair": None, "last_missing": None},
+}
+
+
+def test_rules_that_are_intact_are_one_row(run: RunProgram, answering: Answering) -> None:
+    lines = run("status", "--socket", answering(status=status(rules=RULES)).socket).lines
+
+    assert "rules intact since 2026-01-01T00:00:00Z" in lines
+    assert not [line for line in lines if line.startswith("repaired")]
+
+
+def test_rules_that_are_missing_are_shown_with_the_last_repair(run: RunProgram, answering: Answering) -> None:
+    rules = RULES | {"intact": False, "missing": "set nfqe-local4: is missing", "error": "ipset failed", "repairs": 2}
+    rules |= {"last_repair": "2026-01-01T00:00:02Z", "last_missing": "set nfqe-store4: is missing"}
+
+    done = run("status", "--socket", answering(status=status(rules=rules)).socket)
+
+    at = done.lines.index("rules degraded since 2026-01-01T00:00:00Z")
+    assert done.status == 0
+    assert done.lines[at + 1 : at + 5] == [
+        "set nfqe-local4: is missing",
+        "ipset failed",
+        "repaired 2 times, last 2026-01-01T00:00:02Z",
+        "set nfqe-store4: is missing",
+    ]

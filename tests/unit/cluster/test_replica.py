@@ -9,14 +9,15 @@ import pytest
 from nfq_enforcer.cluster.names import KnownAddress, Names
 from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, NodeRecord, Record
 from nfq_enforcer.cluster.replica import NodeSettings, Replica, View
-from nfq_enforcer.core.identity import HOST, REMOTE_NODE, WORLD, Identity, travels
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.identity import HOST, KUBE_APISERVER, REMOTE_NODE, WORLD, Identity, travels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.ipcache import Peer
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.documents import PolicyDocument
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.rules import NamedPort
 from tests.support.packets import packed
@@ -104,7 +105,7 @@ def test_endpoints_of_other_nodes_and_those_nodes_are_peers_to_be_stamped() -> N
     assert ipcache.lookup(OTHER_WEB) == Peer(identities["other/web"], remote=True)
     assert ipcache.lookup(packed("fd02::10")) == Peer(identities["other/web"], remote=True)
     assert ipcache.lookup(CLIENT) == Peer(identities["shop/client"], remote=True)
-    assert ipcache.lookup(N2.packed) == ipcache.lookup(N2_V6.packed) == Peer(REMOTE_NODE, remote=True)
+    assert ipcache.lookup(N2.packed) == ipcache.lookup(N2_V6.packed) == Peer(REMOTE_NODE, remote=True, is_node=True)
 
 
 @pytest.mark.parametrize("address", [WEB, HERE, N1.packed, N1_V6.packed, packed("203.0.113.9")])
@@ -160,6 +161,7 @@ def test_only_relevant_labels_make_an_identity_and_the_others_are_shown() -> Non
         {
             "app": "web",
             "io.kubernetes.pod.namespace": "shop",
+            "io.cilium.k8s.policy.cluster": "default",
             "io.cilium.k8s.policy.serviceaccount": "default",
             "io.cilium.k8s.namespace.labels.team": "blue",
             "io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name": "shop",
@@ -493,13 +495,14 @@ def test_a_record_that_is_replaced_leaves_nothing_behind() -> None:
 
 def test_other_nodes_are_peers_until_they_go_or_are_somebody() -> None:
     node, n2 = Node(), Change(Kind.NODE, "n2", NodeRecord((N2, N2_V6)))
-    peer = Peer(REMOTE_NODE, remote=True)
+    peer = Peer(REMOTE_NODE, remote=True, is_node=True)
     view = node.after(n2, Change(Kind.NODE, "n1", NodeRecord((N1,))))
     assert set(view.peer_changes) == {(N2.packed, peer), (N2_V6.packed, peer)}
 
-    assert node.after(endpoint("host", C, N2.packed)).peer_changes == ((N2.packed, Peer(C, remote=True)),)
+    host = Peer(C, remote=True, is_node=True)
+    assert node.after(endpoint("host", C, N2.packed)).peer_changes == ((N2.packed, host),)
     assert node.after(n2._replace(record=NodeRecord((N2,)))).peer_changes == ((N2_V6.packed, None),)
-    assert node.after(gone(n2)).peer_changes == ()
+    assert node.after(gone(n2)).peer_changes == ((N2.packed, Peer(C, remote=True)),)
     assert node.after(gone(endpoint("host"))).peer_changes == ((N2.packed, None),)
     assert list(node.first.names.nodes) == ["n1"]
 
@@ -641,6 +644,7 @@ def test_the_directory_follows_and_names_labels_of_namespace_and_account() -> No
         "k8s:app=a",
         "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop",
         "k8s:io.cilium.k8s.namespace.labels.team=blue",
+        "k8s:io.cilium.k8s.policy.cluster=default",
         "k8s:io.cilium.k8s.policy.serviceaccount=tester",
         "k8s:io.kubernetes.pod.namespace=shop",
         "k8s:version=7",
@@ -675,3 +679,18 @@ def test_a_snapshot_that_was_handed_out_does_not_change() -> None:
 def test_a_record_of_another_kind_is_a_mistake(record: Record) -> None:
     with pytest.raises(TypeError, match="a record of another kind"):
         Node(Change(Kind.ENDPOINT, "shop/x", record))
+
+
+def test_the_api_server_is_known_by_its_configured_addresses() -> None:
+    settings = NodeSettings("n1", cluster="east", kube_apiserver=frozenset(map(ip_address, ("192.0.2.9", str(N2)))))
+    replica = Replica(settings)
+    replica.apply([Change(Kind.NODE, "n2", NodeRecord((N2,)))])
+    view = replica.view(1)
+    ipcache = replica.ipcache(replica.peers)
+
+    assert ipcache.lookup(packed("192.0.2.9")).identity == ipcache.lookup(N2.packed).identity == KUBE_APISERVER
+    assert view.snapshot.ipcache.lookup(packed("192.0.2.9")).identity == KUBE_APISERVER
+    assert set(view.names.addresses()) == {
+        KnownAddress("192.0.2.9", KUBE_APISERVER, "", ""),
+        KnownAddress(str(N2), KUBE_APISERVER, "n2", ""),
+    }

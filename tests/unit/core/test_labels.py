@@ -2,7 +2,7 @@
 
 import pytest
 
-from nfq_enforcer.core.labels import Label, LabelFilter, Labels, check_value, split_key
+from nfq_enforcer.core.labels import Label, Labels, check_value, split_key
 
 
 @pytest.mark.parametrize(
@@ -76,37 +76,3 @@ def test_a_key_is_found_by_its_source_or_by_any() -> None:
 
 def test_in_a_union_the_others_value_counts() -> None:
     assert Labels.parse({"a": "1", "b": "1"}).union(Labels.parse({"b": "2"})) == Labels.parse({"a": "1", "b": "2"})
-
-
-def relevant(*patterns: str, labels: tuple[str, ...]) -> set[str]:
-    found = LabelFilter(patterns).apply(Labels(Label(*split_key(key), "") for key in labels))
-    return {f"{label.source}:{label.key}" for label in found}
-
-
-def test_by_default_roles_make_an_identity_and_roll_outs_do_not() -> None:
-    role = ("app", "io.kubernetes.pod.namespace", "io.cilium.k8s.policy.serviceaccount", "app.kubernetes.io/name")
-    roll_out = ("pod-template-hash", "io.kubernetes.container", "beta.kubernetes.io/arch", "kubernetes.io/hostname")
-
-    assert relevant(labels=role + roll_out) == {f"k8s:{key}" for key in role}
-
-
-def test_the_reserved_label_always_counts() -> None:
-    assert relevant("k8s:app", labels=("reserved:host", "app", "tier")) == {"reserved:host", "k8s:app"}
-
-
-def test_a_pattern_that_excludes_leaves_the_rest_in() -> None:
-    assert relevant("!tier", labels=("app", "tier", "vm:tier")) == {"k8s:app"}
-    assert relevant("!vm:tier", labels=("app", "tier", "vm:tier")) == {"k8s:app", "k8s:tier"}
-
-
-def test_the_longest_match_decides() -> None:
-    assert relevant("!team", "team-a", labels=("team-a", "team-b")) == {"k8s:team-a"}
-
-
-def test_a_pattern_of_alternatives_is_one_pattern() -> None:
-    assert relevant("app|role", labels=("app", "role", "tier")) == {"k8s:app", "k8s:role"}
-
-
-def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'app\(' is not a regular expression: "):
-        LabelFilter(["app("])

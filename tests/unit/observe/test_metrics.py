@@ -218,3 +218,13 @@ def test_what_only_grows_is_a_counter_and_named_so() -> None:
     }
     assert all(family.help and family.samples for family in metrics)
     assert len({family.name for family in metrics}) == len(metrics)
+
+
+@pytest.mark.parametrize("intact", [True, False])
+def test_the_state_of_the_rules_is_a_gauge_and_their_repairs_are_counted(intact: bool) -> None:
+    rules = {"intact": intact, "since": "2026-01-01T00:00:00Z", "missing": None, "error": None, "repairs": 3}
+    rules |= {"last_repair": None, "last_missing": None}
+
+    metrics = values(STATUS | {"rules": rules})
+
+    assert (metrics["nfq_enforcer_rules_intact"], metrics["nfq_enforcer_rules_repairs_total"]) == (intact, 3)

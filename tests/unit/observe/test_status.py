@@ -59,10 +59,14 @@ STATUS: dict[str, Any] = {
     "workers": [WORKER, WORKER],
     "log": {"seen": 15},
     "problems": ["endpoint default/web is on interface x, which does not exist on this node"],
+    "rules": {
+        **{"intact": False, "since": "2026-01-01T00:00:02Z", "missing": "set x: is missing", "error": "no ipset"},
+        **{"repairs": 1, "last_repair": "2026-01-01T00:00:01Z", "last_missing": "chain y is missing"},
+    },
 }
 
 
-@pytest.mark.parametrize("changed", [{}, {"refused": None, "store": None}])
+@pytest.mark.parametrize("changed", [{}, {"refused": None, "store": None, "rules": None}])
 def test_the_status_comes_back_as_it_was_sent(changed: dict[str, Any]) -> None:
     sent = json.dumps(STATUS | changed)
 

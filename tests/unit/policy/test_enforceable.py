@@ -25,7 +25,9 @@ def test_what_is_understood_but_not_enforced_yet_is_refused(what: str) -> None:
 
     assert str(caught.value).startswith("x.yaml:1: CiliumClusterwideNetworkPolicy a: ")
     assert what in str(caught.value)
-    assert "are understood by validate, trace and matrix, but this version has no" in str(caught.value)
+    assert "are understood by trace and matrix, but an agent of this version refuses them: it has no" in str(
+        caught.value
+    )
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:

@@ -162,6 +162,7 @@ def test_an_endpoint_bears_its_own_labels_and_those_of_its_namespace_and_account
     assert str(endpoint_labels(documents.endpoints[0], documents.namespaces)).split(";") == [
         "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop",
         "k8s:io.cilium.k8s.namespace.labels.team=a",
+        "k8s:io.cilium.k8s.policy.cluster=default",
         "k8s:io.cilium.k8s.policy.serviceaccount=default",
         "k8s:io.kubernetes.pod.namespace=shop",
         "k8s:role=a",
@@ -173,10 +174,11 @@ def test_a_namespace_needs_no_document(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(ENDPOINT("web", "10.0.0.1"))
     (endpoint,) = load([tmp_path]).endpoints
 
-    assert endpoint_labels(endpoint, []) == Labels.parse(
+    assert endpoint_labels(endpoint, [], "east") == Labels.parse(
         {
             "role": "a",
             "io.kubernetes.pod.namespace": "shop",
+            "io.cilium.k8s.policy.cluster": "east",
             "io.cilium.k8s.policy.serviceaccount": "default",
             "io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name": "shop",
         }

@@ -1,11 +1,15 @@
 """Offline evaluation of connections: the ends, the result of each side, and the reason in one sentence."""
 
 import json
+from ipaddress import ip_address
 
 import pytest
 
+from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.policy.compiler import Enforcement
+from nfq_enforcer.policy.explain import trace
 from nfq_enforcer.policy.loader import group_documents, parse
+from nfq_enforcer.policy.ports import TrafficSpec
 from nfq_enforcer.policy.probes import ProbeFile
 from nfq_enforcer.policy.simulation import ConnectionResult, Simulation
 
@@ -270,3 +274,77 @@ def test_a_policy_of_nodes_is_asked_where_the_host_is_an_end() -> None:
         "allow",
         "deny",
     ]
+
+
+EXISTS = "{key: io.cilium.k8s.policy.cluster, operator: Exists}"
+IN = "{key: 'k8s:io.cilium.k8s.policy.cluster', operator: In, values: [default, west]}"
+
+
+@pytest.mark.parametrize(
+    ("requirement", "cluster", "allowed"),
+    [
+        (f"matchExpressions: [{EXISTS}]", "default", True),
+        (f"matchExpressions: [{IN}]", "default", True),
+        (f"matchExpressions: [{IN}]", "east", False),
+        ("matchLabels: {io.cilium.k8s.policy.cluster: east}", "east", True),
+        ("matchLabels: {'any:io.cilium.k8s.policy.cluster': west}", "east", False),
+        (f"matchExpressions: [{IN.replace('In,', 'NotIn,')}]", "default", False),
+    ],
+)
+def test_every_endpoint_has_the_label_of_its_cluster(requirement: str, cluster: str, allowed: bool) -> None:
+    for text in (
+        policy(f"ingress: [{{fromEndpoints: [{{{requirement}}}]}}]"),
+        policy(f"egress: [{{toEndpoints: [{{{requirement}}}]}}]", app="web"),
+        policy("ingress: [{}]") + policy(f"ingress: [{{fromEndpoints: [{{{requirement}}}]}}]", "q"),
+    ):
+        documents = group_documents(one.document for one in parse(ENDPOINTS + text, "f"))
+        simulation = Simulation(documents, cluster=cluster)
+
+        assert evaluate(simulation, "default/web", "default/db").allowed is allowed
+
+
+def test_a_subject_can_be_selected_by_its_cluster() -> None:
+    selects = policy("ingress: [{}]").replace("{matchLabels: {app: db}}", f"{{matchExpressions: [{EXISTS}]}}")
+    other = policy("ingress: [{}]").replace("{app: db}", "{io.cilium.k8s.policy.cluster: west}")
+
+    assert not evaluate(simulate(selects, mode=Enforcement.PER_ENDPOINT), "default/web", "default/db").allowed
+    assert evaluate(simulate(other, mode=Enforcement.PER_ENDPOINT), "default/web", "default/db").allowed
+
+
+APISERVER = (ip_address("192.0.2.9"), ip_address("fd00::9"), ip_address("10.0.0.1"))
+
+
+@pytest.mark.parametrize(
+    ("entry", "target", "allowed"),
+    [
+        ("toEntities: [kube-apiserver]", "ip:192.0.2.9", True),
+        ("toEntities: [kube-apiserver]", "ip:fd00::9", True),
+        ("toEntities: [kube-apiserver]", "ip:192.0.2.8", False),
+        ("toEntities: [kube-apiserver]", "reserved:kube-apiserver", True),
+        ("toEntities: [kube-apiserver]", "default/web", True),
+        ("toEntities: [cluster]", "ip:192.0.2.9", True),
+        ("toEntities: [world]", "ip:192.0.2.9", True),
+        ("toEntities: [world-ipv4]", "ip:192.0.2.9", True),
+        ("toEntities: [world]", "default/web", False),
+        ("toEntities: [host]", "ip:192.0.2.9", False),
+        ("toCIDR: [192.0.2.0/24]", "ip:192.0.2.9", True),
+        ("toCIDR: [192.0.2.9/32]", "ip:192.0.2.9", True),
+        ("toCIDR: [192.0.3.0/24]", "ip:192.0.2.9", False),
+        ("toEndpoints: [{}]", "ip:192.0.2.9", False),
+    ],
+)
+def test_addresses_of_the_api_server_are_that_entity_and_what_they_were(entry: str, target: str, allowed: bool) -> None:
+    documents = group_documents(one.document for one in parse(ENDPOINTS + policy(f"egress: [{{{entry}}}]"), "f"))
+    simulation = Simulation(documents, kube_apiserver=APISERVER)
+
+    assert evaluate(simulation, "default/db", target).allowed is allowed
+    pair = simulation.pair("default/db", target)
+    (rule,) = trace(simulation, pair, TrafficSpec(TCP, 80)).egress.rules
+    assert rule.matches is allowed
+
+
+def test_a_deny_of_the_world_holds_for_the_api_server_too() -> None:
+    text = policy("egress: [{toEntities: [kube-apiserver]}], egressDeny: [{toEntities: [world]}]")
+    documents = group_documents(one.document for one in parse(ENDPOINTS + text, "f"))
+
+    assert not evaluate(Simulation(documents, kube_apiserver=APISERVER), "default/db", "ip:192.0.2.9").allowed

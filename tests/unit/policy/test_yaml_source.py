@@ -70,7 +70,10 @@ def test_standard_tags_are_followed_and_value_keys_are_text() -> None:
         ("? [a]\n: x", "x.yaml:1:3: a key must be a string"),
         ("a: &x 1\nb: *y", "x.yaml:2:4: alias *y has no anchor &y that ends before it"),
         ("a: &x [*x]", "x.yaml:1:8: alias *x has no anchor &x that ends before it"),
-        ("a: &x {b: 1}\n<<: *x", "x.yaml:2:1: merge keys (<<) are not allowed; write the fields out"),
+        ("a: &x 1\n<<: *x", "x.yaml:2:1: a merge key (<<) merges a mapping, or a list of mappings"),
+        ("<<: [{a: 1}, 2]", "x.yaml:1:1: a merge key (<<) merges a mapping, or a list of mappings"),
+        ("<<: {a: 1}\n<<: {b: 1}", "x.yaml:2:1: duplicate key '<<'; a list of mappings merges several"),
+        ("<<: *x", "x.yaml:1:5: alias *x has no anchor &x that ends before it"),
         ("a: !!python/name:os.system", "x.yaml:1:4: tag '!!python/name:os.system' is not allowed here"),
         ("a: !secret x", "x.yaml:1:4: tag '!secret' is not allowed here"),
         ("!!set {a}", "x.yaml:1:1: tag '!!set' is not allowed here"),
@@ -88,6 +91,42 @@ def test_what_is_no_plain_data_is_refused_with_its_place(text: str, says: str) -
 @pytest.mark.parametrize("text", ["a: [1\n", "a:\n\tb: 1", "a: 'b\n"])
 def test_text_that_is_not_yaml_is_refused_with_its_place(text: str) -> None:
     assert refused(text).startswith("x.yaml:2:1: not valid YAML: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ("a: &x {b: 1}\nc: {<<: *x}", {"b": 1}),
+        ("a: &x {b: 1, d: 2}\nc:\n  b: 3\n  <<: *x", {"b": 3, "d": 2}),
+        ("a: &x {b: 1, d: 2}\nc:\n  <<: *x\n  b: 3", {"b": 3, "d": 2}),
+        ("a: &x {b: 1}\ny: &y {b: 2, e: 5}\nc: {<<: [*x, *y]}", {"b": 1, "e": 5}),
+        ("a: &x {b: 1}\ny: &y {<<: *x, e: 5}\nc: {<<: *y}", {"b": 1, "e": 5}),
+        ("c: {<<: {b: 1}}", {"b": 1}),
+        ("c: {<<: []}", {}),
+        ("c: {!!merge <<: {b: 1}}", {"b": 1}),
+        ("c: {'<<': {b: 1}}", {"<<": {"b": 1}}),
+        ("c: <<", "<<"),
+    ],
+)
+def test_a_merge_key_adds_the_fields_that_the_mapping_has_not(text: str, data: object) -> None:
+    (document,) = yaml_source.parse(text, "x")
+
+    assert isinstance(document.data, dict)
+    assert document.data["c"] == data
+
+
+def test_a_merged_field_has_the_place_where_it_is_written() -> None:
+    (document,) = yaml_source.parse("a: &x\n  b: 1\nc: {<<: *x}", "x")
+
+    assert document.place(("c", "b")) == Place(Position(2, 3), Position(2, 6), "1")
+
+
+def test_a_bomb_of_merges_is_refused_before_it_is_built() -> None:
+    levels = "".join(
+        f"a{n}: &a{n} {{{', '.join(f'k{i}: {{<<: *a{n - 1}}}' for i in range(10))}}}\n" for n in range(1, 12)
+    )
+
+    assert f"at most {MAX_ALIASED} nodes are allowed" in refused(f"a0: &a0 {{x: 1}}\n{levels}")
 
 
 def test_a_bomb_of_aliases_is_refused_before_it_is_built() -> None:

@@ -12,9 +12,9 @@ from nfq_enforcer import __version__
 from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.cluster.replica import NodeSettings
 from nfq_enforcer.cluster.source import Applied, NodeStatus, Started
-from nfq_enforcer.core.labels import LabelFilter
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.documents import PolicyDocument
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.files import FileStore
 
@@ -75,7 +75,7 @@ def endpoints(store: FileStore) -> list[str]:
 
 
 def change(store: FileStore) -> list[bool]:
-    """Poll until a change is detected and loaded, if there is one; return the result of each poll."""
+    """Poll until a change is detected and loaded, if any; return the result of each poll."""
     looks = [store.poll_files(), store.poll_files()]
     if looks[-1]:
         run(store.start())
@@ -216,7 +216,9 @@ def origins(store: FileStore) -> list[str]:
 def test_what_is_applied_stands_beside_what_is_in_files(folder: Path) -> None:
     store = loaded(folder)
 
-    assert apply(store, ("mine.yaml", POLICY)) == Applied((CLOSED,), ())
+    applied = apply(store, ("mine.yaml", POLICY))
+    assert applied == Applied((CLOSED,), (), applied.policies)
+    assert [policy.name for policy in applied.policies] == ["closed"]
     assert origins(store) == ["mine.yaml:2"]
     assert change(store) == NOT_SEEN
     assert delivered(store) == []

@@ -3,7 +3,7 @@
 import pytest
 
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, WORLD
-from nfq_enforcer.core.verdict import Direction, DropReason
+from nfq_enforcer.core.verdict import Direction, DropReason, Verdict
 from nfq_enforcer.core.wire.packet import TCP
 from tests.support.nodes import (
     CLIENT,
@@ -23,10 +23,12 @@ from tests.support.nodes import (
 )
 from tests.support.packets import (
     identity_on,
+    ping,
     request,
     stamped,
     syn,
     syn_ack,
+    udp,
     with_options,
 )
 
@@ -174,3 +176,58 @@ def test_a_forged_source_is_refused_in_a_known_flow_too(node: Node, at: Addresse
     assert refused(node.forward(request(at.web, at.client), VETH_DB, ETH0)) is DropReason.INVALID_SOURCE_IP
     assert refused(node.forward(syn_ack(at.client, at.web), VETH_DB, VETH_WEB)) is DropReason.INVALID_SOURCE_IP
     assert accepted(node.forward(request(at.web, at.client), VETH_WEB, ETH0))
+
+
+# Stamps that leave by a cluster interface
+
+OTHER_OPTION = {4: bytes((94, 4, 1, 2)), 6: header6(bytes((0x3E, 4, 1, 2, 3, 4)))}
+
+
+def test_a_stamp_of_the_host_itself_is_stripped_though_neither_end_is_an_endpoint(node: Node, at: Addresses) -> None:
+    for payload in (udp(at.host, at.client), syn(at.host, at.second_node), ping(at.world, at.client)):
+        assert node.send(stamped(payload, CLIENT), ETH0).payload == payload
+    assert len(node.flows) == 0
+
+
+def test_a_stamp_of_a_workload_without_an_endpoint_is_refused(node: Node, at: Addresses) -> None:
+    for come_by in ("veth-unknown", WAN0):
+        decision = node.forward(stamped(udp(at.world, at.client), CLIENT), come_by, ETH0)
+        assert refused(decision) is DropReason.STAMP_UNTRUSTED
+
+
+@pytest.mark.parametrize(("v4", "v6", "reason"), BAD_STAMPS)
+def test_a_bad_stamp_between_others_is_refused_with_its_reason(
+    node: Node, at: Addresses, v4: str, v6: str, reason: DropReason
+) -> None:
+    options = bytes.fromhex(v4) if at.version == 4 else header6(bytes.fromhex(v6))
+    packet = with_options(udp(at.world, at.client), options)
+
+    for come_by in ("veth-unknown", ETH0):
+        assert refused(node.forward(packet, come_by, ETH0)) is reason
+    sent = node.send(packet, ETH0)
+    if reason is DropReason.INVALID_PACKET:
+        assert refused(sent) is reason
+    else:
+        assert sent.payload == udp(at.world, at.client)
+
+
+def test_a_stamp_of_another_node_is_left_to_a_node_that_only_routes(node: Node, at: Addresses) -> None:
+    decision = node.forward(stamped(udp(at.client, at.cluster), CLIENT), ETH0, ETH0)
+
+    assert (decision.verdict, decision.payload, decision.event) == (Verdict.ACCEPT, None, None)
+
+
+def test_other_options_of_packets_between_others_are_left_alone(node: Node, at: Addresses) -> None:
+    payload = with_options(udp(at.world, at.client), OTHER_OPTION[at.version])
+
+    for decision in (node.forward(payload, WAN0, ETH0), node.send(payload, ETH0)):
+        assert (decision.verdict, decision.payload) == (Verdict.ACCEPT, None)
+
+
+def test_options_toward_the_world_or_with_a_forged_source_are_no_transit(node: Node, at: Addresses) -> None:
+    payload = with_options(udp(at.world, at.client), OTHER_OPTION[at.version])
+
+    assert refused(node.forward(payload, VETH_WEB, ETH0)) is DropReason.INVALID_SOURCE_IP
+    assert refused(node.send(with_options(udp(at.host, at.world), OTHER_OPTION[at.version]), WAN0)) is (
+        DropReason.NO_ENDPOINT
+    )

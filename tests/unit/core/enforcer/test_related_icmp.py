@@ -1,17 +1,23 @@
 """ICMP errors: an error about a known flow passes with the flow, any other is evaluated against policy."""
 
+from ipaddress import ip_address
+
 import pytest
 
 from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.identity import WORLD
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, Verdict
-from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
+from nfq_enforcer.core.wire import stamp
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, parse
 from tests.support.nodes import (
+    CLIENT,
     CLOSED,
     ETH0,
     EVERYTHING_FROM_CLIENT,
     HTTP,
     NOBODY,
+    OTHER,
     VETH_DB,
     VETH_WEB,
     WAN0,
@@ -24,13 +30,17 @@ from tests.support.nodes import (
     refused,
 )
 from tests.support.packets import (
+    LONG,
     TOO_BIG,
     Build,
     error,
+    icmp,
     identity_on,
+    packed,
     ping,
     pong,
     sctp,
+    stamped,
     syn,
     syn_ack,
     udp,
@@ -191,3 +201,86 @@ def test_an_error_that_policy_would_drop_is_logged_in_audit(node: Node, at: Addr
 
     assert accepted(decision)
     assert (event(decision).verdict, event(decision).direction) == (FlowVerdict.AUDIT, Direction.INGRESS)
+
+
+def test_an_error_of_a_remote_endpoint_about_a_flow_of_another_is_held_against_policy(
+    node: Node, at: Addresses
+) -> None:
+    node.load(ingress=CLOSED)
+    about = udp(at.web, at.client)
+    node.forward(about, VETH_WEB, ETH0)
+
+    other = error(at.other, at.web, about)
+    assert refused(node.forward(stamped(other, OTHER), ETH0, VETH_WEB)) is DropReason.POLICY_DENIED
+    assert refused(node.forward(stamped(other, CLIENT), ETH0, VETH_WEB)) is DropReason.POLICY_DENIED
+    assert refused(node.forward(other, ETH0, VETH_WEB)) is DropReason.POLICY_DENIED
+    assert accepted(from_client(node, error(at.client, at.web, about)))
+
+
+def test_a_node_that_is_an_endpoint_may_report_on_what_it_routes(at: Addresses) -> None:
+    node = Node()
+    peers = {packed(at.client): Peer(CLIENT, remote=True), packed(at.other): Peer(OTHER, remote=True, is_node=True)}
+    node.load(ingress=CLOSED, ipcache=Ipcache(peers))
+    about = udp(at.web, at.client)
+    node.forward(about, VETH_WEB, ETH0)
+
+    assert accepted(node.forward(stamped(error(at.other, at.web, about, TOO_BIG), OTHER), ETH0, VETH_WEB))
+
+
+def announcing(src: str, dst: str, about: bytes, mtu: int) -> bytes:
+    """Return a "fragmentation needed" or "packet too big" error with this MTU."""
+    kind, code = TOO_BIG[ip_address(src).version]
+    return icmp(src, dst, kind, code, mtu.to_bytes(4, "big") + about[:128])
+
+
+def announced(payload: bytes) -> int:
+    offset = parse(payload).l4_offset
+    return int.from_bytes(payload[offset + 4 : offset + 8], "big")
+
+
+@pytest.mark.parametrize("router", ["world", "second_node"])
+def test_the_mtu_that_a_router_announces_is_lowered_by_the_stamp(node: Node, at: Addresses, router: str) -> None:
+    sent = node.forward(udp(at.web, at.client), VETH_WEB, ETH0).payload
+    assert sent is not None
+
+    relayed = node.forward(announcing(getattr(at, router), at.web, sent, 1400), ETH0, VETH_WEB).payload
+    assert relayed is not None
+    assert announced(relayed) == 1400 - stamp.overhead(at.version)
+    assert relayed == announcing(getattr(at, router), at.web, sent, announced(relayed))  # its checksum included
+
+
+def test_the_mtu_for_a_reply_that_bears_a_stamp_is_lowered_too(node: Node, at: Addresses) -> None:
+    from_client(node, udp(at.client, at.web))
+    reply = node.forward(udp_answer(at.web, at.client), VETH_WEB, ETH0).payload
+    assert reply is not None
+
+    relayed = node.forward(announcing(at.second_node, at.web, reply, 1400), ETH0, VETH_WEB).payload
+    assert relayed is not None
+    assert announced(relayed) == 1400 - stamp.overhead(at.version)
+
+
+def test_the_mtu_for_a_flow_without_a_stamp_stays(node: Node, at: Addresses) -> None:
+    node.forward(udp(at.web, at.world), VETH_WEB, WAN0)
+
+    about = announcing("203.0.113.1" if at.version == 4 else "2001:db8::1", at.web, udp(at.web, at.world), 1400)
+    assert node.forward(about, WAN0, VETH_WEB).payload is None
+
+
+@pytest.mark.parametrize("mtu", [0, 1, 67, 68, 70, 76, 77, 1279, 1280, 1281, 1296, 1297, 65535])
+def test_no_mtu_is_lowered_below_the_minimum_of_its_family(node: Node, at: Addresses, mtu: int) -> None:
+    sent = node.forward(udp(at.web, at.client), VETH_WEB, ETH0).payload
+    assert sent is not None
+    minimum = {4: 68, 6: 1280}[at.version]
+
+    relayed = node.forward(announcing(at.world, at.web, sent, mtu), WAN0, VETH_WEB).payload
+    expected = max(mtu - stamp.overhead(at.version), min(mtu, minimum))
+    assert relayed is None if expected == mtu else (announced(relayed or b"") == expected)
+
+
+def test_a_truncated_announcement_is_requeued_to_be_rewritten(at: Addresses) -> None:
+    node = Node(can_requeue=True)
+    sent = node.forward(udp(at.web, at.client, data=LONG), VETH_WEB, ETH0).payload
+    assert sent is not None
+    whole = announcing(at.world, at.web, sent, 1400)
+
+    assert node.forward(whole[:-8], WAN0, VETH_WEB) == Decision(Verdict.REQUEUE_WHOLE)

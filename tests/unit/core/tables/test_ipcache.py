@@ -5,7 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from nfq_enforcer.core.identity import LOCAL, REMOTE_NODE, WORLD, Identity
+from nfq_enforcer.core.identity import HOST, KUBE_APISERVER, LOCAL, REMOTE_NODE, WORLD, Identity
 from nfq_enforcer.core.tables.ipcache import (
     NO_PREFIXES,
     Ipcache,
@@ -102,6 +102,23 @@ def test_any_address_may_have_local_identities() -> None:
     assert cache.local_identities(packed("10.2.0.10")) == (NARROW, site)
     assert cache.local_identities(packed("2001:db8::1")) == ()
     assert CACHE.local_identities(packed("10.2.0.10")) == ()
+
+
+def test_an_address_of_the_api_server_has_that_identity_and_keeps_the_one_it_had_as_a_local_one() -> None:
+    node, stranger, endpoint, far = map(packed, ("10.2.0.1", "10.2.0.11", "10.2.0.10", "2001:db8::1"))
+    peers = {endpoint: CLIENT, node: Peer(REMOTE_NODE, remote=True)}
+    cache = Ipcache(peers, (), PREFIXES, kube_apiserver=frozenset((node, stranger, endpoint, far)))
+
+    assert cache.lookup(node) == Peer(KUBE_APISERVER, remote=True)  # stamped as before
+    assert cache.lookup(stranger) == cache.lookup(far) == Peer(KUBE_APISERVER, remote=False)
+    assert cache.lookup(endpoint) == CLIENT
+    assert cache.local_identities(node, KUBE_APISERVER) == (REMOTE_NODE,)
+    assert cache.local_identities(stranger, KUBE_APISERVER) == (NARROW,)
+    assert cache.local_identities(far, KUBE_APISERVER) == (WORLD,)
+    assert cache.local_identities(endpoint, CLIENT.identity) == (KUBE_APISERVER,)
+    assert cache.local_identities(stranger, HOST) == (KUBE_APISERVER,)  # this host's own address: never the world
+    assert cache.lookup(packed("10.2.0.12")) == Peer(NARROW, remote=False)
+    assert cache.local_identities(packed("10.2.0.12"), NARROW) == ()
 
 
 def test_more_strangers_than_are_remembered_are_all_told_right() -> None:

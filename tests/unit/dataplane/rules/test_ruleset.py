@@ -14,8 +14,8 @@ from tests.support.packets import icmp
 
 CLOSED = Ruleset([QueueNumbers(100, 100, 100)], fail_open=False, cluster_mtus={"eth1": 9000, "eth0": 1500})
 OPEN = Ruleset([QueueNumbers(7, 8, 9)], fail_open=True, cluster_mtus={})
-ALL_HOOKED = {(table, base) for table, hooks in HOOKS.items() for base in hooks}
-BASE_CHAINS = {base for _, base in ALL_HOOKED}
+HOOKED = {(table, base): [f"-j {chain}"] for table, hooks in HOOKS.items() for base, chain in hooks.items()}
+BASE_CHAINS = {base for _, base in HOOKED}
 ALL_CHAINS = {(table, chain) for table, chains in ruleset.CHAINS.items() for chain in chains}
 
 V4 = """\
@@ -42,6 +42,10 @@ COMMIT
 :NFQE-SOURCE - [0:0]
 :NFQE-QUEUE - [0:0]
 :NFQE-ERRORS - [0:0]
+-A NFQE-FORWARD -o eth0 -m u32 --u32 "0x0>>0x18&0xf=0x6:0xf" -g NFQE-QUEUE
+-A NFQE-FORWARD -o eth1 -m u32 --u32 "0x0>>0x18&0xf=0x6:0xf" -g NFQE-QUEUE
+-A NFQE-OUTPUT -o eth0 -m u32 --u32 "0x0>>0x18&0xf=0x6:0xf" -g NFQE-QUEUE
+-A NFQE-OUTPUT -o eth1 -m u32 --u32 "0x0>>0x18&0xf=0x6:0xf" -g NFQE-QUEUE
 -A NFQE-OUTPUT -p tcp -m set --match-set nfqe-store4 dst,dst -m conntrack --ctdir ORIGINAL -j RETURN
 -A NFQE-INPUT -p tcp -m set --match-set nfqe-store4 src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN
 -A NFQE-INPUT -i lo -j RETURN
@@ -110,15 +114,17 @@ COMMIT
 
 
 def test_rules_of_ipv4_that_fail_closed() -> None:
-    assert ruleset.render(CLOSED, IPV4, ["veth-b", "veth-a", "veth-b"], hooked=set()) == V4
+    assert ruleset.render(CLOSED, IPV4, ["veth-b", "veth-a", "veth-b"], {}) == V4
 
 
 def test_rules_of_ipv6_that_fail_open_with_no_interface_to_guard_or_clamp() -> None:
-    assert ruleset.render(OPEN, IPV6, [], hooked=set()) == V6
+    assert ruleset.render(OPEN, IPV6, [], {}) == V6
 
 
 def test_only_hooks_that_are_missing_are_set() -> None:
-    text = ruleset.render(CLOSED, IPV4, [], hooked=ALL_HOOKED - {("security", "FORWARD")})
+    text = ruleset.render(
+        CLOSED, IPV4, [], {key: rules for key, rules in HOOKED.items() if key != ("security", "FORWARD")}
+    )
 
     assert [line for line in text.splitlines() if set(line.split()[1:2]) & BASE_CHAINS] == [
         "-A FORWARD -j NFQE-FORWARD"
@@ -139,7 +145,7 @@ def test_the_largest_segment_leaves_room_for_headers_and_stamp(
 def test_what_leaves_by_a_cluster_interface_meets_a_queue_of_its_own_where_there_is_one() -> None:
     rules = Ruleset([QueueNumbers(100, 101, 102)], fail_open=True, cluster_mtus={"eth1": 9000, "eth0": 1500})
 
-    lines = ruleset.render(rules, IPV4, [], hooked=ALL_HOOKED).splitlines()
+    lines = ruleset.render(rules, IPV4, [], HOOKED).splitlines()
 
     assert [line for line in lines if "NFQUEUE" in line] == [
         "-A NFQE-QUEUE -o eth0 -j NFQUEUE --queue-num 101 --queue-bypass",
@@ -160,11 +166,11 @@ def test_several_workers_have_their_queues_in_rows_and_the_first_gets_every_icmp
     rules = Ruleset(allocate_queues(100, 3), fail_open, cluster_mtus={"eth0": 1500})
 
     lines = {
-        family: [line for line in ruleset.render(rules, family, [], ALL_HOOKED).splitlines() if "-A NFQE-QUEUE" in line]
+        family: [line for line in ruleset.render(rules, family, [], HOOKED).splitlines() if "-A NFQE-QUEUE" in line]
         for family in (IPV4, IPV6)
     }
     errors = {
-        family: [line for line in ruleset.render(rules, family, [], ALL_HOOKED).splitlines() if "-A NFQE-ERRO" in line]
+        family: [line for line in ruleset.render(rules, family, [], HOOKED).splitlines() if "-A NFQE-ERRO" in line]
         for family in (IPV4, IPV6)
     }
 
@@ -190,7 +196,7 @@ def test_what_the_rules_take_for_an_icmp_error_is_one() -> None:
     """Any other ICMP message is decided by the worker of its addresses and need not go to the first."""
     rules = Ruleset(allocate_queues(100, 2), fail_open=False, cluster_mtus={})
     for family, source, target in ((IPV4, "10.0.0.1", "10.0.0.2"), (IPV6, "fd00::1", "fd00::2")):
-        text = ruleset.render(rules, family, [], ALL_HOOKED)
+        text = ruleset.render(rules, family, [], HOOKED)
         found = {int(kind) for kind in re.findall(r"-A NFQE-ERRORS .*-type (\d+) ", text)}
 
         assert found == {kind for kind in range(256) if parse(icmp(source, target, kind, 0, bytes(4))).error}
@@ -202,14 +208,17 @@ def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: 
         [QueueNumbers(100, 101, 102)], fail_open=False, cluster_mtus={"eth0": 1500}, offload=PerFlowRules(2)
     )
 
-    lines = ruleset.render(rules, family, [], hooked=set()).splitlines()
+    lines = ruleset.render(rules, family, [], {}).splitlines()
 
     assert "-I OUTPUT 1 -j NFQE-UNMARK" in lines
-    for chain in ("INPUT", "FORWARD", "OUTPUT"):
-        assert next(line for line in lines if f"-A NFQE-{chain} " in line) == f"-A NFQE-{chain} -j NFQE-MARKED"
+    options = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header dst --soft"}[family.version]
+    undecided = f"-o eth0 {options} -m mark ! --mark 0x40000000/0x40000000 -g NFQE-QUEUE"
+    for chain, stamps in (("INPUT", []), ("FORWARD", [undecided]), ("OUTPUT", [undecided])):
+        expected = [f"-A NFQE-{chain} {rule}" for rule in (*stamps, "-j NFQE-MARKED")]
+        assert [line for line in lines if f"-A NFQE-{chain} " in line][: len(expected)] == expected
     assert [line for line in lines if "-A NFQE-QUEUE" in line][:2] == [
-        "-A NFQE-QUEUE -j MARK --set-xmark 0/0x70000000",
-        "-A NFQE-QUEUE -m connmark ! --mark 0/0xffffff00 -j NFQE-TOLD",
+        "-A NFQE-QUEUE -j MARK --set-xmark 0x0/0x70000000",
+        "-A NFQE-QUEUE -m connmark ! --mark 0x0/0xffffff00 -j NFQE-TOLD",
     ]
     told = "-A NFQE-TOLD -m conntrack --ctstate ESTABLISHED --ctdir"
     assert [line for line in lines if "-A NFQE-TOLD" in line] == [
@@ -217,7 +226,7 @@ def test_where_the_kernel_passes_flows_their_marks_come_before_all_else(family: 
         f"{told} REPLY -j MARK --set-xmark 0x20000000/0x70000000",
     ]
     for chain in ("MSS-IN", "MSS-OUT", "UNMARK"):
-        unmark = f"-A NFQE-{chain} -m mark ! --mark 0/0x70000000 -j MARK --set-xmark 0/0x70000000"
+        unmark = f"-A NFQE-{chain} -m mark ! --mark 0x0/0x70000000 -j MARK --set-xmark 0x0/0x70000000"
         assert next(line for line in lines if f"-A NFQE-{chain} " in line) == unmark
     of_epoch = [line for line in ruleset.render_epoch(PerFlowRules(2)).splitlines() if line.startswith("-A")]
     assert [line for line in lines if re.match("-A NFQE-(MARKED|SIGNED) ", line)] == of_epoch
@@ -236,7 +245,7 @@ def test_an_epoch_is_replaced_alone_and_at_once() -> None:
         "-A NFQE-SIGNED -j CONNMARK --set-xmark 0x200/0xffffff00\n"
         "-A NFQE-SIGNED -m mark --mark 0x60000000/0x70000000 -j CONNMARK --set-xmark 0x900/0xffffff00\n"
         "-A NFQE-SIGNED -m mark --mark 0x40000000/0x70000000 -j CONNMARK --set-xmark 0x800/0xffffff00\n"
-        "-A NFQE-SIGNED -j MARK --set-xmark 0/0x70000000\n"
+        "-A NFQE-SIGNED -j MARK --set-xmark 0x0/0x70000000\n"
         "-A NFQE-SIGNED -j ACCEPT\n"
         "COMMIT\n"
     )
@@ -248,7 +257,7 @@ def test_where_no_epoch_is_in_force_nothing_passes_unseen_and_no_packet_goes_rou
     assert [line for line in lines if line.startswith("-A")] == [
         "-A NFQE-MARKED -m mark --mark 0x40000000/0x40000000 -g NFQE-SIGNED",
         "-A NFQE-SIGNED -j CONNMARK --set-xmark 0x200/0xffffff00",
-        "-A NFQE-SIGNED -j MARK --set-xmark 0/0x70000000",
+        "-A NFQE-SIGNED -j MARK --set-xmark 0x0/0x70000000",
         "-A NFQE-SIGNED -j ACCEPT",
     ]
 
@@ -264,7 +273,7 @@ def test_the_interfaces_of_endpoints_are_replaced_alone() -> None:
 
 
 def test_removal_unhooks_first_and_deletes_chains_when_all_are_empty() -> None:
-    assert ruleset.render_removal(ALL_HOOKED, ALL_CHAINS) == (
+    assert ruleset.render_removal([*HOOKED], ALL_CHAINS) == (
         "*security\n"
         "-D INPUT -j NFQE-INPUT\n"
         "-D FORWARD -j NFQE-FORWARD\n"
@@ -307,13 +316,13 @@ def test_removal_unhooks_first_and_deletes_chains_when_all_are_empty() -> None:
 
 
 def test_removal_touches_only_what_is_there() -> None:
-    text = ruleset.render_removal({("security", "INPUT")}, {("security", "NFQE-QUEUE")})
+    text = ruleset.render_removal([("security", "INPUT")], {("security", "NFQE-QUEUE")})
 
     assert text == "*security\n-D INPUT -j NFQE-INPUT\n-F NFQE-QUEUE\n-X NFQE-QUEUE\nCOMMIT\n"
 
 
 def test_where_nothing_is_there_nothing_is_removed() -> None:
-    assert ruleset.render_removal(set(), set()) == ""
+    assert ruleset.render_removal([], set()) == ""
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity, derive
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.policy.documents import Namespace
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import parse
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.mirror import Mirror

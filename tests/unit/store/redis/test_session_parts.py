@@ -12,7 +12,8 @@ import pytest
 from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind
 from nfq_enforcer.cluster.source import ChangeBatch
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.labels import LabelFilter, Labels
+from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.address import parse
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.change_feed import ChangeFeed

@@ -1,0 +1,105 @@
+"""Warnings about valid documents with a part that can never match, so that it allows, denies or isolates nothing.
+
+A selector that wants a label that no identity can have, and an entity without addresses, are accepted by upstream too.
+They silently select nobody: what should pass is denied, and what should be isolated stays open.
+"""
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE
+from nfq_enforcer.policy.cilium import CiliumPolicy
+from nfq_enforcer.policy.documents import PolicyDocument
+from nfq_enforcer.policy.fields import ACCOUNT_KEY, CLUSTER_KEY, DEFAULT_CLUSTER, NAMESPACE_KEY
+from nfq_enforcer.policy.label_filter import LabelFilter
+from nfq_enforcer.policy.rules import AddressBlock, Rule
+from nfq_enforcer.policy.rules_index import resolve
+from nfq_enforcer.policy.selectors import RESERVED_SOURCE, Operator, Requirement, Selector, reserved_selector
+
+_WITH_ADDRESSES = frozenset(("host", "remote-node", "world"))
+_NOBODY = frozenset(("none",))  # an entity that is meant to be nobody
+_MINOR = frozenset(map(reserved_selector, ("health", "ingress", "init", "unmanaged")))
+"""Entities that documents name beside others, as the entity cluster does: a warning only where no peer can match."""
+
+_APISERVER = reserved_selector("kube-apiserver")
+_SINGLE_SOURCE = frozenset((ACCOUNT_KEY, CLUSTER_KEY, NAMESPACE_KEY))  # no user's label has these keys
+
+
+class ClusterFacts(NamedTuple):
+    """ClusterFacts: the facts about a cluster that decide whether a selector can match."""
+
+    cluster: str = DEFAULT_CLUSTER
+    has_apiserver: bool = False  # the configuration has addresses of the entity kube-apiserver
+    sources: Collection[str] = ()  # label sources of the endpoints, apart from k8s
+    relevant: LabelFilter = LabelFilter()
+
+
+def warnings(documents: Iterable[PolicyDocument], facts: ClusterFacts) -> Iterator[str]:
+    """Yield a sentence for each part of a document that can never match, with the place of the document."""
+    for document in documents:
+        found = (*_without_effect(document), *(text for rule in resolve(document) for text in _of_rule(rule, facts)))
+        yield from (f"{document.origin}: {document.title}: {text}" for text in dict.fromkeys(found))
+
+
+def _without_effect(document: PolicyDocument) -> Iterator[str]:
+    rules = document.rules if isinstance(document, CiliumPolicy) else ()
+    for rule in rules:
+        for section, entries in (("ingress", rule.ingress), ("egress", rule.egress)):
+            if section in rule.model_fields_set and not entries:
+                yield f"{section}: [] has no effect; for default deny write {section}: [{{}}]"
+
+
+def _of_rule(rule: Rule, facts: ClusterFacts) -> Iterator[str]:
+    section = "spec" if not rule.ref.spec else f"specs[{rule.ref.spec}]"
+    yield from (f"{section} selects no endpoint: {reason}" for reason in _reasons(rule.subject, facts))
+    reasons = {
+        peer: () if isinstance(peer, AddressBlock) else tuple(_reasons(peer, facts)) for peer in rule.peers or ()
+    }
+    some_match = not all(reasons.values())
+    whole_cluster = reasons.keys() >= _MINOR  # by the entity cluster
+    for peer, texts in reasons.items():
+        if not (some_match and (peer in _MINOR or (whole_cluster and peer == _APISERVER))):
+            yield from (f"{rule.ref.place} has a peer that never matches: {text}" for text in texts)
+
+
+def _reasons(selector: Selector, facts: ClusterFacts) -> Iterator[str]:
+    """Yield each reason for which no identity can meet a selector."""
+    wanted: dict[tuple[str, str], frozenset[str]] = {}
+    for requirement in sorted(selector.requirements):
+        if requirement.negative:
+            continue
+        reason = _reason(requirement, facts)
+        if reason:
+            yield reason
+        elif requirement.operator is Operator.IN:
+            source = DEFAULT_SOURCE if requirement.key in _SINGLE_SOURCE else requirement.source
+            key = source, requirement.key
+            possible = wanted.get(key, requirement.values) & requirement.values
+            if not possible:
+                yield f"it wants two values of the label {requirement.key}"
+            wanted[key] = possible
+
+
+def _reason(requirement: Requirement, facts: ClusterFacts) -> str:
+    """Return the reason for which no identity can meet a requirement; empty if one can."""
+    source, key = requirement.source, requirement.key
+    if source == RESERVED_SOURCE:
+        return _of_entity(key, facts)
+    if source not in {ANY_SOURCE, DEFAULT_SOURCE, *facts.sources}:
+        return f"no endpoint known here has labels of the source '{source}'; labels of documents have the source k8s"
+    if source == ANY_SOURCE and any(facts.relevant.includes(other, key) for other in facts.sources):
+        return ""
+    if not facts.relevant.includes(DEFAULT_SOURCE if source == ANY_SOURCE else source, key):
+        return f"the label {key} is not part of identities; identity_labels in the configuration can include it"
+    if key == CLUSTER_KEY and requirement.operator is Operator.IN and facts.cluster not in requirement.values:
+        names = ", ".join(sorted(requirement.values))
+        return f"it wants the cluster {names}, and this one is {facts.cluster} (cluster in the configuration)"
+    return ""
+
+
+def _of_entity(name: str, facts: ClusterFacts) -> str:
+    if name in _WITH_ADDRESSES or name in _NOBODY or (name == "kube-apiserver" and facts.has_apiserver):
+        return ""
+    if name == "kube-apiserver":
+        return "the entity kube-apiserver has no addresses; kube_apiserver in the configuration sets them"
+    return f"the entity {name} has no addresses in this version"

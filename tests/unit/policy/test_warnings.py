@@ -1,0 +1,108 @@
+"""Warnings: each part of a document that can never match is named, and nothing else is."""
+
+import pytest
+
+from nfq_enforcer.policy.label_filter import LabelFilter
+from nfq_enforcer.policy.loader import group_documents, parse
+from nfq_enforcer.policy.warnings import ClusterFacts, warnings
+
+HEAD = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: "
+CLUSTERWIDE = "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: p}\nspec: "
+KUBERNETES = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: "
+ENTRY = "{{endpointSelector: {{}}, ingress: [{{{}}}]}}"
+
+
+def warned(text: str, facts: ClusterFacts | None = None) -> list[str]:
+    policies = group_documents(one.document for one in parse(text, "f")).policies
+    return list(warnings(policies, facts or ClusterFacts()))
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ("fromEntities: [health]", "the entity health has no addresses in this version"),
+        ("fromEntities: [host, kube-apiserver]", "the entity kube-apiserver has no addresses"),
+        ("fromEntities: [init]", "the entity init has no addresses"),
+        ("fromEntities: [unmanaged]", "the entity unmanaged has no addresses"),
+        ("fromEntities: [kube-apiserver]", "kube_apiserver in the configuration sets them"),
+        ("fromEndpoints: [{matchLabels: {'reserved:kube-apiserver': ''}}]", "the entity kube-apiserver has no"),
+        ("fromEndpoints: [{matchLabels: {'container:app': a}}]", "labels of the source 'container'"),
+        ("fromEndpoints: [{matchLabels: {pod-template-hash: a}}]", "the label pod-template-hash is not part of"),
+        ("fromEndpoints: [{matchExpressions: [{key: etcd_node, operator: Exists}]}]", "etcd_node is not part of"),
+        ("fromEndpoints: [{matchLabels: {io.cilium.k8s.policy.cluster: east}}]", "it wants the cluster east, and this"),
+        (
+            "fromEndpoints: [{matchLabels: {a: x}, matchExpressions: [{key: a, operator: In, values: [y, z]}]}]",
+            "it wants two values of the label a",
+        ),
+    ],
+)
+def test_a_peer_that_can_never_match_is_named(entry: str, reason: str) -> None:
+    (sentence,) = warned(HEAD + ENTRY.format(entry))
+
+    assert sentence.startswith("f:1: CiliumNetworkPolicy shop/p: ingress[0] has a peer that never matches: ")
+    assert reason in sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HEAD + ENTRY.format("fromEntities: [all]"),
+        HEAD + ENTRY.format("fromEntities: [cluster]"),
+        HEAD + ENTRY.format("fromEntities: [remote-node, health]"),
+        HEAD + ENTRY.format("fromEntities: [world, host, remote-node, none, world-ipv4]"),
+        HEAD + ENTRY.format("fromEndpoints: []"),
+        HEAD + ENTRY.format("fromCIDR: [10.0.0.0/8]"),
+        HEAD + ENTRY.format("fromEndpoints: [{matchExpressions: [{key: 'x:a', operator: DoesNotExist}]}]"),
+        HEAD + ENTRY.format("fromEndpoints: [{matchExpressions: [{key: etcd_node, operator: NotIn, values: [a]}]}]"),
+        HEAD + ENTRY.format("fromEndpoints: [{matchLabels: {'any:a': b, 'k8s:io.kubernetes.pod.namespace': c}}]"),
+        HEAD
+        + ENTRY.format("fromEndpoints: [{matchExpressions: [{key: io.cilium.k8s.policy.cluster, operator: Exists}]}]"),
+        CLUSTERWIDE + "{nodeSelector: {}, ingress: [{}]}",
+        KUBERNETES + "{podSelector: {}, ingress: [], policyTypes: [Ingress, Egress]}",
+        KUBERNETES
+        + "{podSelector: {}, egress: [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: a}}}]}]}",
+    ],
+)
+def test_what_can_match_gets_no_warning(text: str) -> None:
+    assert warned(text) == []
+
+
+def test_a_subject_that_can_never_match_is_named_once() -> None:
+    text = "{endpointSelector: {matchLabels: {'x:a': b}}, ingress: [{}, {}], egress: [{}]}"
+    other = "{endpointSelector: {matchExpressions: [{key: io.kubernetes.pod.namespace, operator: In, values: [o]}]}, "
+
+    (sentence,) = warned(HEAD + text)
+    assert "spec selects no endpoint: no endpoint known here has labels of the source 'x'" in sentence
+    (sentence,) = warned(f"{HEAD}{other}ingress: [{{}}]}}")
+    assert "spec selects no endpoint: it wants two values of the label io.kubernetes.pod.namespace" in sentence
+
+
+def test_an_empty_section_beside_another_is_named() -> None:
+    assert warned(HEAD + "{endpointSelector: {}, ingress: [], egress: [{}]}") == [
+        "f:1: CiliumNetworkPolicy shop/p: ingress: [] has no effect; for default deny write ingress: [{}]"
+    ]
+
+
+def test_a_peer_of_a_network_policy_is_named() -> None:
+    (sentence,) = warned(
+        KUBERNETES + "{podSelector: {}, egress: [{to: [{podSelector: {matchLabels: {kubernetes.io/os: linux}}}]}]}"
+    )
+
+    assert "egress[0] has a peer that never matches: the label kubernetes.io/os is not part of identities" in sentence
+
+
+@pytest.mark.parametrize(
+    ("entry", "facts"),
+    [
+        ("fromEntities: [kube-apiserver]", ClusterFacts(has_apiserver=True)),
+        ("fromEndpoints: [{matchLabels: {'container:app': a}}]", ClusterFacts(sources=("container",))),
+        ("fromEndpoints: [{matchLabels: {io.cilium.k8s.policy.cluster: east}}]", ClusterFacts("east")),
+        (
+            "fromEndpoints: [{matchLabels: {pod-template-hash: a}}]",
+            ClusterFacts(relevant=LabelFilter(["pod-template-hash"])),
+        ),
+    ],
+)
+def test_the_facts_of_the_cluster_decide(entry: str, facts: ClusterFacts) -> None:
+    assert warned(HEAD + ENTRY.format(entry)) != []
+    assert warned(HEAD + ENTRY.format(entry), facts) == []
