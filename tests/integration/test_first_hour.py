@@ -15,7 +15,7 @@ import pytest
 from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
 from tests.integration.conftest import MakeLab
-from tests.support.labs import FRONT_TO_BACK, HTTP, PATIENT, kill, run_in, start, until
+from tests.support.labs import BRIEF, FRONT_TO_BACK, HTTP, PATIENT, kill, run_in, start, until
 
 SLOW = """
 import resource, socket, sys, time
@@ -77,6 +77,21 @@ def test_a_trace_without_files_asks_the_running_agent(lab: Lab) -> None:
 
     assert (allowed.returncode, denied.returncode) == (0, 1)
     assert json.loads(allowed.stdout)["documents_of"].startswith("the running agent of node n1, revision ")
+
+
+async def test_flows_of_all_workers_are_listed_and_a_flush_cuts_no_allowed_one(lab: Lab) -> None:
+    front, back = lab.host("front1"), str(lab.address("back1"))
+    assert (await front.connect(lab.address("back1"), HTTP, PATIENT)).ok
+
+    flows = json.loads(program(lab, "conntrack", "list", "--to", "back1", "-o", "json").stdout)["flows"]
+    assert {(flow["destination"]["address"], flow["destination"]["port"]) for flow in flows} == {(back, HTTP)}
+    assert all(flow["source"]["identity"] and flow["revision"] for flow in flows)
+    assert json.loads(program(lab, "conntrack", "list", "--to", "192.0.2.1", "-o", "json").stdout)["flows"] == []
+    assert program(lab, "conntrack", "list", "--to", "nobody").returncode == 2
+
+    assert program(lab, "conntrack", "flush").returncode == 0
+    assert (await front.connect(lab.address("back1"), HTTP, PATIENT)).ok
+    assert not (await lab.host("back1").connect(lab.address("front1"), HTTP, BRIEF)).ok
 
 
 @contextlib.contextmanager
