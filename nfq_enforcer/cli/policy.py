@@ -109,7 +109,7 @@ def _facts(documents: Documents, cluster: str | None, kube_apiserver: list[str] 
 
 def _warn(sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        output.error(f"warning: {sentence}")
+        print(f"nfq-enforcer: warning: {sentence}", file=sys.stderr)
 
 
 def _tell_ignored(number: int) -> None:
@@ -237,14 +237,8 @@ def trace(
     socket: Socket = DEFAULT,
 ) -> None:
     """Explain the verdict on a connection rule by rule; exit status 0 if it is allowed, 1 if it is denied."""
-    if files:
-        mode, localhost = enforcement or Enforcement.AUTO, allow_localhost or Localhost.ALWAYS
-        simulation = _simulation(files, mode, localhost, cluster, kube_apiserver, ignore_other_kinds)
-        origin = "the given files"
-    else:
-        simulation, origin = _running_or_configured(
-            *(socket, enforcement, allow_localhost, cluster, kube_apiserver, ignore_other_kinds)
-        )
+    options = (enforcement, allow_localhost, cluster, kube_apiserver, ignore_other_kinds)
+    simulation, origin = _traced(files, socket, *options)
     pair = _pair(simulation, source, target)
     result = explain(simulation, pair, _question(port, http, pair))
     if form is Format.TABLE:
@@ -330,7 +324,8 @@ def _simulation(
     )
 
 
-def _running_or_configured(
+def _traced(
+    files: list[Path] | None,
     socket: Path,
     enforcement: Enforcement | None,
     allow_localhost: Localhost | None,
@@ -338,12 +333,14 @@ def _running_or_configured(
     kube_apiserver: list[str] | None,
     ignore_other_kinds: bool,
 ) -> tuple[Simulation, str]:
-    """Return the simulation of the running agent, or of the configured documents if no agent runs; and its origin."""
+    """Return the simulation of files, else of the running agent, else of the configured documents; and its origin."""
+    mode, localhost = enforcement or Enforcement.AUTO, allow_localhost or Localhost.ALWAYS
+    if files:
+        return _simulation(files, mode, localhost, cluster, kube_apiserver, ignore_other_kinds), "the given files"
     try:
         running = client.call(socket, "documents", _MANY_DOCUMENTS)
     except client.NoAgent:
-        given = (enforcement or Enforcement.AUTO, allow_localhost or Localhost.ALWAYS)
-        simulation = _configured_simulation(*given, cluster, kube_apiserver, ignore_other_kinds)
+        simulation = _configured_simulation(mode, localhost, cluster, kube_apiserver, ignore_other_kinds)
         return simulation, "the configuration; no agent is running"
     simulation = Simulation(
         loader.from_data(running["documents"]),

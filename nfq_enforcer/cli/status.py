@@ -56,7 +56,8 @@ def _rules(rules: RulesStatus) -> Iterator[tuple[str, object]]:
     else:
         yield "rules", f"intact since {rules.since}"
     if rules.repairs:
-        yield "  repaired", f"{rules.repairs} times, last {rules.last_repair}\n{rules.last_missing}"
+        yield "  repaired", f"{rules.repairs} times, last {rules.last_repair}"
+        yield "", rules.last_missing
 
 
 def _workers(total: WorkersStatus, each: Sequence[WorkerStatus]) -> Iterator[tuple[str, object]]:

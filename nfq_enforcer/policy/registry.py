@@ -47,7 +47,7 @@ def is_unsupported(kind: str) -> bool:
 def similar_kinds(kind: str, version: object) -> list[str]:
     """Return the kinds of this apiVersion, or of any without one, that a mistyped kind can stand for."""
     known = {name: of for name, (of, _) in KINDS.items()} | {name: of for name, (of, _) in LISTS.items()}
-    candidates = {name.lower(): name for name, of in known.items() if version in {None, of}}
+    candidates = {name.lower(): name for name, of in known.items() if version is None or version == of}
     return [candidates[name] for name in get_close_matches(kind.lower(), candidates, 1, _SIMILAR)]
 
 
@@ -60,7 +60,7 @@ def is_other_kind(data: object) -> bool:
         return True
     kind, version = data.get("kind"), data.get("apiVersion")
     if kind is None:
-        return not ("spec" in data and "metadata" in data) and version not in {v for v, _ in KINDS.values()}
+        return not ("spec" in data and "metadata" in data) and version not in [known for known, _ in KINDS.values()]
     if not isinstance(kind, str) or kind in KINDS or kind in LISTS or is_unsupported(kind):
         return False
     if kind in _OTHER_KINDS:

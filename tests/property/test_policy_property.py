@@ -19,7 +19,7 @@ from nfq_enforcer.core.labels import Label, Labels
 from nfq_enforcer.core.tables.l7 import HttpMatch, HttpRequest
 from nfq_enforcer.core.tables.policymap import LookupResult
 from nfq_enforcer.errors import DocumentError, DocumentErrors
-from nfq_enforcer.policy import loader, yaml_source
+from nfq_enforcer.policy import loader, regex, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.l7_match import matches_request
 from nfq_enforcer.policy.loader import parse
@@ -29,6 +29,7 @@ from tests.support.effort import scaled
 Spec = dict[str, Any]
 NAMESPACES = ["one", "two"]
 NAMESPACE = "io.kubernetes.pod.namespace"
+CLUSTER_LABEL = "io.cilium.k8s.policy.cluster"
 PREFIX = "io.cilium.k8s.namespace.labels."
 TEAM = f"{PREFIX}team"
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
@@ -85,7 +86,7 @@ def read_endpoint(document: Spec) -> ProbeEnd:
     made = {
         NAMESPACE: namespace,
         "io.cilium.k8s.policy.serviceaccount": "default",
-        "io.cilium.k8s.policy.cluster": "default",
+        CLUSTER_LABEL: "default",
         f"{PREFIX}kubernetes.io/metadata.name": namespace,
         TEAM: namespace[0],
     }
@@ -288,7 +289,7 @@ def read_document(
         spec = document["spec"]
         types = spec.get("policyTypes") or ["Ingress", *(["Egress"] if spec.get("egress") else [])]
         closes = direction.capitalize() in types
-        selects_subject = closes and is_pod({"podSelector": spec["podSelector"]}, namespace, subject.labels)
+        selects_subject = closes and is_pod({"podSelector": spec.get("podSelector") or {}}, namespace, subject.labels)
         entries = enumerate(spec.get(direction, []))
         results = [
             read_kubernetes_entry(one, (name, 0, number, False), namespace, peer, destination, port)
@@ -347,10 +348,11 @@ def request_passes(rules: list[Spec], request: HttpRequest) -> bool:
 
 # --- random documents ---
 
+OWN_KEYS = ["app", "k8s:app", "vm:app", "any:tier", "tier"]
 KEYS = st.sampled_from(
-    ["app", "k8s:app", "vm:app", "any:tier", "tier", NAMESPACE, f"k8s:{NAMESPACE}", TEAM, "reserved:world"]
+    [*OWN_KEYS, NAMESPACE, f"k8s:{NAMESPACE}", CLUSTER_LABEL, f"k8s:{CLUSTER_LABEL}", TEAM, "reserved:world"]
 )
-VALUES = st.sampled_from(["a", "b", "x", "", "one", "two", "o"])
+VALUES = st.sampled_from(["a", "b", "x", "", "one", "two", "o", "default"])
 
 
 def selectors(names: st.SearchStrategy[str]) -> st.SearchStrategy[Spec]:
@@ -489,8 +491,9 @@ PLAIN = st.builds(
     },
     st.sampled_from(NAMESPACES),
     st.fixed_dictionaries(
-        {"podSelector": PODS},
+        {},
         optional={
+            "podSelector": PODS | st.none(),
             "ingress": plain_entries("from"),
             "egress": plain_entries("to"),
             "policyTypes": st.lists(st.sampled_from(["Ingress", "Egress"]), max_size=2, unique=True),
@@ -555,15 +558,15 @@ def test_any_bytes_give_text_or_an_error(raw: bytes) -> None:
 
 
 FIELDS = st.sampled_from(
-    ["name", "labels", "ips", "ports", "port", "endpointSelector", "matchLabels", "ingress", "toPorts", "x"]
+    ["name", "labels", "ips", "ports", "port", "endpointSelector", "matchLabels", "ingress", "toPorts", "x", "{{ x }}"]
 )
 SHAPES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=3),
     max_leaves=12,
 )
-KINDS = st.sampled_from(["Endpoint", "Namespace", "CiliumNetworkPolicy", "List"]) | SHAPES
-VERSIONS = st.sampled_from(["v1", "cilium.io/v2", "nfq-enforcer.io/v1"]) | SHAPES
+KINDS = st.sampled_from(["Endpoint", "Namespace", "CiliumNetworkPolicy", "List", "NetworkPolicyList"]) | SHAPES
+VERSIONS = st.sampled_from(["v1", "cilium.io/v2", "nfq-enforcer.io/v1", "networking.k8s.io/v1"]) | SHAPES
 
 
 @settings(max_examples=scaled(500), deadline=None)
@@ -576,3 +579,34 @@ VERSIONS = st.sampled_from(["v1", "cilium.io/v2", "nfq-enforcer.io/v1"]) | SHAPE
 def test_a_document_of_any_shape_is_taken_or_refused(data: Spec) -> None:
     with suppress(DocumentErrors):
         parse(json.dumps(data), "x.yaml")
+    with suppress(DocumentErrors):
+        loader.parse_all([loader.File("x.yaml", json.dumps(data))], ignore_other_kinds=True)
+
+
+PATTERNS = st.text(alphabet="ab1é\\\\dwpLQECZz(?:)[]^-|*+?{},.$<>P=i0x", max_size=12)
+
+
+@settings(max_examples=scaled(500), deadline=None)
+@given(PATTERNS | st.text(max_size=8), st.text(alphabet="ab1é/", max_size=8))
+def test_any_expression_is_refused_or_matches_in_the_end(pattern: str, text: str) -> None:
+    with suppress(ValueError):
+        regex.check(pattern)
+        regex.matches_whole(pattern, text)
+        regex.match_end(pattern, text)
+
+
+PLAIN_PATTERNS = st.recursive(
+    st.sampled_from(["a", "b", "1", ".", "[ab]", "[^b]", "[0-9]"]),
+    lambda inner: st.one_of(
+        st.builds("(?:{}|{})".format, inner, inner),
+        st.builds("{}{}".format, inner, inner),
+        st.builds("(?:{}){}".format, inner, st.sampled_from(["*", "+", "?", "{1,2}"])),
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=scaled(500), deadline=None)
+@given(PLAIN_PATTERNS, st.text(alphabet="ab1", max_size=6))
+def test_what_python_reads_alike_matches_alike(pattern: str, text: str) -> None:
+    assert regex.matches_whole(pattern, text) is (re.fullmatch(pattern, text) is not None)

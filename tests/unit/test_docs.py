@@ -1,9 +1,15 @@
 """The documents name files that exist, and the glossary has each term once, in order."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
+
+from nfq_enforcer.policy.cilium import Entity
+from nfq_enforcer.policy.registry import KINDS, UNSUPPORTED_KINDS
+from nfq_enforcer.policy.validation import Part
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -43,3 +49,34 @@ def test_the_glossary_has_each_term_once_in_alphabetical_order() -> None:
 
     assert terms == sorted(set(terms))
     assert len(terms) > 100
+
+
+def parts(model: type[Part]) -> Iterator[type[Part]]:
+    """Yield a model and the models of its fields, at any depth."""
+    yield model
+    for field in model.model_fields.values():
+        annotations = [field.annotation]
+        while annotations:
+            annotation = annotations.pop()
+            if isinstance(annotation, type) and issubclass(annotation, Part):
+                yield from parts(annotation)
+            annotations += get_args(annotation)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.endswith("Policy")])
+def test_every_field_of_a_policy_has_its_line(kind: str) -> None:
+    documented = set(re.findall(r"[A-Za-z0-9-]+", (ROOT / "docs/policies.md").read_text()))
+
+    models = set(parts(KINDS[kind][1]))
+    names = {name for model in models for name in (*model.fields(), *model.unsupported, *model.removed)}
+    assert (
+        names - documented - {"key", "operator", "values", "value", "source", "apiVersion", "kind", "metadata"} == set()
+    )
+    assert kind in documented
+
+
+def test_every_entity_and_every_unsupported_kind_has_its_line() -> None:
+    documented = set(re.findall(r"`([^`]+)`", (ROOT / "docs/policies.md").read_text()))
+
+    assert set(get_args(Entity)) - documented == set()
+    assert {kind for kind in UNSUPPORTED_KINDS if kind.endswith(("AdminNetworkPolicy", "Group"))} - documented == set()

@@ -266,8 +266,15 @@ def running_agent(**settings: Any) -> dict[str, Any]:
         for file in (ENDPOINTS, WEB_PORTS)
         for item in loader.parse_all([File(str(file), file.read_text())])
     ]
-    agent = {"node": "n1", "revision": 7, "enforcement": "auto", "allow_localhost": "always", "identity_labels": []}
-    agent |= {"cluster": "default", "kube_apiserver": []}
+    agent = {
+        "node": "n1",
+        "revision": 7,
+        "enforcement": "auto",
+        "allow_localhost": "always",
+        "cluster": "default",
+        "kube_apiserver": [],
+        "identity_labels": [],
+    }
     return agent | {"documents": documents} | settings
 
 

@@ -11,6 +11,8 @@ from nfq_enforcer.cluster.records import Change, EndpointRecord, Kind, NodeRecor
 from nfq_enforcer.cluster.replica import NodeSettings, Replica, View
 from nfq_enforcer.core.identity import HOST, KUBE_APISERVER, REMOTE_NODE, WORLD, Identity, travels
 from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.policy_verdict import PolicyDenied, evaluate
+from nfq_enforcer.core.tables.conntrack import Opening, Origin
 from nfq_enforcer.core.tables.ipcache import Peer
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.wire.packet import TCP
@@ -694,3 +696,43 @@ def test_the_api_server_is_known_by_its_configured_addresses() -> None:
         KnownAddress("192.0.2.9", KUBE_APISERVER, "", ""),
         KnownAddress(str(N2), KUBE_APISERVER, "n2", ""),
     }
+
+
+TO_APISERVER = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: to-api, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  egress: [{toEntities: [kube-apiserver]}]
+  ingress: [{fromEntities: [kube-apiserver]}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "to_host", "allowed"),
+    [
+        (packed("192.0.2.9"), False, True),
+        (N1.packed, True, True),  # this node itself
+        (N2.packed, False, True),  # another node
+        (packed("192.0.2.8"), False, False),
+        (N1_V6.packed, True, False),
+    ],
+)
+def test_policy_on_the_api_server_holds_for_each_of_its_addresses(address: bytes, to_host: bool, allowed: bool) -> None:
+    servers = frozenset((N1, N2, ip_address("192.0.2.9")))
+    settings = NodeSettings("n1", NODES["n1"], own_addresses=frozenset(NODES["n1"]), kube_apiserver=servers)
+    replica = replica_of(documents(ENDPOINTS, TO_APISERVER), settings, NODES)
+    snapshot = with_peers(replica, 1)
+    web = WEB if len(address) == 4 else packed("fd01::10")
+
+    def passes(source: bytes, target: bytes, origin: Origin, to_host: bool) -> bool:
+        opening = Opening(source, target, TCP, 1000, 443, 0, 0, to_host, WORLD, WORLD)
+        try:
+            return evaluate(snapshot, opening, origin).refused is None
+        except PolicyDenied:
+            return False
+
+    assert passes(web, address, Origin("veth-web", None), to_host) is allowed
+    if not to_host:
+        assert passes(address, web, Origin("eth0", None), False) is allowed

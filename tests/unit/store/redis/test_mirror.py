@@ -219,6 +219,18 @@ class TestFollows:
         mirror.accept(NAMESPACE, 7, None)
         assert not mirror.is_mislabelled(endpoint())
 
+    def test_an_identity_without_the_label_of_the_cluster_is_of_an_older_version(self, mirror: Mirror) -> None:
+        labels = mirror.endpoint_request(endpoint()).labels
+        older = Labels(label for label in labels if label.key != "io.cilium.k8s.policy.cluster")
+        assert len(older) == len(labels) - 1
+
+        mirror.accept(IDENTITY, 5, value(older))
+        mirror.accept(WEB, 5, value(endpoint()))
+        assert mirror.is_mislabelled(endpoint())  # so that this node writes its endpoint again
+
+        other = Mirror("n1", LabelFilter(), "east")
+        assert "k8s:io.cilium.k8s.policy.cluster=east" in str(other.endpoint_request(endpoint()).labels)
+
     def test_labels_of_this_node_s_endpoints_want_the_number_that_they_had(self, mirror: Mirror) -> None:
         labels = mirror.endpoint_request(endpoint()).labels
         mirror.accept(IDENTITY, 5, value(labels))
