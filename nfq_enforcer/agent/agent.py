@@ -21,12 +21,14 @@ from nfq_enforcer.agent.api import ApiServer
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.handlers import Handlers
 from nfq_enforcer.agent.handlers.parts import Parts
+from nfq_enforcer.agent.interface_check import InterfaceCheck
 from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.agent.watch import Watch
 from nfq_enforcer.cluster.records import NodeRecord
 from nfq_enforcer.cluster.replica import Replica
 from nfq_enforcer.cluster.source import Store
 from nfq_enforcer.core.modes import FailMode
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint
 from nfq_enforcer.dataplane.interfaces import mtu
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.worker.reports import Events, unpack
@@ -89,6 +91,7 @@ class Agent:
             self._store, replica, self._workers, self._rules, config.datapath, previous_epoch=self._predecessor.epoch
         )
         self._reconciler.before_change = self._log.open
+        self._interfaces = InterfaceCheck(self._local_endpoints)
         handlers = Handlers(
             Parts(
                 config,
@@ -100,6 +103,7 @@ class Agent:
                 self._workers,
                 self._rules,
                 self._log,
+                self._interfaces,
                 time.time(),
                 self._watch,
             )
@@ -129,6 +133,9 @@ class Agent:
 
     def _worker_pids(self) -> set[int]:
         return {process.pid for process in self._workers.processes if process.pid is not None}
+
+    def _local_endpoints(self) -> Iterable[LocalEndpoint]:
+        return self._reconciler.view.snapshot.endpoints.values()
 
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
         self._exempting = asyncio.create_task(asyncio.to_thread(self._rules.exempt, addresses))
@@ -178,7 +185,12 @@ class Agent:
         self._releasing = asyncio.create_task(self._predecessor.release())
         self._enforcing = True
         notify.ready()
-        await self._unless_stopped(self._reconciler.run())
+        checking = asyncio.create_task(self._interfaces.run())
+        try:
+            await self._unless_stopped(self._reconciler.run())
+        finally:
+            checking.cancel()
+            await asyncio.gather(checking, return_exceptions=True)
 
     def _terminate(self) -> None:
         self._terminated = True

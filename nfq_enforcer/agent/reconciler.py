@@ -200,6 +200,13 @@ class Reconciler:
             await asyncio.sleep(self._timings.offload_recheck)
             self._schedule_recheck()
 
+    async def flush_flows(self) -> None:
+        """Forget all flows: each packet of one that is open is evaluated again, also if the kernel passed the flow."""
+        async with self._lock:
+            self._number += 1
+            self._workers.flush_flows()
+            await self._recheck_flows(hold=self._incomplete)
+
     async def stop(self) -> None:
         """Cancel the tasks that run in the background."""
         tasks = [task for task in (self._guarding, self._offload_recheck, self._recheck) if task is not None]

@@ -259,6 +259,7 @@ class AgentStatus(_StatusRecord):
     worker: WorkersStatus
     workers: Sequence[WorkerStatus]
     log: LogCounts
+    problems: Sequence[str] = ()  # sentences about this node that an administrator has to act on
     rules: RulesStatus | None = None  # None: of an older agent
     stuck: Sequence[StuckPart] = ()  # empty: every part works
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from nfq_enforcer.agent.config import Config
+from nfq_enforcer.agent.interface_check import InterfaceCheck
 from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.agent.watch import Watch
 from nfq_enforcer.cluster.names import Names
@@ -28,6 +29,7 @@ class Parts:
     workers: Workers
     rules: Rules
     log: FlowLog[Logged]
+    interfaces: InterfaceCheck
     started: float  # s since the epoch
     watch: Watch
 

@@ -7,6 +7,7 @@ from typing import Any
 from nfq_enforcer import __version__
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
+from nfq_enforcer.agent.interface_check import problem
 from nfq_enforcer.dataplane.queue.protocol import backlog
 from nfq_enforcer.dataplane.worker.process import WorkerProcess
 from nfq_enforcer.observe.status import (
@@ -68,6 +69,7 @@ class StatusHandlers:
             worker=await self._workers_in_sum(),
             workers=[_worker_status(worker) for worker in parts.workers.processes],
             log=LogCounts(parts.log.seen),
+            problems=[problem(*pair) for pair in parts.interfaces.check().items()],
             rules=self._rules(),
             stuck=list(self._stuck_parts(store_status)),
         )

@@ -11,12 +11,14 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import NamedTuple
 
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.channel import Stop, encode, report_decoder
 from nfq_enforcer.dataplane.worker.counters import Counters
+from nfq_enforcer.dataplane.worker.flow_list import FlowList, ListFlows
 from nfq_enforcer.dataplane.worker.heartbeat import Heartbeat
 from nfq_enforcer.dataplane.worker.reports import Bound, Enforced, Events, InvalidReport, Report
 from nfq_enforcer.dataplane.worker.state import Stuck, WorkerState
@@ -26,6 +28,7 @@ from nfq_enforcer.errors import NfqError
 _log = logging.getLogger(__name__)
 _RECEIVE_BYTES = 1 << 18
 _ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # where an interpreter finds its files, if it needs it
+_ANSWER = 3.0  # s for the answer to a question
 
 
 class DetachedWorker(NamedTuple):
@@ -64,6 +67,8 @@ class WorkerProcess:
         self._checking: asyncio.Task[None] | None = None
         self._revision = -1  # in force in the worker
         self._revision_changed = asyncio.Condition()
+        self._questions: dict[int, asyncio.Future[FlowList]] = {}  # by number, until they are answered
+        self._asked = count()
 
     @property
     def pid(self) -> int | None:
@@ -107,6 +112,22 @@ class WorkerProcess:
             raise NfqError(
                 f"the worker of queue {self.queues.headers} has not put revision {revision} in force"
             ) from None
+
+    async def list_flows(
+        self, sources: frozenset[bytes] | None = None, targets: frozenset[bytes] | None = None
+    ) -> FlowList | None:
+        """Return the worker's flows of these addresses; None if it does not answer in time."""
+        number = next(self._asked)
+        answer: asyncio.Future[FlowList] = asyncio.get_running_loop().create_future()
+        self._questions[number] = answer
+        self.send(encode(ListFlows(number, sources, targets)))
+        try:
+            async with asyncio.timeout(_ANSWER):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            self._questions.pop(number, None)
 
     async def stop(self) -> None:
         """Stop the worker after verdicts for waiting packets; kill it if it does not end."""
@@ -222,6 +243,10 @@ class WorkerProcess:
             self._on_events(message)
         elif isinstance(message, Enforced):
             await self._set_revision(message.revision)
+        elif isinstance(message, FlowList):
+            waiting = self._questions.pop(message.request, None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message)
         elif isinstance(message, Bound):
             if not message.queues.all <= self.queues.all:
                 raise InvalidReport("queues of another worker")

@@ -21,6 +21,8 @@ from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.worker import flow_list
+from nfq_enforcer.dataplane.worker.flow_list import FlowList
 
 MAX_REPORT = 1 << 24  # bytes
 MAX_EVENTS = 100  # in a report
@@ -35,6 +37,7 @@ _EVENT = struct.Struct("!dBBBB16sB16sBHHhh?IIH?HHH")
 _PACK = struct.Struct("!HI")  # number of events, bytes of the rules
 _BOUND = struct.Struct("!BHHH")
 _REVISION = struct.Struct("!q")
+_FLOWS = struct.Struct("!II")  # number of the question, number of all flows
 _KIND = struct.Struct("!B")
 _DRIVERS = (Driver.NETLINK, Driver.NETFILTERQUEUE)
 _VERDICTS, _DIRECTIONS = tuple(FlowVerdict), tuple(Direction)
@@ -76,7 +79,7 @@ class Events(NamedTuple):
     packed: bytes  # see ``pack``
 
 
-Report = Bound | Failed | Enforced | Events
+Report = Bound | Failed | Enforced | Events | FlowList
 
 
 def encode_report(report: Report) -> bytes:
@@ -87,6 +90,8 @@ def encode_report(report: Report) -> bytes:
         return _KIND.pack(1) + report.reason[:_MAX_TEXT].encode(errors="replace")
     if isinstance(report, Enforced):
         return _KIND.pack(2) + _REVISION.pack(report.revision)
+    if isinstance(report, FlowList):
+        return _KIND.pack(4) + _FLOWS.pack(report.request, report.total) + report.packed
     return _KIND.pack(3) + report.packed
 
 
@@ -121,7 +126,21 @@ def _decode_events(body: bytes) -> Report:
     return Events(number, body)
 
 
-_DECODERS: tuple[Callable[[bytes], Report], ...] = (_decode_bound, _decode_failed, _decode_enforced, _decode_events)
+def _decode_flows(body: bytes) -> Report:
+    request, total = _FLOWS.unpack_from(body)
+    packed = body[_FLOWS.size :]
+    try:
+        number = sum(1 for _ in flow_list.unpack(packed))
+    except ValueError as error:
+        raise InvalidReport(str(error)) from None
+    if number > flow_list.SEARCHED:
+        raise InvalidReport("number of flows")
+    return FlowList(request, total, packed)
+
+
+_DECODERS: tuple[Callable[[bytes], Report], ...] = (
+    *(_decode_bound, _decode_failed, _decode_enforced, _decode_events, _decode_flows),
+)
 
 
 def pack(events: Sequence[FlowEvent]) -> bytes:

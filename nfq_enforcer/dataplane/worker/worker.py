@@ -20,14 +20,14 @@ from contextlib import suppress
 from nfq_enforcer.core.enforcer import Enforcer
 from nfq_enforcer.core.events import Decision, FlowEvent
 from nfq_enforcer.core.tables import ipcache
-from nfq_enforcer.core.tables.conntrack import Conntrack
+from nfq_enforcer.core.tables.conntrack import Conntrack, Flow
 from nfq_enforcer.core.tables.ipcache import PeerTable
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.verdict import DropReason, Verdict
 from nfq_enforcer.core.wire.packet import read_key
 from nfq_enforcer.dataplane.interfaces import Interfaces
 from nfq_enforcer.dataplane.queue import ctnetlink, drivers
-from nfq_enforcer.dataplane.worker import privileges, sandbox
+from nfq_enforcer.dataplane.worker import flow_list, privileges, sandbox
 from nfq_enforcer.dataplane.worker.channel import ImportFlows, PeerChanges, Revision, Setup, Stop, WorkerChannel
 from nfq_enforcer.dataplane.worker.counters import (
     ACCEPTED,
@@ -38,6 +38,7 @@ from nfq_enforcer.dataplane.worker.counters import (
     OFFLOADED,
     Counters,
 )
+from nfq_enforcer.dataplane.worker.flow_list import FlushFlows, ListFlows
 from nfq_enforcer.dataplane.worker.map_transfer import MapChunk, MapReceiver, MapRemoval, SnapshotReference
 from nfq_enforcer.dataplane.worker.reports import MAX_EVENTS, Bound, Enforced, Events, Failed, pack
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS
@@ -75,6 +76,7 @@ class Worker:
         self._peers = PeerTable(setup.peers)
         self._interfaces = Interfaces()
         self._events: deque[FlowEvent] = deque()
+        self._to_forget: list[Flow] = []  # flows that a flush has not forgotten yet
         self._next_housekeeping = now
         self._next_interface_refresh = now
         self._raw_sockets = {4: _raw_socket(socket.AF_INET), 6: _raw_socket(socket.AF_INET6)}
@@ -209,6 +211,8 @@ class Worker:
         if self._channel.closed:  # the agent has ended, or was killed
             self._stop(now)
         self._flows.expire(now)
+        if self._to_forget:
+            flow_list.forget_some(self._flows, self._to_forget, now)
         self._maps.free_some()
         self._counts[FLOWS] = len(self._flows)
         self._counts[FLOWS_EVICTED] = self._flows.evicted
@@ -240,6 +244,10 @@ class Worker:
             self._enforce(self._enforcer.snapshot.with_revision(message.number, message.epoch))
         elif isinstance(message, ImportFlows):
             self._import_flows(self._enforcer.snapshot, now, self._timings.import_again)
+        elif isinstance(message, ListFlows):
+            self._channel.send(flow_list.answer(message, self._flows, now))
+        elif isinstance(message, FlushFlows):
+            self._to_forget = list(self._flows)
         elif isinstance(message, Stop):
             self._stop(now)
 

@@ -17,6 +17,7 @@ from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, allocate_queues, max_workers
 from nfq_enforcer.dataplane.worker.channel import ImportFlows, PeerChanges, Revision, Setup, encode
+from nfq_enforcer.dataplane.worker.flow_list import FlowList, FlushFlows
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender
 from nfq_enforcer.dataplane.worker.process import DetachedWorker, WorkerProcess
 from nfq_enforcer.dataplane.worker.reports import Events
@@ -148,6 +149,16 @@ class Workers:
     async def detach(self) -> tuple[DetachedWorker, ...]:
         """Stop watching the workers, which go on returning verdicts; return those that run."""
         return tuple(filter(None, await asyncio.gather(*(worker.detach() for worker in self.processes))))
+
+    async def list_flows(
+        self, sources: frozenset[bytes] | None = None, targets: frozenset[bytes] | None = None
+    ) -> list[FlowList | None]:
+        """Return the flows of each worker, as ``WorkerProcess.list_flows`` does."""
+        return await asyncio.gather(*(worker.list_flows(sources, targets) for worker in self.processes))
+
+    def flush_flows(self) -> None:
+        """Make the workers forget their flows; an established one is evaluated at its next packet."""
+        self._send(FlushFlows())
 
     async def stop(self) -> None:
         """Stop all workers, after verdicts for waiting packets."""

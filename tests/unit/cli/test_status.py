@@ -210,6 +210,14 @@ def test_without_a_store_there_is_no_row_of_one(run: RunProgram, answering: Answ
     assert "store" not in run("status", "--socket", answering(status=status(store=None)).socket).out
 
 
+def test_a_problem_of_the_node_is_a_line(run: RunProgram, answering: Answering) -> None:
+    problem = "endpoint default/web is on interface veth-web, which does not exist on this node"
+
+    done = run("status", "--socket", answering(status=status(problems=[problem])).socket)
+
+    assert f"problems {problem}" in done.lines
+
+
 RULES = {
     **{"intact": True, "since": "2026-01-01T00:00:00Z", "missing": None, "error": None},
     **{"repairs": 0, "last_repair": None, "last_missing": None},

@@ -59,6 +59,7 @@ STATUS: dict[str, Any] = {
     },
     "workers": [WORKER | {"stuck": None}, WORKER | {"stuck": STUCK}],
     "log": {"seen": 15},
+    "problems": ["endpoint default/web is on interface x, which does not exist on this node"],
     "rules": {
         **{"intact": False, "since": "2026-01-01T00:00:02Z", "missing": "set x: is missing", "error": "no ipset"},
         **{"repairs": 1, "last_repair": "2026-01-01T00:00:01Z", "last_missing": "chain y is missing"},
