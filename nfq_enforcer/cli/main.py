@@ -30,8 +30,10 @@ app.add_typer(lab.app, name="lab")
 
 @app.command()
 def cleanup() -> None:
-    """Remove every rule, chain and set of nfq_enforcer (after an agent that ended without removing them;
-    a running agent restores them)."""
+    """Remove every rule, chain and set of nfq_enforcer, after an agent that ended without removing them.
+
+    An agent that runs restores them.
+    """
     from nfq_enforcer.dataplane.rules import iptables
 
     iptables.check()
