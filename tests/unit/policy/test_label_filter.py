@@ -3,6 +3,7 @@
 import pytest
 
 from nfq_enforcer.core.labels import Label, Labels, split_key
+from nfq_enforcer.policy import label_filter
 from nfq_enforcer.policy.label_filter import LabelFilter
 
 
@@ -52,3 +53,11 @@ def test_a_pattern_that_re2_or_go_refuses_is_refused(pattern: str) -> None:
 
 def test_a_pattern_takes_linear_time() -> None:
     assert relevant("!(k+)+:(a+)+$", labels=(f"{'a' * 60}.b",)) == {f"k8s:{'a' * 60}.b"}
+
+
+def test_results_are_kept_for_a_bounded_number_of_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_filter, "_MAX_KNOWN", 3)
+    chosen = LabelFilter(["app"])
+
+    for _ in range(2):
+        assert [key for key in ("app", "a", "b", "c", "d") if chosen.includes("k8s", key)] == ["app"]
