@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
+from rich.text import Text
 
 from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
@@ -15,11 +16,12 @@ from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqErro
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.documents import Endpoint
 from nfq_enforcer.policy.loader import File, ParsedDocument
+from nfq_enforcer.text import printable
 
 app = typer.Typer(help="Endpoints.", no_args_is_help=True)
 
 _DEFAULT_NAMESPACE = "default"
-_COLUMNS = ("ENDPOINT", "IDENTITY", "NODE", "ADDRESSES", "LABELS")
+_COLUMNS = ("ENDPOINT", "IDENTITY", "NODE", "ADDRESSES", "LABELS", "STATE")
 _PORT = re.compile(r"(?P<name>[^=]*)=(?P<number>[0-9]{1,9})(?:/(?P<protocol>[A-Za-z]+))?")
 _OPTIONS = {  # the option that sets a field of the document
     "metadata.name": "NAME",
@@ -111,7 +113,10 @@ def delete(
 
 
 def _row(endpoint: Mapping[str, Any]) -> list[object]:
-    return [_name(endpoint), endpoint["identity"], endpoint["node"], endpoint["addresses"], endpoint["labels"]]
+    problem = endpoint.get("problem")
+    state = Text(printable(problem), "red") if problem else "ok"
+    columns = [_name(endpoint), endpoint["identity"], endpoint["node"], endpoint["addresses"], endpoint["labels"]]
+    return [*columns, state]
 
 
 def _name(endpoint: Mapping[str, Any]) -> str:

@@ -2,13 +2,16 @@
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
+from nfq_enforcer.cli import output
 from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.text import printable
 
 app = typer.Typer(help="A lab of three nodes on this host, in network namespaces (root).", no_args_is_help=True)
 
@@ -67,12 +70,31 @@ def down(
     run_id: RunId = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove every lab.")] = False,
 ) -> None:
-    """Remove a lab and every process in it, also after a crash."""
+    """Remove a lab and every process in it, also after a crash; without --run-id ask, unless it is your only one."""
     from nfq_enforcer.lab.network import list_labs, remove
 
-    for name in list_labs() if everything else [_chosen(run_id)]:
+    for name in list_labs() if everything else [run_id] if run_id is not None else _to_remove():
         remove(name)
-        print(f"lab {name} is gone")
+        output.line(f"lab {name} is gone")
+
+
+def _to_remove() -> list[str]:
+    """Return the only lab if this user has built it, else the labs that the user agrees to remove."""
+    from nfq_enforcer.lab.network import is_own, list_labs
+
+    labs = list_labs()
+    if not labs:
+        raise NfqError("there is no lab: build one with 'nfq-enforcer lab up'")
+    if len(labs) == 1 and is_own(labs[0]):
+        return labs
+    names = ", ".join(f"{name} (not yours)" if not is_own(name) else name for name in labs)
+    which = f"there is lab {names}" if len(labs) == 1 else f"there are several labs: {names}"
+    if not sys.stdin.isatty():
+        raise BadInput(f"{which}; name the one to remove with --run-id, or remove every lab with --all")
+    question = "remove it?" if len(labs) == 1 else "remove all of them?"
+    if not typer.confirm(printable(f"{which}; {question}")):
+        raise BadInput("nothing was removed; --run-id names the lab to remove")
+    return labs
 
 
 @app.command("exec", context_settings={"ignore_unknown_options": True})

@@ -6,7 +6,20 @@ import sys
 import typer
 
 from nfq_enforcer import __version__
-from nfq_enforcer.cli import agent, endpoint, identity, ipcache, lab, node, observe, output, policy, status, store
+from nfq_enforcer.cli import (
+    agent,
+    conntrack,
+    endpoint,
+    identity,
+    ipcache,
+    lab,
+    node,
+    observe,
+    output,
+    policy,
+    status,
+    store,
+)
 from nfq_enforcer.errors import NfqError
 
 app = typer.Typer(
@@ -24,6 +37,7 @@ app.add_typer(endpoint.app, name="endpoint")
 app.add_typer(identity.app, name="identity")
 app.add_typer(node.app, name="node")
 app.add_typer(ipcache.app, name="ipcache")
+app.add_typer(conntrack.app, name="conntrack")
 app.add_typer(store.app, name="store")
 app.add_typer(lab.app, name="lab")
 
@@ -32,7 +46,7 @@ app.add_typer(lab.app, name="lab")
 def cleanup() -> None:
     """Remove every rule, chain and set of nfq_enforcer, after an agent that ended without removing them.
 
-    An agent that runs restores them.
+    A running agent restores them.
     """
     from nfq_enforcer.dataplane.rules import iptables
 

@@ -117,10 +117,11 @@ def _widths(rows: Sequence[Sequence[Text]], room: int) -> Iterator[int]:
 
 
 def properties(rows: Iterable[tuple[str, object]]) -> Table:
-    """Return a table with a row for each property of one object: its name, and its value as in ``table``."""
+    """Return a table with a row for each property of one object: its name, and its value in one line or several."""
     grid = Table(Column(no_wrap=True), Column(), box=None, show_header=False)
     for name, value in rows:
-        grid.add_row(printable(name), _cell(value, Text("\n")))
+        lines = value.split("\n") if isinstance(value, str) else value
+        grid.add_row(printable(name), _cell(lines, Text("\n")))
     return grid
 
 

@@ -9,6 +9,7 @@ from nfq_enforcer.cli import output, store
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.observe.status import AgentStatus, RulesStatus, WorkersStatus, WorkerStatus
+from nfq_enforcer.text import printable
 
 
 def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
@@ -34,6 +35,8 @@ def _rows(status: AgentStatus) -> Iterator[tuple[str, object]]:
         yield from _rules(status.rules)
     if status.store:
         yield from store.summary(status.store)
+    for stuck in status.stuck:
+        yield f"stuck: {stuck.part}", Text(f"since {stuck.since}: {stuck.reason}", "red")
     yield from _workers(worker, status.workers)
     if worker.failure:
         yield "worker failure", Text(worker.failure, "red")
@@ -43,6 +46,8 @@ def _rows(status: AgentStatus) -> Iterator[tuple[str, object]]:
             yield f"  {reason}", f"{count} ({reason.description})"
     offloaded = f", {counts.handed_over} times left to the kernel" if status.datapath == Datapath.PER_FLOW else ""
     yield "flows", f"{counts.flows} open, {counts.flows_evicted} evicted{offloaded}"
+    if status.problems:
+        yield "problems", [Text(printable(problem), "red") for problem in status.problems]
     yield "log", f"{status.log.seen} events, {counts.events_lost} lost"
 
 

@@ -42,6 +42,7 @@ _PACKAGES = {
     "ip6tables-restore": "iptables",
     "redis-cli": "redis-tools",
 }
+_OWNER = "owner"  # file in a lab's state folder: the user who has built it
 _GRACE = 1.0  # seconds between SIGTERM and SIGKILL
 _ROUNDS = 2  # a supervisor may have started another child just before it received its signal
 _COMMAND_TIMEOUT = 30.0
@@ -126,7 +127,8 @@ class LabNetwork:
     def _claim(self) -> None:
         run_id = self.topology.run_id
         try:
-            self.state.mkdir(parents=True)
+            _make_state(self.state)
+            (self.state / _OWNER).write_text(current_user())
         except FileExistsError:
             raise NfqError(_taken(run_id)) from None
         except OSError as error:
@@ -155,6 +157,15 @@ class LabNetwork:
         ]
 
 
+def _make_state(folder: Path) -> None:
+    """Make a lab's folder, although the last of the other labs may remove STATE in between."""
+    while True:
+        STATE.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            folder.mkdir()
+            return
+
+
 def new_run_id() -> str:
     """Return a run id that no lab on this machine has."""
     taken = list_labs()
@@ -169,8 +180,24 @@ def list_labs() -> list[str]:
     by_namespace = {
         name.removeprefix(PREFIX).partition("-")[0] for name in _all_namespaces() if name.startswith(PREFIX)
     }
-    by_folder = {folder.name for folder in STATE.iterdir()} if STATE.is_dir() else set()
+    try:
+        by_folder = {folder.name for folder in STATE.iterdir()}
+    except FileNotFoundError:  # no lab is up; the last one may have ended just now
+        by_folder = set()
     return sorted(by_namespace | by_folder)
+
+
+def is_own(run_id: str) -> bool:
+    """Return whether this user has built the lab."""
+    try:
+        return (STATE / run_id / _OWNER).read_text() == current_user()
+    except OSError:
+        return False
+
+
+def current_user() -> str:
+    """Return the number of the user behind this process, also if the process runs by sudo."""
+    return os.environ.get("SUDO_UID") or str(os.getuid())
 
 
 def remove(run_id: str) -> None:

@@ -73,7 +73,8 @@ def build_model(
 ) -> ClusterModel:
     """Return the cluster model of the documents, its policy compiled in this enforcement mode.
 
-    ``cluster`` is the cluster's name, and ``kube_apiserver`` are the addresses of the entity kube-apiserver.
+    ``cluster`` is the cluster's name, ``kube_apiserver`` are the addresses of the entity kube-apiserver, and
+    ``label_filter`` selects the labels that determine an identity.
     """
     endpoints = model_endpoints(documents, label_filter, cluster=cluster)
     ports: dict[Identity, set[PortSet]] = defaultdict(set)

@@ -143,7 +143,10 @@ class Simulation:
         kube_apiserver: Iterable[Address] = (),
         relevant: LabelFilter | None = None,
     ) -> None:
-        """Compile the documents; the other arguments are as in the configuration of the agent."""
+        """Compile the documents; the other arguments are as in the configuration of the agent.
+
+        ``relevant`` selects the labels of an identity.
+        """
         self._enforcement = enforcement
         self._allow_localhost = allow_localhost
         self._model = build_model(documents, enforcement, cluster, kube_apiserver, relevant)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from nfq_enforcer.agent.api import Method
 from nfq_enforcer.agent.handlers.cluster import ClusterHandlers
+from nfq_enforcer.agent.handlers.conntrack import ConntrackHandlers
 from nfq_enforcer.agent.handlers.observe import ObserveHandlers
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.handlers.policies import PolicyHandlers
@@ -21,6 +22,7 @@ class Handlers:
         self._status = StatusHandlers(parts)
         self._policies = PolicyHandlers(parts)
         self._cluster = ClusterHandlers(parts)
+        self._conntrack = ConntrackHandlers(parts)
         self._observe = ObserveHandlers(parts)
         self._store = StoreHandlers(parts)
 
@@ -34,6 +36,8 @@ class Handlers:
             "nodes": self._cluster.nodes,
             "ipcache": self._cluster.ipcache,
             "policies": self._policies.policies,
+            "conntrack": self._conntrack.list_flows,
+            "conntrack_flush": self._conntrack.flush,
             "documents": self._policies.documents,
             "apply": self._policies.apply,
             "delete": self._policies.delete,

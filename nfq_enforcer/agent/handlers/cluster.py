@@ -1,6 +1,7 @@
 """Cluster: endpoints, identities, nodes and the ipcache, as this node has them."""
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from nfq_enforcer.agent.api import Params
@@ -20,7 +21,8 @@ class ClusterHandlers:
         self._parts = parts
 
     async def endpoints(self, _params: Params) -> list[dict[str, Any]]:
-        """Return every endpoint of the cluster."""
+        """Return every endpoint of the cluster; ``problem`` is None, or a sentence about an endpoint of this node."""
+        missing = self._parts.interfaces.check()
         return [
             {
                 "namespace": endpoint.namespace,
@@ -30,6 +32,7 @@ class ClusterHandlers:
                 "labels": [str(label) for label in endpoint.labels],
                 "addresses": list(endpoint.addresses),
                 "interface": endpoint.interface,
+                "problem": _problem(f"{endpoint.namespace}/{endpoint.name}", missing),
                 "document": self._parts.replica.endpoints[f"{endpoint.namespace}/{endpoint.name}"].document(),
             }
             for endpoint in self._parts.names
@@ -90,6 +93,10 @@ class ClusterHandlers:
             }
             for entry in names.addresses()
         ]
+
+
+def _problem(name: str, missing: Mapping[str, str]) -> str | None:
+    return f"interface {missing[name]} does not exist" if name in missing else None
 
 
 def node_status(status: NodeStatus) -> dict[str, Any]:

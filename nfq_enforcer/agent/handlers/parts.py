@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 from nfq_enforcer.agent.config import Config
+from nfq_enforcer.agent.interface_check import InterfaceCheck
 from nfq_enforcer.agent.reconciler import Reconciler
+from nfq_enforcer.agent.watch import Watch
 from nfq_enforcer.cluster.names import Names
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.cluster.source import Store
@@ -27,7 +29,9 @@ class Parts:
     workers: Workers
     rules: Rules
     log: FlowLog[Logged]
+    interfaces: InterfaceCheck
     started: float  # s since the epoch
+    watch: Watch
 
     @property
     def names(self) -> Names:

@@ -5,7 +5,7 @@ from typing import Any
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.cluster import node_status
 from nfq_enforcer.agent.handlers.parts import Parts
-from nfq_enforcer.agent.params import seconds, text
+from nfq_enforcer.agent.params import flag, seconds, text
 from nfq_enforcer.cluster.source import Applied
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.loader import File
@@ -58,7 +58,7 @@ class PolicyHandlers:
             files = [File(_string(name), _string(text)) for name, text in params["files"]]
         except (KeyError, TypeError, ValueError):
             raise BadInput("files must be a list of pairs: a name, and the text of the documents") from None
-        wait, ignore = _wait(params), bool(params.get("ignore_other_kinds"))
+        wait, ignore = _wait(params), flag(params, "ignore_other_kinds")
         applied = await self._parts.store.apply(files, ignore_other_kinds=ignore)
         await self._parts.reconciler.reconcile()
         warned = list(warnings(applied.policies, self._facts()))

@@ -322,6 +322,16 @@ class Conntrack:
         _unlink(flow)
         self._length -= 1
 
+    def forget(self, flow: Flow, now: float) -> None:
+        """Forget verdict, identities, origin and stamps of a flow in the table.
+
+        An established flow stays, as one imported from the kernel's conntrack: its next packet is evaluated. Without it
+        the replies of a connection whose opener is silent would be dropped.
+        """
+        self.remove(flow)
+        if flow.state is FlowState.ESTABLISHED:
+            self.import_flow(KernelFlow(flow.key, flow.state, max(0.0, flow.expires - now)), now)
+
     def expire(self, now: float, budget: int = 5000) -> int:
         """Continue the sweep up to the parts that are due now; return the number of flows removed.
 

@@ -20,25 +20,15 @@ from contextlib import suppress
 from nfq_enforcer.core.enforcer import Enforcer
 from nfq_enforcer.core.events import Decision, FlowEvent
 from nfq_enforcer.core.tables import ipcache
-from nfq_enforcer.core.tables.conntrack import Conntrack
+from nfq_enforcer.core.tables.conntrack import Conntrack, Flow
 from nfq_enforcer.core.tables.ipcache import PeerTable
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.core.verdict import DropReason, Verdict
 from nfq_enforcer.core.wire.packet import read_key
 from nfq_enforcer.dataplane.interfaces import Interfaces
 from nfq_enforcer.dataplane.queue import ctnetlink, drivers
-from nfq_enforcer.dataplane.worker.channel import (
-    Bound,
-    Enforced,
-    Events,
-    Failed,
-    PeerChanges,
-    Revision,
-    Setup,
-    Stop,
-    WorkerChannel,
-    pack,
-)
+from nfq_enforcer.dataplane.worker import flow_list, privileges, sandbox
+from nfq_enforcer.dataplane.worker.channel import ImportFlows, PeerChanges, Revision, Setup, Stop, WorkerChannel
 from nfq_enforcer.dataplane.worker.counters import (
     ACCEPTED,
     EVENTS_LOST,
@@ -48,11 +38,13 @@ from nfq_enforcer.dataplane.worker.counters import (
     OFFLOADED,
     Counters,
 )
+from nfq_enforcer.dataplane.worker.flow_list import FlushFlows, ListFlows
 from nfq_enforcer.dataplane.worker.map_transfer import MapChunk, MapReceiver, MapRemoval, SnapshotReference
+from nfq_enforcer.dataplane.worker.reports import MAX_EVENTS, Bound, Enforced, Events, Failed, pack
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS
 from nfq_enforcer.errors import NfqError
 
 _MAX_EVENTS = 1000  # kept between two runs of housekeeping; more are counted as lost
-_EVENTS_A_MESSAGE = 100
 # looking a member of an enum up takes longer than the packet path has
 _ACCEPT, _DROP = Verdict.ACCEPT, Verdict.DROP
 _OFFLOAD_OPENER, _OFFLOAD_FLOW = Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW
@@ -84,6 +76,7 @@ class Worker:
         self._peers = PeerTable(setup.peers)
         self._interfaces = Interfaces()
         self._events: deque[FlowEvent] = deque()
+        self._to_forget: list[Flow] = []  # flows that a flush has not forgotten yet
         self._next_housekeeping = now
         self._next_interface_refresh = now
         self._raw_sockets = {4: _raw_socket(socket.AF_INET), 6: _raw_socket(socket.AF_INET6)}
@@ -92,7 +85,7 @@ class Worker:
         snapshot = maps.resolve(setup.snapshot).with_peers(self._peers)
         # Flows are imported before the queues are bound. Otherwise a reply that arrives first would belong to no
         # known flow, and would be dropped (CT_NO_MATCH).
-        self._import_flows(snapshot, now)
+        self._import_flows(snapshot, now, self._timings.import_flows)
         self._queue = drivers.bind(
             *(setup.driver, setup.queues, self._verdict), fail_open=setup.fail_open, next_worker=setup.next_worker
         )
@@ -113,7 +106,7 @@ class Worker:
         """Return the message to the agent about the bound queues."""
         return Bound(self._queue.driver, self._queue.numbers)
 
-    def _import_flows(self, snapshot: Snapshot, now: float) -> None:
+    def _import_flows(self, snapshot: Snapshot, now: float, limit: float) -> None:
         """Import the kernel's record of this node's flows, so that a new worker cuts no open connection.
 
         If the kernel refuses the dump, or has more flows than fit into the time limit, a missing flow is opened again
@@ -121,7 +114,8 @@ class Worker:
         """
         with suppress(OSError):
             for flow in ctnetlink.dump_flows():
-                if self._clock() - now > self._timings.import_flows:
+                self._counters.beat()
+                if self._clock() - now > limit:
                     return
                 src, dst, *_ = read_key(flow.key)
                 if src in snapshot.endpoints or dst in snapshot.endpoints:
@@ -134,6 +128,7 @@ class Worker:
             # Under load ``more`` stays true: no poll, and housekeeping by the clock alone.
             housekeeping_due = not more and self._wait()
             more = self._queue.process_batch()
+            self._counters.beat()
             now = self._clock()
             if housekeeping_due or now >= self._next_housekeeping:
                 self._housekeeping(now)
@@ -141,6 +136,7 @@ class Worker:
         # returns verdicts until the queue is empty, but for a limited time.
         while self._clock() < self._deadline and self._packets_wait():
             self._queue.process_batch()
+            self._counters.beat()
         self._send_events()
         self._close()
 
@@ -215,6 +211,8 @@ class Worker:
         if self._channel.closed:  # the agent has ended, or was killed
             self._stop(now)
         self._flows.expire(now)
+        if self._to_forget:
+            flow_list.forget_some(self._flows, self._to_forget, now)
         self._maps.free_some()
         self._counts[FLOWS] = len(self._flows)
         self._counts[FLOWS_EVICTED] = self._flows.evicted
@@ -227,6 +225,7 @@ class Worker:
         """Handle messages until the time limit, at least one."""
         for message in self._channel.receive():
             self._handle_message(message, now)
+            self._counters.beat()
             if self._clock() - now >= self._timings.messages:
                 break
         self._messages_wait = self._channel.has_message
@@ -243,6 +242,12 @@ class Worker:
             self._maps.remove(message)
         elif isinstance(message, Revision):
             self._enforce(self._enforcer.snapshot.with_revision(message.number, message.epoch))
+        elif isinstance(message, ImportFlows):
+            self._import_flows(self._enforcer.snapshot, now, self._timings.import_again)
+        elif isinstance(message, ListFlows):
+            self._channel.send(flow_list.answer(message, self._flows, now))
+        elif isinstance(message, FlushFlows):
+            self._to_forget = list(self._flows)
         elif isinstance(message, Stop):
             self._stop(now)
 
@@ -261,7 +266,7 @@ class Worker:
 
     def _send_events(self) -> None:
         while self._events:
-            batch = tuple(self._events.popleft() for _ in range(min(_EVENTS_A_MESSAGE, len(self._events))))
+            batch = tuple(self._events.popleft() for _ in range(min(MAX_EVENTS, len(self._events))))
             if not self._channel.send(Events(len(batch), pack(batch))):
                 self._counts[EVENTS_LOST] += len(batch)
         self._channel.flush()
@@ -295,10 +300,12 @@ def main() -> None:
 def _start(channel: WorkerChannel, counters: Counters) -> Worker:
     """Return the worker that the agent's messages describe, with bound queues; exit if they cannot be bound."""
     maps = MapReceiver()
-    setup = _receive_setup(channel, maps)
+    setup = _receive_setup(channel, maps, counters)
     try:
         worker = Worker(setup, maps, channel, counters, time.monotonic)
-    except NfqError as error:
+        privileges.keep_only(privileges.NET_ADMIN)
+        sandbox.restrict_files()
+    except (NfqError, OSError) as error:
         channel.send(Failed(str(error)))
         sys.exit(1)
     channel.send(worker.bound)
@@ -306,13 +313,15 @@ def _start(channel: WorkerChannel, counters: Counters) -> Worker:
     return worker
 
 
-def _receive_setup(channel: WorkerChannel, maps: MapReceiver) -> Setup:
+def _receive_setup(channel: WorkerChannel, maps: MapReceiver, counters: Counters) -> Setup:
     """Wait for the setup, and add the chunks of policy maps that precede it; exit if the agent ends before."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
     while not channel.closed:
-        poll.poll()
+        poll.poll(DEFAULT_TIMINGS.idle * 1000)
+        counters.beat()
         for message in channel.receive():
+            counters.beat()
             if isinstance(message, Setup):
                 return message
             maps.add(message)

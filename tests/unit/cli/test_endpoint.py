@@ -34,7 +34,8 @@ ENDPOINTS: list[dict[str, Any]] = [
         "identity": 301,
         "labels": [],
         "addresses": ["172.16.0.1"],
-        "interface": None,
+        "interface": "eth9",
+        "problem": "interface eth9 does not exist",
         "document": {"kind": "Endpoint", "metadata": {"name": "n1"}},
     },
 ]
@@ -63,9 +64,9 @@ def test_endpoints_are_a_table_with_a_line_for_each(run: RunProgram, answering: 
 
     assert (done.status, done.err) == (0, "")
     assert [line for line in done.lines if line and not line.startswith("─")] == [
-        "ENDPOINT IDENTITY NODE ADDRESSES LABELS",
-        "shop/front1 300 n1 10.1.0.10,fd01::10 k8s:role=frontend,k8s:tier",
-        "default/n1 301 n1 172.16.0.1",
+        "ENDPOINT IDENTITY NODE ADDRESSES LABELS STATE",
+        "shop/front1 300 n1 10.1.0.10,fd01::10 k8s:role=frontend,k8s:tier ok",
+        "default/n1 301 n1 172.16.0.1 interface eth9 does not exist",
     ]
 
 

@@ -59,6 +59,15 @@ STORE: dict[str, Any] = {
 }
 
 
+def test_a_part_that_is_stuck_is_named_with_its_reason(run: RunProgram, answering: Answering) -> None:
+    reason = "no heartbeat for 0.6 s, process stopped"
+    stuck = [{"part": "worker 0", "since": "2026-01-01T00:00:02Z", "reason": reason}]
+
+    done = run("status", "--socket", answering(status=status(stuck=stuck)).socket)
+
+    assert f"stuck: worker 0 since 2026-01-01T00:00:02Z: {reason}" in done.lines
+
+
 def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
     done = run("status", "--socket", answering(status=status()).socket)
 
@@ -199,6 +208,14 @@ def test_values_of_the_store_that_were_refused_are_told_each_with_its_reason(
 
 def test_without_a_store_there_is_no_row_of_one(run: RunProgram, answering: Answering) -> None:
     assert "store" not in run("status", "--socket", answering(status=status(store=None)).socket).out
+
+
+def test_a_problem_of_the_node_is_a_line(run: RunProgram, answering: Answering) -> None:
+    problem = "endpoint default/web is on interface veth-web, which does not exist on this node"
+
+    done = run("status", "--socket", answering(status=status(problems=[problem])).socket)
+
+    assert f"problems {problem}" in done.lines
 
 
 RULES = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.errors import DocumentErrors
-from nfq_enforcer.policy.loader import Documents, File, endpoint_labels, load, parse, read
+from nfq_enforcer.errors import BadInput, DocumentErrors
+from nfq_enforcer.policy.loader import Documents, File, endpoint_labels, from_data, load, parse, read
 
 POLICY = (
     "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: {}, namespace: {}}}\n"
@@ -211,3 +211,16 @@ def test_a_document_keeps_what_was_written() -> None:
         "kind": "Namespace",
         "metadata": {"name": "a", "labels": {"team": "shop"}},
     }
+
+
+def test_documents_of_an_agent_are_documents_again() -> None:
+    data = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}
+
+    (namespace,) = from_data([data]).namespaces
+
+    assert (namespace.name, namespace.data) == ("shop", data)
+
+
+def test_a_document_of_a_kind_that_a_newer_agent_has_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"^a document has the kind 'Later', which this version does not have$"):
+        from_data([{"kind": "Later"}])

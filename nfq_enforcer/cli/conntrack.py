@@ -1,0 +1,54 @@
+"""``nfq-enforcer conntrack``: the flows that this node's workers know."""
+
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from nfq_enforcer.agent import client
+from nfq_enforcer.cli import output
+from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
+
+app = typer.Typer(help="Flows of this node.", no_args_is_help=True)
+
+_COLUMNS = ("PROTOCOL", "FROM", "IDENTITY", "TO", "IDENTITY", "STATE", "OFFLOAD", "REVISION", "EXPIRES", "QUEUE")
+
+
+@app.callback()
+def conntrack() -> None:
+    """Show and forget flows."""
+
+
+@app.command("list")
+def list_flows(
+    source: Annotated[str, typer.Option("--from", help="Only flows opened by this endpoint or address.")] = "",
+    target: Annotated[str, typer.Option("--to", help="Only flows opened to this endpoint or address.")] = "",
+    form: Output = Format.TABLE,
+    socket: Socket = DEFAULT,
+) -> None:
+    """List the open flows of all workers; each worker searches its first few thousand."""
+    ends: dict[str, Any] = {"from": source, "to": target}
+    result = client.call(socket, "conntrack", **ends)
+    output.show(result, form, lambda result: output.table(_COLUMNS, map(_row, result["flows"])))
+    if result["searched"] < result["total"]:
+        print(f"nfq-enforcer: searched {result['searched']} of {result['total']} flows", file=sys.stderr)
+
+
+@app.command()
+def flush(socket: Socket = DEFAULT) -> None:
+    """Forget all flows: those that are open are evaluated again by their next packet, and stay if policy allows."""
+    flushed = client.call(socket, "conntrack_flush")["flushed"]
+    output.line(f"{flushed} flows forgotten; the next packet of each open one is evaluated again")
+
+
+def _row(flow: Mapping[str, Any]) -> list[object]:
+    source, target = flow["source"], flow["destination"]
+    ends = [_end(source), source["identity"], _end(target), target["identity"]]
+    rest = [flow["state"], flow["offload"], flow["revision"], f"{flow['expires_in']} s", flow["queue"]]
+    return [flow["protocol"], *ends, *rest]
+
+
+def _end(end: Mapping[str, Any]) -> str:
+    address = f"[{end['address']}]" if ":" in end["address"] else end["address"]
+    return f"{address}:{end['port']}" if end["port"] else str(end["address"])
