@@ -59,8 +59,8 @@ class RulesGuard:
                     _log.warning("the rules are intact again")
                 self._change(intact=True, missing=None, error=None)
             else:
-                if (after, error) != (self.state.missing, self.state.error):
-                    _log.error("the rules are not intact and policy is not enforced: %s", error or after)
+                if (reason := error or after) != (self.state.error or self.state.missing):
+                    _log.error("the rules are not intact and policy is not enforced: %s", reason)
                 self._change(intact=False, missing=after, error=error)
             return self.state.intact
 

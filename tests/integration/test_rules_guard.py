@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import ip_address
@@ -70,45 +70,66 @@ def rules_status(lab: Lab) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def talking(connection: HeldConnection) -> AsyncIterator[list[str]]:
-    """Talk over a connection without pause; yield the outcomes."""
-    outcomes: list[str] = []
+async def repeated(*steps: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Repeat each step without pause, all at the same time; end after the last ones.
 
-    async def talk() -> None:
-        while True:
-            outcomes.append((await connection.talk(PATIENT)).status)
+    The tasks are not cancelled: ``asyncio.wait_for`` of Python 3.11 may lose a cancellation.
+    """
+    ended = False
 
-    task = asyncio.create_task(talk())
-    try:
-        yield outcomes
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    async def repeat(step: Callable[[], Awaitable[None]]) -> None:
+        while not ended:
+            await step()
 
-
-class Forbidden:
-    """Forbidden connections from the world to back1, attempted without pause in both families."""
-
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-        self.opened: dict[int, float] = dict.fromkeys(FAMILIES, 0.0)  # start of the last attempt that succeeded
-        self.refused: dict[int, float] = dict.fromkeys(FAMILIES, 0.0)  # start of the last attempt that did not
-
-    async def attempt(self, family: int) -> None:
-        while True:
-            begun = time.monotonic()
-            result = await self._lab.host("world").connect(self._lab.address("back1", family), HTTP, BRIEF)
-            (self.opened if result.ok else self.refused)[family] = begun
-
-    @asynccontextmanager
-    async def attempted(self) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(self.attempt(family)) for family in FAMILIES]
+    async with asyncio.TaskGroup() as group:
+        for step in steps:
+            group.create_task(repeat(step))
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            ended = True
+
+
+class Talk:
+    """Talk over an open connection."""
+
+    def __init__(self, connection: HeldConnection) -> None:
+        self._connection = connection
+        self.outcomes: list[str] = []
+
+    async def step(self) -> None:
+        self.outcomes.append((await self._connection.talk(PATIENT)).status)
+
+
+class Forbidden:
+    """Forbidden connections from the world to back1, in one family."""
+
+    def __init__(self, lab: Lab, family: int) -> None:
+        self._host, self._target = lab.host("world"), lab.address("back1", family)
+        self.opened = 0.0  # start of the last attempt that succeeded
+        self.refused = 0.0  # start of the last attempt that did not
+
+    async def step(self) -> None:
+        begun = time.monotonic()
+        if (await self._host.connect(self._target, HTTP, BRIEF)).ok:
+            self.opened = begun
+        else:
+            self.refused = begun
+
+
+async def test_a_repair_is_one_line_in_the_log_and_counted(guarded: Lab) -> None:
+    """The first test of each lab: the program log limits equal lines."""
+    node = guarded.nodes["n1"]
+    logged, counted = len(node.log.read_text()), scrape(guarded, "n1")["rules_repairs_total"]
+
+    run_in(guarded, "n1", "iptables", "-t", "security", "-F", "NFQE-QUEUE")
+    await until(lambda: scrape(guarded, "n1")["rules_repairs_total"] > counted)
+
+    lines = [line for line in node.log.read_text()[logged:].splitlines() if REPAIRED in line]
+    assert len(lines) == 1
+    assert "IPv4 security: chain NFQE-QUEUE lacks" in lines[0]
+    metrics = scrape(guarded, "n1")
+    assert (metrics["rules_intact"], metrics["rules_repairs_total"]) == (1, counted + 1)
 
 
 @each_removal
@@ -116,26 +137,23 @@ async def test_removed_rules_are_restored_and_no_allowed_connection_is_cut(
     guarded: Lab, policies: Policies, removal: Removal
 ) -> None:
     await policies.apply("front-to-back", FRONT_TO_BACK)
-    node, before = guarded.nodes["n1"], rules_status(guarded)["repairs"]
-    logged = len(node.log.read_text())
+    before = rules_status(guarded)["repairs"]
     held = [await guarded.host("front1").hold(guarded.address("back1", family), HTTP, PATIENT) for family in FAMILIES]
-    forbidden = Forbidden(guarded)
+    talks, forbidden = [Talk(connection) for connection in held], [Forbidden(guarded, family) for family in FAMILIES]
 
-    async with talking(held[0]) as outcomes, talking(held[1]) as outcomes6, forbidden.attempted():
-        await until(lambda: all(forbidden.refused.values()))
-        assert not any(forbidden.opened.values())
+    async with repeated(*(talk.step for talk in talks), *(one.step for one in forbidden)):
+        await until(lambda: all(one.refused for one in forbidden))
+        assert not any(one.opened for one in forbidden)
         removed = time.monotonic()
         run_in(guarded, "n1", "sh", "-c", removal.command)
         await until(lambda: rules_status(guarded)["repairs"] > before and rules_status(guarded)["intact"])
-        await until(lambda: min(forbidden.refused.values()) > removed + OPEN_LIMIT)
-        talked = len(outcomes), len(outcomes6)
-        await until(lambda: len(outcomes) > talked[0] and len(outcomes6) > talked[1])
+        await until(lambda: all(one.refused > removed + OPEN_LIMIT for one in forbidden))
+        talked = [len(one.outcomes) for one in talks]
+        await until(lambda: all(len(one.outcomes) > count for one, count in zip(talks, talked, strict=True)))
 
-    assert max(forbidden.opened.values()) < removed + OPEN_LIMIT
-    assert set(outcomes) | set(outcomes6) == {"ok"}
-    repairs = [line for line in node.log.read_text()[logged:].splitlines() if REPAIRED in line]
-    assert any(removal.fault in line for line in repairs)
-    assert rules_status(guarded)["last_missing"] in repairs[-1]
+    assert all(one.opened < removed + OPEN_LIMIT for one in forbidden)
+    assert {outcome for one in talks for outcome in one.outcomes} == {"ok"}
+    assert removal.fault in rules_status(guarded)["last_missing"]
     remove_foreign(guarded)
     for connection in held:
         await connection.close()
@@ -148,20 +166,6 @@ def remove_foreign(lab: Lab) -> None:
             for line in run_in(lab, "n1", f"{command}-save", "-t", table).splitlines():
                 if re.fullmatch(r"-A (FORWARD|PREROUTING) -[jg] (ACCEPT|OTHERS)", line):
                     run_in(lab, "n1", command, "-t", table, *line.replace("-A ", "-D ").split())
-
-
-async def test_a_repair_is_one_line_in_the_log_and_counted(guarded: Lab) -> None:
-    node = guarded.nodes["n1"]
-    logged, counted = len(node.log.read_text()), scrape(guarded, "n1")["rules_repairs_total"]
-
-    run_in(guarded, "n1", "iptables", "-t", "security", "-F", "NFQE-QUEUE")
-    await until(lambda: scrape(guarded, "n1")["rules_repairs_total"] > counted)
-
-    lines = [line for line in node.log.read_text()[logged:].splitlines() if REPAIRED in line]
-    assert len(lines) == 1
-    assert "IPv4 security: chain NFQE-QUEUE lacks" in lines[0]
-    metrics = scrape(guarded, "n1")
-    assert (metrics["rules_intact"], metrics["rules_repairs_total"]) == (1, counted + 1)
 
 
 async def test_a_policy_change_right_after_a_removal_is_enforced(guarded: Lab, policies: Policies) -> None:
@@ -219,7 +223,7 @@ async def test_rules_that_cannot_be_repaired_are_reported_until_they_are(
     with pytest.raises(NfqError, match="no luck"):
         client.call(node.socket, "apply", timeout=PATIENT, files=loaded)
     errors = [line for line in node.log.read_text().splitlines() if "ERROR" in line]
-    assert 1 <= len(errors) <= 4, errors
+    assert 1 <= len(errors) <= 4, "\n".join(errors)
 
     broken.unlink()
     await until(lambda: rules_status(lab)["intact"])

@@ -15,7 +15,7 @@ _BOTH = "for t in iptables ip6tables; do {}; done"
 
 
 class Removal(NamedTuple):
-    """Removal: a shell command, and a part of the fault that it causes in IPv4; "" for a set's fault."""
+    """Removal: a shell command, and a part of the fault that it causes in either family."""
 
     name: str
     command: str
@@ -70,20 +70,20 @@ REMOVALS = (
     ),
     Removal("delete one rule", _each("$t -t security -D NFQE-ENDS 2"), "chain NFQE-ENDS lacks 1 of 3 rules"),
     Removal("replace one rule", _each("$t -t security -R NFQE-QUEUE 1 -j ACCEPT"), "chain NFQE-QUEUE lacks 1 of"),
-    Removal("flush the sets", "ipset flush", "set nfqe-local4: lacks"),
+    Removal("flush the sets", "ipset flush", "set nfqe-local"),
     Removal(
         "replace the members of the sets",
         "for f in 4 6; do ipset flush nfqe-local$f; done; ipset add nfqe-local4 192.0.2.1",
-        "set nfqe-local4: lacks",
+        "set nfqe-local",
     ),
     Removal(
         "restore a file of others",
         r"printf '*security\n-A FORWARD -j ACCEPT\nCOMMIT\n*mangle\n-A PREROUTING -j ACCEPT\nCOMMIT\n' > /tmp/$$; "
         + _each("$t-restore < /tmp/$$")
         + "; rm /tmp/$$",
-        "IPv4 security: jump from INPUT to NFQE-INPUT is missing",
+        "security: jump from INPUT to NFQE-INPUT is missing",
     ),
-    Removal("flush mangle", _each("$t -t mangle -F"), "IPv4 mangle: jump from PREROUTING to NFQE-MSS-IN is missing"),
+    Removal("flush mangle", _each("$t -t mangle -F"), "mangle: jump from PREROUTING to NFQE-MSS-IN is missing"),
     Removal(
         "accept before the jump in mangle",
         _each("$t -t mangle -I PREROUTING -j ACCEPT"),
