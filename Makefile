@@ -44,7 +44,10 @@ timed = @echo "$(2)"; $(2); echo "$(1): $$SECONDS s"
 ROOTLESS := $(BIN)/pytest tests/unit tests/property --numprocesses auto --dist worksteal \
 	--cov=nfq_enforcer.core --cov=nfq_enforcer.policy --cov-branch --cov-fail-under=100
 
+# Labs stand side by side, and their tests wait more than they compute; tests that measure time run one by one.
 KERNEL := $(BIN)/pytest tests/integration
+TOGETHER := $(KERNEL) -m 'not alone' --numprocesses 3 --dist loadfile
+ALONE := $(KERNEL) -m alone
 
 .PHONY: check
 check: _static ## Check format, lint, types and layering; run the tests that need no root, with coverage and fewer examples
@@ -54,7 +57,8 @@ check: _static ## Check format, lint, types and layering; run the tests that nee
 test: _static ## Run everything: check with all examples, then (as root) the tests that use the kernel; this is what CI runs
 	$(call timed,tests/unit and tests/property,$(ROOTLESS))
 	@if [ "$$(id -u)" = 0 ]; then \
-		echo "$(KERNEL)"; $(KERNEL); echo "tests/integration: $$SECONDS s"; \
+		echo "$(TOGETHER)"; $(TOGETHER); echo "tests/integration together: $$SECONDS s"; SECONDS=0; \
+		echo "$(ALONE)"; $(ALONE); echo "tests/integration alone: $$SECONDS s"; \
 	else \
 		echo "tests/integration skipped: they make network namespaces and need root (sudo make test)."; \
 	fi

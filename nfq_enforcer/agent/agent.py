@@ -8,20 +8,22 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 from nfq_enforcer import __version__
-from nfq_enforcer.agent import node_settings, notify
+from nfq_enforcer.agent import handover, node_settings, notify
 from nfq_enforcer.agent.api import ApiServer
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.handlers import Handlers
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.interface_check import InterfaceCheck
 from nfq_enforcer.agent.reconciler import Reconciler
+from nfq_enforcer.agent.watch import Watch
 from nfq_enforcer.cluster.records import NodeRecord
 from nfq_enforcer.cluster.replica import Replica
 from nfq_enforcer.cluster.source import Store
@@ -29,8 +31,9 @@ from nfq_enforcer.core.modes import FailMode
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint
 from nfq_enforcer.dataplane.interfaces import mtu
 from nfq_enforcer.dataplane.rules import iptables
-from nfq_enforcer.dataplane.worker.channel import Events, unpack
-from nfq_enforcer.dataplane.worker.workers import Workers
+from nfq_enforcer.dataplane.worker.reports import Events, unpack
+from nfq_enforcer.dataplane.worker.workers import Workers, default_number
+from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.exporter import Exporter
 from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.log import FlowLog
@@ -41,13 +44,24 @@ from nfq_enforcer.store.redis.session import Session
 from nfq_enforcer.store.redis.store import RedisStore
 
 _log = logging.getLogger(__name__)
+_THREADS_END = 20.0  # s, for changes of rules that have begun
 
 
 class Agent:
     """Agent: enforces policy on one node, from ``run`` until a signal."""
 
-    def __init__(self, config: Config, *, keep_rules: bool = False) -> None:
-        """Make the parts of the agent; with ``keep_rules`` the rules stay after its end, and drop queued packets."""
+    def __init__(
+        self,
+        config: Config,
+        *,
+        keep_rules: bool = False,
+        predecessor: handover.Predecessor | None = None,
+        check_config: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Make the parts of the agent; with ``keep_rules`` the rules stay after its end, and drop queued packets.
+
+        ``check_config`` raises NfqError if a successor of the agent could not read its configuration.
+        """
         iptables.check()
         self._config = config
         self._keep_rules = keep_rules
@@ -60,17 +74,22 @@ class Agent:
             cluster_mtus={name: mtu(name) for name in self._settings.cluster_interfaces},
         )
         self._log: FlowLog[Logged] = FlowLog()
+        self._predecessor = predecessor or handover.Predecessor()
+        queues = None if config.queues == "auto" else config.queues
         self._workers = Workers(
-            None if config.queues == "auto" else config.queues,
-            config.first_queue,
+            queues,
+            self._predecessor.first_queue(config.first_queue, queues or default_number(config.first_queue)),
             config.conntrack.max,
             self._on_events,
             driver=config.driver,
             fail_open=fail_open,
         )
+        self._watch = Watch(self._worker_pids)
         self._store = self._make_store()
         replica = Replica(self._settings)
-        self._reconciler = Reconciler(self._store, replica, self._workers, self._rules, config.datapath)
+        self._reconciler = Reconciler(
+            self._store, replica, self._workers, self._rules, config.datapath, previous_epoch=self._predecessor.epoch
+        )
         self._reconciler.before_change = self._log.open
         self._interfaces = InterfaceCheck(self._local_endpoints)
         handlers = Handlers(
@@ -86,12 +105,18 @@ class Agent:
                 self._log,
                 self._interfaces,
                 time.time(),
+                self._watch,
             )
         )
         self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
         listening = config.metrics.listening
         self._exporter = Exporter(*listening, handlers.read_metrics) if listening else None
         self._stop = asyncio.Event()
+        self._enforcing = False  # every packet receives a verdict
+        self._handing_over = False  # to a successor, unless the agent is terminated before that
+        self._terminated = False  # by a signal
+        self._releasing: asyncio.Task[None] | None = None  # of the predecessor's workers
+        self._check_config = check_config
         self._exempting: asyncio.Task[None] | None = None
 
     def _make_store(self) -> Store:
@@ -109,17 +134,26 @@ class Agent:
     def _local_endpoints(self) -> Iterable[LocalEndpoint]:
         return self._reconciler.view.snapshot.endpoints.values()
 
+    def _worker_pids(self) -> set[int]:
+        return {process.pid for process in self._workers.processes if process.pid is not None}
+
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
         self._exempting = asyncio.create_task(asyncio.to_thread(self._rules.exempt, addresses))
         await asyncio.shield(self._exempting)  # a change of rules that has begun ends, even if its caller is cancelled
 
     async def run(self) -> None:
-        """Enforce policy until SIGTERM, SIGINT or SIGHUP; raise NfqError if enforcement cannot begin."""
+        """Enforce policy until SIGTERM, SIGINT or SIGHUP; raise NfqError if enforcement cannot begin.
+
+        SIGUSR2 starts the agent anew without a pause: this does not return then (see ``handover``).
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._terminate)
+        loop.add_signal_handler(signal.SIGUSR2, self._hand_over)
+        handover.receive_signals()
         _warn(node_settings.host_warnings(self._settings, self._families))
         await self._api.start()
+        watching = asyncio.create_task(self._watch.run())
         try:
             if self._exporter:
                 await self._exporter.start()
@@ -129,15 +163,27 @@ class Agent:
             finally:
                 await self._leave()
         finally:
+            if not self._handing_over:
+                notify.stopping()
             if self._exporter:
                 await self._exporter.stop()
             await self._reconciler.stop()
-            await self._workers.stop()
             await self._api.stop()
+            if self._handing_over:
+                await self._execute_successor()
+                if self._removes_rules():
+                    await asyncio.to_thread(self._rules.remove)
+            await self._workers.stop()
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
     async def _enforce(self) -> None:
         await self._reconciler.start()
         _warn(node_settings.driver_warnings(self._settings, self._workers.driver))
+        if self._predecessor.workers:
+            self._workers.import_flows()  # those that the predecessor's workers have accepted until now
+        self._releasing = asyncio.create_task(self._predecessor.release())
+        self._enforcing = True
         notify.ready()
         checking = asyncio.create_task(self._interfaces.run())
         try:
@@ -145,6 +191,37 @@ class Agent:
         finally:
             checking.cancel()
             await asyncio.gather(checking, return_exceptions=True)
+
+    def _terminate(self) -> None:
+        self._terminated = True
+        self._stop.set()
+
+    def _hand_over(self) -> None:
+        if not self._enforcing or self._stop.is_set():
+            return
+        try:
+            self._check_config()
+        except NfqError as error:
+            _log.error("not started anew, because the configuration is not valid: %s", error)
+            return
+        _log.info("starting anew; the workers return verdicts meanwhile")
+        self._handing_over = True
+        self._stop.set()
+
+    async def _execute_successor(self) -> None:
+        """Execute the successor; return if a signal has terminated the agent in the meantime."""
+        if self._releasing is not None:
+            await self._releasing
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_THREADS_END):
+                while self._watch.threads.running:  # a change of rules ends before the successor makes its own
+                    await asyncio.sleep(0.01)
+        detached = await self._workers.detach()
+        handover.hold_signals()
+        for _ in range(3):  # the event loop needs three turns to call the handler of a signal that has come
+            await asyncio.sleep(0)
+        if not self._terminated:
+            handover.execute(detached, self._reconciler.epoch)
 
     async def _leave(self) -> None:
         """Leave the store, then remove the rules, which the store's session may still have been changing."""
@@ -158,6 +235,8 @@ class Agent:
 
     def _removes_rules(self) -> bool:
         """Return whether the rules are removed at the end: after a signal, or where a failure leaves the host open."""
+        if self._handing_over and not self._terminated:
+            return False
         open_after = self._stop.is_set() or self._config.fail is FailMode.OPEN
         return self._rules.only_exempt or (open_after and not self._keep_rules)
 

@@ -50,10 +50,10 @@ class NoEpoch:
 class OffloadEpoch:
     """Offload epoch (``datapath: per-flow``): kept in the rules, which match it against the connmark."""
 
-    def __init__(self, rules: Rules) -> None:
-        """Begin with epoch 1, which ``Rules.install`` puts into the rules."""
+    def __init__(self, rules: Rules, previous: int) -> None:
+        """Begin with the epoch after ``previous``; ``Rules.install`` puts it into the rules."""
         self._rules = rules
-        self._number = 1
+        self._number = previous + 1
 
     @property
     def number(self) -> int | None:
@@ -74,6 +74,6 @@ class OffloadEpoch:
             await asyncio.to_thread(self._rules.set_epoch, self._number)
 
 
-def create(datapath: Datapath, rules: Rules) -> Epoch:
-    """Return the epoch of a datapath."""
-    return OffloadEpoch(rules) if datapath is Datapath.PER_FLOW else NoEpoch()
+def create(datapath: Datapath, rules: Rules, previous: int = 0) -> Epoch:
+    """Return the epoch of a datapath; ``previous`` is the last one of an agent whose workers may still set marks."""
+    return OffloadEpoch(rules, previous) if datapath is Datapath.PER_FLOW else NoEpoch()

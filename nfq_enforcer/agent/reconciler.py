@@ -46,6 +46,8 @@ class Reconciler:
         datapath: Datapath = Datapath.PER_PACKET,
         timings: ReconcilerTimings | None = None,
         guard: RulesGuard | None = None,
+        *,
+        previous_epoch: int = 0,
     ) -> None:
         """Set the parts; nothing is enforced before ``start``."""
         self._store = store
@@ -58,7 +60,7 @@ class Reconciler:
         self.guard.on_state = self._on_rules_state
         self._guarding: asyncio.Task[None] | None = None
         self._failures = _Failures(self._timings)
-        self._epoch = epoch.create(datapath, rules)
+        self._epoch = epoch.create(datapath, rules, previous_epoch)
         self._lock = asyncio.Lock()  # one reconciliation or recheck at a time
         self._number = 1  # the newest revision, enforced or not
         self._incomplete = False  # a worker or the rules may not have the newest revision
@@ -67,6 +69,11 @@ class Reconciler:
         self.before_change: Callable[[], None] = lambda: None  # called while the names are still those of before
         self.revision = 0  # the newest one that all workers and the rules enforce
         self.view = replica.view(self._number)
+
+    @property
+    def epoch(self) -> int:
+        """Return the current epoch of offloaded flows, 0 without one."""
+        return self._epoch.number or 0
 
     async def start(self) -> None:
         """Enforce the store's first state: start the workers, then install the rules that queue packets to them."""

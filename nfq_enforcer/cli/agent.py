@@ -25,9 +25,14 @@ def agent(
     ] = False,
 ) -> None:
     """Run this node's agent until SIGTERM (root). Prints 'ready' once every packet receives a verdict."""
-    from nfq_enforcer.agent import config, program_log
+    from nfq_enforcer.agent import config, handover, program_log
     from nfq_enforcer.agent.agent import Agent
 
-    settings = config.load(configuration, os.environ)
+    predecessor = handover.take(os.environ)
+
+    def load() -> config.Config:
+        return config.load(configuration, os.environ)
+
+    settings = load()
     program_log.set_up(settings.log.level, settings.log.format)
-    asyncio.run(Agent(settings, keep_rules=keep_rules).run())
+    asyncio.run(Agent(settings, keep_rules=keep_rules, predecessor=predecessor, check_config=load).run())

@@ -44,7 +44,10 @@ app.add_typer(lab.app, name="lab")
 
 @app.command()
 def cleanup() -> None:
-    """Remove every rule, chain and set of nfq_enforcer (after an agent that ended without removing them)."""
+    """Remove every rule, chain and set of nfq_enforcer, after an agent that ended without removing them.
+
+    A running agent restores them.
+    """
     from nfq_enforcer.dataplane.rules import iptables
 
     iptables.check()

@@ -35,6 +35,8 @@ def _rows(status: AgentStatus) -> Iterator[tuple[str, object]]:
         yield from _rules(status.rules)
     if status.store:
         yield from store.summary(status.store)
+    for stuck in status.stuck:
+        yield f"stuck: {stuck.part}", Text(f"since {stuck.since}: {stuck.reason}", "red")
     yield from _workers(worker, status.workers)
     if worker.failure:
         yield "worker failure", Text(worker.failure, "red")

@@ -5,9 +5,8 @@ import json
 import socket
 import struct
 import subprocess
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from nfq_enforcer.cluster.records import Address
 from nfq_enforcer.core.context import Interface
 from nfq_enforcer.errors import NfqError
 
@@ -46,7 +45,7 @@ def mtu(name: str) -> int:
     return int(_IFREQ.unpack(reply)[1])
 
 
-def host_addresses() -> list[tuple[str, Address]]:
+def host_addresses() -> list[tuple[str, IPv4Address | IPv6Address]]:
     """Return this host's global addresses with their interfaces, in the order of ``ip address``."""
     try:
         listed = subprocess.run(

@@ -127,7 +127,7 @@ class LabNetwork:
     def _claim(self) -> None:
         run_id = self.topology.run_id
         try:
-            self.state.mkdir(parents=True)
+            _make_state(self.state)
             (self.state / _OWNER).write_text(current_user())
         except FileExistsError:
             raise NfqError(_taken(run_id)) from None
@@ -157,6 +157,15 @@ class LabNetwork:
         ]
 
 
+def _make_state(folder: Path) -> None:
+    """Make a lab's folder, although the last of the other labs may remove STATE in between."""
+    while True:
+        STATE.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            folder.mkdir()
+            return
+
+
 def new_run_id() -> str:
     """Return a run id that no lab on this machine has."""
     taken = list_labs()
@@ -171,7 +180,10 @@ def list_labs() -> list[str]:
     by_namespace = {
         name.removeprefix(PREFIX).partition("-")[0] for name in _all_namespaces() if name.startswith(PREFIX)
     }
-    by_folder = {folder.name for folder in STATE.iterdir()} if STATE.is_dir() else set()
+    try:
+        by_folder = {folder.name for folder in STATE.iterdir()}
+    except FileNotFoundError:  # no lab is up; the last one may have ended just now
+        by_folder = set()
     return sorted(by_namespace | by_folder)
 
 

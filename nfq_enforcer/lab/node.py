@@ -42,6 +42,15 @@ class LabNode:
         """Wait until the agent enforces policy on every packet of the node; raise NfqError with the log if it ends."""
         self._agent.wait_until(lambda: b"\nready\n" in b"\n" + self.log.read_bytes())
 
+    def start_anew(self) -> None:
+        """Have the agent start anew without a pause, and wait until its successor enforces policy."""
+        before = self._times_ready()
+        os.kill(self.pid, signal.SIGUSR2)
+        self._agent.wait_until(lambda: self._times_ready() > before)
+
+    def _times_ready(self) -> int:
+        return self.log.read_bytes().splitlines().count(b"ready")
+
     def status(self) -> dict[str, Any]:
         """Return the agent's status."""
         status: dict[str, Any] = client.call(self.socket, "status")

@@ -64,6 +64,9 @@ def _policy(status: AgentStatus) -> Iterator[MetricFamily]:
     yield _single(
         "documents_refused", "1 while changed documents are refused, otherwise 0.", status.refused is not None
     )
+    yield _single(
+        "stuck_parts", "Parts of the agent that do not work: workers, threads, event loop, store.", len(status.stuck)
+    )
     yield _single("endpoints", "Endpoints on this node.", status.endpoints)
     yield _single("identities", "Identities known on this node, without the reserved ones.", status.identities)
 
@@ -95,8 +98,8 @@ def _packets(workers: WorkersStatus) -> Iterator[MetricFamily]:
 def _each_worker(workers: Sequence[WorkerStatus]) -> Iterator[MetricFamily]:
     """Yield per worker the values that show its absence or a higher load than the others'; the rest exists in sum."""
     values: dict[tuple[str, str], Callable[[WorkerStatus], float]] = {
-        ("worker_up", "1 while this worker's process runs, 0 while it is being replaced."): lambda worker: (
-            worker.pid is not None
+        ("worker_up", "1 while this worker returns verdicts; 0 while it is stuck or being replaced."): lambda worker: (
+            worker.pid is not None and worker.stuck is None
         ),
         ("worker_restarts_total", "Replacements of this worker's process."): lambda worker: worker.restarts,
         ("worker_packets_total", "Packets with a verdict of this worker."): lambda worker: (

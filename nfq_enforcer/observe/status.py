@@ -80,6 +80,23 @@ class PacketCounts(_StatusRecord):
 
 
 @dataclass(frozen=True)
+class WorkerStuck(_StatusRecord):
+    """Worker that does not work: without process, without bound queues, or without heartbeat."""
+
+    since: str  # UTC, RFC 3339: the last time at which it worked
+    reason: str
+
+
+@dataclass(frozen=True)
+class StuckPart(_StatusRecord):
+    """Stuck part of the agent: a worker, a thread, a child process, the event loop, or the store."""
+
+    part: str
+    since: str  # UTC, RFC 3339
+    reason: str
+
+
+@dataclass(frozen=True)
 class WorkerStatus(_StatusRecord):
     """Worker status: process, queues and counts of one worker."""
 
@@ -88,8 +105,9 @@ class WorkerStatus(_StatusRecord):
     restarts: int
     failure: str | None  # the reason for which the process cannot be replaced
     counts: PacketCounts
+    stuck: WorkerStuck | None = None  # None: the worker returns verdicts
 
-    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"counts": PacketCounts}
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"counts": PacketCounts, "stuck": WorkerStuck}
     _inlined = frozenset({"counts"})
 
 
@@ -243,6 +261,7 @@ class AgentStatus(_StatusRecord):
     log: LogCounts
     problems: Sequence[str] = ()  # sentences about this node that an administrator has to act on
     rules: RulesStatus | None = None  # None: of an older agent
+    stuck: Sequence[StuckPart] = ()  # empty: every part works
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
         "documents": DocumentCounts,
@@ -252,6 +271,7 @@ class AgentStatus(_StatusRecord):
         "workers": WorkerStatus,
         "log": LogCounts,
         "rules": RulesStatus,
+        "stuck": StuckPart,
     }
 
 

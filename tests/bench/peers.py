@@ -22,9 +22,10 @@ from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker import worker
-from nfq_enforcer.dataplane.worker.channel import Decoder, Enforced, PeerChanges, Revision, Setup, Stop, encode
+from nfq_enforcer.dataplane.worker.channel import PeerChanges, Revision, Setup, Stop, encode, report_decoder
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender, SnapshotReference
+from nfq_enforcer.dataplane.worker.reports import Enforced
 from nfq_enforcer.dataplane.worker.workers import Workers
 from tests.support.apart import run_apart
 
@@ -122,7 +123,7 @@ async def _longest_housekeeping(messages: Iterable[object]) -> float:
 
 
 def _await_revision(end: socket.socket, number: int) -> None:
-    decoder = Decoder()
+    decoder = report_decoder()
     while Enforced(number) not in list(decoder.feed(end.recv(1 << 18))):
         pass
 

@@ -1,10 +1,13 @@
 """Exemption of the store: policy does not apply to connections from the host to the store, and to no others."""
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
 from nfq_enforcer.lab.lab import Lab
+from tests.integration.conftest import MakeLab
 from tests.support.apart import run_apart
 from tests.support.labs import (
     BRIEF,
@@ -24,6 +28,7 @@ from tests.support.labs import (
     HTTP,
     HTTPS,
     PATIENT,
+    DatapathSettings,
     Policies,
     dropped,
     from_role,
@@ -62,7 +67,38 @@ except TimeoutError:
 MONITOR = policy("monitor", "monitor", egress=[to_role("backend")], ingress=[from_role("frontend")])
 FRONTEND = policy("frontend", "frontend", egress=[to_role("backend")])
 
+# ``ipset`` of the agents: ``ipset save NAME`` prints the file of this name instead, if there is one
+KEPT_SETS = """#!/bin/sh
+[ "$1" = save ] && [ -e {folder}/$2 ] && exec cat {folder}/$2
+exec {ipset} "$@"
+"""
+
 Exempt = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def kept_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of files with sets, which the rules guards of the agents take for those of the kernel.
+
+    An agent restores its sets after a change by another program, which the fixture ``exempt`` is.
+    """
+    folder = tmp_path_factory.mktemp("sets")
+    wrapper = folder / "ipset"
+    wrapper.write_text(KEPT_SETS.format(folder=folder, ipset=shutil.which("ipset")))
+    wrapper.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def guarded(make_served: MakeLab, datapath: DatapathSettings, kept_sets: Path) -> Lab:
+    """Run agents whose sets of the store a test may change."""
+    lab = make_served()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{kept_sets}:{os.environ['PATH']}")
+        lab.start_agents(**datapath.settings)
+    for family in (IPV4, IPV6):
+        (kept_sets / family.store).write_text(run_in(lab, "n3", "ipset", "save", family.store))
+    return lab
 
 
 @pytest.fixture

@@ -455,10 +455,11 @@ class TestEpoch:
 
         assert run_apart(scenario()) == ([f"{0x1242A}"], [f"{connmark.RETIRED | 0x2A}"])
 
+    @pytest.mark.alone
     def test_while_a_worker_has_not_heard_of_an_epoch_no_mark_is_in_force(self, root: None) -> None:
         async def scenario() -> tuple[list[bool], int]:
             timings = reconciler_timings.ReconcilerTimings(recheck=0.0, offload_recheck=0.2)
-            async with enforcing(timings, WorkerTimings(response=0.5)) as one:
+            async with enforcing(timings, WorkerTimings(response=0.5, heartbeat=PATIENT)) as one:
                 following = asyncio.create_task(one.reconciler.run())
                 stuck = one.workers.processes[0].pid
                 assert stuck is not None

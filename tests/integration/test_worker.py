@@ -23,17 +23,17 @@ from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4
 from nfq_enforcer.dataplane.worker.channel import (
-    Decoder,
-    Enforced,
     PeerChanges,
     Revision,
     Setup,
     Stop,
     WorkerChannel,
     encode,
+    report_decoder,
 )
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.map_transfer import MapReceiver, SnapshotReference
+from nfq_enforcer.dataplane.worker.reports import Enforced
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 from nfq_enforcer.dataplane.worker.worker import Worker
 from nfq_enforcer.dataplane.worker.workers import Workers
@@ -203,7 +203,7 @@ def test_messages_that_a_turn_has_no_time_for_are_obeyed_in_the_next_ones_withou
         agent_end.sendall(b"".join(map(encode, [*[PeerChanges(tuple(crowd(1)))] * number, Revision(2), Stop()])))
         run_apart(scenario())
         worker_end.close()
-        decoder, received = Decoder(), list[object]()
+        decoder, received = report_decoder(), list[object]()
         while data := agent_end.recv(1 << 18):
             received += decoder.feed(data)
     os.close(memory)

@@ -295,7 +295,7 @@ def arrivals(lab: Lab, host: str) -> Capture:
 def run_in(lab: Lab, machine: str, *command: str, text: str = "") -> str:
     """Run a command in a machine's namespace; return its output."""
     argv = lab.network.command(machine, command)
-    return subprocess.run(argv, input=text, stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENT).stdout
+    return subprocess.run(argv, input=text, stdout=subprocess.PIPE, text=True, check=True, timeout=3 * PATIENT).stdout
 
 
 def counters(lab: Lab, machine: str) -> dict[str, int]:

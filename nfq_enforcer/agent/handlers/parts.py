@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.interface_check import InterfaceCheck
 from nfq_enforcer.agent.reconciler import Reconciler
+from nfq_enforcer.agent.watch import Watch
 from nfq_enforcer.cluster.names import Names
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.cluster.source import Store
@@ -30,6 +31,7 @@ class Parts:
     log: FlowLog[Logged]
     interfaces: InterfaceCheck
     started: float  # s since the epoch
+    watch: Watch
 
     @property
     def names(self) -> Names:

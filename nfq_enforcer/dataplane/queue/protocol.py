@@ -36,7 +36,7 @@ from nfq_enforcer.core.verdict import Verdict
 
 QUEUE_MAXLEN = 4096  # packets parked in a queue before the kernel drops, or accepts without a verdict
 
-_QUEUE_COUNT = 1 << 16  # queue numbers have 16 bits
+QUEUE_COUNT = 1 << 16  # queue numbers have 16 bits
 _PROC = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 
 
@@ -85,6 +85,9 @@ class QueueNumbers(NamedTuple):
         return frozenset(self)
 
 
+QUEUES_OF_WORKER = len(QueueNumbers._fields)
+
+
 def allocate_queues(first: int, workers: int) -> tuple[QueueNumbers, ...]:
     """Return the queue numbers of this many workers, counted from ``first``."""
     return tuple(
@@ -94,7 +97,7 @@ def allocate_queues(first: int, workers: int) -> tuple[QueueNumbers, ...]:
 
 def max_workers(first: int) -> int:
     """Return the number of workers for which queue numbers exist, counted from ``first``."""
-    return (_QUEUE_COUNT - first) // len(QueueNumbers._fields)
+    return (QUEUE_COUNT - first) // QUEUES_OF_WORKER
 
 
 class Backlog(NamedTuple):

@@ -1,27 +1,29 @@
-"""Messages between the agent and its workers: pickled objects with a length prefix, on a socket pair.
+"""Messages between the agent and its workers, each with a length prefix, on a socket pair.
 
-Both ends belong to this program and the agent creates them, so received data is trusted (pickle executes code).
-Sending never blocks a worker: beyond a limit of unsent bytes the channel refuses a message, and the worker counts it.
-A worker applies messages in the order in which the agent sent them.
+The agent's messages are pickled objects: pickle executes code, but the agent starts the worker's program and has every
+privilege that a worker has. A worker's messages are reports, which the agent validates (see ``reports``). Sending never
+blocks a worker: beyond a limit of unsent bytes the channel refuses a report, and the worker counts it. A worker applies
+messages in the order in which the agent sent them.
 """
 
 import pickle
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.modes import Driver
-from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.map_transfer import SnapshotReference
+from nfq_enforcer.dataplane.worker.reports import MAX_REPORT, InvalidReport, Report, decode_report, encode_report
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 
 _LENGTH = struct.Struct("!I")
 _RECEIVE_BYTES = 1 << 18
 _MAX_UNSENT = 1 << 22  # bytes
+_MAX_MESSAGE = (1 << 32) - 1  # bytes of a message of the agent: what the length prefix can express
+Message = TypeVar("Message")
 
 
 class Setup(NamedTuple):
@@ -50,71 +52,42 @@ class Revision(NamedTuple):
     epoch: int | None = None
 
 
+class ImportFlows(NamedTuple):
+    """Agent to worker: import flows that the workers of a predecessor have accepted since this worker's start."""
+
+
 class Stop(NamedTuple):
     """Agent to worker: return verdicts for waiting packets, then end."""
 
 
-class Bound(NamedTuple):
-    """Worker to agent: the queues are bound, the worker returns verdicts."""
-
-    driver: Driver  # the one in use, never AUTO
-    queues: QueueNumbers
-
-
-class Failed(NamedTuple):
-    """Worker to agent: the queues cannot be bound, for this reason; the worker ends."""
-
-    reason: str
-
-
-class Enforced(NamedTuple):
-    """Worker to agent: from now on this revision decides every packet."""
-
-    revision: int
-
-
-class Events(NamedTuple):
-    """Worker to agent: new flows and drops, oldest first."""
-
-    number: int
-    packed: bytes  # see ``pack``
-
-
-def pack(events: Iterable[FlowEvent]) -> bytes:
-    """Return events as bytes, which the agent unpacks only when a client reads them.
-
-    Named tuples become plain ones first, because pickle takes three times as long for a named tuple.
-    """
-    plain = [(*event[:4], tuple(event.opening), *event[5:]) for event in events]
-    return pickle.dumps(plain, pickle.HIGHEST_PROTOCOL)
-
-
-def unpack(packed: bytes) -> Iterator[FlowEvent]:
-    """Yield the packed events."""
-    for time, verdict, reason, direction, opening, *rest in pickle.loads(packed):
-        yield FlowEvent(time, verdict, reason, direction, Opening(*opening), *rest)
-
-
 def encode(message: object) -> bytes:
-    """Return a message with its length prefix."""
-    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    """Return a message of the agent with its length prefix."""
+    return _frame(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
+
+
+def _frame(body: bytes) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-class Decoder:
+class Decoder(Generic[Message]):
     """Decoder: assembles messages from received bytes."""
 
-    def __init__(self) -> None:
-        """Start with no bytes."""
+    def __init__(self, decode: Callable[[bytes], Message], limit: int) -> None:
+        """Start with no bytes; a message of more bytes than the limit is invalid."""
         self._data = bytearray()
+        self._decode = decode
+        self._limit = limit
 
-    def feed(self, data: bytes) -> Iterator[Any]:
-        """Add bytes and yield the complete messages; those that the caller does not consume stay for the next call."""
+    def feed(self, data: bytes) -> Iterator[Message]:
+        """Add bytes and yield the complete messages; those that the caller does not consume stay for the next call.
+
+        Raise InvalidReport for bytes that are no message; the decoder is of no use then.
+        """
         self._data += data
         while end := self._end():
             body = bytes(self._data[_LENGTH.size : end])
             del self._data[:end]
-            yield pickle.loads(body)
+            yield self._decode(body)
 
     @property
     def has_message(self) -> bool:
@@ -125,8 +98,21 @@ class Decoder:
         """Return the offset behind the first message, 0 if it is incomplete."""
         if len(self._data) < _LENGTH.size:
             return 0
-        end: int = _LENGTH.size + _LENGTH.unpack_from(self._data)[0]
+        length: int = _LENGTH.unpack_from(self._data)[0]
+        if length > self._limit:
+            raise InvalidReport(f"{length} bytes; allowed: at most {self._limit}")
+        end = _LENGTH.size + length
         return end if end <= len(self._data) else 0
+
+
+def message_decoder() -> Decoder[Any]:
+    """Return the worker's decoder of the agent's messages."""
+    return Decoder(pickle.loads, _MAX_MESSAGE)
+
+
+def report_decoder() -> Decoder[Report]:
+    """Return the agent's decoder of a worker's reports."""
+    return Decoder(decode_report, MAX_REPORT)
 
 
 class WorkerChannel:
@@ -136,7 +122,7 @@ class WorkerChannel:
         """Use this end of the socket pair."""
         end.setblocking(False)
         self._socket = end
-        self._decoder = Decoder()
+        self._decoder = message_decoder()
         self._unsent = bytearray()
         self.closed = False  # the agent has closed its end, or has ended
 
@@ -162,14 +148,14 @@ class WorkerChannel:
             self.closed = not data
             yield from self._decoder.feed(data)
 
-    def send(self, message: object) -> bool:
-        """Send a message as far as the socket has room; refuse it (False) while too many bytes are unsent."""
+    def send(self, report: Report) -> bool:
+        """Send a report as far as the socket has room; refuse it (False) while too many bytes are unsent."""
         if len(self._unsent) > _MAX_UNSENT:
             self.flush()
             if len(self._unsent) > _MAX_UNSENT:
                 return False
-        # The rest of a message that the socket took in part stays in ``_unsent``, so messages arrive whole or not.
-        self._unsent += encode(message)
+        # The rest of a report that the socket took in part stays in ``_unsent``, so reports arrive whole or not.
+        self._unsent += _frame(encode_report(report))
         self.flush()
         return True
 

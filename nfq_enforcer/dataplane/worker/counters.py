@@ -1,4 +1,4 @@
-"""Counters of one worker, in memory that it shares with the agent, so that they outlive the worker."""
+"""Counters and heartbeat of one worker, in memory that it shares with the agent, so that they outlive the worker."""
 
 import mmap
 import os
@@ -8,7 +8,8 @@ from nfq_enforcer.core.verdict import DropReason
 
 _NAMES = ("accepted", "dropped", "events_lost", "internal_errors", "flows", "flows_evicted", "handed_over", *DropReason)
 _INDEX = {name: index for index, name in enumerate(_NAMES)}
-_BYTES = 8 * len(_NAMES)
+_HEARTBEAT = len(_NAMES)  # behind the counters
+_BYTES = 8 * (_HEARTBEAT + 1)
 
 ACCEPTED, DROPPED, EVENTS_LOST, INTERNAL_ERRORS, FLOWS, FLOWS_EVICTED, OFFLOADED = range(7)
 
@@ -35,7 +36,16 @@ class Counters:
 
     def read(self) -> Mapping[str, int]:
         """Return all counters by name: seven of the worker, and one for each drop reason."""
-        return dict(zip(_NAMES, self.row, strict=True))
+        return dict(zip(_NAMES, self.row, strict=False))
+
+    def beat(self) -> None:
+        """Increment the heartbeat; see ``liveness``."""
+        self.row[_HEARTBEAT] += 1
+
+    @property
+    def beats(self) -> int:
+        """Return the heartbeat."""
+        return self.row[_HEARTBEAT]
 
     @property
     def verdicts(self) -> int:

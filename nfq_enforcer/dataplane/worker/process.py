@@ -1,7 +1,8 @@
 """The agent's side of a worker: start of the process, messages to it, and its replacement when it dies.
 
-A worker that replaces another starts with the complete current state. A worker that does not read its messages is
-stuck: it is killed and replaced before too many bytes wait for it.
+A worker that replaces another starts with the complete current state. A worker without a heartbeat is stuck (see
+``liveness``): it is killed and replaced, also while it starts. So is a worker that does not read its messages, before
+too many bytes wait for it.
 """
 
 import asyncio
@@ -11,19 +12,31 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from itertools import count
+from typing import NamedTuple
 
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
-from nfq_enforcer.dataplane.worker.channel import Bound, Decoder, Enforced, Events, Failed, Stop, encode
+from nfq_enforcer.dataplane.worker.channel import Stop, encode, report_decoder
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.flow_list import FlowList, ListFlows
-from nfq_enforcer.dataplane.worker.state import WorkerState
+from nfq_enforcer.dataplane.worker.heartbeat import Heartbeat
+from nfq_enforcer.dataplane.worker.reports import Bound, Enforced, Events, InvalidReport, Report
+from nfq_enforcer.dataplane.worker.state import Stuck, WorkerState
 from nfq_enforcer.dataplane.worker.timings import WorkerTimings
 from nfq_enforcer.errors import NfqError
 
 _log = logging.getLogger(__name__)
 _RECEIVE_BYTES = 1 << 18
 _ANSWER = 3.0  # s for the answer to a question
+_ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # where an interpreter finds its files, if it needs it
+
+
+class DetachedWorker(NamedTuple):
+    """Detached worker: a worker that goes on without this agent, until its channel closes."""
+
+    pid: int
+    channel: int  # descriptor of the agent's end
+    queues: tuple[int, ...]
 
 
 class WorkerProcess:
@@ -50,6 +63,8 @@ class WorkerProcess:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._heartbeat = Heartbeat(self.counters, timings)
+        self._checking: asyncio.Task[None] | None = None
         self._revision = -1  # in force in the worker
         self._revision_changed = asyncio.Condition()
         self._questions: dict[int, asyncio.Future[FlowList]] = {}  # by number, until they are answered
@@ -63,7 +78,14 @@ class WorkerProcess:
     @property
     def state(self) -> WorkerState:
         """Return the state of the worker."""
-        return WorkerState(tuple(sorted(self.queues.all)), self.pid, self.restarts, self.failure, self.counters.read())
+        running, heartbeat = self.pid is not None, self._heartbeat
+        stuck = None
+        if not (running and heartbeat.working):
+            reason = heartbeat.evidence if running else self.failure or "the process has ended and is being replaced"
+            stuck = Stuck(heartbeat.worked, reason)
+        return WorkerState(
+            tuple(sorted(self.queues.all)), self.pid, self.restarts, self.failure, self.counters.read(), stuck
+        )
 
     async def start(self) -> None:
         """Start the worker and return when its queues are bound; raise NfqError if they cannot be bound."""
@@ -76,9 +98,9 @@ class WorkerProcess:
             return
         if self._writer.transport.get_write_buffer_size() < self._timings.unread_bytes:
             self._writer.write(message)
-        elif self._process is not None and self._process.returncode is None:
+        elif self.pid is not None:
             _log.error("the worker of queue %d does not read its messages; killing it", self.queues.headers)
-            self._process.kill()  # ``_watch`` replaces it
+            self._kill()
             self._writer.transport.abort()
 
     async def wait_enforced(self, revision: int) -> None:
@@ -120,22 +142,40 @@ class WorkerProcess:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
+        await self._cancel_check()
         await self._close_channel()
         self.counters.close()
         os.close(self._memory)
 
+    async def detach(self) -> DetachedWorker | None:
+        """Stop watching the worker, which goes on; return None if no process runs."""
+        tasks = [task for task in (self._watching, self._checking, self._reading) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._watching = self._checking = self._reading = None
+        if self.pid is None or self._writer is None:
+            return None
+        channel: int = self._writer.get_extra_info("socket").fileno()
+        return DetachedWorker(self.pid, channel, tuple(sorted(self.queues.all)))
+
     async def _spawn(self) -> None:
         agent_end, worker_end = socket.socketpair()
         with worker_end:
-            # -P: the worker has no current directory in sys.path. The descriptors keep their numbers in the child.
+            # -P: the worker has no current directory in sys.path. The descriptors keep their numbers in the child; all
+            # others are closed. The environment of the agent may contain the store's password.
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "nfq_enforcer.dataplane.worker.worker"),
                 *(str(worker_end.fileno()), str(self._memory)),
                 pass_fds=(worker_end.fileno(), self._memory),
                 stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             )
+        self._heartbeat.bound = False
         reader, self._writer = await asyncio.open_unix_connection(sock=agent_end)
         bound: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._checking = asyncio.create_task(self._check_heartbeat(self._process, bound))
         self._reading = asyncio.create_task(self._read(reader, bound))
         # The setup has the current state. No other task runs between here and the last ``send``, so every later change
         # follows the setup and none is lost.
@@ -145,26 +185,60 @@ class WorkerProcess:
             async with asyncio.timeout(self._timings.response):
                 await bound
         except TimeoutError:
-            self._process.kill()
+            await self._discard()
             raise NfqError(
                 f"the worker of queue {self.queues.headers} did not start within {self._timings.response:.0f} seconds"
             ) from None
         except NfqError:
-            await self._process.wait()
+            await self._discard()
             raise
 
+    def _kill(self) -> None:
+        """Kill the process, if it runs; ``_watch`` replaces it."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def _discard(self) -> None:
+        """End a process that has not bound its queues, and its channel."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await self._cancel_check()
+        await self._close_channel()
+
+    async def _check_heartbeat(self, process: asyncio.subprocess.Process, bound: "asyncio.Future[None]") -> None:
+        """Kill the process once it is stuck; ``_watch`` replaces it."""
+        evidence = await self._heartbeat.stuck(process.pid)
+        if process.returncode is not None:
+            return
+        _log.error("the worker of queue %d is stuck (%s); killing it", self.queues.headers, evidence)
+        process.kill()
+        if not bound.done():
+            failure = f"the worker of queue {self.queues.headers} is stuck at its start: {evidence}"
+            bound.set_exception(NfqError(failure))
+
+    async def _cancel_check(self) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)
+            self._checking = None
+
     async def _read(self, reader: asyncio.StreamReader, bound: "asyncio.Future[None]") -> None:
-        decoder = Decoder()
+        decoder = report_decoder()
         try:
             while data := await reader.read(_RECEIVE_BYTES):
                 for message in decoder.feed(data):
                     await self._handle_message(message, bound)
         except ConnectionError:
             pass
+        except InvalidReport as error:
+            _log.error("the worker of queue %d sent an invalid report (%s); killing it", self.queues.headers, error)
+            self._kill()
         if not bound.done():
             bound.set_exception(NfqError(f"the worker of queue {self.queues.headers} ended before it bound its queue"))
 
-    async def _handle_message(self, message: object, bound: "asyncio.Future[None]") -> None:
+    async def _handle_message(self, message: Report, bound: "asyncio.Future[None]") -> None:
         if isinstance(message, Events):
             self._on_events(message)
         elif isinstance(message, Enforced):
@@ -174,9 +248,13 @@ class WorkerProcess:
             if waiting is not None and not waiting.done():
                 waiting.set_result(message)
         elif isinstance(message, Bound):
+            if not message.queues.all <= self.queues.all:
+                raise InvalidReport("queues of another worker")
             self.driver, self.queues = message
-            bound.set_result(None)
-        elif isinstance(message, Failed):
+            self._heartbeat.bound = True
+            if not bound.done():
+                bound.set_result(None)
+        elif not bound.done():
             bound.set_exception(NfqError(message.reason))
 
     async def _set_revision(self, revision: int) -> None:
@@ -189,6 +267,7 @@ class WorkerProcess:
         while True:
             assert self._process is not None
             status = await self._process.wait()
+            await self._cancel_check()
             self.restarts += 1
             _log.error("the worker of queue %d ended with status %d; starting another", self.queues.headers, status)
             await self._close_channel()

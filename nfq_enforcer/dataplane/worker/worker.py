@@ -27,19 +27,8 @@ from nfq_enforcer.core.verdict import DropReason, Verdict
 from nfq_enforcer.core.wire.packet import read_key
 from nfq_enforcer.dataplane.interfaces import Interfaces
 from nfq_enforcer.dataplane.queue import ctnetlink, drivers
-from nfq_enforcer.dataplane.worker import flow_list
-from nfq_enforcer.dataplane.worker.channel import (
-    Bound,
-    Enforced,
-    Events,
-    Failed,
-    PeerChanges,
-    Revision,
-    Setup,
-    Stop,
-    WorkerChannel,
-    pack,
-)
+from nfq_enforcer.dataplane.worker import flow_list, privileges, sandbox
+from nfq_enforcer.dataplane.worker.channel import ImportFlows, PeerChanges, Revision, Setup, Stop, WorkerChannel
 from nfq_enforcer.dataplane.worker.counters import (
     ACCEPTED,
     EVENTS_LOST,
@@ -51,10 +40,11 @@ from nfq_enforcer.dataplane.worker.counters import (
 )
 from nfq_enforcer.dataplane.worker.flow_list import FlushFlows, ListFlows
 from nfq_enforcer.dataplane.worker.map_transfer import MapChunk, MapReceiver, MapRemoval, SnapshotReference
+from nfq_enforcer.dataplane.worker.reports import MAX_EVENTS, Bound, Enforced, Events, Failed, pack
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS
 from nfq_enforcer.errors import NfqError
 
 _MAX_EVENTS = 1000  # kept between two runs of housekeeping; more are counted as lost
-_EVENTS_A_MESSAGE = 100
 # looking a member of an enum up takes longer than the packet path has
 _ACCEPT, _DROP = Verdict.ACCEPT, Verdict.DROP
 _OFFLOAD_OPENER, _OFFLOAD_FLOW = Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW
@@ -95,7 +85,7 @@ class Worker:
         snapshot = maps.resolve(setup.snapshot).with_peers(self._peers)
         # Flows are imported before the queues are bound. Otherwise a reply that arrives first would belong to no
         # known flow, and would be dropped (CT_NO_MATCH).
-        self._import_flows(snapshot, now)
+        self._import_flows(snapshot, now, self._timings.import_flows)
         self._queue = drivers.bind(
             *(setup.driver, setup.queues, self._verdict), fail_open=setup.fail_open, next_worker=setup.next_worker
         )
@@ -116,7 +106,7 @@ class Worker:
         """Return the message to the agent about the bound queues."""
         return Bound(self._queue.driver, self._queue.numbers)
 
-    def _import_flows(self, snapshot: Snapshot, now: float) -> None:
+    def _import_flows(self, snapshot: Snapshot, now: float, limit: float) -> None:
         """Import the kernel's record of this node's flows, so that a new worker cuts no open connection.
 
         If the kernel refuses the dump, or has more flows than fit into the time limit, a missing flow is opened again
@@ -124,7 +114,8 @@ class Worker:
         """
         with suppress(OSError):
             for flow in ctnetlink.dump_flows():
-                if self._clock() - now > self._timings.import_flows:
+                self._counters.beat()
+                if self._clock() - now > limit:
                     return
                 src, dst, *_ = read_key(flow.key)
                 if src in snapshot.endpoints or dst in snapshot.endpoints:
@@ -137,6 +128,7 @@ class Worker:
             # Under load ``more`` stays true: no poll, and housekeeping by the clock alone.
             housekeeping_due = not more and self._wait()
             more = self._queue.process_batch()
+            self._counters.beat()
             now = self._clock()
             if housekeeping_due or now >= self._next_housekeeping:
                 self._housekeeping(now)
@@ -144,6 +136,7 @@ class Worker:
         # returns verdicts until the queue is empty, but for a limited time.
         while self._clock() < self._deadline and self._packets_wait():
             self._queue.process_batch()
+            self._counters.beat()
         self._send_events()
         self._close()
 
@@ -232,6 +225,7 @@ class Worker:
         """Handle messages until the time limit, at least one."""
         for message in self._channel.receive():
             self._handle_message(message, now)
+            self._counters.beat()
             if self._clock() - now >= self._timings.messages:
                 break
         self._messages_wait = self._channel.has_message
@@ -252,6 +246,8 @@ class Worker:
             self._channel.send(flow_list.answer(message, self._flows, now))
         elif isinstance(message, FlushFlows):
             self._to_forget = list(self._flows)
+        elif isinstance(message, ImportFlows):
+            self._import_flows(self._enforcer.snapshot, now, self._timings.import_again)
         elif isinstance(message, Stop):
             self._stop(now)
 
@@ -270,7 +266,7 @@ class Worker:
 
     def _send_events(self) -> None:
         while self._events:
-            batch = tuple(self._events.popleft() for _ in range(min(_EVENTS_A_MESSAGE, len(self._events))))
+            batch = tuple(self._events.popleft() for _ in range(min(MAX_EVENTS, len(self._events))))
             if not self._channel.send(Events(len(batch), pack(batch))):
                 self._counts[EVENTS_LOST] += len(batch)
         self._channel.flush()
@@ -304,10 +300,12 @@ def main() -> None:
 def _start(channel: WorkerChannel, counters: Counters) -> Worker:
     """Return the worker that the agent's messages describe, with bound queues; exit if they cannot be bound."""
     maps = MapReceiver()
-    setup = _receive_setup(channel, maps)
+    setup = _receive_setup(channel, maps, counters)
     try:
         worker = Worker(setup, maps, channel, counters, time.monotonic)
-    except NfqError as error:
+        privileges.keep_only(privileges.NET_ADMIN)
+        sandbox.restrict_files()
+    except (NfqError, OSError) as error:
         channel.send(Failed(str(error)))
         sys.exit(1)
     channel.send(worker.bound)
@@ -315,13 +313,15 @@ def _start(channel: WorkerChannel, counters: Counters) -> Worker:
     return worker
 
 
-def _receive_setup(channel: WorkerChannel, maps: MapReceiver) -> Setup:
+def _receive_setup(channel: WorkerChannel, maps: MapReceiver, counters: Counters) -> Setup:
     """Wait for the setup, and add the chunks of policy maps that precede it; exit if the agent ends before."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
     while not channel.closed:
-        poll.poll()
+        poll.poll(DEFAULT_TIMINGS.idle * 1000)
+        counters.beat()
         for message in channel.receive():
+            counters.beat()
             if isinstance(message, Setup):
                 return message
             maps.add(message)

@@ -16,10 +16,11 @@ from nfq_enforcer.core.tables import ipcache
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, allocate_queues, max_workers
-from nfq_enforcer.dataplane.worker.channel import Events, PeerChanges, Revision, Setup, encode
+from nfq_enforcer.dataplane.worker.channel import ImportFlows, PeerChanges, Revision, Setup, encode
 from nfq_enforcer.dataplane.worker.flow_list import FlowList, FlushFlows
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender
-from nfq_enforcer.dataplane.worker.process import WorkerProcess
+from nfq_enforcer.dataplane.worker.process import DetachedWorker, WorkerProcess
+from nfq_enforcer.dataplane.worker.reports import Events
 from nfq_enforcer.dataplane.worker.state import WorkerState
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 from nfq_enforcer.errors import NfqError
@@ -96,6 +97,7 @@ class Workers:
             self.restarts,
             next((one.failure for one in each if one.failure), None),
             {name: sum(one.counters[name] for one in each) for name in each[0].counters},
+            next((one.stuck for one in each if one.stuck), None),
         )
 
     async def start(self, snapshot: Snapshot, peers: Mapping[bytes, Peer]) -> None:
@@ -149,6 +151,14 @@ class Workers:
     def flush_flows(self) -> None:
         """Make the workers forget their flows; an established one is evaluated at its next packet."""
         self._send(FlushFlows())
+
+    def import_flows(self) -> None:
+        """Make the workers import the kernel's flows once more, after a hand-over."""
+        self._send(ImportFlows())
+
+    async def detach(self) -> tuple[DetachedWorker, ...]:
+        """Stop watching the workers, which go on returning verdicts; return those that run."""
+        return tuple(filter(None, await asyncio.gather(*(worker.detach() for worker in self.processes))))
 
     async def stop(self) -> None:
         """Stop all workers, after verdicts for waiting packets."""

@@ -10,6 +10,7 @@ import pytest
 
 import nfq_enforcer
 from nfq_enforcer.agent import defaults
+from nfq_enforcer.agent.watch import WatchTimings
 
 UNIT = Path(nfq_enforcer.__file__).parent / "systemd" / "nfq-enforcer.service"
 PROGRAM = "/usr/local/bin/nfq-enforcer"
@@ -48,6 +49,16 @@ def test_it_counts_as_started_when_the_agent_says_ready(settings: Mapping[str, l
 def test_the_agent_always_comes_back(settings: Mapping[str, list[str]]) -> None:
     assert settings["Service.Restart"] == ["always"]
     assert settings["Unit.StartLimitIntervalSec"] == ["0"]
+
+
+def test_a_reload_starts_the_agent_anew_in_its_process(settings: Mapping[str, list[str]]) -> None:
+    assert settings["Service.ExecReload"] == ["/bin/kill -USR2 $MAINPID"]
+
+
+def test_an_agent_that_no_longer_works_is_replaced(settings: Mapping[str, list[str]]) -> None:
+    assert settings["Service.WatchdogSec"] == ["30"]
+    assert settings["Service.NotifyAccess"] == ["main"]
+    assert WatchTimings().interval < 30 / 4
 
 
 def test_a_stop_is_the_agents_own_and_a_crash_leaves_the_rules(settings: Mapping[str, list[str]]) -> None:

@@ -59,6 +59,15 @@ STORE: dict[str, Any] = {
 }
 
 
+def test_a_part_that_is_stuck_is_named_with_its_reason(run: RunProgram, answering: Answering) -> None:
+    reason = "no heartbeat for 0.6 s, process stopped"
+    stuck = [{"part": "worker 0", "since": "2026-01-01T00:00:02Z", "reason": reason}]
+
+    done = run("status", "--socket", answering(status=status(stuck=stuck)).socket)
+
+    assert f"stuck: worker 0 since 2026-01-01T00:00:02Z: {reason}" in done.lines
+
+
 def test_the_status_is_a_table(run: RunProgram, answering: Answering) -> None:
     done = run("status", "--socket", answering(status=status()).socket)
 

@@ -127,6 +127,12 @@ def test_packets_are_told_by_verdict_and_drops_by_reason() -> None:
     )
 
 
+def test_a_worker_with_a_process_that_does_not_work_is_not_up() -> None:
+    stuck = {**WORKER, "stuck": {"since": "2026-01-01T00:00:02Z", "reason": "no heartbeat"}}
+
+    assert values({**STATUS, "workers": [stuck]})["nfq_enforcer_worker_up{worker=0}"] == 0
+
+
 def test_of_each_worker_is_told_whether_it_is_there_and_how_much_it_has_to_do() -> None:
     metrics = {
         name.removeprefix("nfq_enforcer_worker_"): value for name, value in values(STATUS).items() if "{worker" in name
@@ -228,3 +234,10 @@ def test_the_state_of_the_rules_is_a_gauge_and_their_repairs_are_counted(intact:
     metrics = values(STATUS | {"rules": rules})
 
     assert (metrics["nfq_enforcer_rules_intact"], metrics["nfq_enforcer_rules_repairs_total"]) == (intact, 3)
+
+
+def test_stuck_parts_are_counted() -> None:
+    stuck = [{"part": "thread Rules.install", "since": "2026-01-01T00:00:02Z", "reason": "has run for 9 s"}]
+
+    assert values(STATUS)["nfq_enforcer_stuck_parts"] == 0
+    assert values({**STATUS, "stuck": stuck})["nfq_enforcer_stuck_parts"] == 1

@@ -14,6 +14,7 @@ COUNTS: dict[str, Any] = {
     **{str(reason): place for place, reason in enumerate(DropReason)},
 }
 WORKER: dict[str, Any] = {"queues": [100, 101, 102], "pid": None, "restarts": 2, "failure": "no queue", **COUNTS}
+STUCK: dict[str, Any] = {"since": "2026-01-01T00:00:02Z", "reason": "no heartbeat for 0.6 s, process stopped"}
 STORE: dict[str, Any] = {
     "store": "redis://10.0.0.1:6379/0",
     "prefix": "nfqe",
@@ -56,13 +57,14 @@ STATUS: dict[str, Any] = {
         **{"queue": 100, "queues": [100, 101, 102], "driver": "netlink", "pid": 4711, "restarts": 2, "failure": None},
         **{"lost": 4, **COUNTS},
     },
-    "workers": [WORKER, WORKER],
+    "workers": [WORKER | {"stuck": None}, WORKER | {"stuck": STUCK}],
     "log": {"seen": 15},
     "problems": ["endpoint default/web is on interface x, which does not exist on this node"],
     "rules": {
         **{"intact": False, "since": "2026-01-01T00:00:02Z", "missing": "set x: is missing", "error": "no ipset"},
         **{"repairs": 1, "last_repair": "2026-01-01T00:00:01Z", "last_missing": "chain y is missing"},
     },
+    "stuck": [{"part": "worker 1", **STUCK}],
 }
 
 

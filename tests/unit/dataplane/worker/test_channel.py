@@ -1,4 +1,4 @@
-"""The channel: messages assembled from any pieces, and an end that never blocks."""
+"""The channel: messages and reports assembled from any pieces, and an end that never blocks."""
 
 import socket
 from collections.abc import Iterator
@@ -6,46 +6,29 @@ from ipaddress import ip_network
 
 import pytest
 
-from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.identity import WORLD, Identity
 from nfq_enforcer.core.modes import Driver
-from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import LookupResult, PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
-from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
+from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.channel import (
-    Bound,
-    Decoder,
-    Enforced,
-    Events,
-    Failed,
     PeerChanges,
     Revision,
     Setup,
     Stop,
     WorkerChannel,
     encode,
-    pack,
-    unpack,
+    message_decoder,
+    report_decoder,
 )
 from nfq_enforcer.dataplane.worker.map_transfer import MapReceiver, MapSender
+from nfq_enforcer.dataplane.worker.reports import MAX_REPORT, Bound, Enforced, Failed, InvalidReport, Report
 from tests.support.packets import packed
 
 RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
 WEB, CLIENT = packed("10.1.0.10"), packed("10.2.0.10")
-OPENING = Opening(CLIENT, WEB, 6, 40_000, 80, -1, -1, False, WORLD, Identity(300))
-EVENT = FlowEvent(
-    5.0,
-    FlowVerdict.DROPPED,
-    DropReason.POLICY_DENIED,
-    Direction.INGRESS,
-    OPENING,
-    2,
-    is_reply=False,
-    enforced_by=(RULE,),
-)
 OPEN, CLOSED = (
     PolicyMap({}, enforced=False),
     PolicyMap({PolicyKey(Identity(500), 6, 80, 16): PolicyEntry((RULE,))}, enforced=True, enforced_by=(RULE,)),
@@ -60,7 +43,9 @@ SNAPSHOT = Snapshot(
 PEERS = {CLIENT: Peer(Identity(500), remote=True)}
 CHANGES = PeerChanges(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
 BOUND = Bound(Driver.NETLINK, QueueNumbers(100, 101, 102))
-MESSAGES = [Stop(), BOUND, Failed("queue 100 is taken"), Enforced(3), Events(1, pack([EVENT])), CHANGES, Revision(4)]
+MESSAGES = [Stop(), CHANGES, Revision(4), Stop()]
+REPORTS: list[Report] = [BOUND, Failed("queue 100 is taken"), Enforced(3)]
+LARGE = Failed("x" * 4096)
 
 Pair = tuple[WorkerChannel, socket.socket]
 
@@ -75,7 +60,7 @@ def pair() -> Iterator[Pair]:
 
 
 def fetch(end: socket.socket, count: int) -> list[object]:
-    decoder, messages = Decoder(), list[object]()
+    decoder, messages = report_decoder(), list[object]()
     while len(messages) < count:
         messages += decoder.feed(end.recv(1 << 18))
     return messages
@@ -84,14 +69,14 @@ def fetch(end: socket.socket, count: int) -> list[object]:
 def fill(channel: WorkerChannel) -> int:
     """Send until the channel refuses; return the number of accepted messages."""
     taken = 0
-    while channel.send(bytes(1 << 16)):
+    while channel.send(LARGE):
         taken += 1
     return taken
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1 << 20])
 def test_messages_come_whole_and_in_order_whatever_pieces_they_come_in(size: int) -> None:
-    wire, decoder = b"".join(map(encode, MESSAGES)), Decoder()
+    wire, decoder = b"".join(map(encode, MESSAGES)), message_decoder()
 
     pieces = [wire[at : at + size] for at in range(0, len(wire), size)]
 
@@ -103,7 +88,7 @@ def test_a_snapshot_arrives_as_it_was_sent() -> None:
     for chunk in sender.add(SNAPSHOT):
         receiver.add(chunk)
     reference = sender.refer(SNAPSHOT)
-    (setup,) = Decoder().feed(
+    (setup,) = message_decoder().feed(
         encode(Setup(Driver.AUTO, QueueNumbers(100, 102, 104), 101, False, 1000, reference, PEERS))
     )
 
@@ -123,8 +108,8 @@ def test_a_worker_hears_what_is_there_and_does_not_wait_for_more(pair: Pair) -> 
     channel, agent = pair
     assert list(channel.receive()) == []
 
-    agent.sendall(encode(BOUND) + encode(Stop())[:-1])
-    assert list(channel.receive()) == [BOUND]
+    agent.sendall(encode(CHANGES) + encode(Stop())[:-1])
+    assert list(channel.receive()) == [CHANGES]
 
     agent.sendall(encode(Stop())[-1:])
     assert list(channel.receive()) == [Stop()]
@@ -146,8 +131,8 @@ def test_half_a_message_is_none(pair: Pair) -> None:
     channel, agent = pair
 
     for length in (2, 4, len(encode(Stop())) - 1):  # part of the length, the length alone, all but the last byte
-        agent.sendall((encode(BOUND) + encode(Stop()))[: len(encode(BOUND)) + length])
-        assert list(channel.receive()) == [BOUND]
+        agent.sendall((encode(CHANGES) + encode(Stop()))[: len(encode(CHANGES)) + length])
+        assert list(channel.receive()) == [CHANGES]
         assert not channel.has_message
         agent.sendall(encode(Stop())[length:])
         assert list(channel.receive()) == [Stop()]
@@ -156,8 +141,18 @@ def test_half_a_message_is_none(pair: Pair) -> None:
 def test_the_agent_hears_what_a_worker_says(pair: Pair) -> None:
     channel, agent = pair
 
-    assert [channel.send(message) for message in MESSAGES] == [True] * len(MESSAGES)
-    assert fetch(agent, len(MESSAGES)) == MESSAGES
+    assert [channel.send(report) for report in REPORTS] == [True] * len(REPORTS)
+    assert fetch(agent, len(REPORTS)) == REPORTS
+
+
+def test_a_report_that_announces_too_many_bytes_is_refused_before_they_arrive() -> None:
+    with pytest.raises(InvalidReport, match="allowed: at most"):
+        list(report_decoder().feed((MAX_REPORT + 1).to_bytes(4, "big")))
+
+
+def test_an_agent_unpickles_nothing() -> None:
+    with pytest.raises(InvalidReport):
+        list(report_decoder().feed(encode(Stop())))
 
 
 def test_what_the_agent_does_not_fetch_is_refused_at_last_and_the_rest_arrives_whole(pair: Pair) -> None:
@@ -165,13 +160,13 @@ def test_what_the_agent_does_not_fetch_is_refused_at_last_and_the_rest_arrives_w
 
     accepted = fill(channel)
 
-    assert accepted > 64  # 4 MiB, and the socket buffer
+    assert accepted > 1024  # 4 MiB, and the socket buffer
     agent.setblocking(False)
-    decoder, messages = Decoder(), list[object]()
+    decoder, messages = report_decoder(), list[object]()
     while len(messages) < accepted:
         messages += decoder.feed(agent.recv(1 << 18))
         channel.flush()
-    assert messages == [bytes(1 << 16)] * accepted
+    assert messages == [LARGE] * accepted
     assert channel.send(BOUND)
 
 
@@ -210,10 +205,3 @@ def test_a_worker_learns_from_sending_that_the_agent_is_gone(pair: Pair) -> None
 
     assert channel.closed
     assert channel.send(BOUND)  # without a receiver; the channel neither blocks nor fails
-
-
-def test_events_are_unpacked_as_they_were() -> None:
-    other = EVENT._replace(reason=None, allowed_by=(RULE, RULE), enforced_by=())
-
-    assert list(unpack(pack([EVENT, other]))) == [EVENT, other]
-    assert all(isinstance(event.opening, Opening) for event in unpack(pack([EVENT])))

@@ -102,3 +102,15 @@ def test_the_descriptor_is_not_needed_once_the_memory_is_mapped() -> None:
 
     assert row.read()["NO_ENDPOINT"] == 1
     row.close()
+
+
+def test_a_heartbeat_is_no_counter(memory: int) -> None:
+    row, agent = Counters(memory), Counters(memory)
+
+    row.beat()
+    row.beat()
+
+    assert agent.beats == 2
+    assert counted(agent) == {}
+    row.close()
+    agent.close()

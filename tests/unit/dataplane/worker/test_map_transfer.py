@@ -10,7 +10,7 @@ from nfq_enforcer.core.tables.policymap import LookupResult, PolicyEntry, Policy
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import TCP
-from nfq_enforcer.dataplane.worker.channel import Decoder, encode
+from nfq_enforcer.dataplane.worker.channel import encode, message_decoder
 from nfq_enforcer.dataplane.worker.map_transfer import MapChunk, MapReceiver, MapRemoval, MapSender, SnapshotReference
 from tests.support.packets import packed
 
@@ -37,7 +37,7 @@ def snapshot(revision: int, ingress: PolicyMap, *, db: PolicyMap | None = None) 
 def deliver(receiver: MapReceiver, messages: Iterable[object]) -> list[Snapshot]:
     """Deliver encoded messages to a receiver; return the snapshots among them."""
     snapshots = []
-    for message in Decoder().feed(b"".join(map(encode, messages))):
+    for message in message_decoder().feed(b"".join(map(encode, messages))):
         if isinstance(message, MapChunk):
             receiver.add(message)
         elif isinstance(message, SnapshotReference):

@@ -1,0 +1,164 @@
+"""Reports: what a worker sends arrives as it was, and bytes that are no report have no effect on the agent."""
+
+import json
+import struct
+
+import pytest
+
+from nfq_enforcer.core.events import FlowEvent
+from nfq_enforcer.core.identity import WORLD, Identity
+from nfq_enforcer.core.modes import Driver
+from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.policymap import RuleRef
+from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.worker.reports import (
+    MAX_EVENTS,
+    Bound,
+    Enforced,
+    Events,
+    Failed,
+    InvalidReport,
+    Report,
+    decode_report,
+    encode_report,
+    pack,
+    unpack,
+)
+from tests.support.packets import packed
+
+RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
+DENY = RuleRef("CiliumClusterwideNetworkPolicy", "", "ünï", Direction.EGRESS, 7, 2, deny=True)
+OPENING = Opening(packed("10.2.0.10"), packed("10.1.0.10"), 6, 40_000, 80, -1, -1, False, WORLD, Identity(300))
+EVENT = FlowEvent(
+    *(5.0, FlowVerdict.DROPPED, DropReason.POLICY_DENIED, Direction.INGRESS, OPENING, 2),
+    is_reply=False,
+    enforced_by=(RULE,),
+)
+UNREADABLE = EVENT._replace(opening=Opening(b"", b"", 0, 0, 0, -1, -1, True, Identity(0), Identity(0)))
+EVENTS = [
+    EVENT,
+    EVENT._replace(reason=None, allowed_by=(RULE, DENY), enforced_by=(), verdict=FlowVerdict.FORWARDED),
+    EVENT._replace(opening=OPENING._replace(src=packed("fd00::1"), dst=packed("fd00::2"), proto=58, icmp_type=255)),
+    EVENT._replace(direction=Direction.EGRESS, is_reply=True, denied_by=(DENY,), tcp_flags=0x1FF),
+    UNREADABLE,
+]
+PACKED = pack(EVENTS)
+REPORTS: list[Report] = [
+    Bound(Driver.NETLINK, QueueNumbers(100, 101, 65535)),
+    Bound(Driver.NETFILTERQUEUE, QueueNumbers(0, 0, 0)),
+    Failed("queue 100 is taken by another program"),
+    Enforced(1 << 40),
+    Events(len(EVENTS), PACKED),
+    Events(0, pack([])),
+]
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda report: type(report).__name__)
+def test_a_report_arrives_as_it_was_sent(report: Report) -> None:
+    assert decode_report(encode_report(report)) == report
+
+
+def test_events_are_unpacked_as_they_were() -> None:
+    assert list(unpack(PACKED)) == EVENTS
+    assert [type(event.opening) for event in unpack(PACKED)] == [Opening] * len(EVENTS)
+    assert {type(rule) for event in unpack(PACKED) for rule in event.allowed_by} == {RuleRef}
+
+
+def test_rules_of_many_events_travel_once() -> None:
+    assert pack([EVENT] * 100).count(b'"web"') == 1
+
+
+def test_of_very_many_rules_the_first_ones_travel() -> None:
+    (event,) = unpack(pack([EVENT._replace(allowed_by=(RULE,) * 10_000)]))
+
+    assert event.allowed_by == (RULE,) * 500
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x04",
+        b"\xff" + PACKED,
+        b"\x00",
+        encode_report(REPORTS[0]) + b"x",
+        b"\x00\x02" + bytes(6),  # a driver that does not exist
+        b"\x01\xff\xfe",  # not UTF-8
+        b"\x02" + bytes(7),
+        b"\x03",
+        b"\x03" + PACKED[:-1],
+        b"\x03" + PACKED + b"x",
+        b"\x03" + struct.pack("!HI", 0, 1 << 31),
+        b"\x03" + pack([UNREADABLE] * (MAX_EVENTS + 1)),
+        b"cos\nsystem\n(S'true'\ntR.",  # a pickle that would execute a command
+        b"\x80\x05" + PACKED,
+    ],
+)
+def test_bytes_that_are_no_report_are_refused(data: bytes) -> None:
+    with pytest.raises(InvalidReport):
+        decode_report(data)
+
+
+def test_a_failure_carries_no_control_characters_and_has_a_limit() -> None:
+    assert decode_report(b"\x01a\x1b[31m\nb") == Failed("a [31m b")
+    report = decode_report(encode_report(Failed("é" * 10_000)))
+    assert report == Failed("é" * 4096)
+
+
+def replaced(offset: int, data: bytes) -> bytes:
+    """Return a pack of one event with other bytes in its row."""
+    wire = bytearray(pack([EVENT]))
+    at = len(wire) - ROW + offset
+    wire[at : at + len(data)] = data
+    return bytes(wire)
+
+
+ROW = len(pack([EVENT] * 2)) - len(pack([EVENT]))
+
+
+@pytest.mark.parametrize(
+    ("offset", "data"),
+    [
+        (0, struct.pack("!d", float("nan"))),
+        (0, struct.pack("!d", float("inf"))),
+        (0, struct.pack("!d", -1.0)),
+        (0, struct.pack("!d", 1e300)),
+        (8, b"\xff"),  # verdict
+        (9, b"\xff"),  # reason
+        (10, b"\x02"),  # direction
+        (11, b"\x05"),  # length of an address
+        (28, b"\x11"),
+        (50, struct.pack("!h", 256)),  # ICMP type
+        (52, struct.pack("!h", -2)),
+        (ROW - 2, b"\xff\xff"),  # rules
+    ],
+)
+def test_an_event_with_a_value_out_of_its_range_is_left_out(offset: int, data: bytes) -> None:
+    assert list(unpack(replaced(0, b""))) == [EVENT]
+    assert list(unpack(replaced(offset, data))) == []
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        b"",
+        b"[",
+        b"\xff",
+        b"7",
+        b"[7]",
+        b"[" * 100_000,
+        json.dumps([[["kind", "ns", "name", "sideways", 0, 0, False]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", "0", 0, False]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", 0, True, False]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", 0, 0, 1]]]).encode(),
+        json.dumps([[["kind", "ns", "na\x1bme", "ingress", 0, 0, False]]]).encode(),
+        json.dumps([[["kind", "n" * 2000, "name", "ingress", 0, 0, False]]]).encode(),
+        json.dumps([[["kind", None, "name", "ingress", 0, 0, False]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", 0]]]).encode(),
+    ],
+)
+def test_rules_that_are_not_valid_take_their_events_with_them(rules: bytes) -> None:
+    row = pack([EVENT])[-ROW:]
+
+    assert list(unpack(struct.pack("!HI", 1, len(rules)) + rules + row)) == []
