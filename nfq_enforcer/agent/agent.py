@@ -131,11 +131,11 @@ class Agent:
         session.exempt = self._exempt
         return RedisStore(session)
 
-    def _local_endpoints(self) -> Iterable[LocalEndpoint]:
-        return self._reconciler.view.snapshot.endpoints.values()
-
     def _worker_pids(self) -> set[int]:
         return {process.pid for process in self._workers.processes if process.pid is not None}
+
+    def _local_endpoints(self) -> Iterable[LocalEndpoint]:
+        return self._reconciler.view.snapshot.endpoints.values()
 
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
         self._exempting = asyncio.create_task(asyncio.to_thread(self._rules.exempt, addresses))

@@ -27,8 +27,8 @@ from nfq_enforcer.errors import NfqError
 
 _log = logging.getLogger(__name__)
 _RECEIVE_BYTES = 1 << 18
-_ANSWER = 3.0  # s for the answer to a question
 _ENVIRONMENT = ("PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")  # where an interpreter finds its files, if it needs it
+_ANSWER = 3.0  # s for the answer to a question
 
 
 class DetachedWorker(NamedTuple):

@@ -21,6 +21,7 @@ from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.worker import flow_list
 from nfq_enforcer.dataplane.worker.flow_list import FlowList
 
 MAX_REPORT = 1 << 24  # bytes
@@ -36,7 +37,7 @@ _EVENT = struct.Struct("!dBBBB16sB16sBHHhh?IIH?HHH")
 _PACK = struct.Struct("!HI")  # number of events, bytes of the rules
 _BOUND = struct.Struct("!BHHH")
 _REVISION = struct.Struct("!q")
-_FLOWS = struct.Struct("!QQ")  # number of the question, total; rows follow, see ``flow_list``
+_FLOWS = struct.Struct("!II")  # number of the question, number of all flows
 _KIND = struct.Struct("!B")
 _DRIVERS = (Driver.NETLINK, Driver.NETFILTERQUEUE)
 _VERDICTS, _DIRECTIONS = tuple(FlowVerdict), tuple(Direction)
@@ -127,15 +128,18 @@ def _decode_events(body: bytes) -> Report:
 
 def _decode_flows(body: bytes) -> Report:
     request, total = _FLOWS.unpack_from(body)
-    return FlowList(request, total, body[_FLOWS.size :])
+    packed = body[_FLOWS.size :]
+    try:
+        number = sum(1 for _ in flow_list.unpack(packed))
+    except ValueError as error:
+        raise InvalidReport(str(error)) from None
+    if number > flow_list.SEARCHED:
+        raise InvalidReport("number of flows")
+    return FlowList(request, total, packed)
 
 
 _DECODERS: tuple[Callable[[bytes], Report], ...] = (
-    _decode_bound,
-    _decode_failed,
-    _decode_enforced,
-    _decode_events,
-    _decode_flows,
+    *(_decode_bound, _decode_failed, _decode_enforced, _decode_events, _decode_flows),
 )
 
 

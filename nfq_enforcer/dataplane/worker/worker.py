@@ -242,12 +242,12 @@ class Worker:
             self._maps.remove(message)
         elif isinstance(message, Revision):
             self._enforce(self._enforcer.snapshot.with_revision(message.number, message.epoch))
+        elif isinstance(message, ImportFlows):
+            self._import_flows(self._enforcer.snapshot, now, self._timings.import_again)
         elif isinstance(message, ListFlows):
             self._channel.send(flow_list.answer(message, self._flows, now))
         elif isinstance(message, FlushFlows):
             self._to_forget = list(self._flows)
-        elif isinstance(message, ImportFlows):
-            self._import_flows(self._enforcer.snapshot, now, self._timings.import_again)
         elif isinstance(message, Stop):
             self._stop(now)
 

@@ -142,6 +142,14 @@ class Workers:
         self._send(Revision(revision, epoch))
         await self._wait_enforced(revision)
 
+    def import_flows(self) -> None:
+        """Make the workers import the kernel's flows once more, after a hand-over."""
+        self._send(ImportFlows())
+
+    async def detach(self) -> tuple[DetachedWorker, ...]:
+        """Stop watching the workers, which go on returning verdicts; return those that run."""
+        return tuple(filter(None, await asyncio.gather(*(worker.detach() for worker in self.processes))))
+
     async def list_flows(
         self, sources: frozenset[bytes] | None = None, targets: frozenset[bytes] | None = None
     ) -> list[FlowList | None]:
@@ -151,14 +159,6 @@ class Workers:
     def flush_flows(self) -> None:
         """Make the workers forget their flows; an established one is evaluated at its next packet."""
         self._send(FlushFlows())
-
-    def import_flows(self) -> None:
-        """Make the workers import the kernel's flows once more, after a hand-over."""
-        self._send(ImportFlows())
-
-    async def detach(self) -> tuple[DetachedWorker, ...]:
-        """Stop watching the workers, which go on returning verdicts; return those that run."""
-        return tuple(filter(None, await asyncio.gather(*(worker.detach() for worker in self.processes))))
 
     async def stop(self) -> None:
         """Stop all workers, after verdicts for waiting packets."""
