@@ -17,6 +17,7 @@ from nfq_enforcer.core.tables.conntrack import (
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.dataplane.worker import flow_list
 from nfq_enforcer.dataplane.worker.flow_list import FlowRow, ListFlows, answer, unpack
+from nfq_enforcer.dataplane.worker.reports import decode_report, encode_report
 
 NOW = 1000.0
 WEB, DB = bytes((10, 0, 0, 1)), bytes((10, 0, 0, 2))
@@ -96,3 +97,9 @@ def test_a_flow_that_is_gone_or_opened_anew_meanwhile_is_left_alone() -> None:
     flow_list.forget_some(flows, pending, NOW)
 
     assert list(flows) == [after]
+
+
+def test_an_answer_is_a_report_to_the_agent() -> None:
+    found = answer(ListFlows(3), table(key(WEB, DB, 5000)), NOW)
+
+    assert decode_report(encode_report(found)) == found
