@@ -287,7 +287,7 @@ class Enforcer:
     def _accept(self, context: PacketContext, accepted: _Accepted) -> Decision:
         """Accept the packet, with the stamp of its flow and no other."""
         rewritten: bytes | None = None
-        if accepted.quotes_stamped:
+        if accepted.quotes_stamped and context.indev is not None:  # this host's own errors have allowed for the stamp
             if context.packet.truncated and self._can_requeue:
                 return Decision(Verdict.REQUEUE_WHOLE)
             lowered = icmp.lower_mtu(context.payload, context.packet, stamp.overhead(context.packet.version))

@@ -277,6 +277,13 @@ def test_no_mtu_is_lowered_below_the_minimum_of_its_family(node: Node, at: Addre
     assert relayed is None if expected == mtu else (announced(relayed or b"") == expected)
 
 
+def test_the_mtu_that_this_host_announces_has_allowed_for_the_stamp(node: Node, at: Addresses) -> None:
+    sent = node.forward(udp(at.web, at.client), VETH_WEB, ETH0).payload
+    assert sent is not None
+
+    assert node.send(announcing(at.host, at.web, sent, 1400), VETH_WEB).payload is None
+
+
 def test_a_truncated_announcement_is_requeued_to_be_rewritten(at: Addresses) -> None:
     node = Node(can_requeue=True)
     sent = node.forward(udp(at.web, at.client, data=LONG), VETH_WEB, ETH0).payload
