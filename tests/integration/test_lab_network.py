@@ -334,9 +334,9 @@ def pipes() -> dict[str, Any]:
 
 BUILDER = """
 import os, signal, sys
-from nfq_enforcer.lab.network import Network
+from nfq_enforcer.lab.network import LabNetwork
 from nfq_enforcer.lab.topology import Topology
-network = Network(Topology(sys.argv[1]))
+network = LabNetwork(Topology(sys.argv[1]))
 network.up()
 print(network.in_namespace("back1", ["sleep", "1000"], stdout=-3).pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
