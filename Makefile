@@ -8,7 +8,10 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules
 
 PACKAGES := build-essential conntrack ethtool iproute2 ipset iptables iputils-ping libnetfilter-queue-dev \
-	libnfnetlink-dev openssh-client openssl procps python3-dev python3-venv redis-server tcpdump
+	libnfnetlink-dev nftables openssh-client openssl procps python3-dev python3-venv redis-server tcpdump
+PACKAGES += dnsmasq-base isc-dhcp-client  # a DHCP server and a client, for tests
+PACKAGES += nginx-light  # an HTTP server, for tests of the proxy
+PACKAGES += dnsperf wrk  # clients of DNS and of HTTP, for make bench
 
 PYTHON ?= $(shell for python in /usr/bin/python3 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -19,7 +22,7 @@ LAB := $(BIN)/nfq-enforcer lab
 
 # Every package with its version and hashes, for each Python from 3.11 on: build.txt has the tools that packages are built
 # with (Cython for NetfilterQueue, which has no wheels), run.txt the program's packages, dev.txt those and the developer's
-# tools. `make lock` writes them with this tool.
+# tools; fuzz.txt adds the fuzzer, which only `make fuzz` installs. `make lock` writes them with this tool.
 LOCKS := requirements/build.txt requirements/run.txt requirements/dev.txt
 LOCKER := uv==0.13.9
 
@@ -45,8 +48,9 @@ ROOTLESS := $(BIN)/pytest tests/unit tests/property --numprocesses auto --dist w
 	--cov=nfq_enforcer.core --cov=nfq_enforcer.policy --cov-branch --cov-fail-under=100
 
 # Labs stand side by side, and their tests wait more than they compute; tests that measure time run one by one.
-KERNEL := $(BIN)/pytest tests/integration
-TOGETHER := $(KERNEL) -m 'not alone' --numprocesses 3 --dist loadfile
+# Agents start some thousand times: their modules are compiled once, also where Python is told to write no bytecode.
+KERNEL := PYTHONDONTWRITEBYTECODE= $(BIN)/pytest tests/integration
+TOGETHER := $(KERNEL) -m 'not alone' --numprocesses 3 --dist loadfile --no-loadscope-reorder
 ALONE := $(KERNEL) -m alone
 
 .PHONY: check
@@ -63,11 +67,20 @@ test: _static ## Run everything: check with all examples, then (as root) the tes
 		echo "tests/integration skipped: they make network namespaces and need root (sudo make test)."; \
 	fi
 
+.PHONY: test-faults
+test-faults: _root setup ## Inject faults under real traffic; print forbidden accepted, allowed cut and gaps (root); ARGS=--help
+	$(BIN)/python -m tests.faults $(ARGS)
+
 .PHONY: _static
 _static: setup
 	$(call timed,ruff,$(BIN)/ruff format --check .; $(BIN)/ruff check .)
 	$(call timed,mypy,$(BIN)/mypy)
 	$(call timed,lint-imports,$(BIN)/lint-imports --no-logo)
+
+.PHONY: fuzz
+fuzz: setup ## Fuzz a part of the program with coverage guidance; ARGS="decide --seconds 600", ARGS=--help
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/pip install --quiet --require-hashes -r requirements/fuzz.txt
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 .PHONY: demo
 demo: _root setup ## Show real connections in a lab of three nodes, allowed and refused by identity (root)
@@ -84,11 +97,12 @@ lock: _python ## Make the locks in requirements/ of setup.cfg anew; ARGS=--upgra
 	@venv=$$(mktemp -d); trap 'rm -rf "$$venv"' EXIT; \
 	$(PYTHON) -m venv $$venv; $$venv/bin/pip install --quiet $(LOCKER); \
 	compile() { $$venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--no-emit-find-links --no-annotate --custom-compile-command 'make lock' "$$@" $(ARGS); }; \
+		--no-emit-find-links --no-annotate --no-strip-extras --custom-compile-command 'make lock' "$$@" $(ARGS); }; \
 	$$venv/bin/python -c 'import tomllib as t; print(*t.load(open("pyproject.toml", "rb"))["build-system"]["requires"], \
 		"Cython", sep="\n")' | compile -o requirements/build.txt -; \
 	compile -o requirements/dev.txt --extra dev setup.cfg; \
 	compile -o requirements/run.txt -c requirements/dev.txt setup.cfg; \
+	compile -o requirements/fuzz.txt -c requirements/dev.txt --extra fuzz setup.cfg; \
 	git diff --stat -- requirements || true
 
 .PHONY: check-newest

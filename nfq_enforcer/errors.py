@@ -11,6 +11,12 @@ class NfqError(Exception):
     exit_code = 1
 
 
+class OutcomeUnknown(NfqError):
+    """Outcome unknown: a change was sent and may be in force, not at all, in part or later."""
+
+    exit_code = 3
+
+
 class BadInput(NfqError):
     """Invalid input from the user; nothing of it was applied."""
 

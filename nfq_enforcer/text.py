@@ -42,7 +42,8 @@ def _escaped(character: str) -> str:
 
 def shorten(text: str, at_most: int = _SHOWN) -> str:
     """Return the beginning of a text for an error message, printable and of limited length."""
-    return printable(text if len(text) <= at_most else f"{text[:at_most]}…")
+    shown = printable(text[: at_most + 1])  # an escaped character is longer than the character
+    return shown if len(shown) <= at_most else f"{shown[:at_most]}…"
 
 
 def dump_json(data: object, indent: int | None = None) -> str:

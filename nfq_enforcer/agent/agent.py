@@ -8,7 +8,7 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -16,32 +16,44 @@ from pathlib import Path
 from typing import Any
 
 from nfq_enforcer import __version__
-from nfq_enforcer.agent import handover, node_settings, notify
+from nfq_enforcer.agent import flood_log, handover, node_settings, notify, program_log
+from nfq_enforcer.agent.address_watch import AddressWatch
 from nfq_enforcer.agent.api import ApiServer
+from nfq_enforcer.agent.bridge_watch import BridgeWatch
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.handlers import Handlers
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.interface_check import InterfaceCheck
+from nfq_enforcer.agent.name_learner import NameLearner
 from nfq_enforcer.agent.reconciler import Reconciler
+from nfq_enforcer.agent.request_log import RequestLog
+from nfq_enforcer.agent.slot_keeper import SlotKeeper
+from nfq_enforcer.agent.source_log import SourceLog
 from nfq_enforcer.agent.watch import Watch
+from nfq_enforcer.agent.work_report import WorkReport
 from nfq_enforcer.cluster.records import NodeRecord
 from nfq_enforcer.cluster.replica import Replica
 from nfq_enforcer.cluster.source import Store
+from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.modes import FailMode
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint
 from nfq_enforcer.dataplane.interfaces import mtu
-from nfq_enforcer.dataplane.rules import iptables
-from nfq_enforcer.dataplane.worker.reports import Events, unpack
+from nfq_enforcer.dataplane.rules import iptables, packet_mark
+from nfq_enforcer.dataplane.rules.redirect_rules import ProxyRules
+from nfq_enforcer.dataplane.worker.reports import Events, pack, unpack
 from nfq_enforcer.dataplane.worker.workers import Workers, default_number
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.exporter import Exporter
 from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.log import FlowLog
+from nfq_enforcer.proxy.access_log import LoggedHello, LoggedRequest
+from nfq_enforcer.proxy.proxy import Proxy
 from nfq_enforcer.store.files import FileStore
 from nfq_enforcer.store.redis.connection import Connection
 from nfq_enforcer.store.redis.last_state import LastState
 from nfq_enforcer.store.redis.session import Session
 from nfq_enforcer.store.redis.store import RedisStore
+from nfq_enforcer.tasks import cancel
 
 _log = logging.getLogger(__name__)
 _THREADS_END = 20.0  # s, for changes of rules that have begun
@@ -72,7 +84,10 @@ class Agent:
             self._families,
             fail_open=fail_open,
             cluster_mtus={name: mtu(name) for name in self._settings.cluster_interfaces},
+            budgets=config.openings.rates(),
+            proxy=ProxyRules(config.proxy.first_port, config.proxy.user),
         )
+        self._rules.set_proxied(True)
         self._log: FlowLog[Logged] = FlowLog()
         self._predecessor = predecessor or handover.Predecessor()
         queues = None if config.queues == "auto" else config.queues
@@ -83,6 +98,7 @@ class Agent:
             self._on_events,
             driver=config.driver,
             fail_open=fail_open,
+            min_ttl=config.dns.min_ttl,
         )
         self._watch = Watch(self._worker_pids)
         self._store = self._make_store()
@@ -91,7 +107,24 @@ class Agent:
             self._store, replica, self._workers, self._rules, config.datapath, previous_epoch=self._predecessor.epoch
         )
         self._reconciler.before_change = self._log.open
+        self._names = NameLearner(
+            self._workers, lambda: self._reconciler.view.snapshot, Path(config.state) / "names.json", config.dns.min_ttl
+        )
+        self._workers.on_learned = self._names.learn
+        self._slots = self._make_slots()
+        self._requests = RequestLog(self._slots, self._add_events)
+        self._workers.on_slot_wanted = self._slots.want
+        self._reconciler.update_proxy = self._slots.update
+        self._work = WorkReport([self._store.progress, self._reconciler.progress])
+        self._addresses = AddressWatch(
+            self._settings,
+            lambda settings: node_settings.with_present_addresses(settings, config),
+            self._reconciler,
+            self._store,
+        )
+        self._bridges = BridgeWatch(self._rules)
         self._interfaces = InterfaceCheck(self._local_endpoints)
+        self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)
         handlers = Handlers(
             Parts(
                 config,
@@ -106,6 +139,10 @@ class Agent:
                 self._interfaces,
                 time.time(),
                 self._watch,
+                self._work,
+                self._names,
+                self._slots,
+                self._requests,
             )
         )
         self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
@@ -131,6 +168,15 @@ class Agent:
         session.exempt = self._exempt
         return RedisStore(session)
 
+    def _make_slots(self) -> SlotKeeper:
+        folder, settings = Path(self._config.api.socket).with_suffix(".proxy"), self._config.proxy
+        proxy = Proxy(
+            *(folder, settings.first_port, settings.user, packet_mark.from_proxy),
+            self._log_request,
+            versions=tuple(family.version for family in self._families),
+        )
+        return SlotKeeper(proxy, self._workers, lambda: self._reconciler.view.snapshot, folder / "keys.json")
+
     def _worker_pids(self) -> set[int]:
         return {process.pid for process in self._workers.processes if process.pid is not None}
 
@@ -147,6 +193,7 @@ class Agent:
         SIGUSR2 starts the agent anew without a pause: this does not return then (see ``handover``).
         """
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(program_log.on_loop_error)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.add_signal_handler(number, self._terminate)
         loop.add_signal_handler(signal.SIGUSR2, self._hand_over)
@@ -154,6 +201,7 @@ class Agent:
         _warn(node_settings.host_warnings(self._settings, self._families))
         await self._api.start()
         watching = asyncio.create_task(self._watch.run())
+        reporting = asyncio.create_task(self._work.run())
         try:
             if self._exporter:
                 await self._exporter.start()
@@ -168,29 +216,42 @@ class Agent:
             if self._exporter:
                 await self._exporter.stop()
             await self._reconciler.stop()
+            await self._names.stop()
+            await self._slots.stop(leave=self._handing_over and not self._terminated)
             await self._api.stop()
             if self._handing_over:
                 await self._execute_successor()
                 if self._removes_rules():
                     await asyncio.to_thread(self._rules.remove)
             await self._workers.stop()
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await cancel(watching, reporting)
 
     async def _enforce(self) -> None:
+        await self._names.start()
         await self._reconciler.start()
+        self._names.begin()
+        await self._slots.begin()
         _warn(node_settings.driver_warnings(self._settings, self._workers.driver))
         if self._predecessor.workers:
             self._workers.import_flows()  # those that the predecessor's workers have accepted until now
-        self._releasing = asyncio.create_task(self._predecessor.release())
+        self._releasing = asyncio.create_task(self._release_predecessor())
         self._enforcing = True
         notify.ready()
-        checking = asyncio.create_task(self._interfaces.run())
+        works = (
+            *(self._addresses.run(), self._bridges.run(), self._interfaces.run(), self._source_log.run()),
+            flood_log.run(self._workers, self._rules),
+        )
+        background = [asyncio.create_task(work) for work in works]
         try:
             await self._unless_stopped(self._reconciler.run())
         finally:
-            checking.cancel()
-            await asyncio.gather(checking, return_exceptions=True)
+            await cancel(*background)
+
+    async def _release_predecessor(self) -> None:
+        """Let the predecessor's workers end; import the flows that they have accepted until then."""
+        await self._predecessor.release()
+        if self._predecessor.workers:
+            self._workers.import_flows()
 
     def _terminate(self) -> None:
         self._terminated = True
@@ -249,9 +310,13 @@ class Agent:
                 task.result()
             return task.done()
         finally:
-            task.cancel()
-            stopped.cancel()
-            await asyncio.gather(task, stopped, return_exceptions=True)
+            await cancel(task, stopped)
+
+    def _log_request(self, logged: LoggedRequest | LoggedHello) -> None:
+        self._requests.record(logged)
+
+    def _add_events(self, events: Sequence[FlowEvent]) -> None:
+        self._on_events(Events(len(events), pack(events)))
 
     def _on_events(self, events: Events) -> None:
         self._log.add_pack(events.number, partial(self._name_events, events.packed))

@@ -15,8 +15,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from pathlib import Path
 from typing import Any
 
-from nfq_enforcer.agent import params
+from nfq_enforcer.agent import defaults, params
 from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.tasks import cancel
 from nfq_enforcer.text import read_json, shorten
 from nfq_enforcer.web.server import Connection, Limits, RequestTooLong, StreamServer
 
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 Params = params.Params
 Method = Callable[[Params], Awaitable[Any] | AsyncIterator[Any]]
 
-LIMITS = Limits(request=1 << 24)
+LIMITS = Limits(request=defaults.MAX_REQUEST)
 DEFAULT_GROUP = "nfq-enforcer"
 _REQUEST = 'a request is one line of JSON: {"method": "…", "params": {…}}'
 _MAX_PATH_LENGTH = 107  # bytes of a socket's path: unix(7), sun_path without its last byte
@@ -160,9 +161,7 @@ async def _send_stream(items: AsyncIterator[Any], connection: Connection) -> Non
         if sending.done():
             sending.result()  # raises the error that ended the stream early
     finally:
-        for task in (sending, disconnect):
-            task.cancel()
-        await asyncio.gather(sending, disconnect, return_exceptions=True)
+        await cancel(sending, disconnect)
 
 
 async def _send_all(items: AsyncIterator[Any], connection: Connection) -> None:

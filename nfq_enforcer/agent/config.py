@@ -15,10 +15,15 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
+from nfq_enforcer import input_file
 from nfq_enforcer.agent import defaults
 from nfq_enforcer.agent.defaults import CONFIG_VARIABLE, DEFAULT_SOCKET, ENVIRONMENT
 from nfq_enforcer.core.modes import Datapath, Driver, FailMode, IdentitySource
-from nfq_enforcer.errors import BadInput
+from nfq_enforcer.core.tables.slots import MAX_SLOTS
+from nfq_enforcer.dataplane.queue.protocol import QUEUE_COUNT, QUEUES_OF_WORKER, max_workers
+from nfq_enforcer.dataplane.rules.opening_rules import MAX_RATE, Budgets
+from nfq_enforcer.errors import BadInput, DocumentError
+from nfq_enforcer.input_file import SETTINGS_SIZE
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, MAX_PORT, AddressField, ClusterName, InterfaceName, NodeName
@@ -30,7 +35,6 @@ from nfq_enforcer.store.address import MEMORY, StoreAddress
 
 _AS_STRING = PlainSerializer(str)
 _MAX_WORKERS = 256
-_LAST_QUEUE = 65535
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^]:[]+)):(?P<port>[0-9]{1,5})")
 
 
@@ -102,8 +106,9 @@ def _queues(value: object) -> int | Literal["auto"]:
 
 
 def _queue_number(number: int) -> int:
-    if not 0 <= number <= _LAST_QUEUE - 2:  # first_queue is the first of three numbers
-        raise ValueError(f"{number} is out of range; allowed: 0 to 65533")
+    last = QUEUE_COUNT - QUEUES_OF_WORKER
+    if not 0 <= number <= last:
+        raise ValueError(f"{number} is out of range; allowed: 0 to {last}")
     return number
 
 
@@ -111,6 +116,34 @@ def _flows(number: int) -> int:
     if not 1 <= number <= 100_000_000:
         raise ValueError(f"{number} is out of range; allowed: 1 to 100000000")
     return number
+
+
+def _rate(number: int) -> int:
+    if not 1 <= number <= MAX_RATE:
+        raise ValueError(f"{number} is out of range; allowed: 1 to {MAX_RATE}")
+    return number
+
+
+def _seconds(number: int) -> int:
+    if not 0 <= number <= _MAX_TTL:
+        raise ValueError(f"{number} is out of range; allowed: 0 to {_MAX_TTL}")
+    return number
+
+
+def _user_number(number: int) -> int:
+    if not 1 <= number < 1 << 31:
+        raise ValueError(f"{number} is out of range; allowed: 1 to {(1 << 31) - 1}")
+    return number
+
+
+def _first_port(number: int) -> int:
+    last = MAX_PORT - MAX_SLOTS
+    if not 1 <= number <= last:
+        raise ValueError(f"{number} is out of range; allowed: 1 to {last}, for {MAX_SLOTS} ports from there on")
+    return number
+
+
+Rate = Annotated[int, AfterValidator(_rate)]
 
 
 def _host_and_port(written: str) -> tuple[str, int] | None:
@@ -133,6 +166,9 @@ def _listening(written: str) -> str:
 def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     LabelFilter(patterns)
     return patterns
+
+
+_MAX_TTL = 604_800  # s, a week (RFC 2181 section 8 allows more, and RFC 8767 advises to cap it there)
 
 
 class _Section(Part):
@@ -160,6 +196,39 @@ class ConntrackSection(_Section):
     """Section conntrack: the flow tables of the workers, which share ``max`` evenly."""
 
     max: Annotated[int, AfterValidator(_flows)] = 262_144
+
+
+class OpeningsSection(_Section):
+    """Section openings: budgets of packets that may open a flow, in packets per second, against floods.
+
+    A packet beyond a budget is not refused: it has the smallest share of a busy worker. The kernel drops packets that
+    exceed ``excess`` as well.
+    """
+
+    budgets: bool = True  # false: no budgets, and openings of all sources share one queue
+    per_endpoint: Rate = 1000  # of each address of an endpoint of this node
+    per_source: Rate = 1000  # of each remote source: an IPv4 address, an IPv6 /64
+    per_prefix: Rate = 2000  # of remote sources in an IPv4 /24, an IPv6 /48
+    guaranteed: Rate = 5000  # for each worker: all within these budgets, of endpoints, and again of remote sources
+    excess: Rate = 20_000  # for each worker: all others
+
+    def rates(self) -> Budgets | None:
+        """Return the budgets, None if they are switched off."""
+        rates = self.per_endpoint, self.per_source, self.per_prefix, self.guaranteed, self.excess
+        return Budgets(*rates) if self.budgets else None
+
+
+class DnsSection(_Section):
+    """Section dns: the addresses that answers give to names in policies (``toFQDNs``)."""
+
+    min_ttl: Annotated[int, AfterValidator(_seconds)] = 0  # s for which an address counts at least
+
+
+class ProxySection(_Section):
+    """Section proxy: the proxy (Envoy) that checks the requests of connections with HTTP rules."""
+
+    user: Annotated[int, AfterValidator(_user_number)] = 64_931  # user ID of its process, which nothing else may use
+    first_port: Annotated[int, AfterValidator(_first_port)] = 20_000  # of the loopback addresses; it needs MAX_SLOTS
 
 
 class ApiSection(_Section):
@@ -216,10 +285,13 @@ class Config(_Section):
     fail: Annotated[FailMode, PlainValidator(_word(FailMode)), _AS_STRING] = FailMode.CLOSED
     datapath: Annotated[Datapath, PlainValidator(_string(Datapath)), _AS_STRING] = Datapath.PER_PACKET
     driver: Annotated[Driver, PlainValidator(_string(Driver)), _AS_STRING] = Driver.AUTO
-    # number of workers: each has three queues, from first_queue on (driver netfilterqueue: one worker with one queue)
+    # number of workers: each has five queues, from first_queue on (driver netfilterqueue: one worker)
     queues: Annotated[int | Literal["auto"], PlainValidator(_queues)] = "auto"
     first_queue: Annotated[int, AfterValidator(_queue_number)] = 100
     conntrack: ConntrackSection = ConntrackSection()
+    openings: OpeningsSection = OpeningsSection()
+    dns: DnsSection = DnsSection()
+    proxy: ProxySection = ProxySection()
     api: ApiSection = ApiSection()
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
@@ -258,11 +330,11 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
     queues = 1 if config.queues == "auto" else config.queues
     if queues > 1 and config.driver is Driver.NETFILTERQUEUE:
         yield "queues", f"{queues} is not supported by the driver 'netfilterqueue'; allowed: 'auto' or 1"
-    room = (_LAST_QUEUE + 1 - config.first_queue) // 3
+    room = max_workers(config.first_queue)
     if queues > room:
         yield (
             "queues",
-            f"{queues} workers need {3 * queues} queues, and from first_queue {config.first_queue} on "
+            f"{queues} workers need {QUEUES_OF_WORKER * queues} queues, and from first_queue {config.first_queue} on "
             f"there are numbers for no more than {room} workers; allowed: 'auto', or 1 to {room}",
         )
 
@@ -277,13 +349,13 @@ def _contradiction(key: str, message: str, written: YamlDocument | None, environ
 def _read(path: Path | None) -> YamlDocument | None:
     file = path or defaults.DEFAULT_PATH
     try:
-        raw = file.read_bytes()
-    except FileNotFoundError:
+        raw = input_file.read(file, SETTINGS_SIZE)
+    except DocumentError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         if path is None:
             return None
         raise BadInput(f"{file}: no such file; name a configuration with --config") from None
-    except OSError as error:
-        raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
     return _single(yaml_source.decode(raw, str(file)), str(file))
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.ipcache import PeerChange
 from nfq_enforcer.dataplane.rules.iptables import Rules
+from nfq_enforcer.errors import NfqError
 
 
 class Epoch(Protocol):
@@ -54,6 +55,7 @@ class OffloadEpoch:
         """Begin with the epoch after ``previous``; ``Rules.install`` puts it into the rules."""
         self._rules = rules
         self._number = previous + 1
+        self._in_rules: int | None = self._number  # the last one that the rules have taken
 
     @property
     def number(self) -> int | None:
@@ -66,12 +68,29 @@ class OffloadEpoch:
 
     @asynccontextmanager
     async def advance(self, *, hold: bool) -> AsyncIterator[int | None]:
-        """Put the next epoch into the rules: at once, or with ``hold`` at the end of the context."""
+        """Put the next epoch into the rules: at once, or with ``hold`` at the end of the context.
+
+        If the rules cannot be changed (another program holds the lock of iptables), NfqError is raised at the end only:
+        the kernel goes on offloading the flows that it offloads, no others, and the context enforces the change on
+        these.
+        """
         self._number += 1
-        await asyncio.to_thread(self._rules.set_epoch, None if hold else self._number)
+        failure = None
+        try:
+            await self._put_into_rules(None if hold else self._number)
+        except NfqError as error:
+            failure = error
+            if self._in_rules is not None and (self._number - self._in_rules) % 2 == 0:
+                self._number += 1  # a worker's request has the last bit of the epoch: it must not be that of the rules
         yield self._number
+        if failure is not None:
+            raise failure
         if hold:
-            await asyncio.to_thread(self._rules.set_epoch, self._number)
+            await self._put_into_rules(self._number)
+
+    async def _put_into_rules(self, epoch: int | None) -> None:
+        await asyncio.to_thread(self._rules.set_epoch, epoch)
+        self._in_rules = epoch
 
 
 def create(datapath: Datapath, rules: Rules, previous: int = 0) -> Epoch:

@@ -7,7 +7,8 @@ It inherits their channels: a worker ends when its channel closes. The order is:
 2. The successor starts workers on other queue numbers; these import the kernel's flows as every worker does.
 3. It replaces the rules. From then on the kernel queues packets to the new workers, which import the flows that the
    old ones have accepted since step 2.
-4. It closes the channels. The old workers return verdicts for packets that still wait, and end.
+4. It closes the channels. The old workers return verdicts for packets that still wait, and end. The new workers then
+   import the flows of those packets, too.
 
 If the successor fails, its end closes the channels, and the rules stay; ``fail`` applies then, as after a crash.
 """

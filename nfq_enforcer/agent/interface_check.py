@@ -1,18 +1,27 @@
 """Interfaces of this node's endpoints: a document may name one that does not exist, and then no packet matches it.
 
-An interface may also come later than its endpoint, or be replaced, so the check is repeated. Each missing interface is
-logged once, and once more when it exists.
+An interface may also come later than its endpoint, or be replaced, so the check is repeated. A missing interface is
+logged once, and once more when it exists. A check logs one line for all of these, with their number and examples: an
+agent may start before thousands of its interfaces exist. A document may also name none: other workloads of this node
+can then send from the endpoint's addresses, unless these are the host's own.
 """
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint
+from nfq_enforcer.policy.simulation import limited_list
+from nfq_enforcer.policy.warnings import without_interface
 
 _log = logging.getLogger(__name__)
 _INTERVAL = 1.0  # s
+_MISSING = (
+    "endpoint {endpoint} is on interface {interface}, which does not exist on this node",
+    "{} endpoints are on interfaces that do not exist on this node",
+)
+_FOUND = "interface {interface} of endpoint {endpoint} exists now", "interfaces of {} endpoints exist now"
 
 Named = frozenset[tuple[str, str]]
 """Endpoints, each with its interface."""
@@ -35,19 +44,30 @@ class InterfaceCheck:
         self._endpoints = endpoints
         self._interfaces = interfaces
         self._missing: Named = frozenset()
+        self.unnamed: frozenset[str] = frozenset()  # endpoints without an interface, as of the last check
 
     def check(self) -> dict[str, str]:
         """Return the interface of each endpoint whose interface does not exist; log the differences."""
-        named = {(one.name, one.interface) for one in self._endpoints() if one.interface is not None}
+        endpoints = list(self._endpoints())
+        named = {(one.name, one.interface) for one in endpoints if one.interface is not None}
+        unnamed = frozenset(one.name for one in endpoints if one.interface is None and not one.is_host)
+        if unnamed and not self.unnamed:
+            _log.warning("%s", without_interface(unnamed))
+        self.unnamed = unnamed
         existing = self._interfaces()
         missing = frozenset(pair for pair in named if pair[1] not in existing)
-        for endpoint, interface in sorted(missing - self._missing):
-            _log.warning("endpoint %s is on interface %s, which does not exist on this node", endpoint, interface)
-        for endpoint, interface in sorted(self._missing - missing):
-            if interface in existing:
-                _log.info("interface %s of endpoint %s exists now", interface, endpoint)
+        if lost := missing - self._missing:
+            _log.warning("%s", _sentence(_MISSING, lost))
+        if found := {pair for pair in self._missing - missing if pair[1] in existing}:
+            _log.info("%s", _sentence(_FOUND, found))
         self._missing = missing
         return dict(sorted(missing))
+
+    def problems(self) -> list[str]:
+        """Return the sentences of the status: one for all missing interfaces, one for all endpoints without any."""
+        missing = self.check()
+        sentences = [_sentence(_MISSING, missing.items())] if missing else []
+        return [*sentences, without_interface(self.unnamed)] if self.unnamed else sentences
 
     async def run(self) -> None:
         """Check at an interval; never return."""
@@ -56,6 +76,11 @@ class InterfaceCheck:
             await asyncio.sleep(_INTERVAL)
 
 
-def problem(endpoint: str, interface: str) -> str:
-    """Return the sentence of the status for an endpoint with a missing interface."""
-    return f"endpoint {endpoint} is on interface {interface}, which does not exist on this node"
+def _sentence(forms: tuple[str, str], named: Collection[tuple[str, str]]) -> str:
+    """Return a sentence about endpoints and their interfaces: the form for one, or for several with examples."""
+    of_one, of_several = forms
+    if len(named) == 1:
+        ((endpoint, interface),) = named
+        return of_one.format(endpoint=endpoint, interface=interface)
+    examples = limited_list(f"{endpoint} ({interface})" for endpoint, interface in sorted(named))
+    return f"{of_several.format(len(named))}: {examples}"

@@ -1,6 +1,7 @@
 """Settings of this node: the configuration, completed with the host's addresses and interfaces; warnings about both."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.cluster.records import Address
@@ -19,7 +20,7 @@ _MIN_IPV6_MTU = 1280  # RFC 8200 section 5
 def read(config: Config) -> NodeSettings:
     """Return the settings of this node, with the host's addresses and interface as defaults; raise BadInput."""
     host = host_addresses()
-    addresses = config.node.ips or _first_of_each_family(host)
+    addresses = config.node.ips or _first_of_each_family(address for _, address in host)
     interfaces = frozenset(config.node.cluster_interfaces) or _interfaces_with(addresses[:1], host)
     for name in interfaces:
         try:
@@ -44,9 +45,20 @@ def read(config: Config) -> NodeSettings:
     )
 
 
-def _first_of_each_family(host: Sequence[tuple[str, Address]]) -> tuple[Address, ...]:
+def with_present_addresses(settings: NodeSettings, config: Config) -> NodeSettings:
+    """Return the settings with the addresses that the host has now; cluster interfaces stay those of the start.
+
+    An address by which other nodes reach this one is replaced only once the host no longer has it.
+    """
+    present = [address for _, address in host_addresses()]
+    kept = [address for address in settings.addresses if address in present]
+    addresses = config.node.ips or _first_of_each_family([*kept, *present])
+    return replace(settings, addresses=addresses, own_addresses=frozenset(present))
+
+
+def _first_of_each_family(addresses: Iterable[Address]) -> tuple[Address, ...]:
     first: dict[int, Address] = {}
-    for _, address in host:
+    for address in addresses:
         first.setdefault(address.version, address)
     return tuple(first[version] for version in sorted(first))
 

@@ -5,6 +5,8 @@ line for each interval has the number of those that were left out. So a flood of
 that refuses) fills neither disk nor journal, and hides no message of another kind.
 """
 
+import asyncio
+import errno
 import json
 import logging
 import threading
@@ -12,10 +14,12 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 from nfq_enforcer.text import printable_lines
 
+_log = logging.getLogger(__name__)
+_NO_RESOURCES = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 INTERVAL = 30.0  # s for one count of the messages that were left out
 BURST = 5  # messages of one kind that are written as they come
 _INDENT = "\n    "  # of all lines of a message but the first, so that no line of a value looks like a message
@@ -145,6 +149,18 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
+
+
+def on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log an error of the event loop: one line for a client that finds no descriptor left, others as asyncio does.
+
+    asyncio accepts no client for a second then; its own message has a traceback.
+    """
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _NO_RESOURCES and "socket" in context:
+        _log.error("a client cannot be accepted: %s", error.strerror)
+    else:
+        loop.default_exception_handler(context)
 
 
 def set_up(level: str, form: Literal["text", "json"]) -> None:

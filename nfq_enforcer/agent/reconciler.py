@@ -11,25 +11,30 @@ replaced count for open flows before the reconciliation ends; only new peers may
 new epoch begins without a change, so that every offloaded flow goes through the queue again and each end proves its
 identity by its stamp.
 
+A reconciliation is a task of its own: it runs to its end, also if its caller stops waiting or disconnects.
+
 A revision is acknowledged to the store only when the kernel's rules are intact (see ``rules_guard``). While they are
 not, and cannot be repaired, the store learns that this node enforces nothing.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 
 from nfq_enforcer.agent import epoch
 from nfq_enforcer.agent.rules_guard import RulesGuard
 from nfq_enforcer.agent.timings import ReconcilerTimings
 from nfq_enforcer.cluster.records import Change, NodeRecord
-from nfq_enforcer.cluster.replica import Replica, View
+from nfq_enforcer.cluster.replica import NodeSettings, Replica, View
 from nfq_enforcer.cluster.source import ChangeBatch, Store
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.ipcache import PeerChange
 from nfq_enforcer.dataplane.rules.iptables import Rules
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.policy.progress import Progress
+from nfq_enforcer.tasks import Works, cancel
 
 _log = logging.getLogger(__name__)
 
@@ -61,12 +66,16 @@ class Reconciler:
         self._guarding: asyncio.Task[None] | None = None
         self._failures = _Failures(self._timings)
         self._epoch = epoch.create(datapath, rules, previous_epoch)
+        self.progress = Progress()
         self._lock = asyncio.Lock()  # one reconciliation or recheck at a time
         self._number = 1  # the newest revision, enforced or not
         self._incomplete = False  # a worker or the rules may not have the newest revision
+        self._readdressed = False  # the replica has other addresses of this node than the newest revision
+        self._works = Works()  # reconciliations and flushes
         self._recheck: asyncio.Task[None] | None = None
         self._offload_recheck: asyncio.Task[None] | None = None
         self.before_change: Callable[[], None] = lambda: None  # called while the names are still those of before
+        self.update_proxy: Callable[[], Awaitable[None]] = _no_proxy  # called with a new snapshot in force
         self.revision = 0  # the newest one that all workers and the rules enforce
         self.view = replica.view(self._number)
 
@@ -80,9 +89,11 @@ class Reconciler:
         await self._store.wait()
         batch = self._store.poll()
         await self._apply_to_replica(batch.changes)
+        self._replica.identity_changes()  # ``identities`` has them
         self.view = await asyncio.to_thread(self._replica.view, self._number)
         snapshot = self.view.snapshot.with_revision(self._number, self._epoch.number)
-        await self._workers.start(snapshot, self._replica.peers)
+        await self._workers.start(snapshot, self._replica.peers, self._replica.identities)
+        self._rules.set_remote_networks(self.view.remote_networks)
         await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
         while not await self.guard.keep():
             await asyncio.sleep(self._timings.failure_check)
@@ -107,23 +118,45 @@ class Reconciler:
 
     async def reconcile(self) -> None:
         """Enforce the store's changes; raise NfqError if a worker or the rules could not take them."""
+        await self._works.run(self._reconcile())
+
+    async def _reconcile(self) -> None:
         async with self._lock:
             batch = self._store.poll()
-            if not (batch.changes or self._incomplete):
+            if not (batch.changes or self._incomplete or self._readdressed):
                 await self._require_intact_rules()
                 self._store.acknowledge(batch)
                 return
-            # Changes below refer to chains and sets. If these cannot be repaired, the changes are tried all the same.
-            await self.guard.keep()
             self._number += 1
-            await self._apply_to_replica(batch.changes)
-            self.view = await asyncio.to_thread(self._replica.view, self._number)
-            retry, self._incomplete = self._incomplete, True
-            await self._apply_to_dataplane(self.view, retry=retry)
-            await self._require_intact_rules()
-            self._incomplete = False
-            self._failures.clear()
-            self._acknowledge(batch)
+            retry, self._incomplete, self._readdressed = self._incomplete, True, False
+            with self.progress.working("applying changes", time.time()):
+                await self._enforce(batch, retry=retry)
+
+    async def use(self, settings: NodeSettings) -> None:
+        """Enforce policy with other addresses of this node; after a failure ``run`` goes on trying."""
+        async with self._lock:
+            self._replica.use(settings)
+            self._readdressed = True
+        try:
+            await self.reconcile()
+        except NfqError as error:
+            self._failures.add(self._number, str(error))
+
+    async def _enforce(self, batch: ChangeBatch, *, retry: bool) -> None:
+        await self._apply_to_replica(batch.changes)
+        self._change_identities()
+        self.progress.stage("compiling policy")
+        self.view = await asyncio.to_thread(self._replica.view, self._number)
+        # The view has each change of a peer once: it is sent before anything that takes time or can fail.
+        epoch_ends = self._epoch.ends_with(self.view.peer_changes, self._workers.peers)
+        self._change_peers(self.view.peer_changes)
+        # Changes below refer to chains and sets. If these cannot be repaired, the changes are tried all the same.
+        await self.guard.keep()
+        await self._apply_to_dataplane(self.view, epoch_ends=epoch_ends, retry=retry)
+        await self._require_intact_rules()
+        self._incomplete = False
+        self._failures.clear()
+        self._acknowledge(batch)
 
     async def _require_intact_rules(self) -> None:
         """Raise NfqError if the rules are not intact and cannot be repaired; then the reconciliation is retried."""
@@ -154,9 +187,9 @@ class Reconciler:
                     *(name, record.datapath, self._datapath),
                 )
 
-    async def _apply_to_dataplane(self, view: View, *, retry: bool) -> None:
-        epoch_ends = self._epoch.ends_with(view.peer_changes, self._workers.peers)
-        self._change_peers(view.peer_changes)
+    async def _apply_to_dataplane(self, view: View, *, epoch_ends: bool, retry: bool) -> None:
+        if view.remote_networks != self._rules.remote_networks:
+            await asyncio.to_thread(self._rules.set_remote_networks, view.remote_networks)
         if not (view.changed or retry):
             if epoch_ends:
                 await self._recheck_flows(hold=False)
@@ -164,14 +197,25 @@ class Reconciler:
         # The sets release removed endpoints before the workers drop them, and queue new endpoints once the workers have
         # them: so no packet meets a worker that does not have its endpoint.
         await asyncio.to_thread(self._rules.release_addresses, view.snapshot)
+        self.progress.stage("sending policy to the workers")
         async with self._epoch.advance(hold=retry) as number:
             await self._workers.enforce(view.snapshot.with_revision(self._number, number))
-        await asyncio.to_thread(self._rules.update, view.snapshot)
+            self.progress.stage("updating rules and sets")
+            await asyncio.to_thread(self._rules.update, view.snapshot)
+        self.progress.stage("updating the rules of the proxy")
+        await self.update_proxy()
         _log.info("revision %d is in force", self._number)
 
     def _change_peers(self, changes: Sequence[PeerChange]) -> None:
         self._workers.change_peers(changes)
         if changes:
+            self._schedule_recheck()
+
+    def _change_identities(self) -> None:
+        """Send the cluster's identities before anything is compiled: a packet of a new one may arrive at any time."""
+        changes = self._replica.identity_changes()
+        self._workers.change_identities(changes)
+        if any(not known for _, known in changes):
             self._schedule_recheck()
 
     def _schedule_recheck(self) -> None:
@@ -202,6 +246,9 @@ class Reconciler:
 
     async def flush_flows(self) -> None:
         """Forget all flows: each packet of one that is open is evaluated again, also if the kernel passed the flow."""
+        await self._works.run(self._flush_flows())
+
+    async def _flush_flows(self) -> None:
         async with self._lock:
             self._number += 1
             self._workers.flush_flows()
@@ -209,10 +256,11 @@ class Reconciler:
 
     async def stop(self) -> None:
         """Cancel the tasks that run in the background."""
-        tasks = [task for task in (self._guarding, self._offload_recheck, self._recheck) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(*self._works.running, self._guarding, self._offload_recheck, self._recheck)
+
+
+async def _no_proxy() -> None:
+    """Update nothing: no proxy has slots."""
 
 
 class _Failures:

@@ -8,10 +8,10 @@ compilation delays neither check nor repair.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
+from nfq_enforcer.agent.notifications import notified
 from nfq_enforcer.agent.timings import GuardTimings
 from nfq_enforcer.dataplane.rules import kernel_watch
 from nfq_enforcer.dataplane.rules.comparison import describe
@@ -19,6 +19,9 @@ from nfq_enforcer.dataplane.rules.iptables import Rules
 from nfq_enforcer.errors import NfqError
 
 _log = logging.getLogger(__name__)
+_UNREADABLE = "the rules cannot be read"
+_MISSING_RULES = "the rules are not intact and policy is not enforced"
+_UNREADABLE_RULES = "the rules cannot be checked, so this node does not count as enforcing policy"
 
 
 class RulesState(NamedTuple):
@@ -60,7 +63,7 @@ class RulesGuard:
                 self._change(intact=True, missing=None, error=None)
             else:
                 if (reason := error or after) != (self.state.error or self.state.missing):
-                    _log.error("the rules are not intact and policy is not enforced: %s", reason)
+                    _log.error("%s: %s", _UNREADABLE_RULES if after == _UNREADABLE else _MISSING_RULES, reason)
                 self._change(intact=False, missing=after, error=error)
             return self.state.intact
 
@@ -72,10 +75,10 @@ class RulesGuard:
                 return None, None, None
             before = describe(faults)
             remaining = self._rules.repair(faults)
-        except NfqError as error:
-            return before, before or "the rules cannot be read", str(error)
+        except (NfqError, OSError) as error:
+            return before, before or _UNREADABLE, str(error)
         except Exception as error:  # the entry point of a thread: the guard must outlive any error
-            return before, before or "the rules cannot be read", f"internal error: {error!r}"
+            return before, before or _UNREADABLE, f"internal error: {error!r}"
         return before, describe(remaining) if remaining else None, None
 
     def _change(self, *, intact: bool, missing: str | None, error: str | None) -> None:
@@ -87,7 +90,8 @@ class RulesGuard:
 
     async def run(self) -> None:
         """Keep the rules: after each notification of the kernel, and at an interval; never return."""
-        with self._notified():
+        lost = "no notifications of changed rules (%s): they are checked at an interval only"
+        with notified(kernel_watch.open_notifications, self._changed, _log, lost):
             while True:
                 try:
                     async with asyncio.timeout(self._timings.interval):
@@ -97,28 +101,6 @@ class RulesGuard:
                 self._changed.clear()
                 await self.keep()
                 await asyncio.sleep(self._timings.pause)
-
-    @contextmanager
-    def _notified(self) -> Iterator[None]:
-        """Set ``_changed`` after each transaction of nf_tables."""
-        try:
-            notifications = kernel_watch.open_notifications()
-        except OSError as error:
-            _log.warning("no notifications of changed rules (%s): they are checked at an interval only", error)
-            yield
-            return
-
-        def on_notification() -> None:
-            kernel_watch.discard(notifications)
-            self._changed.set()
-
-        loop = asyncio.get_running_loop()
-        with notifications:
-            loop.add_reader(notifications, on_notification)
-            try:
-                yield
-            finally:
-                loop.remove_reader(notifications)
 
 
 class RepairLog:

@@ -1,4 +1,4 @@
-"""Timings of the reconciler and of the rules guard."""
+"""Timings of the reconciler, of the rules guard, and of the watches for addresses and bridges."""
 
 from dataclasses import dataclass
 
@@ -23,3 +23,12 @@ class GuardTimings:
     pause: float = 0.1  # shortest time between two checks
     log_lines: int = 5  # of repairs with the same faults, within ``log_period``
     log_period: float = 60.0
+
+
+@dataclass(frozen=True)
+class LookTimings:
+    """Timings of looks at the host's addresses, or at its bridges, in seconds."""
+
+    interval: float = 5.0  # between two reads without a notification
+    pause: float = 0.2  # shortest time between two reads
+    busy: float = 0.1  # part of the time that reads may take: a host with many addresses or ports is read less often

@@ -1,7 +1,7 @@
 """Watch over the agent's own parts: its threads, its child processes, and the event loop.
 
 A job in a thread is stuck once neither its thread nor a child process of the agent has used processor time for some
-seconds: so a long compilation, or a long ``ipset restore``, counts as work. The watch sends the heartbeat of
+seconds: so a long compilation, or a long ``nft -f``, counts as work. The watch sends the heartbeat of
 sd_notify(3) from the event loop, so a blocked loop sends none, and holds it back while a job is stuck for long. systemd
 then restarts the agent; without systemd the status names the job.
 

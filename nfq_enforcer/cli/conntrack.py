@@ -1,6 +1,5 @@
 """``nfq-enforcer conntrack``: the flows that this node's workers know."""
 
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -32,7 +31,7 @@ def list_flows(
     result = client.call(socket, "conntrack", **ends)
     output.show(result, form, lambda result: output.table(_COLUMNS, map(_row, result["flows"])))
     if result["searched"] < result["total"]:
-        print(f"nfq-enforcer: searched {result['searched']} of {result['total']} flows", file=sys.stderr)
+        output.note(f"searched {result['searched']} of {result['total']} flows")
 
 
 @app.command()

@@ -15,7 +15,8 @@ from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Ou
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.documents import Endpoint
-from nfq_enforcer.policy.loader import File, ParsedDocument
+from nfq_enforcer.policy.inspection import ParsedDocument
+from nfq_enforcer.policy.loader import File
 from nfq_enforcer.text import printable
 
 app = typer.Typer(help="Endpoints.", no_args_is_help=True)

@@ -38,13 +38,13 @@ def up(
         lab.network.down()
         raise
     name = lab.topology.run_id
-    print(f"lab {name} is up: {', '.join(lab.topology.hosts)}")
-    print(f"  try      nfq-enforcer lab exec --run-id {name} front1 -- ping -c 1 {lab.address('back2')}")
+    output.line(f"lab {name} is up: {', '.join(lab.topology.hosts)}")
+    output.line(f"  try      nfq-enforcer lab exec --run-id {name} front1 -- ping -c 1 {lab.address('back2')}")
     if memory:
-        print(f"  policy   put documents into {lab.documents}")
+        output.line(f"  policy   put documents into {lab.documents}")
     else:
-        print(f"  policy   nfq-enforcer policy load FILE... --socket {lab.nodes['n1'].socket}")
-    print(f"  observe  nfq-enforcer observe --follow --socket {lab.nodes['n1'].socket}")
+        output.line(f"  policy   nfq-enforcer policy load FILE... --socket {lab.nodes['n1'].socket}")
+    output.line(f"  observe  nfq-enforcer observe --follow --socket {lab.nodes['n1'].socket}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from nfq_enforcer.cli import (
     agent,
     conntrack,
     endpoint,
+    fqdn,
     identity,
     ipcache,
     lab,
@@ -38,6 +39,7 @@ app.add_typer(identity.app, name="identity")
 app.add_typer(node.app, name="node")
 app.add_typer(ipcache.app, name="ipcache")
 app.add_typer(conntrack.app, name="conntrack")
+app.add_typer(fqdn.app, name="fqdn")
 app.add_typer(store.app, name="store")
 app.add_typer(lab.app, name="lab")
 
@@ -52,13 +54,13 @@ def cleanup() -> None:
 
     iptables.check()
     removed = iptables.remove()
-    print(f"removed {', '.join(removed)}" if removed else "nothing of nfq_enforcer is there")
+    output.line(f"removed {', '.join(removed)}" if removed else "nothing of nfq_enforcer is there")
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
-    print(__version__)
+    output.line(__version__)
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ def main() -> None:
             sys.stdout.flush()
     except NfqError as error:
         _end(str(error), error.exit_code)
-    except BrokenPipeError:  # the reader of the output has closed it
+    except (output.OutputClosed, BrokenPipeError):  # the reader of the output has closed it
         _leave_output_unwritten()
     except OSError as error:  # for example a full disk
         _leave_output_unwritten()

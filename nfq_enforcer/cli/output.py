@@ -39,6 +39,18 @@ def print_data(data: object, output: Format | DataFormat) -> None:
         print(dump_json(data, indent=2))
 
 
+def print_list(items: Iterable[dict[str, object]], form: Format) -> None:
+    """Print as YAML, or as JSON with one item a line, which is quick and readable for thousands of items."""
+    if form is Format.YAML:
+        print_data(list(items), form)
+        return
+    before = "["
+    for item in items:
+        print(f"{before}\n{dump_json(item)}", end="")
+        before = ","
+    print("[]" if before == "[" else "\n]")
+
+
 def print_yaml(documents: Sequence[object]) -> None:
     """Print YAML documents; if a character is not printable, all beyond ASCII are escaped."""
     text = _yaml(documents, readable=True)
@@ -60,9 +72,21 @@ def display(renderable: RenderableType) -> None:
     console.print(_Printable(renderable), soft_wrap=isinstance(renderable, Text))
 
 
+class OutputClosed(Exception):
+    """The reader of the standard output has closed it."""
+
+
 def line(text: str) -> None:
-    """Print a line."""
-    print(printable(text), flush=True)
+    """Print a line at once; raise OutputClosed if nobody reads it."""
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:  # click would end with status 1
+        raise OutputClosed from None
+
+
+def note(text: str) -> None:
+    """Print a line beside the output, on standard error."""
+    print(f"nfq-enforcer: {printable(text)}", file=sys.stderr)
 
 
 def error(text: str) -> None:

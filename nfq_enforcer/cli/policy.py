@@ -12,11 +12,13 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from nfq_enforcer import input_file
 from nfq_enforcer.agent import client, config, defaults
 from nfq_enforcer.cli import output, rollout, tables
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Socket
-from nfq_enforcer.core.tables.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import DnsQuestion, HttpRequest, TlsHello
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
+from nfq_enforcer.input_file import DOCUMENTS_SIZE
 from nfq_enforcer.policy import enforceable, loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import trace as explain
@@ -29,13 +31,13 @@ from nfq_enforcer.policy.matrix import matrix as policy_matrix
 from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.probes import ProbeFile
 from nfq_enforcer.policy.simulation import ECHO_REQUEST, ConnectionResult, EndPair, Simulation
-from nfq_enforcer.policy.warnings import ClusterFacts, warnings
-from nfq_enforcer.text import dump_json
+from nfq_enforcer.policy.warnings import ClusterFacts, endpoint_warnings, warnings
 
 app = typer.Typer(help="Policy documents.", no_args_is_help=True)
 
 
 _MANY_DOCUMENTS = 60.0  # s for all documents of a large cluster
+_CHARACTERS = 100_000  # of documents, that an agent on a busy machine brings into force in a second
 
 
 class Localhost(StrEnum):
@@ -86,19 +88,20 @@ def validate(
 ) -> None:
     """Check documents as the agent does when it loads them; print every error with its place, and the refused number.
 
-    A warning names each part of a document that can never match.
+    A warning names each part of a document that can never match, and endpoints without an interface.
     """
     inspection = loader.inspect(paths, ignore_other_kinds=ignore_other_kinds)
     valid = [item.document for item in inspection.parsed]
     refusals = [] if syntax_only else list(filter(None, map(enforceable.refusals, valid)))
     documents = loader.group_documents(valid)
     _warn(warnings(documents.policies, _facts(documents, cluster, kube_apiserver)))
+    _warn(endpoint_warnings(documents.endpoints))
     _tell_ignored(inspection.ignored)
     errors = [*inspection.errors, *chain.from_iterable(refusals)]
     if errors:
         refused = inspection.refused + len(refusals)
         raise BadInput(f"{DocumentErrors(errors)}\n{refused} of {inspection.total} documents refused")
-    print(f"valid: {len(documents.policies)} policies, {len(documents.endpoints)} endpoints")
+    output.line(f"valid: {len(documents.policies)} policies, {len(documents.endpoints)} endpoints")
 
 
 def _facts(documents: Documents, cluster: str | None, kube_apiserver: list[str] | None) -> ClusterFacts:
@@ -109,12 +112,12 @@ def _facts(documents: Documents, cluster: str | None, kube_apiserver: list[str] 
 
 def _warn(sentences: Iterable[str]) -> None:
     for sentence in sentences:
-        print(f"nfq-enforcer: warning: {sentence}", file=sys.stderr)
+        output.note(f"warning: {sentence}")
 
 
 def _tell_ignored(number: int) -> None:
     if number:
-        print(f"nfq-enforcer: documents of other kinds ignored: {number}", file=sys.stderr)
+        output.note(f"documents of other kinds ignored: {number}")
 
 
 def _cluster(name: str | None) -> str:
@@ -147,7 +150,8 @@ def load(
     params: dict[str, Any] = {"files": files, "wait": timeout if wait else None}
     if ignore_other_kinds:
         params["ignore_other_kinds"] = True
-    applied = client.call(socket, "apply", _request_timeout(timeout, wait=wait), **params)
+    work = sum(len(file.text) for file in files) / _CHARACTERS
+    applied = client.call(socket, "apply", _request_timeout(timeout, wait=wait) + work, **params)
     _warn(applied.get("warnings", ()))
     for name in applied["documents"]:
         output.line(f"{name} applied")
@@ -209,7 +213,9 @@ def _split(name: str) -> tuple[str, str]:
 @app.command()
 def trace(
     source: Annotated[str, typer.Option("--from", help="NAMESPACE/NAME of an endpoint, ip:ADDRESS or reserved:NAME.")],
-    target: Annotated[str, typer.Option("--to", help="The other end, in the same form: it accepts the connection.")],
+    target: Annotated[
+        str, typer.Option("--to", help="The other end, which accepts the connection; also fqdn:NAME, outside.")
+    ],
     files: Annotated[
         list[Path] | None,
         typer.Option(
@@ -220,7 +226,11 @@ def trace(
         ),
     ] = None,
     port: Annotated[str | None, typer.Option("--port", help="80/TCP, 53/UDP, ICMP or ICMP/TYPE.")] = None,
-    http: Annotated[str | None, typer.Option("--http", help="HTTP request, as in 'GET /path'.")] = None,
+    http: Annotated[
+        str | None, typer.Option("--http", help="HTTP request, as in 'GET /path' or 'GET http://host/path'.")
+    ] = None,
+    dns: Annotated[str | None, typer.Option("--dns", help="Name of a DNS query, on 53/UDP by default.")] = None,
+    sni: Annotated[str | None, typer.Option("--sni", help="Server name of TLS, on 443/TCP by default.")] = None,
     enforcement: Annotated[
         Enforcement | None, typer.Option("--enforcement", help="Default: that of the running agent, else auto.")
     ] = None,
@@ -240,7 +250,7 @@ def trace(
     options = (enforcement, allow_localhost, cluster, kube_apiserver, ignore_other_kinds)
     simulation, origin = _traced(files, socket, *options)
     pair = _pair(simulation, source, target)
-    result = explain(simulation, pair, _question(port, http, pair))
+    result = explain(simulation, pair, _question(port, http, dns, sni, pair))
     if form is Format.TABLE:
         output.display(tables.trace(result, all_documents=all_documents))
         if not files:
@@ -281,7 +291,7 @@ def matrix(
     if form is Format.TABLE:
         output.display(tables.matrix(simulation.endpoints, cells))
     else:
-        _print_list((cell.as_data() for cell in cells), form)
+        output.print_list((cell.as_data() for cell in cells), form)
 
 
 @app.command()
@@ -303,7 +313,7 @@ def diff(
     if (form := _format(form)) is Format.TABLE:
         output.display(tables.diff(changes) if changes else Text("no connection changes its verdict"))
     else:
-        _print_list((change.as_data() for change in changes), form)
+        output.print_list((change.as_data() for change in changes), form)
     raise typer.Exit(1 if changes else 0)
 
 
@@ -379,18 +389,32 @@ def _pair(simulation: Simulation, source: str, target: str) -> EndPair:
     return simulation.pair(source, target)
 
 
-def _question(port: str | None, http: str | None, pair: EndPair) -> TrafficSpec:
-    if port is None and http is None:
+def _question(port: str | None, http: str | None, dns: str | None, sni: str | None, pair: EndPair) -> TrafficSpec:
+    asked = {option: text for option, text in {"http": http, "dns": dns, "sni": sni}.items() if text is not None}
+    if port is None and not asked:
         raise BadInput("what is asked? give --port, as in --port 80/TCP or --port ICMP")
-    question = _parse_port(port or "80/TCP", pair.family)
-    if http is None:
-        return question
+    default = "53/UDP" if dns is not None else "443/TCP" if sni is not None else "80/TCP"
+    question = _parse_port(port or default, pair.family)
+    if len(asked) > 1:
+        raise BadInput(f"--{' and --'.join(asked)}: one question at a time; allowed: one of them")
+    if dns is not None:
+        if question.protocol not in {"TCP", "UDP"}:
+            raise BadInput(f"--dns: '{dns}' on {question}; allowed: on a UDP or TCP port")
+        return question._replace(request=DnsQuestion(dns))
+    if sni is not None:
+        if question.protocol != "TCP":
+            raise BadInput(f"--sni: '{sni}' on {question}; allowed: on a TCP port")
+        return question._replace(request=TlsHello(sni))
+    return question if http is None else question._replace(request=_http_request(http, question))
+
+
+def _http_request(http: str, question: TrafficSpec) -> HttpRequest:
     method, _, path = http.partition(" ")
-    if question.proto != PROTOCOLS["TCP"] or not path.startswith("/") or not method:
+    if question.protocol != "TCP" or not path.startswith(("/", "http://", "https://")) or not method:
         raise BadInput(
-            f"--http: '{http}' on {question}; allowed: a method and a path, as in 'GET /path', on a TCP port"
+            f"--http: '{http}' on {question}; allowed: a method and a path or URL, as in 'GET /path', on a TCP port"
         )
-    return question._replace(request=HttpRequest(method, path))
+    return HttpRequest(method, path)
 
 
 def _parse_port(text: str, family: str) -> TrafficSpec:
@@ -407,15 +431,12 @@ def _parse_port(text: str, family: str) -> TrafficSpec:
 
 def _evaluate_probes(simulation: Simulation, path: Path, form: Format) -> int:
     """Print the verdicts on the probes; return the exit status."""
-    try:
-        probes = ProbeFile(yaml_source.decode(path.read_bytes(), str(path)), str(path))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    probes = ProbeFile(yaml_source.decode(input_file.read(path, DOCUMENTS_SIZE), str(path)), str(path))
     answers = _answers(simulation, probes)
     if form is Format.TABLE:
         output.display(tables.probes(probes.probes, answers))
     else:
-        _print_list((answer.as_data() for answer in answers), form)
+        output.print_list((answer.as_data() for answer in answers), form)
     unexpected = tuple(_unexpected(probes, answers))
     for difference in unexpected:
         output.error(str(difference))
@@ -457,15 +478,3 @@ def _format(option: Format | None) -> Format:
     if option is not None:
         return option
     return Format.TABLE if sys.stdout.isatty() else Format.JSON
-
-
-def _print_list(items: Iterable[dict[str, object]], form: Format) -> None:
-    """Print as YAML, or as JSON with one item a line, which is quick and readable for thousands of items."""
-    if form is Format.YAML:
-        output.print_data(list(items), form)
-        return
-    before = "["
-    for item in items:
-        print(f"{before}\n{dump_json(item)}", end="")
-        before = ","
-    print("[]" if before == "[" else "\n]")

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from nfq_enforcer.cli import output
-from nfq_enforcer.errors import NfqError
+from nfq_enforcer.errors import OutcomeUnknown
 
 
 def report(applied: Mapping[str, Any], waited: int) -> None:
-    """Print the rollout of ``apply`` or ``delete`` after ``waited`` seconds; raise NfqError if a live node lacks it."""
+    """Print the rollout of ``apply`` or ``delete`` after ``waited`` seconds.
+
+    Raise OutcomeUnknown if a live node lacks it.
+    """
     change = "what was applied" if applied["revision"] is None else f"revision {applied['revision']}"
     if "nodes" not in applied:
         output.line(f"{change} is in force")
@@ -20,8 +23,9 @@ def report(applied: Mapping[str, Any], waited: int) -> None:
     if away:
         output.line(f"not waited for: {', '.join(map(_away, away))}")
     if behind:
-        raise NfqError(
-            f"{change} is not in force after {waited} seconds on {', '.join(behind)}; it may still come to be"
+        raise OutcomeUnknown(
+            f"{change} is not in force after {waited} seconds on {', '.join(behind)}; it may still come to be: "
+            "check with 'nfq-enforcer node list'"
         )
 
 

@@ -8,7 +8,7 @@ from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output, store
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.core.modes import Datapath
-from nfq_enforcer.observe.status import AgentStatus, RulesStatus, WorkersStatus, WorkerStatus
+from nfq_enforcer.observe.status import AgentStatus, ProxyStatus, RulesStatus, WorkersStatus, WorkerStatus
 from nfq_enforcer.text import printable
 
 
@@ -28,11 +28,16 @@ def _rows(status: AgentStatus) -> Iterator[tuple[str, object]]:
     yield "families", ", ".join(status.families)
     yield "revision", f"{status.revision}: {documents.policies} policies, {documents.endpoints} endpoints"
     yield "endpoints here", str(status.endpoints)
+    for work in status.working:
+        yield "working", f"since {work.since}: {work.text}"
     if status.refused:
         since = (f"since {status.refused.since}", "red")
         yield "documents refused", Text.assemble(since, f"\n{status.refused.error}")
     if status.rules:
         yield from _rules(status.rules)
+    if status.source_filter and status.source_filter.drops:
+        drops = (f"{count} from {name}" for name, count in status.source_filter.drops.items())
+        yield "forged sources", f"dropped: {', '.join(drops)}"
     if status.store:
         yield from store.summary(status.store)
     for stuck in status.stuck:
@@ -41,11 +46,19 @@ def _rows(status: AgentStatus) -> Iterator[tuple[str, object]]:
     if worker.failure:
         yield "worker failure", Text(worker.failure, "red")
     yield "packets", f"{counts.accepted} accepted, {counts.dropped} dropped, {worker.lost} lost without a verdict"
+    if worker.rate_limited:
+        yield "flood", f"{worker.rate_limited} openings dropped, beyond the budgets"
     for reason, count in counts.drops.items():
         if count:
             yield f"  {reason}", f"{count} ({reason.description})"
     offloaded = f", {counts.handed_over} times left to the kernel" if status.datapath == Datapath.PER_FLOW else ""
     yield "flows", f"{counts.flows} open, {counts.flows_evicted} evicted{offloaded}"
+    if status.names and (names := status.names).names:
+        evicted = f", {names.evicted} evicted" if names.evicted else ""
+        held = f", {names.held} answers held until all workers had them" if names.held else ""
+        yield "names by DNS", f"{names.names} with {names.addresses} addresses{evicted}{held}"
+    if status.proxy:
+        yield from _proxy(status.proxy)
     if status.problems:
         yield "problems", [Text(printable(problem), "red") for problem in status.problems]
     yield "log", f"{status.log.seen} events, {counts.events_lost} lost"
@@ -62,6 +75,17 @@ def _rules(rules: RulesStatus) -> Iterator[tuple[str, object]]:
         yield "", rules.last_missing
 
 
+def _proxy(proxy: ProxyStatus) -> Iterator[tuple[str, object]]:
+    if proxy.running:
+        yield "proxy", f"Envoy {proxy.version}, process {proxy.pid}, {proxy.slots} slots, {proxy.restarts} restarts"
+    if proxy.error or not proxy.running:
+        yield "" if proxy.running else "proxy", Text(proxy.error or "does not run", "red")
+    if proxy.unlogged:
+        yield "", f"{proxy.unlogged} requests are not in the flow log"
+    if proxy.refused:
+        yield "", Text(f"{proxy.refused} connections found all slots in use", "red")
+
+
 def _workers(total: WorkersStatus, each: Sequence[WorkerStatus]) -> Iterator[tuple[str, object]]:
     """Yield one row for a single worker; for several workers a row of all, then a row of each."""
     queues, restarts = f"{_queues(total.queues)} ({total.driver})", f"{total.restarts} restarts"
@@ -72,12 +96,19 @@ def _workers(total: WorkersStatus, each: Sequence[WorkerStatus]) -> Iterator[tup
     for worker in each:
         counts = worker.counts
         yield (
-            f"  queues {', '.join(map(str, worker.queues))}",
+            f"  {_queues(worker.queues)}",
             f"process {worker.pid}, {counts.accepted} accepted, {counts.dropped} dropped, {counts.flows} flows, "
             f"{worker.restarts} restarts",
         )
 
 
 def _queues(numbers: Sequence[int]) -> str:
-    first, last = numbers[0], numbers[-1]
-    return f"queue {first}" if first == last else f"queues {first} to {last}"
+    """Return queue numbers in words, consecutive ones as a range; ``numbers`` are ascending."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1].append(number)
+        else:
+            ranges.append([number])
+    listed = (f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in ranges)
+    return f"queue{'s' if len(numbers) > 1 else ''} {', '.join(listed)}"

@@ -11,10 +11,12 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from nfq_enforcer import input_file
 from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.errors import BadInput, DocumentError, NfqError
+from nfq_enforcer.input_file import EXPORT_SIZE
 from nfq_enforcer.observe.status import PendingEndpoint, RefusedValue, StoreStatus
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.text import printable
@@ -22,6 +24,7 @@ from nfq_enforcer.text import printable
 app = typer.Typer(help="The store that the nodes of a cluster share.", no_args_is_help=True)
 
 _BATCH = 4 << 20  # bytes of entries in one request to the API, which accepts four times as many
+_HEADER = 1 << 16  # bytes that the first line of an export may have
 _LONG = 300.0  # s for a result for which the whole store may be read or written
 
 Entry = Mapping[str, Any]
@@ -50,7 +53,7 @@ def export(
     lines = (json.dumps(item) for item in _exported(socket))
     if file == Path("-"):
         for line in lines:
-            print(line)
+            output.line(line)
     else:
         count = _write(file, lines)
         output.line(f"{count - 1} entries written to {file}")
@@ -58,7 +61,7 @@ def export(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="File written by 'store export'.")],
+    file: Annotated[Path, typer.Argument(help="File written by 'store export'; '-' is standard input.")],
     socket: Socket = DEFAULT,
 ) -> None:
     """Write an export into the store and keep its other entries; exit status 1 if an entry is refused."""
@@ -68,7 +71,7 @@ def import_(
         imported = client.call(socket, "store_import", timeout=_LONG, entries=batch)
         written, unchanged = written + imported["written"], unchanged + imported["unchanged"]
         refused += map(RefusedValue.from_json, imported["refused"])
-    print(f"{written} entries written, {unchanged} were there already")
+    output.line(f"{written} entries written, {unchanged} were there already")
     if refused:
         raise NfqError("\n".join([f"{len(refused)} entries refused:", *map(_refused, refused)]))
 
@@ -89,13 +92,15 @@ def gc(
 
 
 def summary(status: StoreStatus) -> Iterator[tuple[str, object]]:
-    """Yield the rows of the store for ``nfq-enforcer status``: its connection and its refused values."""
+    """Yield the rows of the store for ``nfq-enforcer status``: connection, failed saves, refused values."""
     if status.connected:
         yield "store", f"{status.store}, connected since {status.since}"
     else:
         since = f" since {status.since}" if status.since else ""
         reason = f" ({status.error})" if status.error else ""
         yield "store", Text(f"{status.store}, unreachable{since}{reason}; enforcing the last known state", "red")
+    if status.unsaved:
+        yield "state not saved", Text(f"since {status.unsaved.since}\n{printable(status.unsaved.error)}", "red")
     if status.refused and status.refused.count:
         lines = [str(status.refused.count), *map(_refused, status.refused.values)]
         yield "store values refused", [Text(printable(line), "red") for line in lines]
@@ -181,24 +186,26 @@ def _write(file: Path, lines: Iterable[str]) -> int:
 
 
 def _read(file: Path) -> list[Entry]:
+    content, name = input_file.read(file, EXPORT_SIZE, standard_input=True), input_file.name_of(file)
+    _check_header(content, name)
+    text = yaml_source.decode(content, name)
+    lines = [(number, _entry(line, name, number)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    try:
+        _check_count(lines[0][1], len(lines) - 1, "the export")
+    except NfqError as error:
+        raise DocumentError(name, str(error), line=lines[-1][0], column=1) from None
+    return [entry for _, entry in lines[1:]]
+
+
+def _check_header(content: bytes, name: str) -> None:
+    """Raise DocumentError for a file that is no export."""
     from nfq_enforcer.store.redis.backup import FORMAT, VERSION
 
-    try:
-        text = yaml_source.decode(file.read_bytes(), str(file))
-    except OSError as error:
-        raise BadInput(f"{file}: cannot be read: {error.strerror}") from None
-    lines = [
-        (number, _entry(line, str(file), number)) for number, line in enumerate(text.split("\n"), 1) if line.strip()
-    ]
-    header = lines[0][1] if lines else {}
-    if header.get(FORMAT) != VERSION:
-        wanted = f"allowed: what 'nfq-enforcer store export' writes, which begins with {{\"{FORMAT}\": {VERSION}, …}}"
-        raise DocumentError(str(file), f"not an export of this version; {wanted}", line=1, column=1)
-    try:
-        _check_count(header, len(lines) - 1, "the export")
-    except NfqError as error:
-        raise DocumentError(str(file), str(error), line=lines[-1][0], column=1) from None
-    return [entry for _, entry in lines[1:]]
+    line = content[:_HEADER].partition(b"\n")[0]
+    whole = 0 < len(line) < _HEADER
+    if not whole or _entry(yaml_source.decode(line, name), name, 1).get(FORMAT) != VERSION:
+        wanted = f"allowed: a file of 'nfq-enforcer store export', which begins with {{\"{FORMAT}\": {VERSION}, …}}"
+        raise DocumentError(name, f"not an export of this version; {wanted}", line=1, column=1)
 
 
 def _entry(line: str, file: str, number: int) -> Entry:

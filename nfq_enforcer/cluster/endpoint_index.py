@@ -13,15 +13,18 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from ipaddress import ip_network
 from typing import NamedTuple
 
 from nfq_enforcer.cluster.records import EndpointRecord, NodeRecord
 from nfq_enforcer.core.identity import REMOTE_NODE, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.ipcache import Peer
+from nfq_enforcer.core.tables.prefixes import Network
 from nfq_enforcer.policy.rules import PortSet
 
 _NODE = Peer(REMOTE_NODE, remote=True, is_node=True)
+_PREFIX_BYTES = {4: 3, 16: 8}  # of a remote network, by the bytes of an address: /24 and /64
 _UNNAMED: frozenset[PortSet] = frozenset((frozenset(),))
 
 
@@ -35,10 +38,17 @@ class _Template(NamedTuple):
     ports: PortSet
 
 
+class Remote(NamedTuple):
+    """Remote: the peer of an address, and the node where it is."""
+
+    peer: Peer
+    node: str  # empty for an address of a node itself
+
+
 class IndexChanges(NamedTuple):
     """IndexChanges: the changes since they were last reset."""
 
-    touched: Mapping[bytes, Peer | None]  # addresses of all changed records, and their peers before the changes
+    touched: Mapping[bytes, Remote | None]  # addresses of all changed records, as they were before the changes
     local: bool  # endpoints of this node have changed
     ports: bool  # the named ports of some identity have changed
 
@@ -60,8 +70,11 @@ class EndpointIndex:
         self._port_counts: defaultdict[Identity, Counter[PortSet]] = defaultdict(
             Counter
         )  # number of _Template with them
-        self._touched: dict[bytes, Peer | None] = {}
+        self._touched: dict[bytes, Remote | None] = {}
         self._local_changed = self._ports_changed = False
+        self._networks: Counter[bytes] = Counter()  # number of remote endpoints' addresses with a prefix
+        self._network_set: frozenset[Network] | None = None  # the same as networks, once somebody has needed them
+        self.touched_identities: set[Identity] = set()  # gained their first endpoint, or lost the last; see ``Replica``
 
     def put_node(self, name: str, record: NodeRecord | None) -> None:
         """Update a node's record; None: the node is deleted."""
@@ -93,12 +106,12 @@ class EndpointIndex:
         else:
             del self.endpoints[name]
 
-    def peer(self, address: bytes) -> Peer | None:
+    def remote(self, address: bytes) -> Remote | None:
         """Return the peer on another node with this address; None for an unknown address or one of this node."""
         owner = self.owners.get(address)
         if owner is not None and owner.node != self._node:
-            return _remote(owner.identity, address in self._hosts)
-        return _NODE if address in self._hosts else None
+            return Remote(_remote(owner.identity, address in self._hosts), owner.node)
+        return Remote(_NODE, "") if address in self._hosts else None
 
     def peers(self) -> dict[bytes, Peer]:
         """Return all peers by address."""
@@ -108,6 +121,17 @@ class EndpointIndex:
             if address not in self.local
         }
         return dict.fromkeys(self._hosts, _NODE) | others
+
+    @property
+    def remote_networks(self) -> frozenset[Network]:
+        """Return networks that have all addresses of endpoints on other nodes: few, so that they rarely change."""
+        if self._network_set is None:
+            self._network_set = frozenset(map(_network, self._networks))
+        return self._network_set
+
+    def has_endpoint_of(self, identity: Identity) -> bool:
+        """Tell whether any endpoint of the cluster has this identity."""
+        return identity in self._port_counts
 
     def changes(self) -> IndexChanges:
         """Return the changes since the last reset."""
@@ -128,7 +152,7 @@ class EndpointIndex:
 
     def _touch(self, address: bytes) -> None:
         if address not in self._touched:
-            self._touched[address] = self.peer(address)
+            self._touched[address] = self.remote(address)
 
     def _claims(self, address: bytes) -> Iterable[EndpointRecord]:
         owner = self.owners.get(address)
@@ -137,6 +161,7 @@ class EndpointIndex:
     def _set_claims(self, address: bytes, claims: list[EndpointRecord]) -> None:
         """Set the claims of an address, oldest first, and choose its owner among them."""
         self._touch(address)
+        was_remote = self._is_remote(address)
         self._contested.pop(address, None)
         if len(claims) > 1:
             self._contested[address] = claims
@@ -144,6 +169,20 @@ class EndpointIndex:
         self._local_changed |= bool(local) or address in self.local
         _set_owner(self.local, address, local)
         _set_owner(self.owners, address, local or claims)
+        self._count_network(address, self._is_remote(address) - was_remote)
+
+    def _is_remote(self, address: bytes) -> bool:
+        return address in self.owners and address not in self.local
+
+    def _count_network(self, address: bytes, step: int) -> None:
+        if not step:
+            return
+        prefix = address[: _PREFIX_BYTES[len(address)]]
+        if self._networks[prefix] + step in (0, step):
+            self._network_set = None
+        self._networks[prefix] += step
+        if not self._networks[prefix]:
+            del self._networks[prefix]
 
     def _with_template(self, record: EndpointRecord) -> EndpointRecord:
         """Count the record, and return it with the same objects for common fields as the other records have."""
@@ -166,10 +205,13 @@ class EndpointIndex:
     def _count_ports(self, template: _Template, step: int) -> None:
         """Add to the count of the named ports of an identity, and update ``ports``."""
         counts = self._port_counts[template.identity]
+        if not counts:
+            self.touched_identities.add(template.identity)
         counts[template.ports] += step
         if not counts[template.ports]:
             del counts[template.ports]
         if not counts:
+            self.touched_identities.add(template.identity)
             del self._port_counts[template.identity]
         port_sets = frozenset(counts)
         if port_sets <= _UNNAMED:
@@ -181,6 +223,11 @@ class EndpointIndex:
 
 def _template(record: EndpointRecord) -> _Template:
     return _Template(record.namespace, record.account, record.identity, record.labels, record.ports)
+
+
+def _network(prefix: bytes) -> Network:
+    size = 4 if len(prefix) == _PREFIX_BYTES[4] else 16
+    return ip_network((prefix + bytes(size - len(prefix)), len(prefix) * 8))
 
 
 @lru_cache(maxsize=1 << 16)

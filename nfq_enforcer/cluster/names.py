@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import NamedTuple, Protocol
 
 from nfq_enforcer.cluster.records import Address
@@ -10,6 +10,7 @@ from nfq_enforcer.core.identity import HOST, KUBE_APISERVER, REMOTE_NODE, RESERV
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.prefixes import Network
 
 
 class NodeView(Protocol):
@@ -114,6 +115,7 @@ class Names:
         self.identities = identities  # of the cluster; the reserved ones are in RESERVED
         self.nodes = nodes
         self.cidrs: Mapping[Identity, Labels] = {}  # of identities of this node only; the replica replaces it
+        self.cidr_of: Callable[[Network], Labels | None] = lambda address: None  # the replica replaces it, too
         self.kube_apiserver: frozenset[bytes] = frozenset()  # addresses of the Kubernetes API server
         self._endpoints = endpoints
         self._owners = owners
@@ -164,6 +166,8 @@ class Names:
 
     def _end(self, address: bytes, identity: Identity) -> End:
         labels, owner = self.labels(identity), self._owners.get(address)
+        if identity in self.cidrs:  # of several prefixes; the log names that of the address
+            labels = self.cidr_of(ip_network(address)) or labels
         if owner is None or owner.identity != identity:
             return End(labels)
         return End(labels, owner.namespace, owner.name)

@@ -11,7 +11,7 @@ the endpoint is on this node, its policy cannot be compiled: as soon as the clus
 dropped.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 
@@ -22,9 +22,13 @@ from nfq_enforcer.cluster.records import Address, Change, EndpointRecord, Kind, 
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
-from nfq_enforcer.core.tables.ipcache import NO_PREFIXES, Ipcache, Peer, Prefixes
+from nfq_enforcer.core.tables import identities as identity_table
+from nfq_enforcer.core.tables.identities import IdentityChange
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.tables.prefixes import NO_PREFIXES, Network, Prefixes
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.wire.scopes import has_only_groups
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
@@ -69,7 +73,9 @@ class View:
 
     snapshot: Snapshot  # without peers in its ipcache
     changed: bool  # the snapshot differs from the view before; if False, it is the same object
-    peer_changes: tuple[tuple[bytes, Peer | None], ...]  # by address; None: no peer has it any more
+    # by address; None: no peer has it any more; the same peer as before: it has moved to another node
+    peer_changes: tuple[tuple[bytes, Peer | None], ...]
+    remote_networks: frozenset[Network]  # with all endpoints of other nodes
     policies: tuple[PolicyDocument, ...]  # in the order of their names
     names: Names  # live: one object for all views
     compilations: int  # number of compilations and incremental revisions of the policy so far
@@ -80,11 +86,12 @@ class Replica:
 
     def __init__(self, settings: NodeSettings) -> None:
         """Start with an empty cluster."""
-        self._settings = settings
+        self.settings = settings
         self._own = frozenset(address.packed for address in settings.own_addresses)
         self._apiserver = frozenset(address.packed for address in settings.kube_apiserver)
         self._index = EndpointIndex(settings.name)
         self._identities: dict[Identity, Labels] = {}
+        self._known: set[Identity] = set()  # as of the last ``identity_changes``
         self._namespaces: dict[str, Namespace] = {}
         self._policies: dict[str, PolicyDocument] = {}
         self._sorted: tuple[PolicyDocument, ...] = ()  # as of the last compilation
@@ -93,6 +100,7 @@ class Replica:
         self._compilations = 0
         self._local_numbers = self._compiled.policy.local_identities  # of the last view
         self._outside, self._blocks, self._sites = NO_PREFIXES, NO_PREFIXES, dict[bytes, Identity]()
+        self._groups = NO_PREFIXES  # the part of ``_outside`` that has nothing but groups
         self._snapshot: Snapshot | None = None
         index = self._index
         self._names = Names(
@@ -104,6 +112,11 @@ class Replica:
     def peers(self) -> dict[bytes, Peer]:
         """Return all peers by address: the sum of all ``peer_changes``, after a view of all changes."""
         return self._index.peers()
+
+    @property
+    def identities(self) -> Set[Identity]:
+        """Return all identities of the cluster: the sum of all ``identity_changes``."""
+        return self._known
 
     @property
     def endpoints(self) -> Mapping[str, EndpointRecord]:
@@ -130,6 +143,23 @@ class Replica:
                 case _:
                     raise TypeError(f"a record of another kind: {change}")
 
+    def use(self, settings: NodeSettings) -> None:
+        """Use other addresses of this node from the next view on; not to be called concurrently with ``view``."""
+        self.settings = settings
+        self._own = frozenset(address.packed for address in settings.own_addresses)
+        self._snapshot = None
+
+    def identity_changes(self) -> tuple[IdentityChange, ...]:
+        """Return the changes of the cluster's identities since the last call; nothing is compiled for them.
+
+        The cluster has every identity that has a record, or an endpoint.
+        """
+        touched, self._index.touched_identities = self._index.touched_identities, set()
+        states = ((number, number in self._identities or self._index.has_endpoint_of(number)) for number in touched)
+        changes = tuple((number, known) for number, known in states if known != (number in self._known))
+        identity_table.apply_changes(self._known, changes)
+        return changes
+
     def view(self, revision: int) -> View:
         """Return the current view; a snapshot that differs from the one before has this revision.
 
@@ -146,21 +176,25 @@ class Replica:
             snapshot = self._new_snapshot(revision, endpoints)
         else:
             snapshot = old
-        peers = ((address, before, self._index.peer(address)) for address, before in changes.touched.items())
-        peer_changes = tuple((address, now) for address, before, now in peers if now != before)
+        remotes = ((address, before, self._index.remote(address)) for address, before in changes.touched.items())
+        peer_changes = tuple((address, now and now.peer) for address, before, now in remotes if now != before)
         self._snapshot, self._stale = snapshot, False
         self._index.reset_changes()
-        return View(snapshot, snapshot is not old, peer_changes, self._sorted, self._names, self._compilations)
+        networks = self._index.remote_networks.union(self.settings.cluster_networks)
+        return View(
+            snapshot, snapshot is not old, peer_changes, networks, self._sorted, self._names, self._compilations
+        )
 
     def ipcache(self, peers: Mapping[bytes, Peer]) -> Ipcache:
         """Return an ipcache of these peers, with the policy's identities of addresses as of the last view."""
-        networks, apiserver = self._settings.cluster_networks, self._apiserver
-        return Ipcache(peers, networks, self._outside, self._blocks, self._sites, apiserver)
+        networks, apiserver = self.settings.cluster_networks, self._apiserver
+        return Ipcache(peers, networks, self._outside, self._blocks, self._sites, apiserver, self._groups)
 
     def _put_identity(self, identity: Identity, labels: Labels | None) -> None:
         if self._identities.get(identity) == labels:
             return
         self._stale = True
+        self._index.touched_identities.add(identity)
         if labels is None:
             del self._identities[identity]
         else:
@@ -182,7 +216,7 @@ class Replica:
         numbers = {labels: number for number, labels in sorted(self._identities.items(), reverse=True)}
         named = self._index.ports
         ports = {number: named[number] for number in numbers.values() if number in named}
-        compiled = self._compiled.followed_by(self._sorted, numbers, ports, self._settings.enforcement)
+        compiled = self._compiled.followed_by(self._sorted, numbers, ports, self.settings.enforcement)
         if compiled is not self._compiled:
             self._compiled = compiled
             self._compilations += 1
@@ -192,8 +226,10 @@ class Replica:
         numbers, old = self._compiled.policy.local_identities, self._sites
         if numbers is not self._local_numbers:
             self._local_numbers = numbers
+            self._groups = Prefixes({net: number for net, number in numbers.by_cidr.items() if has_only_groups(net)})
             self._outside, self._blocks = Prefixes(numbers.by_cidr), Prefixes(numbers.by_ip_block)
-            self._names.cidrs = {number: labels for labels, number in numbers.cidr_labels.items()}
+            self._names.cidrs = numbers.cidr_names | numbers.name_labels
+            self._names.cidr_of = numbers.labels_of
             self._sites = self._sites_of(numbers, self._index.owners) if numbers.by_port_set else {}
             return True
         if numbers.by_port_set:
@@ -227,12 +263,12 @@ class Replica:
         labels = self._names.labels(record.identity)
         if labels is not None:
             return self._compiled.policy.maps_for(labels, record.ports)
-        mode = self._settings.enforcement
+        mode = self.settings.enforcement
         closed = mode is Enforcement.ALWAYS or (mode is not Enforcement.NEVER and bool(self._policies))
         return _SHUT if closed else _OPEN
 
     def _new_snapshot(self, revision: int, endpoints: Mapping[bytes, LocalEndpoint]) -> Snapshot:
-        settings = self._settings
+        settings = self.settings
         return Snapshot(
             revision,
             endpoints,
@@ -242,10 +278,12 @@ class Replica:
             audit=settings.audit,
             allow_localhost=settings.allow_localhost,
             trust_ipcache=settings.trust_ipcache,
+            own_addresses=self._own,
+            name_identities=self._local_numbers.by_name,
         )
 
     def _labels_of(self, full_name: str) -> Labels:
-        return self._index.endpoints[full_name].all_labels(self._namespaces, self._settings.cluster)
+        return self._index.endpoints[full_name].all_labels(self._namespaces, self.settings.cluster)
 
 
 def _equal(endpoints: Mapping[bytes, LocalEndpoint], others: Mapping[bytes, LocalEndpoint]) -> bool:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-from nfq_enforcer.cluster.records import Change
+from nfq_enforcer.cluster.records import Address, Change
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.loader import File
+from nfq_enforcer.policy.progress import Progress
 
 
 class ChangeBatch(NamedTuple):
@@ -51,6 +52,10 @@ class Store(Protocol):
     """
 
     @property
+    def progress(self) -> Progress:
+        """Return the progress of reading documents."""
+
+    @property
     def refused(self) -> tuple[float, str] | None:
         """Return the time since which, and the reason for which, documents are refused; None if none are."""
 
@@ -75,6 +80,9 @@ class Store(Protocol):
 
     def set_enforcing(self, *, enforcing: bool) -> None:
         """Record whether this node enforces what was acknowledged: not while its rules are missing in the kernel."""
+
+    async def register(self, addresses: tuple[Address, ...]) -> None:
+        """Register this node under other addresses, as soon as the store is reachable."""
 
     async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
         """Write the documents of files, all or nothing; raise BadInput with every error in them.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.tables.conntrack import Opening, Origin
 from nfq_enforcer.core.wire.packet import Packet
-from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER, GSO
+from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER, GSO, PROXIED, PROXY_LEG, SLOT_SHIFT
 
 _UNRESOLVED = Identity(0)
 
@@ -40,6 +40,25 @@ class PacketContext:
     def offloaded_before(self) -> bool:
         """Tell whether the kernel has passed the packet's flow before without verdicts."""
         return bool(self.skb & (FLOW_OPENER | FLOW_REPLIER))
+
+    @property
+    def slot(self) -> int:
+        """Return the slot of the proxy that the packet mark names, 0 without one."""
+        return self.skb >> SLOT_SHIFT
+
+    def proxy_role(self, opener: bytes) -> int:
+        """Return the role of the proxy in the flow with this opener's key, by this packet of it.
+
+        1: it receives the flow, -1: it has opened the flow, 0: it is no end of the flow.
+        """
+        if not self.skb & (PROXIED | PROXY_LEG):
+            return 0
+        return 1 if bool(self.skb & PROXIED) is (self.packet.key == opener) else -1
+
+    def link(self, *, reply: bool = False) -> str | None:
+        """Return the interface toward the replier: by which the packet leaves or, for a ``reply``, arrived."""
+        interface = self.indev if reply else self.outdev
+        return interface.name if interface else None
 
     @property
     def opening(self) -> Opening:

@@ -1,45 +1,64 @@
 """Enforcer: the verdict on one packet.
 
 Fast path: a plain packet of a known flow, evaluated under the policy in force and arriving from the flow's origin, is
-accepted by slices of its header, and stamped if it leaves for another node. Slow path, for every other packet: parse
+accepted by slices of its header, and stamped if it leaves for another node; if the flow has DNS rules, its message has
+to meet them. Slow path, for every other packet: parse
 it, read its stamp, find its flow; classify it as packet of a known flow, opener of a new flow, or stateless reply;
-evaluate policy unless its flow has a valid policy verdict; insert or strip the stamp; update the flow. Each step that
-refuses the packet raises PacketError with a drop reason.
+evaluate policy unless its flow has a valid policy verdict; inspect its message if its flow has layer-7 rules; insert or
+strip the stamp; update the flow. Each step that refuses the packet raises PacketError with a drop reason.
+
+A connection with HTTP rules or server names is redirected to the proxy: before routing, its first packet gets the
+number of a slot. The proxy opens a connection to the server. Each of the two is a flow with the slot; its packets take
+the fast path only on their way to or from the proxy.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nfq_enforcer.core.context import Interface, PacketContext
+from nfq_enforcer.core.dns import DnsInspector, Inspected
+from nfq_enforcer.core.dns_stream import Part
 from nfq_enforcer.core.events import ACCEPT, Decision, FlowEvent
 from nfq_enforcer.core.identity import Identity, travels
 from nfq_enforcer.core.offload import datapath_mode
 from nfq_enforcer.core.policy_verdict import (
     PolicyDenied,
     PolicyVerdict,
+    check_identity,
     check_reply,
     evaluate,
+    evaluate_leg,
     likely_origin,
-    reply_origin,
+    presumed_key,
     source_endpoint,
     stamp_toward,
+    transit_stamp,
 )
 from nfq_enforcer.core.rewrite import rewrite
 from nfq_enforcer.core.tables.conntrack import (
     ORIGIN_UNKNOWN,
+    REVISION_L7,
     REVISION_NONE,
+    REVISION_UNREPORTED,
     Conntrack,
     Flow,
+    FlowL7,
     Offload,
     Opening,
     Origin,
     shared_origin,
 )
+from nfq_enforcer.core.tables.dns_names import NamePatterns
+from nfq_enforcer.core.tables.names import NameTable
+from nfq_enforcer.core.tables.policymap import DnsRules, RuleRef
+from nfq_enforcer.core.tables.slots import UNKNOWN_SLOT, SlotTable
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, PacketError, Verdict
-from nfq_enforcer.core.wire import icmp, stamp
-from nfq_enforcer.core.wire.fast_parse import insert_fast, parse_fast
-from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, Packet, parse, parse_quoted
-from nfq_enforcer.core.wire.skb import GSO
+from nfq_enforcer.core.wire import icmp, stamp, tcp, udp
+from nfq_enforcer.core.wire.fast_parse import FastPacket, insert_fast, parse_fast
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, UDP, Packet, parse, parse_quoted
+from nfq_enforcer.core.wire.scopes import depends_on_link, is_link_local
+from nfq_enforcer.core.wire.skb import ASKS_SLOT, GSO, OF_PROXY, PROXIED, PROXY_LEG
 from nfq_enforcer.core.wire.stamp import Stamp, StampTemplate, stamp_template
 
 _MAX_RULES = 8  # rules named in one event
@@ -48,6 +67,8 @@ _IPV4_KEY = 13
 _UNREADABLE = Packet(4, 0, b"", 0, False, 0, False, False, 0, -1, -1)
 _NO_ORIGIN = Origin(None, None)
 _REQUEUE_NEXT = Decision(Verdict.REQUEUE_NEXT)
+_UNDECIDED = Decision(Verdict.UNDECIDED)
+_MAX_ANSWERS = 256  # packets sent by the worker itself that have not come by yet
 
 
 @dataclass(slots=True)
@@ -61,23 +82,71 @@ class _Accepted:
     replaces: bool = False  # the policy verdict replaces that of the known flow
     is_reply: bool = False  # from the flow's other end, whose origin has been checked
     quotes_stamped: bool = False  # an ICMP error about a packet that left this node with a stamp
+    names: tuple[str, ...] = ()  # of the new flow's destination
+    inspected: tuple[Inspected, ...] = ()  # its messages, if its flow has DNS rules
+    part: Part | None = None  # of the stream of its messages
+
+    @property
+    def l7(self) -> DnsRules | None:
+        """Return the layer-7 rules of the packet's flow."""
+        if self.policy_verdict is not None:
+            return self.policy_verdict.l7
+        return self.flow.l7.dns if self.flow is not None and self.flow.l7 is not None else None
+
+    @property
+    def opening(self) -> Opening:
+        """Return the opening of the packet's flow."""
+        if self.policy_verdict is not None:
+            return self.policy_verdict.opening
+        assert self.flow is not None  # one of the two has layer-7 rules
+        return self.flow.opening
+
+
+class _MessageDenied(PolicyDenied):
+    """A message breaks the layer-7 rules of its flow."""
+
+    def __init__(self, policy_verdict: PolicyVerdict, reason: DropReason, inspected: Inspected) -> None:
+        """Keep the message for the log, and its answer."""
+        super().__init__(policy_verdict, reason)
+        self.inspected = inspected
+
+    def answer(self, context: PacketContext) -> bytes | None:
+        """Return the packet that answers a refused query, None for any other message."""
+        refusal, packet = self.inspected.refusal, context.packet
+        if refusal is None:
+            return None
+        if packet.proto == TCP:
+            return tcp.last_words(packet, tcp.read(context.payload, packet), refusal)
+        return udp.reply(packet, refusal)
 
 
 class Enforcer:
     """Enforcer: decides packets, one after another, by the snapshot in force and the worker's flows."""
 
     def __init__(
-        self, snapshot: Snapshot, flows: Conntrack, *, can_requeue: bool = False, has_next: bool = False
+        self,
+        snapshot: Snapshot,
+        flows: Conntrack,
+        *,
+        can_requeue: bool = False,
+        has_next: bool = False,
+        names: NameTable | None = None,
+        slots: SlotTable | None = None,
     ) -> None:
         """Start with a snapshot and a table of flows.
 
         ``can_requeue``: the driver has further queues, which deliver packets whole or in segments. ``has_next``:
-        another worker, with flows of its own, may know the flow that an ICMP error quotes.
+        another worker, with flows of its own, may know the flow that an ICMP error quotes. ``names``: of addresses;
+        ``slots``: of the proxy; their owner may continue to change both between packets.
         """
         self.flows = flows
         self._can_requeue = can_requeue
         self._has_next = has_next
         self._identification = 0
+        self._dns = DnsInspector()
+        self.names = NameTable() if names is None else names
+        self.slots = SlotTable() if slots is None else slots
+        self._answers: dict[tuple[bytes, bytes], None] = {}  # sent by the worker itself: flow key and rest of each
         self.snapshot = snapshot
 
     @property
@@ -90,6 +159,10 @@ class Enforcer:
         self._snapshot = snapshot
         self._mode = datapath_mode(snapshot, self.flows)
         self._offloads = self._mode.offloads
+        self._dns.questions.keep(snapshot.endpoints)
+        self._dns.streams.keep(snapshot.endpoints)
+        self.name_patterns = NamePatterns(snapshot.name_identities.items())
+        self._names_matter = bool(snapshot.name_identities)
 
     def decide(
         self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int = 0
@@ -100,11 +173,47 @@ class Enforcer:
         sent by this host itself, ``outdev`` for one delivered to it. ``now`` is in seconds and never decreases. ``skb``
         has the bits of ``SkbFlags``.
         """
+        if skb & OF_PROXY:
+            return self._decide_proxied(payload, indev, outdev, now, skb)
         decision = self._fast_path(payload, indev, outdev, now, skb)
         return decision or self.slow_path(payload, indev, outdev, now, skb)
 
-    def _fast_path(
+    def _decide_proxied(
         self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int
+    ) -> Decision:
+        """Decide a packet to or from the proxy, or choose the slot to which it is redirected."""
+        if skb & ASKS_SLOT:
+            return self._choose_slot(PacketContext(payload, _UNREADABLE, indev, outdev, now, skb, _NO_ORIGIN))
+        decision = self._fast_path(payload, indev, outdev, now, skb, proxied=True)
+        return decision or self.slow_path(payload, indev, outdev, now, skb)
+
+    def _choose_slot(self, context: PacketContext) -> Decision:
+        """Choose the slot of the proxy for the first packet of a connection with HTTP rules or server names.
+
+        Every other packet is decided, and logged, at its ordinary hook.
+        """
+        try:
+            self._read(context)
+            verdict = self._evaluate(
+                self._opening(context), context.origin, None, self._identities_of(self._names_of(context)), proxied=True
+            )
+        except PacketError:
+            return _UNDECIDED
+        if verdict.refused or not verdict.needs_proxy or self._snapshot.audit:
+            return _UNDECIDED
+        key = verdict.slot_key
+        assert key is not None  # of a proxied verdict
+        return Decision(Verdict.REDIRECT, slot=self.slots.find(key) if self.slots.is_open(key) else 0, wants=key)
+
+    def _fast_path(
+        self,
+        payload: bytes,
+        indev: Interface | None,
+        outdev: Interface | None,
+        now: float,
+        skb: int,
+        *,
+        proxied: bool = False,
     ) -> Decision | None:
         """Decide a plain packet of a known flow; return None for every other packet."""
         fast = parse_fast(payload)
@@ -112,9 +221,14 @@ class Enforcer:
             return None
         key, identity, tcp_flags, _, _ = fast
         flow = self.flows.lookup(key, now)
-        if flow is None or flow.revision != self._snapshot.revision:
+        if flow is None:
             return None
         reply = key != flow.key
+        if proxied:
+            if flow.evaluated != self._snapshot.revision or _role(flow) != (-1 if reply is bool(skb & PROXIED) else 1):
+                return None
+        elif flow.revision != self._snapshot.revision:
+            return self._fast_message(payload, fast, flow, indev, outdev, now, skb)
         origin, template = (flow.reply_origin, flow.reply_stamp) if reply else (flow.origin, flow.stamp)
         if origin != (indev.name if indev else None, identity):
             return None
@@ -129,22 +243,80 @@ class Enforcer:
         self.flows.update(flow, reply, tcp_flags, now)
         return Decision(Verdict.ACCEPT, stamped)
 
+    def _fast_message(
+        self,
+        payload: bytes,
+        fast: FastPacket,
+        flow: Flow,
+        indev: Interface | None,
+        outdev: Interface | None,
+        now: float,
+        skb: int,
+    ) -> Decision | None:
+        """Decide a plain packet of a known flow with DNS rules; None for one that is denied, and for every other."""
+        key, identity, _, l4, complete = fast
+        l7 = flow.l7
+        if l7 is None or l7.dns is None or l7.revision != self._snapshot.revision:
+            return None
+        if key[0] != UDP or not complete or skb & GSO:
+            return None
+        reply = key != flow.key
+        origin, template = (flow.reply_origin, flow.reply_stamp) if reply else (flow.origin, flow.stamp)
+        if origin != (indev.name if indev else None, identity) or (indev is None and self._answers):
+            return None
+        stamped = None
+        if template is not None:
+            stamped = insert_fast(payload, fast, template, outdev.mtu, skb) if outdev else None
+            if stamped is None:
+                return None
+        inspected = self._inspected(payload, l4, l7.opening.src, flow.key, l7.dns, now, is_query=not reply)
+        if inspected.reason is not None:
+            return None
+        self.flows.update(flow, reply, 0, now)
+        self._dns.accept(inspected, now)
+        event = _message_event(l7.opening, inspected, inspected.rules, now, is_reply=reply)
+        return Decision(Verdict.ACCEPT, stamped, None, event, inspected.learned)
+
     def slow_path(
         self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int
     ) -> Decision:
         """Decide any packet: the decision that the fast path reaches for its packets, with a full parse."""
         context = PacketContext(payload, _UNREADABLE, indev, outdev, now, skb, _NO_ORIGIN)
         try:
-            context.packet = parse(payload, gso=context.gso)
-            identity = self._stamped_identity(context) if context.packet.options else None
-            context.origin = shared_origin(indev.name if indev else None, identity)
-            context.stamped = identity is not None
-            if context.packet.options and self._is_transit(context):
-                return self._accept(context, _Accepted(None))
+            self._read(context)
+            if self._answers and indev is None and self._is_own_answer(context):
+                return ACCEPT
+            if self._is_transit(context):
+                world = transit_stamp(self._snapshot, context.packet, context.origin)
+                return self._accept(context, _Accepted(_template(world, context.packet.key)))
             accepted = self._related_icmp(context) if context.packet.error else self._classify(context)
             return _REQUEUE_NEXT if accepted is None else self._accept(context, accepted)
         except PacketError as error:
-            return Decision(Verdict.DROP, event=self._dropped(context, error))
+            answer = error.answer(context) if isinstance(error, _MessageDenied) else None
+            if answer is not None:
+                self._expect_own(answer)
+            return Decision(Verdict.DROP, answer=answer, event=self._dropped(context, error))
+
+    def _read(self, context: PacketContext) -> None:
+        """Parse the packet, and read its origin; raise PacketError for malformed packets and untrusted stamps."""
+        context.packet = parse(context.payload, gso=context.gso)
+        identity = self._stamped_identity(context) if context.packet.options else None
+        context.origin = shared_origin(context.indev.name if context.indev else None, identity)
+        context.stamped = identity is not None
+
+    def _expect_own(self, answer: bytes) -> None:
+        """Remember a datagram that the worker sends for a server: it comes by here, with the server's address."""
+        if len(self._answers) >= _MAX_ANSWERS:
+            del self._answers[next(iter(self._answers))]
+        packet = parse(answer)
+        self._answers[packet.key, answer[packet.l4_offset :]] = None
+
+    def _is_own_answer(self, context: PacketContext) -> bool:
+        """Tell whether a packet of this host is one that the worker has sent itself; each is accepted once."""
+        key = context.packet.key, context.payload[context.packet.l4_offset :]
+        known = key in self._answers
+        self._answers.pop(key, None)
+        return known
 
     def _stamped_identity(self, context: PacketContext) -> Identity | None:
         """Return the identity on the packet's stamp, None without a stamp; raise PacketError for an untrusted stamp.
@@ -163,14 +335,14 @@ class Enforcer:
     def _is_transit(self, context: PacketContext) -> bool:
         """Tell whether neither end of a packet is an endpoint of this node, and the packet leaves for the cluster.
 
-        Such a packet is queued only because it may have a stamp: only this node's own stamps leave by a cluster
-        interface. One set by this host itself is stripped; one that arrived from elsewhere has been refused, or another
-        node has set it and this node only routes the packet.
+        Such a packet is queued because it may have a stamp, or because it goes to a remote endpoint and this node may
+        translate its source. A stamp set by this host itself is stripped; one that arrived from elsewhere has been
+        refused, or another node has set it and this node only routes the packet.
         """
         packet, outdev, endpoints = context.packet, context.outdev, self._snapshot.endpoints
-        if outdev is None or outdev.name not in self._snapshot.cluster_interfaces:
+        if outdev is None or outdev.name not in self._snapshot.cluster_interfaces or packet.dst in endpoints:
             return False
-        return source_endpoint(self._snapshot, packet.src, context.origin) is None and packet.dst not in endpoints
+        return source_endpoint(self._snapshot, packet.src, context.origin) is None
 
     def _classify(self, context: PacketContext) -> _Accepted:
         """Classify the packet: known flow, new flow, or stateless reply."""
@@ -178,47 +350,105 @@ class Enforcer:
         flow = self._mode.find_flow(context, self.flows.lookup(packet.key, context.now))
         if flow is None or flow.is_reopened_by(packet):
             return self._evaluate_stateless(context) if _is_stray_reply(packet) else self._evaluate_new(context, flow)
-        if flow.revision != self._snapshot.revision or context.origin != flow.origin_of(packet):
+        if flow.revision != REVISION_NONE and _role(flow) != context.proxy_role(flow.key):
+            raise PacketError(DropReason.PROXY_SLOT)
+        if flow.evaluated != self._snapshot.revision or context.origin != flow.origin_of(packet):
             return self._reevaluate(context, flow)
         return _Accepted(flow.stamp_on(packet), flow)
 
-    def _evaluate(self, asked: Opening, origin: Origin, *, stateless: bool = False) -> PolicyVerdict:
+    def _evaluate(
+        self,
+        asked: Opening,
+        origin: Origin,
+        link: str | None,
+        names: tuple[Identity, ...] = (),
+        *,
+        stateless: bool = False,
+        proxied: bool = False,
+    ) -> PolicyVerdict:
         """Evaluate policy for an opening from this origin, and from the presumed origin where the mode has another.
 
         An unstamped packet with the address of another node's endpoint may belong to an offloaded flow that this node
         no longer knows. Policy has to allow it to that endpoint, and not just to the world.
         """
-        presumed = self._mode.presumed_origin(origin, asked.src)
-        if presumed != origin:
-            evaluate(self._snapshot, asked, presumed, stateless=stateless)
-        return evaluate(self._snapshot, asked, origin, stateless=stateless)
+        for presumed in {self._mode.presumed_origin(origin, asked.src)} - {origin}:
+            evaluate(self._snapshot, asked, presumed, link, names=names, stateless=stateless, proxied=proxied)
+        return evaluate(self._snapshot, asked, origin, link, names=names, stateless=stateless, proxied=proxied)
+
+    def _evaluate_redirected(
+        self, asked: Opening, origin: Origin, names: tuple[Identity, ...], slot: int
+    ) -> PolicyVerdict:
+        """Evaluate policy for a flow that the proxy receives in this slot, or in any (``UNKNOWN_SLOT``)."""
+        verdict = self._evaluate(asked, origin, None, names, proxied=True)
+        assert verdict.slot_key is not None  # of a proxied verdict
+        found = self.slots.find_serving(verdict.slot_key, slot)
+        if not found:
+            raise PacketError(DropReason.PROXY_SLOT)
+        return verdict._replace(slot=found)
+
+    def _evaluate_leg(self, asked: Opening, origin: Origin, link: str | None, slot: int) -> PolicyVerdict:
+        """Evaluate a flow that the proxy has opened for a client of this slot."""
+        key = presumed_key(self._snapshot, asked, link) if slot == UNKNOWN_SLOT else self.slots.key(slot)
+        return evaluate_leg(self._snapshot, asked, origin, link, slot, key)
+
+    def _opening(self, context: PacketContext) -> Opening:
+        """Return the opening that the packet would make; a packet on its way to the proxy has another receiver."""
+        opening = context.opening
+        if context.skb & (ASKS_SLOT | PROXIED):
+            return opening._replace(to_host=opening.dst in self._snapshot.own_addresses)
+        return opening
+
+    def _named(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return those of the names, each once, whose addresses have an identity by policy."""
+        return tuple(dict.fromkeys(filter(self.name_patterns.find, names)))
+
+    def _identities_of(self, names: Iterable[str]) -> tuple[Identity, ...]:
+        """Return the identities that policy gives to the addresses of these names."""
+        return tuple(dict.fromkeys(identity for name in names for identity in self.name_patterns.find(name)))
 
     def _evaluate_stateless(self, context: PacketContext) -> _Accepted:
         """Evaluate a packet without a flow that never opens one: a stray reply, or an ICMP error."""
         packet = context.packet
-        verdict = self._evaluate(context.opening, context.origin, stateless=not packet.error)
+        verdict = self._evaluate(context.opening, context.origin, context.link(), stateless=not packet.error)
         return _Accepted(_template(verdict.stamp, packet.key), policy_verdict=verdict)
 
     def _evaluate_new(self, context: PacketContext, known: Flow | None) -> _Accepted:
         """Evaluate a packet that opens a flow."""
         packet = context.packet
-        verdict = self._evaluate(context.opening, context.origin)
+        names = self._names_of(context)
+        verdict = self._verdict_on(context, self._identities_of(names))
         if known is not None and not known.is_over and known.revision == self._snapshot.revision:
             # Simultaneous open (RFC 9293 section 3.5): both openers share one flow.
             return _Accepted(known.stamp_on(packet), known, verdict)
-        return _Accepted(_template(verdict.stamp, packet.key), policy_verdict=verdict, creates=True)
+        template = _template(verdict.stamp, packet.key)
+        return _Accepted(template, policy_verdict=verdict, creates=verdict.opens_flow, names=names)
+
+    def _names_of(self, context: PacketContext) -> tuple[str, ...]:
+        """Return the names of the destination that matter to policy."""
+        return self._named(self.names.current(context.packet.dst, context.now)) if self._names_matter else ()
+
+    def _verdict_on(self, context: PacketContext, names: tuple[Identity, ...]) -> PolicyVerdict:
+        """Return the policy verdict on the opening that a packet makes: to the proxy, by the proxy, or without it."""
+        if context.skb & PROXIED:
+            return self._evaluate_redirected(self._opening(context), context.origin, names, context.slot)
+        if context.skb & PROXY_LEG:
+            return self._evaluate_leg(context.opening, context.origin, context.link(), context.slot)
+        return self._evaluate(context.opening, context.origin, context.link(), names)
 
     def _reevaluate(self, context: PacketContext, flow: Flow) -> _Accepted:
         """Evaluate a known flow under the policy in force, and check its packet's origin against the flow's."""
         packet, origin = context.packet, context.origin
         reply = packet.key != flow.key
-        if flow.revision == REVISION_NONE:  # the kernel's conntrack does not record it
-            flow.to_host = context.indev is None if reply else context.outdev is None
+        if flow.revision == REVISION_NONE:  # the kernel's conntrack does not record them
+            flow.to_host = context.indev is None if reply else self._opening(context).to_host
+            flow.slot = context.proxy_role(flow.key) * (context.slot or UNKNOWN_SLOT)
         accepted = _Accepted(flow.stamp_on(packet), flow, is_reply=reply)
+        if reply and _is_on_other_link(packet.src, flow.reply_origin, origin):
+            raise PacketError(DropReason.INVALID_SOURCE_IP)
         stranger = not reply and origin != flow.origin
-        if stranger or flow.revision != self._snapshot.revision:
+        if stranger or flow.evaluated != self._snapshot.revision:
             opener = self._opener_origin(flow, from_host=context.outdev is None) if reply else origin
-            verdict = self._evaluate_opener(flow, opener, stranger=stranger)
+            verdict = self._evaluate_opener(flow, opener, context.link(reply=reply), stranger=stranger)
             template = _template(verdict.reply_stamp if reply else verdict.stamp, packet.key)
             accepted = _Accepted(template, flow, verdict, replaces=True, is_reply=reply)
         if reply:
@@ -234,15 +464,24 @@ class Enforcer:
             return flow.origin
         return self._mode.presumed_origin(Origin(interface, None), opener)
 
-    def _evaluate_opener(self, flow: Flow, opener: Origin, *, stranger: bool = False) -> PolicyVerdict:
+    def _evaluate_opener(
+        self, flow: Flow, opener: Origin, link: str | None, *, stranger: bool = False
+    ) -> PolicyVerdict:
         """Evaluate the opening of a known flow for the origin ``opener``, possibly a ``stranger`` to the flow.
 
         A stranger's packet must not cut the flow. A denied TCP flow stays in the table and is evaluated at each packet:
         otherwise the replier, if policy lets it open connections, would revive the flow with its next segment.
         """
         opening = flow.opening
+        if self._names_matter:
+            flow.names = self._named((*flow.names, *self.names.known(opening.dst)))
+        names = self._identities_of(flow.names)
         try:
-            return self._evaluate(opening, opener)
+            if flow.slot > 0:
+                return self._evaluate_redirected(opening, opener, names, flow.slot)
+            if flow.slot < 0:
+                return self._evaluate_leg(opening, opener, link, -flow.slot)
+            return self._evaluate(opening, opener, link, names)
         except PacketError:
             if not stranger and opening.proto != TCP:
                 self.flows.remove(flow)
@@ -260,15 +499,20 @@ class Enforcer:
         source = source_endpoint(self._snapshot, packet.src, context.origin)
         related = quoted.src == packet.dst and self._may_quote(context, source, quoted.dst)
         flow = self.flows.lookup(quoted.key, context.now) if related else None
+        if flow is not None:
+            receiver = flow.reply_origin if quoted.key == flow.key else flow.origin
+            flow = None if _is_on_other_link(quoted.dst, receiver, context.origin) else flow
         if flow is None or flow.origin.interface == ORIGIN_UNKNOWN.interface:
             return None if self._has_next else self._evaluate_stateless(context)
+        check_identity(self._snapshot, packet.dst, context.origin)
         template = _template(stamp_toward(self._snapshot, context.opening, source), packet.key)
         stamped = flow.stamp_on(quoted) is not None
         if flow.revision == self._snapshot.revision:
             return _Accepted(template, quotes_stamped=stamped)
         opener = self._opener_origin(flow, from_host=flow.origin.interface is None)
-        verdict = self._evaluate_opener(flow, opener)
-        return _Accepted(template, flow, verdict, replaces=True, quotes_stamped=stamped)
+        verdict = self._evaluate_opener(flow, opener, context.link(reply=quoted.key == flow.key))
+        replaces = flow.revision != REVISION_UNREPORTED  # the flow's next packet has to be evaluated, and reported
+        return _Accepted(template, flow, verdict, replaces=replaces, quotes_stamped=stamped)
 
     def _may_quote(self, context: PacketContext, source: LocalEndpoint | None, quoted_dst: bytes) -> bool:
         """Tell whether the sender of an ICMP error may have received a packet to this address.
@@ -278,15 +522,22 @@ class Enforcer:
         router.
         """
         if source is not None:
-            return source.is_host or self._snapshot.endpoints.get(quoted_dst) is source
+            link = context.indev.name if context.indev else None
+            return source.is_host or self._snapshot.destination_endpoint(quoted_dst, link) is source
         src = context.packet.src
         peer = self._snapshot.ipcache.lookup(src)
-        is_endpoint = context.stamped or travels(peer.identity)
+        is_endpoint = context.origin.endpoint is not None or travels(peer.identity)
         return peer.is_node or not is_endpoint or quoted_dst == src
 
     def _accept(self, context: PacketContext, accepted: _Accepted) -> Decision:
         """Accept the packet, with the stamp of its flow and no other."""
         rewritten: bytes | None = None
+        l7 = accepted.l7
+        if l7 is not None and not context.packet.error:
+            form = self._complete_form(context)
+            if form is not None:
+                return Decision(form)
+            self._inspect(context, accepted, l7)
         if accepted.quotes_stamped and context.indev is not None:  # this host's own errors have allowed for the stamp
             if context.packet.truncated and self._can_requeue:
                 return Decision(Verdict.REQUEUE_WHOLE)
@@ -300,15 +551,64 @@ class Enforcer:
                 return Decision(result)
             rewritten = result
         event = self._update_flow(context, accepted)
+        messages = accepted.inspected
+        learned = tuple(learned for one in messages for learned in one.learned) if messages else ()
+        further = tuple(self._message_event(context, accepted, one) for one in messages[1:]) if messages else ()
         if rewritten is None:
             decision, flow, packet = ACCEPT, accepted.flow, context.packet
             if flow is not None and not packet.error:
                 decision = self._mode.accept(flow, packet.key != flow.key, context.stamped, context.now)
-            return Decision(decision.verdict, event=event) if event else decision
+            return Decision(decision.verdict, event=event, learned=learned, further=further) if event else decision
         outdev = context.outdev
         if outdev is not None and context.packet.df and len(rewritten) > outdev.mtu and not context.gso:
             return self._enforce_mtu(context, rewritten, outdev, event)
-        return Decision(Verdict.ACCEPT, rewritten, event=event)
+        return Decision(Verdict.ACCEPT, rewritten, event=event, learned=learned, further=further)
+
+    def _complete_form(self, context: PacketContext) -> Verdict | None:
+        """Return the requeue verdict that yields the complete packet of a message, None for a complete packet."""
+        if not (context.gso or context.packet.truncated):
+            return None
+        if not self._can_requeue:
+            raise PacketError(DropReason.PAYLOAD_TOO_LONG)
+        return Verdict.REQUEUE_SEGMENTED if context.gso else Verdict.REQUEUE_WHOLE
+
+    def _inspect(self, context: PacketContext, accepted: _Accepted, rules: DnsRules) -> None:
+        """Inspect the messages of a packet; raise PacketError for a denied one, unless audit mode accepts it."""
+        packet, client = context.packet, accepted.opening.src
+        flow = accepted.flow.key if accepted.flow is not None else packet.key
+        is_query = packet.key == flow
+        if packet.proto == TCP:
+            self._inspect_segment(context, accepted, rules, flow)
+        else:
+            payload = context.payload[: packet.length]
+            one = self._inspected(payload, packet.l4_offset, client, flow, rules, context.now, is_query=is_query)
+            accepted.inspected = (one,)
+        denied = next((one for one in accepted.inspected if one.reason is not None), None)
+        if denied is None or denied.reason is None or self._snapshot.audit:
+            return
+        verdict = PolicyVerdict(accepted.opening, context.origin, Direction.EGRESS, denied.reason, (), rules.values)
+        raise _MessageDenied(verdict, denied.reason, denied)
+
+    def _inspect_segment(self, context: PacketContext, accepted: _Accepted, rules: DnsRules, flow: bytes) -> None:
+        """Inspect the messages of a TCP segment; a SYN-ACK begins the stream of its connection."""
+        packet, client = context.packet, accepted.opening.src
+        segment, is_query = tcp.read(context.payload, packet), packet.key == flow
+        if packet.is_syn_ack and not is_query:
+            self._dns.streams.begin(client, flow, segment)
+        if segment.data or packet.tcp_flags & tcp.URG:  # the pointer to an urgent byte may lead ahead
+            accepted.inspected, accepted.part = self._dns.inspect_segment(
+                segment, client, flow, rules, context.now, is_query=is_query
+            )
+
+    def _inspected(
+        self, payload: bytes, l4: int, client: bytes, flow: bytes, rules: DnsRules, now: float, *, is_query: bool
+    ) -> Inspected:
+        """Inspect the message of a complete datagram, with its transport header at ``l4``."""
+        try:
+            message = udp.data(payload, l4)
+        except PacketError as error:
+            return Inspected(client, flow, reason=error.reason)
+        return self._dns.inspect(message, client, flow, rules, now, is_query=is_query)
 
     def _has_forged_stamp(self, context: PacketContext) -> bool:
         """Tell whether an endpoint of this node, or the host, has set a stamp itself."""
@@ -322,30 +622,57 @@ class Enforcer:
         A requeued packet updates its flow when it arrives from the other queue.
         """
         packet, flow, verdict = context.packet, accepted.flow, accepted.policy_verdict
+        opens = accepted.creates
         if accepted.creates:
             flow = self.flows.create(packet, context.now)
+            flow.names = accepted.names
         elif flow is not None and not packet.error:
             self.flows.update(flow, packet.key != flow.key, packet.tcp_flags, context.now)
         if flow is not None and verdict is not None and (accepted.creates or accepted.replaces):
+            opens |= not accepted.creates and flow.revision == REVISION_UNREPORTED
             self._apply_verdict(flow, verdict)
             if context.stamped and packet.key == flow.key:
                 flow.masqueraded = self._mode.is_masqueraded(packet.src)
         if flow is not None and accepted.is_reply:
             flow.reply_origin = context.origin
-        if verdict is None or not (accepted.creates or verdict.refused):
+        if accepted.part is not None:
+            accepted.part.accept()
+        for one in accepted.inspected:
+            self._dns.accept(one, context.now)
+        if accepted.inspected:
+            return self._message_event(context, accepted, accepted.inspected[0])
+        if verdict is None or verdict.slot < 0 or not (opens or verdict.refused):  # the client's flow has the event
             return None
         return self._forwarded(context, verdict)
 
+    def _message_event(self, context: PacketContext, accepted: _Accepted, inspected: Inspected) -> FlowEvent:
+        """Return the event of a message."""
+        opening, verdict, rules = accepted.opening, accepted.policy_verdict, inspected.rules
+        if verdict is not None:  # its rules, but of those with DNS rules only the ones that match
+            rules += tuple(ref for ref in verdict.allowed_by if ref.direction is Direction.INGRESS)
+        is_reply = context.packet.src != opening.src
+        return _message_event(opening, inspected, rules, context.now, is_reply=is_reply)
+
     def _apply_verdict(self, flow: Flow, verdict: PolicyVerdict) -> None:
-        """Store a policy verdict in its flow."""
+        """Store a policy verdict in its flow.
+
+        Where the destination depends on the link, packets with one key may go to several links: a multicast router
+        sends a copy to each. The verdict is valid on one link, so every packet of such a flow is evaluated.
+        """
         opening = verdict.opening
+        every_packet = depends_on_link(opening.dst)
         flow.to_host, flow.source, flow.destination = opening.to_host, opening.source, opening.destination
         flow.origin = verdict.origin
         flow.stamp = _template(verdict.stamp, flow.key)
         flow.reply_stamp = _template(verdict.reply_stamp, flow.key)
-        flow.reply_origin = reply_origin(self._snapshot, opening)  # None: the next reply shows it
-        flow.offload = Offload.NEVER if verdict.refused else Offload.NONE
-        flow.revision = self._snapshot.revision
+        flow.reply_origin = verdict.reply_origin
+        flow.offload = Offload.NEVER if verdict.refused or every_packet or verdict.l7 else Offload.NONE
+        flow.revision = REVISION_NONE if every_packet else self._snapshot.revision
+        flow.l7 = None
+        flow.slot = verdict.slot
+        if verdict.l7 is not None or verdict.slot:
+            flow.l7 = FlowL7(verdict.l7, flow.revision, opening)
+            flow.revision = REVISION_NONE if every_packet else REVISION_L7
 
     def _enforce_mtu(
         self, context: PacketContext, rewritten: bytes, outdev: Interface, event: FlowEvent | None
@@ -353,13 +680,14 @@ class Enforcer:
         """Decide a packet whose stamp makes it longer than the MTU, and that must not be fragmented.
 
         A packet sent by this host itself is left to the kernel to fragment (the kernel does so with its own IPv6
-        packets in any case); another sender is told the size that fits, unless the packet is an ICMP error (RFC 1122
-        section 3.2.2). A packet that exceeded the MTU before arrived in fragments, which the kernel has reassembled and
-        will cut again. An IPv6 packet may have been reassembled without a trace of it: it is accepted as well, and the
-        kernel cuts or refuses it.
+        packets in any case), and so is an IPv4 packet in transit: the kernel may translate its addresses, and its
+        sender would not know those in an answer of ours. Another sender is told the size that fits, unless the packet
+        is an ICMP error (RFC 1122 section 3.2.2). A packet that exceeded the MTU before arrived in fragments, which the
+        kernel has reassembled and will cut again. An IPv6 packet may have been reassembled without a trace of it: it is
+        accepted as well, and the kernel cuts or refuses it.
         """
         packet = context.packet
-        if context.indev is None:
+        if context.indev is None or (packet.version == 4 and self._is_transit(context)):
             self._identification = self._identification % 0xFFFF + 1
             fragmentable = icmp.clear_df(rewritten, self._identification) if packet.version == 4 else rewritten
             return Decision(Verdict.ACCEPT, fragmentable, event=event)
@@ -371,6 +699,9 @@ class Enforcer:
         if packet.version == 6:
             return Decision(Verdict.ACCEPT, rewritten, answer, event)
         dropped = self._dropped(context, PacketError(DropReason.FRAG_NEEDED))
+        flow = self.flows.lookup(packet.key, context.now) if event is not None else None
+        if flow is not None:  # its event is for the first packet that passes
+            flow.revision = REVISION_UNREPORTED
         return Decision(Verdict.DROP, answer=answer, event=dropped)
 
     def _forwarded(self, context: PacketContext, verdict: PolicyVerdict) -> FlowEvent:
@@ -405,12 +736,43 @@ class Enforcer:
             is_reply=packet.src != verdict.opening.src,
             enforced_by=verdict.enforced_by[:_MAX_RULES],
             denied_by=verdict.denied_by[:_MAX_RULES],
+            l7=error.inspected.message if isinstance(error, _MessageDenied) else None,
         )
+
+
+def _message_event(
+    opening: Opening, inspected: Inspected, rules: tuple[RuleRef, ...], now: float, *, is_reply: bool
+) -> FlowEvent:
+    """Return the event of a message in a flow with DNS rules, which these rules allow, or audit mode."""
+    return FlowEvent(
+        now,
+        FlowVerdict.AUDIT if inspected.reason else FlowVerdict.FORWARDED,
+        inspected.reason,
+        Direction.EGRESS,
+        opening,
+        0,
+        is_reply,
+        rules[:_MAX_RULES],
+        l7=inspected.message,
+    )
+
+
+def _is_on_other_link(sender: bytes, known: Origin | None, origin: Origin) -> bool:
+    """Tell whether a packet's sender is only a namesake of a flow's end: a link-local address exists on several links.
+
+    ``known``: the origin of that end's packets, None until its first packet.
+    """
+    return is_link_local(sender) and known not in {None, origin}
 
 
 def _template(stamp: Stamp | None, key: bytes) -> StampTemplate | None:
     """Return the stamp as template for packets of a flow with this key."""
     return stamp_template(stamp, 4 if len(key) == _IPV4_KEY else 6, key[0]) if stamp else None
+
+
+def _role(flow: Flow) -> int:
+    """Return the role of the proxy in a flow: 1 receives it, -1 has opened it, 0 neither."""
+    return (flow.slot > 0) - (flow.slot < 0)
 
 
 def _is_stray_reply(packet: Packet) -> bool:

@@ -39,8 +39,13 @@ RESERVED: dict[Identity, Labels] = {
 
 
 def travels(identity: int) -> bool:
-    """Tell whether a stamp may bear this identity: only identities of endpoints, agreed in the cluster."""
+    """Tell whether an identity belongs to endpoints, agreed in the cluster, so that stamps bear it."""
     return CLUSTER_MIN <= identity <= CLUSTER_MAX
+
+
+def may_be_stamped(identity: int) -> bool:
+    """Tell whether a stamp may bear this identity: that of an endpoint, or ``world``, which is trusted with nothing."""
+    return travels(identity) or identity == WORLD
 
 
 def derive(label_sets: Iterable[Labels]) -> dict[Labels, Identity]:

@@ -7,12 +7,17 @@ address, reply against the flow's other end.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from nfq_enforcer.core.identity import HOST, WORLD, Identity, travels
+from nfq_enforcer.core.host_traffic import exempt_sides
+from nfq_enforcer.core.identity import ANY, HOST, REMOTE_NODE, WORLD, Identity, travels
+from nfq_enforcer.core.source_address import is_exempt
 from nfq_enforcer.core.tables.conntrack import ORIGIN_UNKNOWN, Opening, Origin
-from nfq_enforcer.core.tables.policymap import LookupResult, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.l7 import EVERY_PROTOCOL, ProxyProtocols
+from nfq_enforcer.core.tables.policymap import DnsRules, LookupResult, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.slots import SlotKey
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, PacketError
-from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
+from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, UDP, Packet
+from nfq_enforcer.core.wire.scopes import is_group
 from nfq_enforcer.core.wire.stamp import Stamp
 
 
@@ -28,6 +33,12 @@ class PolicyVerdict(NamedTuple):
     denied_by: tuple[RuleRef, ...] = ()  # the deny rules that match
     stamp: Stamp | None = None  # for the opener's packets
     reply_stamp: Stamp | None = None  # for replies
+    reply_origin: Origin | None = None  # of replies; None: the first reply has to show it
+    opens_flow: bool = True  # False: host traffic, each packet of which is accepted by itself
+    l7: DnsRules | None = None  # the rules that each message of the flow has to meet
+    needs_proxy: bool = False  # HTTP rules or server names apply to it
+    slot_key: SlotKey | None = None  # of a flow that the proxy receives
+    slot: int = 0  # of a flow that the proxy receives; negative: of one that the proxy has opened
 
 
 class PolicyDenied(PacketError):
@@ -39,34 +50,159 @@ class PolicyDenied(PacketError):
         self.policy_verdict = policy_verdict
 
 
-def evaluate(snapshot: Snapshot, asked: Opening, origin: Origin, *, stateless: bool = False) -> PolicyVerdict:
+def evaluate(
+    snapshot: Snapshot,
+    asked: Opening,
+    origin: Origin,
+    link: str | None = None,
+    *,
+    names: tuple[Identity, ...] = (),
+    stateless: bool = False,
+    proxied: bool = False,
+) -> PolicyVerdict:
     """Return the policy verdict on an opening; raise PolicyDenied, or PacketError for an impossible source or end.
 
-    ``stateless``: the packet is a stray reply or an ICMP error without a flow. It never opens a flow, and is accepted
-    only if policy enforces neither end.
+    ``link``: the interface by which the opener's packets leave, None if this host receives them. ``names``: identities
+    of the destination by its names, which count for a destination outside the cluster only. ``stateless``: the
+    packet is a stray reply or an ICMP error without a flow. It never opens a flow, and is accepted only if policy
+    enforces neither end. ``proxied``: the proxy receives the flow, and checks its content.
     """
-    source = source_endpoint(snapshot, asked.src, origin)
-    destination = snapshot.endpoints.get(asked.dst)
+    source = _opener_endpoint(snapshot, asked, origin)
+    destination = snapshot.destination_endpoint(asked.dst, link)
     if source is None and destination is None:
         raise PacketError(DropReason.NO_ENDPOINT)
     peers = _source_identity(snapshot, source, asked.src, origin), _destination_identity(snapshot, destination, asked)
     opening = Opening(*asked[:-2], *peers)
+    exempt = exempt_sides(opening, source, destination, from_host=origin.interface is None)
+    opens_flow = not exempt or len(exempt) < (source is not None) + (destination is not None)
     stamp = stamp_toward(snapshot, asked, source)
     reply_stamp = _reply_stamp(snapshot, asked, origin, source, destination)
+    names = names if _is_outside(opening.destination) else ()
+    effects = stamp, reply_stamp, _reply_origin(asked, destination), opens_flow
     allowed_by: tuple[RuleRef, ...] = ()
+    l7: DnsRules | None = None
+    needs_proxy = False
+    protocols = EVERY_PROTOCOL  # that each side allows
     for direction, policy, peer, address in _guarded_sides(source, destination, opening):
-        local_identities = snapshot.ipcache.local_identities(address, peer)
-        result = policy.lookup(peer, opening.proto, _port(opening), local_identities)
-        reason = _denial(snapshot, result, policy, opening, direction, stateless=stateless)
-        if reason is not None:
+        also = _local_identities(snapshot, address, peer)
+        if direction is Direction.EGRESS:
+            also += names
+        result = policy.lookup(peer, opening.proto, _port(opening), also)
+        reason = _denial(snapshot, result, policy, opening, direction, origin, stateless=stateless)
+        if reason is DropReason.PROXY_MISSING:
+            needs_proxy = True
+            protocols &= result.protocols
+            reason = None if proxied else reason
+        if reason is not None and (result.denied or direction not in exempt):
             enforced_by = () if result.denied else policy.enforced_by
             denied_by = result.rules if result.denied else ()
-            denial = PolicyVerdict(opening, origin, direction, reason, (), enforced_by, denied_by, stamp, reply_stamp)
+            denial = PolicyVerdict(opening, origin, direction, reason, (), enforced_by, denied_by, *effects)
             if snapshot.audit:
                 return denial
             raise PolicyDenied(denial, reason)
+        if (
+            direction is Direction.EGRESS
+            and direction not in exempt
+            and not (opening.proto == TCP and result.protocols)
+        ):
+            l7 = result.dns
         allowed_by += result.rules
-    return PolicyVerdict(opening, origin, allowed_by=allowed_by, stamp=stamp, reply_stamp=reply_stamp)
+    verdict = PolicyVerdict(opening, origin, None, None, allowed_by, (), (), *effects, l7, needs_proxy)
+    return _redirected(snapshot, verdict, source, destination, names, protocols) if proxied else verdict
+
+
+def _redirected(
+    snapshot: Snapshot,
+    verdict: PolicyVerdict,
+    source: LocalEndpoint | None,
+    destination: LocalEndpoint | None,
+    names: tuple[Identity, ...],
+    protocols: ProxyProtocols,
+) -> PolicyVerdict:
+    """Return the verdict for a flow that the proxy receives: it has a slot, and this host sends its replies.
+
+    ``protocols``: those that each side allows. Without any, the slot is one for HTTP, which refuses all requests.
+    """
+    opening = verdict.opening
+    is_self = source is not None and destination is not None and source.name and source.name == destination.name
+    key = SlotKey(
+        "" if source is None or is_self else source.name,
+        "" if destination is None or is_self else destination.name,
+        opening.source,
+        opening.destination,
+        (opening.source, *_local_identities(snapshot, opening.src, opening.source)),
+        (opening.destination, *_local_identities(snapshot, opening.dst, opening.destination), *names),
+        opening.dport,
+        protocols or ProxyProtocols.HTTP,
+    )
+    return verdict._replace(stamp=None, reply_origin=Origin(None, None), slot_key=key)
+
+
+def evaluate_leg(
+    snapshot: Snapshot, asked: Opening, origin: Origin, link: str | None, slot: int, key: SlotKey | None
+) -> PolicyVerdict:
+    """Return the verdict on a connection that the proxy has opened for a client of the slot with this key.
+
+    Policy has decided about the client's connection, and the proxy about its requests or its server name. Raise
+    PacketError unless the connection's ends are those of the slot.
+    """
+    source = snapshot.endpoints.get(asked.src)
+    destination = snapshot.destination_endpoint(asked.dst, link)
+    if key is None or not _are_ends(snapshot, asked, source, destination, key):
+        raise PacketError(DropReason.PROXY_SLOT)
+    return PolicyVerdict(
+        Opening(*asked[:-2], key.source, key.destination),
+        origin,
+        stamp=stamp_toward(snapshot, asked, source),
+        reply_origin=_reply_origin(asked, destination),
+        slot=-slot,
+    )
+
+
+def presumed_key(snapshot: Snapshot, asked: Opening, link: str | None) -> SlotKey:
+    """Return the key of a connection of the proxy that only the kernel has seen, without its slot: as its ends are."""
+    source, destination = snapshot.endpoints.get(asked.src), snapshot.destination_endpoint(asked.dst, link)
+    identity = snapshot.ipcache.lookup(asked.src).identity if source is None else source.identity
+    ends = identity, _destination_identity(snapshot, destination, asked)
+    names = (source.name if source else ""), (destination.name if destination else "")
+    return SlotKey(*names, *ends, ends[:1], ends[1:], asked.dport)
+
+
+def _are_ends(
+    snapshot: Snapshot,
+    asked: Opening,
+    source: LocalEndpoint | None,
+    destination: LocalEndpoint | None,
+    key: SlotKey,
+) -> bool:
+    """Tell whether the ends of a connection are those of a slot."""
+    for name, identity, endpoint in ((key.client, key.source, source), (key.server, key.destination, destination)):
+        if (endpoint.name if endpoint else "") != name or (endpoint is not None and endpoint.identity != identity):
+            return False
+    return asked.dport == key.port and _destination_identity(snapshot, destination, asked) == key.destination
+
+
+def _opener_endpoint(snapshot: Snapshot, asked: Opening, origin: Origin) -> LocalEndpoint | None:
+    """Return the local endpoint that sends an opening, None for a remote one; raise PacketError if forged.
+
+    An address that is none of its endpoint's own is believed in few kinds of packets only.
+    """
+    source = source_endpoint(snapshot, asked.src, origin)
+    if source is not None and asked.src not in snapshot.endpoints and not is_exempt(asked):
+        raise PacketError(DropReason.INVALID_SOURCE_IP)
+    return source
+
+
+def _local_identities(snapshot: Snapshot, address: bytes, peer: Identity) -> tuple[Identity, ...]:
+    """Return the local identities of a peer's address; for this host, the group to which it receives the packet."""
+    found = snapshot.ipcache.local_identities(address, ANY if address in snapshot.endpoints else peer)
+    group = snapshot.ipcache.named_group(address) if peer == HOST and is_group(address) else None
+    return found if group is None else (*found, group)
+
+
+def _is_outside(identity: Identity) -> bool:
+    """Tell whether an identity is neither of an endpoint nor of a node: DNS decides about neither."""
+    return not travels(identity) and identity not in {HOST, REMOTE_NODE}
 
 
 def _port(opening: Opening) -> int:
@@ -79,23 +215,38 @@ def _denial(
     policy: PolicyMap,
     opening: Opening,
     direction: Direction,
+    origin: Origin,
     *,
     stateless: bool,
 ) -> DropReason | None:
     """Return the reason for which a side denies the opening, None if it allows the opening.
 
+    An identity that nobody in the cluster has is no peer of any rule, not even of one that allows every peer.
     An opening by the host to one of its endpoints is subject to deny rules only, if the configuration says so
-    (``allow_localhost``) or if no rule closes the endpoint to its host. An entry with layer-7 rules needs a proxy to
-    apply them; without a proxy it allows nothing.
+    (``allow_localhost``) or if no rule closes the endpoint to its host. Of an entry with layer-7 rules, the proxy
+    applies HTTP rules and server names to TCP, and this engine applies DNS rules to UDP, and to TCP that has no other
+    such rules; the others allow nothing.
     """
     if result.denied:
         return DropReason.POLICY_DENY
+    if direction is Direction.INGRESS and _is_unknown(snapshot, origin):
+        return DropReason.INVALID_IDENTITY
     from_host = direction is Direction.INGRESS and opening.source == HOST
-    if not policy.enforced or (from_host and (snapshot.allow_localhost or not policy.closes_host)):
+    if not snapshot.enforces(policy, from_host=from_host):
         return None
     if stateless:
         return DropReason.CT_NO_MATCH
-    return None if result.allowed and not result.l7 else DropReason.POLICY_DENIED
+    if not result.l7:
+        return None if result.allowed else DropReason.POLICY_DENIED
+    if opening.proto == TCP and result.protocols:
+        return DropReason.PROXY_MISSING
+    applied = result.dns is not None and opening.proto in {UDP, TCP} and direction is Direction.EGRESS
+    return None if applied else DropReason.POLICY_DENIED
+
+
+def _is_unknown(snapshot: Snapshot, origin: Origin) -> bool:
+    """Tell whether a packet bears the stamp of an identity that nobody in the cluster has."""
+    return origin.endpoint is not None and origin.endpoint not in snapshot.identities
 
 
 def source_endpoint(snapshot: Snapshot, address: bytes, origin: Origin) -> LocalEndpoint | None:
@@ -115,6 +266,15 @@ def unstamped_identity(snapshot: Snapshot, address: bytes) -> Identity:
     return WORLD if travels(identity) and not snapshot.trust_ipcache else identity
 
 
+def _world_identity(snapshot: Snapshot, address: bytes) -> Identity:
+    """Return the identity of a source that its node has stamped as ``world``: of its address, but of no cluster member.
+
+    The address is that of the node itself, if the node has translated it.
+    """
+    peer = snapshot.ipcache.lookup(address)
+    return WORLD if peer.is_node or travels(peer.identity) else peer.identity
+
+
 def likely_origin(snapshot: Snapshot, opener: bytes, from_host: bool) -> Origin:
     """Return the origin of packets that the owner of this address sends.
 
@@ -130,35 +290,48 @@ def likely_origin(snapshot: Snapshot, opener: bytes, from_host: bool) -> Origin:
     return Origin(ORIGIN_UNKNOWN.interface, identity if travels(identity) else None)
 
 
-def reply_origin(snapshot: Snapshot, opening: Opening) -> Origin | None:
+def _reply_origin(asked: Opening, destination: LocalEndpoint | None) -> Origin | None:
     """Return the origin of a flow's replies where the interface proves it; None if the first reply has to show it.
 
     Replies of this host have no interface, and those of an endpoint come from the endpoint's own interface.
     """
-    if opening.to_host:
+    if asked.to_host:
         return Origin(None, None)
-    replier = snapshot.endpoints.get(opening.dst)
-    return Origin(replier.interface, None) if replier is not None and replier.interface is not None else None
+    return Origin(destination.interface, None) if destination is not None and destination.interface else None
 
 
 def check_reply(snapshot: Snapshot, replier: bytes, opener: bytes, to_host: bool, origin: Origin) -> None:
     """Raise PacketError for a reply that does not come from the other end of its flow.
 
     ``replier`` and ``opener`` are the addresses of the flow's ends; ``to_host``: the flow was opened to this host
-    itself, so no interface delivers its replies. A reply of another node's endpoint bears that node's stamp; an
-    unstamped one is forged. The stamp is required where policy guards the opener.
+    itself, so no interface delivers its replies. A reply of another node's endpoint bears that node's stamp; one that
+    is unstamped, or has a stamp with an unknown identity, is forged. Stamps are checked where policy guards the opener.
     """
     if origin.interface is None:
         return
     if to_host:
         raise PacketError(DropReason.INVALID_SOURCE_IP)
-    if source_endpoint(snapshot, replier, origin) or origin.identity is not None:
+    if source_endpoint(snapshot, replier, origin):
         return
-    endpoint = snapshot.endpoints.get(opener)
-    if endpoint is None or not endpoint.guarded or snapshot.audit or snapshot.trust_ipcache:
+    check_identity(snapshot, opener, origin)
+    if origin.endpoint is not None or snapshot.trust_ipcache or not _checks_stamps(snapshot, opener):
         return
     if travels(snapshot.ipcache.lookup(replier).identity):
         raise PacketError(DropReason.STAMP_MISSING)
+
+
+def check_identity(snapshot: Snapshot, receiver: bytes, origin: Origin) -> None:
+    """Raise PacketError for a packet of a known flow with an identity that nobody in the cluster has.
+
+    Policy guards its receiver.
+    """
+    if _is_unknown(snapshot, origin) and _checks_stamps(snapshot, receiver):
+        raise PacketError(DropReason.INVALID_IDENTITY)
+
+
+def _checks_stamps(snapshot: Snapshot, receiver: bytes) -> bool:
+    endpoint = snapshot.endpoints.get(receiver)
+    return endpoint is not None and endpoint.guarded and not snapshot.audit
 
 
 def stamp_toward(snapshot: Snapshot, asked: Opening, source: LocalEndpoint | None) -> Stamp | None:
@@ -166,6 +339,20 @@ def stamp_toward(snapshot: Snapshot, asked: Opening, source: LocalEndpoint | Non
     if source is None or asked.to_host or asked.dst in snapshot.endpoints:
         return None
     return Stamp(source.identity) if snapshot.ipcache.lookup(asked.dst).remote else None
+
+
+def transit_stamp(snapshot: Snapshot, packet: Packet, origin: Origin) -> Stamp | None:
+    """Return the stamp for a packet that this node only routes to the cluster: ``world`` toward a remote endpoint.
+
+    This node may translate its source address to its own (SNAT comes after our hooks), and is not its sender. A packet
+    that another node has stamped, or that has the address of a node or endpoint of the cluster, keeps its form.
+    """
+    if origin.interface is None or origin.identity is not None or packet.error:
+        return None
+    lookup = snapshot.ipcache.lookup
+    source = lookup(packet.src)
+    from_cluster = origin.interface in snapshot.cluster_interfaces and (source.is_node or travels(source.identity))
+    return None if from_cluster or not lookup(packet.dst).remote else Stamp(WORLD)
 
 
 def _reply_stamp(
@@ -177,6 +364,8 @@ def _reply_stamp(
 ) -> Stamp | None:
     if source is not None or destination is None or origin.interface is None:
         return None
+    if origin.identity == WORLD:  # at any address: a stamp would leave the cluster
+        return None
     # A stamped opener is in the cluster even if a router on the path has rewritten its address.
     in_cluster = origin.identity is not None or snapshot.ipcache.lookup(asked.src).remote
     return Stamp(destination.identity) if in_cluster else None
@@ -187,11 +376,13 @@ def _source_identity(snapshot: Snapshot, endpoint: LocalEndpoint | None, address
         return endpoint.identity
     if origin.interface is None:
         return HOST
+    if origin.identity == WORLD:
+        return _world_identity(snapshot, address)
     return unstamped_identity(snapshot, address) if origin.identity is None else origin.identity
 
 
 def _destination_identity(snapshot: Snapshot, endpoint: LocalEndpoint | None, asked: Opening) -> Identity:
-    if endpoint is not None:
+    if endpoint is not None and not is_group(asked.dst):
         return endpoint.identity
     return HOST if asked.to_host else snapshot.ipcache.lookup(asked.dst).identity
 
@@ -200,7 +391,7 @@ def _guarded_sides(
     source: LocalEndpoint | None, destination: LocalEndpoint | None, opening: Opening
 ) -> Iterator[tuple[Direction, PolicyMap, Identity, bytes]]:
     """Yield each side of this node whose policy can deny, with its peer: egress of the source, then ingress."""
-    if source is not None and destination is not None and source.name == destination.name:
+    if source is not None and destination is not None and source.name and source.name == destination.name:
         return  # an endpoint cannot be cut off from itself
     if source is not None and source.egress.can_refuse:
         yield Direction.EGRESS, source.egress, opening.destination, opening.dst

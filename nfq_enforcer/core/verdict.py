@@ -16,6 +16,8 @@ class Verdict(Enum):
     OFFLOAD_FLOW = "OFFLOAD_FLOW"  # accept; the kernel passes all further packets of the flow
     REQUEUE_WHOLE = "REQUEUE_WHOLE"  # to the queue that copies complete packets; decided when it arrives from there
     REQUEUE_SEGMENTED = "REQUEUE_SEGMENTED"  # to the queue that delivers segments with finished checksums
+    REDIRECT = "REDIRECT"  # to a slot of the proxy
+    UNDECIDED = "UNDECIDED"  # not redirected: it goes on to the hook at which it is decided
     REQUEUE_NEXT = "REQUEUE_NEXT"  # to the next worker, which may know the related flow
 
 
@@ -58,12 +60,36 @@ class DropReason(StrEnum):
     STAMP_DUPLICATE = "STAMP_DUPLICATE", "it bears more than one stamp"
     STAMP_VERSION = "STAMP_VERSION", "its stamp has a version that this node does not know"
     STAMP_IDENTITY = "STAMP_IDENTITY", "its stamp names an identity that never travels"
+    INVALID_IDENTITY = "INVALID_IDENTITY", "its stamp names an identity that nobody in the cluster has"
     STAMP_MISSING = "STAMP_MISSING", "a reply from an endpoint of another node came without that node's stamp"
     STAMP_NO_ROOM = "STAMP_NO_ROOM", "its header has no room left for the stamp"
     FRAG_NEEDED = (
         "FRAG_NEEDED",
         "with its stamp it exceeds the MTU and it must not be fragmented; its sender was informed",
     )
+    DNS_REFUSED = "DNS_REFUSED", "no DNS rule allows the name that it queries; its sender was answered REFUSED"
+    DNS_MALFORMED = "DNS_MALFORMED", "DNS rules apply to it, and it is no well-formed DNS message with one question"
+    DNS_UNSOLICITED = "DNS_UNSOLICITED", "it is a DNS answer to a question that its flow has not asked"
+    DNS_SEGMENT = (
+        "DNS_SEGMENT",
+        "DNS rules apply to it, and it is no segment of whole queries, or of an answer, in the order of its connection",
+    )
+    DNS_NOT_LEARNED = (
+        "DNS_NOT_LEARNED",
+        "not all workers learned the addresses of this DNS answer in time",
+    )
+    HTTP_REFUSED = "HTTP_REFUSED", "no HTTP rule allows the request; its client was answered 403"
+    HTTP_MALFORMED = "HTTP_MALFORMED", "the proxy does not accept the form of the request; its client was answered 400"
+    TLS_REFUSED = "TLS_REFUSED", "no rule allows the server name of its TLS handshake; its client was disconnected"
+    TLS_MALFORMED = (
+        "TLS_MALFORMED",
+        "server names apply to it, and it does not begin with a complete TLS handshake; its client was disconnected",
+    )
+    PROXY_MISSING = (
+        "PROXY_MISSING",
+        "HTTP rules or server names apply to it, and no proxy runs on this node to check them",
+    )
+    PROXY_SLOT = "PROXY_SLOT", "it is not of a connection that the proxy of this node has for these ends"
     PAYLOAD_TOO_LONG = "PAYLOAD_TOO_LONG", "it is longer than the queue can copy, so it cannot be stamped"
     INTERNAL_ERROR = "INTERNAL_ERROR", "the engine failed on it; this is a bug"
 

@@ -1,1 +1,1 @@
-"""Edges of the data path: iptables rules and ipsets, NFQUEUE, and the worker processes that return verdicts."""
+"""Edges of the data path: rules of iptables and nftables, NFQUEUE, and the worker processes that return verdicts."""

@@ -24,6 +24,7 @@ from nfq_enforcer.observe.flow import compact
 
 _TCP_PORTS = (80, 443, 8080)
 _UDP_PORT = 53
+_GRPC_PORT = 8080
 _TIMEOUT = 3.0  # seconds for an attempt that must pass
 _DROP_TIMEOUT = 0.7  # seconds without a reply after which an attempt counts as refused
 _CONCURRENT = 64  # attempts in flight
@@ -44,6 +45,7 @@ Expectation = Callable[[str, str, str], bool]
 """Function of source, target and service that returns whether the attempt must pass."""
 
 _SERVICES = ("80/TCP", "53/UDP", "ping")
+_STATUSES = {"shop.Orders/Get": 0, "shop.Orders/Cancel": 7, "shop.Orders/List": 0}  # of gRPC, for a frontend
 
 
 def _role(host: str) -> str:
@@ -73,6 +75,8 @@ class Demo:
         for name in ENDPOINTS:
             await self._lab.host(name).serve("TCP", *_TCP_PORTS)
             await self._lab.host(name).serve("UDP", _UDP_PORT)
+        await self._lab.host(WORLD).serve("DNS", _UDP_PORT)
+        await self._lab.host(WORLD).serve("TCP", 443)
         self._console.print(f"[dim]{_LEGEND}\n")
         for number, (title, scene) in enumerate(self._scenes(), 1):
             self._console.rule(f"[bold]{number}. {title}", align="left")
@@ -87,6 +91,9 @@ class Demo:
             ("The first rule is loaded: what it does not allow is dropped", self._first_policy),
             ("Ports 80 and 443 only, at the receiver's node", self._ports_at_ingress),
             ("Ports 80 and 443 only, at the sender's node", self._ports_at_egress),
+            ("Only GET /userdata/NUMBER: each request is decided", self._requests),
+            ("Only two methods of a gRPC service: each call is decided", self._calls),
+            ("Only a name outside: its addresses are learned from DNS", self._names),
             ("On the wire: the stamp on every packet between nodes", self._stamps),
             ("A router on the way masquerades the source: the identity still arrives", self._masquerade),
             ("A policy is removed under an open connection: it is cut", self._cut),
@@ -115,6 +122,77 @@ class Demo:
         drops = await self._lab.refused("n1")
         self._check("n1 has dropped front1's packets at egress", any(f["traffic_direction"] == "EGRESS" for f in drops))
         await self._lab.withdraw("frontend-egress")
+
+    async def _requests(self) -> None:
+        await self._load("backend-userdata")
+        await self._lab.withdraw("frontend-to-backend")
+        self._print("A proxy on the backend's node answers every other request of a frontend with 403.")
+        requests = ("GET /userdata/42", "GET /secret", "POST /userdata/42")
+        table = Table("from → to", *requests)
+        for source, target in (("front1", "back1"), ("front1", "back2"), ("front3", "back1"), ("db3", "back1")):
+            answers = [await self._ask(source, target, request) for request in requests]
+            table.add_row(f"{source} → {target}", *answers)
+        self._console.print(table)
+        drops = [flow for node in ("n1", "n2") for flow in await self._lab.refused(node)]
+        self._check("refused requests are in the log", any(f["drop_reason_desc"] == "HTTP_REFUSED" for f in drops))
+        await self._load("frontend-to-backend")
+        await self._lab.withdraw("backend-userdata")
+
+    async def _calls(self) -> None:
+        await self._load("backend-grpc")
+        await self._lab.withdraw("frontend-to-backend")
+        self._print("Every other call is answered with gRPC status 7 (PERMISSION_DENIED); the connection goes on.")
+        table = Table("from → to", *_STATUSES)
+        for source, target in (("front1", "back1"), ("front1", "back2"), ("front3", "back1"), ("db3", "back1")):
+            table.add_row(f"{source} → {target}", *await self._call(source, target))
+        self._console.print(table)
+        await self._load("frontend-to-backend")
+        await self._lab.withdraw("backend-grpc")
+
+    async def _names(self) -> None:
+        await self._load("downloads-by-name", role="frontend")
+        name = "downloads.example.net"
+        for family in (4, 6):
+            server = self._lab.address(WORLD, family)
+            front1, front2 = self._lab.host("front1"), self._lab.host("front2")
+            before = await front1.connect(server, 443, _DROP_TIMEOUT)
+            answer = await front1.resolve(server, name, _TIMEOUT)
+            after = await front1.connect(server, 443, _TIMEOUT)
+            other = await front2.connect(server, 443, _DROP_TIMEOUT)
+            self._check(f"front1 cannot reach {server} before it has asked for {name}", not before.ok)
+            self._check(f"DNS has this address for {name}, and front1 can reach it now", answer.ok and after.ok)
+            self._check("front2, whose node has seen no such answer, cannot", not other.ok)
+        await self._lab.withdraw("downloads-by-name")
+
+    async def _ask(self, source: str, target: str, request: str) -> Text:
+        """Send a request over both families; return the cell with the answer."""
+        method, path = request.split()
+        expected = "200" if request == "GET /userdata/42" else "403"
+        expected = expected if _role(source) == "frontend" else "no answer"
+        timeout = _DROP_TIMEOUT if expected == "no answer" else _TIMEOUT
+        answers = set()
+        for family in (4, 6):
+            address = self._lab.address(target, family)
+            result = await self._lab.host(source).request(address, 80, method, path, timeout)
+            answers.add(str(result.code) if result.ok else "no answer")
+            failure = f"{source} → {target} {request} over IPv{family}: {result.code or result.status}"
+            self._count(f"{failure}, but it must be {expected}", answers == {expected})
+        return Text(" ".join(answers), "green" if answers == {"200"} else "red")
+
+    async def _call(self, source: str, target: str) -> list[Text]:
+        """Make all calls over one connection of each family; return a cell for each with HTTP and gRPC status."""
+        expected = tuple((200, status) for status in _STATUSES.values()) if _role(source) == "frontend" else ()
+        timeout = _TIMEOUT if expected else _DROP_TIMEOUT
+        answers: list[set[str]] = [set() for _ in _STATUSES]
+        for family in (4, 6):
+            address = self._lab.address(target, family)
+            result = await self._lab.host(source).call(address, _GRPC_PORT, _STATUSES, timeout)
+            for seen, (code, status) in zip(answers, result.calls, strict=False):
+                seen.add(f"{code}, status {status}")
+            failure = f"{source} → {target} gRPC over IPv{family}: {result.calls or result.status}"
+            self._count(f"{failure}, but it must be {expected or 'no answer'}", result.calls == expected)
+        texts = [" ".join(seen) or "no answer" for seen in answers]
+        return [Text(text, "green" if text == "200, status 0" else "red") for text in texts]
 
     async def _stamps(self) -> None:
         pairs = [("front1", "back2"), ("front2", "back1"), ("front3", "back1"), ("front3", "back2")]
@@ -173,10 +251,11 @@ class Demo:
             await asyncio.sleep(0.02)
         return "no drop"
 
-    async def _load(self, name: str) -> None:
+    async def _load(self, name: str, *, role: str = "") -> None:
+        """Load an example; ``role``: for endpoints of this role in place of the example's (batch)."""
         text = (files("nfq_enforcer.lab") / "policies" / f"{name}.yaml").read_text()
-        await self._lab.apply(name, text)
-        self._print(f"policies/{name}.yaml is in force on all nodes.")
+        await self._lab.apply(name, text.replace("role: batch", f"role: {role}") if role else text)
+        self._print(f"policies/{name}.yaml is in force on all nodes{f', for role={role}' if role else ''}.")
 
     async def _matrix(self, expectation: Expectation) -> None:
         """Attempt every service between all pairs of hosts; print the results as a matrix."""

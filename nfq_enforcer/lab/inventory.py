@@ -19,7 +19,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from nfq_enforcer import input_file
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors
+from nfq_enforcer.input_file import SETTINGS_SIZE
 from nfq_enforcer.lab.topology import ENDPOINTS, NODES, ROUTER, WORLD
 from nfq_enforcer.policy import fields, yaml_source
 from nfq_enforcer.policy.validation import Items, Part, validate
@@ -68,10 +70,7 @@ class Inventory(Part):
 
 def read(path: Path) -> Inventory:
     """Read an inventory file; raise BadInput with every mistake in it."""
-    try:
-        text = yaml_source.decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
+    text = yaml_source.decode(input_file.read(path, SETTINGS_SIZE), str(path))
     sources = yaml_source.parse(text, str(path))
     if len(sources) != 1:
         raise BadInput(f"{path}: a file of machines is one YAML document; this has {len(sources)}")

@@ -18,7 +18,7 @@ from nfq_enforcer.lab.store import StoreServer
 from nfq_enforcer.lab.topology import NODES, Topology
 from nfq_enforcer.lab.traffic_host import TrafficHost
 
-_TIMEOUT = 10.0  # seconds for all nodes to enforce a change
+_TIMEOUT = 20.0  # seconds for all nodes to enforce a change
 _POLL_INTERVAL = 0.02
 
 

@@ -20,7 +20,9 @@ class LabNode:
         """Keep the node's name and the settings of its store; the agent may or may not run."""
         self.name = name
         self.socket = network.state / f"{name}.sock"
+        self.python = sys.executable  # of an installation of nfq_enforcer
         self.log = network.state / f"{name}-agent.log"
+        self.state = network.state / f"{name}-state"
         self._configuration = network.state / f"{name}.yaml"
         self._store = store
         self._agent = LabProcess(network, name, f"the agent of {name}", self.log, network.state / f"{name}.pid")
@@ -29,12 +31,13 @@ class LabNode:
         """Start the agent without waiting; ``settings`` are configuration keys, added to those of the lab."""
         configuration = {
             "node": {"name": self.name, **settings.pop("node", {})},
+            "state": str(self.state),
             **self._store,
             "api": {"socket": str(self.socket)},
             **settings,
         }
         self._configuration.write_text(yaml.safe_dump(configuration))
-        program = [sys.executable, "-P", "-m", "nfq_enforcer.cli", "agent", "--config", str(self._configuration)]
+        program = [self.python, "-P", "-m", "nfq_enforcer.cli", "agent", "--config", str(self._configuration)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NFQ_ENFORCER_")}
         self._agent.start([*program, *options], environment)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.network import LabNetwork
 
-_TIMEOUT = 15.0  # seconds for the program to get ready, or to end
+_TIMEOUT = 40.0  # seconds for the program to get ready, or to end; many labs beside each other need some
 _POLL_INTERVAL = 0.02
 _LOG_LINES = 5
 

@@ -1,13 +1,14 @@
 """The process that makes a host's traffic, in the host's namespace: requests in, results out, one JSON line each.
 
-``traffic_host.py`` starts it, from the text of this module and without site packages, and holds its standard input; the
-process ends at the end of that input. It imports the standard library only, so that a lab of many hosts starts quickly
-and the machine needs no file of the project.
+``traffic_host.py`` starts it, from the text of this module and of ``grpc.py``, without site packages, and holds its
+standard input; the process ends at the end of that input. Both import the standard library only, so that a lab of many
+hosts starts quickly and the machine needs no file of the project.
 
 Hosts exchange lines of text. ``?TOKEN`` queries the receiver, ``#TOKEN SIZE`` announces SIZE bytes of data, and
 ``=TOKEN …`` is the reply to either: to a query, the replying host's name, the source address that it sees, and its
 number of the connection; to data, the count and the SHA-256 of the received bytes. Both ends of a connection may
-query. UDP uses ``?`` and ``=`` only.
+query. UDP uses ``?`` and ``=`` only. A request of HTTP/1.1 in place of a line is answered with status 200 and the same
+name and address, and so is each gRPC call of a connection that begins as HTTP/2 does.
 """
 
 import asyncio
@@ -25,6 +26,8 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
+from nfq_enforcer.lab.grpc import FIRST_LINE, answer_calls, call_methods
+
 LINE_LIMIT = 1 << 20  # a raw packet of 64 KiB, written as hexadecimal digits, fits
 _BLOCK = os.urandom(1 << 16)
 _ANY = {4: "0.0.0.0", 6: "::"}
@@ -41,6 +44,7 @@ class _PacketInfo(NamedTuple):
     level: int
     option: int
     interface: slice  # position of the interface index in the message
+    destination: slice  # position of the address
 
     def without_interface(self, info: bytes) -> bytes:
         """Return the message with the address, but without the interface, so that the routes choose one."""
@@ -48,12 +52,14 @@ class _PacketInfo(NamedTuple):
 
 
 _PACKET_INFO = {
-    4: _PacketInfo(socket.IPPROTO_IP, 8, slice(0, 4)),
-    6: _PacketInfo(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, slice(16, 20)),
+    4: _PacketInfo(socket.IPPROTO_IP, 8, slice(0, 4), slice(8, 12)),
+    6: _PacketInfo(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, slice(16, 20), slice(0, 16)),
 }
 
 _ECHO = struct.Struct("!BBHHH")
 _ICMP = {4: (socket.IPPROTO_ICMP, 8, 0), 6: (socket.IPPROTO_ICMPV6, 128, 129)}  # protocol, request, reply
+
+_RECORD = {4: 1, 16: 28}  # bytes of an address: type of its DNS record (A, AAAA)
 
 Result = dict[str, Any]
 T = TypeVar("T")
@@ -106,7 +112,13 @@ class TrafficEnd:
 
     async def _handle(self, words: list[str]) -> None:
         kind, token, rest = words[0][0], words[0][1:], words[1:]
-        if kind == "?":
+        if words == FIRST_LINE.decode().split():
+            await answer_calls(self._reader, self._writer, f"{self._name} {self._peer}".encode())
+        elif rest and rest[-1].startswith("HTTP/1."):
+            await _read_rest(self._reader)
+            body = f"{self._name} {self._peer}\n".encode()
+            self._writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        elif kind == "?":
             self._writer.write(f"={token} {self._name} {self._peer} {self.number}\n".encode())
         elif kind == "#":
             self._writer.write(f"={token} {await self._receive(int(rest[0]))}\n".encode())
@@ -143,11 +155,27 @@ class DatagramServer:
 
     def _reply(self) -> None:
         data, ancillary, _, peer = self._socket.recvmsg(1 << 16, 64)
-        if data.startswith(b"?"):
-            token = data[1:].split(maxsplit=1)[0].decode()
-            source = [(level, kind, self._packet_info.without_interface(info)) for level, kind, info in ancillary]
+        source = [(level, kind, self._packet_info.without_interface(info)) for level, kind, info in ancillary]
+        answer = self._answer(data, peer[0], source[0][2][self._packet_info.destination])
+        if answer is not None:
             with contextlib.suppress(OSError):  # a firewall may refuse the reply; the client then times out
-                self._socket.sendmsg([f"={token} {self._name} {peer[0]}".encode()], source, 0, peer)
+                self._socket.sendmsg([answer], source, 0, peer)
+
+    def _answer(self, query: bytes, peer: str, destination: bytes) -> bytes | None:
+        """Return the reply to a query from this peer to this address of ours, None for other data."""
+        if not query.startswith(b"?"):
+            return None
+        token = query[1:].split(maxsplit=1)[0].decode()
+        return f"={token} {self._name} {peer}".encode()
+
+
+class NameServer(DatagramServer):
+    """NameServer: answers each DNS query with the address that it was sent to, whatever the name (RFC 1035)."""
+
+    def _answer(self, query: bytes, peer: str, destination: bytes) -> bytes | None:
+        end = query.find(b"\0", 12) + 5  # of the question: name, type, class
+        record = struct.pack("!HHHIH", 0xC00C, _RECORD[len(destination)], 1, 60, len(destination)) + destination
+        return query[:2] + struct.pack("!HHHHH", 0x8180, 1, 1, 0, 0) + query[12:end] + record
 
 
 class Traffic:
@@ -186,6 +214,9 @@ class Traffic:
             "bulk": self.bulk,
             "send_udp": self.send_udp,
             "send_raw": self.send_raw,
+            "request": self.request,
+            "call": self.call,
+            "resolve": self.resolve,
             "ping": self.ping,
         }
         return methods[verb]
@@ -196,7 +227,8 @@ class Traffic:
             if protocol == "TCP":
                 self._servers.append(await asyncio.start_server(self._accept, _ANY[family], port, backlog=1024))
             else:
-                self._servers.append(DatagramServer(self._name, family, port))
+                server = NameServer if protocol == "DNS" else DatagramServer
+                self._servers.append(server(self._name, family, port))
         return {}
 
     async def connect(self, address: str, port: int) -> Result:
@@ -244,6 +276,46 @@ class Traffic:
             words = await _exchange(sock, (address, port), f"?{token} ".encode().ljust(size, b"."), _udp_reply(token))
         return {"answered_by": words[0], "seen_as": words[1]}
 
+    async def request(self, address: str, port: int, method: str, path: str, headers: list[list[str]]) -> Result:
+        """Send one request of HTTP/1.1 over a new connection; return the status code, and the reply of a server."""
+        lines = [f"{method} {path} HTTP/1.1", *(": ".join(header) for header in headers), "", ""]
+        reader, writer = await asyncio.open_connection(address, port)
+        try:
+            writer.write("\r\n".join(lines).encode())
+            status = (await reader.readline()).split()
+            if not status:
+                raise ConnectionResetError(errno.ECONNRESET, "the other side closed the connection")
+            body = (await _read_rest(reader)).decode()
+        finally:
+            writer.close()
+        code = int(status[1])
+        name, seen_as = body.split() if code == 200 else ("", "")
+        return {"code": code, "answered_by": name, "seen_as": seen_as}
+
+    async def call(self, address: str, port: int, methods: list[str]) -> Result:
+        """Call gRPC methods one after another over a new connection; return HTTP and gRPC status of each."""
+        reader, writer = await asyncio.open_connection(address, port)
+        try:
+            authority = f"[{address}]" if _family(address) == 6 else address
+            answers = await call_methods(reader, writer, authority, methods)
+        finally:
+            writer.close()
+        name, seen_as = next((answer.message.split() for answer in answers if answer.status == 0), ("", ""))
+        calls = [(answer.code, answer.status) for answer in answers]
+        return {"calls": calls, "answered_by": name, "seen_as": seen_as}
+
+    async def resolve(self, address: str, name: str) -> Result:
+        """Send a DNS query for a name's address of the server's family; return the answered address."""
+        size = 16 if _family(address) == 6 else 4
+        labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+        identifier = secrets.token_bytes(2)
+        query = identifier + struct.pack("!HHHHH", 0x100, 1, 0, 0, 0) + labels + b"\0"
+        query += struct.pack("!HH", _RECORD[size], 1)
+        with _socket(address, socket.SOCK_DGRAM) as sock:
+            answer = await _exchange(sock, (address, 53), query, lambda data: (data[:2] == identifier and data) or None)
+        refused = answer[3] & 15
+        return {"status": "refused"} if refused else {"answered_by": socket.inet_ntop(sock.family, answer[-size:])}
+
     async def ping(self, address: str, size: int) -> Result:
         """Send one ICMP echo request; return when its reply arrives."""
         family = _family(address)
@@ -286,6 +358,15 @@ class Traffic:
     def _drop(self, connection: TrafficEnd) -> None:
         connection.close()
         self._connections.pop(connection.number, None)
+
+
+async def _read_rest(reader: asyncio.StreamReader) -> bytes:
+    """Read the headers and the body of an HTTP message after its first line; return the body."""
+    length = 0
+    while line := (await reader.readline()).strip():
+        name, _, value = line.decode(errors="replace").partition(":")
+        length = int(value) if name.lower() == "content-length" else length
+    return await reader.readexactly(length)
 
 
 def _is_pending(reply: "asyncio.Future[list[str]]") -> bool:

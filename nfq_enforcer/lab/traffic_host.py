@@ -1,6 +1,6 @@
 """A traffic host of the lab: connections, datagrams and pings from one host, with a result each.
 
-One process on the host makes its traffic (``traffic.py``; the host needs only the text of that module). The first
+One process on the host makes its traffic (``traffic.py``; the host needs only the text of two modules). The first
 request starts it. Every request has a timeout, and requests to one host run concurrently. If the process dies, its
 requests fail with NfqError.
 """
@@ -8,6 +8,7 @@ requests fail with NfqError.
 import asyncio
 import json
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -20,7 +21,7 @@ from nfq_enforcer.lab.executor import Executor
 from nfq_enforcer.lab.topology import IPAddress
 
 Status = Literal["ok", "timeout", "refused", "unreachable", "too-big"]
-Protocol = Literal["TCP", "UDP"]
+Protocol = Literal["TCP", "UDP", "DNS"]
 
 _GRACE = 5.0  # seconds that a request may exceed its timeout on a busy machine
 
@@ -36,6 +37,8 @@ class AttemptResult:
     detail: str = ""  # the kernel's error message
     received: int = 0  # of a bulk transfer: number of received bytes
     intact: bool = False  # of a bulk transfer: whether the received bytes equal the sent ones
+    code: int = 0  # of an HTTP request: the status code, also that of a refusal by a proxy
+    calls: tuple[tuple[int, int | None], ...] = ()  # of gRPC calls: HTTP status and gRPC status of each, in order
 
     @property
     def ok(self) -> bool:
@@ -83,6 +86,31 @@ class TrafficHost:
     async def ping(self, address: IPAddress, timeout: float = 1.0, *, size: int = 56) -> AttemptResult:
         """Send one ICMP or ICMPv6 echo request, and wait for the reply."""
         return _attempt_result(await self._request("ping", timeout, address=str(address), size=size))
+
+    async def request(
+        self,
+        address: IPAddress,
+        port: int,
+        method: str,
+        path: str,
+        timeout: float = 1.0,
+        *,
+        headers: Iterable[tuple[str, str]] = (),
+    ) -> AttemptResult:
+        """Send one HTTP request over a new connection, with the address as ``Host`` and further headers."""
+        host = f"[{address}]" if address.version == 6 else str(address)
+        arguments = {"address": str(address), "port": port, "method": method, "path": path}
+        lines = [("Host", host), *headers]
+        return _attempt_result(await self._request("request", timeout, headers=lines, **arguments))
+
+    async def call(self, address: IPAddress, port: int, methods: Iterable[str], timeout: float = 1.0) -> AttemptResult:
+        """Call gRPC methods (``package.Service/Method``) one after another over one new connection."""
+        arguments = {"address": str(address), "port": port, "methods": list(methods)}
+        return _attempt_result(await self._request("call", timeout, **arguments))
+
+    async def resolve(self, address: IPAddress, name: str, timeout: float = 1.0) -> AttemptResult:
+        """Query the DNS server at this address; the result has the answered address (``answered_by``)."""
+        return _attempt_result(await self._request("resolve", timeout, address=str(address), name=name))
 
     async def bulk(self, address: IPAddress, port: int, size: int, timeout: float = 30.0) -> AttemptResult:
         """Send this many bytes over TCP; the result has the number of received bytes and whether they are intact."""
@@ -177,7 +205,17 @@ class TrafficHost:
 
 @cache
 def _program() -> str:
-    return (files("nfq_enforcer.lab") / "traffic.py").read_text()
+    """Return the text of ``traffic.py``, behind lines that make the module that it imports of that module's text."""
+    folder = files("nfq_enforcer.lab")
+    name, text = "nfq_enforcer.lab.grpc", (folder / "grpc.py").read_text()
+    return "\n".join(
+        (
+            "import sys, types",
+            f"sys.modules[{name!r}] = types.ModuleType({name!r})",
+            f"exec({text!r}, vars(sys.modules[{name!r}]))",
+            (folder / "traffic.py").read_text(),
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -204,4 +242,5 @@ class HeldConnection:
 
 def _attempt_result(result: dict[str, Any]) -> AttemptResult:
     numbers = ("number", "peer_number")
-    return AttemptResult(**{key: value for key, value in result.items() if key not in numbers})
+    calls = tuple(tuple(answer) for answer in result.get("calls", ()))
+    return AttemptResult(**{key: value for key, value in result.items() if key not in numbers} | {"calls": calls})

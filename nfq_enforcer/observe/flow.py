@@ -2,7 +2,7 @@
 
 The names are those of Hubble's ``flow.proto`` (cilium/cilium, api/v1/flow/flow.proto) in its JSON form: ``IP`` and the
 keys of ``l4`` keep their capitals. ``enforced_by`` is an addition: the rules that enforce the endpoint, for a drop
-because no rule allows the packet.
+because no rule allows the packet. So is ``l7.tls``, with the server name of a ClientHello.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 from nfq_enforcer.cluster.names import End, Ends
-from nfq_enforcer.core.events import FlowEvent
+from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, L7Message, TlsMessage
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
@@ -23,6 +23,9 @@ VERDICTS = tuple(str(verdict) for verdict in FlowVerdict)
 _MAX_RULES = 8  # of each kind in one flow
 _PORTED = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
 _ICMP = {ICMP: "ICMPv4", ICMPV6: "ICMPv6"}
+_DNS_TYPES = {1: "A", 2: "NS", 5: "CNAME", 6: "SOA", 12: "PTR", 15: "MX", 16: "TXT", 28: "AAAA", 33: "SRV"}
+_DNS_TYPES |= {35: "NAPTR", 43: "DS", 48: "DNSKEY", 64: "SVCB", 65: "HTTPS", 255: "ANY", 257: "CAA"}
+_RCODES = ("no error", "format error", "server failure", "name does not exist", "not implemented", "refused")
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 
 
@@ -51,11 +54,13 @@ def render(event: FlowEvent, names: Ends, node: str, wall_time: float) -> Hubble
     flow |= {
         "source": source,
         "destination": destination,
-        "Type": "L3_L4",
+        "Type": "L7" if event.l7 else "L3_L4",
         "node_name": node,
         "traffic_direction": event.direction.upper(),
         "is_reply": event.is_reply,
     }
+    if event.l7 is not None:
+        flow["l7"] = _l7(event.l7)
     if event.allowed_by:
         for direction in Direction:
             flow |= _rules(f"{direction}_allowed_by", (r for r in event.allowed_by if r.direction == direction))
@@ -68,12 +73,75 @@ def _l4(event: FlowEvent, sport: int, dport: int) -> HubbleFlow:
     opening = event.opening
     if opening.proto in _PORTED:
         ports: HubbleFlow = {"source_port": sport, "destination_port": dport}
-        if opening.proto == TCP:
+        if opening.proto == TCP and event.l7 is None:
             ports["flags"] = dict.fromkeys(_flag_names(event.tcp_flags), True)
         return {_PORTED[opening.proto]: ports}
     if opening.proto in _ICMP:
         return {_ICMP[opening.proto]: {"type": opening.icmp_type, "code": opening.icmp_code}}
     return {"protocol": opening.proto}
+
+
+def _l7(message: L7Message) -> HubbleFlow:
+    if isinstance(message, TlsMessage):
+        return {"type": "REQUEST", "tls": {"server_name": message.server_name} if message.server_name else {}}
+    if isinstance(message, DnsMessage):
+        return {"type": "RESPONSE" if message.is_answer else "REQUEST", "dns": _dns(message)}
+    # a number of 64 bits is a string in Hubble's JSON form
+    latency = {"latency_ns": str(message.latency_ns)} if message.latency_ns else {}
+    return {"type": "RESPONSE" if message.is_response else "REQUEST", **latency, "http": _http(message)}
+
+
+def _http(message: HttpMessage) -> HubbleFlow:
+    """Return an HTTP message in Hubble's field names, which have the status of gRPC as a header."""
+    headers = list(message.headers)
+    if message.grpc_status is not None:
+        headers.append(("grpc-status", str(message.grpc_status)))
+    http: HubbleFlow = {
+        "code": message.code,
+        "method": message.method,
+        "url": message.url,
+        "protocol": message.protocol,
+        "headers": [{"key": name, "value": value} for name, value in headers],
+    }
+    return {field: value for field, value in http.items() if value}
+
+
+def _http_summary(message: HttpMessage) -> str:
+    """Return the words of Hubble: ``HTTP/1.1 GET http://…``, ``HTTP/1.1 200 12ms (GET http://…)``."""
+    request = f"{message.method} {message.url}"
+    if not message.is_response:
+        return f"{message.protocol} {request}"
+    return f"{message.protocol} {message.code} {message.latency_ns // 1_000_000}ms ({request})"
+
+
+def _dns(message: DnsMessage) -> HubbleFlow:
+    """Return a DNS message in Hubble's field names; zeros and empty lists are left out, as in its JSON form."""
+    dns: HubbleFlow = {
+        "query": f"{message.name}.",
+        "ips": [str(ip_address(address)) for address in message.addresses],
+        "ttl": message.ttl,
+        "cnames": [f"{name}." for name in message.aliases],
+        "observation_source": "proxy",
+        "rcode": message.rcode,
+        "qtypes": [_dns_type(message)],
+    }
+    return {field: value for field, value in dns.items() if value}
+
+
+def _dns_type(message: DnsMessage) -> str:
+    return _DNS_TYPES.get(message.type, f"TYPE{message.type}")  # RFC 3597 section 5
+
+
+def _dns_summary(message: DnsMessage) -> str:
+    query = f"{message.name}. {_dns_type(message)}"
+    if not message.is_answer:
+        return f"DNS query {query}"
+    words = [", ".join(str(ip_address(address)) for address in message.addresses)]
+    if message.rcode or not message.addresses:
+        words = [_RCODES[message.rcode] if message.rcode < len(_RCODES) else f"rcode {message.rcode}"]
+    words += [f"TTL {message.ttl} s"] if message.addresses else []
+    words += [f"by {', '.join(f'{name}.' for name in message.aliases)}"] if message.aliases else []
+    return f"DNS answer {' '.join(words)} to {query}"
 
 
 def _end(identity: Identity, names: End) -> HubbleFlow:
@@ -96,6 +164,12 @@ def _flag_names(flags: int) -> list[str]:
 
 def _summary(event: FlowEvent) -> str:
     opening = event.opening
+    if isinstance(event.l7, HttpMessage):
+        return _http_summary(event.l7)
+    if isinstance(event.l7, TlsMessage):
+        return f"TLS to {event.l7.server_name or 'no server name'}"
+    if event.l7 is not None:
+        return _dns_summary(event.l7)
     if opening.proto == TCP:
         return f"TCP Flags: {', '.join(_flag_names(event.tcp_flags)) or 'none'}"
     if opening.proto in _ICMP:
@@ -129,7 +203,10 @@ def compact(flow: Mapping[str, Any]) -> str:
     ends = [_end_text(flow, "source"), _end_text(flow, "destination")]
     if flow["is_reply"]:
         ends.reverse()  # the opener is first, as in Hubble
-    words = [f"{time} [{flow['node_name']}]:", ends[0], arrow, ends[1], flow["traffic_direction"], flow["verdict"]]
+    words = [f"{time} [{flow['node_name']}]:", ends[0], arrow, ends[1], flow["traffic_direction"]]
+    if "http" in flow.get("l7", ()):
+        words.append(f"http-{flow['l7']['type'].lower()}")
+    words.append(flow["verdict"])
     if "drop_reason_desc" in flow:
         words.append(flow["drop_reason_desc"])
     words.append(f"({flow['Summary']})")

@@ -10,7 +10,19 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.observe.status import AgentStatus, NodeReport, RulesStatus, StoreStatus, WorkersStatus, WorkerStatus
+from nfq_enforcer.observe.status import (
+    AgentStatus,
+    HttpRequestCount,
+    NamesStatus,
+    NodeReport,
+    ProxyStatus,
+    RulesStatus,
+    SourceFilterStatus,
+    StoreStatus,
+    TlsConnectionCount,
+    WorkersStatus,
+    WorkerStatus,
+)
 
 PREFIX = "nfq_enforcer_"
 
@@ -43,6 +55,11 @@ def families(status: AgentStatus, nodes: Iterable[NodeReport] = ()) -> list[Metr
     metrics = [
         *_policy(status),
         *(_rules(status.rules) if status.rules else ()),
+        *(_source_filter(status.source_filter) if status.source_filter else ()),
+        *(_names(status.names) if status.names else ()),
+        *(_proxy(status.proxy) if status.proxy else ()),
+        *_http(status.http),
+        *_tls(status.tls),
         *_packets(status.worker),
         *_each_worker(status.workers),
         *(_store(status.store) if status.store else ()),
@@ -80,6 +97,52 @@ def _rules(rules: RulesStatus) -> Iterator[MetricFamily]:
     )
 
 
+def _source_filter(sources: SourceFilterStatus) -> Iterator[MetricFamily]:
+    drops = [Sample(count, {"interface": interface}) for interface, count in sources.drops.items()]
+    if drops:
+        meaning = "Packets with a forged source that the kernel has dropped, by interface; a part of drops_total."
+        yield _family("source_filter_drops_total", meaning, *drops)
+
+
+def _names(names: NamesStatus) -> Iterator[MetricFamily]:
+    yield _single("fqdn_names", "Names whose addresses were learned, for each endpoint that asked.", names.names)
+    yield _single("fqdn_addresses", "Addresses of learned names.", names.addresses)
+    yield _single("fqdn_evicted_total", "Learned names and addresses that gave way to newer ones.", names.evicted)
+    yield _single("fqdn_held_total", "DNS answers held until all workers had their addresses.", names.held)
+
+
+def _proxy(proxy: ProxyStatus) -> Iterator[MetricFamily]:
+    yield _single("proxy_up", "1 while the proxy runs, 0 while connections that need it are dropped.", proxy.running)
+    yield _single("proxy_restarts_total", "Starts of the proxy after its end.", proxy.restarts)
+    yield _single(
+        "proxy_slots",
+        "Slots of the proxy in use: pairs of ends and ports with HTTP rules or server names.",
+        proxy.slots,
+    )
+    yield _single("proxy_unlogged_total", "Requests that did not reach the flow log.", proxy.unlogged)
+    yield _single("proxy_refused_total", "Connections that found all slots in use.", proxy.refused)
+
+
+def _http(counts: Sequence[HttpRequestCount]) -> Iterator[MetricFamily]:
+    samples = [
+        Sample(count.requests, {"verdict": count.verdict, "code_class": count.code_class, "rule": count.rule})
+        for count in counts
+    ]
+    if samples:
+        meaning = "HTTP requests at the proxy, by verdict, class of the answer's code, and documents that decided."
+        yield _family("http_requests_total", meaning, *samples)
+
+
+def _tls(counts: Sequence[TlsConnectionCount]) -> Iterator[MetricFamily]:
+    samples = [
+        Sample(count.connections, {"verdict": count.verdict, "reason": count.reason, "rule": count.rule})
+        for count in counts
+    ]
+    if samples:
+        meaning = "Connections with server names at the proxy, by verdict, reason, and documents that decided."
+        yield _family("tls_connections_total", meaning, *samples)
+
+
 def _packets(workers: WorkersStatus) -> Iterator[MetricFamily]:
     counts = workers.counts
     verdicts = {Verdict.ACCEPT: counts.accepted, Verdict.DROP: counts.dropped}
@@ -88,6 +151,9 @@ def _packets(workers: WorkersStatus) -> Iterator[MetricFamily]:
     yield _family("packets_total", "Packets with a verdict, by verdict.", *packets)
     yield _family("drops_total", "Packets dropped, by drop reason.", *drops)
     yield _single("packets_lost_total", "Packets that were queued and received no verdict.", workers.lost)
+    yield _single(
+        "openings_rate_limited_total", "Openings dropped in the kernel, beyond the budgets.", workers.rate_limited
+    )
     yield _single("flows", "Open flows.", counts.flows)
     yield _single("flows_evicted_total", "Flows evicted from a full table for new ones.", counts.flows_evicted)
     yield _single("flows_left_to_the_kernel_total", "Verdicts that offloaded a flow to the kernel.", counts.handed_over)
@@ -135,6 +201,9 @@ def _store(store: StoreStatus) -> Iterator[MetricFamily]:
     for (name, meaning), value in _STORE_VALUES.items():
         if (number := value(store)) is not None:
             yield _single(name, meaning, number)
+    yield _single(
+        "store_state_saved", "1 while the last known state is on disk, 0 while saves fail.", store.unsaved is None
+    )
     if store.refused:
         yield _single("store_refused_values", "Values in the store that this node cannot read.", store.refused.count)
     quantiles = {"0.5": store.lag_ms.p50, "0.99": store.lag_ms.p99} if store.lag_ms else {}

@@ -5,7 +5,7 @@ so that a client can read the status of a newer agent.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from nfq_enforcer.core.verdict import DropReason
@@ -78,6 +78,11 @@ class PacketCounts(_StatusRecord):
         counts = {field.name: data[field.name] for field in fields(cls) if field.name != "drops"}
         return cls(**counts, drops={reason: data[reason] for reason in DropReason})
 
+    def with_drops(self, reason: DropReason, number: int) -> Self:
+        """Return the counts with a number of further drops."""
+        drops = {**self.drops, reason: self.drops[reason] + number}
+        return replace(self, dropped=self.dropped + number, drops=drops)
+
 
 @dataclass(frozen=True)
 class WorkerStuck(_StatusRecord):
@@ -113,7 +118,7 @@ class WorkerStatus(_StatusRecord):
 
 @dataclass(frozen=True)
 class WorkersStatus(_StatusRecord):
-    """Workers status: all workers of the node in sum."""
+    """Workers status: all workers of the node in sum, and the drops of the source filter."""
 
     queue: int  # the first
     queues: Sequence[int]  # of all workers, sorted
@@ -122,6 +127,7 @@ class WorkersStatus(_StatusRecord):
     restarts: int
     failure: str | None  # of the first worker that has one
     lost: int  # packets that were queued and received no verdict
+    rate_limited: int  # openings that the rules dropped, because excess openings exceeded their limit
     counts: PacketCounts
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"counts": PacketCounts}
@@ -155,6 +161,14 @@ class PendingEndpoint(_StatusRecord):
 
 
 @dataclass(frozen=True)
+class UnsavedState(_StatusRecord):
+    """Unsaved state: the last known state of the cluster on disk is behind, because saves fail."""
+
+    since: str  # UTC, RFC 3339
+    error: str
+
+
+@dataclass(frozen=True)
 class Lag(_StatusRecord):
     """Lag from a change in the store to its enforcement on this node, in milliseconds; None without changes."""
 
@@ -183,12 +197,14 @@ class StoreStatus(_StatusRecord):
     resyncs: int | None = None  # complete reads of the store
     refused: RefusedValues | None = None
     pending: Sequence[PendingEndpoint] | None = None
+    unsaved: UnsavedState | None = None  # None: the last known state is saved
     lag_ms: Lag | None = None
     changes_kept: int | None = None  # in the stream, for nodes that reconnect; read by 'store status' only
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
         "refused": RefusedValues,
         "pending": PendingEndpoint,
+        "unsaved": UnsavedState,
         "lag_ms": Lag,
     }
 
@@ -236,6 +252,68 @@ class RulesStatus(_StatusRecord):
 
 
 @dataclass(frozen=True)
+class WorkStatus(_StatusRecord):
+    """Work status: long work that is under way, and how far it is."""
+
+    activity: str
+    since: str  # UTC, RFC 3339
+    done: int
+    total: int | None  # None: not known
+    text: str  # all of it in words
+
+
+@dataclass(frozen=True)
+class SourceFilterStatus(_StatusRecord):
+    """Source filter status: the kernel's check of source addresses before fragments are joined."""
+
+    drops: Mapping[str, int]  # interface: packets with a forged source; part of the drops of ``WorkersStatus``
+
+
+@dataclass(frozen=True)
+class NamesStatus(_StatusRecord):
+    """Names status: names with addresses that this node has learned from DNS answers, and the answers that waited."""
+
+    names: int  # of all endpoints: a name counts for each endpoint that has asked for it
+    addresses: int
+    evicted: int  # names and addresses that gave way to newer ones
+    held: int  # answers with new addresses, held until all workers had them
+
+
+@dataclass(frozen=True)
+class HttpRequestCount(_StatusRecord):
+    """HTTP request count: the requests that the same documents decided, with one verdict and class of codes."""
+
+    rule: str  # namespace/name of these documents, separated by commas
+    code_class: str  # 2xx; none: the client was not answered
+    verdict: str  # FORWARDED or DROPPED
+    requests: int
+
+
+@dataclass(frozen=True)
+class TlsConnectionCount(_StatusRecord):
+    """TLS connection count: connections with one verdict, decided by the same documents."""
+
+    rule: str  # namespace/name of these documents, separated by commas
+    verdict: str  # FORWARDED or DROPPED
+    reason: str  # TLS_REFUSED or TLS_MALFORMED; empty: forwarded
+    connections: int
+
+
+@dataclass(frozen=True)
+class ProxyStatus(_StatusRecord):
+    """Proxy status: the process that checks connections with HTTP rules or server names, and its slots."""
+
+    running: bool
+    pid: int | None
+    version: str | None
+    error: str | None  # the reason for which it does not run, or rejected an update of its rules
+    restarts: int
+    slots: int  # in use
+    refused: int  # connections that found all slots in use
+    unlogged: int = 0  # requests that were counted, but came too fast for the flow log
+
+
+@dataclass(frozen=True)
 class AgentStatus(_StatusRecord):
     """Agent status: settings, policy, workers, store and log of a node."""
 
@@ -262,6 +340,12 @@ class AgentStatus(_StatusRecord):
     problems: Sequence[str] = ()  # sentences about this node that an administrator has to act on
     rules: RulesStatus | None = None  # None: of an older agent
     stuck: Sequence[StuckPart] = ()  # empty: every part works
+    working: Sequence[WorkStatus] = ()  # reading documents, enforcing a change
+    source_filter: SourceFilterStatus | None = None  # None: of an older agent
+    names: NamesStatus | None = None  # None: of an older agent
+    http: Sequence[HttpRequestCount] = ()
+    tls: Sequence[TlsConnectionCount] = ()
+    proxy: ProxyStatus | None = None  # None: no policy has needed the proxy yet, or of an older agent
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
         "documents": DocumentCounts,
@@ -272,6 +356,12 @@ class AgentStatus(_StatusRecord):
         "log": LogCounts,
         "rules": RulesStatus,
         "stuck": StuckPart,
+        "working": WorkStatus,
+        "source_filter": SourceFilterStatus,
+        "names": NamesStatus,
+        "http": HttpRequestCount,
+        "proxy": ProxyStatus,
+        "tls": TlsConnectionCount,
     }
 
 

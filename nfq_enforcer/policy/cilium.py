@@ -10,10 +10,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from nfq_enforcer.core.tables import server_names
+from nfq_enforcer.core.tables.l7 import L7Match, SniMatch
 from nfq_enforcer.policy import icmp
 from nfq_enforcer.policy.documents import ClusterMetadata, LabelSelector, Metadata, PolicyDocument
 from nfq_enforcer.policy.fields import Cidr, EndPort, PolicyPort, Prefix, is_port_name
-from nfq_enforcer.policy.l7_rules import L7Rules
+from nfq_enforcer.policy.l7_rules import DnsRule, L7Rules
 from nfq_enforcer.policy.validation import Items, Part
 
 MAX_PORTS = 40  # in one entry of toPorts or icmps, as upstream
@@ -74,18 +76,44 @@ class DenyPortRule(Part):
     ports: _Ports = ()
 
 
+def _server_name(name: str) -> str:
+    if not server_names.is_pattern(name):
+        raise ValueError(
+            f"'{name}' is not a server name; allowed: letters, digits, '-', '_', '.', '*' for some of a label, and "
+            "'**' for one or more labels"
+        )
+    return name
+
+
 class PortRule(Part):
     """PortRule: one entry of toPorts; without ports it allows nothing, as upstream."""
 
-    unsupported = frozenset({"listener", "serverNames", "originatingTLS", "terminatingTLS"})
+    unsupported = frozenset({"listener", "originatingTLS", "terminatingTLS"})
 
     ports: _Ports = ()
     rules: L7Rules | None = None
+    server_names: Items[Annotated[str, AfterValidator(_server_name)]] = ()
 
     @property
     def has_rules(self) -> bool:
         """Return whether the entry allows some requests only."""
         return self.rules is not None and bool(self.rules.matches())
+
+    def matches(self) -> tuple[L7Match, ...]:
+        """Return the match of each rule and server name; without any, the entry allows everything on its ports."""
+        return (*(self.rules.matches() if self.rules else ()), *map(SniMatch, self.server_names))
+
+    @model_validator(mode="after")
+    def _server_names_fit_ports(self) -> Self:
+        if not self.server_names:
+            return self
+        if self.has_rules:
+            raise ValueError("serverNames and rules; allowed: one of them, because the proxy does not decrypt TLS")
+        if not self.ports or any(port.port == "0" for port in self.ports):
+            raise ValueError('serverNames without ports; allowed: ports "1" to "65535", or the name of a port')
+        if any(port.protocol not in {"TCP", "ANY"} for port in self.ports):
+            raise ValueError("serverNames are those of TLS over TCP; allowed: ports with protocol: TCP or ANY")
+        return self
 
     @model_validator(mode="after")
     def _rules_fit_ports(self) -> Self:
@@ -144,7 +172,7 @@ def check_except(block: Prefix, excluded: Iterable[Prefix]) -> None:
             raise ValueError(f"except {prefix} is not within {block}; allowed: prefixes that the block contains")
 
 
-PeerSpec = LabelSelector | IPv4Network | IPv6Network | CidrRule | Entity
+PeerSpec = LabelSelector | IPv4Network | IPv6Network | CidrRule | Entity | DnsRule
 
 
 def _mode(mode: str) -> str:
@@ -210,8 +238,8 @@ class _Ingress(RuleEntry):
 
 
 class _Egress(RuleEntry):
-    peer_fields = ("to_endpoints", "to_cidr", "to_cidr_set", "to_entities")
-    unsupported = frozenset(("toGroups", "toNodes", "toFQDNs", "toServices"))
+    peer_fields: ClassVar[tuple[str, ...]] = ("to_endpoints", "to_cidr", "to_cidr_set", "to_entities")
+    unsupported = frozenset(("toGroups", "toNodes", "toServices"))
     removed = frozenset(("toRequires",))
 
     to_endpoints: Items[LabelSelector] | None = None
@@ -242,12 +270,17 @@ class IngressDenyRule(_Ingress):
 class EgressRule(_Egress):
     """EgressRule: an entry of ``egress``."""
 
+    peer_fields: ClassVar[tuple[str, ...]] = (*_Egress.peer_fields, "to_fqdns")
+
+    to_fqdns: Items[DnsRule] | None = Field(None, alias="toFQDNs")
     to_ports: Items[PortRule] | None = None
     authentication: Authentication | None = None
 
 
 class EgressDenyRule(_Egress):
     """EgressDenyRule: an entry of ``egressDeny``."""
+
+    unsupported = _Egress.unsupported | {"toFQDNs"}
 
     to_ports: Items[DenyPortRule] | None = None
 
@@ -285,13 +318,15 @@ class PolicyRule(Part):
     @property
     def has_http(self) -> bool:
         """Return whether any entry allows some HTTP requests only."""
-        entries = (*self.ingress, *self.egress)
-        return any(port.rules and port.rules.http for entry in entries for port in entry.to_ports or ())
+        return any(port.rules and port.rules.http for port in self._port_rules())
 
     @property
-    def has_dns(self) -> bool:
-        """Return whether any entry allows some DNS names only."""
-        return any(port.rules and port.rules.dns for entry in self.egress for port in entry.to_ports or ())
+    def has_server_names(self) -> bool:
+        """Return whether any entry allows TLS to some server names only."""
+        return any(port.server_names for port in self._port_rules())
+
+    def _port_rules(self) -> Iterable[PortRule]:
+        return (port for entry in (*self.ingress, *self.egress) for port in entry.to_ports or ())
 
     @model_validator(mode="after")
     def _has_entries_and_one_selector(self) -> Self:
@@ -304,8 +339,9 @@ class PolicyRule(Part):
             )
         if (self.endpoint_selector is None) is (self.node_selector is None):
             raise ValueError("a rule needs a selector; allowed: either endpointSelector or nodeSelector")
-        if self.node_selector is not None and self.has_http:
-            raise ValueError("http rules are not allowed with nodeSelector; allowed: with endpointSelector")
+        if self.node_selector is not None and (self.has_http or self.has_server_names):
+            field = "http rules are" if self.has_http else "serverNames are"
+            raise ValueError(f"{field} not allowed with nodeSelector; allowed: with endpointSelector")
         return self
 
 

@@ -2,7 +2,7 @@
 
 The table lists the traffic that one entry allows (an entry of ``ingressDeny`` and ``egressDeny`` denies it), as
 upstream. "peers" stands for fromEndpoints, fromCIDR, fromCIDRSet, fromEntities and the same fields of egress, "ports"
-for toPorts or icmps:
+for toPorts or icmps (toFQDNs are peers of egress as well):
 
 =============  =================  ============================================================
 peers          ports              allows
@@ -34,14 +34,19 @@ from nfq_enforcer.policy.cilium import (
     PortRule,
     RuleEntry,
 )
+from nfq_enforcer.policy.l7_rules import DnsRule
 from nfq_enforcer.policy.rules import (
     ALL_TRAFFIC,
+    NO_EXCLUSIONS,
     PROTOCOL_NUMBERS,
     AddressBlock,
     L4Filter,
     NamedPortRef,
+    NamePeer,
     PortBlock,
     Rule,
+    RulePeer,
+    exclusions,
     icmp_type,
     port_range,
     unique,
@@ -92,19 +97,21 @@ def _isolates(rule: PolicyRule, direction: Direction) -> bool:
     return getattr(rule.enable_default_deny, direction) is not False
 
 
-def _peers(entry: RuleEntry, namespace: str) -> tuple[Selector | AddressBlock, ...] | None:
+def _peers(entry: RuleEntry, namespace: str) -> tuple[RulePeer, ...] | None:
     if entry.peers is None:
         return None
     return tuple(dict.fromkeys(peer for spec in entry.peers for peer in _resolve_peer(spec, namespace)))
 
 
-def _resolve_peer(spec: PeerSpec, namespace: str) -> Iterator[Selector | AddressBlock]:
+def _resolve_peer(spec: PeerSpec, namespace: str) -> Iterator[RulePeer]:
     if isinstance(spec, str):
         yield from _entity(spec)
     elif isinstance(spec, CidrRule):
-        yield AddressBlock(spec.cidr, frozenset(spec.except_), includes_endpoints=False)
+        yield AddressBlock(spec.cidr, exclusions(spec.except_), includes_endpoints=False)
     elif isinstance(spec, IPv4Network | IPv6Network):
-        yield AddressBlock(spec, frozenset(), includes_endpoints=False)
+        yield AddressBlock(spec, NO_EXCLUSIONS, includes_endpoints=False)
+    elif isinstance(spec, DnsRule):
+        yield NamePeer(spec.match().pattern)
     else:
         yield peer_selector(spec, namespace)
 
@@ -116,7 +123,7 @@ def _entity(name: str) -> Iterator[Selector | AddressBlock]:
         yield ALL_ENDPOINTS
         yield from map(reserved_selector, _CLUSTER)
     elif name in _WORLD:
-        yield AddressBlock(_WORLD[name], frozenset(), includes_endpoints=False)
+        yield AddressBlock(_WORLD[name], NO_EXCLUSIONS, includes_endpoints=False)
     else:
         yield reserved_selector(name)
 
@@ -132,8 +139,7 @@ def _filters(entry: RuleEntry, *, without_l7: bool) -> tuple[L4Filter, ...]:
 
 def _filter(port_rule: PortRule | DenyPortRule, *, without_l7: bool) -> L4Filter:
     blocks = unique(block for port in port_rule.ports for block in _blocks(port))
-    rules = port_rule.rules if isinstance(port_rule, PortRule) and not without_l7 else None
-    return L4Filter(blocks, rules.matches() if rules else ())
+    return L4Filter(blocks, port_rule.matches() if isinstance(port_rule, PortRule) and not without_l7 else ())
 
 
 def _blocks(port: PortProtocol) -> Iterator[PortBlock | NamedPortRef]:

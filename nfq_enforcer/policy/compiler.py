@@ -16,9 +16,9 @@ from nfq_enforcer.core.tables.policymap import PORT_BITS, L7Rule, PolicyEntry, P
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.local_identities import LocalIdentities
-from nfq_enforcer.policy.rules import AddressBlock, L4Filter, NamedPortRef, PortBlock, PortSet, Rule
+from nfq_enforcer.policy.rules import L4Filter, NamedPortRef, PortBlock, PortSet, Rule
 from nfq_enforcer.policy.rules_index import NO_PORTS, ContributionKey, EndpointSide, RulesIndex
-from nfq_enforcer.policy.selectors import WILDCARD, Selector, SelectorIndex
+from nfq_enforcer.policy.selectors import Selector, SelectorIndex
 
 
 class Enforcement(StrEnum):
@@ -66,7 +66,7 @@ class Policy:
         self._identities = dict(identities)
         self._ports = {identity: frozenset(port_sets) for identity, port_sets in ports.items()}
         self._rules_index = RulesIndex(documents)
-        self.local_identities = LocalIdentities(self._rules_index.rules, self._ports)
+        self.local_identities = self._derived_identities()
         self._selector_index = SelectorIndex({**identities, **self.local_identities.cidr_labels, **_RESERVED})
         self._contributions: dict[ContributionKey, Contribution] = {}
         self._maps: dict[EndpointSide, PolicyMap] = {}
@@ -85,8 +85,9 @@ class Policy:
         after._rules_index = RulesIndex(documents, self._rules_index)
         if not after._rules_index.keeps_order_of(self._rules_index):
             return Policy(after._rules_index.documents, self._identities, self._enforcement, self._ports)
-        if after._rules_index.address_blocks != self._rules_index.address_blocks:
-            after.local_identities = LocalIdentities(after._rules_index.rules, self._ports)
+        before, now = self._rules_index.named_prefixes, after._rules_index.named_prefixes
+        if before != now or not self.local_identities.fit(after._rules_index.with_local_peers):
+            after.local_identities = after._derived_identities()
         return after._update_from(self, {}, {})
 
     def with_identity(self, labels: Labels, identity: Identity, ports: Iterable[PortSet] = ()) -> "Policy":
@@ -119,8 +120,12 @@ class Policy:
         if not port_sets:
             del self._ports[identity]
         if port_sets != old_port_sets and max(len(port_sets), len(old_port_sets)) > 1:
-            self.local_identities = LocalIdentities(self._rules_index.rules, self._ports)
+            self.local_identities = self._derived_identities()
         return self._update_from(before, removed, added, {identity})
+
+    def _derived_identities(self) -> LocalIdentities:
+        index = self._rules_index
+        return LocalIdentities(index.with_local_peers, self._ports, index.named_prefixes)
 
     def _update_from(
         self,
@@ -155,11 +160,12 @@ class Policy:
         """Update the contributions that the affected identities change; return the added and removed keys of each."""
         rules = {
             id(rule): rule
-            for peer, of_peer in before._rules_index.by_peer.items()
-            if not (isinstance(peer, AddressBlock) and self.local_identities is before.local_identities)
-            and not (affected.isdisjoint(before._select(peer)) and affected.isdisjoint(self._select(peer)))
-            for rule in of_peer
+            for selector, of_selector in before._rules_index.by_selector.items()
+            if not (affected.isdisjoint(before._select(selector)) and affected.isdisjoint(self._select(selector)))
+            for rule in of_selector
         }
+        if self.local_identities is not before.local_identities:
+            rules |= {id(rule): rule for rule in before._rules_index.with_local_peers}
         changed_keys = {}
         for key in [key for key in before._contributions if key[0] in rules]:
             rule, contribution = rules[key[0]], before._contributions[key]
@@ -297,17 +303,16 @@ class Policy:
                     yield PolicyKey(peer, *port)
 
     def _peer_identities(self, rule: Rule, affected: frozenset[Identity] | None) -> frozenset[Identity]:
-        if rule.peers is None or WILDCARD in rule.peers:
+        if rule.matches_any_peer:
             return frozenset((ANY,))
-        selected = map(self._select, rule.peers)
+        selectors = (peer for peer in rule.peers or () if isinstance(peer, Selector))
+        selected = (*map(self._select, selectors), self.local_identities.of_rule(rule))
         return frozenset[Identity]().union(
-            *(selected if affected is None else (of_peer & affected for of_peer in selected))
+            *(selected if affected is None else (identities & affected for identities in selected))
         )
 
-    def _select(self, peer: Selector | AddressBlock) -> frozenset[Identity]:
-        if isinstance(peer, AddressBlock):
-            return self.local_identities.of_block(peer)
-        return self._selector_index.select(peer)
+    def _select(self, selector: Selector) -> frozenset[Identity]:
+        return self._selector_index.select(selector)
 
 
 _RESERVED = {labels: identity for identity, labels in RESERVED.items()}

@@ -21,10 +21,8 @@ def refusals(document: Document) -> list[DocumentError]:
 
 def _unenforceable(document: Document) -> Iterator[str]:
     rules = document.rules if isinstance(document, CiliumPolicy) else ()
-    not_enforced = "are understood by trace and matrix, but an agent of this version refuses them: it has no"
-    if any(rule.has_http for rule in rules):
-        yield f"http rules {not_enforced} proxy to enforce them"
-    if any(rule.has_dns for rule in rules):
-        yield f"dns rules {not_enforced} proxy to enforce them"
     if any(rule.node_selector is not None for rule in rules):
-        yield f"rules with nodeSelector {not_enforced} way to judge the host's own packets"
+        yield (
+            "rules with nodeSelector are understood by trace and matrix, but an agent of this version refuses them: "
+            "it has no way to judge the host's own packets"
+        )

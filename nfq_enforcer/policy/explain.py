@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from nfq_enforcer.core.labels import ANY_SOURCE, Labels
-from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
+from nfq_enforcer.core.tables import dns_names
+from nfq_enforcer.core.tables.l7 import DnsMatch, L7Match, SniMatch
 from nfq_enforcer.core.tables.policymap import PORT_BITS, WHOLE, RuleRef
 from nfq_enforcer.core.verdict import Direction
-from nfq_enforcer.policy.l7_match import matches_request
+from nfq_enforcer.policy.l7_match import matches, refusal, wrong_protocol
 from nfq_enforcer.policy.ports import LAST, PortSpan, TrafficSpec, merge_spans
-from nfq_enforcer.policy.rules import AddressBlock, L4Filter, NamedPortRef, PortBlock, PortSet, Rule
+from nfq_enforcer.policy.rules import L4Filter, NamedPortRef, NamePeer, PortBlock, PortSet, Rule, RulePeer
 from nfq_enforcer.policy.selectors import Operator, Requirement, Selector
 from nfq_enforcer.policy.simulation import (
     ConnectionEnd,
@@ -127,9 +128,11 @@ def _mismatch(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
     return _request_mismatch(matching, traffic)
 
 
-def _matches_peer(peer: Selector | AddressBlock, side: ConnectionSide) -> bool:
+def _matches_peer(peer: RulePeer, side: ConnectionSide) -> bool:
     if isinstance(peer, Selector):
         return peer.matches(side.peer.labels)
+    if isinstance(peer, NamePeer):
+        return dns_names.matches(peer.pattern, side.peer.fqdn or "")
     return (peer.includes_endpoints or _is_outside(side.peer)) and any(
         network in peer for network in side.peer.addresses.values()
     )
@@ -139,9 +142,11 @@ def _is_outside(end: ConnectionEnd) -> bool:
     return bool(end.labels.find("reserved", "world"))
 
 
-def _peer_mismatch(peer: Selector | AddressBlock, end: ConnectionEnd) -> str:
+def _peer_mismatch(peer: RulePeer, end: ConnectionEnd) -> str:
     if isinstance(peer, Selector):
         return _unmet(peer, end)
+    if isinstance(peer, NamePeer):
+        return f"wants an address that DNS has for {peer.pattern}"
     excluded = f" without {', '.join(map(str, sorted(peer.excluded, key=str)))}" if peer.excluded else ""
     if not peer.includes_endpoints and not _is_outside(end):
         return f"wants an address in {peer.prefix}{excluded}, and CIDRs are never endpoints or nodes"
@@ -205,22 +210,26 @@ def _render_ports(filters: Iterable[L4Filter], named_ports: PortSet) -> str:
 
 def _request_mismatch(filters: Iterable[L4Filter], traffic: TrafficSpec) -> str:
     """Return the allowed requests if no filter allows this request; empty if one does, or if the traffic has none."""
-    filters = tuple(filters)
-    matches = [match for l4_filter in filters for match in l4_filter.l7]
+    wrong = {l4_filter: wrong_protocol(l4_filter.l7, traffic.proto) for l4_filter in filters}
+    reasons = list(filter(None, wrong.values()))
+    filters = [l4_filter for l4_filter, reason in wrong.items() if not reason]
+    if reasons and not filters:
+        return f"lists {reasons[0][0]}, and {reasons[0][1]}"
+    l7 = [match for l4_filter in filters for match in l4_filter.l7]
     request = traffic.request
     unrestricted = any(not l4_filter.l7 for l4_filter in filters)
-    if (
-        request is None
-        or unrestricted
-        or any(isinstance(match, HttpMatch) and matches_request(match, request) for match in matches)
-    ):
+    if request is None or unrestricted or any(matches(match, request) for match in l7):
         return ""
-    return f"lets only requests pass that are {' or '.join(map(_render_match, matches))}"
+    if refused := refusal(request):
+        return f"is not asked, because {refused}"
+    return f"lets only requests pass that are {' or '.join(map(_render_match, l7))}"
 
 
-def _render_match(match: HttpMatch | DnsMatch) -> str:
+def _render_match(match: L7Match) -> str:
     if isinstance(match, DnsMatch):
-        return f"DNS queries for {match.name}"
+        return f"DNS queries for {match.pattern}"
+    if isinstance(match, SniMatch):
+        return f"TLS to {match.pattern}"
     host = f" at {match.host}" if match.host else ""
     headers = "".join(f" with {h.name}" + (f": {h.value}" if h.value is not None else "") for h in match.headers)
     return f"{match.method or 'any method'} {match.path or 'any path'}{host}{headers}"

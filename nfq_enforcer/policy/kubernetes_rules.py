@@ -24,6 +24,7 @@ from nfq_enforcer.policy.rules import (
     NamedPortRef,
     PortBlock,
     Rule,
+    exclusions,
     port_range,
     unique,
 )
@@ -55,7 +56,7 @@ def _peers(peers: Iterable[NetworkPolicyPeer], namespace: str) -> tuple[Selector
 
 def _peer(peer: NetworkPolicyPeer, namespace: str) -> Selector | AddressBlock:
     if peer.ip_block is not None:
-        return AddressBlock(peer.ip_block.cidr, frozenset(peer.ip_block.except_), includes_endpoints=True)
+        return AddressBlock(peer.ip_block.cidr, exclusions(peer.ip_block.except_), includes_endpoints=True)
     return pod_peer_selector(peer.pod_selector, peer.namespace_selector, namespace)
 
 

@@ -1,13 +1,65 @@
-"""Evaluation of layer-7 matches, for trace, matrix and probes: whether a rule matches a request or a DNS name."""
+"""Evaluation of layer-7 matches, for trace, matrix and probes: whether a rule matches a request or a name."""
 
-from nfq_enforcer.core.tables.l7 import DnsMatch, HeaderMatch, HttpMatch, HttpRequest
+from collections.abc import Iterable
+
+from nfq_enforcer.core.tables import dns_names, server_names
+from nfq_enforcer.core.tables.l7 import (
+    DnsMatch,
+    DnsQuestion,
+    HeaderMatch,
+    HttpMatch,
+    HttpRequest,
+    L7Match,
+    L7Request,
+    SniMatch,
+    TlsHello,
+)
+from nfq_enforcer.core.wire.packet import TCP, UDP
 from nfq_enforcer.policy import regex
+from nfq_enforcer.policy.http_normalise import normalise
+from nfq_enforcer.policy.http_path import HttpRefusal
+from nfq_enforcer.policy.ports import render_request
 
 
-def matches_request(match: HttpMatch, request: HttpRequest) -> bool:
-    """Return whether an HTTP request matches in every field."""
+def matches(match: L7Match, request: L7Request) -> bool:
+    """Return whether a match is about this kind of request, and matches it."""
+    if isinstance(match, DnsMatch):
+        return isinstance(request, DnsQuestion) and matches_name(match, request.name)
+    if isinstance(match, SniMatch):
+        return isinstance(request, TlsHello) and matches_server_name(match, request.name)
+    return isinstance(request, HttpRequest) and matches_request(match, request)
+
+
+def wrong_protocol(matches: Iterable[L7Match], proto: int) -> tuple[str, str] | None:
+    """Return the noun of the matches, and the reason why none of them can allow this protocol; None if one can."""
+    kinds = set(map(type, matches))
+    if kinds == {DnsMatch} and proto not in {UDP, TCP}:
+        return "DNS names", "only UDP and TCP have them"
+    if kinds == {SniMatch} and proto != TCP:
+        return "server names", "only TLS over TCP has them"
+    return None
+
+
+def refusal(request: L7Request) -> HttpRefusal | None:
+    """Return the proxy's refusal of a request before any rule, None if rules decide it."""
+    normal = normalise(request) if isinstance(request, HttpRequest) else None
+    return normal if isinstance(normal, HttpRefusal) else None
+
+
+def render(request: L7Request) -> str:
+    """Return a request as ``GET /a/../b (at the proxy: GET /b)``, or as ``render_request`` does."""
+    text = render_request(request)
+    normal = normalise(request) if isinstance(request, HttpRequest) else request
+    seen = text if isinstance(normal, HttpRefusal) else render_request(normal)
+    return text if seen == text else f"{text} (at the proxy: {seen})"
+
+
+def matches_request(match: HttpMatch, sent: HttpRequest) -> bool:
+    """Return whether an HTTP request, in the normal form that the proxy gives it, matches in every field."""
+    request = normalise(sent)
     return (
-        _matches_field(match.method, request.method)
+        not isinstance(request, HttpRefusal)
+        and _matches_field(match.method, request.method)
         and _matches_field(match.path, request.path)
         and _matches_field(match.host, request.host)
         and all(_matches_header(header, request) for header in match.headers)
@@ -16,7 +68,12 @@ def matches_request(match: HttpMatch, request: HttpRequest) -> bool:
 
 def matches_name(match: DnsMatch, asked: str) -> bool:
     """Return whether a DNS name matches, in any case and with or without the trailing dot."""
-    return not match.name or regex.matches_whole(match.name, asked.removesuffix("."), ignore_case=True)
+    return dns_names.matches(match.pattern, dns_names.canonical(asked))
+
+
+def matches_server_name(match: SniMatch, name: str) -> bool:
+    """Return whether a TLS server name matches, in any case."""
+    return regex.matches_whole(server_names.expression(match.pattern), server_names.canonical(name))
 
 
 def _matches_field(pattern: str, text: str) -> bool:
@@ -28,5 +85,8 @@ def _matches_header(match: HeaderMatch, request: HttpRequest) -> bool:
 
     A match with a mismatch action (LOG, ADD, DELETE, REPLACE) denies no request: the proxy logs or changes the header.
     """
-    values = [value for name, value in request.headers if name.lower() == match.name.lower()]
+    name = match.name.lower()
+    values = [value for other, value in request.headers if other.lower() == name]
+    if name == "host":
+        values = [request.host] if request.host else []
     return bool(match.mismatch) or (bool(values) and match.value in {None, ",".join(values)})

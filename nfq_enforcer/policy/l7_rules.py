@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
+from nfq_enforcer.core.tables.dns_names import normalised
 from nfq_enforcer.core.tables.l7 import DnsMatch, HeaderMatch, HttpMatch
 from nfq_enforcer.policy import regex
 from nfq_enforcer.policy.validation import Items, Part
@@ -13,7 +14,6 @@ from nfq_enforcer.policy.validation import Items, Part
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _NAME = re.compile(r"[-a-zA-Z0-9_.]{1,255}")
 _PATTERN = re.compile(r"[-a-zA-Z0-9_.*]{1,255}")
-_IN_LABEL = "[-a-zA-Z0-9_]"
 
 
 def _header_name(name: str) -> str:
@@ -41,7 +41,7 @@ def _dns_pattern(pattern: str) -> str:
     return pattern
 
 
-RegexField = Annotated[str, AfterValidator(regex.check)]
+RegexField = Annotated[str, AfterValidator(regex.check_for_proxy)]
 
 
 class HeaderRule(Part):
@@ -79,7 +79,7 @@ class HttpRule(Part):
 
 
 class DnsRule(Part):
-    """DnsRule: the DNS names that may be queried, as a name or a pattern."""
+    """DnsRule: DNS names, as a name or a pattern: those that may be queried, or those of peers (``toFQDNs``)."""
 
     match_name: Annotated[str, AfterValidator(_dns_name)] | None = None
     match_pattern: Annotated[str, AfterValidator(_dns_pattern)] | None = None
@@ -91,20 +91,8 @@ class DnsRule(Part):
         return self
 
     def match(self) -> DnsMatch:
-        """Return the match of the names that the rule allows."""
-        if self.match_name is not None:
-            return DnsMatch(re.escape(self.match_name.removesuffix(".")))
-        return DnsMatch(_wildcard((self.match_pattern or "").removesuffix(".")))
-
-
-def _wildcard(pattern: str) -> str:
-    """Return the expression of a pattern: ``*`` matches within a label, alone any name; leading ``**.`` any labels."""
-    if pattern == "*":
-        return ""
-    any_labels = pattern.startswith("**.")
-    inner = pattern.removeprefix("**.") if any_labels else pattern
-    expression = f"{_IN_LABEL}*".join(map(re.escape, re.split(r"\*+", inner)))
-    return f"(?:{_IN_LABEL}+[.])+{expression}" if any_labels else expression
+        """Return the match of the names."""
+        return DnsMatch(normalised(self.match_name or self.match_pattern or ""))
 
 
 class L7Rules(Part):

@@ -1,19 +1,19 @@
 """Loader of documents from files and folders, all or nothing.
 
 The loader returns the documents of every file, or raises DocumentErrors with all errors of all documents if any is
-invalid. ``-`` is the standard input. No other module of this package reads files.
+invalid. ``-`` is the standard input.
 """
 
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, NamedTuple, TypeVar
 
+from nfq_enforcer import input_file
 from nfq_enforcer.core.labels import DEFAULT_SOURCE, Label, Labels
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors
+from nfq_enforcer.input_file import DOCUMENTS_SIZE, STANDARD_INPUT
 from nfq_enforcer.policy import templates, yaml_source
 from nfq_enforcer.policy.documents import Document, Endpoint, Namespace, PolicyDocument
 from nfq_enforcer.policy.fields import (
@@ -24,13 +24,15 @@ from nfq_enforcer.policy.fields import (
     NAMESPACE_LABELS,
     AddressField,
 )
+from nfq_enforcer.policy.file_cache import FileCache, FileMark
+from nfq_enforcer.policy.inspection import Inspection, ParsedDocument
+from nfq_enforcer.policy.progress import Progress
 from nfq_enforcer.policy.registry import KINDS, LISTS, is_other_kind, is_unsupported, similar_kinds
 from nfq_enforcer.policy.validation import Items, Part, validate
 from nfq_enforcer.policy.yaml_source import YamlDocument
 
 SUFFIXES = frozenset((".yaml", ".yml", ".json"))
 PROBES = ".probes.json"  # suffix of probe files, which stand beside documents and are not loaded
-STANDARD_INPUT = Path("-")
 
 
 DocumentKey = tuple[str, str, str]
@@ -53,62 +55,42 @@ class Documents:
     policies: tuple[PolicyDocument, ...] = ()
 
 
-@dataclass(frozen=True)
-class ParsedDocument:
-    """ParsedDocument: a document, with the places of its fields for error messages."""
-
-    document: Document
-    source: YamlDocument
-    base: yaml_source.FieldPath  # path of the document in its source: not the root if it is an item of a List
-
-    def error(self, path: yaml_source.FieldPath, message: str) -> DocumentError:
-        """Return an error with this message about a field of the document."""
-        return self.source.error(self.base + path, message)
-
-
-@dataclass
-class Inspection:
-    """Inspection: the valid documents of some files, the errors of the others, and the number of documents."""
-
-    parsed: list[ParsedDocument] = field(default_factory=list)
-    errors: list[DocumentError] = field(default_factory=list)
-    total: int = 0  # a file that cannot be read or is no YAML counts as one document
-    refused: int = 0
-    ignored: int = 0  # of other kinds
-
-    def add(self, other: "Inspection") -> None:
-        """Add the documents of another inspection."""
-        self.parsed += other.parsed
-        self.errors += other.errors
-        self.total += other.total
-        self.refused += other.refused
-        self.ignored += other.ignored
-
-
 def load(
-    paths: Iterable[Path], applied: Iterable[ParsedDocument] = (), *, ignore_other_kinds: bool = False
+    paths: Iterable[Path],
+    applied: Iterable[ParsedDocument] = (),
+    *,
+    ignore_other_kinds: bool = False,
+    cache: FileCache | None = None,
+    progress: Progress | None = None,
 ) -> Documents:
     """Return the documents of files and folders, together with the ``applied`` ones.
 
     Raise DocumentErrors with all errors of all documents. ``ignore_other_kinds``: leave out documents of kinds that
-    have nothing to do with policy.
+    have nothing to do with policy. ``cache`` has the files of an earlier load with the same options.
     """
-    inspection = inspect(paths, applied, ignore_other_kinds=ignore_other_kinds)
+    inspection = inspect(paths, applied, ignore_other_kinds=ignore_other_kinds, cache=cache, progress=progress)
     _raise_any(inspection.errors)
     return group_documents(item.document for item in inspection.parsed)
 
 
 def inspect(
-    paths: Iterable[Path], applied: Iterable[ParsedDocument] = (), *, ignore_other_kinds: bool = False
+    paths: Iterable[Path],
+    applied: Iterable[ParsedDocument] = (),
+    *,
+    ignore_other_kinds: bool = False,
+    cache: FileCache | None = None,
+    progress: Progress | None = None,
 ) -> Inspection:
     """Return the documents of files and folders with every error in them; of ``applied``, only conflicts are errors."""
     file_paths, errors = _files(paths)
     inspection = Inspection([], errors, len(errors), len(errors))
     for path in file_paths:
         try:
-            inspection.add(_inspect_file(_read_file(path), ignore_other_kinds))
+            inspection.add(_inspect_path(path, ignore_other_kinds, cache, progress or Progress()))
         except DocumentError as error:
             inspection.add(Inspection([], [error], 1, 1))
+    if cache is not None:
+        cache.retain(set(map(str, file_paths)))
     inspection.parsed += applied
     conflicts = list(_conflicts(inspection.parsed))
     inspection.errors += conflicts
@@ -124,11 +106,13 @@ def read(paths: Iterable[Path]) -> list[File]:
     return files
 
 
-def parse_all(files: Iterable[File], *, ignore_other_kinds: bool = False) -> list[ParsedDocument]:
+def parse_all(
+    files: Iterable[File], *, ignore_other_kinds: bool = False, progress: Progress | None = None
+) -> list[ParsedDocument]:
     """Return the documents of one set of files; raise DocumentErrors with all errors, conflicts included."""
     inspection = Inspection()
     for file in files:
-        inspection.add(_inspect_file(file, ignore_other_kinds))
+        inspection.add(_inspect_file(file, ignore_other_kinds, progress))
     _raise_any([*inspection.errors, *_conflicts(inspection.parsed)])
     return inspection.parsed
 
@@ -163,25 +147,57 @@ def parse(text: str, file: str) -> list[ParsedDocument]:
     return inspection.parsed
 
 
-def _inspect_file(file: File, ignore_other_kinds: bool) -> Inspection:
+def _inspect_path(path: Path, ignore_other_kinds: bool, cache: FileCache | None, progress: Progress) -> Inspection:
+    mark = mark_of(path) if cache is not None else None
+    if cache is None or mark is None:
+        return _inspect_file(_read_file(path), ignore_other_kinds, progress)
+    inspection = cache.get(str(path), mark)
+    if inspection is None:
+        inspection = cache.put(str(path), mark, _inspect_file(_read_file(path), ignore_other_kinds, progress))
+    return inspection
+
+
+def mark_of(path: Path) -> FileMark | None:
+    """Return the mark of a file, None for one that cannot be read."""
     try:
-        sources = yaml_source.parse(file.text, file.name)
+        status = path.stat()
+    except OSError:
+        return None
+    return FileMark(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _inspect_file(file: File, ignore_other_kinds: bool, progress: Progress | None = None) -> Inspection:
+    """Return the documents of a file with every error in them; a file that is no YAML has one error.
+
+    Each document is checked before the next is parsed, so that the places of one document only are in memory.
+    """
+    progress = progress or Progress()
+    progress.stage(f"reading {file.name}, characters", len(file.text))
+    inspection = Inspection()
+    try:
+        for source in yaml_source.documents(file.text, file.name, progress.advance):
+            inspection.add(_inspect_document(source, ignore_other_kinds))
     except DocumentError as error:
         return Inspection([], [templates.explain_syntax_error(error, file.text)], 1, 1)
-    items, errors = _attempt(_items, sources)
-    refused = lists = len({(error.line, error.column) for error in errors})
-    parsed: list[ParsedDocument] = []
-    ignored = 0
+    return inspection
+
+
+def _inspect_document(source: YamlDocument, ignore_other_kinds: bool) -> Inspection:
+    try:
+        items = _items(source)
+    except (DocumentError, DocumentErrors) as error:
+        return Inspection([], list(error.errors), 1, 1)
+    inspection = Inspection(total=len(items))
     for item in items:
         if ignore_other_kinds and is_other_kind(item[2]):
-            ignored += 1
+            inspection.ignored += 1
             continue
         try:
-            parsed.append(_parse_item(item))
+            inspection.parsed.append(_parse_item(item).compact())
         except (DocumentError, DocumentErrors) as error:
-            errors += error.errors
-            refused += 1
-    return Inspection(parsed, errors, len(items) + lists, refused, ignored)
+            inspection.errors += error.errors
+            inspection.refused += 1
+    return inspection
 
 
 def endpoint_labels(endpoint: Endpoint, namespaces: Iterable[Namespace], cluster: str = DEFAULT_CLUSTER) -> Labels:
@@ -240,7 +256,7 @@ def _raise_any(errors: list[DocumentError]) -> None:
         raise DocumentErrors(errors)
 
 
-def _files(paths: Iterable[Path]) -> tuple[Iterable[Path], list[DocumentError]]:
+def _files(paths: Iterable[Path]) -> tuple[Collection[Path], list[DocumentError]]:
     files, errors = _attempt(_files_of, paths)
     by_real_path: dict[str, Path] = {}  # a file may be given together with its folder
     for path in files:
@@ -257,7 +273,7 @@ def _files_of(path: Path) -> list[Path]:
         # editors, git and mounted volumes keep files of their own with hidden names beside documents
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         files += [Path(folder, name) for name in names if _is_document(name)]
-    _raise_any([_unreadable(error.filename, error) for error in failed])
+    _raise_any([DocumentError(error.filename, f"cannot be read: {error.strerror}") for error in failed])
     return sorted(files)
 
 
@@ -273,18 +289,9 @@ def _is_folder(path: Path) -> bool:
 
 
 def _read_file(path: Path) -> File:
-    if path == STANDARD_INPUT:
-        return File("standard input", yaml_source.decode(sys.stdin.buffer.read(), "standard input"))
-    try:
-        if not S_ISREG(path.stat().st_mode):
-            raise DocumentError(str(path), "neither a file nor a folder")
-        return File(str(path), yaml_source.decode(path.read_bytes(), str(path)))
-    except OSError as error:
-        raise _unreadable(str(path), error) from None
-
-
-def _unreadable(path: str, error: OSError) -> DocumentError:
-    return DocumentError(path, f"cannot be read: {error.strerror}")
+    content = input_file.read(path, DOCUMENTS_SIZE, standard_input=True)
+    name = input_file.name_of(path)
+    return File(name, yaml_source.decode(content, name))
 
 
 class _List(Part):
@@ -335,6 +342,8 @@ def _kind(source: YamlDocument, base: yaml_source.FieldPath, data: dict[str, obj
         return KINDS[kind]
     if is_unsupported(kind):
         raise source.error((*base, "kind"), f"{kind} is not supported by this version; allowed: {_ALLOWED}")
+    if kind in LISTS:
+        raise source.error((*base, "kind"), f"a {kind} in a list is not read; write its items into the outer list")
     close = similar_kinds(kind, data.get("apiVersion"))
     hint = f"did you mean '{close[0]}'? " if close else ""
     message = templates.sentence(kind) or f"unknown kind '{kind}'; {hint}allowed: {_ALLOWED}"

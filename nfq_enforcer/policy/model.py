@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity, derive
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, Prefixes
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
+from nfq_enforcer.core.tables.prefixes import Prefixes
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
 from nfq_enforcer.policy.documents import Endpoint
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, Address

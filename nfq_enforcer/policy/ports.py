@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from nfq_enforcer.core.tables.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import DnsQuestion, L7Request, TlsHello
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 
 PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP}
@@ -36,11 +36,11 @@ class PortSpan(NamedTuple):
 
 
 class TrafficSpec(NamedTuple):
-    """TrafficSpec: the protocol and port (or ICMP type) of a connection, with an optional HTTP request."""
+    """TrafficSpec: the protocol and port (or ICMP type) of a connection, with an optional request."""
 
     proto: int
     port: int
-    request: HttpRequest | None = None
+    request: L7Request | None = None
 
     @property
     def icmp(self) -> bool:
@@ -53,9 +53,18 @@ class TrafficSpec(NamedTuple):
         return "ICMP" if self.icmp else _NAMES[self.proto]
 
     def __str__(self) -> str:
-        """Render as ``80/TCP``, ``ICMP type 8`` or ``GET /path on 80/TCP``."""
+        """Render as ``80/TCP``, ``ICMP type 8``, ``GET /path on 80/TCP`` or ``a query for example.com on 53/UDP``."""
         port = str(PortSpan(self.proto, self.port, self.port))
-        return f"{self.request.method} {self.request.path} on {port}" if self.request else port
+        return f"{render_request(self.request)} on {port}" if self.request else port
+
+
+def render_request(request: L7Request) -> str:
+    """Return a request as ``GET /path``, ``a query for example.com``, or ``TLS to example.com``."""
+    if isinstance(request, DnsQuestion):
+        return f"a query for {request.name}"
+    if isinstance(request, TlsHello):
+        return f"TLS to {request.name}" if request.name else "TLS without a server name"
+    return f"{request.method} {request.path}"
 
 
 EVERYTHING = frozenset(PortSpan(proto, FIRST[proto], LAST[proto]) for proto in FIRST)

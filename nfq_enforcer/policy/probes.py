@@ -13,11 +13,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from nfq_enforcer.core.tables.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import DnsQuestion, HttpRequest, L7Request, TlsHello
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.fields import PortField
 from nfq_enforcer.policy.icmp import MAX_TYPE
+from nfq_enforcer.policy.ports import render_request
 from nfq_enforcer.policy.validation import Part, validate
 from nfq_enforcer.policy.yaml_source import Place, Position, YamlDocument
 
@@ -75,16 +76,27 @@ class Probe(Part):
     port: PortField | None = None
     family: Family | None = None  # None: IPv4 if both ends have it
     http: ProbeRequest | None = None
+    dns: str | None = None  # the name that is queried
+    sni: str | None = None  # the TLS server name that is indicated; empty: none
     icmp: ProbeIcmp | None = None  # None with protocol ICMP: an echo request
     expect: ProbeVerdict | None = None
     description: str = ""  # for human readers
 
     def __str__(self) -> str:
-        """Render the traffic as ``80/TCP``, ``ICMP``, ``GET /path on 80/TCP``."""
+        """Render the traffic as ``80/TCP``, ``ICMP``, ``GET /path on 80/TCP``, ``a query for a.example on 53/UDP``."""
         if self.protocol == "ICMP":
             return f"ICMP type {self.icmp.type}" if self.icmp else "ICMP"
-        request = f"{self.http.method} {self.http.path} on " if self.http else ""
-        return f"{request}{self.port}/{self.protocol}"
+        port = f"{self.port}/{self.protocol}"
+        return f"{render_request(self.request)} on {port}" if self.request else port
+
+    @property
+    def request(self) -> L7Request | None:
+        """Return the request, None for a connection without one."""
+        if self.dns is not None:
+            return DnsQuestion(self.dns)
+        if self.sni is not None:
+            return TlsHello(self.sni)
+        return self.http.as_request() if self.http else None
 
     @model_validator(mode="after")
     def _fields_are_consistent(self) -> Self:
@@ -96,6 +108,10 @@ class Probe(Part):
             _refuse("icmp", self.icmp, f"with protocol {self.protocol}; allowed: with ICMP")
         if self.protocol != "TCP":
             _refuse("http", self.http, f"with protocol {self.protocol}; allowed: with TCP")
+        if self.protocol not in {"TCP", "UDP"} or self.http:
+            _refuse("dns", self.dns, f"with protocol {self.protocol} or http; allowed: with UDP or TCP alone")
+        if self.protocol != "TCP" or self.http or self.dns is not None:
+            _refuse("sni", self.sni, f"with protocol {self.protocol}, http or dns; allowed: with TCP alone")
         if self.icmp and self.family and self.icmp.family not in {None, self.family}:
             raise ValueError(f"family {self.family} contradicts icmp.family {self.icmp.family}; one of them is enough")
         return self

@@ -12,6 +12,7 @@ from typing import Any
 import re2
 
 _MAX_MEMORY = 128 << 20  # bytes for a compiled expression, as Go's limit; RE2's default of 8 MiB refuses more than Go
+_PROXY_MEMORY = 8 << 20  # bytes for a compiled expression in Envoy: RE2's default
 _MAX_DEPTH = 1000  # nested groups, as in Go
 _MAX_SHOWN = 200  # characters of an expression in an error message
 
@@ -26,39 +27,57 @@ _TOKENS = re2.compile(
 
 def check(expression: str) -> str:
     """Return the expression unchanged; raise ValueError with the reason if it is not one of RE2 and of Go."""
-    _compile(expression, ignore_case=False)
+    _compile(expression)
     return expression
 
 
-def matches_whole(expression: str, text: str, *, ignore_case: bool = False) -> bool:
+def check_for_proxy(expression: str) -> str:
+    """Return the expression unchanged; raise ValueError as ``check``, or if Envoy has no room for it."""
+    check(expression)
+    try:
+        re2.compile(expression.encode(), _options(_PROXY_MEMORY))
+    except re2.error:
+        raise ValueError(f"'{_shorten(expression)}' is too large for the proxy; allowed: fewer repetitions") from None
+    return expression
+
+
+def matches_whole(expression: str, text: str) -> bool:
     """Return whether a valid expression matches the whole text."""
-    return _compile(expression, ignore_case).fullmatch(_bytes(text)) is not None
+    return _compile(expression).fullmatch(_bytes(text)) is not None
 
 
 def match_end(expression: str, text: str) -> int:
     """Return the end of the match at the start of the text, -1 without a match."""
-    found = _compile(expression, ignore_case=False).match(_bytes(text))
+    found = _compile(expression).match(_bytes(text))
     return -1 if found is None else found.end()
 
 
 @lru_cache(maxsize=4096)
-def _compile(expression: str, ignore_case: bool) -> Any:
-    options = re2.Options()
-    options.log_errors = False
-    options.max_mem = _MAX_MEMORY
-    options.case_sensitive = not ignore_case
+def _compile(expression: str) -> Any:
     compiled = None
     try:
-        compiled = re2.compile(expression.encode(), options)
+        compiled = re2.compile(expression.encode(), _options(_MAX_MEMORY))
         reason = _not_in_go(expression)
     except re2.error as error:
         reason = _text(error.args[0])
     except UnicodeEncodeError:
         reason = "a surrogate is not a character"
     if reason:
-        shown = expression if len(expression) <= _MAX_SHOWN else f"{expression[:_MAX_SHOWN]}…"
-        raise ValueError(f"'{shown}' is not a regular expression: {reason}; allowed: the syntax of RE2 and Go")
+        raise ValueError(
+            f"'{_shorten(expression)}' is not a regular expression: {reason}; allowed: the syntax of RE2 and Go"
+        )
     return compiled
+
+
+def _options(memory: int) -> Any:
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = memory
+    return options
+
+
+def _shorten(expression: str) -> str:
+    return expression if len(expression) <= _MAX_SHOWN else f"{expression[:_MAX_SHOWN]}…"
 
 
 def _not_in_go(expression: str) -> str:

@@ -4,14 +4,14 @@
 port ranges are blocks of port numbers. The compiler and the trace read resolved rules only, never documents.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
-from nfq_enforcer.core.tables.ipcache import Network
-from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
+from nfq_enforcer.core.tables.l7 import L7Match
 from nfq_enforcer.core.tables.policymap import PORT_BITS, RuleRef, port_blocks
+from nfq_enforcer.core.tables.prefixes import Network
 from nfq_enforcer.core.wire.packet import SCTP, TCP, UDP
 from nfq_enforcer.policy.selectors import Selector
 
@@ -34,10 +34,22 @@ class AddressBlock(NamedTuple):
         return _is_subnet(network, self.prefix) and not any(_is_subnet(network, prefix) for prefix in self.excluded)
 
 
+NO_EXCLUSIONS: frozenset[Network] = frozenset()
+
+
 def _is_subnet(network: object, outer: Network) -> bool:
     if isinstance(network, IPv4Network) and isinstance(outer, IPv4Network):
         return network.subnet_of(outer)
     return isinstance(network, IPv6Network) and isinstance(outer, IPv6Network) and network.subnet_of(outer)
+
+
+class NamePeer(NamedTuple):
+    """NamePeer: the addresses that DNS answers give to the names of a pattern (see ``core.tables.dns_names``)."""
+
+    pattern: str
+
+
+RulePeer = Selector | AddressBlock | NamePeer
 
 
 class PortBlock(NamedTuple):
@@ -76,7 +88,7 @@ class L4Filter(NamedTuple):
     """L4Filter: the ports that a rule allows or denies, with the layer-7 matches that restrict them."""
 
     ports: tuple[PortBlock | NamedPortRef, ...]
-    l7: tuple[HttpMatch | DnsMatch, ...] = ()  # if not empty: only requests that one of these matches
+    l7: tuple[L7Match, ...] = ()  # if not empty: only requests that one of these matches
 
 
 ALL_TRAFFIC = (L4Filter((ANY_PORT,)),)
@@ -88,14 +100,29 @@ class Rule:
 
     ref: RuleRef
     subject: Selector
-    peers: tuple[Selector | AddressBlock, ...] | None  # None: any peer
+    peers: tuple[RulePeer, ...] | None  # None: any peer
     filters: tuple[L4Filter, ...]  # the allowed ports, of a deny rule the denied ports
     isolates: bool  # whether the rule puts its subjects into default deny in its direction
+
+    @property
+    def matches_any_peer(self) -> bool:
+        """Return whether the rule is about any peer."""
+        return self.peers is None or any(isinstance(peer, Selector) and not peer.requirements for peer in self.peers)
+
+    @property
+    def has_local_peers(self) -> bool:
+        """Return whether any peer is an address block or a name, which has a local identity on each node."""
+        return any(isinstance(peer, AddressBlock | NamePeer) for peer in self.peers or ())
 
     @property
     def address_blocks(self) -> Iterator[AddressBlock]:
         """Yield the peers that are address blocks."""
         return (peer for peer in self.peers or () if isinstance(peer, AddressBlock))
+
+
+def exclusions(prefixes: Collection[Network]) -> frozenset[Network]:
+    """Return the excluded prefixes of an address block; one object for all blocks without any."""
+    return frozenset(prefixes) if prefixes else NO_EXCLUSIONS  # since Python 3.10 each frozenset() takes 216 bytes
 
 
 def port_range(protocol: str, first: int, last: int) -> Iterator[PortBlock]:

@@ -16,7 +16,8 @@ from nfq_enforcer.policy import cilium_rules, kubernetes_rules
 from nfq_enforcer.policy.cilium import CiliumPolicy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
-from nfq_enforcer.policy.rules import AddressBlock, NamedPortRef, PortSet, Rule
+from nfq_enforcer.policy.local_identities import is_prefix
+from nfq_enforcer.policy.rules import NamedPortRef, PortSet, Rule
 from nfq_enforcer.policy.selectors import WILDCARD, Selector
 
 NO_PORTS: PortSet = frozenset()
@@ -123,18 +124,25 @@ class RulesIndex:
         return frozenset(id(rule) for rule in self.in_direction(Direction.INGRESS) if _names_ports(rule))
 
     @cached_property
-    def address_blocks(self) -> frozenset[AddressBlock]:
-        """Return the address blocks among the peers of all rules."""
-        return frozenset(block for rule in self.rules for block in rule.address_blocks)
+    def with_local_peers(self) -> tuple[Rule, ...]:
+        """Return the rules with address blocks or names among their peers."""
+        return tuple(rule for rule in self.rules if rule.has_local_peers)
 
     @cached_property
-    def by_peer(self) -> dict[Selector | AddressBlock, list[Rule]]:
-        """Return the rules by peer; a rule for any peer is listed under the wildcard selector."""
-        by_peer: dict[Selector | AddressBlock, list[Rule]] = {}
+    def named_prefixes(self) -> frozenset[str]:
+        """Return the prefixes that selectors of peers name as a label, ``cidr:PREFIX``."""
+        keys = {requirement.key for selector in self.by_selector for requirement in selector.requirements}
+        return frozenset(filter(is_prefix, keys))
+
+    @cached_property
+    def by_selector(self) -> dict[Selector, list[Rule]]:
+        """Return the rules by the selectors of their peers; a rule for any peer is under the wildcard selector."""
+        by_selector: dict[Selector, list[Rule]] = {}
         for rule in self.rules:
             for peer in (WILDCARD,) if rule.peers is None else rule.peers:
-                by_peer.setdefault(peer, []).append(rule)
-        return by_peer
+                if isinstance(peer, Selector):
+                    by_selector.setdefault(peer, []).append(rule)
+        return by_selector
 
 
 def _names_ports(rule: Rule) -> bool:

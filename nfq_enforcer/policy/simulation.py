@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.identity import HOST, KUBE_APISERVER, RESERVED, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.tables.ipcache import Network
-from nfq_enforcer.core.tables.l7 import HttpMatch
+from nfq_enforcer.core.tables.dns_names import NamePatterns, canonical
 from nfq_enforcer.core.tables.policymap import L7Rule, LookupResult, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.prefixes import Network
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
+from nfq_enforcer.policy import l7_match
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, Address
-from nfq_enforcer.policy.l7_match import matches_request
 from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.model import EndpointModel, build_model
@@ -32,7 +32,7 @@ _FAMILIES: Mapping[int, Family] = {4: "IPv4", 6: "IPv6"}
 _EVERY_ADDRESS: Mapping[Family, Network] = {"IPv4": ip_network("0.0.0.0/0"), "IPv6": ip_network("::/0")}
 _PREPOSITIONS = {Direction.EGRESS: "to", Direction.INGRESS: "from"}
 _MAX_LISTED = 3  # documents or rules in one sentence, so that a long list does not hide the reason
-_REFERENCES = "allowed: NAMESPACE/NAME of an endpoint, ip:ADDRESS or reserved:NAME"
+_REFERENCES = "allowed: NAMESPACE/NAME of an endpoint, ip:ADDRESS, fqdn:NAME or reserved:NAME"
 
 
 class ConnectionEnd(NamedTuple):
@@ -44,6 +44,7 @@ class ConnectionEnd(NamedTuple):
     addresses: Mapping[Family, Network]  # empty: not known; of the world: every address
     maps: EndpointMaps | None  # None: it has no policy of its own
     ports: PortSet = frozenset()
+    fqdn: str | None = None  # of an address outside that DNS answers have given
 
     def supports(self, family: Family) -> bool:
         """Return whether the end has an address of this family, or no known address."""
@@ -150,9 +151,6 @@ class Simulation:
         self._enforcement = enforcement
         self._allow_localhost = allow_localhost
         self._model = build_model(documents, enforcement, cluster, kube_apiserver, relevant)
-        self._cidr_labels = {
-            identity: labels for labels, identity in self._model.policy.local_identities.cidr_labels.items()
-        }
         self.endpoints = tuple(endpoint.name for endpoint in self._model.endpoints)
         self._ends = dict(self._known_ends())
         self._pairs: dict[tuple[str, str, Family | None], EndPair] = {}
@@ -210,8 +208,7 @@ class Simulation:
         if probe.protocol == "ICMP":
             proto, echo = ECHO_REQUEST[pair.family]
             return self.evaluate(pair, TrafficSpec(proto, icmp.type if icmp else echo))
-        request = probe.http.as_request() if probe.http else None
-        return self.evaluate(pair, TrafficSpec(PROTOCOLS[probe.protocol], probe.port or 0, request))
+        return self.evaluate(pair, TrafficSpec(PROTOCOLS[probe.protocol], probe.port or 0, probe.request))
 
     def evaluate(self, pair: EndPair, traffic: TrafficSpec) -> ConnectionResult:
         """Return the result of a connection."""
@@ -226,6 +223,8 @@ class Simulation:
 
     def _address_end(self, reference: str) -> ConnectionEnd:
         kind, _, name = reference.partition(":")
+        if kind == "fqdn" and name:
+            return ConnectionEnd(name, WORLD, RESERVED[WORLD], {}, None, fqdn=canonical(name))
         if kind != "ip":
             raise ValueError(self._unknown_reference(reference))
         try:
@@ -245,7 +244,7 @@ class Simulation:
         identity = self._model.policy.local_identities.by_cidr.get(address)  # also of 0.0.0.0/0 and ::/0
         if identity is None and address.prefixlen:
             identity = ipcache.underlying(packed).identity
-        labels = self._cidr_labels.get(identity or WORLD, end.labels)
+        labels = self._model.policy.local_identities.labels_of(address) or end.labels
         if address.prefixlen == address.max_prefixlen and packed in self._model.kube_apiserver:
             return end._replace(identity=KUBE_APISERVER, labels=labels.union(RESERVED[KUBE_APISERVER]))
         return end._replace(identity=identity or WORLD, labels=labels)
@@ -282,6 +281,8 @@ class Simulation:
         return "" if ingress.closes_host else "a NetworkPolicy closes no endpoint to its own host"
 
     def _local_identities(self, end: ConnectionEnd, family: Family) -> tuple[Identity, ...]:
+        if end.fqdn is not None:
+            return NamePatterns(self._model.policy.local_identities.by_name.items()).find(end.fqdn)
         address = end.address(family)
         if address is None:
             return ()
@@ -323,18 +324,18 @@ def _with_peer(side: ConnectionSide) -> str:
 
 
 def _evaluate_request(result: LookupResult, traffic: TrafficSpec, side: str) -> SideResult:
+    if wrong := l7_match.wrong_protocol((rule.match for rule in result.l7), traffic.proto):
+        return SideResult(False, (), f"{limited_list(result.rules)} lists {wrong[0]} for {side}, and {wrong[1]}")
     if traffic.request is None:
         reason = f"{limited_list(result.rules)} opens {side}, but only requests that it lists pass"
         return SideResult(True, result.rules, reason, result.l7)
     request = traffic.request
-    rules = tuple(
-        dict.fromkeys(
-            rule.ref for rule in result.l7 if isinstance(rule.match, HttpMatch) and matches_request(rule.match, request)
-        )
-    )
+    if refused := l7_match.refusal(request):
+        return SideResult(False, (), f"{l7_match.render(request)} reaches no rule for {side}: {refused}")
+    rules = tuple(dict.fromkeys(rule.ref for rule in result.l7 if l7_match.matches(rule.match, request)))
     if rules:
-        return SideResult(True, rules, f"{limited_list(rules)} lets {request.method} {request.path} pass at {side}")
-    reason = f"{request.method} {request.path} is no request that {limited_list(result.rules)} lists for {side}"
+        return SideResult(True, rules, f"{limited_list(rules)} lets {l7_match.render(request)} pass at {side}")
+    reason = f"{l7_match.render(request)} is no request that {limited_list(result.rules)} lists for {side}"
     return SideResult(False, (), reason)
 
 

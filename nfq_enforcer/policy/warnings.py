@@ -1,21 +1,25 @@
-"""Warnings about valid documents with a part that can never match, so that it allows, denies or isolates nothing.
+"""Warnings about valid documents: a part that can never match, so that it allows, denies or isolates nothing.
 
 A selector that wants a label that no identity can have, and an entity without addresses, are accepted by upstream too.
-They silently select nobody: what should pass is denied, and what should be isolated stays open.
+They silently select nobody: what should pass is denied, and what should be isolated stays open. An endpoint without an
+interface is accepted as well, and its neighbours can use its addresses.
 """
 
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE
+from nfq_enforcer.core.tables.dns_names import matches
+from nfq_enforcer.core.tables.l7 import DnsMatch
 from nfq_enforcer.policy.cilium import CiliumPolicy
-from nfq_enforcer.policy.documents import PolicyDocument
+from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
 from nfq_enforcer.policy.fields import ACCOUNT_KEY, CLUSTER_KEY, DEFAULT_CLUSTER, NAMESPACE_KEY
 from nfq_enforcer.policy.label_filter import LabelFilter
-from nfq_enforcer.policy.rules import AddressBlock, Rule
+from nfq_enforcer.policy.rules import AddressBlock, NamePeer, Rule
 from nfq_enforcer.policy.rules_index import resolve
 from nfq_enforcer.policy.selectors import RESERVED_SOURCE, Operator, Requirement, Selector, reserved_selector
 
+_NAMED = 5  # endpoints of one warning
 _WITH_ADDRESSES = frozenset(("host", "remote-node", "world"))
 _NOBODY = frozenset(("none",))  # an entity that is meant to be nobody
 _MINOR = frozenset(map(reserved_selector, ("health", "ingress", "init", "unmanaged")))
@@ -36,9 +40,29 @@ class ClusterFacts(NamedTuple):
 
 def warnings(documents: Iterable[PolicyDocument], facts: ClusterFacts) -> Iterator[str]:
     """Yield a sentence for each part of a document that can never match, with the place of the document."""
-    for document in documents:
-        found = (*_without_effect(document), *(text for rule in resolve(document) for text in _of_rule(rule, facts)))
+    resolved = [(document, tuple(resolve(document))) for document in documents]
+    queried = [pattern for _, rules in resolved for rule in rules for pattern in _queried(rule)]
+    for document, rules in resolved:
+        of_rules = (text for rule in rules for text in (*_of_rule(rule, facts), *_unlearned(rule, queried)))
+        found = (*_without_effect(document), *of_rules)
         yield from (f"{document.origin}: {document.title}: {text}" for text in dict.fromkeys(found))
+
+
+def without_interface(names: Collection[str]) -> str:
+    """Return the sentence about endpoints whose documents name no interface."""
+    shown, others = ", ".join(sorted(names)[:_NAMED]), len(names) - _NAMED
+    more = f" and {others} more" if others > 0 else ""
+    return (
+        f"endpoints without an interface: {shown}{more}; other workloads of their node can send from their addresses "
+        "(only a node itself needs no interface)"
+    )
+
+
+def endpoint_warnings(endpoints: Iterable[Endpoint]) -> Iterator[str]:
+    """Yield a sentence about the endpoints without an interface, if there are any."""
+    names = {f"{endpoint.namespace}/{endpoint.name}" for endpoint in endpoints if endpoint.spec.interface is None}
+    if names:
+        yield without_interface(names)
 
 
 def _without_effect(document: PolicyDocument) -> Iterator[str]:
@@ -49,11 +73,30 @@ def _without_effect(document: PolicyDocument) -> Iterator[str]:
                 yield f"{section}: [] has no effect; for default deny write {section}: [{{}}]"
 
 
+def _queried(rule: Rule) -> Iterator[str]:
+    """Yield the patterns of the names that a rule lets endpoints query."""
+    for l4_filter in rule.filters:
+        yield from (match.pattern for match in l4_filter.l7 if isinstance(match, DnsMatch))
+
+
+def _unlearned(rule: Rule, queried: Collection[str]) -> Iterator[str]:
+    """Yield each name of a rule of which no DNS rule lets the addresses be learned; of two patterns nobody can tell."""
+    for peer in rule.peers or ():
+        if isinstance(peer, NamePeer):
+            learnable = queried if "*" in peer.pattern else [one for one in queried if matches(one, peer.pattern)]
+            if not learnable:
+                yield (
+                    f"{rule.ref.place} has {peer.pattern} in toFQDNs, and no DNS rule here allows a query for it, so "
+                    "no address of it is learned; rules: {dns: [{matchPattern: '*'}]} in toPorts of a name server does"
+                )
+
+
 def _of_rule(rule: Rule, facts: ClusterFacts) -> Iterator[str]:
     section = "spec" if not rule.ref.spec else f"specs[{rule.ref.spec}]"
     yield from (f"{section} selects no endpoint: {reason}" for reason in _reasons(rule.subject, facts))
     reasons = {
-        peer: () if isinstance(peer, AddressBlock) else tuple(_reasons(peer, facts)) for peer in rule.peers or ()
+        peer: () if isinstance(peer, AddressBlock | NamePeer) else tuple(_reasons(peer, facts))
+        for peer in rule.peers or ()
     }
     some_match = not all(reasons.values())
     whole_cluster = reasons.keys() >= _MINOR  # by the entity cluster

@@ -8,7 +8,7 @@ counts (https://yaml.org/type/merge.html).
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from nfq_enforcer.errors import DocumentError
 
 MAX_DEPTH = 64
 MAX_ALIASED = 100_000  # nodes that the aliases of one document expand to
+MAX_VALUES = 3_000_000  # nodes in one text; each takes up to 1 KiB of memory, however few bytes it has in the text
 
 FieldPath = tuple[str | int, ...]
 
@@ -90,13 +91,22 @@ def decode(raw: bytes, file: str) -> str:
 
 def parse(text: str, file: str) -> list[YamlDocument]:
     """Return the documents of a text, without empty ones; raise DocumentError for the first error."""
+    return list(documents(text, file))
+
+
+def documents(text: str, file: str, on_characters: Callable[[int], None] = lambda _: None) -> Iterator[YamlDocument]:
+    """Yield the documents of a text, without empty ones; raise DocumentError at the first error.
+
+    The places of a document take several times the memory of its data, so the caller should keep none of a long text.
+    ``on_characters`` is called after each document with the number of characters since the one before.
+    """
     unprintable = yaml.reader.Reader.NON_PRINTABLE.search(text)
     if unprintable:
         line, column = _position_of(text[: unprintable.start()])
         message = f"character U+{ord(unprintable[0]):04X} is not allowed in YAML"
         raise DocumentError(file, message, line=line, column=column)
     try:
-        return list(_documents(text, file))
+        yield from _documents(text, file, on_characters)
     except yaml.MarkedYAMLError as error:
         assert error.problem_mark is not None  # of the scanner's and the parser's errors
         _check_nesting(text[: error.problem_mark.index], file)
@@ -105,8 +115,8 @@ def parse(text: str, file: str) -> list[YamlDocument]:
         raise DocumentError(file, message, line=position.line, column=position.column) from None
 
 
-def _documents(text: str, file: str) -> Iterator[YamlDocument]:
-    events = yaml.parse(text, Loader=_Loader)
+def _documents(text: str, file: str, on_characters: Callable[[int], None]) -> Iterator[YamlDocument]:
+    events, done = _limited(yaml.parse(text, Loader=_Loader), file), 0
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
             root = _Composer(events, file).node(next(events), depth=0)
@@ -114,6 +124,20 @@ def _documents(text: str, file: str) -> Iterator[YamlDocument]:
                 places: dict[FieldPath, Place] = {}
                 _collect_places(root, (), root.position, places)
                 yield YamlDocument(file, root.data, places)
+        elif isinstance(event, yaml.DocumentEndEvent):
+            assert event.end_mark is not None  # of the parser's events
+            on_characters(event.end_mark.index - done)
+            done = event.end_mark.index
+
+
+def _limited(events: Iterator[Any], file: str) -> Iterator[Any]:
+    """Yield the events; raise DocumentError at the first one beyond ``MAX_VALUES`` nodes."""
+    values = 0
+    for event in events:
+        values += isinstance(event, yaml.NodeEvent)
+        if values > MAX_VALUES:
+            raise _error_at(event, file, f"too many values; a file has at most {MAX_VALUES} (scalars, lists, mappings)")
+        yield event
 
 
 def _check_nesting(text: str, file: str) -> None:

@@ -2,6 +2,9 @@
 
 Files are polled, not watched by inotify: a poll costs a ``stat`` a file, and detects every kind of change on every file
 system, also a folder that vanishes and comes back. Applied documents are in memory, and end with the agent.
+
+Tasks of the store's own read the files and apply documents, and run to their end: no caller that stops waiting cancels
+them. So a changed file is either delivered or refused with a reason, however long its reading takes.
 """
 
 import asyncio
@@ -13,6 +16,7 @@ from pathlib import Path
 
 from nfq_enforcer import __version__
 from nfq_enforcer.cluster.records import (
+    Address,
     Change,
     ClusterState,
     EndpointRecord,
@@ -27,11 +31,16 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import enforceable, loader
 from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
-from nfq_enforcer.policy.loader import DocumentKey, Documents, File, ParsedDocument
+from nfq_enforcer.policy.file_cache import FileCache
+from nfq_enforcer.policy.inspection import ParsedDocument
+from nfq_enforcer.policy.loader import DocumentKey, Documents, File
+from nfq_enforcer.policy.progress import Progress
+from nfq_enforcer.tasks import Works, cancel
 
 _log = logging.getLogger(__name__)
 
 _Fingerprint = tuple[tuple[str, int, int, int], ...]
+_MAX_POLLING = 0.2  # part of the time that polls may take: the poll of many files is repeated less often
 _AppliedDocuments = Mapping[DocumentKey, ParsedDocument]
 
 
@@ -45,6 +54,7 @@ class FileStore:
         """Take files and folders, this node's settings, and the seconds between two polls; nothing is read yet."""
         self._paths = tuple(paths)
         self._settings = settings
+        self._record = NodeRecord(settings.registered_addresses, __version__, settings.datapath)
         self._interval = interval
         self._seen: _Fingerprint | None = None  # of the last poll
         self._loaded: _Fingerprint | None = None  # of the last load
@@ -52,7 +62,12 @@ class FileStore:
         self._applied: _AppliedDocuments = {}
         self._policies: tuple[PolicyDocument, ...] = ()
         self._changes: list[Change] = []
+        self._available = asyncio.Event()  # set when changes are added
+        self.progress = Progress()
+        self._cache = FileCache(time.time)
         self._loading = asyncio.Lock()
+        self._following: asyncio.Task[None] | None = None
+        self._changing = Works()
         self._refused: tuple[float, str] | None = None
 
     async def start(self) -> None:
@@ -60,12 +75,18 @@ class FileStore:
         await self._load(self._applied)
 
     async def stop(self) -> None:
-        """Do nothing: the files stay as they are."""
+        """Stop following the files, which stay as they are."""
+        await cancel(*self._changing.running, self._following)
 
     @property
     def refused(self) -> tuple[float, str] | None:
         """Return the time since which, and the reason for which, changed documents are refused; None if none are."""
         return self._refused
+
+    @property
+    def changing(self) -> bool:
+        """Return whether a change of the applied documents is under way."""
+        return bool(self._changing.running)
 
     @property
     def revision(self) -> int | None:
@@ -74,18 +95,36 @@ class FileStore:
 
     async def wait(self) -> None:
         """Return when documents have changed and are valid."""
+        if self._following is None:
+            self._following = asyncio.create_task(self._follow())
         while not self._changes:
-            await asyncio.sleep(self._interval)
+            self._available.clear()
+            await self._available.wait()
+
+    async def _follow(self) -> None:
+        """Read the files after each change of them; never return."""
+        pause = self._interval
+        while True:
+            await asyncio.sleep(pause)
             async with self._loading:
-                if self.poll_files():
+                begun = time.monotonic()
+                changed = await asyncio.to_thread(self.poll_files)
+                pause = max(self._interval, (time.monotonic() - begun) / _MAX_POLLING)
+                if changed:
                     await self._reload()
 
     async def _reload(self) -> None:
         try:
             await self._load(self._applied)
         except BadInput as error:
-            self._refused = (time.time(), str(error))
+            self._refuse(str(error))
             _log.error("documents refused, those before stay in force: %s", error)
+        except Exception:  # the entry point of a task: an internal error must not end it
+            self._refuse("the agent failed at reading the documents; its log has the reason")
+            _log.exception("reading the documents failed, those before stay in force")
+
+    def _refuse(self, reason: str) -> None:
+        self._refused = (time.time(), reason)
 
     def poll(self) -> ChangeBatch:
         """Return the changes since the last poll."""
@@ -98,9 +137,21 @@ class FileStore:
     def set_enforcing(self, *, enforcing: bool) -> None:
         """Do nothing: no other node depends on it."""
 
+    async def register(self, addresses: tuple[Address, ...]) -> None:
+        """Deliver the record of this node with other addresses."""
+        async with self._loading:
+            self._record = self._record._replace(addresses=addresses)
+            key = Kind.NODE, self._settings.name
+            self._state = {**self._state, key: self._record}
+            self._deliver([Change(*key, self._record)])
+
     async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
         """Apply the documents of files beside those in the folders, until this store ends."""
-        parsed = await asyncio.to_thread(loader.parse_all, files, ignore_other_kinds=ignore_other_kinds)
+        async with self._loading:
+            with self.progress.working("reading documents", time.time()):
+                parsed = await asyncio.to_thread(
+                    loader.parse_all, files, ignore_other_kinds=ignore_other_kinds, progress=self.progress
+                )
         before = set(self._state)
         await self._change(lambda: {**self._applied, **{item.document.key: item for item in parsed}})
         started = [self._started(item.document, before) for item in parsed if isinstance(item.document, Endpoint)]
@@ -148,7 +199,13 @@ class FileStore:
         """Return None: a host that works alone has no connection."""
 
     async def _change(self, change: Callable[[], _AppliedDocuments]) -> None:
-        """Replace the applied documents, one change at a time; raise BadInput without a change if they are invalid."""
+        """Replace the applied documents, one change at a time; raise BadInput without a change if they are invalid.
+
+        The change goes on to its end, even if its caller is cancelled.
+        """
+        await self._changing.run(self._load_changed(change))
+
+    async def _load_changed(self, change: Callable[[], _AppliedDocuments]) -> None:
         async with self._loading:
             await self._load(change())
 
@@ -165,21 +222,26 @@ class FileStore:
 
         With other applied documents than before, refused changes of files still count as changes.
         """
-        if applied is self._applied:
-            self._loaded = self._fingerprint()
-        documents, state = await asyncio.to_thread(self._read, applied)
-        self._changes += changes_between(self._state, state)
+        with self.progress.working("reading documents", time.time()):
+            documents, state, changes = await asyncio.to_thread(self._read, applied)
+        if changes:
+            self._deliver(changes)
         self._state, self._policies, self._applied, self._refused = state, documents.policies, applied, None
 
-    def _read(self, applied: _AppliedDocuments) -> tuple[Documents, ClusterState]:
-        documents = loader.load(self._paths, applied.values())
-        enforceable.check(documents.policies)
-        node = {(Kind.NODE, self._settings.name): self._record()}
-        settings = self._settings
-        return documents, {**node, **records_of(documents, settings.name, settings.relevant, settings.cluster)}
+    def _deliver(self, changes: Iterable[Change]) -> None:
+        self._changes += changes
+        self._available.set()
 
-    def _record(self) -> NodeRecord:
-        return NodeRecord(self._settings.registered_addresses, __version__, self._settings.datapath)
+    def _read(self, applied: _AppliedDocuments) -> tuple[Documents, ClusterState, list[Change]]:
+        if applied is self._applied:
+            self._loaded = self._fingerprint()
+        documents = loader.load(self._paths, applied.values(), cache=self._cache, progress=self.progress)
+        self.progress.stage("comparing documents")
+        enforceable.check(documents.policies)
+        node = {(Kind.NODE, self._settings.name): self._record}
+        settings = self._settings
+        state = {**node, **records_of(documents, settings.name, settings.relevant, settings.cluster)}
+        return documents, state, changes_between(self._state, state)
 
     def _fingerprint(self) -> _Fingerprint:
         return tuple(mark for path in self._paths for mark in _marks(path))

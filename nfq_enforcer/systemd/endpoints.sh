@@ -154,7 +154,7 @@ install_tools() {
 
 trust() {
     local key=${2-}
-    [ -r "$key" ] || fail "'$key' is no key: it cannot be read" 2
+    { [ -f "$key" ] && [ -r "$key" ]; } || fail "'$key' is no key: it cannot be read" 2
     as_root
     install -d -m 700 /root/.ssh
     if [ "$1" = operated ]; then

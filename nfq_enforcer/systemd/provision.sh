@@ -37,7 +37,7 @@ readonly PROGRAM=/opt/nfq-enforcer
 readonly INSTANCE=nfq-enforcer
 readonly REDIS_CONF=/etc/redis/redis-$INSTANCE.conf
 readonly REDIS_DATA=/var/lib/redis/$INSTANCE # below the only folder that Debian's unit allows it to write to
-readonly NODE_PACKAGES=(build-essential conntrack iproute2 ipset iptables libnetfilter-queue-dev libnfnetlink-dev
+readonly NODE_PACKAGES=(build-essential conntrack iproute2 iptables libnetfilter-queue-dev libnfnetlink-dev nftables
     python3-dev python3-venv)
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -118,7 +118,10 @@ value() {
 
 check_password_file() {
     [ -n "$password_file" ] || return 0
-    [ -r "$password_file" ] || refuse "--password-file $password_file cannot be read"
+    if ! [ -f "$password_file" ] || ! [ -r "$password_file" ]; then
+        refuse "--password-file $password_file cannot be read; allowed: a regular file"
+    fi
+    [ "$(stat -Lc %s "$password_file")" -le 4096 ] || refuse "--password-file $password_file has more than 4096 bytes"
     [ -n "$(tr -d '\r\n' <"$password_file")" ] || refuse "--password-file $password_file is empty"
 }
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.tasks import cancel
 
 _log = logging.getLogger(__name__)
 _CHUNK = 1 << 16  # bytes that the server buffers for a client before it counts as one with a large request
@@ -160,10 +161,7 @@ class StreamServer:
         if self._server is None:
             return
         self._server.close()
-        clients = list(self._clients)
-        for client in clients:
-            client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+        await cancel(*self._clients)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

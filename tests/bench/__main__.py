@@ -5,7 +5,7 @@ import asyncio
 import math
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,10 +17,16 @@ from tests.bench import (
     allocation,
     chart,
     churn,
+    cidrs,
     core,
     datapath,
+    dns,
+    documents,
+    floods,
     flows,
     goals,
+    http,
+    interleaved,
     machine,
     peers,
     policy,
@@ -29,12 +35,14 @@ from tests.bench import (
     soak,
     startup,
 )
+from tests.bench.figures import Figures
 
-_PARTS = ("core", "flows", "policy", "peers", "datapath", "cluster")
+_PARTS = ("core", "flows", "policy", "peers", "documents", "cidrs", "datapath", "floods", "http", "dns", "cluster")
 _DOCS = Path(__file__).parents[2] / "docs" / "benchmarks"
 _CHURN = 60.0  # seconds
 _TRAFFIC = 1.0  # seconds of each kind, in each repetition
 _REPETITIONS = 5
+_FLOOD = 60.0  # seconds
 _SOAK = 30.0  # minutes; shorter soaks are not written to the documentation
 
 
@@ -58,7 +66,8 @@ def _options() -> argparse.Namespace:
     options.add_argument(
         "--seconds",
         type=_number(float, 0.1, 3600),
-        help=f"duration of a churn ({_CHURN:g}), and of each kind of traffic on the data path ({_TRAFFIC:g})",
+        help=f"duration of a churn ({_CHURN:g}), of each flood ({_FLOOD:g}), and of each kind of traffic on the data "
+        f"path ({_TRAFFIC:g}), with HTTP rules and of DNS",
     )
     options.add_argument(
         "--starts", type=_number(int, 1, 100_000), default=200, help="endpoint starts measured on each path"
@@ -69,7 +78,9 @@ def _options() -> argparse.Namespace:
         "--soak", type=_number(float, 0.1, 10_000), help="only a soak: the engine at full rate for so many minutes"
     )
     options.add_argument(
-        "--output", type=Path, help=f"folder for the data path's figures; default for a full run: docs/{_DOCS.name}"
+        "--output",
+        type=Path,
+        help=f"folder for the figures of the data path (default for a full run: docs/{_DOCS.name}), HTTP and DNS rules",
     )
     return options.parse_args()
 
@@ -95,12 +106,36 @@ def _measure(options: argparse.Namespace) -> None:
         _soak(console, options, about)
         return
     parts = ["cluster"] if options.cluster else options.only or _PARTS
-    if node_parts := {"core", "flows", "policy", "peers"}.intersection(parts):
+    if node_parts := {"core", "flows", "policy", "peers", "documents"}.intersection(parts):
         _node(console, options.repetitions, node_parts)
+    if "cidrs" in parts:
+        _cidrs(console)
     if "datapath" in parts:
         _datapath(console, options, about)
+    if "floods" in parts:
+        _floods(console, options.seconds or _FLOOD)
+    if "http" in parts:
+        _http(console, options, about)
+    if "dns" in parts:
+        _dns(console, options, about)
     if "cluster" in parts:
         _cluster(console, options.repetitions, options.starts, options.seconds or _CHURN)
+
+
+def _cidrs(console: Console) -> None:
+    """Measure and print the cost of many CIDRs to a whole agent, and to the traffic of others."""
+    table = Table(*cidrs.COLUMNS, title=f"{cidrs.DOCUMENTS} documents of {cidrs.ENTRIES:,} CIDRs")
+    for cells in cidrs.table(cidrs.measure(console)):
+        table.add_row(*cells)
+    console.print(table)
+
+
+def _floods(console: Console, seconds: float) -> None:
+    """Measure and print the traffic of others during floods."""
+    table = Table(*floods.COLUMNS, title=f"Others during a flood of {seconds:g} s")
+    for cells in floods.table(floods.measure(seconds, console)):
+        table.add_row(*cells)
+    console.print(table)
 
 
 def _datapath(console: Console, options: argparse.Namespace, about: dict[str, str]) -> None:
@@ -150,15 +185,67 @@ def _write(result: report.Report, folder: Path) -> None:
     chart.draw(result.figures, result.about, folder / "datapath.svg")
 
 
+def _http(console: Console, options: argparse.Namespace, about: dict[str, str]) -> None:
+    """Measure and print the cost of HTTP rules; write it to a file only if the options have a folder."""
+    console.print(f"HTTP rules, repetitions (interleaved): {options.repetitions}")
+    run = http.measure(options.repetitions, options.seconds, console)
+    _compared(console, run, http.columns(), http.rows, http.results(run.figures))
+    memory = http.measure_memory()
+    _lined(console, "Memory", http.MEMORY_COLUMNS, http.memory_rows(memory))
+    if folder := options.output:
+        _write_text(console, folder, "http.md", http.markdown(run, memory, _run_of(options, about)))
+
+
+def _dns(console: Console, options: argparse.Namespace, about: dict[str, str]) -> None:
+    """Measure and print the cost of DNS rules; write it to a file only if the options have a folder."""
+    console.print(f"DNS rules, repetitions (interleaved): {options.repetitions}")
+    run = dns.measure(options.repetitions, options.seconds, console)
+    _compared(console, run, dns.columns(), dns.rows, dns.results(run.figures))
+    learned = dns.measure_learning()
+    _lined(console, "Answers with new addresses", dns.LEARNED_COLUMNS, dns.learned_rows(learned))
+    if folder := options.output:
+        _write_text(console, folder, "dns.md", dns.markdown(run, learned, _run_of(options, about)))
+
+
+def _compared(
+    console: Console,
+    run: interleaved.Run,
+    headings: Sequence[str],
+    rows: Callable[[Figures, str], list[list[str]]],
+    results: Sequence[goals.Result],
+) -> None:
+    """Print the tables of an interleaved run: one for each place, and the goals."""
+    for place in run.figures.places():
+        _lined(console, f"{place}: median (ratio), least to most", headings, rows(run.figures, place))
+    _lined(console, "Goals", report.goal_columns(), report.goal_rows(results))
+    if run.warning:
+        console.print(run.warning)
+
+
+def _run_of(options: argparse.Namespace, about: dict[str, str]) -> str:
+    return f"{datetime.now(UTC).date()}: {machine.sentence(about)}; repetitions: {options.repetitions}"
+
+
+def _write_text(console: Console, folder: Path, name: str, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    console.print(f"written to {folder}: {name}")
+
+
+def _lined(console: Console, title: str, headings: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    table = Table(*headings, title=title, show_lines=True)
+    for cells in rows:
+        table.add_row(*cells)
+    console.print(table)
+
+
 def _soak(console: Console, options: argparse.Namespace, about: dict[str, str]) -> None:
     """Soak the engine; print and write whether its memory grows, and exit with status 1 if it does."""
     result = soak.measure(options.soak, console)
     console.print(result.verdict)
     if folder := options.output or (_DOCS if options.soak >= _SOAK else None):
-        folder.mkdir(parents=True, exist_ok=True)
         run = f"{datetime.now(UTC).date()}: {machine.sentence(about)}; {options.soak:g} minutes"
-        (folder / "soak.md").write_text(soak.markdown(result, run))
-        console.print(f"written to {folder}: soak.md")
+        _write_text(console, folder, "soak.md", soak.markdown(result, run))
     sys.exit(result.grew)
 
 
@@ -171,6 +258,9 @@ def _node(console: Console, repetitions: int, parts: Collection[str]) -> None:
         _show(console, "flows", f"{flows.FLOWS:,} flows, {suffix}", flows.table(flows.measure(repetitions)))
     if "policy" in parts:
         _show(console, "policy", f"The compiler at scale, {suffix}", policy.table(policy.measure(repetitions)))
+    if "documents" in parts:
+        rows = documents.table(documents.measure(min(repetitions, 3)))
+        _show(console, "documents", f"Many documents, {min(repetitions, 3)} repetitions", rows)
     if "peers" in parts:
         _show(console, "changes", f"Changes of peers, {suffix}", peers.table(peers.measure(repetitions)))
 

@@ -1,55 +1,12 @@
 """Datagrams between hosts of the lab, sent and timed by this process through sockets in the hosts' namespaces."""
 
-import os
 import select
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-
-from nfq_enforcer.lab.lab import Lab
-from tests.support.apart import enter
 
 _TIMEOUT = 5.0  # seconds without any reply
 _INTERVAL = 0.001  # seconds between two datagrams
-
-
-def socket_in(lab: Lab, host: str, address: str, port: int = 0) -> socket.socket:
-    """Return a UDP socket in the namespace of a host; a thread creates it, because setns(2) applies to a thread."""
-
-    def create() -> socket.socket:
-        enter(Path("/run/netns") / lab.topology.namespace(host))
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        udp.bind((address, port))
-        return udp
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(create).result()
-
-
-@contextmanager
-def echoed(lab: Lab, host: str, port: int) -> Iterator[tuple[str, int]]:
-    """Echo every datagram to a port of a host; yield the port's address."""
-    address = str(lab.address(host))
-    stop, stop_writer = os.pipe()
-    with socket_in(lab, host, address, port) as server:
-        thread = threading.Thread(target=_echo, args=(server, stop))
-        thread.start()
-        try:
-            yield address, port
-        finally:
-            os.close(stop_writer)
-            thread.join()
-            os.close(stop)
-
-
-def _echo(server: socket.socket, stop: int) -> None:
-    while stop not in select.select([server.fileno(), stop], [], [])[0]:
-        data, sender = server.recvfrom(100)
-        server.sendto(data, sender)
 
 
 def first_answer(sender: socket.socket, to: tuple[str, int]) -> float:

@@ -45,17 +45,22 @@ class Programs:
         """Send at full rate over one TCP connection."""
         return self._run(lab, place, BULK, seconds)
 
-    def connections(self, lab: Lab, place: Place, seconds: float, concurrent: int) -> dict[str, float]:
-        """Open TCP connections, so many concurrently."""
-        return self._run(lab, place, CONNECTIONS, seconds, concurrent)
+    def connections(
+        self, lab: Lab, place: Place, seconds: float, concurrent: int, port: int = _PORT, family: int = 4
+    ) -> dict[str, float]:
+        """Open TCP connections, so many concurrently, to ports from this one on; raise NfqError if one fails."""
+        return self._run(lab, place, CONNECTIONS, seconds, concurrent, port=port, family=family)
 
     def datagrams(self, lab: Lab, place: Place, seconds: float) -> dict[str, float]:
         """Send datagrams at full rate."""
         return self._run(lab, place, DATAGRAMS, seconds, SIZE, _WINDOW, _UNLIMITED)
 
-    def _run(self, lab: Lab, place: Place, name: str, seconds: float, *more: int) -> dict[str, float]:
+    def _run(
+        self, lab: Lab, place: Place, name: str, seconds: float, *more: int, port: int = _PORT, family: int = 4
+    ) -> dict[str, float]:
         namespace = f"/run/netns/{lab.topology.namespace(place.target)}"
-        argv = [self.path(name), namespace, str(lab.address(place.target)), str(_PORT), str(seconds), *map(str, more)]
+        address = str(lab.address(place.target, family))
+        argv = [self.path(name), namespace, address, str(port), str(seconds), *map(str, more)]
         done = subprocess.run(
             lab.network.command(place.source, argv),
             capture_output=True,

@@ -4,7 +4,7 @@ import sys
 
 import netfilterqueue
 
-_MAXLEN, _COPY = 4096, 4016  # packets parked at most, and bytes copied of each: the values of the engine
+_MAXLEN, _COPY = 4096, 3968  # packets parked at most, and bytes copied of each: the values of the engine
 
 
 def main() -> None:

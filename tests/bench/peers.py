@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from statistics import median
+from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.modes import Driver
@@ -20,7 +21,7 @@ from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import TCP
-from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.queue.protocol import allocate_queues
 from nfq_enforcer.dataplane.worker import worker
 from nfq_enforcer.dataplane.worker.channel import PeerChanges, Revision, Setup, Stop, encode, report_decoder
 from nfq_enforcer.dataplane.worker.counters import Counters
@@ -33,7 +34,7 @@ _PEERS, _IDENTITIES = 100_000, 5_000
 _MESSAGE = 500
 _ENTRIES = (10_000, 100_000)
 _QUEUE = 100
-_QUEUES = QueueNumbers(_QUEUE, _QUEUE + 1, _QUEUE + 2)
+(_QUEUES,) = allocate_queues(_QUEUE, 1)
 
 SENT = f"{_PEERS:,} changes: time of the agent, ms"
 IN_FORCE = f"{_PEERS:,} changes: in force after, ms"
@@ -66,7 +67,7 @@ async def _measure_change() -> dict[str, float]:
     """Return the time to send all peers to a worker, and until they are in force."""
     peers = _peers()
     workers = Workers(1, _QUEUE, 1000, lambda events: None)
-    await workers.start(_snapshot(1), {})
+    await workers.start(_snapshot(1), {}, set())
     begun = time.perf_counter()
     workers.change_peers(peers.items())
     sent = time.perf_counter()
@@ -81,15 +82,16 @@ async def _measure_start() -> dict[str, float]:
     peers = _peers()
     workers = Workers(1, _QUEUE, 1000, lambda events: None)
     begun = time.perf_counter()
-    await workers.start(_snapshot(1), peers)
+    await workers.start(_snapshot(1), peers, set())
     started = time.perf_counter()
     await workers.stop()
     return {STARTED: (started - begun) * 1e3}
 
 
 async def _measure_housekeeping() -> dict[str, float]:
-    snapshots = {name: await _longest_housekeeping(_added_and_removed(size)) for size, name in SNAPSHOTS.items()}
-    return {TURN: await _longest_housekeeping(_changes()), **snapshots}
+    snapshots = {name: longest_housekeeping(_added_and_removed(size)) for size, name in SNAPSHOTS.items()}
+    changes = longest_housekeeping(_changes())
+    return {TURN: changes.longest_ms, **{name: one.longest_ms for name, one in snapshots.items()}}
 
 
 def _added_and_removed(size: int) -> list[object]:
@@ -100,8 +102,15 @@ def _added_and_removed(size: int) -> list[object]:
     return messages
 
 
-async def _longest_housekeeping(messages: Iterable[object]) -> float:
-    """Return the longest possible wait of a packet, in ms, for a worker that receives these messages at once."""
+class Housekeeping(NamedTuple):
+    """Housekeeping: the longest run of a worker's housekeeping, which is the longest wait of a packet for it."""
+
+    longest_ms: float
+    longest_cpu_ms: float  # in processor time
+
+
+def longest_housekeeping(messages: Iterable[object]) -> Housekeeping:
+    """Return the longest housekeeping of a worker that receives these messages at once."""
     ours, theirs = socket.socketpair()
     memory = Counters.create()
     program = [sys.executable, "-m", "tests.bench.peers", str(theirs.fileno()), str(memory)]
@@ -110,7 +119,16 @@ async def _longest_housekeeping(messages: Iterable[object]) -> float:
         theirs.close()
         ours.sendall(
             encode(
-                Setup(Driver.AUTO, _QUEUES, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {})
+                Setup(
+                    Driver.AUTO,
+                    _QUEUES,
+                    None,
+                    False,
+                    1000,
+                    SnapshotReference(Snapshot(1, {}, Ipcache({}))),
+                    {},
+                    set(),
+                )
             )
         )
         _await_revision(ours, 1)
@@ -119,7 +137,7 @@ async def _longest_housekeeping(messages: Iterable[object]) -> float:
         ours.sendall(encode(Stop()))
         longest, _ = process.communicate()
     os.close(memory)
-    return float(longest)
+    return Housekeeping(*map(float, longest.split()))
 
 
 def _await_revision(end: socket.socket, number: int) -> None:
@@ -151,16 +169,17 @@ def _snapshot(revision: int, entries: int = 0) -> Snapshot:
 class _Timed(worker.Worker):
     """Timed: a worker that measures its housekeeping."""
 
-    longest = 0.0
+    longest = longest_cpu = 0.0
 
     def _housekeeping(self, now: float) -> None:
-        begun = time.perf_counter()
+        begun, begun_cpu = time.perf_counter(), time.thread_time()
         super()._housekeeping(now)
         _Timed.longest = max(_Timed.longest, time.perf_counter() - begun)
+        _Timed.longest_cpu = max(_Timed.longest_cpu, time.thread_time() - begun_cpu)
 
 
 if __name__ == "__main__":
     worker.Worker = _Timed  # type: ignore[misc]
     with suppress(SystemExit):
         worker.main()
-    print(_Timed.longest * 1e3)
+    print(_Timed.longest * 1e3, _Timed.longest_cpu * 1e3)

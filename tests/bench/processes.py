@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from nfq_enforcer.dataplane.queue.protocol import read_queues
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -81,9 +83,8 @@ class QueueCounters(NamedTuple):
     @classmethod
     def read(cls, pid: int) -> Self:
         """Return the sums over all queues in the namespace of a process."""
-        lines = Path(f"/proc/{pid}/net/netfilter/nfnetlink_queue").read_text().splitlines()
-        rows = [list(map(int, line.split())) for line in lines]
-        return cls(sum(row[7] for row in rows), sum(row[5] + row[6] for row in rows))
+        queues = read_queues(pid)
+        return cls(sum(queue.last_id for queue in queues), sum(queue.lost for queue in queues))
 
 
 def _times(pid: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Report of a data path run as tables, as Markdown and as JSON. Pure computation."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from statistics import median
@@ -12,7 +12,7 @@ from tests.bench.figures import CPU, IN_TABLES, MEMORY, Figures, Measure
 from tests.bench.goals import Result
 from tests.bench.machine import sentence
 
-_BUSY = 0.05  # share of the cores; with more load by other processes the figures are not reliable
+BUSY = 0.05  # share of the cores; with more load by other processes the figures are not reliable
 _METHOD = """\
 Each contender has a lab of its own, is loaded once and then measured in turn. C programs (`tests/bench/programs`), each
 with both ends of the traffic, send it; no process is pinned to a core. A repetition at a place consists of
@@ -56,7 +56,7 @@ class Report:
     def warning(self) -> str:
         """Return a warning if other processes loaded the machine, else an empty string."""
         share = median(self.busy) if self.busy else 0.0
-        if share <= _BUSY:
+        if share <= BUSY:
             return ""
         return f"Other processes loaded the machine ({share:.0%} of its cores): these figures are not reliable."
 
@@ -68,18 +68,28 @@ def columns() -> list[str]:
 
 def rows(figures: Figures, place: str) -> list[list[str]]:
     """Return the table of a place: median with ratio, and below it minimum to maximum."""
-    names = [name for name in figures.contenders() if any(figures.get(name, place, measure) for measure in IN_TABLES)]
-    return [[name, *(_cell(figures, name, place, measure) for measure in IN_TABLES)] for name in names]
+    return compared_rows(figures, place, IN_TABLES, _reference)
 
 
-def _cell(figures: Figures, contender: str, place: str, measure: Measure) -> str:
+def _reference(_contender: str, measure: Measure) -> str | None:
+    return {CPU: C_ACCEPT, MEMORY: None}.get(measure, NOTHING)
+
+
+def compared_rows(
+    figures: Figures, place: str, measures: Sequence[Measure], reference: Callable[[str, Measure], str | None]
+) -> list[list[str]]:
+    """Return a table of a place: median with the ratio to the contender's reference, and minimum to maximum."""
+    names = [one for one in figures.contenders() if any(figures.get(one, place, each) for each in measures)]
+    return [[one, *(_compared(figures, one, place, each, reference(one, each)) for each in measures)] for one in names]
+
+
+def _compared(figures: Figures, contender: str, place: str, measure: Measure, reference: str | None) -> str:
     spread = figures.get(contender, place, measure)
     if spread is None:
         return "–"
+    ratio = figures.ratio(place, measure, contender, reference) if reference else None
     middle, least, most = (f"{number:,.{measure.digits}f}" for number in spread[:3])
-    ratio = figures.ratio(place, measure, contender, C_ACCEPT if measure is CPU else NOTHING)
-    suffix = f" ({ratio:.2f})" if ratio is not None and measure is not MEMORY else ""
-    return f"{middle}{suffix}\n{least} to {most}"
+    return f"{middle}{'' if ratio is None else f' ({ratio:.2f})'}\n{least} to {most}"
 
 
 def goal_columns() -> list[str]:
@@ -113,14 +123,15 @@ def markdown(report: Report) -> str:
         "![Figures of all contenders](datapath.svg)",
         *(f"Not there: {name} ({reason})." for name, reason in report.left_out.items()),
         "## Goals",
-        _table(goal_columns(), goal_rows(report.results)),
+        markdown_table(goal_columns(), goal_rows(report.results)),
     ]
     for place in report.figures.places():
-        parts += [f"## {place[0].upper()}{place[1:]}", _table(columns(), rows(report.figures, place))]
+        parts += [f"## {place[0].upper()}{place[1:]}", markdown_table(columns(), rows(report.figures, place))]
     return "\n\n".join([*parts, "## Method", _METHOD]) + "\n"
 
 
-def _table(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_table(headings: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Render a table as Markdown."""
     lines = [headings, ["---"] * len(headings), *body]
     return "\n".join(f"| {' | '.join(cell.replace(chr(10), '<br>') for cell in line)} |" for line in lines)
 

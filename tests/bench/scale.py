@@ -4,8 +4,6 @@ Meanwhile the API is polled: an agent must reply while it catches up, too.
 """
 
 import asyncio
-import os
-import signal
 import time
 from contextlib import suppress
 from statistics import median
@@ -15,10 +13,12 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
 from nfq_enforcer.lab.topology import STORE
-from tests.bench.datagrams import DatagramFlow, echoed, socket_in
+from tests.bench.datagrams import DatagramFlow
 from tests.bench.processes import memory
 from tests.bench.simulated import Simulation, simulate
 from tests.support.labs import FRONT_TO_BACK, run_in
+from tests.support.namespaces import echoed, socket_in
+from tests.support.processes import stopped
 
 ENDPOINTS = 100_000
 _NODE, _SOURCE, _TARGET = "n1", "front1", "back1"
@@ -80,15 +80,12 @@ async def _fall_behind(lab: Lab, node: LabNode, kinds: int) -> dict[str, float]:
     documents = lab.topology.endpoint_documents(_NODE)
     client.call(node.socket, "apply", files=[("endpoints.yaml", documents), ("policy.yaml", FRONT_TO_BACK)])
     before = node.status()["store"]["resyncs"]
-    with echoed(lab, _TARGET, _PORT) as to, socket_in(lab, _SOURCE, str(lab.address(_SOURCE))) as sender:
+    with echoed(lab, _TARGET, _PORT) as to, socket_in(lab, _SOURCE) as sender:
         flow = DatagramFlow(sender, to)
-        try:
-            os.kill(node.pid, signal.SIGSTOP)
+        with stopped(node.pid):
             await simulate(lab, "fill", Simulation(lab.store.url, endpoints=ENDPOINTS, kinds=kinds))
             run_in(lab, STORE, "redis-cli", "-h", str(lab.address(STORE)), *_TRIM)
             begun = time.perf_counter()
-        finally:
-            os.kill(node.pid, signal.SIGCONT)
         poll = asyncio.create_task(_poll_api(node))
         try:
             await _wait_for_resync(node, before)

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
-from tests.bench.datagrams import echoed, first_answer, socket_in
+from tests.bench.datagrams import first_answer
 from tests.support.labs import FRONT_TO_BACK, run_in
+from tests.support.namespaces import echoed, socket_in
 
 _NODE, _OTHER, _HOST = "n1", "n2", "front1"
 _TARGETS = {"on one node": "back1", "across nodes": "back2"}
@@ -59,7 +60,7 @@ def _path(lab: Lab, path: str, target: str, starts: int) -> Startup:
     with echoed(lab, target, _PORT) as to:
         for number in range(starts):
             address = _addresses()[number % _ADDRESSES]
-            with socket_in(lab, _HOST, address) as sender:
+            with socket_in(lab, _HOST, address=address) as sender:
                 add.append(_start(node, f"start-{number}", address))
                 first.append(first_answer(sender, to) * 1e3)
             if number >= _ADDRESSES // 2:  # a later start uses the oldest endpoint's address again

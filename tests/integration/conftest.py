@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -15,6 +16,15 @@ from nfq_enforcer.lab.topology import Topology
 from tests.support.labs import DatapathSettings, Policies, serve, stop_agents
 
 MakeLab = Callable[..., Lab]
+
+# Files that take about a minute or more, the longest first. Workers get files in this order: one that began a long file
+# last would leave the others idle at the end (make test).
+LONG_FILES = (
+    *("test_datapath", "test_http_rules", "test_perflow", "test_rules_guard", "test_source_filter", "test_remote_lab"),
+    *("test_stamping", "test_dns_learning", "test_agent", "test_store_members", "test_offload", "test_document_bombs"),
+    *("test_redirect", "test_handover", "test_xtables_lock", "test_learning", "test_cluster", "test_provision"),
+    *("test_store", "test_hostile_store", "test_policies", "test_workers", "test_dns", "test_worker_liveness"),
+)
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +39,13 @@ def runner() -> Iterator[asyncio.Runner]:
     """Create the event loop of all traffic hosts: ``runner.run(lab.host("front1").ping(…))``."""
     with asyncio.Runner() as runner:
         yield runner
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the longest files first; within a file, and among other files, keep the order."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 def pytest_pycollect_makeitem(obj: object) -> None:
@@ -51,17 +68,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.fixture(scope="module")
 def make_lab(root: None, runner: asyncio.Runner) -> Iterator[MakeLab]:
     """Build a lab with every call, several at the same time; all end with the module. ``options`` go to Topology."""
-    labs: list[Lab] = []
+    with ExitStack() as labs:  # each ends, also if another cannot
 
-    def make(*, memory: bool = False, **options: Any) -> Lab:
-        lab = Lab(Topology(new_run_id(), **options), memory=memory)
-        labs.append(lab)
-        lab.up()
-        return lab
+        def make(*, memory: bool = False, **options: Any) -> Lab:
+            lab = Lab(Topology(new_run_id(), **options), memory=memory)
+            labs.callback(lambda: runner.run(lab.down()))
+            lab.up()
+            return lab
 
-    yield make
-    for lab in labs:
-        runner.run(lab.down())
+        yield make
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +101,18 @@ def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
         stop_agents(lab)
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a module with ``DATAPATH_SETTINGS`` by each of these settings of the data path."""
+    settings = getattr(metafunc.module, "DATAPATH_SETTINGS", None)
+    if settings is not None and "datapath" in metafunc.fixturenames:
+        metafunc.parametrize("datapath", settings, ids=str, indirect=True, scope="module")
+
+
 @pytest.fixture(scope="module")
-def datapath() -> DatapathSettings:
-    """Return the settings of the data path; a module may override this fixture."""
-    return DatapathSettings(Driver.AUTO.value, "auto")
+def datapath(request: pytest.FixtureRequest) -> DatapathSettings:
+    """Return the settings of the data path: one of the module's, or the defaults; a module may override it."""
+    settings: DatapathSettings = getattr(request, "param", DatapathSettings(Driver.AUTO.value, "auto"))
+    return settings
 
 
 @pytest.fixture(scope="module")

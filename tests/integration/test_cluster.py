@@ -34,6 +34,7 @@ from tests.support.labs import (
     Attempt,
     Policies,
     dropped,
+    enforces_all,
     from_role,
     identities,
     outcomes,
@@ -172,13 +173,14 @@ async def test_an_endpoint_is_added_and_deleted_for_any_node_from_any_node(
     added = await asyncio.to_thread(add, guarded, name, "n1", "backend", "--node", "n2")
     until(lambda: in_step(guarded), "all nodes have heard of it")
     expected = passes(["front1", "front2"], [name]) | dropped(["db3", "back2", "back1"], [name])
-    until(lambda: guarded.nodes["n2"].status()["endpoints"] == 3, "n2 enforces it")
+    n2 = guarded.nodes["n2"]
+    until(lambda: n2.status()["endpoints"] == 3 and enforces_all(n2), "n2 enforces it")
     seen = await outcomes(guarded, expected)
     deleted = await asyncio.to_thread(command, guarded, "n3", "endpoint", "delete", name)
 
     assert (added.returncode, deleted.stdout) == (0, f"default/{name} deleted\n")
     assert seen == expected
-    until(lambda: guarded.nodes["n2"].status()["endpoints"] == 2, "n2 has let go of it")
+    until(lambda: n2.status()["endpoints"] == 2, "n2 has let go of it")
 
 
 async def test_a_load_that_waits_returns_when_every_node_enforces_it(
@@ -494,7 +496,8 @@ async def test_a_first_start_that_waits_for_the_store_can_be_ended(unstarted: La
     assert node.stop() == 0
 
     assert "NFQE" not in run_in(unstarted, "n3", "iptables-save")
-    assert "nfqe" not in run_in(unstarted, "n3", "ipset", "list", "-name")
+    assert run_in(unstarted, "n3", "nft", "list", "tables", "inet") == ""
+    assert run_in(unstarted, "n3", "ipset", "list", "-name") == ""
 
 
 async def test_a_secret_is_nowhere_to_be_read(unstarted: Lab, tmp_path: Path) -> None:

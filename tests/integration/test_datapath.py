@@ -30,6 +30,7 @@ from tests.support.labs import (
     HTTPS,
     OTHER_TCP,
     PATIENT,
+    PER_FLOW,
     DatapathSettings,
     Policies,
     arrivals,
@@ -56,11 +57,10 @@ StartAgents = Callable[..., Lab]
 both_families = pytest.mark.parametrize("family", FAMILIES)
 
 
-@pytest.fixture(scope="module", params=DATAPATHS, ids=str)
-def datapath(request: pytest.FixtureRequest) -> DatapathSettings:
-    """Run this module with each driver, with several workers, and in each mode."""
-    settings: DatapathSettings = request.param
-    return settings
+DATAPATH_SETTINGS = DATAPATHS
+# Enforcement modes decide in the policy maps and in the enforcer; what they decide passes a driver as any other verdict
+# does. Each driver and each mode of the data path has them once.
+MODE_SETTINGS = (DatapathSettings("netfilterqueue"), DatapathSettings("netlink", 2, PER_FLOW))
 
 
 class TestIngress:
@@ -283,9 +283,10 @@ def others(make_served: MakeLab) -> Lab:
     return make_served(memory=True)
 
 
-@pytest.fixture
-def start(others: Lab, datapath: DatapathSettings) -> Iterator[StartAgents]:
+@pytest.fixture(params=MODE_SETTINGS, ids=str)
+def start(others: Lab, request: pytest.FixtureRequest) -> Iterator[StartAgents]:
     """Start agents with these documents and settings, for one test."""
+    datapath: DatapathSettings = request.param
     others.documents.mkdir(exist_ok=True)
 
     def start(*documents: str, **settings: Any) -> Lab:
@@ -366,15 +367,6 @@ class TestModes:
         assert stamps_on(await _arrival(lab, "world", probe, probe.packet, "back2")) == []
 
 
-# Type, length, version and flags, key id, identity; for IPv6 with the header length before and padding behind.
-BAD_STAMPS = {
-    "STAMP_MALFORMED": {4: "9e041000", 6: "00 1e021000 0000"},
-    "STAMP_DUPLICATE": {4: "9e081000 00001234" * 2, 6: "02" + "1e061000 00001234" * 2 + "010400000000"},
-    "STAMP_VERSION": {4: "9e082000 00001234", 6: "01 1e062000 00001234 010400000000"},
-    "STAMP_IDENTITY": {4: "9e081000 00000001", 6: "01 1e061000 00000001 010400000000"},
-}
-
-
 class TestForgery:
     """Stamp and interface determine the sender, never the address alone."""
 
@@ -437,13 +429,13 @@ class TestForgery:
             flow = await _refusal(guarded, sender, probe, packets.stamped(probe.packet, frontend), node)
             assert flow["source"]["pod_name"] == "db3"
 
-    @pytest.mark.parametrize("reason", BAD_STAMPS)
+    @pytest.mark.parametrize("reason", packets.BAD_STAMPS)
     @both_families
     async def test_a_stamp_that_is_not_right_is_a_drop_with_its_own_reason(
         self, guarded: Lab, reason: str, family: int
     ) -> None:
         probe = _datagram(guarded, "world", "back2", family)
-        bad = packets.with_options(probe.packet, bytes.fromhex(BAD_STAMPS[reason][family]))
+        bad = packets.with_options(probe.packet, bytes.fromhex(packets.BAD_STAMPS[reason][family]))
         before = guarded.nodes["n2"].status()["worker"][reason]
 
         flow = await _refusal(guarded, "world", probe, bad, "n2")

@@ -1,6 +1,7 @@
 """Exemption of the store: policy does not apply to connections from the host to the store, and to no others."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
-from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.queue.protocol import allocate_queues
 from nfq_enforcer.dataplane.rules import iptables
+from nfq_enforcer.dataplane.rules.address_marks import STORE as STORE_SETS
+from nfq_enforcer.dataplane.rules.filter_table import TABLE
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
 from nfq_enforcer.lab.lab import Lab
 from tests.integration.conftest import MakeLab
@@ -67,10 +70,10 @@ except TimeoutError:
 MONITOR = policy("monitor", "monitor", egress=[to_role("backend")], ingress=[from_role("frontend")])
 FRONTEND = policy("frontend", "frontend", egress=[to_role("backend")])
 
-# ``ipset`` of the agents: ``ipset save NAME`` prints the file of this name instead, if there is one
+# ``nft`` of the agents: ``nft -j list set FAMILY TABLE NAME`` prints the file of this name instead, if it exists
 KEPT_SETS = """#!/bin/sh
-[ "$1" = save ] && [ -e {folder}/$2 ] && exec cat {folder}/$2
-exec {ipset} "$@"
+[ "$3" = set ] && [ -e {folder}/$6 ] && exec cat {folder}/$6
+exec {nft} "$@"
 """
 
 Exempt = Callable[..., None]
@@ -83,8 +86,8 @@ def kept_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     An agent restores its sets after a change by another program, which the fixture ``exempt`` is.
     """
     folder = tmp_path_factory.mktemp("sets")
-    wrapper = folder / "ipset"
-    wrapper.write_text(KEPT_SETS.format(folder=folder, ipset=shutil.which("ipset")))
+    wrapper = folder / "nft"
+    wrapper.write_text(KEPT_SETS.format(folder=folder, nft=shutil.which("nft")))
     wrapper.chmod(0o755)
     return folder
 
@@ -96,17 +99,21 @@ def guarded(make_served: MakeLab, datapath: DatapathSettings, kept_sets: Path) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{kept_sets}:{os.environ['PATH']}")
         lab.start_agents(**datapath.settings)
-    for family in (IPV4, IPV6):
-        (kept_sets / family.store).write_text(run_in(lab, "n3", "ipset", "save", family.store))
+    for name in STORE_SETS:
+        (kept_sets / name).write_text(run_in(lab, "n3", "nft", "-j", "list", "set", *TABLE.split(), name))
     return lab
 
 
 @pytest.fixture
 def exempt(guarded: Lab) -> Iterator[Exempt]:
-    """Yield a function that exempts n3's connections to these ports of the world; end all exemptions after the test."""
+    """Yield a function that exempts n3's connections to these ports of the world, besides those to the store.
+
+    The exemptions end after the test.
+    """
 
     def exempt(*ports: int) -> None:
         services = [f"{guarded.address('world', family)},{port}" for family in FAMILIES for port in ports]
+        services.append(f"{guarded.address('store')},{STORE}")
         run_in(guarded, "n3", sys.executable, "-P", "-c", EXEMPT, *services)
 
     yield exempt
@@ -215,7 +222,7 @@ async def test_the_administrator_may_still_drop_what_is_exempt(
 def test_it_is_told_before_or_after_the_rules_are_installed_stays_and_goes_with_them(root: None) -> None:
     here = LocalEndpoint("default/a", Identity(300), None, *(PolicyMap({}, enforced=False),) * 2, is_host=True)
     snapshot = Snapshot(1, {packed("10.0.0.1"): here}, Ipcache({}))
-    queues = [QueueNumbers(100, 101, 102)]
+    queues = allocate_queues(100, 1)
     one, other = (ip_address("192.0.2.1"), STORE), (ip_address("2001:db8::1"), STORE)
 
     async def scenario() -> list[list[str]]:
@@ -230,17 +237,22 @@ def test_it_is_told_before_or_after_the_rules_are_installed_stays_and_goes_with_
         seen.append(_members())
         iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={}).install(snapshot, queues)
         seen.append(_members())
-        iptables.remove()
-        return [*seen, _ipset("list", "-n")]
+        rules.remove()
+        rules.exempt([one])  # as a connection to the store that is lost while the agent stops
+        return [*seen, _nft("list", "tables", "inet")]
 
-    first, second = ["nfqe-store4 192.0.2.1,tcp:6379"], ["nfqe-store6 2001:db8::1,tcp:6379"]
-    local = ["nfqe-local4 10.0.0.1"]
+    first, second = ["store4 192.0.2.1 . 6379"], ["store6 2001:db8::1 . 6379"]
+    local = ["ends4 10.0.0.1"]
     assert run_apart(scenario()) == [first, [*local, *first], [*local, *first], [*local, *second], local, []]
 
 
 def _members() -> list[str]:
-    return sorted(line.removeprefix("add ") for line in _ipset("save") if line.startswith("add "))
+    return [
+        f"{name} {members}"
+        for name in ("ends4", *STORE_SETS)
+        for members in re.findall(r"elements = { (.*) }", "".join(_nft("list", "set", *TABLE.split(), name)))
+    ]
 
 
-def _ipset(*words: str) -> list[str]:
-    return subprocess.run(["ipset", *words], capture_output=True, text=True, check=True).stdout.splitlines()
+def _nft(*words: str) -> list[str]:
+    return subprocess.run(["nft", *words], capture_output=True, text=True, check=True).stdout.splitlines()

@@ -14,6 +14,7 @@ import pytest
 
 from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
+from nfq_enforcer.policy.warnings import without_interface
 from tests.integration.conftest import MakeLab
 from tests.support.labs import BRIEF, FRONT_TO_BACK, HTTP, PATIENT, kill, run_in, start, until
 
@@ -39,6 +40,11 @@ kind: Endpoint
 metadata: {{name: late, labels: {{role: late}}}}
 spec: {{ips: [10.99.0.1], node: n1, interface: {DEVICE}}}
 ---
+apiVersion: nfq-enforcer.io/v1
+kind: Endpoint
+metadata: {{name: bare, labels: {{role: late}}}}
+spec: {{ips: [10.99.0.2], node: n1}}
+---
 """
 
 
@@ -58,14 +64,19 @@ async def test_an_interface_that_does_not_exist_is_reported_until_it_does(lab: L
     node = lab.nodes["n1"]
     sentence = f"endpoint default/late is on interface {DEVICE}, which does not exist on this node"
 
-    assert node.status()["problems"] == [sentence]
-    assert sentence in program(lab, "status").stdout
-    listed = {line.split()[0]: line for line in program(lab, "endpoint", "list").stdout.splitlines()}
+    bare = without_interface(["default/bare"])
+
+    assert node.status()["problems"] == [sentence, bare]
+    shown = " ".join(program(lab, "status").stdout.split())
+    assert sentence in shown
+    assert bare in shown
+    listed = {line.split()[0]: line.rstrip() for line in program(lab, "endpoint", "list").stdout.splitlines()}
     assert listed["default/late"].endswith(f"interface {DEVICE} does not exist")
-    assert listed["default/front1"].rstrip().endswith("ok")
+    assert listed["default/bare"].endswith("no interface: others can send from its addresses")
+    assert listed["default/front1"].endswith("ok")
 
     run_in(lab, "n1", "ip", "link", "add", DEVICE, "type", "veth", "peer", "name", f"{DEVICE}p")
-    await until(lambda: node.status()["problems"] == [])
+    await until(lambda: node.status()["problems"] == [bare])
     assert node.log.read_text().count(sentence) == 1
     run_in(lab, "n1", "ip", "link", "delete", DEVICE)
 

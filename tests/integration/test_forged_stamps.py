@@ -1,9 +1,11 @@
 """Forged stamps: only stamps of this node leave by a cluster interface, whoever sends the packet."""
 
 import asyncio
+import socket
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_address
+from typing import NamedTuple
 
 import pytest
 
@@ -16,10 +18,11 @@ from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import UPLINK
 from tests.integration.conftest import MakeLab
 from tests.support.labs import (
-    DATAPATHS,
     FAMILIES,
     FRONT_TO_BACK,
+    HTTP,
     PATIENT,
+    SINGLE_QUEUE,
     DatapathSettings,
     Policies,
     await_flow,
@@ -44,13 +47,14 @@ else:
         sender.setsockopt(socket.IPPROTO_IPV6, 36, 1)
         sender.sendto(packet, (target, 0))
 """
-# A whole TCP connection whose every packet has the option, by setsockopt(IP_OPTIONS).
+# A whole TCP connection whose every packet has the option, by setsockopt(2).
 CONNECT_WITH_OPTION = """
 import socket, sys
-target, option = sys.argv[1], bytes.fromhex(sys.argv[2])
-with socket.socket() as client:
+target, level, name, option = sys.argv[1], *map(int, sys.argv[2:4]), bytes.fromhex(sys.argv[4])
+with socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET) as client:
     client.settimeout(1.0)
-    client.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, option)
+    client.setsockopt(level, name, option)
+    assert option.strip(bytes(1)) in client.getsockopt(level, name, 100)
     try:
         client.connect((target, 80))
         print("open")
@@ -59,7 +63,26 @@ with socket.socket() as client:
 """
 
 
-@pytest.fixture(scope="module", params=[one for one in DATAPATHS if one.queues == 1], ids=str)
+class Place(NamedTuple):
+    """Place of a stamp in the packets of a socket: the socket option that puts it there (linux/in.h, linux/in6.h)."""
+
+    name: str
+    family: int
+    level: int
+    option: int
+    start: str  # of the options, in hexadecimal digits
+    end: str
+    is_stamp: bool  # an option among those for each hop is none
+
+
+PLACES = [
+    Place("IP_OPTIONS", 4, socket.IPPROTO_IP, socket.IP_OPTIONS, "9e081000", "", is_stamp=True),
+    Place("IPV6_DSTOPTS", 6, socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, "00011e061000", "010400000000", is_stamp=True),
+    Place("IPV6_HOPOPTS", 6, socket.IPPROTO_IPV6, socket.IPV6_HOPOPTS, "00011e061000", "010400000000", is_stamp=False),
+]
+
+
+@pytest.fixture(scope="module", params=SINGLE_QUEUE, ids=str)
 def guarded(make_served: MakeLab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Give a lab with agents, and a workload on n1 that no document declares."""
     settings: DatapathSettings = request.param
@@ -108,14 +131,20 @@ async def test_a_stamp_of_a_host_that_is_no_endpoint_is_stripped(guarded: Lab, f
     assert stamps_on(arrived) == []
 
 
-async def test_a_forged_stamp_opens_no_connection_at_the_next_node(guarded: Lab) -> None:
-    policies = Policies(guarded)
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.name)
+async def test_a_forged_stamp_opens_no_connection_at_the_next_node(guarded: Lab, place: Place) -> None:
+    """A frontend opens its connection with the same option, by its own identity."""
+    policies, since = Policies(guarded), now()
     await policies.apply("front-to-back", FRONT_TO_BACK)
-    option = stamp.stamp_template(Stamp(Identity(identities(guarded)["front2"])), 4, 6).header.hex()
-    target = str(guarded.address("back2", 4))
+    option = f"{place.start}{identities(guarded)['front2']:08x}{place.end}"
+    target = str(guarded.address("back2", place.family))
+    parameters = (target, str(place.level), str(place.option), option)
 
-    for machine in (UNDECLARED, "n1", "back1"):
-        outcome = run_in(guarded, machine, sys.executable, "-c", CONNECT_WITH_OPTION, target, option).strip()
-        assert (machine, outcome) == (machine, "refused")
-    assert (await guarded.host("front1").connect(guarded.address("back2", 4), 80, PATIENT)).status == "ok"
+    for machine, expected in ((UNDECLARED, "refused"), ("n1", "refused"), ("back1", "refused"), ("front1", "open")):
+        outcome = run_in(guarded, machine, sys.executable, "-c", CONNECT_WITH_OPTION, *parameters).strip()
+        assert (machine, outcome) == (machine, expected)
+
+    ends = {"source": str(guarded.address(UNDECLARED, place.family)), "destination": target, "port": HTTP}
+    node, reason = ("n1", "STAMP_UNTRUSTED") if place.is_stamp else ("n2", "POLICY_DENIED")
+    await asyncio.to_thread(await_flow, guarded.nodes[node], since, verdict="DROPPED", reason=reason, **ends)
     await policies.withdraw_all()

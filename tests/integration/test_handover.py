@@ -27,7 +27,7 @@ from tests.support.labs import (
     passes,
     run_in,
     start,
-    start_all,
+    start_nodes,
     stop_agents,
     until,
 )
@@ -111,8 +111,7 @@ def report(what: str, pause: float) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_a_stream_from_the_server_goes_on(lab: Lab, driver: str, mode: str) -> None:
-    start_all(lab, FRONT_TO_BACK, driver=driver, datapath=mode)
-    nodes = [lab.nodes["n1"], lab.nodes["n2"]]
+    nodes = start_nodes(lab, ["n1", "n2"], documents=FRONT_TO_BACK, driver=driver, datapath=mode)
     before = [(node.pid, node.status()["worker"]) for node in nodes]
 
     async with server_first_stream(lab, "front1", "back2") as pauses:
@@ -128,12 +127,12 @@ async def test_a_stream_from_the_server_goes_on(lab: Lab, driver: str, mode: str
         assert node.status()["worker"]["pid"] != worker["pid"]
         assert node.status()["stuck"] == []
         await until(lambda pid=worker["pid"]: not Path(f"/proc/{pid}").exists())
-    expected = passes(["front1"], ["back1", "back2"]) | dropped(["db3"], ["back1", "back2"])
+    expected = passes(["front1"], ["back1", "back2"]) | dropped(["world"], ["back1", "back2"])
     assert await outcomes(lab, expected) == expected
 
 
 async def test_connections_that_are_opened_meanwhile_go_on_whichever_end_sends_first(lab: Lab) -> None:
-    start_all(lab, FRONT_TO_BACK)
+    start_nodes(lab, ["n1", "n2"], documents=FRONT_TO_BACK)
     client, server = lab.host("front1"), lab.host("back2")
     ended = asyncio.Event()
     times: list[float] = []
@@ -178,8 +177,7 @@ async def test_with_a_store_of_the_cluster_documents_and_streams_stay(clustered:
 
 
 async def test_an_agent_starts_anew_any_number_of_times(lab: Lab) -> None:
-    start_all(lab, FRONT_TO_BACK, queues=2)
-    node, queues = lab.nodes["n1"], []
+    node, queues = start(lab, "n1", documents=FRONT_TO_BACK, queues=2), list[list[int]]()
 
     for _ in range(3):
         queues.append(node.status()["worker"]["queues"])
@@ -188,17 +186,17 @@ async def test_an_agent_starts_anew_any_number_of_times(lab: Lab) -> None:
     assert queues[0] == queues[2]
     assert not set(queues[0]) & set(queues[1])
     await until(lambda: len(_children(node.pid)) == 2)
-    expected = passes(["front1"], ["back1"]) | dropped(["db3"], ["back1"])
+    expected = passes(["front1"], ["back1"]) | dropped(["world"], ["back1"])
     assert await outcomes(lab, expected) == expected
 
 
 async def test_no_forbidden_packet_passes_meanwhile(lab: Lab) -> None:
-    start_all(lab, FRONT_TO_BACK)
+    start(lab, "n1", documents=FRONT_TO_BACK)
     results: list[str] = []
 
     async def attempt() -> None:
         while not ended.is_set():
-            results.append((await lab.host("db3").connect(lab.address("back1"), 80, 0.2)).status)
+            results.append((await lab.host("world").connect(lab.address("back1"), 80, 0.2)).status)
 
     ended = asyncio.Event()
     attempts = [asyncio.create_task(attempt()) for _ in range(4)]
@@ -212,8 +210,7 @@ async def test_no_forbidden_packet_passes_meanwhile(lab: Lab) -> None:
 
 
 async def test_a_configuration_that_is_not_valid_keeps_the_agent(lab: Lab) -> None:
-    start_all(lab, FRONT_TO_BACK)
-    node = lab.nodes["n1"]
+    node = start(lab, "n1", documents=FRONT_TO_BACK)
     worker = node.status()["worker"]["pid"]
     file = node.log.with_name("n1.yaml")
     text = file.read_text()

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from nfq_enforcer.cluster.records import Kind
 from nfq_enforcer.store.redis.connection import StoreError
 from nfq_enforcer.store.redis.schema import MAX_COUNT
-from tests.support.members import Node, connection, policy_text, until
+from tests.support.members import Node, connection, dump, policy_text, until
 from tests.support.redis_servers import RedisServer
 
 BACK = 13255283
@@ -228,5 +228,39 @@ def test_a_value_that_no_node_would_accept_is_not_written(server: RedisServer, t
             with pytest.raises(Exception, match="endpoint default/huge is too large for the store"):
                 await one.run_endpoint("huge", addresses)
             await works(one, other, "10.0.0.2")
+
+    asyncio.run(attack())
+
+
+def test_a_store_of_a_newer_version_is_left_alone_and_the_last_state_stays(server: RedisServer, tmp_path: Path) -> None:
+    """Agents of this version meet the schema of a later one: while they are connected, and at their next start."""
+    reason = "the store under prefix 'nfqe' has schema version 99, and this program understands 1: upgrade this node"
+
+    async def attack() -> None:
+        async with cluster(server, tmp_path) as (store, one, other):
+            nodes = (one, other)
+            await until(lambda: one.known == other.known, "both nodes know the same")
+            known = one.known
+            await store.redis.hset("nfqe:meta", "schema", "99")
+            await said(nodes)
+            before = await dump(server.url())
+            with pytest.raises(StoreError, match=reason):
+                await one.apply(policy_text("later"))
+            for node in nodes:
+                await node.stop()
+                await node.start()
+            await said(nodes)
+
+            assert [node.known for node in nodes] == [known, known]
+            assert await dump(server.url()) == before
+            await store.redis.hset("nfqe:meta", "schema", "1")
+            await works(one, other, "10.0.0.2")
+
+    async def said(nodes: Iterable[Node]) -> None:
+        async def told() -> bool:
+            found = [await node.status() for node in nodes]
+            return all(not one["connected"] and (one["error"] or "").startswith(reason) for one in found)
+
+        await until(told, "both nodes say so")
 
     asyncio.run(attack())

@@ -1,23 +1,20 @@
 """Import of open connections by a new worker: none that policy allows is cut, whichever end sends first."""
 
-import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
+from nfq_enforcer.core.tables.conntrack import FlowState
 from nfq_enforcer.core.wire.packet import parse
 from nfq_enforcer.dataplane.queue import ctnetlink
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
 from nfq_enforcer.lab.traffic_host import HeldConnection
 from tests.integration.conftest import MakeLab
-from tests.support.apart import enter
 from tests.support.labs import (
     BRIEF,
     DRIVERS,
@@ -26,25 +23,33 @@ from tests.support.labs import (
     HTTP,
     MODES,
     PATIENT,
+    PER_PACKET,
     DatapathSettings,
     arrivals,
     await_flow,
+    check_logs,
     from_role,
     now,
     policy,
     run_in,
+    save,
+    start_nodes,
     stop_agents,
     to_role,
+    until,
 )
+from tests.support.namespaces import within
 from tests.support.packets import ACK, PSH, tcp
 
 BOTH_WAYS_CLOSED = FRONT_TO_BACK + policy("front-out", "frontend", egress=[to_role("backend")])
 DB_TO_BACK = policy("db-to-back", "backend", ingress=[from_role("db")])
 
 
-@pytest.fixture(
-    scope="module", params=[DatapathSettings(driver, mode=mode) for mode in MODES for driver in DRIVERS], ids=str
-)
+SETTINGS = [DatapathSettings(driver, mode=mode) for mode in MODES for driver in DRIVERS]
+NODES = ("n1", "n2")  # of front1, which connects to back1 and back2
+
+
+@pytest.fixture(scope="module", params=SETTINGS, ids=str)
 def datapath(request: pytest.FixtureRequest) -> DatapathSettings:
     settings: DatapathSettings = request.param
     return settings
@@ -55,25 +60,21 @@ def shared(make_served: MakeLab) -> Lab:
     return make_served(memory=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def lab(shared: Lab, datapath: DatapathSettings) -> Iterator[Lab]:
-    """Yield the lab with agents and a policy that allows frontends to connect to backends, and closes frontends."""
-    shared.documents.mkdir(exist_ok=True)
-    (shared.documents / "policies.yaml").write_text(BOTH_WAYS_CLOSED)
-    shared.start_agents(**datapath.settings)
+    """Yield the lab with agents and a policy that allows frontends to connect to backends, and closes frontends.
+
+    Every test ends with agents and policy as it found them.
+    """
+    start_nodes(shared, NODES, documents=BOTH_WAYS_CLOSED, **datapath.settings)
     yield shared
     stop_agents(shared)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENT):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 async def kill_workers(lab: Lab, datapath: DatapathSettings) -> None:
     """Kill the worker of every node and wait for its replacement."""
-    for node in lab.nodes.values():
+    for name in NODES:
+        node = lab.nodes[name]
         victim = node.status()["worker"]["pid"]
         os.kill(victim, signal.SIGKILL)
         await until(partial(_is_replaced, lab, node, victim))
@@ -87,18 +88,19 @@ def _is_replaced(lab: Lab, node: LabNode, victim: int) -> bool:
 
 async def restart(lab: Lab, datapath: DatapathSettings) -> None:
     """Stop every agent, which removes its rules, and start it again."""
-    for node in lab.nodes.values():
-        node.stop()
-    lab.start_agents(**datapath.settings)
+    stop_agents(lab)
+    start_nodes(lab, NODES, documents=BOTH_WAYS_CLOSED, **datapath.settings)
 
 
 async def crash(lab: Lab, datapath: DatapathSettings) -> None:
     """Kill every agent with its worker, which leaves the rules installed, and start it again."""
-    for node in lab.nodes.values():
+    for name in NODES:
+        node = lab.nodes[name]
         worker = node.status()["worker"]["pid"]
         node.stop(signal.SIGKILL)
-        await until(lambda gone=Path(f"/proc/{worker}"): not gone.exists())  # type: ignore[misc]
-    lab.start_agents(**datapath.settings)
+        await until(lambda gone=Path(f"/proc/{worker}"): not gone.exists())
+    check_logs(lab)
+    start_nodes(lab, NODES, documents=BOTH_WAYS_CLOSED, **datapath.settings)
 
 
 async def hold(lab: Lab, server: str, family: int = 4) -> HeldConnection:
@@ -132,20 +134,24 @@ async def test_a_connection_that_policy_no_longer_allows_is_not_learned_as_allow
     lab: Lab, datapath: DatapathSettings
 ) -> None:
     connection = await hold(lab, "back2")
-    for node in lab.nodes.values():
-        node.stop()
-    (lab.documents / "policies.yaml").write_text(DB_TO_BACK)
+    stop_agents(lab)
     begun = now()
-    lab.start_agents(**datapath.settings)
+    nodes = start_nodes(lab, NODES, documents=DB_TO_BACK, **datapath.settings)
 
     assert (await connection.other_end(lab.host("back2")).talk(BRIEF)).status == "timeout"
     refused = await_flow(lab.nodes["n2"], begun, verdict="DROPPED", reason="POLICY_DENIED")
     assert (refused["traffic_direction"], refused["is_reply"]) == ("INGRESS", True)
     assert (await connection.talk(BRIEF)).status == "timeout"
 
+    before = [node.status()["revision"] for node in nodes]
+    save(lab.documents / "policies.yaml", BOTH_WAYS_CLOSED)
+    await until(lambda: all(node.status()["revision"] > old for node, old in zip(nodes, before, strict=True)))
+    assert (await connection.talk(PATIENT)).answered_by == "back2"  # after both ends have sent again what was dropped
+    await connection.close()
+
 
 @pytest.mark.parametrize(
-    "datapath", [DatapathSettings(driver) for driver in DRIVERS], ids=str, indirect=True, scope="module"
+    "datapath", [one for one in SETTINGS if one.mode == PER_PACKET], ids=str, indirect=True, scope="module"
 )
 async def test_forged_packets_of_a_learned_connection_are_refused_and_do_not_cut_it(
     lab: Lab, datapath: DatapathSettings
@@ -176,12 +182,7 @@ async def test_what_the_kernel_remembers_is_read_with_its_opener_and_state(
     connection = await hold(lab, "back1")
     port, front, back = port_of(lab, "back1", begun), str(lab.address("front1")), str(lab.address("back1"))
 
-    def remembered() -> list[KernelFlow]:
-        enter(Path("/run/netns") / lab.topology.namespace("n1"))
-        return list(ctnetlink.dump_flows())
-
-    with ThreadPoolExecutor(1) as thread:
-        flows = {flow.key: flow for flow in thread.submit(remembered).result()}
+    flows = {flow.key: flow for flow in within(lab, "n1", lambda: list(ctnetlink.dump_flows()))}
     found = flows[parse(tcp(front, back, port, HTTP, ACK)).key]
     assert found.state is FlowState.ESTABLISHED
     assert found.expires_in > 86_400

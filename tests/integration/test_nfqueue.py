@@ -1,23 +1,28 @@
-"""Choice of the driver, and messages for refusals: old kernels, kernels without NFQUEUE, queues in use."""
+"""Choice of the driver, messages for refusals (old kernels, kernels without NFQUEUE, queues in use), and lengths."""
 
+import socket
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 
 import pytest
 
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.dataplane.queue import drivers, netlink
-from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, backlog
+from nfq_enforcer.dataplane.queue.library_queue import LibraryQueue
+from nfq_enforcer.dataplane.queue.netlink_queue import NetlinkQueue, bindings
+from nfq_enforcer.dataplane.queue.protocol import Backlog, QueueNumbers, allocate_queues, backlog
 from nfq_enforcer.errors import NfqError
 from tests.support.apart import run_apart
+
+SO_SNDBUFFORCE = 32  # asm-generic/socket.h
 
 # Every kernel under test has NFQUEUE. So the program simulates one without it: a seccomp filter refuses sockets of
 # NETLINK_NETFILTER (seccomp(2); offsets in struct seccomp_data, linux/seccomp.h).
 PROGRAM = """
 import ctypes, platform, struct, sys
-from pathlib import Path
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.dataplane.queue import drivers, protocol
@@ -44,9 +49,9 @@ libc = ctypes.CDLL(None, use_errno=True)
 assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
 assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buffer(program)) == 0
 
-protocol._PROC = Path("/proc/net/netfilter/there_is_none")
+protocol._PROC = "/proc/{}/net/netfilter/there_is_none"
 try:
-    queues = protocol.QueueNumbers(100, 101, 102)
+    (queues,) = protocol.allocate_queues(100, 1)
     drivers.bind(Driver(sys.argv[1]), queues, lambda payload, indev, outdev, skb: Verdict.DROP, fail_open=False)
 except NfqError as error:
     sys.exit(str(error))
@@ -68,18 +73,18 @@ def accept(payload: bytes, indev: int, outdev: int, skb: int) -> Verdict:
     return Verdict.ACCEPT
 
 
-def queues(first: int) -> QueueNumbers:
-    return QueueNumbers(first, first + 1, first + 2)
+(NUMBERS,) = allocate_queues(100, 1)
+ALL = range(100, 150)
 
 
 def test_the_better_driver_is_taken_where_it_works(root: None) -> None:
     async def scenario() -> tuple[str, QueueNumbers, bool]:
-        queue = drivers.bind(Driver.AUTO, queues(100), accept, fail_open=False)
-        bound = backlog(100, 101, 102) is not None
+        queue = drivers.bind(Driver.AUTO, NUMBERS, accept, fail_open=False)
+        bound = all(backlog(number) for number in ALL)
         queue.close()
         return queue.driver, queue.numbers, bound
 
-    assert run_apart(scenario()) == ("netlink", QueueNumbers(100, 101, 102), True)
+    assert run_apart(scenario()) == ("netlink", NUMBERS, True)
 
 
 def test_where_the_kernel_refuses_what_it_needs_the_library_is_taken(
@@ -91,11 +96,11 @@ def test_where_the_kernel_refuses_what_it_needs_the_library_is_taken(
 
     async def scenario() -> tuple[str, QueueNumbers]:
         with warnings.catch_warnings(action="ignore"):  # about the size of the library's socket buffer
-            queue = drivers.bind(Driver.AUTO, queues(100), accept, fail_open=False)
+            queue = drivers.bind(Driver.AUTO, NUMBERS, accept, fail_open=False)
         queue.close()
         return queue.driver, queue.numbers
 
-    assert run_apart(scenario()) == ("netfilterqueue", QueueNumbers(100, 100, 100))
+    assert run_apart(scenario()) == ("netfilterqueue", QueueNumbers(100, 100, 100, 148, 149))
 
 
 def test_a_driver_that_is_asked_for_and_cannot_work_is_one_sentence(
@@ -104,7 +109,7 @@ def test_a_driver_that_is_asked_for_and_cannot_work_is_one_sentence(
     monkeypatch.setattr(netlink, "GSO", 1 << 20)
 
     async def scenario() -> None:
-        drivers.bind(Driver.NETLINK, queues(100), accept, fail_open=False)
+        drivers.bind(Driver.NETLINK, NUMBERS, accept, fail_open=False)
 
     with pytest.raises(NfqError) as caught:
         run_apart(scenario())
@@ -114,15 +119,17 @@ def test_a_driver_that_is_asked_for_and_cannot_work_is_one_sentence(
     )
 
 
-@pytest.mark.parametrize(("first", "taken"), [(100, 100), (99, 100), (98, 100)])
-def test_each_of_its_queues_may_be_taken(root: None, first: int, taken: int) -> None:
+@pytest.mark.parametrize("place", [0, 15, 16, 47, 48, 49])
+def test_each_of_its_queues_may_be_taken(root: None, place: int) -> None:
+    taken = 100 + place
+
     async def scenario() -> None:
         with warnings.catch_warnings(action="ignore"):
-            other = drivers.bind(Driver.NETFILTERQUEUE, queues(taken), accept, fail_open=False)
+            other = LibraryQueue(taken, accept)
         try:
-            drivers.bind(Driver.NETLINK, queues(first), accept, fail_open=False)
+            drivers.bind(Driver.NETLINK, NUMBERS, accept, fail_open=False)
         finally:
-            assert [number for number in range(98, 103) if backlog(number)] == [taken]
+            assert [number for number in ALL if backlog(number)] == [taken]
             other.close()
 
     with pytest.raises(NfqError) as caught:
@@ -131,3 +138,21 @@ def test_each_of_its_queues_may_be_taken(root: None, first: int, taken: int) -> 
         f"queue {taken} is taken by another program: stop it, or choose other numbers with "
         "first_queue in the configuration"
     )
+
+
+def test_a_bound_queue_becomes_shorter(root: None) -> None:
+    async def scenario() -> Backlog | None:
+        queue = NetlinkQueue(bindings(NUMBERS, fail_open=False)[0], accept)
+        queue.set_max_length(256)
+        rule = f"OUTPUT -p udp -j NFQUEUE --queue-num {NUMBERS.headers}"
+        subprocess.run(["iptables", "-A", *rule.split()], check=True)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 24)  # parked packets occupy this buffer
+            for _ in range(300):
+                with suppress(PermissionError):  # EPERM: the kernel dropped the packet
+                    sender.sendto(b"", ("127.0.0.1", 9))
+        found = backlog(NUMBERS.headers)
+        queue.close()
+        return found
+
+    assert run_apart(scenario()) == Backlog(waiting=256, lost=44)

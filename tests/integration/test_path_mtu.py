@@ -1,5 +1,6 @@
 """Path MTU discovery through two nodes: the MTU that a router announces leaves room for the stamp."""
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,19 @@ from nfq_enforcer.core.wire import stamp
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import ROUTER, UPLINK
 from tests.integration.conftest import MakeLab
-from tests.support.labs import DATAPATHS, FAMILIES, DatapathSettings, run_in, start_all
+from tests.support.labs import (
+    FAMILIES,
+    SINGLE_QUEUE,
+    DatapathSettings,
+    await_flow,
+    flows_since,
+    now,
+    run_in,
+    start_all,
+)
+from tests.support.packets import datagram
 
-SMALL_MTU = 1400
+SEGMENT_MTU, SMALL_MTU = 1500, 1400
 PORT = 8000
 BYTES = 100_000
 RECEIVE = f"""
@@ -50,11 +61,7 @@ with socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, socket.SO
 """
 
 
-@pytest.fixture(
-    scope="module",
-    params=[settings for settings in DATAPATHS if settings.queues == 1],
-    ids=str,
-)
+@pytest.fixture(scope="module", params=SINGLE_QUEUE, ids=str)
 def narrow(make_served: MakeLab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Give a lab in which the link behind the router has a smaller MTU than the nodes' segment."""
     settings: DatapathSettings = request.param
@@ -83,3 +90,21 @@ def test_a_sender_of_datagrams_learns_an_mtu_with_room_for_the_stamp(narrow: Lab
     learned = run_in(narrow, "back1", sys.executable, "-c", DISCOVER, str(family), address, str(SMALL_MTU))
 
     assert int(learned) == SMALL_MTU - stamp.overhead(family)
+
+
+async def test_the_log_has_the_drop_of_a_long_packet_and_then_its_flow(narrow: Lab) -> None:
+    """The stamp makes the first packet of a flow too long for the segment; its sender repeats it shorter."""
+    node, since = narrow.nodes["n1"], now()
+    ends = str(narrow.address("front1")), str(narrow.address("back2"))
+    headers = len(datagram(*ends, 46_000, 53, b""))
+
+    gateway = run_in(narrow, "front1", "ip", "-4", "route", "show", "default").split()[2]
+    # a route without room for the stamp, as in an endpoint that nobody has configured for it
+    run_in(narrow, "front1", "ip", "route", "replace", ends[1], "via", gateway, "dev", UPLINK, "onlink")
+    for size in (SEGMENT_MTU, SEGMENT_MTU - stamp.overhead(4), SEGMENT_MTU - stamp.overhead(4)):
+        assert (await narrow.host("front1").send_raw(datagram(*ends, 46_000, 53, bytes(size - headers)))).ok
+    await narrow.host("front1").send_raw(datagram(*ends, 46_001, 53))
+    await asyncio.to_thread(await_flow, node, since, verdict="FORWARDED", source=ends[0], source_port=46_001)
+
+    flows = [one for one in flows_since(node, since) if one["source_port"] == 46_000]
+    assert [(one["verdict"], one["reason"]) for one in flows] == [("DROPPED", "FRAG_NEEDED"), ("FORWARDED", None)]

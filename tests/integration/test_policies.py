@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nfq_enforcer.agent import client
+from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.lab.lab import Lab
@@ -16,15 +17,30 @@ from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.enforceable import check
 from nfq_enforcer.policy.ports import PROTOCOLS, TrafficSpec
 from nfq_enforcer.policy.simulation import Simulation
-from tests.support.labs import ENDPOINTS, FRONT_TO_BACK, Attempt, Policies, dropped, expect, outcomes, passes, run_in
+from tests.support.labs import (
+    BACKENDS,
+    ENDPOINTS,
+    FRONT_TO_BACK,
+    FRONTENDS,
+    OTHER_TCP,
+    PATIENT,
+    Attempt,
+    Policies,
+    dropped,
+    expect,
+    outcomes,
+    passes,
+    run_in,
+)
 
 EXAMPLES = Path("policies")
 WAYS = ("80/TCP", "443/TCP", "8080/TCP", "53/UDP", "ping")
 WORLD = "world"
+GRPC_REFUSED = 7  # PERMISSION_DENIED
 
 
 def enforceable(example: Path) -> bool:
-    """Return whether an agent accepts the example; it refuses rules for a proxy and for hosts."""
+    """Return whether an agent accepts the example; it refuses rules for hosts."""
     documents = loader.load([example])
     try:
         check(documents.policies)
@@ -40,16 +56,17 @@ def examples() -> list[Path]:
 def foretold(lab: Lab, *files: Path) -> dict[Attempt, str]:
     """Return the matrix' verdict on each attempt of every host to reach every endpoint of the lab."""
     simulation = Simulation(loader.load([lab.documents / "endpoints.yaml", *files]))
-    return {
-        attempt: "ok" if verdict(lab, simulation, attempt) else "timeout"
-        for attempt in expect("", (*ENDPOINTS, WORLD), ENDPOINTS, WAYS)
-    }
+    return {attempt: outcome(lab, simulation, attempt) for attempt in expect("", (*ENDPOINTS, WORLD), ENDPOINTS, WAYS)}
 
 
-def verdict(lab: Lab, simulation: Simulation, attempt: Attempt) -> bool:
+def outcome(lab: Lab, simulation: Simulation, attempt: Attempt) -> str:
+    """Return the outcome of an attempt; its bytes are no HTTP, so the proxy refuses them after the connection."""
     source, target = (f"ip:{lab.address(host, attempt.family)}" for host in (attempt.source, attempt.target))
     pair = simulation.pair(source, target, "IPv4" if attempt.family == 4 else "IPv6")
-    return simulation.evaluate(pair, question(attempt)).allowed
+    result = simulation.evaluate(pair, question(attempt))
+    if not result.allowed:
+        return "timeout"
+    return "refused" if result.restricted else "ok"
 
 
 def question(attempt: Attempt) -> TrafficSpec:
@@ -69,6 +86,24 @@ async def test_real_traffic_fares_as_the_matrix_foretells(guarded: Lab, policies
     await policies.apply("example", example.read_text())
 
     assert await outcomes(guarded, expected) == expected
+
+
+async def test_the_calls_of_one_grpc_connection_fare_as_the_matrix_foretells(guarded: Lab, policies: Policies) -> None:
+    example = EXAMPLES / "backend-grpc.yaml"
+    simulation = Simulation(loader.load([guarded.documents / "endpoints.yaml", example]))
+    await policies.apply("example", example.read_text())
+    paths = ("shop.Orders/Get", "shop.Orders/Cancel", "shop.Orders/List", "grpc.health.v1.Health/Check", "shop/Get")
+
+    for attempt in expect("", FRONTENDS, BACKENDS, ["8080/TCP"]):
+        source, target = (guarded.address(name, attempt.family) for name in (attempt.source, attempt.target))
+        pair = simulation.pair(f"ip:{source}", f"ip:{target}", "IPv4" if attempt.family == 4 else "IPv6")
+        calls = [question(attempt)._replace(request=HttpRequest("POST", f"/{path}", str(target))) for path in paths]
+        allowed = [simulation.evaluate(pair, call).allowed for call in calls]
+        assert allowed == [True, False, True, True, False]
+
+        result = await guarded.host(attempt.source).call(target, OTHER_TCP, paths, PATIENT)
+        assert result.calls == tuple((200, 0 if passes else GRPC_REFUSED) for passes in allowed)
+        assert result.answered_by == attempt.target
 
 
 class TestCommands:

@@ -130,7 +130,7 @@ def test_the_demo_of_the_lab_plays_on_the_machines_and_leaves_them_as_they_were(
     shown = attempt(copy)
 
     assert (shown.returncode, shown.stderr) == (0, ""), shown.stdout
-    assert "695 of 695 observations are as expected." in shown.stdout
+    assert "734 of 734 observations are as expected." in shown.stdout
     assert "✓ every IPv6 packet between nodes bears a stamp" in shown.stdout
     assert_restored(copy)
 

@@ -1,18 +1,18 @@
 """Rules that another program removes: found, logged, restored, and never reported to the store as enforced.
 
 In each case a forbidden connection is attempted without pause while the rules are removed, and an allowed connection
-talks. At most two seconds after the removal the forbidden one is refused again; the allowed one is never cut.
+talks. At most two seconds after the removal the forbidden one is refused again, and from the moment on at which the
+status has the repair; the allowed one is never cut.
 """
 
 import asyncio
 import os
-import re
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.dataplane.queue.protocol import allocate_queues
 from nfq_enforcer.dataplane.rules.comparison import describe
 from nfq_enforcer.dataplane.rules.iptables import Rules
+from nfq_enforcer.dataplane.rules.opening_rules import Budgets
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
@@ -40,17 +41,23 @@ from tests.support.labs import (
     MODES,
     PATIENT,
     Policies,
+    dropped,
+    endpoint_document,
     from_role,
+    outcomes,
+    passes,
     policy,
     run_in,
     stop_agents,
     until,
 )
 from tests.support.metrics import scrape
-from tests.support.removals import FLUSHED_RULESET, REMOVALS, Removal
+from tests.support.removals import FLUSHED_RULESET, REMOVALS, Removal, remove_foreign
 
 OPEN_LIMIT = 2.0  # s, from a removal to the last forbidden connection that succeeds
+TALK_INTERVAL = 0.01  # s between two messages of an allowed connection
 REPAIRED = "rules were changed by another program and have been repaired: "
+WEB = (f"{HTTP}/TCP",)
 each_removal = pytest.mark.parametrize("removal", [FLUSHED_RULESET, *REMOVALS], ids=lambda removal: removal.name)
 
 
@@ -99,6 +106,7 @@ class Talk:
 
     async def step(self) -> None:
         self.outcomes.append((await self._connection.talk(PATIENT)).status)
+        await asyncio.sleep(TALK_INTERVAL)
 
 
 class Forbidden:
@@ -147,25 +155,33 @@ async def test_removed_rules_are_restored_and_no_allowed_connection_is_cut(
         removed = time.monotonic()
         run_in(guarded, "n1", "sh", "-c", removal.command)
         await until(lambda: rules_status(guarded)["repairs"] > before and rules_status(guarded)["intact"])
-        await until(lambda: all(one.refused > removed + OPEN_LIMIT for one in forbidden))
+        repaired = time.monotonic()
+        await until(lambda: all(one.refused > repaired for one in forbidden))
         talked = [len(one.outcomes) for one in talks]
         await until(lambda: all(len(one.outcomes) > count for one, count in zip(talks, talked, strict=True)))
 
-    assert all(one.opened < removed + OPEN_LIMIT for one in forbidden)
+    assert all(one.opened < min(repaired, removed + OPEN_LIMIT) for one in forbidden)
     assert {outcome for one in talks for outcome in one.outcomes} == {"ok"}
     assert removal.fault in rules_status(guarded)["last_missing"]
-    remove_foreign(guarded)
+    remove_foreign(guarded, "n1")
     for connection in held:
         await connection.close()
 
 
-def remove_foreign(lab: Lab) -> None:
-    """Remove the rules that a removal has added."""
-    for command in ("iptables", "ip6tables"):
-        for table in ("security", "mangle"):
-            for line in run_in(lab, "n1", f"{command}-save", "-t", table).splitlines():
-                if re.fullmatch(r"-A (FORWARD|PREROUTING) -[jg] (ACCEPT|OTHERS)", line):
-                    run_in(lab, "n1", command, "-t", table, *line.replace("-A ", "-D ").split())
+@pytest.mark.parametrize("priority", [0, 60, 100, 148])
+async def test_a_chain_of_others_that_clears_the_mark_before_table_security_changes_nothing(
+    guarded: Lab, policies: Policies, priority: int
+) -> None:
+    await policies.apply("front-to-back", FRONT_TO_BACK)
+    hook = f"{{ type filter hook forward priority {priority}; }}"
+    run_in(guarded, "n1", "nft", f"add table inet others; add chain inet others forward {hook}")
+    run_in(guarded, "n1", "nft", "add rule inet others forward meta mark set 0")
+    try:
+        expected = dropped(["world"], ["back1"], WEB) | passes(["front1"], ["back1"], WEB)
+        assert await outcomes(guarded, expected) == expected
+    finally:
+        run_in(guarded, "n1", "nft", "delete table inet others")
+    assert rules_status(guarded)["intact"]
 
 
 async def test_a_policy_change_right_after_a_removal_is_enforced(guarded: Lab, policies: Policies) -> None:
@@ -174,11 +190,42 @@ async def test_a_policy_change_right_after_a_removal_is_enforced(guarded: Lab, p
         run_in(guarded, "n1", "sh", "-c", FLUSHED_RULESET.command)
         await policies.apply("front-to-back", policy("front-to-back", "backend", ingress=[from_role("db")]))
 
-        for family in FAMILIES:
-            target = guarded.address("back1", family)
-            assert not (await guarded.host("front1").connect(target, HTTP, BRIEF)).ok
-            assert (await guarded.host("db3").connect(target, HTTP, PATIENT)).ok
+        expected = dropped(["front1"], ["back1"], WEB) | passes(["db3"], ["back1"], WEB)
+        assert await outcomes(guarded, expected) == expected
         await policies.apply("front-to-back", FRONT_TO_BACK)
+
+
+IPSETS = {4: "nfqe-local4", 6: "nfqe-local6"}
+each_loss = pytest.mark.parametrize("loss", ["ipset flush", "ipset destroy"])
+
+
+@each_loss
+async def test_ipsets_that_are_gone_concern_no_verdict_and_come_back(
+    guarded: Lab, policies: Policies, loss: str
+) -> None:
+    await policies.apply("front-to-back", FRONT_TO_BACK)
+    name, before = f"late{loss.split()[1]}"[:10], rules_status(guarded)["repairs"]
+    late = guarded.attach(name, "n1")
+
+    async def answered() -> list[bool]:
+        pairs = [(guarded.host(source), BRIEF) for source in ("world", "back2")] + [(guarded.host("front2"), PATIENT)]
+        targets = [guarded.address("back1", family) for family in FAMILIES]
+        return [(await host.connect(target, HTTP, time)).ok for host, time in pairs for target in targets]
+
+    run_in(guarded, "n1", "sh", "-c", loss)
+    assert await answered() == [False] * 4 + [True] * 2
+    assert not (await late.connect(guarded.address("back1", 4), HTTP, BRIEF)).ok
+
+    document = endpoint_document(guarded, name, "frontend")
+    await asyncio.to_thread(client.call, guarded.nodes["n1"].socket, "apply", files=[("late.yaml", document)])
+    for family in FAMILIES:
+        assert (await late.connect(guarded.address("back1", family), HTTP, PATIENT)).ok
+        members = {str(guarded.address(one, family)) for one in ("front1", "back1", name)}
+        listed = run_in(guarded, "n1", "ipset", "save", IPSETS[family]).splitlines()
+        assert {line.split()[2] for line in listed if line.startswith("add ")} == members
+    assert await answered() == [False] * 4 + [True] * 2
+    assert (rules_status(guarded)["intact"], rules_status(guarded)["repairs"]) == (True, before)
+    await asyncio.to_thread(client.call, guarded.nodes["n1"].socket, "delete_endpoints", names=[f"default/{name}"])
 
 
 # -- a repair that fails ----------------------------------------------------------------------------------------------
@@ -263,14 +310,14 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
     return str(request.param)
 
 
-@pytest.mark.parametrize("epoch", [None, 5])
-@pytest.mark.parametrize("workers", [1, 3])
+# The rules of an epoch do not depend on the number of workers.
+@pytest.mark.parametrize(("epoch", "workers"), [(None, 1), (None, 3), (5, 3)])
 def test_the_kernel_has_what_was_installed_and_each_removal_is_found_and_repaired(
     root: None, backend: str, epoch: int | None, workers: int
 ) -> None:
     async def scenario() -> dict[str, tuple[str, str]]:
         found: dict[str, tuple[str, str]] = {}
-        rules = Rules((IPV4, IPV6), fail_open=False, cluster_mtus={"eth0": 1500})
+        rules = Rules((IPV4, IPV6), fail_open=False, cluster_mtus={"eth0": 1500}, budgets=Budgets())
         rules.exempt([(ip_address("10.0.0.9"), 6379), (ip_address("fd00::9"), 6379)])
         rules.install(snapshot(epoch), allocate_queues(100, workers))
         found["nothing"] = describe(rules.check()), ""
@@ -294,3 +341,130 @@ def test_the_kernel_has_what_was_installed_and_each_removal_is_found_and_repaire
     for name, (missing, remaining) in found.items():
         assert remaining == ""
         assert (wanted[name] in missing) if name in wanted else (missing == ""), f"{name}: {missing}"
+
+
+def test_the_addresses_of_endpoints_are_in_ipsets_for_the_administrator(root: None) -> None:
+    async def scenario() -> list[set[str]]:
+        rules = Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
+        seen = []
+
+        async def note() -> None:
+            lines = (await output("ipset", "save")).splitlines()
+            seen.append({line.removeprefix("add ") for line in lines if line.startswith("add ")})
+
+        rules.install(snapshot(None), allocate_queues(100, 1))
+        await note()
+        await output("ipset", "destroy", "nfqe-local6")
+        rules.install(snapshot(None), allocate_queues(100, 1))
+        await note()
+        rules.release_addresses(replace(snapshot(None), endpoints={}))
+        rules.update(replace(snapshot(None), endpoints={}))
+        await note()
+        rules.update(snapshot(None))
+        await note()
+        rules.remove()
+        assert await output("ipset", "list", "-n") == ""
+        return seen
+
+    both = {"nfqe-local4 10.0.0.1", "nfqe-local6 fd00::1"}
+    assert run_apart(scenario()) == [both, both, set(), both]
+
+
+# -- rules that were saved while an agent ran --------------------------------------------------------------------------
+
+ADMINISTRATORS = (
+    "-t filter -A INPUT -p tcp -m tcp --dport 4444 -j DROP",
+    "-t mangle -A PREROUTING -p udp -m udp --dport 5555 -j DROP",
+    "-t security -A FORWARD -p tcp -m tcp --dport 6666 -j DROP",
+)
+FAMILY_COMMANDS = ("iptables", "ip6tables")
+
+
+async def output(*command: str, text: str = "") -> str:
+    """Return the output of a command with this input, which must succeed."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
+    answer, _ = await process.communicate(text.encode())
+    assert process.returncode == 0, command
+    return answer.decode()
+
+
+async def saved_rules() -> dict[str, str]:
+    return {command: await output(f"{command}-save") for command in FAMILY_COMMANDS}
+
+
+@pytest.mark.parametrize("epoch", [None, 5])
+def test_a_file_of_saved_rules_is_restored_where_no_set_of_ours_exists(
+    root: None, backend: str, epoch: int | None
+) -> None:
+    """The tools of a boot restore all tables of a file or none (netfilter-persistent, iptables.service)."""
+    queues = allocate_queues(100, 3)
+
+    def make_rules() -> Rules:
+        rules = Rules((IPV4, IPV6), fail_open=False, cluster_mtus={"eth0": 1500}, budgets=Budgets())
+        rules.exempt([(ip_address("10.0.0.9"), 6379), (ip_address("fd00::9"), 6379)])
+        rules.set_remote_networks(frozenset({ip_network("10.9.0.0/24")}))
+        return rules
+
+    async def before() -> dict[str, str]:
+        for rule in ADMINISTRATORS:
+            for command in FAMILY_COMMANDS:
+                await output(command, *rule.split())
+        make_rules().install(snapshot(epoch), queues)
+        return await saved_rules()
+
+    async def at_boot(saved: dict[str, str]) -> tuple[dict[str, str], str, list[str], dict[str, str]]:
+        for command, text in saved.items():
+            await output(f"{command}-restore", text=text)
+        restored = await saved_rules()
+        for command in FAMILY_COMMANDS:  # of an earlier version of this program
+            await output(command, *["-t", "security", "-N", "NFQE-OLD"])
+            await output(command, *["-t", "security", "-A", "NFQE-OLD", "-j", "NFQE-QUEUE"])
+            await output(command, *["-t", "security", "-A", "OUTPUT", "-p", "tcp", "-j", "NFQE-OLD"])
+        rules = make_rules()
+        rules.install(snapshot(epoch), queues)
+        faults = describe(rules.check())
+        stale = [line for text in (await saved_rules()).values() for line in text.splitlines() if "NFQE-OLD" in line]
+        rules.remove()
+        return restored, faults, stale, await saved_rules()
+
+    restored, faults, stale, after = run_apart(at_boot(run_apart(before())))
+
+    assert (faults, stale) == ("", [])
+    for command in FAMILY_COMMANDS:
+        assert all(rule.split(" ", 2)[2] in restored[command] for rule in ADMINISTRATORS)
+        assert "-j NFQE-FORWARD" in restored[command]
+        assert all(rule.split(" ", 2)[2] in after[command] for rule in ADMINISTRATORS)
+        assert "NFQE" not in after[command]
+
+
+async def test_an_agent_takes_over_the_rules_that_a_boot_has_restored(guarded: Lab, policies: Policies) -> None:
+    await policies.apply("closed", FRONT_TO_BACK)
+    node, settings = guarded.nodes["n1"], guarded.nodes["n1"].status()["datapath"]
+    saved = {command: run_in(guarded, "n1", f"{command}-save") for command in FAMILY_COMMANDS}
+
+    async def outcomes() -> list[bool]:
+        ends = [("front1", "back1"), ("world", "back1")]
+        return [
+            (await guarded.host(client_).connect(guarded.address(server, family), HTTP, BRIEF)).ok
+            for family in FAMILIES
+            for client_, server in ends
+        ]
+
+    def restore() -> None:
+        for command, text in saved.items():
+            run_in(guarded, "n1", f"{command}-restore", text=text)
+
+    assert await outcomes() == [True, False] * 2
+    restore()  # as a reload of the service of the saved rules does while the agent runs
+    assert await outcomes() == [True, False] * 2
+    await until(lambda: rules_status(guarded)["intact"])
+
+    await asyncio.to_thread(node.stop)
+    restore()
+    assert await outcomes() == [True] * 4  # no agent has started yet, and the restored rules cut nobody off
+    await asyncio.to_thread(node.start, datapath=settings)
+    await asyncio.to_thread(node.wait_until_ready)
+
+    assert await outcomes() == [True, False] * 2
+    assert rules_status(guarded)["intact"]

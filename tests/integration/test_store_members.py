@@ -11,11 +11,13 @@ from random import Random
 from typing import Any, Literal
 
 import pytest
+import yaml
 
 from nfq_enforcer.cluster.records import Kind
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.store.redis.commands import Request
-from nfq_enforcer.store.redis.connection import StoreError
+from nfq_enforcer.store.address import parse
+from nfq_enforcer.store.redis.commands import Commands, Request
+from nfq_enforcer.store.redis.connection import CLIENT_NAME, Connection, StoreError, Unanswered
 from nfq_enforcer.store.redis.timings import SessionTimings
 from tests.support.members import (
     Node,
@@ -28,11 +30,14 @@ from tests.support.members import (
     store,
     until,
 )
+from tests.support.processes import stopped
 from tests.support.redis_servers import LOOPBACK, RedisServer, Sentinel, valkey_server, wait_until
 
 NAMES = ("n1", "n2", "n3")
 SECRET = "geheim-s3cret"
 STRESS_TURNS = 6
+SLOW = SessionTimings(heartbeat=60, first_pause=0.02, longest_pause=0.1, command_timeout=0.5, reconnect=0.5)
+LATE = "NetworkPolicy/default/late"
 PHASES: tuple[Literal["setup", "call", "teardown"], ...] = ("setup", "call", "teardown")
 TIMINGS = SessionTimings(heartbeat=0.1, read_wait=0.3, first_state=0.3, first_pause=0.02, longest_pause=0.1)
 
@@ -451,6 +456,91 @@ class TestWithoutTheStore:
                 lambda: one.session.pending.reasons == two.session.pending.reasons == {},
                 "nobody has anything left to tell",
             )
+
+
+class TestSlowStore:
+    """A server that answers late executes writes that their callers have given up: their outcome is unknown."""
+
+    async def test_a_write_without_an_answer_is_unknown_and_happens_later(self, server: RedisServer) -> None:
+        web = (Kind.ENDPOINT, "default/web")
+        values = [(Kind.DOCUMENT, LATE, json.dumps(yaml.safe_load(policy_text("late"))))]
+        for request, is_done in (
+            (Request(values=values), lambda: "late" in server.ask("HKEYS", "nfqe:documents")),
+            (Request([placed("web", "10.0.0.1")]), lambda: "web" in server.ask("HKEYS", "nfqe:endpoints")),
+            (Request(deleted=[(Kind.DOCUMENT, LATE)]), lambda: "late" not in server.ask("HKEYS", "nfqe:documents")),
+            (Request(deleted=[web]), lambda: "web" not in server.ask("HKEYS", "nfqe:endpoints")),
+        ):
+            async with impatient(server.url()) as commands:
+                await commands.write(Request())  # from now on the server has the script, and executes it at once
+                with stopped(server.pid), pytest.raises(Unanswered) as caught:
+                    await commands.write(request)
+            assert str(caught.value) == "the store has not answered: it did not answer in time"
+            assert caught.value.exit_code == 3
+            await until(is_done, "the change takes effect")
+
+    async def test_a_write_of_a_session_without_an_answer_is_unknown(self, server: RedisServer, tmp_path: Path) -> None:
+        node = await Node("n1", server.url(), tmp_path, SLOW).start()
+        try:
+            for write in (lambda: node.apply(policy_text("late")), lambda: node.store.collect(None)):
+                await until(lambda: node.connected, "the node is connected")
+                with stopped(server.pid), pytest.raises(StoreError) as caught:
+                    await write()
+                # another command may have been under way, and then the write was certainly not sent
+                assert isinstance(caught.value, Unanswered) or "is unreachable since" in str(caught.value)
+        finally:
+            await node.stop()
+
+    async def test_a_collection_whose_connection_is_closed_meanwhile_is_unknown(
+        self, server: RedisServer, tmp_path: Path
+    ) -> None:
+        node = await Node("n1", server.url(), tmp_path, SLOW).start()
+        try:
+            await until(lambda: node.connected, "the node is connected")
+            commands = await node.session.reachability.wait_reachable()
+            with stopped(server.pid):
+                sent, collection = commands.sent, asyncio.create_task(node.store.collect(None))
+                await until(lambda: commands.sent > sent, "the collection is sent")
+                await commands.close()
+                with pytest.raises(Unanswered, match="the connection was lost before the store's answer"):
+                    await collection
+        finally:
+            await node.stop()
+
+    async def test_connections_are_closed_though_the_caller_is_cancelled_meanwhile(self, server: RedisServer) -> None:
+        connection = Connection(parse(server.url()))
+        address = await connection.locate()
+        client, reader = (connection.client(*address, timeout=0.5) for _ in range(2))
+        commands = Commands(client, reader, "nfqe")
+        await asyncio.gather(commands.join("n1", 0, 0), reader.ping())
+
+        closing = asyncio.create_task(commands.close())
+        await asyncio.sleep(0)  # it has begun
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+
+        assert CLIENT_NAME not in server.ask("CLIENT", "LIST")
+
+    async def test_a_write_to_a_store_that_is_gone_is_refused(self, server: RedisServer, tmp_path: Path) -> None:
+        async with cluster(server.url(), tmp_path, ("n1",)) as (node,):
+            server.kill()
+            await cut([node])
+            with pytest.raises(StoreError, match="is unreachable since") as caught:
+                await node.apply(policy_text("late"))
+            assert caught.value.exit_code == 1
+
+
+@asynccontextmanager
+async def impatient(url: str) -> AsyncIterator[Commands]:
+    """Give the commands of a joined node that waits half a second for an answer."""
+    connection = Connection(parse(url))
+    client = connection.client(*await connection.locate(), timeout=0.5)
+    commands = Commands(client, client, "nfqe")
+    await commands.join("n1", 0, 0)
+    try:
+        yield commands
+    finally:
+        await commands.close()
 
 
 class TestLease:

@@ -19,7 +19,7 @@ from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import UDP
-from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.queue.protocol import allocate_queues
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4
 from nfq_enforcer.dataplane.worker.channel import (
@@ -110,7 +110,7 @@ async def single_worker(
     """Yield a worker with these peers at revision 1, and the rules that queue packets for it."""
     single = SingleWorker(timings)
     try:
-        await single.worker.start(snapshot(1), peers)
+        await single.worker.start(snapshot(1), peers, set())
         iptables.Rules((IPV4,), fail_open=False, cluster_mtus={}).install(snapshot(1), single.worker.queues)
         yield single
     finally:
@@ -193,9 +193,9 @@ def test_messages_that_a_turn_has_no_time_for_are_obeyed_in_the_next_ones_withou
 
     async def scenario() -> None:
         with warnings.catch_warnings(action="ignore"):  # about the size of the queue's socket buffer
-            queues = QueueNumbers(QUEUE, QUEUE + 1, QUEUE + 2)
+            (queues,) = allocate_queues(QUEUE, 1)
             setup = Setup(
-                Driver.AUTO, queues, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({})), {}), {}
+                Driver.AUTO, queues, None, False, 1000, SnapshotReference(Snapshot(1, {}, Ipcache({}))), {}, set()
             )
             Worker(setup, MapReceiver(), WorkerChannel(worker_end), Counters(memory), lambda: next(seconds)).run()
 

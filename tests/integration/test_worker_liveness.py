@@ -264,7 +264,7 @@ async def _workers() -> AsyncIterator[Workers]:
     """Run one worker without rules; stop it at the end."""
     workers = Workers(1, QUEUE, 1000, lambda events: None)
     try:
-        await workers.start(NOTHING, {})
+        await workers.start(NOTHING, {}, set())
         yield workers
     finally:
         await workers.stop()

@@ -1,13 +1,17 @@
 """Privileges of a worker: one capability, no environment, no descriptors but its own, no way back."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from nfq_enforcer.dataplane.queue.protocol import KNOWN_QUEUES
+from nfq_enforcer.dataplane.worker.priority import NICENESS
 from nfq_enforcer.lab.lab import Lab
 from tests.integration.conftest import MakeLab
 from tests.support.labs import DRIVERS, FRONT_TO_BACK, dropped, outcomes, passes, start_all, stop_agents
@@ -49,6 +53,12 @@ def test_a_worker_has_one_capability_and_can_get_no_other(worker: int) -> None:
     assert status["NoNewPrivs"] == "1"
 
 
+def test_a_worker_runs_before_its_agent(worker: int, shared: Lab) -> None:
+    assert os.getpriority(os.PRIO_PROCESS, worker) == NICENESS
+    assert os.getpriority(os.PRIO_PROCESS, shared.nodes["n1"].pid) == 0
+    assert os.getsid(worker) == worker
+
+
 def test_a_worker_has_no_environment_but_where_its_interpreter_is(worker: int) -> None:
     environment = Path(f"/proc/{worker}/environ").read_bytes()
 
@@ -56,9 +66,18 @@ def test_a_worker_has_no_environment_but_where_its_interpreter_is(worker: int) -
     assert {one.partition(b"=")[0].decode() for one in environment.split(b"\0") if one} <= PYTHON
 
 
+def descriptors(pid: int) -> dict[int, str]:
+    """Return the open descriptors of a process, without those that it closes meanwhile."""
+    found = {}
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found[int(fd.name)] = str(fd.readlink())
+    return found
+
+
 def test_a_worker_has_no_descriptors_of_the_agent(shared: Lab, worker: int) -> None:
     agent = shared.nodes["n1"].pid
-    targets = {int(fd.name): str(fd.readlink()) for fd in Path(f"/proc/{worker}/fd").iterdir()}
+    targets = descriptors(worker)
     sockets = [target for number, target in targets.items() if number > 2 and target.startswith("socket:")]
     others = {target for number, target in targets.items() if number > 2} - set(sockets)
 
@@ -67,9 +86,9 @@ def test_a_worker_has_no_descriptors_of_the_agent(shared: Lab, worker: int) -> N
         "nfq",  # the counters
         "",  # [eventpoll], if the interpreter has one
     }
-    assert len(sockets) <= 4  # the channel, the queue, and one raw socket for each IP family
-    shared_sockets = {str(fd.readlink()) for fd in Path(f"/proc/{agent}/fd").iterdir()} & set(sockets)
-    assert shared_sockets == set()
+    # the channel, the queues of known flows, openings and excess, and one raw socket for each IP family
+    assert len(sockets) <= 1 + KNOWN_QUEUES + 2 + 2
+    assert set(descriptors(agent).values()) & set(sockets) == set()
 
 
 ATTEMPTS = """

@@ -3,12 +3,11 @@
 import asyncio
 import os
 import select
-import signal
 import socket
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +21,8 @@ from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.core.wire.packet import parse, reply_key
-from nfq_enforcer.dataplane.queue.netlink_queue import NetlinkQueue
+from nfq_enforcer.dataplane.queue import drivers
+from nfq_enforcer.dataplane.queue.library_queue import LibraryQueue
 from nfq_enforcer.dataplane.queue.protocol import QUEUE_MAXLEN, QueueNumbers, allocate_queues, backlog
 from nfq_enforcer.dataplane.rules import iptables
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6
@@ -40,7 +40,6 @@ from tests.support.labs import (
     DNS,
     ENDPOINTS,
     FAMILIES,
-    FLOOD,
     FRONT_TO_BACK,
     FRONTENDS,
     HTTP,
@@ -48,6 +47,7 @@ from tests.support.labs import (
     Attempt,
     dropped,
     expect,
+    flood,
     from_role,
     kill,
     outcomes,
@@ -60,9 +60,11 @@ from tests.support.labs import (
     until,
 )
 from tests.support.packets import packed
+from tests.support.processes import stopped
 
 ELSEWHERE = ("front2", "back2", "front3", "db3", "n3", "world")
 FIRST = 100  # number of a queue
+LIBRARY_QUEUES = QueueNumbers(FIRST, FIRST, FIRST, FIRST + 48, FIRST + 49)
 NOTHING = Snapshot(1, {}, Ipcache({}))
 REFUSED = """
 import runpy
@@ -108,17 +110,20 @@ class Observers:
 
     def _observe(self) -> None:
         enter(self._namespace)
-        queues = [NetlinkQueue(numbers, partial(self._record, index)) for index, numbers in enumerate(self._numbers)]
+        queues = [
+            drivers.bind(Driver.NETLINK, numbers, partial(self._record, index), fail_open=False)
+            for index, numbers in enumerate(self._numbers)
+        ]
         try:
             rules = iptables.Rules((IPV4, IPV6), fail_open=False, cluster_mtus={UPLINK: 1500})
             rules.install(self._snapshot, self._numbers)
             self._ready.set()
             poll = select.poll()
-            for descriptor in (self._stop.fileno(), *(queue.fileno() for queue in queues)):
+            for descriptor in (self._stop.fileno(), *(number for queue in queues for number in queue.filenos)):
                 poll.register(descriptor, select.POLLIN)
-            while self._stop.fileno() not in dict(poll.poll()):
+            while self._stop.fileno() not in (ready := dict(poll.poll())):
                 for queue in queues:
-                    queue.process_batch()
+                    queue.process_ready(ready)
         finally:
             iptables.remove()
             for queue in queues:
@@ -334,7 +339,7 @@ class TestOneOfTwo:
 
     @pytest.mark.parametrize("fail", ["closed", "open"])
     async def test_whose_queues_are_full_loses_what_is_its_own_or_lets_it_pass(self, lab: Lab, fail: str) -> None:
-        node = start(lab, "n1", queues=2, fail=fail)
+        node = start(lab, "n1", queues=2, fail=fail, openings={"budgets": False})
         pairs = [Attempt("front1", target, "53/UDP", family) for target in ELSEWHERE for family in FAMILIES]
         worker = node.status()["workers"][1]["pid"]
         with stopped(node.pid), stopped(worker):  # a running agent replaces the worker
@@ -342,12 +347,12 @@ class TestOneOfTwo:
             assert own
             assert len(own) < len(pairs)
 
-            target, address = own[0].target, partial(lab.address, family=own[0].family)
-            flood(lab, "front1", address(target))
-            flood(lab, target, address("front1"))
+            for pair in own:  # known flows of other addresses may have another queue
+                await flood(lab, "front1", pair.target, pair.family, 2 * QUEUE_MAXLEN)
+                await flood(lab, pair.target, "front1", pair.family, 2 * QUEUE_MAXLEN)
             answered = await _answered(lab, pairs)
-        await until(lambda: node.status()["worker"]["lost"] >= 2 * QUEUE_MAXLEN)
-        await until(lambda: node.status()["workers"][1]["accepted"] >= 2 * QUEUE_MAXLEN)
+        await until(lambda: node.status()["worker"]["lost"] >= QUEUE_MAXLEN)
+        await until(lambda: node.status()["workers"][1]["accepted"] >= QUEUE_MAXLEN)
 
         assert answered == [fail == "open" or pair not in own for pair in pairs]
         expected = dict.fromkeys(pairs, "ok")
@@ -382,14 +387,14 @@ class TestTogether:
     def test_numbers_that_are_taken_are_told_whichever_workers_they_are(self, root: None) -> None:
         async def scenario() -> tuple[str, object]:
             workers = Workers(3, FIRST, 1000, lambda events: None)
-            other = NetlinkQueue(QueueNumbers(FIRST + 5, FIRST + 10, FIRST + 11), _drop)
+            other = LibraryQueue(FIRST + 5, _drop)
             try:
                 with pytest.raises(NfqError) as refused:
-                    await workers.start(NOTHING, {})
+                    await workers.start(NOTHING, {}, set())
             finally:
                 await workers.stop()
                 other.close()
-            return str(refused.value), backlog(*range(FIRST, FIRST + 9))
+            return str(refused.value), backlog(*range(FIRST, FIRST + 150))
 
         assert run_apart(scenario()) == (
             "queue 105 is taken by another program: stop it, or choose other numbers with first_queue in the "
@@ -403,7 +408,7 @@ class TestTogether:
             async with working(workers):
                 return workers.driver, workers.queues
 
-        assert run_apart(scenario()) == ("netfilterqueue", (QueueNumbers(FIRST, FIRST, FIRST),))
+        assert run_apart(scenario()) == ("netfilterqueue", (LIBRARY_QUEUES,))
 
     @pytest.fixture
     def refusing(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -422,10 +427,10 @@ class TestTogether:
             workers = Workers(None, FIRST, 1000, lambda events: None)
             before = len(workers.processes)
             async with working(workers):
-                bound = [number for number in range(FIRST, FIRST + 12) if backlog(number)]
+                bound = [number for number in range(FIRST, FIRST + 50) if backlog(number)]
                 return before, (workers.driver, workers.queues), bound
 
-        assert run_apart(scenario()) == (4, ("netfilterqueue", (QueueNumbers(FIRST, FIRST, FIRST),)), [FIRST])
+        assert run_apart(scenario()) == (4, ("netfilterqueue", (LIBRARY_QUEUES,)), sorted(LIBRARY_QUEUES.all))
 
     def test_where_it_refuses_that_driver_several_workers_are_not_to_be_had(self, root: None, refusing: None) -> None:
         async def scenario() -> None:
@@ -448,24 +453,7 @@ def _drop(payload: bytes, indev: int, outdev: int, skb: int) -> Verdict:
 async def working(workers: Workers) -> AsyncIterator[Workers]:
     """Start workers, and stop them at the end."""
     try:
-        await workers.start(NOTHING, {})
+        await workers.start(NOTHING, {}, set())
         yield workers
     finally:
         await workers.stop()
-
-
-@contextmanager
-def stopped(process: int) -> Iterator[None]:
-    """Stop a process (SIGSTOP) for the duration of the context."""
-    os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGCONT)
-
-
-def flood(lab: Lab, source: str, address: IPAddress) -> None:
-    """Send twice as many datagrams as a queue holds."""
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    run_in(lab, source, sys.executable, "-c", FLOOD, str(int(family)), str(address), str(2 * QUEUE_MAXLEN))

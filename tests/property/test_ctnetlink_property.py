@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from nfq_enforcer.core.tables.conntrack import Conntrack
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP, read_key, reply_key
-from nfq_enforcer.dataplane.queue.ctnetlink import read_flow, split_messages
+from nfq_enforcer.dataplane.queue.ctnetlink import read_flow
 from nfq_enforcer.dataplane.queue.netlink import MessageError
+from nfq_enforcer.dataplane.queue.requests import split_messages
 from tests.support.conntracks import Way, entry
 from tests.support.effort import scaled
 from tests.support.nodes import FAMILIES

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from nfq_enforcer.core.events import Decision
 from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
-from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
+from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.core.wire.packet import TCP, UDP, parse
+from tests.support.decisions import check
 from tests.support.effort import scaled
 from tests.support.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
 from tests.support.packets import (
@@ -60,7 +61,6 @@ POLICIES: list[dict[str, Any]] = [
     {"ingress": {"web": [(0, 0, 0)]}, "trust_ipcache": True, "node_addresses": {}},
     {"endpoints": {}},
 ]
-ACCEPTED_EVENTS = (FlowVerdict.FORWARDED, FlowVerdict.AUDIT)
 
 
 def damaged(random: Random, payload: bytes) -> bytes:
@@ -82,19 +82,6 @@ def at_any_hook(node: Node, random: Random) -> Callable[[bytes], Decision]:
             lambda payload: node.forward(payload, first, second),
         )
     )
-
-
-def check(decision: Decision, now: float) -> None:
-    """Hold a decision against what its reader may rely on."""
-    if decision.verdict is Verdict.DROP:
-        assert decision.payload is None
-        assert decision.event is not None
-        assert decision.event.verdict is FlowVerdict.DROPPED
-        assert decision.event.reason not in (None, DropReason.INTERNAL_ERROR)
-    else:
-        assert decision.answer is None or (decision.payload or b"\0")[0] >> 4 == 6  # the kernel may yet refuse it
-        assert decision.event is None or decision.event.verdict in ACCEPTED_EVENTS
-    assert decision.event is None or decision.event.time == now
 
 
 def test_a_hundred_thousand_damaged_packets_at_any_hook_get_a_decision() -> None:

@@ -1,17 +1,32 @@
 """Two nodes see the same packets, one of them without a glance at any: they agree on all, and know the same flows."""
 
+from itertools import product
 from random import Random
 from typing import Any
 
-from nfq_enforcer.core.events import Decision
+from nfq_enforcer.core.events import Decision, DnsMessage
 from nfq_enforcer.core.identity import travels
 from nfq_enforcer.core.tables.conntrack import Conntrack, FlowState, KernelFlow
 from nfq_enforcer.core.verdict import Verdict
 from nfq_enforcer.core.wire.fast_parse import parse_fast
 from nfq_enforcer.core.wire.packet import TCP, UDP, checksum, parse
 from nfq_enforcer.core.wire.stamp import read
+from tests.support.dns import address, alias, answer, answers, asks, query
 from tests.support.effort import scaled
-from tests.support.nodes import CLIENT, DB, ETH0, FAMILIES, MTU, OTHER, VETH_DB, VETH_WEB, WAN0, WEB, Node
+from tests.support.nodes import (
+    CLIENT,
+    DB,
+    ETH0,
+    FAMILIES,
+    MTU,
+    OTHER,
+    VETH_DB,
+    VETH_WEB,
+    WAN0,
+    WEB,
+    Addresses,
+    Node,
+)
 from tests.support.packets import (
     Build,
     error,
@@ -49,6 +64,7 @@ WAYS = [  # source, destination, by which interfaces
     )
     for way in ((one, other, home, hers), (other, one, hers, home))
 ]
+PORTS = (40_000, 40_001)  # of a DNS client
 STRANGE = [ETH0, WAN0, VETH_WEB, VETH_DB, None]
 POLICIES: list[dict[str, Any]] = [
     {},
@@ -115,6 +131,34 @@ def decide(node: Node, payload: bytes, indev: str | None, outdev: str | None, sk
     return node.receive(payload, indev, skb) if outdev is None else node.forward(payload, indev, outdev, skb=skb)
 
 
+def draw_message(random: Random, at: Addresses) -> tuple[bytes, str | None, str | None, int]:
+    """Return a packet of a DNS client and its server, as ``draw`` does."""
+    asked, answered = (random.choice(("www.example.com", "x.example.net", "www.example.org")) for _ in range(2))
+    ident, edns, port = random.randrange(3), random.random() < 0.5, random.choice(PORTS)
+    if random.random() < 0.5:
+        payload = asks(at.web, at.client, query(asked, ident=ident, edns=edns), port)
+        ends: tuple[str | None, str | None] = (VETH_WEB, ETH0)
+    else:
+        owner = random.choice((answered, asked))
+        records = [address(owner, f"192.0.2.{random.randrange(5)}") for _ in range(random.randrange(3))]
+        if random.random() < 0.2:
+            records.insert(0, alias(answered, asked))
+        payload = stamped(answers(at.client, at.web, answer(answered, *records, ident=ident), port), CLIENT)
+        ends = (ETH0, VETH_WEB)
+    chance = random.random()
+    if chance < 0.05:
+        payload = damage(random, payload)
+    elif chance < 0.1:
+        place = random.randrange(len(payload))
+        payload = payload[:place] + random.randbytes(1) + payload[place + 1 :]
+    elif chance < 0.15:
+        payload += random.randbytes(3)
+    if random.random() < 0.05:
+        ends = random.choice(STRANGE), random.choice(STRANGE)
+    skb = random.choice((0, 0, 0, 1, 3))
+    return sound(unfinished(payload) if skb and chance > 0.2 else payload), *ends, skb
+
+
 def known(flows: Conntrack, now: float) -> list[object]:
     """Return all that is known of every flow but those whose time is over, which only a look-up removes."""
     return [
@@ -150,6 +194,33 @@ def test_a_glance_and_the_long_way_agree_on_every_packet_and_know_the_same_flows
 
     assert pressed > COUNT // 20  # the corpus has enough of both
     assert passed > COUNT // 20
+
+
+def test_a_glance_and_the_long_way_agree_on_every_message_of_dns() -> None:
+    random, asked, answered, denied = Random(8), 0, 0, 0
+    nodes = [Node(10_000, can_requeue=True), Node(10_000, can_requeue=True, fast=False)]
+    for number in range(COUNT // 2):
+        rules = random.choice((["www.example.com"], ["*.example.net", "www.example.com"], ["*"]))
+        drawn = draw_message(random, random.choice(FAMILIES))
+        step = 40.0 if number % 500 == 0 else random.choice((0.0, 0.01, 0.1))
+        for node in nodes:
+            node.now += step
+            if number % 300 == 0:
+                node.load_dns(*rules)
+            if number % 500 == 0:  # queries open the flows, so answers do not
+                for at, port in product(FAMILIES, PORTS):
+                    decide(node, asks(at.web, at.client, query("www.example.com"), port), VETH_WEB, ETH0, 0)
+        quick, slow = (decide(node, *drawn) for node in nodes)
+
+        assert quick == slow
+        if number % 100 == 0:
+            assert known(nodes[0].flows, nodes[0].now) == known(nodes[1].flows, nodes[1].now)
+        if isinstance(quick.event and quick.event.l7, DnsMessage):
+            asked += quick.verdict is Verdict.ACCEPT and not quick.learned
+            answered += bool(quick.learned)
+            denied += quick.verdict is Verdict.DROP
+
+    assert min(asked, answered, denied) > COUNT // 200
 
 
 def test_what_a_glance_tells_is_what_parsing_and_reading_the_stamp_tell() -> None:

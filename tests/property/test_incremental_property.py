@@ -36,6 +36,7 @@ SELECTORS: list[dict[str, Any]] = [
 # 10.20.20.0/24 and 10.20.147.0/24 hash to the same number, so adding the second changes the number of the first
 CIDRS = ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.20.20.0/24", "10.20.147.0/24", "2001:db8::/32"]
 HOLES = [{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}, {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}]
+FQDNS = [{"matchName": "a.example"}, {"matchPattern": "*.example"}, {"matchName": "b.example"}]
 PORTS = [
     {"ports": [{"port": "80", "protocol": "TCP"}]},
     {"ports": [{"port": "http"}, {"port": "80", "endPort": 90}]},
@@ -51,6 +52,8 @@ def entries(side: str, *, deny: bool) -> st.SearchStrategy[list[dict[str, Any]]]
         st.builds(lambda peer: {f"{side}CIDRSet": [peer]}, st.sampled_from(HOLES)),
         st.builds(lambda one: {f"{side}Entities": [one]}, st.sampled_from(["all", "world", "host", "cluster"])),
     )
+    if side == "to" and not deny:
+        peers |= st.builds(lambda peers: {"toFQDNs": peers}, st.lists(st.sampled_from(FQDNS), max_size=2))
     ports: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.builds(
         lambda one: {"toPorts": [one]}, st.sampled_from(PORTS[:2] if deny else PORTS)
     )

@@ -46,6 +46,7 @@ PARTIES = [
     Party("b2", "b", Identity(402), "10.2.0.2"),
     Party("w", "", WORLD, "203.0.113.9"),
 ]
+IDENTITIES = frozenset(one.identity for one in PARTIES if one.node)
 Allowed = frozenset[tuple[str, str, int]]  # opener, other end, protocol
 
 
@@ -76,7 +77,9 @@ class Gate:
     def snapshot(self, revision: int) -> Snapshot:
         peers = {packed(one.address): Peer(one.identity, True) for one in PARTIES if one.node not in ("", self.name)}
         endpoints = {packed(one.address): self.endpoint(one) for one in PARTIES if one.node == self.name}
-        return Snapshot(revision, endpoints, Ipcache(peers, []), frozenset({CLUSTER.name}), epoch=self.rules)
+        return Snapshot(
+            revision, endpoints, Ipcache(peers, []), frozenset({CLUSTER.name}), identities=IDENTITIES, epoch=self.rules
+        )
 
     def endpoint(self, one: Party) -> LocalEndpoint:
         ingress = [(PARTY[opener].identity, proto) for opener, other, proto in self.allowed if other == one.name]

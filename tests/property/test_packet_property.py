@@ -4,7 +4,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TypeVar
 
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
@@ -155,6 +155,7 @@ def test_a_written_stamp_is_read_and_leaves_the_flow_alone(payload: bytes, stamp
 @given(PACKETS, STAMPS)
 def test_stripping_undoes_writing_and_other_options_survive(payload: bytes, stamp: Stamp) -> None:
     stamped = write(payload, parse(payload), stamp)
+    assume(len(payload) - parse(payload).l4_offset >= len(stamped) - len(payload))  # else it is padded
 
     assert strip(stamped, parse(stamped)) == payload
 

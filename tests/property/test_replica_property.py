@@ -99,6 +99,7 @@ class Changes(RuleBasedStateMachine):
         self.state: dict[Key, Record] = {}  # in the order of their last changes
         self.peers: dict[bytes, Peer] = {}
         self.view = self.replica.view(1)
+        self.identities: set[Identity] = set()
         self.before: list[tuple[View, Evaluation]] = []
 
     @rule(records=st.lists(RECORDS, min_size=1, max_size=4))
@@ -118,17 +119,26 @@ class Changes(RuleBasedStateMachine):
         gone = [Change(*key, None) for key in data.draw(st.lists(st.sampled_from(keys), max_size=3))]
         self.change(data.draw(st.permutations(come + gone)))
 
+    def claims(self, address: bytes) -> list[tuple[str, str]]:
+        """Return the endpoints with an address, each with its node."""
+        records = (record for record in self.state.values() if isinstance(record, EndpointRecord))
+        return [(record.name, record.node) for record in records if address in record.addresses]
+
     def change(self, changes: list[Change]) -> None:
+        owned = {address: self.claims(address) for address in self.peers}
         for kind, name, record in changes:
             if self.state.get((kind, name)) != record:
                 self.state.pop((kind, name), None)
                 if record is not None:
                     self.state[kind, name] = record
         self.replica.apply(changes)
+        for number, known in self.replica.identity_changes():
+            assert known != (number in self.identities)
+            (self.identities.add if known else self.identities.remove)(number)
         self.before.append((self.view, evaluation(self.view.snapshot)))
         self.view = self.replica.view(len(self.before) + 1)
         for address, peer in self.view.peer_changes:
-            assert self.peers.pop(address, None) != peer
+            assert self.peers.pop(address, None) != peer or self.claims(address) != owned[address]
             if peer is not None:
                 self.peers[address] = peer
 
@@ -138,6 +148,10 @@ class Changes(RuleBasedStateMachine):
         fresh.apply(Change(*key, record) for key, record in self.state.items())
         view = fresh.view(1)
         assert evaluation(self.view.snapshot) == evaluation(view.snapshot)
+        recorded = {Identity(int(name)) for kind, name in self.state if kind is Kind.IDENTITY}
+        used = {record.identity for record in self.state.values() if isinstance(record, EndpointRecord)}
+        assert self.identities == self.replica.identities == recorded | used
+        assert self.view.remote_networks == view.remote_networks
         assert self.peers == self.replica.peers == fresh.peers == dict(view.peer_changes)
         assert self.view.policies == view.policies
         assert all_names(self.view.names) == all_names(view.names)

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import os
 import subprocess
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +31,17 @@ def _run(scenario: Coroutine[Any, Any, T], addresses: tuple[str, ...]) -> T:
     lines = ["link set lo up", *(f"address add {address} dev lo" for address in addresses)]
     subprocess.run(["ip", "-batch", "-"], input="\n".join(lines), text=True, check=True)
     return asyncio.run(scenario)
+
+
+def call_in(namespace: str, function: Callable[[], T]) -> T:
+    """Call a function in a network namespace by its name, in a new thread, because setns(2) is for a thread."""
+
+    def call() -> T:
+        enter(Path("/run/netns", namespace))
+        return function()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 def enter(namespace: Path) -> None:

@@ -7,15 +7,19 @@ a busy machine makes tests slower, but does not make them fail.
 import asyncio
 import contextlib
 import os
+import re
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -49,11 +53,15 @@ class DatapathSettings(NamedTuple):
         return f"{self.driver}-{self.queues}-{self.mode}"
 
 
-DATAPATHS = (
-    *(DatapathSettings("netlink"), DatapathSettings("netlink", 2), DatapathSettings("netfilterqueue")),
-    *(DatapathSettings("netlink", 2, PER_FLOW), DatapathSettings("netfilterqueue", 1, PER_FLOW)),
+# Each driver in each mode, with one queue and with two. A driver does not know the number of queues, and the rules that
+# choose a queue do not know the driver: one queue with netlink adds nothing to what packets meet.
+DATAPATHS = tuple(
+    DatapathSettings(driver, queues, mode)
+    for mode in MODES
+    for driver, queues in (("netlink", 2), ("netfilterqueue", 1))
 )
-FLOOD = """
+SINGLE_QUEUE = (DatapathSettings("netlink"), *(one for one in DATAPATHS if one.queues == 1))
+_FLOOD = """
 import socket, sys
 
 family, address, number = sys.argv[1:]
@@ -169,12 +177,23 @@ async def serve(lab: Lab) -> None:
 
 def start(lab: Lab, name: str, *options: str, documents: str = "", **settings: Any) -> LabNode:
     """Start the agent of a single node, for traffic among its endpoints and with the world."""
+    (node,) = start_nodes(lab, [name], *options, documents=documents, **settings)
+    return node
+
+
+def start_nodes(
+    lab: Lab, names: Iterable[str], *options: str, documents: str = "", **settings: Any
+) -> tuple[LabNode, ...]:
+    """Start the agents of the nodes that a test needs: a start costs about 2 s of a processor."""
     lab.documents.mkdir(exist_ok=True)
     (lab.documents / "endpoints.yaml").write_text(lab.topology.endpoint_documents())
     (lab.documents / "policies.yaml").write_text(documents)
-    lab.nodes[name].start(*options, **settings)
-    lab.nodes[name].wait_until_ready()
-    return lab.nodes[name]
+    nodes = tuple(lab.nodes[name] for name in names)
+    for node in nodes:
+        node.start(*options, **settings)
+    for node in nodes:
+        node.wait_until_ready()
+    return nodes
 
 
 def start_all(lab: Lab, documents: str = "", **settings: Any) -> None:
@@ -186,9 +205,16 @@ def start_all(lab: Lab, documents: str = "", **settings: Any) -> None:
 
 def stop_agents(lab: Lab) -> None:
     """Stop all agents; fail if one of them had an unexpected error."""
-    for node in lab.nodes.values():
-        node.stop()
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(LabNode.stop, lab.nodes.values()))
     check_logs(lab)
+
+
+def save(file: Path, text: str) -> None:
+    """Write a file as a whole, so that the agent reads it once."""
+    draft = file.with_suffix(".draft")
+    draft.write_text(text)
+    draft.rename(file)
 
 
 def check_logs(lab: Lab) -> None:
@@ -209,11 +235,14 @@ def kill(pid: int) -> None:
         os.close(descriptor)
 
 
-async def until(condition: Any, timeout: float = PATIENT) -> None:
-    """Return when the condition holds, which is polled."""
+async def until(condition: Any, timeout: float = PATIENT, interval: float = 0.01) -> None:
+    """Return when the condition holds. It is polled half of the time at most: a status costs a node 30 ms."""
     async with asyncio.timeout(timeout):
-        while not condition():
-            await asyncio.sleep(0.01)
+        while True:
+            begun = time.monotonic()
+            if condition():
+                return
+            await asyncio.sleep(max(interval, time.monotonic() - begun))
 
 
 class Policies:
@@ -240,17 +269,49 @@ class Policies:
             await self.withdraw(name)
 
 
+def enforces_all(node: LabNode) -> bool:
+    """Return whether the node enforces everything that its lists show."""
+    return not node.status()["working"]
+
+
 def identities(lab: Lab) -> dict[str, int]:
     """Return the identity of every endpoint by name."""
     node = next(iter(lab.nodes.values()))
     return {endpoint["name"]: endpoint["identity"] for endpoint in client.call(node.socket, "endpoints")}
 
 
+def endpoint_document(lab: Lab, name: str, role: str) -> str:
+    """Return the document of a workload that was attached to n1."""
+    return (
+        "apiVersion: nfq-enforcer.io/v1\nkind: Endpoint\n"
+        f"metadata: {{name: {name}, labels: {{role: {role}}}}}\n"
+        f"spec: {{node: n1, interface: veth-{name}, ips: [{lab.address(name, 4)}, '{lab.address(name, 6)}']}}\n"
+    )
+
+
+def relabelled(lab: Lab, name: str) -> str:
+    """Return the documents of all endpoints, with another role for one of them."""
+    return "\n---\n".join(
+        re.sub(r"role: \w+", "role: other", document) if _is_of(document, name) else document
+        for document in lab.topology.endpoint_documents().split("\n---\n")
+    )
+
+
+def without(lab: Lab, name: str) -> str:
+    """Return the documents of all endpoints except one."""
+    documents = lab.topology.endpoint_documents().split("\n---\n")
+    return "\n---\n".join(document for document in documents if not _is_of(document, name))
+
+
+def _is_of(document: str, name: str) -> bool:
+    return f"name: {name}\n" in document
+
+
 def await_flow(node: LabNode, since: float, **wanted: object) -> dict[str, Any]:
     """Return the node's first flow since this Unix time with these properties; see ``properties``."""
     seen = []
     with (
-        contextlib.closing(client.stream(node.socket, "observe", 5.0, follow=True)) as flows,
+        contextlib.closing(client.stream(node.socket, "observe", PATIENT, follow=True)) as flows,
         contextlib.suppress(NfqError),
     ):
         for flow in flows:
@@ -278,8 +339,14 @@ def properties(flow: Mapping[str, Any]) -> dict[str, Any]:
         "source": ends.get("source"),
         "destination": ends.get("destination"),
         "identity": flow["source"]["identity"],
-        "port": next((l4["destination_port"] for l4 in flow.get("l4", {}).values() if "destination_port" in l4), None),
+        "source_port": _port(flow, "source_port"),
+        "port": _port(flow, "destination_port"),
     }
+
+
+def _port(flow: Mapping[str, Any], name: str) -> int | None:
+    protocols = flow.get("l4", {}).values()  # of a protocol without ports: its number
+    return next((l4[name] for l4 in protocols if isinstance(l4, dict) and name in l4), None)
 
 
 def now() -> float:
@@ -290,6 +357,27 @@ def now() -> float:
 def arrivals(lab: Lab, host: str) -> Capture:
     """Return a capture of all packets on a host's interface, including those that its kernel discards."""
     return Capture(lab.network, host, UPLINK)
+
+
+async def flood(lab: Lab, source: str, target: str, family: int, datagrams: int) -> None:
+    """Send datagrams without an answer to a machine's DNS port; return when its server has read those that arrived.
+
+    A full receive buffer would discard the next question, whatever a node decides.
+    """
+    address = str(lab.address(target, family))
+    domain = int(socket.AF_INET if family == 4 else socket.AF_INET6)
+    run_in(lab, source, sys.executable, "-c", _FLOOD, str(domain), address, str(datagrams))
+    await until(lambda: not _unread(lab, target))
+
+
+def _unread(lab: Lab, machine: str) -> int:
+    """Return the bytes that wait in the receive buffers of a machine's UDP sockets (udp4_seq_show, net/ipv4/udp.c)."""
+    lines = [
+        line.split()
+        for name in ("udp", "udp6")
+        for line in run_in(lab, machine, "cat", f"/proc/net/{name}").splitlines()[1:]
+    ]
+    return sum(int(columns[4].partition(":")[2], 16) for columns in lines)
 
 
 def run_in(lab: Lab, machine: str, *command: str, text: str = "") -> str:

@@ -10,19 +10,23 @@ allows.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.context import Interface
 from nfq_enforcer.core.enforcer import Enforcer
 from nfq_enforcer.core.events import Decision, FlowEvent
-from nfq_enforcer.core.identity import REMOTE_NODE, Identity
+from nfq_enforcer.core.identity import LOCAL, REMOTE_NODE, Identity
 from nfq_enforcer.core.tables.conntrack import Conntrack, FlowState, KernelFlow
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
-from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
+from nfq_enforcer.core.tables.names import NameTable
+from nfq_enforcer.core.tables.policymap import PORT_BITS, L7Rule, PolicyEntry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.slots import SlotTable
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction, DropReason, Verdict
-from nfq_enforcer.core.wire.packet import TCP, parse
+from nfq_enforcer.core.wire.packet import TCP, UDP, parse
 from tests.support.packets import packed, stamped
 
 
@@ -83,11 +87,12 @@ def _entries(keys: Allowed, entry: Callable[[int], PolicyEntry]) -> dict[PolicyK
     }
 
 
-_PEERS = {
-    packed(address): Peer(identity, remote=True)
+PEERS = {
+    packed(address): Peer(identity, remote=True, is_node=identity == REMOTE_NODE)
     for at in FAMILIES
     for address, identity in ((at.client, CLIENT), (at.other, OTHER), (at.second_node, REMOTE_NODE))
 }
+CLUSTER_NETWORKS = [ip_network("10.9.0.0/16"), ip_network("fd09::/16")]
 
 
 class Node:
@@ -98,7 +103,15 @@ class Node:
     ) -> None:
         self.now = 1000.0
         self.flows = Conntrack(maximum_flows, self.now)
-        self._enforcer = Enforcer(self.snapshot(0), self.flows, can_requeue=can_requeue, has_next=has_next)
+        self.names = NameTable()
+        self.slots = SlotTable()
+        self._enforcer = Enforcer(
+            *(self.snapshot(0), self.flows),
+            can_requeue=can_requeue,
+            has_next=has_next,
+            names=self.names,
+            slots=self.slots,
+        )
         self._decide = self._enforcer.decide if fast else self._enforcer.slow_path
 
     def snapshot(
@@ -123,15 +136,62 @@ class Node:
             endpoints.update({packed(getattr(at, name)): endpoint for at in FAMILIES})
         fields: dict[str, Any] = {
             "endpoints": endpoints,
-            "ipcache": Ipcache(_PEERS, [ip_network("10.9.0.0/16"), ip_network("fd09::/16")]),
+            "ipcache": Ipcache(PEERS, CLUSTER_NETWORKS),
             "cluster_interfaces": frozenset({ETH0}),
+            "identities": frozenset({WEB, DB, CLIENT, OTHER}),
             "node_addresses": {at.version: packed(at.host) for at in FAMILIES},
         }
         return Snapshot(revision, **fields | changed)
 
+    @property
+    def enforced(self) -> Snapshot:
+        """Return the snapshot in force."""
+        return self._enforcer.snapshot
+
     def load(self, ingress: Side | None = None, egress: Side | None = None, **changed: Any) -> None:
         """Enforce a new policy revision; ``changed`` are other fields of the snapshot."""
         self._enforcer.snapshot = self.snapshot(self._enforcer.snapshot.revision + 1, ingress, egress, **changed)
+
+    def load_dns(self, *patterns: str, peer: int = CLIENT, mine: str = "web", **changed: Any) -> None:
+        """Let an endpoint query these names, by one rule each, on port 53 of a peer; its egress is closed otherwise."""
+        rules = tuple(
+            L7Rule(rule(mine, Direction.EGRESS, number), DnsMatch(pattern)) for number, pattern in enumerate(patterns)
+        )
+        entries = {PolicyKey(Identity(peer), proto, 53, PORT_BITS): PolicyEntry(l7=rules) for proto in (TCP, UDP)}
+        self._load_egress(mine, entries, **changed)
+
+    def load_http(
+        self, mine: str = "web", peer: int = CLIENT, direction: Direction = Direction.INGRESS, **changed: Any
+    ) -> None:
+        """Allow GET requests between an endpoint and a peer, at port 80 of the receiver; nothing else on this side."""
+        get = L7Rule(rule(mine, direction, 0), HttpMatch(method="GET"))
+        self._load_side(
+            *(mine, direction, {PolicyKey(Identity(peer), TCP, 80, PORT_BITS): PolicyEntry(l7=(get,))}), **changed
+        )
+
+    def _load_egress(self, mine: str, entries: Mapping[PolicyKey, PolicyEntry], **changed: Any) -> None:
+        self._load_side(mine, Direction.EGRESS, entries, **changed)
+
+    def _load_side(
+        self, mine: str, direction: Direction, entries: Mapping[PolicyKey, PolicyEntry], **changed: Any
+    ) -> None:
+        closed = PolicyMap(entries, enforced=True, enforced_by=(rule(mine, direction, 99),))
+        side: dict[str, Any] = {direction.value: closed}
+        snapshot = self.snapshot(self._enforcer.snapshot.revision + 1, **changed)
+        endpoints = {
+            address: replace(endpoint, **side) if endpoint.name == f"default/{mine}" else endpoint
+            for address, endpoint in snapshot.endpoints.items()
+        }
+        self._enforcer.snapshot = replace(snapshot, endpoints=endpoints)
+
+    def load_names(self, *patterns: str, **changed: Any) -> None:
+        """Let web open port 80 of the addresses of these names, and query every name on port 53 of the client."""
+        numbers = {pattern: Identity(LOCAL | number) for number, pattern in enumerate(patterns, 1)}
+        web = [(number, TCP, 80) for number in numbers.values()]
+        entries = _entries(web, lambda number: PolicyEntry((rule("web", Direction.EGRESS, number),)))
+        every = L7Rule(rule("web", Direction.EGRESS, 53), DnsMatch("*"))
+        entries[PolicyKey(CLIENT, UDP, 53, PORT_BITS)] = PolicyEntry(l7=(every,))
+        self._load_egress("web", entries, name_identities=numbers, **changed)
 
     def import_flow(self, opener: bytes, state: FlowState = FlowState.ESTABLISHED) -> None:
         """Import a flow, given by a packet of its opener, from the kernel's conntrack."""

@@ -49,8 +49,21 @@ def _summed(src: str, dst: str, proto: int, body: bytes, at: int) -> bytes:
     return body[:at] + checksum(pseudo_header + body).to_bytes(2, "big") + body[at + 2 :]
 
 
-def tcp(src: str, dst: str, sport: int, dport: int, flags: int, data: bytes = b"", *, df: bool = True) -> bytes:
-    segment = pack("!HHIIBBHHH", sport, dport, 1, 1, 5 << 4, flags, 65535, 0, 0) + data
+def tcp(
+    src: str,
+    dst: str,
+    sport: int,
+    dport: int,
+    flags: int,
+    data: bytes = b"",
+    *,
+    df: bool = True,
+    numbers: tuple[int, int] = (1, 1),
+    options: bytes = b"",
+) -> bytes:
+    """Return a segment; ``numbers``: sequence and acknowledgement; ``options``: of 4 bytes, or a multiple."""
+    size = 5 + len(options) // 4
+    segment = pack("!HHIIBBHHH", sport, dport, *numbers, size << 4, flags, 65535, 0, 0) + options + data
     return ip(src, dst, TCP, _summed(src, dst, TCP, segment, 16), df=df)
 
 
@@ -160,5 +173,12 @@ def cut_short(payload: bytes) -> bytes:
     return payload[:100]
 
 
+# Type, length, version and flags, key id, identity; for IPv6 with the header length before and padding behind.
+BAD_STAMPS = {
+    "STAMP_MALFORMED": {4: "9e041000", 6: "00 1e021000 0000"},
+    "STAMP_DUPLICATE": {4: "9e081000 00001234" * 2, 6: "02" + "1e061000 00001234" * 2 + "010400000000"},
+    "STAMP_VERSION": {4: "9e082000 00001234", 6: "01 1e062000 00001234 010400000000"},
+    "STAMP_IDENTITY": {4: "9e081000 00000001", 6: "01 1e061000 00000001 010400000000"},
+}
 LONG = bytes(200)
 OPENERS_AND_REPLIES = [(syn, syn_ack), (request, response), (udp, udp_answer), (ping, pong)]

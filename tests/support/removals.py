@@ -1,8 +1,13 @@
 """Removals of the agent's rules and sets by other programs, as shell commands, and the fault that each one causes."""
 
+import re
 import struct
 import sys
 from typing import NamedTuple
+
+from nfq_enforcer.dataplane.rules.filter_table import TABLE
+from nfq_enforcer.lab.lab import Lab
+from tests.support.labs import run_in
 
 _FLUSH_RULESET = """
 import socket, sys
@@ -48,7 +53,7 @@ REMOVALS = (
     ),
     *(
         Removal(f"flush {chain}", _each(f"$t -t security -F {chain}"), f"chain {chain} lacks")
-        for chain in ("NFQE-FORWARD", "NFQE-ENDS", "NFQE-QUEUE")
+        for chain in ("NFQE-FORWARD", "NFQE-KNOWN", "NFQE-QUEUE")
     ),
     Removal(
         "delete the jump",
@@ -66,15 +71,40 @@ REMOVALS = (
         "jump from FORWARD to NFQE-FORWARD comes after '-g OTHERS'",
     ),
     Removal(
+        "clear the mark before the jump",
+        _each("$t -t security -I FORWARD -j MARK --set-mark 0"),
+        "jump from FORWARD to NFQE-FORWARD comes after '-j MARK --set-xmark 0x0/0xffffffff'",
+    ),
+    Removal(
+        "restore the mark of the connection before the jump",
+        _each("$t -t security -I FORWARD -j CONNMARK --restore-mark"),
+        "jump from FORWARD to NFQE-FORWARD comes after '-j CONNMARK --restore-mark --nfmask 0xffffffff",
+    ),
+    Removal(
         "accept in a chain of ours", _each("$t -t security -I NFQE-FORWARD -j ACCEPT"), "chain NFQE-FORWARD has 1 other"
     ),
-    Removal("delete one rule", _each("$t -t security -D NFQE-ENDS 2"), "chain NFQE-ENDS lacks 1 of 3 rules"),
+    Removal("delete one rule", _each("$t -t security -D NFQE-QUEUE 2"), "chain NFQE-QUEUE lacks 1 of"),
     Removal("replace one rule", _each("$t -t security -R NFQE-QUEUE 1 -j ACCEPT"), "chain NFQE-QUEUE lacks 1 of"),
-    Removal("flush the sets", "ipset flush", "set nfqe-local"),
+    *(
+        # one transaction: the agent may repair one set before another command changes the next
+        Removal(f"{name} the sets", f"nft '{'; '.join(commands)}'", "set ends4 ")
+        for name, commands in (
+            ("flush", [f"flush set {TABLE} ends{version}" for version in (4, 6)]),
+            (
+                "replace the members of",
+                [
+                    *(f"flush set {TABLE} ends{version}" for version in (4, 6)),
+                    f"add element {TABLE} ends4 {{ 192.0.2.1 }}",
+                ],
+            ),
+        )
+    ),
+    Removal("delete the table of nftables", f"nft delete table {TABLE}", f"table {TABLE}: is missing"),
+    Removal("switch the table of nftables off", f"nft add table {TABLE} '{{ flags dormant; }}'", "is switched off"),
     Removal(
-        "replace the members of the sets",
-        "for f in 4 6; do ipset flush nfqe-local$f; done; ipset add nfqe-local4 192.0.2.1",
-        "set nfqe-local",
+        "accept in a chain of nftables",
+        f"nft insert rule {TABLE} mark_forward accept",
+        "chain mark_forward has other rules",
     ),
     Removal(
         "restore a file of others",
@@ -90,3 +120,17 @@ REMOVALS = (
         "jump from PREROUTING to NFQE-MSS-IN comes after '-j ACCEPT'",
     ),
 )
+LOSING = (
+    *("nft flush ruleset", "flush and delete", "restore a file of others"),
+    *("delete the table of nftables", "switch the table of nftables off"),
+)
+"""Names of the removals that remove base chains, by which the kernel drops all packets that wait in a queue."""
+
+
+def remove_foreign(lab: Lab, node: str) -> None:
+    """Remove the rules that a removal has added on a node."""
+    for command in ("iptables", "ip6tables"):
+        for table in ("security", "mangle"):
+            for line in run_in(lab, node, f"{command}-save", "-t", table).splitlines():
+                if re.fullmatch(r"-A (FORWARD|PREROUTING) -[jg] (ACCEPT|OTHERS|(CONN)?MARK .*)", line):
+                    run_in(lab, node, command, "-t", table, *line.replace("-A ", "-D ").split())

@@ -24,4 +24,5 @@ def replica_of(
 def with_peers(replica: Replica, revision: int = 1) -> Snapshot:
     """Return the snapshot with the peers in its ipcache, as a worker has it."""
     snapshot = replica.view(revision).snapshot
-    return replace(snapshot, ipcache=replica.ipcache(replica.peers))
+    replica.identity_changes()
+    return replace(snapshot, ipcache=replica.ipcache(replica.peers), identities=replica.identities)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -31,12 +32,20 @@ TRAFFIC = (
 OUTSIDE = ("ip:203.0.113.1", "ip:203.0.113.53", "ip:198.51.100.7", "ip:198.51.100.200", "ip:2001:db8:7::1")
 
 
-def enforceable(example: Path) -> bool:
+def needs_no_proxy(example: Path) -> bool:
+    """Return whether packets alone decide; tests/integration/test_http_rules.py sends the requests of the others."""
     rules = (rule for one in load([example]).policies if isinstance(one, CiliumPolicy) for rule in one.rules)
-    return not any(rule.has_http or rule.has_dns for rule in rules)
+    return not any(rule.has_http or rule.has_server_names for rule in rules)
 
 
-EXAMPLES = [example for example in sorted(set(FOLDER.glob("*.yaml")) - {ENDPOINTS}) if enforceable(example)]
+EXAMPLES = [example for example in sorted(set(FOLDER.glob("*.yaml")) - {ENDPOINTS}) if needs_no_proxy(example)]
+
+
+class Home(NamedTuple):
+    """Home of an endpoint: its node, and its interface there."""
+
+    node: str
+    interface: str | None
 
 
 def snapshots(documents: Documents, mode: Enforcement) -> dict[str, Snapshot]:
@@ -55,18 +64,18 @@ def opening(source: bytes, target: bytes, traffic: TrafficSpec) -> Opening:
     return Opening(source, target, traffic.proto, 40000, port, type_, 0 if icmp else -1, False, WORLD, WORLD)
 
 
-def passes(nodes: dict[str, Snapshot], homes: dict[str, str], pair: EndPair, traffic: TrafficSpec) -> bool:
+def passes(nodes: dict[str, Snapshot], homes: dict[str, Home], pair: EndPair, traffic: TrafficSpec) -> bool:
     """Return whether a connection passes each node on its way: the opener's, then that of the other end."""
     return all(allowed(nodes[node], pair, traffic, origin) for node, origin in crossed(homes, pair))
 
 
-def crossed(homes: dict[str, str], pair: EndPair) -> Iterator[tuple[str, Origin]]:
+def crossed(homes: dict[str, Home], pair: EndPair) -> Iterator[tuple[str, Origin]]:
     source, target = pair.egress.subject, pair.ingress.subject
     here, there = homes.get(source.name), homes.get(target.name)
     if here is not None:
-        yield here, Origin("veth", None)
-    if there is not None and there != here:
-        yield there, Origin(WIRE, source.identity if here else None)
+        yield here.node, Origin(here.interface, None)
+    if there is not None and (here is None or there.node != here.node):
+        yield there.node, Origin(WIRE, source.identity if here else None)
 
 
 def allowed(snapshot: Snapshot, pair: EndPair, traffic: TrafficSpec, origin: Origin) -> bool:
@@ -96,7 +105,7 @@ def pairs(simulation: Simulation) -> Iterator[EndPair]:
 def test_paper_and_nodes_agree(example: Path | None, mode: Enforcement) -> None:
     documents = load([ENDPOINTS, *([example] if example else EXAMPLES)])
     simulation, nodes = Simulation(documents, mode), snapshots(documents, mode)
-    homes = {f"{one.namespace}/{one.name}": str(one.spec.node) for one in documents.endpoints}
+    homes = {f"{one.namespace}/{one.name}": Home(str(one.spec.node), one.spec.interface) for one in documents.endpoints}
 
     for pair in pairs(simulation):
         ping = TrafficSpec(ICMP, 8) if pair.family == "IPv4" else TrafficSpec(ICMPV6, 128)

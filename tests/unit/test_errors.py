@@ -1,6 +1,6 @@
 """Errors: their sentences and exit statuses."""
 
-from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
+from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError, OutcomeUnknown
 
 
 def test_a_problem_in_a_document_reads_from_the_place_to_the_reason() -> None:
@@ -21,6 +21,7 @@ def test_several_problems_are_a_line_each() -> None:
     assert [error.file for error in errors.errors] == ["a.yaml", "b.yaml"]
 
 
-def test_bad_input_ends_a_command_with_2_and_everything_else_with_1() -> None:
+def test_bad_input_ends_a_command_with_2_an_unknown_outcome_with_3_and_everything_else_with_1() -> None:
     assert NfqError.exit_code == 1
+    assert OutcomeUnknown.exit_code == 3
     assert {error.exit_code for error in (BadInput, DocumentError, DocumentErrors)} == {2}

@@ -22,6 +22,7 @@ def test_lines_stay_lines() -> None:
 def test_a_long_text_is_shown_in_part() -> None:
     assert shorten("x" * 200) == "x" * 100 + "…"
     assert shorten("\x1b" + "x" * 9) == r"\x1bxxxxxxxxx"
+    assert shorten("\x1b" * 9, 12) == r"\x1b\x1b\x1b…"
 
 
 @pytest.mark.parametrize("indent", [None, 2])

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from nfq_enforcer.agent.api import Method
 from nfq_enforcer.agent.handlers.cluster import ClusterHandlers
 from nfq_enforcer.agent.handlers.conntrack import ConntrackHandlers
+from nfq_enforcer.agent.handlers.fqdn import FqdnHandlers
 from nfq_enforcer.agent.handlers.observe import ObserveHandlers
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.handlers.policies import PolicyHandlers
@@ -22,6 +23,7 @@ class Handlers:
         self._status = StatusHandlers(parts)
         self._policies = PolicyHandlers(parts)
         self._cluster = ClusterHandlers(parts)
+        self._fqdn = FqdnHandlers(parts)
         self._conntrack = ConntrackHandlers(parts)
         self._observe = ObserveHandlers(parts)
         self._store = StoreHandlers(parts)
@@ -35,6 +37,7 @@ class Handlers:
             "identities": self._cluster.identities,
             "nodes": self._cluster.nodes,
             "ipcache": self._cluster.ipcache,
+            "fqdn": self._fqdn.list_names,
             "policies": self._policies.policies,
             "conntrack": self._conntrack.list_flows,
             "conntrack_flush": self._conntrack.flush,

@@ -1,7 +1,7 @@
 """Cluster: endpoints, identities, nodes and the ipcache, as this node has them."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from nfq_enforcer.agent.api import Params
@@ -22,7 +22,8 @@ class ClusterHandlers:
 
     async def endpoints(self, _params: Params) -> list[dict[str, Any]]:
         """Return every endpoint of the cluster; ``problem`` is None, or a sentence about an endpoint of this node."""
-        missing = self._parts.interfaces.check()
+        interfaces = self._parts.interfaces
+        missing = interfaces.check()
         return [
             {
                 "namespace": endpoint.namespace,
@@ -32,7 +33,7 @@ class ClusterHandlers:
                 "labels": [str(label) for label in endpoint.labels],
                 "addresses": list(endpoint.addresses),
                 "interface": endpoint.interface,
-                "problem": _problem(f"{endpoint.namespace}/{endpoint.name}", missing),
+                "problem": _problem(f"{endpoint.namespace}/{endpoint.name}", missing, interfaces.unnamed),
                 "document": self._parts.replica.endpoints[f"{endpoint.namespace}/{endpoint.name}"].document(),
             }
             for endpoint in self._parts.names
@@ -42,7 +43,7 @@ class ClusterHandlers:
         """Delete endpoints; return the deleted and the missing names once this node enforces the deletion."""
         names = texts(params, "names")
         deleted = await self._parts.store.delete_endpoints(names)
-        await self._parts.reconciler.reconcile()
+        await self._parts.reconcile("the endpoints are deleted")
         return {"deleted": deleted, "missing": [name for name in names if name not in deleted]}
 
     async def identities(self, _params: Params) -> list[dict[str, Any]]:
@@ -95,8 +96,10 @@ class ClusterHandlers:
         ]
 
 
-def _problem(name: str, missing: Mapping[str, str]) -> str | None:
-    return f"interface {missing[name]} does not exist" if name in missing else None
+def _problem(name: str, missing: Mapping[str, str], unnamed: Set[str]) -> str | None:
+    if name in missing:
+        return f"interface {missing[name]} does not exist"
+    return "no interface: others can send from its addresses" if name in unnamed else None
 
 
 def node_status(status: NodeStatus) -> dict[str, Any]:

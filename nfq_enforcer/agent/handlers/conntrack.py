@@ -11,7 +11,7 @@ from nfq_enforcer.core.tables.conntrack import FlowState, Offload
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP, read_key
 from nfq_enforcer.dataplane.worker import flow_list
 from nfq_enforcer.dataplane.worker.flow_list import FlowRow
-from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.errors import BadInput, NfqError, OutcomeUnknown
 from nfq_enforcer.text import shorten
 
 _PROTOCOLS = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP", ICMP: "ICMPv4", ICMPV6: "ICMPv6"}
@@ -46,7 +46,10 @@ class ConntrackHandlers:
     async def flush(self, _params: Params) -> dict[str, Any]:
         """Forget all flows; return their number."""
         total = sum(worker.state.counters["flows"] for worker in self._parts.workers.processes)
-        await self._parts.reconciler.flush_flows()
+        try:
+            await self._parts.reconciler.flush_flows()
+        except NfqError as error:
+            raise OutcomeUnknown(f"not every worker has confirmed that it forgets its flows: {error}") from None
         return {"flushed": total}
 
     def _addresses(self, params: Params, name: str) -> frozenset[bytes] | None:

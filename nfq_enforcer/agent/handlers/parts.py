@@ -4,14 +4,19 @@ from dataclasses import dataclass
 
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.interface_check import InterfaceCheck
+from nfq_enforcer.agent.name_learner import NameLearner
 from nfq_enforcer.agent.reconciler import Reconciler
+from nfq_enforcer.agent.request_log import RequestLog
+from nfq_enforcer.agent.slot_keeper import SlotKeeper
 from nfq_enforcer.agent.watch import Watch
+from nfq_enforcer.agent.work_report import WorkReport
 from nfq_enforcer.cluster.names import Names
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.cluster.source import Store
 from nfq_enforcer.dataplane.rules.iptables import Rules
 from nfq_enforcer.dataplane.rules.ruleset import AddressFamily
 from nfq_enforcer.dataplane.worker.workers import Workers
+from nfq_enforcer.errors import NfqError, OutcomeUnknown
 from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.log import FlowLog
 
@@ -32,6 +37,20 @@ class Parts:
     interfaces: InterfaceCheck
     started: float  # s since the epoch
     watch: Watch
+    work: WorkReport
+    learner: NameLearner
+    slots: SlotKeeper
+    requests: RequestLog
+
+    async def reconcile(self, done: str) -> None:
+        """Enforce the store's changes; raise OutcomeUnknown if that fails now: the reconciler goes on trying.
+
+        ``done`` is the part of the change that is certain.
+        """
+        try:
+            await self.reconciler.reconcile()
+        except NfqError as error:
+            raise OutcomeUnknown(f"{done}, but not in force on this node yet, which goes on trying: {error}") from None
 
     @property
     def names(self) -> Names:

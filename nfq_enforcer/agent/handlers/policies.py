@@ -60,7 +60,7 @@ class PolicyHandlers:
             raise BadInput("files must be a list of pairs: a name, and the text of the documents") from None
         wait, ignore = _wait(params), flag(params, "ignore_other_kinds")
         applied = await self._parts.store.apply(files, ignore_other_kinds=ignore)
-        await self._parts.reconciler.reconcile()
+        await self._parts.reconcile("the documents are stored")
         warned = list(warnings(applied.policies, self._facts()))
         return {**_applied(applied), "warnings": warned, **await self._rollout(wait)}
 
@@ -73,7 +73,7 @@ class PolicyHandlers:
         """Delete an applied policy; return once this node enforces the rest, with ``wait`` all live nodes."""
         wait = _wait(params)
         await self._parts.store.delete_policy(text(params, "namespace"), text(params, "name"))
-        await self._parts.reconciler.reconcile()
+        await self._parts.reconcile("the policy is deleted")
         return await self._rollout(wait)
 
     async def _rollout(self, wait: float) -> dict[str, Any]:

@@ -1,31 +1,59 @@
 """Status of the node's agent."""
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 
 from nfq_enforcer import __version__
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
-from nfq_enforcer.agent.interface_check import problem
+from nfq_enforcer.core.verdict import DropReason
 from nfq_enforcer.dataplane.queue.protocol import backlog
+from nfq_enforcer.dataplane.rules.iptables import RuleCounts
 from nfq_enforcer.dataplane.worker.process import WorkerProcess
+from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.status import (
     AgentStatus,
     DocumentCounts,
     LogCounts,
+    NamesStatus,
     PacketCounts,
     Refusal,
     RulesStatus,
+    SourceFilterStatus,
     StoreStatus,
     StuckPart,
     WorkersStatus,
     WorkerStatus,
     WorkerStuck,
+    WorkStatus,
 )
 from nfq_enforcer.text import utc_time
 
-_COUNTING = 2.0  # s, for the count of queued packets in the kernel's rules
+_COUNTING = 2.0  # s, for a count in the kernel's rules
+T = TypeVar("T")
+
+
+class _Count(Generic[T]):
+    """Count: packets by the kernel's rules, read in a thread."""
+
+    def __init__(self, read: Callable[[], T], initial: T) -> None:
+        self.last = initial
+        self._read = read
+        self._overdue: asyncio.Task[T] | None = None  # a count that has begun and may be stuck
+
+    async def read(self) -> T:
+        """Return the present count; the last known one while the rules cannot be read in time."""
+        if self._overdue is None or self._overdue.done():
+            counting = asyncio.create_task(asyncio.to_thread(self._read))
+            await asyncio.wait({counting}, timeout=_COUNTING)
+            if counting.done():
+                self.last = counting.result()
+            else:
+                self._overdue = counting
+                counting.add_done_callback(lambda late: late.cancelled() or late.exception())
+        return self.last
 
 
 class StatusHandlers:
@@ -36,8 +64,9 @@ class StatusHandlers:
         self._parts = parts
         self._lost = 0  # packets that were queued and received no verdict, so far
         self._repairs, self._uncounted = 0, 0  # a repair resets the kernel's count of queued packets
-        self._queued = 0  # packets that the rules have queued, as of the last count
-        self._overdue: asyncio.Task[int] | None = None  # a count that has begun and may be stuck
+        self._counts = _Count(parts.rules.counts, RuleCounts(0, 0))
+        self._limited_before = 0  # openings dropped by the rules, until the last repair
+        self._forged = _Count[dict[str, int]](parts.rules.forged, {})
 
     async def status(self, _params: Params) -> dict[str, Any]:
         """Return the agent's status."""
@@ -46,12 +75,13 @@ class StatusHandlers:
     async def read(self) -> AgentStatus:
         """Read the status of every part."""
         parts, names, view = self._parts, self._parts.names, self._parts.reconciler.view
-        store = await parts.store.status()
+        store, forged = await parts.store.status(), await self._count_forged()
+        learned = parts.learner.names
         store_status = StoreStatus.from_json(store) if store else None
         return AgentStatus(
             version=__version__,
             node=parts.settings.name,
-            addresses=[str(address) for address in parts.settings.addresses],
+            addresses=[str(address) for address in parts.replica.settings.addresses],
             cluster_interfaces=sorted(parts.settings.cluster_interfaces),
             since=utc_time(parts.started),
             enforcement=parts.config.enforcement,
@@ -66,12 +96,21 @@ class StatusHandlers:
             endpoints=len({endpoint.name for endpoint in view.snapshot.endpoints.values()}),
             identities=len(names.identities) + len(names.cidrs),
             store=store_status,
-            worker=await self._workers_in_sum(),
+            worker=await self._workers_in_sum(sum(forged.values())),
             workers=[_worker_status(worker) for worker in parts.workers.processes],
             log=LogCounts(parts.log.seen),
-            problems=[problem(*pair) for pair in parts.interfaces.check().items()],
+            problems=parts.interfaces.problems(),
             rules=self._rules(),
             stuck=list(self._stuck_parts(store_status)),
+            working=[
+                WorkStatus(work.activity, utc_time(work.since), work.done, work.total, str(work))
+                for work in parts.work.current()
+            ],
+            source_filter=SourceFilterStatus(forged),
+            http=parts.requests.counts.read(),
+            tls=parts.requests.tls_counts.read(),
+            proxy=await parts.slots.status(parts.requests.lost),
+            names=NamesStatus(learned.names, learned.addresses, learned.evicted, parts.learner.held),
         )
 
     def _rules(self) -> RulesStatus:
@@ -100,15 +139,18 @@ class StatusHandlers:
         refused = self._parts.store.refused
         return Refusal(utc_time(refused[0]), refused[1]) if refused else None
 
-    async def _workers_in_sum(self) -> WorkersStatus:
+    async def _workers_in_sum(self, forged: int) -> WorkersStatus:
         workers = self._parts.workers
-        queued, verdicts = await self._count_queued(), workers.verdicts
+        before = self._counts.last.rate_limited
+        queued, limited = await self._counts.read()
+        verdicts = workers.verdicts
         state = workers.state
         waiting = backlog(*state.queues)
         with_verdict = verdicts + (waiting.waiting if waiting else 0)
         repairs = self._parts.reconciler.guard.state.repairs
         if repairs != self._repairs:
             self._repairs, self._uncounted = repairs, self._lost + with_verdict - queued
+            self._limited_before += before
         self._lost = max(self._lost, queued + self._uncounted - with_verdict)
         return WorkersStatus(
             queue=workers.first_queue,
@@ -118,20 +160,14 @@ class StatusHandlers:
             restarts=state.restarts,
             failure=state.failure,
             lost=self._lost,
-            counts=PacketCounts.from_json(state.counters),
+            rate_limited=self._limited_before + limited,
+            counts=PacketCounts.from_json(state.counters).with_drops(DropReason.INVALID_SOURCE_IP, forged),
         )
 
-    async def _count_queued(self) -> int:
-        """Return the number of queued packets; the last known one while the kernel's rules cannot be read in time."""
-        if self._overdue is None or self._overdue.done():
-            counting = asyncio.create_task(asyncio.to_thread(self._parts.rules.queued))
-            await asyncio.wait({counting}, timeout=_COUNTING)
-            if counting.done():
-                self._queued = counting.result()
-            else:
-                self._overdue = counting
-                counting.add_done_callback(lambda late: late.cancelled() or late.exception())
-        return self._queued
+    async def _count_forged(self) -> dict[str, int]:
+        with suppress(NfqError):  # the rules guard reports a table that cannot be read
+            await self._forged.read()
+        return self._forged.last
 
 
 def _worker_status(worker: WorkerProcess) -> WorkerStatus:

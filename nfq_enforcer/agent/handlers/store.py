@@ -37,7 +37,7 @@ class StoreHandlers:
         if not isinstance(entries, list):
             raise BadInput("entries must be a list of exported entries")
         imported = await self._redis().import_entries(entries)
-        await self._parts.reconciler.reconcile()
+        await self._parts.reconcile("the entries are stored")
         return imported
 
     async def store_gc(self, params: Params) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
 
-from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.identity import WORLD, Identity
+from nfq_enforcer.core.tables.policymap import DnsRules
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, UDP, Packet, read_key, reply_key
 from nfq_enforcer.core.wire.stamp import StampTemplate
 
@@ -76,7 +77,12 @@ class Origin(NamedTuple):
     """Origin of packets: interface and stamped identity."""
 
     interface: str | None  # None: this host
-    identity: Identity | None  # None: no stamp
+    identity: Identity | None  # None: no stamp; ``world``: behind a node, but none of its endpoints
+
+    @property
+    def endpoint(self) -> Identity | None:
+        """Return the identity of the remote endpoint that the stamp names, None if it names none."""
+        return None if self.identity == WORLD else self.identity
 
 
 @lru_cache(maxsize=4096)
@@ -89,6 +95,8 @@ ORIGIN_UNKNOWN = Origin("", None)
 """Origin of an imported flow until its opener sends a packet. No interface has an empty name."""
 
 REVISION_NONE = -1  # the revision of an imported flow until its first evaluation
+REVISION_L7 = -3  # the revision of a flow with layer-7 rules, whose packets need more than the flow's verdict
+REVISION_UNREPORTED = -2  # the revision of a flow until a packet of it has passed: its first one was too long
 
 
 class Opening(NamedTuple):
@@ -106,6 +114,14 @@ class Opening(NamedTuple):
     destination: Identity
 
 
+class FlowL7(NamedTuple):
+    """Layer-7 treatment of a flow: the rules that each of its messages has to meet."""
+
+    dns: DnsRules | None  # None: the proxy checks them
+    revision: int  # of the policy with these rules
+    opening: Opening
+
+
 class Flow:
     """Flow: one connection, or one exchange of a connectionless protocol, as this node sees it."""
 
@@ -115,14 +131,17 @@ class Flow:
         "expires",
         "fits",
         "key",
+        "l7",
         "lifetime",
         "masqueraded",
+        "names",
         "offload",
         "origin",
         "reply_key",
         "reply_origin",
         "reply_stamp",
         "revision",
+        "slot",
         "source",
         "stamp",
         "state",
@@ -149,6 +168,9 @@ class Flow:
         self.reply_origin: Origin | None = None  # set by the first reply, or before
         self.state = FlowState.NEW
         self.offload = Offload.NONE
+        self.l7: FlowL7 | None = None
+        self.names: tuple[str, ...] = ()  # of its destination, when it was evaluated: those that policy names
+        self.slot = 0  # of the proxy, which receives the flow; negative: which has opened it
         self.masqueraded = False  # the opener's stamp came from an address of no endpoint: a router rewrote the address
         self.fits = False  # TCP: the SYN passed here and had its MSS clamped, so every segment has room for a stamp
 
@@ -156,6 +178,11 @@ class Flow:
     def opening(self) -> Opening:
         """Return the opening that policy evaluated."""
         return Opening(*read_key(self.key), self.to_host, self.source, self.destination)
+
+    @property
+    def evaluated(self) -> int:
+        """Return the revision of the policy that allowed it, also if ``revision`` keeps it off the fast path."""
+        return self.revision if self.l7 is None else self.l7.revision
 
     @property
     def is_over(self) -> bool:

@@ -14,13 +14,11 @@ Beside its identity, an address may have *local identities*, for policy on the a
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from copy import copy
-from ipaddress import IPv4Network, IPv6Network
 from itertools import chain
 from typing import Any, NamedTuple
 
-from nfq_enforcer.core.identity import ANY, KUBE_APISERVER, WORLD, Identity, travels
-
-Network = IPv4Network | IPv6Network
+from nfq_enforcer.core.identity import ANY, KUBE_APISERVER, WORLD, Identity, may_be_stamped, travels
+from nfq_enforcer.core.tables.prefixes import NO_PREFIXES, Network, Prefixes
 
 
 class Peer(NamedTuple):
@@ -89,40 +87,10 @@ def changes_between(before: Mapping[bytes, Peer], now: Mapping[bytes, Peer]) -> 
     return gone + [(address, peer) for address, peer in now.items() if before.get(address) != peer]
 
 
-class Prefixes:
-    """Prefix table: identities of networks, by longest prefix; one dict per prefix length, longest first."""
-
-    __slots__ = ("_families",)
-
-    def __init__(self, numbers: Mapping[Network, Identity]) -> None:
-        """Take the networks of both families."""
-        lengths: dict[int, dict[int, dict[int, Identity]]] = {4: {}, 16: {}}
-        for network, identity in numbers.items():
-            family = lengths[network.max_prefixlen // 8]
-            family.setdefault(int(network.netmask), {})[int(network.network_address)] = identity
-        self._families = {size: sorted(by_mask.items(), reverse=True) for size, by_mask in lengths.items() if by_mask}
-
-    def __bool__(self) -> bool:
-        """Tell whether the table has any network."""
-        return bool(self._families)
-
-    def lookup(self, address: bytes) -> Identity | None:
-        """Return the identity of the longest prefix of the address (4 or 16 bytes), None without a prefix."""
-        number = int.from_bytes(address, "big")
-        for mask, networks in self._families.get(len(address), ()):
-            identity = networks.get(number & mask)
-            if identity is not None:
-                return identity
-        return None
-
-
-NO_PREFIXES = Prefixes({})
-
-
 class Ipcache:
     """Ipcache: look-up of peers by address (4 or 16 bytes)."""
 
-    __slots__ = ("_blocks", "_cluster", "_kube_apiserver", "_outside", "_peers", "_sites", "_unknown")
+    __slots__ = ("_blocks", "_cluster", "_groups", "_kube_apiserver", "_outside", "_peers", "_sites", "_unknown")
 
     def __init__(
         self,
@@ -132,11 +100,13 @@ class Ipcache:
         blocks: Prefixes = NO_PREFIXES,
         sites: Mapping[bytes, Identity] | None = None,
         kube_apiserver: frozenset[bytes] = frozenset(),
+        groups: Prefixes = NO_PREFIXES,
     ) -> None:
         """Take the peers, and further networks that count as part of the cluster.
 
         ``outside``: identities of addresses without a peer. ``blocks``, ``sites``: local identities of all addresses,
-        by prefix and by address. ``kube_apiserver``: addresses of the Kubernetes API server.
+        by prefix and by address. ``kube_apiserver``: addresses of the Kubernetes API server. ``groups``: identities of
+        prefixes that have nothing but groups, which ``outside`` has as well.
         """
         self._peers = peers
         self._cluster = tuple((net.max_prefixlen, int(net.network_address), int(net.netmask)) for net in cluster)
@@ -144,12 +114,24 @@ class Ipcache:
         self._blocks = blocks
         self._sites = sites or {}
         self._kube_apiserver = kube_apiserver
+        self._groups = groups
         self._unknown: dict[bytes, Peer] = {}  # cached results for addresses without a peer
 
     def with_peers(self, peers: Mapping[bytes, Peer]) -> "Ipcache":
         """Return the same ipcache over other peers, which their owner may continue to change."""
         other = copy(self)
         other._peers = peers
+        return other
+
+    @property
+    def prefixes(self) -> tuple[Prefixes, Prefixes]:
+        """Return the prefix tables of addresses without a peer, and of local identities."""
+        return self._outside, self._blocks
+
+    def with_prefixes(self, outside: Prefixes, blocks: Prefixes) -> "Ipcache":
+        """Return the same ipcache with other prefix tables."""
+        other = copy(self)
+        other._outside, other._blocks, other._unknown = outside, blocks, {}
         return other
 
     def lookup(self, address: bytes) -> Peer:
@@ -164,14 +146,29 @@ class Ipcache:
         return self._peers.get(address) or self._unknown.get(address) or self._resolve_unknown(address)
 
     def local_identities(self, address: bytes, identity: Identity = ANY) -> tuple[Identity, ...]:
-        """Return the local identities of this address, in addition to ``identity``, the one that its owner has."""
+        """Return the local identities of this address, in addition to ``identity``, the one that its user has.
+
+        ``identity``: ANY for an endpoint of this node, which owns the address.
+        """
         if not self._sites and not self._blocks and not self._kube_apiserver:
             return ()
         found: tuple[Identity | None, ...] = (self._blocks.lookup(address), self._sites.get(address))
-        if address in self._kube_apiserver:
+        if address in self._kube_apiserver and not self._is_translated(address, identity):
             other = self.underlying(address).identity if identity == KUBE_APISERVER else KUBE_APISERVER
             found = (*found, other)
         return tuple(identity for identity in found if identity is not None)
+
+    def _is_translated(self, address: bytes, identity: Identity) -> bool:
+        """Tell whether a sender with this identity, by its stamp, is not the owner of its address.
+
+        Such a packet has passed a node that translates addresses: it is not the node's own, nor the API server's there.
+        """
+        owner = self._peers.get(address)
+        return may_be_stamped(identity) and (owner is None or identity != owner.identity)
+
+    def named_group(self, address: bytes) -> Identity | None:
+        """Return the CIDR identity of a group, if policy names a prefix that has nothing but groups."""
+        return self._groups.lookup(address)
 
     def _resolve_unknown(self, address: bytes) -> Peer:
         found = Peer(self._outside.lookup(address) or WORLD, self._in_cluster(address))

@@ -1,9 +1,13 @@
-"""Layer-7 matches: the HTTP requests and DNS names of Cilium's ``rules``, as data; ``policy.l7_match`` evaluates them.
+"""Layer-7 matches: the HTTP requests, DNS names and server names of Cilium's documents, as data.
 
-A pattern is an RE2 expression that has to match its complete field, with all its alternatives anchored. All fields of a
-rule have to match; an empty field matches everything. Header names are case-insensitive, values are not.
+``policy.l7_match`` evaluates them.
+
+A pattern of HTTP is an RE2 expression that has to match its complete field, with all its alternatives anchored. All
+fields of a rule have to match; an empty field matches everything. Header names are case-insensitive, values are not.
 """
 
+from collections.abc import Iterable
+from enum import IntFlag
 from typing import NamedTuple
 
 
@@ -14,6 +18,18 @@ class HttpRequest(NamedTuple):
     path: str = "/"  # with the query, as the request line has it
     host: str = ""
     headers: tuple[tuple[str, str], ...] = ()  # a header may occur several times
+
+
+class DnsQuestion(NamedTuple):
+    """DNS question: the name that a client queries, in any case, with or without the trailing dot."""
+
+    name: str
+
+
+class TlsHello(NamedTuple):
+    """TLS hello: the server name (SNI) that a client indicates, in any case; empty: none."""
+
+    name: str
 
 
 class HeaderMatch(NamedTuple):
@@ -34,6 +50,35 @@ class HttpMatch(NamedTuple):
 
 
 class DnsMatch(NamedTuple):
-    """DNS match: a regular expression of query names, without a trailing dot."""
+    """DNS match: a pattern of names (see ``core.tables.dns_names``)."""
 
-    name: str
+    pattern: str
+
+
+class SniMatch(NamedTuple):
+    """SNI match: a pattern of TLS server names (see ``core.tables.server_names``)."""
+
+    pattern: str
+
+
+L7Match = HttpMatch | DnsMatch | SniMatch
+L7Request = HttpRequest | DnsQuestion | TlsHello
+
+
+class ProxyProtocols(IntFlag):
+    """Proxy protocols: the proxy compares messages of these with rules."""
+
+    HTTP = 1
+    TLS = 2  # the ClientHello, which is not encrypted
+
+
+NO_PROTOCOL, EVERY_PROTOCOL = ProxyProtocols(0), ProxyProtocols.HTTP | ProxyProtocols.TLS
+_PROTOCOLS: dict[type[L7Match], ProxyProtocols] = {HttpMatch: ProxyProtocols.HTTP, SniMatch: ProxyProtocols.TLS}
+
+
+def proxy_protocols(matches: Iterable[L7Match]) -> ProxyProtocols:
+    """Return the protocols that the proxy has to read for these matches."""
+    found = NO_PROTOCOL
+    for kind in set(map(type, matches)):
+        found |= _PROTOCOLS.get(kind, NO_PROTOCOL)
+    return found

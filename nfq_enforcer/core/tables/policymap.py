@@ -10,8 +10,10 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.identity import ANY, Identity
-from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
+from nfq_enforcer.core.tables.dns_names import NamePatterns
+from nfq_enforcer.core.tables.l7 import NO_PROTOCOL, DnsMatch, L7Match, ProxyProtocols, proxy_protocols
 from nfq_enforcer.core.verdict import Direction
+from nfq_enforcer.core.wire.packet import TCP
 
 PORT_BITS = 16
 WHOLE = -1  # as rule number: the section of the document itself, which has no entry
@@ -75,7 +77,11 @@ class L7Rule(NamedTuple):
     """Layer-7 rule: a match on the requests of a connection, with its rule reference."""
 
     ref: RuleRef
-    match: HttpMatch | DnsMatch
+    match: L7Match
+
+
+DnsRules = NamePatterns[RuleRef]
+"""The rules that allow DNS names, by their patterns."""
 
 
 class PolicyEntry(NamedTuple):
@@ -94,6 +100,8 @@ class LookupResult(NamedTuple):
         RuleRef, ...
     ] = ()  # the rules that deny, else those that allow; empty: denied because no rule allows it
     l7: tuple[L7Rule, ...] = ()  # if not empty: only requests that one of these rules matches are allowed
+    dns: DnsRules | None = None  # the DNS rules among them, None without any
+    protocols: ProxyProtocols = NO_PROTOCOL  # those of the rules among them that the proxy applies
 
     @property
     def denied(self) -> bool:
@@ -113,7 +121,16 @@ class PolicyMap:
     the number of rules in an entry.
     """
 
-    __slots__ = ("_masks", "_outcomes", "can_refuse", "closes_host", "enforced", "enforced_by", "entries")
+    __slots__ = (
+        "_masks",
+        "_outcomes",
+        "_proxy_ports",
+        "can_refuse",
+        "closes_host",
+        "enforced",
+        "enforced_by",
+        "entries",
+    )
 
     def __init__(
         self,
@@ -134,6 +151,7 @@ class PolicyMap:
             for proto, _ in shapes
         }
         self._outcomes: dict[tuple[int, ...], LookupResult] = {}  # by ``id()`` of the matching entries
+        self._proxy_ports: tuple[tuple[int, int], ...] | None = None  # None: not computed yet
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the arguments and the derived fields, without the cache: ``id()`` differs in another process."""
@@ -165,6 +183,13 @@ class PolicyMap:
         can_refuse = enforced or any(entry.denied_by for entry in entries.values())
         return _remake(entries, enforced, enforced_by, self._masks, can_refuse)
 
+    @property
+    def proxy_ports(self) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of TCP ports, first and last, with rules of the proxy for any peer; they do not overlap."""
+        if self._proxy_ports is None:
+            self._proxy_ports = _joined(key for key, entry in self.entries.items() if _needs_proxy(key, entry))
+        return self._proxy_ports
+
     def lookup(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> LookupResult:
         """Return the result for a peer's opening to this port; for ICMP the port is the type.
 
@@ -185,7 +210,10 @@ class PolicyMap:
         if allowed or not self.enforced:
             return LookupResult(True, _once(allowed))
         requests = dict.fromkeys(rule for entry in found for rule in entry.l7)
-        return LookupResult(bool(requests), _once(rule.ref for rule in requests), tuple(requests))
+        patterns = [(rule.match.pattern, rule.ref) for rule in requests if isinstance(rule.match, DnsMatch)]
+        dns = DnsRules(patterns) if patterns else None
+        protocols = proxy_protocols(rule.match for rule in requests)
+        return LookupResult(bool(requests), _once(rule.ref for rule in requests), tuple(requests), dns, protocols)
 
     def matching(self, identity: Identity, proto: int, port: int, also: tuple[Identity, ...] = ()) -> list[PolicyEntry]:
         """Return every entry whose key matches this port and peer."""
@@ -209,6 +237,21 @@ def _remake(
     made = PolicyMap({}, enforced=enforced, enforced_by=enforced_by)
     made.entries, made._masks, made.can_refuse = entries, masks, can_refuse
     return made
+
+
+def _needs_proxy(key: PolicyKey, entry: PolicyEntry) -> bool:
+    return bool(entry.l7) and key.proto in {TCP, 0} and bool(proxy_protocols(rule.match for rule in entry.l7))
+
+
+def _joined(keys: Iterable[PolicyKey]) -> tuple[tuple[int, int], ...]:
+    """Return the ranges of ports that the keys cover, without overlaps."""
+    ranges: list[tuple[int, int]] = []
+    for first, last in sorted({(key.port, key.last_port) for key in keys}):
+        if ranges and first <= ranges[-1][1] + 1:
+            ranges[-1] = ranges[-1][0], max(ranges[-1][1], last)
+        else:
+            ranges.append((first, last))
+    return tuple(ranges)
 
 
 def _mask(bits: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from struct import Struct
 
 from nfq_enforcer.core.verdict import DropReason, PacketError
 
-ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
+ICMP, IGMP, TCP, UDP, ICMPV6, SCTP = 1, 2, 6, 17, 58, 132
 HOP_BY_HOP, ROUTING, FRAGMENT, AH, DESTINATION_OPTIONS = 0, 43, 44, 51, 60
 IPV4_HEADER, IPV6_HEADER = 20, 40  # without options and extension headers
 
@@ -288,10 +288,11 @@ def _icmp(payload: bytes, version: int, proto: int, l4: int, end: int) -> _Trans
     if room < (8 if version == 4 else 4) or proto == _FOREIGN_ICMP[version]:
         raise PacketError(DropReason.INVALID_PACKET)
     icmp_type, icmp_code = payload[l4], payload[l4 + 1]
-    if icmp_type not in _ANSWERS[version]:
-        return payload[l4 : l4 + 2] + _NOT_A_QUERY, 0, icmp_type, icmp_code
-    if room < 8:
+    is_query = icmp_type in _ANSWERS[version]
+    if room < 8 and (is_query or icmp_type in _ERRORS[version]):
         raise PacketError(DropReason.INVALID_PACKET)
+    if not is_query:
+        return payload[l4 : l4 + 2] + _NOT_A_QUERY, 0, icmp_type, icmp_code
     return _query_key(payload[l4 + 4 : l4 + 6], icmp_type), 0, icmp_type, icmp_code
 
 

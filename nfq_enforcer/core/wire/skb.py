@@ -16,9 +16,17 @@ class SkbFlags(IntFlag):
     GSO = 1 << 1  # NFQA_SKB_GSO: the kernel cuts the packet into segments after the verdict
     FLOW_OPENER = 1 << 16  # by connmark: the kernel has offloaded the flow before, and its opener sent this packet
     FLOW_REPLIER = 1 << 17  # by connmark: the same, and its replier sent this packet
+    ASKS_SLOT = 1 << 18  # queued before routing: the only question is to which slot of the proxy it is redirected
+    PROXIED = 1 << 19  # on its way to the proxy, from a client, or from a server to which the proxy has connected
+    PROXY_LEG = 1 << 20  # sent by the proxy
 
 
 CHECKSUM_UNFINISHED: int = SkbFlags.CHECKSUM_UNFINISHED.value
 GSO: int = SkbFlags.GSO.value
 FLOW_OPENER: int = SkbFlags.FLOW_OPENER.value
 FLOW_REPLIER: int = SkbFlags.FLOW_REPLIER.value
+ASKS_SLOT: int = SkbFlags.ASKS_SLOT.value
+PROXIED: int = SkbFlags.PROXIED.value
+PROXY_LEG: int = SkbFlags.PROXY_LEG.value
+OF_PROXY = ASKS_SLOT | PROXIED | PROXY_LEG
+SLOT_SHIFT = 24  # the slot's number is above all flags

@@ -19,7 +19,7 @@ from functools import lru_cache
 from struct import Struct
 from typing import NamedTuple
 
-from nfq_enforcer.core.identity import Identity, travels
+from nfq_enforcer.core.identity import Identity, may_be_stamped
 from nfq_enforcer.core.verdict import DropReason, PacketError
 from nfq_enforcer.core.wire.packet import (
     DESTINATION_OPTIONS,
@@ -150,7 +150,7 @@ def _decode(option: bytes) -> Stamp:
     if flags & ~SIGNED or len(option) != (_BODY + _TAG if flags else _BODY):
         raise PacketError(DropReason.STAMP_MALFORMED)
     identity = int.from_bytes(option[4:8], "big")
-    if not travels(identity):
+    if not may_be_stamped(identity):
         raise PacketError(DropReason.STAMP_IDENTITY)
     return Stamp(Identity(identity), option[3], option[8:])
 
@@ -244,6 +244,9 @@ def _rebuild(payload: bytes, packet: Packet, stamp: bytes) -> bytes:
 def _ipv4_header(old: bytes, packet: Packet, stamp: bytes) -> bytearray:
     syntax = _SYNTAX[4]
     header = bytearray(_join_options(old[:IPV4_HEADER] + stamp, _others(old, IPV4_HEADER, syntax), syntax))
+    # The kernel drops a packet that a verdict makes shorter than its old header (nfqnl_mangle in nfnetlink_queue.c), so
+    # options that are stripped from a packet with less data leave padding behind: ends of the option list.
+    header += bytes(-(-max(2 * len(old) - packet.length - len(header), 0) // 4) * 4)
     length = packet.length + len(header) - len(old)
     if len(header) > _MAX_IPV4_HEADER or length > _MAX_LENGTH:
         raise PacketError(DropReason.STAMP_NO_ROOM)

@@ -12,23 +12,18 @@ Where an address is translated, a flow has the addresses that our hooks see: aft
 
 import errno
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
 from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, flow_key, has_ports, query_key
-from nfq_enforcer.dataplane.queue import netlink
-from nfq_enforcer.dataplane.queue.netlink import ATTRIBUTE, ERRNO, HEADER, MessageError
+from nfq_enforcer.dataplane.queue import netlink, requests
+from nfq_enforcer.dataplane.queue.netlink import ATTRIBUTE, HEADER, MessageError, attributes
+from nfq_enforcer.dataplane.queue.requests import ACK, FAMILY, REQUEST
 from nfq_enforcer.dataplane.rules import connmark
 
-_ERROR, _DONE = 2, 3  # NLMSG_ERROR, NLMSG_DONE
-_REQUEST, _ACK, _DUMP = 0x001, 0x004, 0x300  # NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP
 _NEW, _GET = 0x100, 0x101  # NFNL_SUBSYS_CTNETLINK: IPCTNL_MSG_CT_NEW, IPCTNL_MSG_CT_GET
-
-_FAMILY = bytes(4)  # of a request: any; struct nfgenmsg
-_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: an attribute's type without its flags
 
 _ORIGINAL, _REPLY, _STATUS, _PROTOCOL_INFO, _TIMEOUT, _MARK, _ZONE, _MARK_MASK = 1, 2, 3, 4, 7, 8, 18, 21  # ctattr_type
 _NESTED = 0x8000  # NLA_F_NESTED
@@ -47,8 +42,6 @@ _TCP_STATES = (
     *(FlowState.CLOSING, FlowState.CLOSING, FlowState.CLOSING, FlowState.CLOSING, FlowState.CLOSED, FlowState.NEW),
 )
 
-_RECEIVE_BYTES = 0x10000
-
 
 def dump_flows() -> Iterator[KernelFlow]:
     """Yield the flows in the table of this network namespace; raise OSError if the kernel refuses the dump.
@@ -64,60 +57,37 @@ def dump_flows() -> Iterator[KernelFlow]:
 
 
 def retire_marks() -> None:
-    """Replace each of our connmarks by one that no epoch ever has; raise OSError if the kernel refuses."""
-    with _open_socket() as connection:
+    """Replace each of our connmarks by one that no epoch ever has; raise OSError if the kernel refuses.
+
+    Malformed entries are skipped.
+    """
+    with requests.open_socket() as connection:
         for body in _dump():
-            change = retire_message(body)
+            change = None
+            with suppress(MessageError):
+                change = retire_message(body)
             if change is not None:
                 connection.send(change)
                 # NLM_F_ACK: the kernel replies to each change, so one receive follows each send.
-                error = netlink.read_errno(connection.recv(_RECEIVE_BYTES))
+                error = netlink.read_errno(connection.recv(requests.RECEIVE_BYTES))
                 if error not in (0, errno.ENOENT):  # ENOENT: the flow has expired meanwhile
                     raise OSError(error, os.strerror(error))
 
 
-def _open_socket() -> socket.socket:
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
-
-
 def _dump() -> Iterator[bytes]:
-    # A dump arrives as datagrams of many entries each, which the kernel writes as the socket is read; the table may
-    # change meanwhile. NLMSG_DONE ends it.
-    with _open_socket() as connection:
-        connection.send(dump_request())
-        while True:
-            for kind, body in split_messages(connection.recv(_RECEIVE_BYTES)):
-                if kind == _DONE:
-                    return
-                if kind == _NEW:
-                    yield body
-
-
-def dump_request() -> bytes:
-    """Return the message that requests the whole table."""
-    return HEADER.pack(HEADER.size + len(_FAMILY), _GET, _REQUEST | _DUMP, 0, 0) + _FAMILY
-
-
-def split_messages(received: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield type and body of each complete message of a datagram; raise OSError for an NLMSG_ERROR."""
-    offset = 0
-    while offset + HEADER.size <= len(received):
-        size, kind, *_ = HEADER.unpack_from(received, offset)
-        body = received[offset + HEADER.size : offset + size]
-        if size < HEADER.size or offset + size > len(received):
-            return
-        if kind == _ERROR and len(body) >= ERRNO.size:
-            (number,) = ERRNO.unpack_from(body)
-            raise OSError(-number, os.strerror(-number))
-        yield kind, body
-        offset += size + 3 & ~3
+    return (body for kind, body in requests.dump(_GET) if kind == _NEW)
 
 
 def retire_message(body: bytes) -> bytes | None:
-    """Return the message that retires the connmark of an entry; None if the entry has none of ours."""
-    entry = _attributes(body[len(_FAMILY) :])
+    """Return the message that retires the connmark of an entry; None if the entry has none of ours.
+
+    Raise MessageError for a malformed entry.
+    """
+    entry = attributes(body[FAMILY.size :])
     if not int.from_bytes(entry.get(_MARK, b""), "big") & connmark.MASK:
         return None
+    if _ORIGINAL not in entry:
+        raise MessageError("a required attribute of the entry is missing")
     change = {
         _ORIGINAL | _NESTED: entry[_ORIGINAL],
         _MARK: _four_bytes(connmark.RETIRED),
@@ -125,8 +95,8 @@ def retire_message(body: bytes) -> bytes | None:
     }
     if _ZONE in entry:
         change[_ZONE] = entry[_ZONE]
-    data = body[: len(_FAMILY)] + b"".join(netlink.attribute(kind, value) for kind, value in change.items())
-    return HEADER.pack(HEADER.size + len(data), _NEW, _REQUEST | _ACK, 0, 0) + data
+    data = body[: FAMILY.size] + b"".join(netlink.attribute(kind, value) for kind, value in change.items())
+    return HEADER.pack(HEADER.size + len(data), _NEW, REQUEST | ACK, 0, 0) + data
 
 
 def _four_bytes(number: int) -> bytes:
@@ -139,7 +109,7 @@ def read_flow(body: bytes) -> KernelFlow | None:
     Entries in a conntrack zone belong to another network, which may use the same addresses. ICMP messages other than
     queries have no flow.
     """
-    entry = _attributes(body[len(_FAMILY) :])
+    entry = attributes(body[FAMILY.size :])
     if _ZONE in entry:
         return None
     try:
@@ -151,9 +121,6 @@ def read_flow(body: bytes) -> KernelFlow | None:
     except (KeyError, IndexError):
         raise MessageError("a required attribute of the entry is missing") from None
     return None if key is None else KernelFlow(key, state, timeout)
-
-
-_Attributes = dict[int, bytes]
 
 
 class _Sender(NamedTuple):
@@ -172,8 +139,8 @@ def _sender(data: bytes) -> _Sender:
     offset = 16 + 2 * size  # of the protocol number
     if size and data[offset : offset + 4] == _NUMBER_START and data[offset + 8 : offset + 12] == _PORT_START:
         return _Sender(data[8 : 8 + size], data[offset + 4], data[offset + 12 : offset + 14])
-    parts = _attributes(data)
-    addresses, protocol = _attributes(parts[_ADDRESSES]), _attributes(parts[_PROTOCOL])
+    parts = attributes(data)
+    addresses, protocol = attributes(parts[_ADDRESSES]), attributes(parts[_PROTOCOL])
     address, proto = addresses.get(_IPV4_SOURCE) or addresses[_IPV6_SOURCE], protocol[_NUMBER][0]
     if proto in _QUERIES:
         identifier, icmp_type = _QUERIES[proto]
@@ -198,19 +165,8 @@ def _of_size(size: int, numbers: bytes) -> bytes:
     return numbers
 
 
-def _state(proto: int, entry: _Attributes) -> FlowState:
+def _state(proto: int, entry: dict[int, bytes]) -> FlowState:
     if proto == TCP and _PROTOCOL_INFO in entry:
-        info = _attributes(_attributes(entry[_PROTOCOL_INFO])[_TCP_INFO])
+        info = attributes(attributes(entry[_PROTOCOL_INFO])[_TCP_INFO])
         return _TCP_STATES[info[_TCP_STATE][0]]
     return FlowState.ESTABLISHED if entry[_STATUS][-1] & _SEEN_REPLY else FlowState.NEW
-
-
-def _attributes(data: bytes) -> _Attributes:
-    found, offset, end = {}, 0, len(data)
-    while offset + 4 <= end:
-        size, kind = ATTRIBUTE.unpack_from(data, offset)
-        if size < 4 or offset + size > end:
-            raise MessageError("an attribute is longer or shorter than it can be")
-        found[kind & _TYPE_MASK] = data[offset + 4 : offset + size]
-        offset += size + 3 & ~3
-    return found

@@ -11,12 +11,12 @@ import sys
 from functools import lru_cache
 from typing import NamedTuple
 
-from nfq_enforcer.dataplane.rules import connmark
+from nfq_enforcer.dataplane.rules import packet_mark
 
 NETLINK_NETFILTER = 12  # linux/netlink.h
 MAX_MESSAGE_BYTES = 0xFFFF + 512  # the longest payload, and all attributes that may precede it
 
-DROP, ACCEPT, QUEUE, _REPEAT = 0, 1, 3, 4  # NF_DROP, NF_ACCEPT, NF_QUEUE, NF_REPEAT (linux/netfilter.h)
+DROP, ACCEPT, QUEUE, REPEAT = 0, 1, 3, 4  # NF_DROP, NF_ACCEPT, NF_QUEUE, NF_REPEAT (linux/netfilter.h)
 _QUEUE_BYPASS = 0x8000  # NF_VERDICT_FLAG_QUEUE_BYPASS
 FAIL_OPEN, GSO = 1, 4  # NFQA_CFG_F_FAIL_OPEN, NFQA_CFG_F_GSO
 
@@ -28,6 +28,7 @@ _REQUEST, _ACK = 1, 4  # NLM_F_REQUEST, NLM_F_ACK
 HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
 ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length with this header, type
 ERRNO = struct.Struct("=i")
+_TYPE_MASK = 0x3FFF  # NLA_TYPE_MASK: an attribute's type without its flags
 _ATTRIBUTES = HEADER.size + 4  # offset of the first attribute, behind struct nfgenmsg: family, version, queue number
 _NUMBER = struct.Struct("!I")
 
@@ -41,22 +42,24 @@ _BIND, _COPY_PACKET = 1, 2  # NFQNL_CFG_CMD_BIND, NFQNL_COPY_PACKET
 
 # Offsets in a packet message, whose first attribute is always NFQA_PACKET_HDR: packet id, protocol, hook.
 QUEUE_FIELD = slice(18, 20)  # the queue number, encoded as by ``queue_number``
-_TYPE, _ID = slice(4, 6), slice(24, 28)
+_TYPE, _FIRST, _ID = slice(4, 6), slice(_ATTRIBUTES, _ATTRIBUTES + ATTRIBUTE.size), slice(24, 28)
 _PROTOCOL, _HOOK, _SECOND_ATTRIBUTE = 28, 30, 32
 # offset of the low byte of an attribute's type: all types of NFQA are below 256, so one byte is enough to compare
 _LOW_BYTE = ATTRIBUTE.size - 2 if sys.byteorder == "little" else ATTRIBUTE.size - 1
 _PACKET_TYPE, _ERROR_TYPE = struct.pack("=H", _PACKET), struct.pack("=H", _ERROR)
-MAX_PATHS = 4096  # cached; a path is a combination of interfaces, mark and neighbour's hardware address
+_PACKET_HEADER_START = ATTRIBUTE.pack(ATTRIBUTE.size + 7, _PACKET_HEADER)  # id, protocol and hook, without padding
+MAX_PATHS = 1024  # cached for one socket; a path is a combination of interfaces, mark and neighbour's hardware address
 
 
 class MessageError(Exception):
     """Bytes that are not a well-formed message of the kernel."""
 
 
-class Repeat(NamedTuple):
-    """Repeat: the verdict NF_REPEAT, by which a packet traverses the rules of its hook once more."""
+class Marked(NamedTuple):
+    """Marked: a verdict that sets the packet mark first."""
 
-    mark: int  # the packet mark that the verdict sets first
+    verdict: int  # ACCEPT; or REPEAT, by which a packet traverses the rules of its hook once more
+    mark: int
 
 
 class PacketReader:
@@ -80,9 +83,11 @@ class PacketReader:
     def read(self, message: bytes) -> tuple[bytes, int, int, int, bytes]:
         """Return packet id, interfaces (in, out; 0: none), ``skb`` flags and payload; raise MessageError if malformed.
 
-        The flags are those of NFQA_SKB_INFO and those of the packet mark (``connmark.sender_flag``). The port of a
+        The flags are those of NFQA_SKB_INFO and those of the packet mark (``packet_mark.skb_flags``). The port of a
         bridge takes precedence over the bridge. The payload is the last attribute and ends the message.
         """
+        if message[_TYPE] != _PACKET_TYPE or message[_FIRST] != _PACKET_HEADER_START:
+            raise MessageError("not the message of a packet")
         try:
             cached = self._paths.get(message[_PROTOCOL : self._path_ends[message[_HOOK]]])
             indev, outdev, skb, offset = cached or self._decode_path(message)
@@ -100,18 +105,17 @@ class PacketReader:
 
     def _decode_path(self, message: bytes) -> tuple[int, int, int, int]:
         """Decode and cache a path: interfaces, flags of the packet mark, offset of the attribute behind the path."""
-        if message[_TYPE] != _PACKET_TYPE or ATTRIBUTE.unpack_from(message, _ATTRIBUTES)[1] != _PACKET_HEADER:
-            raise MessageError("not the message of a packet")
         end, values = _SECOND_ATTRIBUTE, dict.fromkeys(_PATH_ATTRIBUTES, 0)
-        offset, (size, kind) = _SECOND_ATTRIBUTE, ATTRIBUTE.unpack_from(message, _SECOND_ATTRIBUTE)
-        while kind != _PAYLOAD:
+        offset = _SECOND_ATTRIBUTE
+        while message[offset + _LOW_BYTE] != _PAYLOAD:
+            size, kind = ATTRIBUTE.unpack_from(message, offset)
             following = _next_attribute(offset, size)
             if kind in _PATH_ATTRIBUTES:
                 (values[kind],) = _NUMBER.unpack_from(message, offset + 4)
                 end = following
-            offset, (size, kind) = following, ATTRIBUTE.unpack_from(message, following)
+            offset = following
         interfaces = values[_PHYSINDEV] or values[_INDEV], values[_PHYSOUTDEV] or values[_OUTDEV]
-        path = *interfaces, connmark.sender_flag(values[_MARK]), end
+        path = *interfaces, packet_mark.skb_flags(values[_MARK]), end
         if len(self._paths) >= MAX_PATHS:
             self._paths.clear()
         self._path_ends[message[_HOOK]] = end
@@ -132,9 +136,10 @@ class VerdictBatch:
         self.accepted: dict[bytes, bytes] = {}  # queue: id of the last packet accepted unchanged; the caller writes it
         self.size = 0  # bytes of the messages so far
         self._messages: list[bytes] = []
+        self._held: set[tuple[bytes, bytes]] = set()  # queue and id of packets that stay parked
         self._prefixes: dict[bytes, bytes] = {}  # queue: its batch verdict without the packet id
 
-    def add(self, queue: bytes, packet_id: bytes, result: int | Repeat | bytes) -> None:
+    def add(self, queue: bytes, packet_id: bytes, result: int | Marked | bytes) -> None:
         """Add the verdict for a packet, or the bytes with which it is accepted."""
         previous = self.accepted.pop(queue, None)
         messages = [] if previous is None else [self._accept_up_to(queue, previous)]
@@ -144,6 +149,23 @@ class VerdictBatch:
             messages.append(verdict(queue, packet_id, result))
         self._messages += messages
         self.size += sum(map(len, messages))
+
+    def hold(self, queue: bytes, packet_id: bytes) -> None:
+        """Leave a packet parked: while any is, no batch verdict may accept the packets of a queue up to an id."""
+        if not self._held:
+            single = _SinglyAccepted(self)
+            single.update(self.accepted)  # packets before this one
+            self.accepted = single
+        self._held.add((queue, packet_id))
+
+    def settle(self, queue: bytes, packet_id: bytes, result: int | Marked | bytes) -> list[bytes]:
+        """Return the messages with the verdict for a packet that was left parked; call it between batches only."""
+        self._held.discard((queue, packet_id))
+        if not self._held:
+            self.accepted = {}
+        if isinstance(result, bytes):
+            return list(accept_modified(queue, packet_id, result))
+        return [verdict(queue, packet_id, result)]
 
     def take(self) -> list[bytes]:
         """Return all messages, in parts, and empty the batch."""
@@ -159,6 +181,17 @@ class VerdictBatch:
         if prefix is None:
             self._prefixes[queue] = prefix = accept_up_to(queue, b"")
         return prefix + packet_id
+
+
+class _SinglyAccepted(dict[bytes, bytes]):
+    """Accepted packets of a batch while another packet stays parked: each gets a verdict of its own."""
+
+    def __init__(self, batch: VerdictBatch) -> None:
+        super().__init__()
+        self._batch = batch
+
+    def __setitem__(self, queue: bytes, packet_id: bytes) -> None:
+        self._batch.add(queue, packet_id, ACCEPT)
 
 
 def read_errno(message: bytes) -> int:
@@ -189,18 +222,18 @@ def read_mark(message: bytes) -> int:
     return 0
 
 
-def verdict(queue: bytes, packet_id: bytes, value: int | Repeat) -> bytes:
-    """Return the message with the verdict for one packet: DROP, ACCEPT, ``requeue(number)`` or Repeat."""
+def verdict(queue: bytes, packet_id: bytes, value: int | Marked) -> bytes:
+    """Return the message with the verdict for one packet: DROP, ACCEPT, ``requeue(number)`` or Marked."""
     prefix, suffix = _verdict_parts(queue, value)
     return prefix + packet_id + suffix
 
 
 @lru_cache(maxsize=256)
-def _verdict_parts(queue: bytes, value: int | Repeat) -> tuple[bytes, bytes]:
+def _verdict_parts(queue: bytes, value: int | Marked) -> tuple[bytes, bytes]:
     """Return the bytes of a verdict message before and behind the packet id."""
-    number, suffix = (
-        (_REPEAT, attribute(_MARK, _NUMBER.pack(value.mark))) if isinstance(value, Repeat) else (value, b"")
-    )
+    number, suffix = value, b""
+    if isinstance(value, Marked):
+        number, suffix = value.verdict, attribute(_MARK, _NUMBER.pack(value.mark))
     header = attribute(_VERDICT_HEADER, _NUMBER.pack(number) + bytes(4))
     message = _message(_VERDICT, queue, header + suffix)
     offset = len(message) - len(suffix)
@@ -239,6 +272,11 @@ def bind(queue: bytes, max_length: int, flags: int) -> bytes:
     return _message(_CONFIG, queue, b"".join(attributes), flags=_REQUEST | _ACK)
 
 
+def set_max_length(queue: bytes, max_length: int) -> bytes:
+    """Return the message that sets the maximum length of a bound queue; packets that already wait stay."""
+    return _message(_CONFIG, queue, attribute(_QUEUE_MAXLEN, _NUMBER.pack(max_length)))
+
+
 def set_copy_range(queue: bytes, copy_range: int) -> bytes:
     """Return the message that sets how many bytes of a packet a queue copies; before it a queue drops all packets."""
     return _message(_CONFIG, queue, attribute(_PARAMETERS, struct.pack("!IB", copy_range, _COPY_PACKET)))
@@ -253,6 +291,18 @@ def _message(kind: int, queue: bytes, attributes: bytes, *, flags: int = _REQUES
 def attribute(kind: int, data: bytes) -> bytes:
     """Return an attribute, padded to four bytes."""
     return ATTRIBUTE.pack(ATTRIBUTE.size + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def attributes(data: bytes) -> dict[int, bytes]:
+    """Return the attributes by type, without its flags; raise MessageError for malformed ones."""
+    found, offset, end = {}, 0, len(data)
+    while offset + 4 <= end:
+        size, kind = ATTRIBUTE.unpack_from(data, offset)
+        if size < 4 or offset + size > end:
+            raise MessageError("an attribute is longer or shorter than it can be")
+        found[kind & _TYPE_MASK] = data[offset + 4 : offset + size]
+        offset += size + 3 & ~3
+    return found
 
 
 def _next_attribute(offset: int, size: int) -> int:

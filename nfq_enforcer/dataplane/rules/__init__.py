@@ -1,1 +1,1 @@
-"""iptables rules and ipsets: rendering, installation, connection marks."""
+"""Rules of iptables and a table of nftables: rendering, installation, packet marks and connection marks."""

@@ -1,16 +1,15 @@
-"""Comparison of the kernel's rules and sets with those of the ruleset: names each difference. Pure.
+"""Comparison of the kernel's rules with those of the ruleset: names each difference. Pure.
 
 The wanted state is the text of ``ruleset.render``, the other one the text of ``iptables-save``; ``ruleset`` writes its
 rules in the form of iptables-save, so equal rules are equal text. If a version of iptables writes them in another form,
 ``learn`` records that form, read directly after a change of ours.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from ipaddress import ip_address
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 from nfq_enforcer.dataplane.rules import ruleset
-from nfq_enforcer.dataplane.rules.base_chain import can_accept, place_jump, target
+from nfq_enforcer.dataplane.rules.base_chain import must_follow, place_jump, target
 
 ChainName = tuple[str, str]  # table and chain
 Chains = Mapping[ChainName, Sequence[str]]  # the rules of each chain, without ``-A CHAIN``
@@ -21,7 +20,7 @@ _SHOWN = 4  # faults of one place in a description
 class Fault(NamedTuple):
     """Fault: a difference between the kernel and the ruleset."""
 
-    place: str  # family and table, or set
+    place: str  # family and table
     text: str
 
 
@@ -47,7 +46,8 @@ def rule_faults(family: str, saved: Chains, wanted: Chains, forms: Mapping[str, 
     """Yield the differences, in jumps first; ``forms`` has the other forms of rules (see ``learn``)."""
     for (table, chain), rules in sorted(wanted.items(), key=lambda item: item[0][1] not in ruleset.HOOKS[item[0][0]]):
         if chain in ruleset.HOOKS[table]:
-            found = (fault for rule in rules if (fault := _jump_fault(chain, rule, saved.get((table, chain), ()))))
+            others, first = saved.get((table, chain), ()), ruleset.FIRST[table]
+            found = (fault for rule in rules if (fault := _jump_fault(chain, rule, others, first=first)))
             yield from (Fault(f"{family} {table}", text) for text in found)
         elif (actual := saved.get((table, chain))) is None:
             yield Fault(f"{family} {table}", f"chain {chain} is missing")
@@ -55,24 +55,28 @@ def rule_faults(family: str, saved: Chains, wanted: Chains, forms: Mapping[str, 
             yield Fault(f"{family} {table}", f"chain {chain} {difference}")
 
 
-def _jump_fault(base: str, jump: str, rules: Sequence[str]) -> str | None:
+def _jump_fault(base: str, jump: str, rules: Sequence[str], *, first: bool) -> str | None:
     chain = target(jump) or ""
-    if not place_jump(base, chain, rules, first=False):
+    if not place_jump(base, chain, rules, first=first):
         return None
     if jump not in rules:
         return f"jump from {base} to {chain} is missing"
-    return f"jump from {base} to {chain} comes after '{next(filter(can_accept, rules))}'"
+    return f"jump from {base} to {chain} comes after '{must_follow(rules, chain, first=first)}'"
 
 
 def _chain_difference(actual: Sequence[str], wanted: Sequence[str]) -> str | None:
     if list(actual) == list(wanted):
         return None
-    missing, foreign = len(set(wanted) - set(actual)), len(set(actual) - set(wanted))
-    counts = (
-        f"lacks {missing} of {len(wanted)} rules" if missing else "",
-        f"has {foreign} other rules" * bool(foreign),
+    return (
+        count_difference(set(actual), set(wanted), "rules", "other rules") or "has its rules in another order or twice"
     )
-    return " and ".join(filter(None, counts)) or "has its rules in another order or twice"
+
+
+def count_difference(actual: Set[Any], wanted: Set[Any], noun: str, others: str) -> str:
+    """Return the number of missing and of foreign elements in words, for elements with these names."""
+    missing, foreign = len(wanted - actual), len(actual - wanted)
+    counts = (f"lacks {missing} of {len(wanted)} {noun}" * bool(missing), f"has {foreign} {others}" * bool(foreign))
+    return " and ".join(filter(None, counts))
 
 
 def learn(saved: Chains, wanted: Chains) -> dict[str, str]:
@@ -86,25 +90,6 @@ def learn(saved: Chains, wanted: Chains) -> dict[str, str]:
         if chain not in ruleset.HOOKS[table] and list(map(target, actual)) == list(map(target, rules)):
             forms |= {ours: theirs for ours, theirs in zip(rules, actual, strict=True) if ours != theirs}
     return forms
-
-
-def set_fault(name: str, kind: str, saved: str | None, members: Iterable[str]) -> Fault | None:
-    """Return the difference between a set, as ``ipset save`` writes it, and its wanted type and members."""
-    if saved is None:
-        return Fault(f"set {name}", "is missing")
-    lines = [line.split(" ", 3) for line in saved.splitlines()]
-    if not any(words[:3] == ["create", name, kind] for words in lines):
-        return Fault(f"set {name}", "has another type")
-    actual = {_canonical(words[2]) for words in lines if words[:2] == ["add", name]}
-    wanted = set(map(_canonical, members))
-    missing, foreign = len(wanted - actual), len(actual - wanted)
-    counts = (f"lacks {missing} of {len(wanted)} members" * bool(missing), f"has {foreign} others" * bool(foreign))
-    return Fault(f"set {name}", " and ".join(filter(None, counts))) if missing or foreign else None
-
-
-def _canonical(member: str) -> str:
-    address, *rest = member.split(",", 1)
-    return ",".join((str(ip_address(address)), *rest))
 
 
 def describe(faults: Iterable[Fault]) -> str:

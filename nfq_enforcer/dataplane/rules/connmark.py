@@ -6,28 +6,29 @@ evaluated again, one rule is replaced by one with the next epoch. From then on n
 over the flows.
 
 Only a rule can set a connmark, so a verdict requests one: the packet traverses the rules again (NF_REPEAT) with a
-request in its packet mark (the bits of ``PACKET_MASK``), which a rule clears. The request holds the last bit of the
-epoch by which its worker decides. When the rule is replaced first and the workers receive their snapshot afterwards, a
-worker is one epoch behind, and a flow whose mark it requests meanwhile gets RETIRED, a mark that no epoch ever has.
-While a worker is further behind, no epoch is in force.
+request in its packet mark (the bits of ``packet_mark.MASK``). The request holds the last bit of the epoch by which its
+worker decides. When the rule is replaced first and the workers receive their snapshot afterwards, a worker is one epoch
+behind, and a flow whose mark it requests meanwhile gets RETIRED, a mark that no epoch ever has. While a worker is
+further behind, no epoch is in force. While the rule cannot be replaced, workers are an odd number of epochs ahead.
 
-The same bits of the packet mark carry information to the worker: that the flow of a queued packet has a mark of
-another epoch, and which end of the flow sent the packet.
+Before the verdict, the same bits of the packet mark tell the worker which end of a flow with a mark of another epoch
+sent the packet (see ``packet_mark``).
 """
 
 from nfq_enforcer.core.verdict import Verdict
-from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
+from nfq_enforcer.dataplane.rules import packet_mark
+from nfq_enforcer.dataplane.rules.packet_mark import REQUEST
 
-MASK = 0xFFFFFF00  # of a connmark, from the top: 23 bits of the epoch, one bit of extent; the low 8 bits are others'
-_EPOCH_SHIFT, _WHOLE_FLOW = 9, 1 << 8
+MASK = 0x1FFFFF00  # of a connmark, from the top: 20 bits of the epoch, one bit of extent; the low 8 bits are others'
+_EPOCH_BITS, _EPOCH_SHIFT, _WHOLE_FLOW = 20, 9, 1 << 8
 RETIRED = 1 << _EPOCH_SHIFT  # never in force: requested in an earlier epoch, or left from before epochs repeated
-_FIRST, _EPOCHS = 2, (1 << 23) - 2
+_FIRST, _EPOCHS = 2, (1 << _EPOCH_BITS) - 2
 
-PACKET_MASK = 0x70000000  # of a packet mark
-REQUEST = 0x40000000  # set by a verdict; with it:
-_REQUEST_WHOLE_FLOW, _REQUEST_ODD_EPOCH = 0x20000000, 0x10000000
-FROM_OPENER, FROM_REPLIER = 0x10000000, 0x20000000  # set by a rule, without REQUEST
-_SENDER_FLAGS = {FROM_OPENER: FLOW_OPENER, FROM_REPLIER: FLOW_REPLIER}
+# Bits of a connmark that no verdict changes (see ``redirect_rules``).
+REDIRECTED = 0x40000000  # the connection of a client, redirected to the proxy
+FROM_PROXY = 0x80000000  # a connection of the proxy, to a server
+
+_REQUEST_WHOLE_FLOW, _REQUEST_ODD_EPOCH = 0x20000000, 0x10000000  # with REQUEST
 
 
 def opener_mark(epoch: int) -> int:
@@ -52,10 +53,5 @@ def request(verdict: Verdict, epoch: int) -> int:
 
 
 def add_request(mark: int, verdict: Verdict, epoch: int) -> int:
-    """Return the packet mark with a request; bits outside PACKET_MASK stay."""
-    return mark & ~PACKET_MASK | request(verdict, epoch)
-
-
-def sender_flag(mark: int) -> int:
-    """Return the flag of ``core.wire.skb`` for the end of the flow that sent the packet, 0 if no rule has set it."""
-    return _SENDER_FLAGS.get(mark & PACKET_MASK, 0)
+    """Return the packet mark with a request; bits of others stay."""
+    return mark & ~packet_mark.MASK | request(verdict, epoch)

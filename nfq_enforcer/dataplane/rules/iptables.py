@@ -1,34 +1,59 @@
-"""Installation, update, check and removal of the rules in the kernel, with iptables and ipset.
+"""Installation, update, check and removal of the rules in the kernel, with iptables and nft.
 
 Other programs change the kernel's rules, too: a firewall service that restarts removes all of ours. So ``Rules`` keeps
 the wanted state, ``check`` compares the kernel with it, and ``repair`` restores it
 (docs/decisions/0011-rules-guard.md).
 """
 
-import ipaddress
+import logging
 import os
 import re
 import shutil
-import subprocess
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+from nfq_enforcer.core.tables.ipcache import Ipcache
+from nfq_enforcer.core.tables.prefixes import Network
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue import ctnetlink
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
-from nfq_enforcer.dataplane.rules import comparison, kernel_watch, ruleset
+from nfq_enforcer.dataplane.rules import (
+    address_marks,
+    address_sets,
+    bridge_ports,
+    comparison,
+    filter_table,
+    kernel_table,
+    kernel_watch,
+    policy_routing,
+    redirect_rules,
+    ruleset,
+    source_filter,
+)
+from nfq_enforcer.dataplane.rules.address_marks import LEGACY, NFT, Service
+from nfq_enforcer.dataplane.rules.base_chain import target
+from nfq_enforcer.dataplane.rules.commands import run as _run
 from nfq_enforcer.dataplane.rules.comparison import ChainName, Chains, Fault, parse_chains
+from nfq_enforcer.dataplane.rules.filter_table import Chain, Content, Members
+from nfq_enforcer.dataplane.rules.kernel_table import KernelTable
 from nfq_enforcer.dataplane.rules.offload_rules import PER_PACKET, OffloadRules, PerFlowRules, offload_rules
-from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6, AddressFamily, Ruleset, Service
+from nfq_enforcer.dataplane.rules.opening_rules import QUEUED, Budgets
+from nfq_enforcer.dataplane.rules.redirect_rules import ProxyRules
+from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6, AddressFamily, Ruleset
 from nfq_enforcer.errors import NfqError
 
+_log = logging.getLogger(__name__)
 _IPV6_OFF = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
 _LOCK_SECONDS = "5"
-_TIMEOUT = 60.0  # s; of one command
-_SETS = ("nfqe-local", "nfqe-store")
-# a line of ``iptables-save -c`` with its packet counter, for each rule with the target NFQUEUE
-_QUEUED = re.compile(rf"^\[(\d+):\d+\] -A (?:{ruleset.QUEUE}|{ruleset.ERRORS}) .*-j NFQUEUE ", re.MULTILINE)
+_UNSUPPORTED = "Operation not supported"  # nft, about a family that the kernel does not have
+_ROUTING = "routing of IPv{}"  # place of a fault
+_COUNTING = 1.0  # s, that a count waits for a change of rules
+_TOOLS = {"iptables": "iptables", "ip6tables": "iptables", "nft": "nftables"}  # command: its package
+# a line of ``iptables-save -c`` with its packet counter, for each rule that queues a packet, or drops it unqueued
+_COUNTED = re.compile(rf"^\[(\d+):\d+\] -A (?:{'|'.join(QUEUED)}) .*-j (NFQUEUE|DROP)\b", re.MULTILINE)
 
 
 def families() -> tuple[AddressFamily, ...]:
@@ -44,51 +69,88 @@ def check() -> None:
     """Raise NfqError with the reason if this process or host cannot install rules."""
     if os.geteuid() != 0:
         raise NfqError("this needs root: it changes iptables rules and binds a queue; run it with sudo")
-    missing = [tool for tool in ("iptables", "ip6tables", "ipset") if shutil.which(tool) is None]
+    missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
-        raise NfqError(f"{' and '.join(missing)} not found in PATH: install the packages iptables and ipset")
+        packages = sorted({_TOOLS[tool] for tool in missing})
+        noun = "package" if len(packages) == 1 else "packages"
+        raise NfqError(f"{' and '.join(missing)} not found in PATH: install the {noun} {' and '.join(packages)}")
+
+
+class RuleCounts(NamedTuple):
+    """Rule counts: packets by the rules that decide about their queue."""
+
+    queued: int
+    rate_limited: int  # dropped, because excess openings exceeded their limit
 
 
 class Rules:
-    """Rules: our iptables rules and ipsets on this host.
+    """Rules: our rules of iptables and our table of nftables on this host.
 
     Threads may share an object. Each change of the kernel and of the wanted state is one step for ``check``, which so
     never sees a change of ours half done.
     """
 
     def __init__(
-        self, families: tuple[AddressFamily, ...], *, fail_open: bool, cluster_mtus: Mapping[str, int]
+        self,
+        families: tuple[AddressFamily, ...],
+        *,
+        fail_open: bool,
+        cluster_mtus: Mapping[str, int],
+        budgets: Budgets | None = None,
+        proxy: ProxyRules | None = None,
     ) -> None:
-        """Keep the parameters (see ``Ruleset`` for ``fail_open`` and ``cluster_mtus``); change nothing yet."""
+        """Keep the parameters (see ``Ruleset``); change nothing yet.
+
+        With ``proxy``, connections with HTTP rules are redirected, as soon as ``set_proxied`` says so.
+        """
         self._families = families
         self._fail_open = fail_open
         self._cluster_mtus = cluster_mtus
-        self._addresses: dict[AddressFamily, frozenset[str]] = {}
-        self._interfaces: frozenset[str] | None = None
-        self._exempt_services: frozenset[Service] = frozenset()
+        self._budgets = budgets
+        self._proxy = proxy
+        self._proxied = False
+        self._targets: Members = redirect_rules.NO_TARGETS  # of the last snapshot
+        self._bridge_ports: Members = {redirect_rules.PORTS: frozenset()}  # as last read
+        self._br_netfilter = False  # it was loaded, as of the last read
+        self._bridged = False  # and it has its hooks here
+        self._store: Members = address_marks.store(())
+        self.remote_networks: frozenset[Network] = frozenset()
         self._queues: Sequence[QueueNumbers] | None = None  # None: the rules are not installed
         self._offload: OffloadRules = PER_PACKET
         self._removed = False  # for good: a change that is still under way must not create anything again
         self._lock = threading.RLock()
-        self._announced = False  # nf_tables announces changes of the rules: both iptables commands use it
+        self._security: set[int] = set()  # priorities of table security; empty: not known yet
         self._intact_generation: int | None = None  # of nf_tables, at which the rules were found intact
-        self._intact_sets: dict[str, bytes | None] = {}  # set: digest of its content, which was found intact
         self._forms: dict[AddressFamily, dict[str, str]] = {}  # see ``comparison.learn``
         self.only_exempt = False  # only the exemption of the store is installed
+        self._table = KernelTable()
+        self._bridge = KernelTable()  # of family bridge; not installed if the kernel does not have the family
+        self._coming: tuple[Snapshot, Members] | None = None  # of the last ``release_addresses``, until ``update``
+
+    @property
+    def _in_force(self) -> bool:
+        """Return whether the rules are installed, and not removed yet."""
+        return self._queues is not None and not self._removed
 
     def exempt(self, services: Iterable[Service]) -> None:
         """Exempt connections from the host itself to these services of the store, and to no others, from policy.
 
-        Call it before the host connects to them, so also before ``install``; see ``ruleset.render_exemption``.
+        Call it before the host connects to them, so also before ``install``. The table marks packets then, and no rule
+        queues one. But its conntrack matches make the kernel track connections, so that one that the host opens now has
+        its direction recorded when the rules follow.
         """
         with self._lock:
-            self._exempt_services = frozenset(services)
-            for family in self._families:
-                self._replace_store_set(family)
-                # Without any jump of ours, neither an earlier ``install`` nor an earlier agent has left rules.
-                if self._queues is None and not _hooked(_read(family)):
-                    self.only_exempt = True
-                    _restore(family, ruleset.render_exemption(family))
+            self._store = address_marks.store(services)
+            if self._removed:
+                return
+            if self._table.installed:
+                self._table.change(self._store)
+                return
+            wanted = self._content(Snapshot(0, {}, Ipcache({})))
+            # Without any jump of ours, neither an earlier ``install`` nor an earlier agent has left rules.
+            self.only_exempt = not any(_hooked(_read(family)) for family in self._families)
+            if self.only_exempt or not self._table.adopt(address_marks.STORE, wanted):
+                self._table.install(wanted)
 
     def install(self, snapshot: Snapshot, queues: Sequence[QueueNumbers]) -> None:
         """Install all rules and sets in place of any of ours; raise NfqError if the kernel refuses.
@@ -99,26 +161,98 @@ class Rules:
         rules of ours has none, and a host that had some keeps them: a host that was closed stays closed.
         """
         with self._lock:
+            if self._proxy is not None:
+                self._read_bridges(first=True)
             offload = offload_rules(snapshot.epoch)
-            rules = Ruleset(queues, self._fail_open, self._cluster_mtus, offload)
+            rules = self._ruleset(queues, offload)
             chains = {family: _read(family) for family in self._families}
             try:
-                # The sets come first, because the rules refer to them.
                 if offload.uses_marks:
                     self._retire_marks()
+                if not self._bridged:
+                    kernel_table.discard_chain(redirect_rules.BRIDGED)
+                wanted = self._redirecting(self._content(snapshot), snapshot, queues)
+                self._table.install(wanted)  # first: the rules match the marks of its chains
+                self._route()
+                self._install_bridge(wanted.members)
+                address_sets.install(wanted.members)
                 for family in self._families:
-                    self._replace_store_set(family)
-                    self._replace_local_set(family, _addresses(snapshot, family))
-                    _restore(family, ruleset.render(rules, family, snapshot.endpoint_interfaces, chains[family]))
+                    _restore(family, ruleset.render(rules, family, chains[family]))
+                    _remove_stale(family, chains[family])
             except NfqError:
                 if self.only_exempt or not any(map(_hooked, chains.values())):
                     remove()
                 raise
-            self._queues, self._offload = queues, offload
-            self._interfaces, self.only_exempt = snapshot.endpoint_interfaces, False
-            self._announced = all("nf_tables" in _run([family.command, "--version"]) for family in self._families)
+            self._queues, self._offload, self.only_exempt = queues, offload, False
             for family in self._families:
                 self._learn_forms(family)
+
+    def set_remote_networks(self, networks: frozenset[Network]) -> None:
+        """Set the networks that have endpoints of other nodes; before ``install``, nothing changes in the kernel."""
+        with self._lock:
+            self.remote_networks = networks
+            if self._in_force:
+                self._table.change(address_marks.remote(networks))
+
+    def set_proxied(self, proxied: bool) -> None:
+        """Begin or end the redirection of new connections, when the proxy has started or is gone."""
+        with self._lock:
+            self._proxied = proxied
+            if self._in_force:
+                self._table.change(self._redirected)
+
+    def follow_bridges(self) -> None:
+        """Bring the redirection to the present ports of bridges, and to a br_netfilter that was loaded meanwhile.
+
+        Before ``install``, and without a proxy, it does nothing. Raise NfqError if the kernel refuses.
+        """
+        with self._lock:
+            if self._in_force and self._proxy is not None:
+                bridged = self._bridged
+                self._read_bridges()
+                self._bridge.change(self._bridge_ports)
+                if self._bridged != bridged:
+                    self._table.change_base_chain(
+                        redirect_rules.BRIDGED, self._bridged_chains.get(redirect_rules.BRIDGED)
+                    )
+
+    def _read_bridges(self, *, first: bool = False) -> None:
+        """Read the state of bridges, and from it whether br_netfilter has its hooks here.
+
+        On a host with a bridge it registers them an instant after its directory appears, so the second read with it
+        counts. They stay as long as the module, also when the last bridge has gone.
+        """
+        try:
+            found = bridge_ports.read()
+        except OSError as error:
+            raise NfqError(f"the ports of bridges cannot be read: {error.strerror}") from error
+        self._bridge_ports = {redirect_rules.PORTS: found.ports}
+        settled = found.loaded and (first or self._br_netfilter)
+        self._bridged = settled and (self._bridged or bool(found.ports))
+        self._br_netfilter = found.loaded
+
+    @property
+    def _bridged_chains(self) -> dict[str, Chain]:
+        """Return the chain that must not be made before br_netfilter has its hooks."""
+        return {redirect_rules.BRIDGED: redirect_rules.bridged_chain()} if self._bridged else {}
+
+    @property
+    def _redirected(self) -> Members:
+        """Return the members of the sets of connections that are redirected; without a proxy no set exists."""
+        if self._proxy is None:
+            return {}
+        return self._targets if self._proxied else redirect_rules.NO_TARGETS
+
+    def _route(self) -> None:
+        """Add the routing rules of redirected connections, or remove those of an earlier agent."""
+        if self._proxy is not None:
+            policy_routing.restore(self._versions)
+        else:
+            policy_routing.remove()
+
+    @property
+    def _versions(self) -> list[int]:
+        return [family.version for family in self._families]
 
     def set_epoch(self, epoch: int | None) -> None:
         """Put an epoch in force: at once, only connmarks of this epoch offload flows; with None no connmark does."""
@@ -141,64 +275,75 @@ class Rules:
 
     def _restore_epoch(self, per_flow: PerFlowRules) -> None:
         for family in self._families:
-            _restore(family, ruleset.render_epoch(per_flow))
+            _restore(family, ruleset.render_epoch(per_flow, family))
 
     def release_addresses(self, snapshot: Snapshot) -> None:
-        """Remove the addresses that the snapshot no longer has from the sets, before workers use the snapshot."""
+        """Remove the addresses that the snapshot no longer has from the sets, before workers use the snapshot.
+
+        The source filter receives the snapshot's addresses, so that it checks new interfaces no later than the workers.
+        """
         with self._lock:
-            for family in () if self._removed else self._families:
-                current = self._addresses.get(family, frozenset())
-                remaining = current & _addresses(snapshot, family)
-                if remaining != current:
-                    self._replace_local_set(family, remaining)
+            if self._in_force:
+                self._targets = redirect_rules.targets(snapshot)
+                self._coming = snapshot, _members(snapshot)
+                self._change({**_transition(self._table.members, self._coming[1]), **self._redirected})
 
     def update(self, snapshot: Snapshot) -> None:
-        """Update the sets and the interface rules to the snapshot's endpoints; leave unchanged ones untouched."""
+        """Set the members of the sets to the snapshot's endpoints."""
         with self._lock:
-            if self._removed:
-                return
-            for family in self._families:
-                addresses = _addresses(snapshot, family)
-                if addresses != self._addresses.get(family):
-                    self._replace_local_set(family, addresses)
-                if snapshot.endpoint_interfaces != self._interfaces:
-                    _restore(family, ruleset.render_sources(snapshot.endpoint_interfaces))
-            self._interfaces = snapshot.endpoint_interfaces
-            self._refresh_forms()
+            if self._in_force:
+                of, coming = self._coming or (None, {})
+                self._coming = None
+                if of is not snapshot:
+                    self._targets, coming = redirect_rules.targets(snapshot), _members(snapshot)
+                self._change({**coming, **self._redirected})
+
+    def _change(self, members: Members) -> None:
+        before = self._table.members
+        self._bridge.change(_of_bridge(members))
+        self._table.change(members)
+        address_sets.change(before, self._table.members)
 
     def check(self) -> list[Fault]:
         """Return the differences between the kernel and the installed rules and sets; raise NfqError if unreadable.
 
-        Rules are read only if nf_tables has changed since they were intact, and a set only if its content has.
+        They are read only if nf_tables has changed since they were intact; without announcements, the rules are read
+        each time.
         """
         with self._lock:
-            if self._queues is None or self._removed:
+            if not self._in_force:
                 return []
-            generation = kernel_watch.generation() if self._announced else None
+            generation = kernel_watch.generation()
+            changed = generation is None or generation != self._intact_generation
             faults: list[Fault] = []
-            if generation is None or generation != self._intact_generation:
+            if changed or LEGACY in self._security:  # nf_tables announces no change of theirs
                 for family in self._families:
                     faults += self._rule_faults(family, _read(family))
-                self._intact_generation = None if faults else generation
-            for family in self._families:
-                faults += self._set_faults(family)
-            return faults
+            if changed:
+                faults += [*self._table.faults(), *self._bridge.faults()]
+            self._intact_generation = None if faults else generation
+            return [*faults, *self._routing_faults()]  # nf_tables announces no change of these
+
+    def _routing_faults(self) -> Iterator[Fault]:
+        lost = policy_routing.missing(self._versions) if self._proxy is not None else ()
+        return (Fault(_ROUTING.format(version), "redirected connections are not delivered") for version in lost)
 
     def repair(self, faults: Iterable[Fault]) -> list[Fault]:
-        """Restore the families and sets with these faults; return the remaining faults, or raise NfqError.
+        """Restore the families and the table with these faults; return the remaining faults, or raise NfqError.
 
-        Like ``install`` it replaces chains of ours and the content of sets, and moves our jumps; base chains stay, and
+        Like ``install`` it replaces the content of chains and sets of ours, and moves our jumps; base chains stay, and
         with them the packets that wait in a queue.
         """
         with self._lock:
-            if self._queues is None or self._removed:
+            if not self._in_force:
                 return []
             places = {fault.place for fault in faults}
+            for table in (self._table, self._bridge):
+                if table.place in places:
+                    table.repair()
+            if places.intersection(map(_ROUTING.format, self._versions)):
+                self._route()
             for family in self._families:
-                if f"set {family.store}" in places:
-                    self._replace_store_set(family)
-                if f"set {family.ipset}" in places:
-                    self._replace_local_set(family, self._addresses[family])
                 if any(place.startswith(f"{family.label} ") for place in places):
                     _restore(family, self._render(family, _read(family)))
                     self._learn_forms(family)
@@ -211,26 +356,66 @@ class Rules:
             remove()
 
     def _render(self, family: AddressFamily, base_chains: Mapping[ChainName, Sequence[str]]) -> str:
-        rules = Ruleset(self._queues or (), self._fail_open, self._cluster_mtus, self._offload)
-        return ruleset.render(rules, family, self._interfaces or (), base_chains)
+        return ruleset.render(self._ruleset(self._queues or (), self._offload), family, base_chains)
+
+    def _ruleset(self, queues: Sequence[QueueNumbers], offload: OffloadRules) -> Ruleset:
+        proxied = self._proxy is not None
+        return Ruleset(queues, self._fail_open, self._cluster_mtus, offload, self._budgets, proxied)
+
+    def _content(self, snapshot: Snapshot) -> Content:
+        """Return the table for a snapshot."""
+        self._security = self._security or set(map(_security_priority, self._families))
+        marks = address_marks.chains(self._cluster_mtus, self._security)
+        return Content(
+            {**source_filter.SETS, **address_marks.SETS},
+            {**source_filter.chains(snapshot.cluster_interfaces), **marks},
+            {**_members(snapshot), **address_marks.remote(self.remote_networks), **self._store},
+        )
+
+    def _redirecting(self, content: Content, snapshot: Snapshot, queues: Sequence[QueueNumbers]) -> Content:
+        """Return the table with the redirection of connections to the proxy, if this host has one."""
+        if self._proxy is None:
+            return content
+        self._targets = redirect_rules.targets(snapshot)
+        budgets = self._budgets.times(len(queues)) if self._budgets else None
+        return replace(
+            content,
+            sets={**content.sets, **redirect_rules.SETS},
+            chains={**content.chains, **redirect_rules.chains(self._proxy, budgets), **self._bridged_chains},
+            members={**content.members, **self._redirected, **redirect_rules.slots(self._proxy)},
+            queue_rules=redirect_rules.queue_rules(queues, bypass=self._fail_open),
+            timeouts=redirect_rules.TIMEOUTS,
+        )
+
+    def _install_bridge(self, members: Members) -> None:
+        """Install the table for the ports of bridges.
+
+        A kernel without its family leaves forged sources to the worker, and does not redirect switched frames.
+        """
+        wanted = Content(
+            source_filter.BRIDGE_SETS, source_filter.bridge_chains(), _of_bridge(members), filter_table.BRIDGE
+        )
+        if self._proxy is not None:
+            wanted = replace(
+                wanted,
+                sets={**wanted.sets, **redirect_rules.BRIDGE_SETS},
+                chains={**wanted.chains, **redirect_rules.bridge_chains()},
+                members={**wanted.members, **self._bridge_ports},
+            )
+        try:
+            self._bridge.install(wanted)
+        except NfqError as error:
+            if _UNSUPPORTED not in str(error):
+                raise
+            _log.warning("forged sources from ports of bridges are not dropped in the kernel: %s", error)
+
+    @property
+    def _forged(self) -> dict[str, int]:
+        return _sum(self._table.counted, self._bridge.counted)
 
     def _rule_faults(self, family: AddressFamily, saved: Chains) -> Iterator[Fault]:
         wanted = parse_chains(self._render(family, {}))
         return comparison.rule_faults(family.label, saved, wanted, self._forms.get(family, {}))
-
-    def _set_faults(self, family: AddressFamily) -> Iterator[Fault]:
-        store = ruleset.store_members(family, self._exempt_services)
-        for name, kind, members in (
-            (family.ipset, ruleset.LOCAL_TYPE, self._addresses[family]),
-            (family.store, ruleset.STORE_TYPE, store),
-        ):
-            digest = kernel_watch.set_digest(name)
-            if digest is not None and digest == self._intact_sets.get(name):
-                continue
-            fault = comparison.set_fault(name, kind, _saved_set(name), members)
-            self._intact_sets[name] = None if fault else digest
-            if fault:
-                yield fault
 
     def _learn_forms(self, family: AddressFamily) -> None:
         """Learn the forms in which this version of iptables-save writes the rules that were just restored."""
@@ -241,42 +426,82 @@ class Rules:
             if self._forms.get(family):
                 self._learn_forms(family)
 
-    def queued(self) -> int:
-        """Return how many packets the rules have sent to the queues since ``install``."""
-        return sum(int(count) for family in self._families for count in _QUEUED.findall(_saved(family, counters=True)))
+    def counts(self) -> RuleCounts:
+        """Return how many packets the rules have sent to the queues, and dropped unqueued, since ``install``."""
+        counts = {"NFQUEUE": 0, "DROP": 0}
+        for family in self._families:
+            for count, decision in _COUNTED.findall(_saved(family, counters=True)):
+                counts[decision] += int(count)
+        return RuleCounts(counts["NFQUEUE"], counts["DROP"])
 
-    def _replace_local_set(self, family: AddressFamily, addresses: frozenset[str]) -> None:
-        _run(["ipset", "restore"], ruleset.render_set(family, sorted(addresses)))
-        self._addresses[family] = addresses
+    def forged(self) -> dict[str, int]:
+        """Return the number of packets that the source filter has dropped, by interface.
 
-    def _replace_store_set(self, family: AddressFamily) -> None:
-        _run(["ipset", "restore"], ruleset.render_store(family, sorted(self._exempt_services, key=str)))
+        While a change of rules is under way, it is that of the last count.
+        """
+        if not self._lock.acquire(timeout=_COUNTING):
+            return self._forged
+        try:
+            return self._forged if self._removed else _sum(self._table.drops(), self._bridge.drops())
+        finally:
+            self._lock.release()
+
+
+def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in sorted({*one, *other})}
+
+
+def _of_bridge(members: Members) -> Members:
+    """Return the members of the sets that the table of family ``bridge`` has, too."""
+    return {name: members[name] for name in source_filter.BRIDGE_MEMBERS}
 
 
 def remove() -> list[str]:
     """Remove every rule, chain and set of ours, in both families; return descriptions of the removed objects."""
     removed: list[str] = []
     for family in (IPV4, IPV6) if _IPV6_OFF.exists() else (IPV4,):
-        saved = _saved(family)
-        hooked, chains = _hooked(parse_chains(saved)), _chains(saved)
-        if hooked or chains:
-            # Jumps first, then the rules of all chains, then the chains: a chain with a reference cannot be deleted.
-            _restore(family, ruleset.render_removal(hooked, chains))
-            removed.append(f"{len(chains)} chains of {family.command}")
-    for name in _run(["ipset", "list", "-n"]).split():
-        if name.startswith(_SETS):
-            _run(["ipset", "destroy", name])
-            removed.append(f"ipset {name}")
+        chains = _read(family)
+        ours = {name for name in chains if name[1].startswith(ruleset.PREFIX)}
+        if ours:
+            _restore(family, ruleset.render_removal(_jumps(chains, ours), ours))
+            removed.append(f"{len(ours)} chains of {family.command}")
+    removed += policy_routing.remove()
+    removed += (f"ipset {name}" for name in address_sets.remove())
+    removed += (f"table {table}" for table in kernel_table.remove())
     return removed
 
 
-def _addresses(snapshot: Snapshot, family: AddressFamily) -> frozenset[str]:
-    size = 4 if family is IPV4 else 16
-    return frozenset(str(ipaddress.ip_address(address)) for address in snapshot.endpoints if len(address) == size)
+def _remove_stale(family: AddressFamily, chains: Chains) -> None:
+    """Remove those of these chains that only an earlier version of this program has had."""
+    stale = {
+        (table, chain)
+        for table, chain in chains
+        if chain.startswith(ruleset.PREFIX) and chain not in ruleset.CHAINS[table]
+    }
+    if stale:
+        _restore(family, ruleset.render_removal(_jumps(chains, stale), stale))
+
+
+def _members(snapshot: Snapshot) -> Members:
+    """Return the members of the sets that follow a snapshot."""
+    permitted = source_filter.sources(snapshot)
+    return {**permitted, **address_marks.ends(permitted, snapshot.endpoint_interfaces)}
+
+
+def _transition(old: Members, new: Members) -> Members:
+    """Return the members between two snapshots: sources of both, addresses that both have, the old interfaces."""
+    return {
+        **{name: old[name] | new[name] for name in source_filter.MEMBERS},
+        **{name: old[name] & new[name] for name in address_marks.ENDS},
+    }
+
+
+def _security_priority(family: AddressFamily) -> int:
+    return NFT if "nf_tables" in _run([family.command, "--version"]) else LEGACY
 
 
 def _saved(family: AddressFamily, *, counters: bool = False) -> str:
-    """Return the output of ``iptables-save`` for our two tables."""
+    """Return the output of ``iptables-save`` for our tables."""
     lines: list[str] = []
     for table in ruleset.CHAINS:
         lines += _run([f"{family.command}-save", "-t", table, *(["-c"] if counters else [])]).splitlines()
@@ -287,28 +512,21 @@ def _read(family: AddressFamily) -> dict[ChainName, list[str]]:
     return parse_chains(_saved(family))
 
 
-def _saved_set(name: str) -> str | None:
-    """Return the output of ``ipset save`` for a set, None if no set has the name."""
-    try:
-        return _run(["ipset", "save", name])
-    except NfqError:
-        return None
+def _hooked(chains: Chains) -> bool:
+    """Return whether a base chain has a jump of ours."""
+    hooks = {(table, chain) for table, hooks in ruleset.HOOKS.items() for chain in hooks.values()}
+    return bool(_jumps(chains, hooks))
 
 
-def _hooked(chains: Chains) -> list[ChainName]:
-    """Return the table and base chain of each jump of ours."""
+def _jumps(chains: Chains, to: Set[ChainName]) -> list[tuple[str, str, str]]:
+    """Return table, chain and text of each rule of others that jumps to one of these chains."""
     return [
-        (table, base)
-        for table, hooks in ruleset.HOOKS.items()
-        for base, chain in hooks.items()
-        for rule in chains.get((table, base), ())
-        if rule == f"-j {chain}"
+        (table, chain, rule)
+        for (table, chain), rules in chains.items()
+        if not chain.startswith(ruleset.PREFIX)
+        for rule in rules
+        if (table, target(rule)) in to
     ]
-
-
-def _chains(saved: str) -> set[tuple[str, str]]:
-    names = {line[1:].split()[0] for line in saved.splitlines() if line.startswith(":")}
-    return {(table, chain) for table, chains in ruleset.CHAINS.items() for chain in chains if chain in names}
 
 
 def _restore(family: AddressFamily, text: str) -> None:
@@ -317,22 +535,3 @@ def _restore(family: AddressFamily, text: str) -> None:
     ``--noflush`` leaves all other chains as they are; ``--wait`` waits for the xtables lock of another iptables.
     """
     _run([f"{family.command}-restore", "--noflush", "--wait", _LOCK_SECONDS], text)
-
-
-def _run(command: list[str], text: str | None = None) -> str:
-    try:
-        done = subprocess.run(
-            command, input=text, capture_output=True, text=True, errors="replace", check=False, timeout=_TIMEOUT
-        )
-    except FileNotFoundError:
-        raise NfqError(f"{command[0]} not found in PATH: install the packages iptables and ipset") from None
-    except subprocess.TimeoutExpired:
-        raise NfqError(f"{' '.join(command)} did not end within {_TIMEOUT:.0f} seconds") from None
-    if done.returncode != 0:
-        raise NfqError(f"{' '.join(command)} failed: {_reason(done.stderr)}")
-    return done.stdout
-
-
-def _reason(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.strip() and "Try `" not in line]
-    return "; ".join(lines) or "no reason given"

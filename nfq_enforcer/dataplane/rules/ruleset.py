@@ -3,44 +3,46 @@
 Our chains are in table ``security``, whose hooks come after those of ``filter`` and of DNAT and before those of SNAT.
 The verdict of a queue ends the base chain that the packet came from; our jump follows the administrator's rules that
 drop or mark packets, so none of these is skipped (docs/decisions/0001-security-table.md, 0011-rules-guard.md). Table
-``mangle`` lowers the MSS of TCP connections that cross a cluster interface, to leave room for the stamp.
+``mangle`` lowers the MSS of TCP connections that cross a cluster interface, to leave room for the stamp. Table
+``filter`` accepts packets between the proxy and other hosts: rules of the administrator for packets to and from the
+host itself do not know them (docs/decisions/0019-http-by-envoy.md).
 
 Each packet goes through a queue at most once on a node: in INPUT, FORWARD or OUTPUT. Loopback packets do so in OUTPUT.
-If the driver has a separate queue for packets that may be stamped, packets that leave by a cluster interface go through
-that one. With several workers, each kind of queue is a range, over which the kernel spreads packets by their addresses
-(``--queue-balance``). The addresses of an ICMP error differ from those of the flow that it concerns, so all ICMP errors
-go to the first worker.
+Packets of known flows and openings have queues of their own (see ``opening_rules``). If the driver has a separate queue
+for packets that may be stamped, packets of known flows that leave by a cluster interface go through that one. Each kind
+of queue for known flows, and with several workers every kind, is a range, over which the kernel spreads packets by
+their addresses (``--queue-balance``, see ``QueueNumbers``). The addresses of an ICMP error differ from those of the
+flow that it concerns, so all ICMP errors go to the first worker.
+
+Which packets are those of endpoints is in their packet mark (see ``address_marks``): no rule here names a set, and no
+rule changes with the endpoints. Packets in transit, with no end on this node, go through a queue if they may bear a
+stamp, and if they go to a remote endpoint and may be translated (docs/decisions/0013-stamps-by-us-or-nobody.md).
 
 In per-flow mode the connmark of a packet's flow is matched before anything else (see ``offload``). The connection of
 a helper (an FTP transfer) inherits the connmark of its master: its first packet is RELATED and is queued all the same,
 like ICMP errors.
-
-Connections from the host itself to the store, and their replies, go through no queue: a policy for the host as an
-endpoint must not cut the agent off from its source of policy. Endpoints behind the host have no such exemption.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from nfq_enforcer.core.wire import stamp
-from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.queue.protocol import KNOWN_QUEUES, QueueNumbers
+from nfq_enforcer.dataplane.rules import opening_rules, packet_mark
 from nfq_enforcer.dataplane.rules.base_chain import place_jump
+from nfq_enforcer.dataplane.rules.link_rules import CLASSIFIED, DISCOVERY, REPORTS, exempt_rules
 from nfq_enforcer.dataplane.rules.offload_rules import MARKED, PER_PACKET, SENDER, SIGNED, OffloadRules, PerFlowRules
-
-Service = tuple[IPv4Address | IPv6Address, int]
-"""Service: an address and a TCP port."""
+from nfq_enforcer.dataplane.rules.opening_rules import EXCESS, KNOWN, OPENINGS, QUEUED, Budgets
+from nfq_enforcer.dataplane.rules.option_matches import WITH_OPTIONS
+from nfq_enforcer.dataplane.rules.packet_mark import FROM_PROXY, TO_PROXY, WAY
 
 
 class AddressFamily(NamedTuple):
-    """Address family: an IP version, with its names in iptables and ipset."""
+    """Address family: an IP version."""
 
     version: int
     command: str
-    ipset: str  # name of the set with the addresses of local endpoints
-    store: str  # name of the set with the addresses and ports of the store
-    ipset_family: str
     header: int  # bytes of the fixed IP header
 
     @property
@@ -49,35 +51,28 @@ class AddressFamily(NamedTuple):
         return f"IPv{self.version}"
 
 
-IPV4 = AddressFamily(4, "iptables", "nfqe-local4", "nfqe-store4", "inet", 20)
-IPV6 = AddressFamily(6, "ip6tables", "nfqe-local6", "nfqe-store6", "inet6", 40)
+IPV4 = AddressFamily(4, "iptables", 20)
+IPV6 = AddressFamily(6, "ip6tables", 40)
 
-LOCAL_TYPE, STORE_TYPE = "hash:ip", "hash:ip,port"  # of the sets
-
-QUEUE = "NFQE-QUEUE"  # sends packets to the queues
-ERRORS = "NFQE-ERRORS"  # sends ICMP errors to the first worker
-SOURCES = "NFQE-SOURCE"  # one rule for each endpoint's interface, against forged source addresses
-_ENDS = "NFQE-ENDS"  # matches packets from or to a local endpoint
-_ICMPV6 = "NFQE-ICMPV6"  # exempts neighbour and listener discovery
+PREFIX = "NFQE-"  # of the names of our chains, of every version
+QUEUE = "NFQE-QUEUE"  # sends packets to the chains of the queues
 _ENTRIES = {"INPUT": "NFQE-INPUT", "FORWARD": "NFQE-FORWARD", "OUTPUT": "NFQE-OUTPUT"}
-_UNMARK = "NFQE-UNMARK"  # clears our bits in the packet marks of locally sent packets
-_MANGLED = {"PREROUTING": "NFQE-MSS-IN", "POSTROUTING": "NFQE-MSS-OUT", "OUTPUT": _UNMARK}
-HOOKS = {"security": _ENTRIES, "mangle": _MANGLED}
-# In table security our verdict ends the base chain, so our jump follows those of the administrator's rules that cannot
-# accept a packet (see ``base_chain``). In table mangle nothing of ours ends a base chain, so our jump comes first.
-_FIRST = {"security": False, "mangle": True}
+_MANGLED = {"PREROUTING": "NFQE-MSS-IN", "POSTROUTING": "NFQE-MSS-OUT"}
+_PROXIED = {"INPUT": "NFQE-TO-PROXY", "OUTPUT": "NFQE-FROM-PROXY"}
+HOOKS = {"security": _ENTRIES, "mangle": _MANGLED, "filter": _PROXIED}
+# In table security our verdict ends the base chain, so our jump follows those of the administrator's rules that neither
+# accept a packet nor change our bits of the mark (see ``base_chain``). In table mangle nothing of ours ends a base
+# chain, or matches the mark, so our jump comes first. In table filter it precedes chains of others, which may drop.
+FIRST = {"security": False, "mangle": True, "filter": True}
 CHAINS = {
-    "security": (*_ENTRIES.values(), MARKED, SIGNED, SENDER, _ICMPV6, _ENDS, SOURCES, QUEUE, ERRORS),
+    "security": (*_ENTRIES.values(), MARKED, SIGNED, SENDER, DISCOVERY, REPORTS, QUEUE, *QUEUED),
     "mangle": tuple(_MANGLED.values()),
+    "filter": tuple(_PROXIED.values()),
 }
 
 _TCP_HEADER, _MAX_TCP_HEADER = 20, 60  # bytes
 _SPARE = 8  # bytes
-_NEIGHBOUR_DISCOVERY = (133, 134, 135, 136, 137)  # RFC 4861; valid only with hop limit 255, so never forwarded
-_LISTENER_DISCOVERY = (130, 131, 132, 143)  # RFC 3810; link-local as well, with hop limit 1
 _ICMP = {4: ("icmp", "icmp --icmp-type"), 6: ("ipv6-icmp", "icmp6 --icmpv6-type")}
-# IPv4: a header of more than 5 words. IPv6: a Destination Options header, also after other extension headers.
-_OPTIONS = {4: '-m u32 --u32 "0x0>>0x18&0xf=0x6:0xf"', 6: "-m ipv6header --header dst --soft"}
 _ERRORS = {4: (3, 11, 12), 6: (1, 2, 3, 4)}  # types that ``Packet.error`` classifies as errors
 
 
@@ -89,6 +84,8 @@ class Ruleset:
     fail_open: bool  # packets are accepted while no socket is bound to their queue (else they are dropped)
     cluster_mtus: Mapping[str, int]  # cluster interface: its MTU
     offload: OffloadRules = PER_PACKET
+    budgets: Budgets | None = None  # of openings, for each worker
+    proxied: bool = False  # connections are redirected to a proxy
 
     @property
     def unsegmented(self) -> bool:
@@ -96,100 +93,68 @@ class Ruleset:
         return self.queues[0].whole != self.queues[0].headers
 
 
-def render(
-    rules: Ruleset,
-    family: AddressFamily,
-    interfaces: Iterable[str],
-    base_chains: Mapping[tuple[str, str], Sequence[str]],
-) -> str:
+def render(rules: Ruleset, family: AddressFamily, base_chains: Mapping[tuple[str, str], Sequence[str]]) -> str:
     """Return the input of ``iptables-restore --noflush`` that creates or replaces all chains, and places the jumps.
 
-    ``interfaces`` are those of local endpoints. ``base_chains`` has the present rules by table and base chain.
+    ``base_chains`` has the present rules by table and base chain.
     """
     chains = {table: [f":{chain} - [0:0]" for chain in CHAINS[table]] for table in CHAINS}
-    unused = set() if rules.offload.uses_marks else {_UNMARK}
     jumps = {
         table: [
             line
             for base, chain in HOOKS[table].items()
-            if chain not in unused
-            for line in place_jump(base, chain, base_chains.get((table, base), ()), first=_FIRST[table])
+            for line in place_jump(base, chain, base_chains.get((table, base), ()), first=FIRST[table])
         ]
         for table in HOOKS
     }
     return _tables(
         mangle=[
             *chains["mangle"],
-            *rules.offload.cleanup_rules(_MANGLED.values()),
             *_mss_rules(rules, family),
             *jumps["mangle"],
         ],
         security=[
             *chains["security"],
             *_stamp_rules(rules, family),
-            *rules.offload.entry_rules(_ENTRIES.values(), QUEUE),
-            *_match_rules(family),
-            *_source_rules(interfaces),
+            *rules.offload.entry_rules(_ENTRIES.values(), KNOWN, family.version),
+            *exempt_rules(family.version, _ENTRIES, QUEUE),
+            *(f"-A {chain} {CLASSIFIED} -g {QUEUE}" for chain in _ENTRIES.values()),
             *_queue_rules(rules, family),
             *jumps["security"],
         ],
+        filter=[*chains["filter"], *_proxy_rules(), *jumps["filter"]] if rules.proxied else [],
     )
 
 
-def render_exemption(family: AddressFamily) -> str:
-    """Return the input that creates only the exemption of the store, on a host without rules of ours.
+def _proxy_rules() -> list[str]:
+    """Return the rules that accept packets between the proxy and other hosts.
 
-    It queues no packet. But its conntrack matches make the kernel track connections, so that one that the host opens
-    now has its direction (``--ctdir``) recorded when the other rules follow.
+    Packets to and from a service of this host meet the administrator's rules for it, with the proxy as without.
     """
-    chains = _ENTRIES["INPUT"], _ENTRIES["OUTPUT"]
-    jumps = [f"-A {base} -j {_ENTRIES[base]}" for base in ("INPUT", "OUTPUT")]
-    return _tables(security=[*(f":{chain} - [0:0]" for chain in chains), *_exemption_rules(family), *jumps])
+    accept = "-A {} {} -m addrtype ! --{}-type LOCAL -j ACCEPT"
+    return [
+        accept.format(_PROXIED["INPUT"], packet_mark.match(TO_PROXY, WAY), "dst"),
+        accept.format(_PROXIED["OUTPUT"], packet_mark.match(FROM_PROXY, WAY), "src"),
+    ]
 
 
-def render_sources(interfaces: Iterable[str]) -> str:
-    """Return the input that replaces only the rules of the endpoints' interfaces."""
-    return _tables(security=[f":{SOURCES} - [0:0]", *_source_rules(interfaces)])
-
-
-def render_epoch(per_flow: PerFlowRules) -> str:
+def render_epoch(per_flow: PerFlowRules, family: AddressFamily) -> str:
     """Return the input that replaces the rules that match and set connmarks of the epoch in force."""
-    return _tables(security=[f":{MARKED} - [0:0]", f":{SIGNED} - [0:0]", *per_flow.epoch_rules()])
+    return _tables(security=[f":{MARKED} - [0:0]", f":{SIGNED} - [0:0]", *per_flow.epoch_rules(family.version)])
 
 
-def render_removal(hooked: Sequence[tuple[str, str]], chains: Collection[tuple[str, str]]) -> str:
-    """Return the input that removes these jumps, by (table, base chain), and these chains, by (table, chain).
+def render_removal(jumps: Iterable[tuple[str, str, str]], chains: Collection[tuple[str, str]]) -> str:
+    """Return the input that removes these jumps, by (table, base chain, rule), and chains, by (table, chain).
 
-    A jump that occurs several times in a base chain is in ``hooked`` as often.
+    Jumps are first, then the rules of all chains, then the chains: a chain with a reference cannot be deleted.
     """
-    return _tables(
-        **{
-            table: [
-                *(
-                    f"-D {base} -j {chain}"
-                    for base, chain in HOOKS[table].items()
-                    for _ in range(hooked.count((table, base)))
-                ),
-                *(f"-{action} {chain}" for action in "FX" for chain in CHAINS[table] if (table, chain) in chains),
-            ]
-            for table in HOOKS
-        }
-    )
-
-
-def render_set(family: AddressFamily, addresses: Iterable[str]) -> str:
-    """Return the input of ``ipset restore`` that replaces the set of local endpoints' addresses."""
-    return _replace_set(family.ipset, f"{LOCAL_TYPE} family {family.ipset_family} maxelem 1048576", addresses)
-
-
-def render_store(family: AddressFamily, services: Iterable[Service]) -> str:
-    """Return the input of ``ipset restore`` that replaces the set of exempt services by those of this family."""
-    return _replace_set(family.store, f"{STORE_TYPE} family {family.ipset_family}", store_members(family, services))
-
-
-def store_members(family: AddressFamily, services: Iterable[Service]) -> list[str]:
-    """Return the members of this family's set of exempt services."""
-    return [f"{address},tcp:{port}" for address, port in services if address.version == family.version]
+    lines: dict[str, list[str]] = {table: [] for table in HOOKS}
+    for table, base, rule in jumps:
+        lines[table].append(f"-D {base} {rule}")
+    for action in "FX":
+        for table, chain in sorted(chains):
+            lines[table].append(f"-{action} {chain}")
+    return _tables(**lines)
 
 
 def mss(mtu: int, family: AddressFamily, *, unsegmented: bool) -> int:
@@ -203,36 +168,13 @@ def mss(mtu: int, family: AddressFamily, *, unsegmented: bool) -> int:
     return mtu - family.header - header - stamp.overhead(family.version)
 
 
-def _replace_set(name: str, kind: str, members: Iterable[str]) -> str:
-    """Return the input that creates a set with these members, or replaces its members at once (``swap``)."""
-    fresh = f"{name}-new"
-    lines = [
-        f"create {name} {kind} -exist",
-        f"create {fresh} {kind} -exist",
-        f"flush {fresh}",
-        *(f"add {fresh} {member}" for member in members),
-        f"swap {fresh} {name}",
-        f"destroy {fresh}",
-    ]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _exemption_rules(family: AddressFamily) -> list[str]:
-    """Return the rules for connections from the host itself to the store; connections from the store are queued."""
-    store = f"-m set --match-set {family.store}"
-    return [
-        f"-A NFQE-OUTPUT -p tcp {store} dst,dst -m conntrack --ctdir ORIGINAL -j RETURN",
-        f"-A NFQE-INPUT -p tcp {store} src,src -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j RETURN",
-    ]
-
-
 def _stamp_rules(rules: Ruleset, family: AddressFamily) -> list[str]:
     """Return the rules that queue every packet with options, from every source, that leaves by a cluster interface.
 
     Only the worker can read whether the options contain a stamp, and no stamp but this node's may go to other nodes.
     The rules come before those of offloaded flows: an endpoint may add a stamp to a packet of an offloaded flow.
     """
-    match = " ".join(filter(None, (_OPTIONS[family.version], rules.offload.undecided)))
+    match = " ".join(filter(None, (WITH_OPTIONS[family.version], rules.offload.undecided)))
     return [
         f"-A {_ENTRIES[base]} -o {name} {match} -g {QUEUE}"
         for base in ("FORWARD", "OUTPUT")
@@ -240,58 +182,37 @@ def _stamp_rules(rules: Ruleset, family: AddressFamily) -> list[str]:
     ]
 
 
-def _match_rules(family: AddressFamily) -> list[str]:
-    """Return the rules that select packets for a queue; ``-g``, so that the end of a chain leaves all of ours."""
-    local = f"-m set --match-set {family.ipset}"
-    link_local = [f"-A {chain} -p ipv6-icmp -g {_ICMPV6}" for chain in ("NFQE-INPUT", "NFQE-OUTPUT")]
-    return [
-        *_exemption_rules(family),
-        "-A NFQE-INPUT -i lo -j RETURN",
-        *(link_local if family is IPV6 else ()),
-        *(f"-A {chain} -g {_ENDS}" for chain in _ENTRIES.values()),
-        *(_discovery_rules() if family is IPV6 else ()),
-        f"-A {_ENDS} {local} src -j {QUEUE}",
-        f"-A {_ENDS} {local} dst -j {QUEUE}",
-        f"-A {_ENDS} -g {SOURCES}",
-    ]
-
-
-def _discovery_rules() -> list[str]:
-    """Return the rules that exempt neighbour and listener discovery: IPv6 needs them, and no policy covers them."""
-    types = [(number, 255) for number in _NEIGHBOUR_DISCOVERY] + [(number, 1) for number in _LISTENER_DISCOVERY]
-    return [
-        *(
-            f"-A {_ICMPV6} -p ipv6-icmp -m icmp6 --icmpv6-type {number} -m hl --hl-eq {hops} -j RETURN"
-            for number, hops in types
-        ),
-        f"-A {_ICMPV6} -g {_ENDS}",
-    ]
-
-
-def _source_rules(interfaces: Iterable[str]) -> list[str]:
-    return [f"-A {SOURCES} -i {interface} -j {QUEUE}" for interface in sorted(set(interfaces))]
-
-
 def _queue_rules(rules: Ruleset, family: AddressFamily) -> list[str]:
-    # This match matches every packet. It is needed because a conntrack match makes the kernel reassemble fragments
-    # before our hooks (nf_defrag) and track connections.
-    every_state = "-m conntrack --ctstate INVALID,NEW,RELATED,ESTABLISHED,UNTRACKED"
+    # A conntrack match is needed in any case: it makes the kernel reassemble fragments before our hooks (nf_defrag) and
+    # track connections.
+    budgets = rules.budgets.times(len(rules.queues)) if rules.budgets else None
     whole = (
-        f"-A {QUEUE} -o {name} {_nfqueue(rules, [queues.whole for queues in rules.queues])}"
+        f"-A {KNOWN} -o {name} {_nfqueue(rules, _all_places([queues.whole for queues in rules.queues]))}"
         for name in sorted(rules.cluster_mtus)
         if rules.unsegmented
     )
-    headers = f"-A {QUEUE} {every_state} {_nfqueue(rules, [queues.headers for queues in rules.queues])}"
-    return [*(_error_rules(rules, family) if len(rules.queues) > 1 else ()), *whole, headers]
-
-
-def _error_rules(rules: Ruleset, family: AddressFamily) -> list[str]:
-    proto, match = _ICMP[family.version]
-    first = _nfqueue(rules, [rules.queues[0].headers])
     return [
-        *(f"-A {ERRORS} -p {proto} -m {match} {kind} {first}" for kind in _ERRORS[family.version]),
-        f"-A {QUEUE} -p {proto} -j {ERRORS}",
+        *opening_rules.split_rules(QUEUE, budgets, family.version),
+        *whole,
+        f"-A {KNOWN} {_nfqueue(rules, _all_places([queues.headers for queues in rules.queues]))}",
+        *_opening_queue_rules(rules, family, OPENINGS, [queues.openings for queues in rules.queues]),
+        *(opening_rules.excess_rules(budgets) if budgets else ()),
+        *_opening_queue_rules(rules, family, EXCESS, [queues.excess for queues in rules.queues]),
     ]
+
+
+def _opening_queue_rules(rules: Ruleset, family: AddressFamily, chain: str, queues: Sequence[int]) -> list[str]:
+    proto, match = _ICMP[family.version]
+    errors = _ERRORS[family.version] if len(queues) > 1 else ()
+    return [
+        *(f"-A {chain} -p {proto} -m {match} {kind} {_nfqueue(rules, queues[:1])}" for kind in errors),
+        f"-A {chain} {_nfqueue(rules, queues)}",
+    ]
+
+
+def _all_places(firsts: Sequence[int]) -> range:
+    """Return all queues of a kind for known flows, from the first one of each worker."""
+    return range(firsts[0], firsts[-1] + KNOWN_QUEUES)
 
 
 def _nfqueue(rules: Ruleset, numbers: Sequence[int]) -> str:

@@ -9,11 +9,15 @@ messages in the order in which the agent sent them.
 import pickle
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.modes import Driver
+from nfq_enforcer.core.tables.identities import IdentityChange
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
+from nfq_enforcer.core.tables.names import NameChange
+from nfq_enforcer.core.tables.slots import SlotChange
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.map_transfer import SnapshotReference
 from nfq_enforcer.dataplane.worker.reports import MAX_REPORT, InvalidReport, Report, decode_report, encode_report
@@ -36,6 +40,12 @@ class Setup(NamedTuple):
     max_flows: int
     snapshot: SnapshotReference
     peers: Mapping[bytes, Peer]
+    identities: Set[Identity]
+    names: tuple[NameChange, ...] = ()
+    alone: bool = True  # the only worker of this node
+    min_ttl: float = 0.0  # s for which an address that DNS has named counts at least
+    slots: tuple[SlotChange, ...] = ()
+    changes_number: int = 0  # of the last NameChanges or SlotChanges that the setup contains
     timings: WorkerTimings = DEFAULT_TIMINGS
 
 
@@ -43,6 +53,12 @@ class PeerChanges(NamedTuple):
     """Agent to worker: changed peers."""
 
     changes: tuple[PeerChange, ...]
+
+
+class IdentityChanges(NamedTuple):
+    """Agent to worker: identities that the cluster has from now on, or no longer."""
+
+    changes: tuple[IdentityChange, ...]
 
 
 class Revision(NamedTuple):
@@ -54,6 +70,26 @@ class Revision(NamedTuple):
 
 class ImportFlows(NamedTuple):
     """Agent to worker: import flows that the workers of a predecessor have accepted since this worker's start."""
+
+
+class NameChanges(NamedTuple):
+    """Agent to worker: changed names of addresses; the worker answers with Applied of this number."""
+
+    number: int
+    changes: tuple[NameChange, ...]
+
+
+class Release(NamedTuple):
+    """Agent to worker: all workers have the addresses of the report NamesLearned of this number."""
+
+    number: int
+
+
+class SlotChanges(NamedTuple):
+    """Agent to worker: changed slots of the proxy; the worker answers with Applied of this number."""
+
+    number: int
+    changes: tuple[SlotChange, ...]
 
 
 class Stop(NamedTuple):

@@ -1,22 +1,27 @@
-"""Transfer of policy maps to workers: the entries of a map travel once, in chunks, and later by number.
+"""Transfer of tables to workers: each table travels once, in chunks, and later by number.
 
-A map may have a hundred thousand entries, and packets would wait for a worker that receives all of them at once. So
-the entries precede the snapshot that needs them, a few hundred a message. A worker also frees entries that no snapshot
-needs any more in portions. The maps of several endpoints may share entries.
+A table may have a hundred thousand rows (entries of a policy map, local endpoints, ranges of prefixes), and packets
+would wait for a worker that receives all of them at once. So the rows precede the snapshot that needs them, a few
+hundred a message. A worker also frees rows that no snapshot needs any more in portions. The maps of several endpoints
+may share entries, and endpoints may share maps.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain, count, islice
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from nfq_enforcer.core.tables.policymap import PolicyEntry, PolicyKey, PolicyMap
-from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.tables.prefixes import NO_PREFIXES, Part, Prefixes
+from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot, add_behind
 
 _CHUNK = 500  # entries a message: a worker adds them in about a millisecond
-_FREED = 2000  # entries at a time
+_ENDPOINTS = 100  # endpoints a message
+_FREED = 2000  # rows at a time
 
 Entries = Mapping[PolicyKey, PolicyEntry]
+Endpoints = Mapping[bytes, LocalEndpoint]
+_NO_MAP = PolicyMap({}, enforced=False)
 
 
 class MapChunk(NamedTuple):
@@ -26,11 +31,44 @@ class MapChunk(NamedTuple):
     entries: tuple[tuple[PolicyKey, PolicyEntry], ...]
 
 
+class MapHead(NamedTuple):
+    """Agent to worker: the policy map with this number, and the number of its entries, which the map lacks."""
+
+    number: int
+    entries: int
+    policy: PolicyMap
+
+
+class EndpointRow(NamedTuple):
+    """EndpointRow: an endpoint without its maps, their numbers, and its addresses."""
+
+    addresses: tuple[bytes, ...]
+    endpoint: LocalEndpoint
+    ingress: int
+    egress: int
+
+
+class EndpointChunk(NamedTuple):
+    """Agent to worker: a part of the endpoints with this number."""
+
+    number: int
+    rows: tuple[EndpointRow, ...]
+
+
+class PrefixChunk(NamedTuple):
+    """Agent to worker: the next part of the prefix table with this number."""
+
+    number: int
+    part: Part
+
+
 class SnapshotReference(NamedTuple):
-    """Agent to worker: a snapshot with empty maps, and the numbers of their entries."""
+    """Agent to worker: a snapshot with empty tables, and the numbers of its tables (-1: an empty table)."""
 
     snapshot: Snapshot
-    numbers: Mapping[bytes, tuple[int, int]]  # by address of a local endpoint: ingress, egress
+    endpoints: int = -1
+    outside: int = -1
+    blocks: int = -1
 
 
 class MapRemoval(NamedTuple):
@@ -39,72 +77,110 @@ class MapRemoval(NamedTuple):
     numbers: tuple[int, ...]
 
 
+Chunk = MapChunk | MapHead | EndpointChunk | PrefixChunk
+_Table = Entries | PolicyMap | Endpoints | Prefixes
+
+
 class MapSender:
-    """Map sender: the agent's side, with the entries that workers have and their numbers."""
+    """Map sender: the agent's side, with the tables that workers have and their numbers."""
 
     def __init__(self) -> None:
-        """Start with no entries."""
-        self._sent: dict[int, tuple[int, Entries]] = {}  # by ``id`` of the entries, unique while they are held here
+        """Start with no tables."""
+        self._sent: dict[int, tuple[int, _Table]] = {}  # by ``id`` of the table, unique while it is held here
         self._numbers = count()
 
-    def add(self, snapshot: Snapshot) -> Iterator[MapChunk]:
-        """Assign numbers to new entries; yield their chunks, which must precede the reference to the snapshot."""
-        for endpoint in snapshot.endpoints.values():
-            for entries in (endpoint.ingress.entries, endpoint.egress.entries):
-                if id(entries) not in self._sent:
-                    number = next(self._numbers)
-                    self._sent[id(entries)] = number, entries
-                    yield from _chunks(number, entries)
+    def add(self, snapshot: Snapshot) -> Iterator[Chunk]:
+        """Assign numbers to new tables; yield their chunks, which must precede the reference to the snapshot."""
+        for table in _tables(snapshot):
+            if id(table) not in self._sent:
+                number = next(self._numbers)
+                self._sent[id(table)] = number, table
+                yield from self._chunks(number, table)
 
-    def chunks(self) -> Iterator[MapChunk]:
-        """Yield the chunks of all entries in use, for a worker that starts."""
-        return chain.from_iterable(_chunks(number, entries) for number, entries in self._sent.values())
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the chunks of all tables in use, for a worker that starts."""
+        return chain.from_iterable(self._chunks(number, table) for number, table in self._sent.values())
 
     def refer(self, snapshot: Snapshot) -> SnapshotReference:
-        """Return the reference to a snapshot whose entries have all been added."""
-        numbers = {
-            address: (self._sent[id(endpoint.ingress.entries)][0], self._sent[id(endpoint.egress.entries)][0])
-            for address, endpoint in snapshot.endpoints.items()
-        }
-        empty: Entries = {}
-        return SnapshotReference(_with_entries(snapshot, lambda address: (empty, empty)), numbers)
+        """Return the reference to a snapshot whose tables have all been added."""
+        outside, blocks = snapshot.ipcache.prefixes
+        empty = snapshot.with_endpoints({}, {}, snapshot.ipcache.with_prefixes(NO_PREFIXES, NO_PREFIXES))
+        return SnapshotReference(empty, self._number(snapshot.endpoints), self._number(outside), self._number(blocks))
 
     def retain(self, snapshot: Snapshot) -> MapRemoval:
-        """Forget all entries that this snapshot does not use; return the message that removes them from workers."""
-        endpoints = snapshot.endpoints.values()
-        used = {id(policy.entries) for endpoint in endpoints for policy in (endpoint.ingress, endpoint.egress)}
+        """Forget all tables that this snapshot does not use; return the message that removes them from workers."""
+        used = set(map(id, _tables(snapshot)))
         return MapRemoval(tuple(self._sent.pop(unused)[0] for unused in self._sent.keys() - used))
+
+    def _number(self, table: _Table) -> int:
+        return self._sent[id(table)][0]
+
+    def _chunks(self, number: int, table: _Table) -> Iterator[Chunk]:
+        if isinstance(table, Prefixes):
+            return (PrefixChunk(number, part) for part in table.parts())
+        if isinstance(table, PolicyMap):
+            return iter([MapHead(number, self._number(table.entries), table.with_entries({}))])
+        if isinstance(next(iter(table), None), bytes):
+            rows = portions(self._rows(table), _ENDPOINTS)  # type: ignore[arg-type]
+            return (EndpointChunk(number, portion) for portion in rows)
+        return (MapChunk(number, portion) for portion in portions(table.items(), _CHUNK))  # type: ignore[arg-type]
+
+    def _rows(self, endpoints: Endpoints) -> Iterator[EndpointRow]:
+        addresses: dict[int, list[bytes]] = {}  # by ``id`` of the endpoint
+        for address, endpoint in endpoints.items():
+            addresses.setdefault(id(endpoint), []).append(address)
+        for endpoint in {id(endpoint): endpoint for endpoint in endpoints.values()}.values():
+            maps = map(self._number, (endpoint.ingress, endpoint.egress))
+            bare = replace(endpoint, ingress=_NO_MAP, egress=_NO_MAP)
+            yield EndpointRow(tuple(addresses[id(endpoint)]), bare, *maps)
 
 
 class MapReceiver:
-    """Map receiver: the worker's side, with entries by number."""
+    """Map receiver: the worker's side, with tables by number."""
 
     def __init__(self) -> None:
-        """Start with no entries."""
+        """Start with no tables."""
         self._entries: dict[int, dict[PolicyKey, PolicyEntry]] = {}
-        self._removed: list[dict[PolicyKey, PolicyEntry]] = []
+        self._maps: dict[int, PolicyMap] = {}
+        self._endpoints: dict[int, dict[bytes, LocalEndpoint]] = {}
+        self._behind: dict[int, dict[str, dict[str, bytes]]] = {}  # the interfaces of the endpoints with this number
+        self._prefixes: dict[int, Prefixes] = {}
+        self._removed: list[dict[Any, Any]] = []
 
-    def add(self, chunk: MapChunk) -> None:
+    def add(self, chunk: Chunk) -> None:
         """Add a chunk."""
-        self._entries.setdefault(chunk.number, {}).update(chunk.entries)
+        if isinstance(chunk, MapChunk):
+            self._entries.setdefault(chunk.number, {}).update(chunk.entries)
+        elif isinstance(chunk, MapHead):
+            self._maps[chunk.number] = chunk.policy.with_entries(self._entries.setdefault(chunk.entries, {}))
+        elif isinstance(chunk, EndpointChunk):
+            endpoints = self._endpoints.setdefault(chunk.number, {})
+            behind = self._behind.setdefault(chunk.number, {})
+            for row in chunk.rows:
+                endpoint = replace(row.endpoint, ingress=self._maps[row.ingress], egress=self._maps[row.egress])
+                endpoints.update(dict.fromkeys(row.addresses, endpoint))
+                add_behind(behind, endpoint, row.addresses[0])
+        else:
+            self._prefixes.setdefault(chunk.number, Prefixes({})).append(chunk.part)
 
     def resolve(self, reference: SnapshotReference) -> Snapshot:
-        """Return the snapshot of a reference, with its entries."""
-        empty: Entries = {}
-
-        def entries(address: bytes) -> tuple[Entries, Entries]:
-            ingress, egress = reference.numbers[address]
-            return self._entries.get(ingress, empty), self._entries.get(egress, empty)
-
-        return _with_entries(reference.snapshot, entries)
+        """Return the snapshot of a reference, with its tables."""
+        prefixes = (self._prefixes.get(number, NO_PREFIXES) for number in (reference.outside, reference.blocks))
+        ipcache = reference.snapshot.ipcache.with_prefixes(*prefixes)
+        number = reference.endpoints
+        return reference.snapshot.with_endpoints(self._endpoints.get(number, {}), self._behind.get(number, {}), ipcache)
 
     def remove(self, removal: MapRemoval) -> None:
-        """Remove entries, to be freed later; no snapshot in use may refer to them."""
-        self._removed += filter(None, (self._entries.pop(number, None) for number in removal.numbers))
+        """Remove tables, to be freed later; no snapshot in use may refer to them."""
+        for number in removal.numbers:
+            self._prefixes.pop(number, None)
+            self._maps.pop(number, None)
+            tables = (self._entries, self._endpoints, self._behind)
+            self._removed += filter(None, (table.pop(number, None) for table in tables))
 
     def free_some(self) -> None:
-        """Free a portion of the removed entries."""
-        # Freeing a dict of a hundred thousand entries at once would delay packets.
+        """Free a portion of the removed rows."""
+        # Freeing a dict of a hundred thousand rows at once would delay packets.
         if self._removed:
             last = self._removed[-1]
             for _ in range(min(_FREED, len(last))):
@@ -113,29 +189,22 @@ class MapReceiver:
                 self._removed.pop()
 
 
-def _chunks(number: int, entries: Entries) -> Iterator[MapChunk]:
-    remaining = iter(entries.items())
-    while chunk := tuple(islice(remaining, _CHUNK)):
-        yield MapChunk(number, chunk)
+def _tables(snapshot: Snapshot) -> Iterator[_Table]:
+    """Yield all tables of a snapshot, each after those that it refers to, some of them repeatedly."""
+    endpoints = {id(endpoint): endpoint for endpoint in snapshot.endpoints.values()}.values()
+    for endpoint in endpoints:
+        for policy in (endpoint.ingress, endpoint.egress):
+            yield policy.entries
+            yield policy
+    yield snapshot.endpoints
+    yield from snapshot.ipcache.prefixes
 
 
-def _with_entries(snapshot: Snapshot, entries: Callable[[bytes], tuple[Entries, Entries]]) -> Snapshot:
-    """Return the snapshot with other entries, by address; an endpoint or a map that is shared stays shared."""
-    maps: dict[tuple[int, int], PolicyMap] = {}
-    endpoints: dict[int, LocalEndpoint] = {}
+_Row = TypeVar("_Row")
 
-    def new_map(policy: PolicyMap, new_entries: Entries) -> PolicyMap:
-        return maps.setdefault((id(policy), id(new_entries)), policy.with_entries(new_entries))
 
-    def new_endpoint(address: bytes, endpoint: LocalEndpoint) -> LocalEndpoint:
-        if id(endpoint) not in endpoints:
-            ingress, egress = entries(address)
-            endpoints[id(endpoint)] = replace(
-                endpoint, ingress=new_map(endpoint.ingress, ingress), egress=new_map(endpoint.egress, egress)
-            )
-        return endpoints[id(endpoint)]
-
-    return replace(
-        snapshot,
-        endpoints={address: new_endpoint(address, endpoint) for address, endpoint in snapshot.endpoints.items()},
-    )
+def portions(rows: Iterable[_Row], size: int) -> Iterator[tuple[_Row, ...]]:
+    """Yield the rows in tuples of this size, the last one shorter."""
+    remaining = iter(rows)
+    while portion := tuple(islice(remaining, size)):
+        yield portion

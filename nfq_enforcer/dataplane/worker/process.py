@@ -16,14 +16,24 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
-from nfq_enforcer.dataplane.worker.channel import Stop, encode, report_decoder
+from nfq_enforcer.dataplane.worker.channel import Release, Stop, encode, report_decoder
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.flow_list import FlowList, ListFlows
 from nfq_enforcer.dataplane.worker.heartbeat import Heartbeat
-from nfq_enforcer.dataplane.worker.reports import Bound, Enforced, Events, InvalidReport, Report
+from nfq_enforcer.dataplane.worker.reports import (
+    Applied,
+    Bound,
+    Enforced,
+    Events,
+    InvalidReport,
+    NamesLearned,
+    Report,
+    SlotWanted,
+)
 from nfq_enforcer.dataplane.worker.state import Stuck, WorkerState
 from nfq_enforcer.dataplane.worker.timings import WorkerTimings
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.tasks import cancel
 
 _log = logging.getLogger(__name__)
 _RECEIVE_BYTES = 1 << 18
@@ -39,6 +49,29 @@ class DetachedWorker(NamedTuple):
     queues: tuple[int, ...]
 
 
+class _Progress:
+    """Progress: a number that grows, and the tasks that wait for it."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+
+    def reach(self, number: int) -> None:
+        self._number = max(self._number, number)
+        waiting, self._waiting = self._waiting, []
+        for wanted, future in waiting:
+            if wanted > self._number:
+                self._waiting.append((wanted, future))
+            elif not future.done():
+                future.set_result(None)
+
+    async def wait(self, number: int) -> None:
+        if self._number < number:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((number, future))
+            await future
+
+
 class WorkerProcess:
     """Worker process: one worker and its replacements; counters continue from one to the next."""
 
@@ -47,6 +80,7 @@ class WorkerProcess:
         queues: QueueNumbers,
         setup: Callable[[], Iterable[bytes]],
         on_events: Callable[[Events], None],
+        on_request: Callable[["WorkerProcess", NamesLearned | SlotWanted], None],
         timings: WorkerTimings,
     ) -> None:
         """Keep the worker's queues and the function that returns the first messages for one; start nothing yet."""
@@ -56,6 +90,8 @@ class WorkerProcess:
         self.failure: str | None = None  # reason why the worker cannot be replaced at the moment
         self._setup = setup
         self._on_events = on_events
+        self._on_request = on_request
+        self._changes = _Progress()  # of names and slots
         self._timings = timings
         self._memory = Counters.create()
         self.counters = Counters(self._memory)
@@ -104,14 +140,42 @@ class WorkerProcess:
             self._writer.transport.abort()
 
     async def wait_enforced(self, revision: int) -> None:
-        """Return when this revision decides every packet; raise NfqError if that takes too long."""
+        """Return when this revision decides every packet; raise NfqError if the worker makes no progress towards it.
+
+        A large policy takes longer than any fixed limit. So the limit is for the time in which the worker has read none
+        of the messages that wait for it.
+        """
+        unread = self._unread
+        while True:
+            try:
+                async with asyncio.timeout(self._timings.response), self._revision_changed:
+                    await self._revision_changed.wait_for(lambda: self._revision >= revision)
+                    return
+            except TimeoutError:
+                before, unread = unread, self._unread
+                if unread >= before:
+                    raise NfqError(
+                        f"the worker of queue {self.queues.headers} has not put revision {revision} in force"
+                    ) from None
+
+    async def wait_applied(self, number: int) -> None:
+        """Return when the worker has these changes of names or slots; raise NfqError if that takes too long."""
         try:
-            async with asyncio.timeout(self._timings.response), self._revision_changed:
-                await self._revision_changed.wait_for(lambda: self._revision >= revision)
+            async with asyncio.timeout(self._timings.hold):
+                await self._changes.wait(number)
         except TimeoutError:
             raise NfqError(
-                f"the worker of queue {self.queues.headers} has not put revision {revision} in force"
+                f"the worker of queue {self.queues.headers} has not applied changes of names or slots"
             ) from None
+
+    def release(self, number: int) -> None:
+        """Have the worker deliver the DNS answer that it holds under this number."""
+        self.send(encode(Release(number)))
+
+    @property
+    def _unread(self) -> int:
+        """Return the bytes of messages that wait for the worker."""
+        return self._writer.transport.get_write_buffer_size() if self._writer is not None else 0
 
     async def list_flows(
         self, sources: frozenset[bytes] | None = None, targets: frozenset[bytes] | None = None
@@ -131,9 +195,7 @@ class WorkerProcess:
 
     async def stop(self) -> None:
         """Stop the worker after verdicts for waiting packets; kill it if it does not end."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
+        await cancel(self._watching)
         if self._process is not None and self._process.returncode is None:
             self.send(encode(Stop()))
             try:
@@ -149,10 +211,7 @@ class WorkerProcess:
 
     async def detach(self) -> DetachedWorker | None:
         """Stop watching the worker, which goes on; return None if no process runs."""
-        tasks = [task for task in (self._watching, self._checking, self._reading) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel(self._watching, self._checking, self._reading)
         self._watching = self._checking = self._reading = None
         if self.pid is None or self._writer is None:
             return None
@@ -168,6 +227,7 @@ class WorkerProcess:
                 *(sys.executable, "-P", "-m", "nfq_enforcer.dataplane.worker.worker"),
                 *(str(worker_end.fileno()), str(self._memory)),
                 pass_fds=(worker_end.fileno(), self._memory),
+                start_new_session=True,  # see ``priority``
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
@@ -219,10 +279,8 @@ class WorkerProcess:
             bound.set_exception(NfqError(failure))
 
     async def _cancel_check(self) -> None:
-        if self._checking is not None:
-            self._checking.cancel()
-            await asyncio.gather(self._checking, return_exceptions=True)
-            self._checking = None
+        await cancel(self._checking)
+        self._checking = None
 
     async def _read(self, reader: asyncio.StreamReader, bound: "asyncio.Future[None]") -> None:
         decoder = report_decoder()
@@ -243,6 +301,10 @@ class WorkerProcess:
             self._on_events(message)
         elif isinstance(message, Enforced):
             await self._set_revision(message.revision)
+        elif isinstance(message, NamesLearned | SlotWanted):
+            self._on_request(self, message)
+        elif isinstance(message, Applied):
+            self._changes.reach(message.number)
         elif isinstance(message, FlowList):
             waiting = self._questions.pop(message.request, None)
             if waiting is not None and not waiting.done():

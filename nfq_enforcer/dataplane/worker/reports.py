@@ -4,8 +4,8 @@ A worker parses packets of the network, so the agent does not trust it: a report
 size, and a value outside of its range makes the whole report invalid. The agent then replaces the worker. A worker may
 still lie about its own flows and revision; it decides about them anyway.
 
-A report is a length, a kind and a body. Events are rows of fixed size. The rules that they refer to precede the rows,
-each tuple of rules once, as JSON.
+A report is a length, a kind and a body. Events are rows of fixed size. The rules and messages that they refer to
+precede the rows, each tuple of rules once, as JSON.
 """
 
 import json
@@ -14,11 +14,14 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from nfq_enforcer.core.events import FlowEvent
+from nfq_enforcer.core.access_log import MAX_HEADERS, MAX_TEXT, MAX_URL
+from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, L7Message, TlsMessage
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.l7 import EVERY_PROTOCOL, ProxyProtocols
 from nfq_enforcer.core.tables.policymap import RuleRef
+from nfq_enforcer.core.tables.slots import SlotKey
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker import flow_list
@@ -29,13 +32,18 @@ MAX_EVENTS = 100  # in a report
 _MAX_RULES = 500  # of one event in one of its three lists; further ones are left out
 _MAX_TEXT = 4096  # characters of a failure
 _MAX_NAME = 1024  # characters of each name of a rule
+_MAX_NUMBER = 1 << 31  # of a rule in its document
+_MAX_LEARNED = 500  # addresses of one DNS answer
+_MAX_LATENCY = 1 << 63  # ns
+_MAX_PEERS = 1000  # identities of one peer of a slot
+_MAX_LISTED = 64  # addresses or aliases of a DNS message
 _LATEST = 1e10  # s, of a clock that begins with the machine
 
 # time, verdict, reason, direction, length and bytes of both addresses, protocol, ports, ICMP type and code, to_host,
-# identities, TCP flags, is_reply, places of the three tuples of rules
-_EVENT = struct.Struct("!dBBBB16sB16sBHHhh?IIH?HHH")
-_PACK = struct.Struct("!HI")  # number of events, bytes of the rules
-_BOUND = struct.Struct("!BHHH")
+# identities, TCP flags, is_reply, places of the three tuples of rules, and of the message, counted from 1 (0: none)
+_EVENT = struct.Struct("!dBBBB16sB16sBHHhh?IIH?HHHH")
+_PACK = struct.Struct("!HI")  # number of events, bytes of rules and messages
+_BOUND = struct.Struct("!BHHHHH")
 _REVISION = struct.Struct("!q")
 _FLOWS = struct.Struct("!II")  # number of the question, number of all flows
 _KIND = struct.Struct("!B")
@@ -44,9 +52,10 @@ _VERDICTS, _DIRECTIONS = tuple(FlowVerdict), tuple(Direction)
 _REASONS: tuple[DropReason | None, ...] = (None, *DropReason)
 # by ``id``, because the hash of an enum's member is computed in Python
 _CODES = {id(member): code for members in (_VERDICTS, _DIRECTIONS, _REASONS) for code, member in enumerate(members)}
-_ADDRESS_LENGTHS = (0, 4, 16)
+_ADDRESS_LENGTHS = (0, 4, 16)  # bytes of both addresses of an event
 
 Rules = tuple[RuleRef, ...]
+Message = L7Message
 
 
 class InvalidReport(ValueError):
@@ -72,6 +81,27 @@ class Enforced(NamedTuple):
     revision: int
 
 
+class NamesLearned(NamedTuple):
+    """Report of the addresses of a DNS answer."""
+
+    number: int  # of the answer that the worker holds until a Release of this number; 0: it holds none
+    client: bytes  # the address that asked
+    name: str
+    addresses: tuple[tuple[bytes, int], ...]  # with their TTL in s
+
+
+class SlotWanted(NamedTuple):
+    """Report that a connection waits for a slot of the proxy."""
+
+    key: SlotKey
+
+
+class Applied(NamedTuple):
+    """Report that the worker has applied the NameChanges and SlotChanges up to this number."""
+
+    number: int
+
+
 class Events(NamedTuple):
     """Report of new flows and drops, oldest first."""
 
@@ -79,7 +109,7 @@ class Events(NamedTuple):
     packed: bytes  # see ``pack``
 
 
-Report = Bound | Failed | Enforced | Events | FlowList
+Report = Bound | Failed | Enforced | Events | FlowList | NamesLearned | Applied | SlotWanted
 
 
 def encode_report(report: Report) -> bytes:
@@ -92,6 +122,14 @@ def encode_report(report: Report) -> bytes:
         return _KIND.pack(2) + _REVISION.pack(report.revision)
     if isinstance(report, FlowList):
         return _KIND.pack(4) + _FLOWS.pack(report.request, report.total) + report.packed
+    if isinstance(report, NamesLearned):
+        addresses = [(address.hex(), ttl) for address, ttl in report.addresses]
+        text = json.dumps((report.number, report.client.hex(), report.name, addresses), separators=(",", ":"))
+        return _KIND.pack(5) + text.encode()
+    if isinstance(report, Applied):
+        return _KIND.pack(6) + _REVISION.pack(report.number)
+    if isinstance(report, SlotWanted):
+        return _KIND.pack(7) + json.dumps(report.key, separators=(",", ":")).encode()
     return _KIND.pack(3) + report.packed
 
 
@@ -138,22 +176,65 @@ def _decode_flows(body: bytes) -> Report:
     return FlowList(request, total, packed)
 
 
+def _decode_learned(body: bytes) -> Report:
+    try:
+        number, client, name, addresses = json.loads(body)
+        read = tuple((bytes.fromhex(address), ttl) for address, ttl in addresses)
+        client = bytes.fromhex(client)
+    except (ValueError, TypeError, RecursionError):
+        raise InvalidReport("learned names") from None
+    numbers = (number, *(ttl for _, ttl in read))
+    if not all(type(value) is int and 0 <= value < _MAX_NUMBER for value in numbers) or not _is_name(name):
+        raise InvalidReport("number or name of learned names")
+    if len(read) > _MAX_LEARNED or not all(len(address) in {4, 16} for address in (client, *(a for a, _ in read))):
+        raise InvalidReport("addresses of learned names")
+    return NamesLearned(number, client, name, read)
+
+
+def _decode_applied(body: bytes) -> Report:
+    return Applied(*_REVISION.unpack(body))
+
+
+def _decode_wanted(body: bytes) -> Report:
+    try:
+        client, server, source, destination, client_peers, server_peers, port, protocols = json.loads(body)
+        peers = tuple(client_peers), tuple(server_peers)
+    except (ValueError, TypeError, RecursionError):
+        raise InvalidReport("slot") from None
+    if not (_is_name(client) and _is_name(server)) or not all(0 < len(each) <= _MAX_PEERS for each in peers):
+        raise InvalidReport("names or peers of a slot")
+    identities = (source, destination, *peers[0], *peers[1])
+    if not all(type(number) is int and 0 <= number < 1 << 32 for number in (*identities, port)) or port >= 1 << 16:
+        raise InvalidReport("identity or port of a slot")
+    if type(protocols) is not int or not 0 < protocols <= EVERY_PROTOCOL:
+        raise InvalidReport("protocols of a slot")
+    return SlotWanted(SlotKey(client, server, source, destination, *peers, port, ProxyProtocols(protocols)))
+
+
 _DECODERS: tuple[Callable[[bytes], Report], ...] = (
     *(_decode_bound, _decode_failed, _decode_enforced, _decode_events, _decode_flows),
+    *(_decode_learned, _decode_applied, _decode_wanted),
 )
 
 
 def pack(events: Sequence[FlowEvent]) -> bytes:
     """Return events as bytes, which the agent unpacks only when a client reads them."""
-    places: dict[int, int] = {}  # by ``id``: the events hold the tuples, and most of them share these
+    places: dict[int, int] = {}  # by ``id``: the events hold the tuples and messages, and many of them share these
     tuples: list[Rules] = []
-    rows = [_pack_event(event, places, tuples) for event in events]
-    rules = json.dumps(tuples, separators=(",", ":")).encode()
-    return b"".join((_PACK.pack(len(rows), len(rules)), rules, *rows))
+    messages: list[Any] = []
+    rows = [_pack_event(event, places, tuples, messages) for event in events]
+    texts = json.dumps((tuples, messages), separators=(",", ":")).encode()
+    return b"".join((_PACK.pack(len(rows), len(texts)), texts, *rows))
 
 
-def _pack_event(event: FlowEvent, places: dict[int, int], tuples: list[Rules]) -> bytes:
-    time, verdict, reason, direction, opening, tcp_flags, is_reply, *by = event
+def _pack_event(event: FlowEvent, places: dict[int, int], tuples: list[Rules], messages: list[Any]) -> bytes:
+    time, verdict, reason, direction, opening, tcp_flags, is_reply, *by = event[:-1]
+    message = 0
+    if event.l7 is not None:
+        message = places.get(id(event.l7), 0)
+        if not message:
+            messages.append(_write_message(event.l7))
+            message = places[id(event.l7)] = len(messages)
     src, dst, proto, sport, dport, icmp_type, icmp_code, to_host, source, destination = opening
     rules = []
     for refs in by:
@@ -165,55 +246,120 @@ def _pack_event(event: FlowEvent, places: dict[int, int], tuples: list[Rules]) -
     return _EVENT.pack(
         *(time, _CODES[id(verdict)], _CODES[id(reason)], _CODES[id(direction)]),
         *(len(src), src, len(dst), dst, proto, sport, dport, icmp_type, icmp_code, to_host, source, destination),
-        *(tcp_flags, is_reply, *rules),
+        *(tcp_flags, is_reply, *rules, message),
     )
+
+
+def _write_message(message: Message) -> tuple[Any, ...]:
+    if isinstance(message, HttpMessage):
+        return ("http", *message)
+    if isinstance(message, TlsMessage):
+        return ("tls", *message)
+    *facts, addresses, aliases = message
+    return ("dns", *facts, [address.hex() for address in addresses], aliases)
 
 
 def unpack(packed: bytes) -> Iterator[FlowEvent]:
     """Yield the packed events, without those that are invalid."""
     _, size = _PACK.unpack_from(packed)
-    tuples = _read_rules(packed[_PACK.size : _PACK.size + size])
+    tuples, messages = _read_texts(packed[_PACK.size : _PACK.size + size])
     for row in _EVENT.iter_unpack(packed[_PACK.size + size :]):
         try:
-            yield _read_event(row, tuples)
+            yield _read_event(row, tuples, messages)
         except InvalidReport:
             continue
 
 
-def _read_event(row: tuple[Any, ...], tuples: Sequence[Rules]) -> FlowEvent:
+def _read_event(row: tuple[Any, ...], tuples: Sequence[Rules], messages: Sequence[Message]) -> FlowEvent:
     time, verdict, reason, direction, src_size, src, dst_size, dst, *fields = row
-    proto, sport, dport, icmp_type, icmp_code, to_host, source, destination, tcp_flags, is_reply, *places = fields
+    proto, sport, dport, icmp_type, icmp_code, to_host, source, destination, tcp_flags, is_reply, *places, message = (
+        fields
+    )
     if not (math.isfinite(time) and 0 <= time < _LATEST):
         raise InvalidReport("time")
-    if src_size not in _ADDRESS_LENGTHS or dst_size not in _ADDRESS_LENGTHS:
+    if src_size not in _ADDRESS_LENGTHS or src_size != dst_size:
         raise InvalidReport("address")
     if not (-1 <= icmp_type <= 0xFF and -1 <= icmp_code <= 0xFF):
         raise InvalidReport("ICMP type")
     ends = Identity(source), Identity(destination)
     opening = Opening(src[:src_size], dst[:dst_size], proto, sport, dport, icmp_type, icmp_code, to_host, *ends)
+    allowed_by, enforced_by, denied_by = (_choose(tuples, place, "rules") for place in places)
     return FlowEvent(
         time,
         _choose(_VERDICTS, verdict, "verdict"),
         _choose(_REASONS, reason, "reason"),
         _choose(_DIRECTIONS, direction, "direction"),
-        *(opening, tcp_flags, is_reply),
-        *(_choose(tuples, place, "rules") for place in places),
+        *(opening, tcp_flags, is_reply, allowed_by, enforced_by, denied_by),
+        _choose(messages, message - 1, "message") if message else None,
     )
 
 
-def _read_rules(text: bytes) -> Sequence[Rules]:
-    """Read the tuples of rules; a text that is not valid has none, so that events that refer to any are invalid."""
+def _read_texts(text: bytes) -> tuple[Sequence[Rules], Sequence[Message]]:
+    """Read the tuples of rules, and the messages.
+
+    A text that is not valid has none, so that events that refer to any are invalid.
+    """
     try:
-        return [tuple(_read_rule(rule) for rule in rules) for rules in json.loads(text)]
+        tuples, messages = json.loads(text)
+        return [tuple(_read_rule(rule) for rule in rules) for rules in tuples], list(map(_read_message, messages))
     except (ValueError, TypeError, RecursionError):
-        return ()
+        return (), ()
+
+
+def _read_message(message: Any) -> Message:
+    protocol, *fields = message
+    if protocol == "tls":
+        return _read_tls(*fields)
+    return _read_http(*fields) if protocol == "http" else _read_dns(*fields)
+
+
+def _read_tls(server_name: Any) -> TlsMessage:
+    if not _is_text(server_name, MAX_TEXT):
+        raise InvalidReport("text of a message")
+    return TlsMessage(server_name)
+
+
+def _read_http(
+    is_response: Any, method: Any, url: Any, protocol: Any, code: Any, latency: Any, headers: Any, grpc_status: Any
+) -> HttpMessage:
+    if type(is_response) is not bool or not _is_text(url, MAX_URL):
+        raise InvalidReport("URL of a message")
+    pairs = tuple((name, value) for name, value in headers)
+    if len(pairs) > MAX_HEADERS or not all(_is_text(text, MAX_TEXT) for text in (method, protocol, *sum(pairs, ()))):
+        raise InvalidReport("text of a message")
+    if not all(
+        type(value) is int and 0 <= value < _MAX_NUMBER for value in (code, 0 if grpc_status is None else grpc_status)
+    ):
+        raise InvalidReport("number of a message")
+    if type(latency) is not int or not 0 <= latency < _MAX_LATENCY:
+        raise InvalidReport("latency of a message")
+    return HttpMessage(is_response, method, url, protocol, code, latency, pairs, grpc_status)
+
+
+def _read_dns(is_answer: Any, name: Any, kind: Any, rcode: Any, ttl: Any, addresses: Any, aliases: Any) -> DnsMessage:
+    if type(is_answer) is not bool or not all(map(_is_name, (name, *aliases))):
+        raise InvalidReport("name of a message")
+    if not all(type(value) is int and 0 <= value < _MAX_NUMBER for value in (kind, rcode, ttl)):
+        raise InvalidReport("number of a message")
+    packed = tuple(map(bytes.fromhex, addresses))
+    if max(len(packed), len(aliases)) > _MAX_LISTED or not all(len(address) in {4, 16} for address in packed):
+        raise InvalidReport("addresses of a message")
+    return DnsMessage(is_answer, name, kind, rcode, ttl, packed, tuple(aliases))
+
+
+def _is_name(text: Any) -> bool:
+    return _is_text(text, _MAX_NAME)
+
+
+def _is_text(text: Any, at_most: int) -> bool:
+    return isinstance(text, str) and len(text) <= at_most and text.isprintable()
 
 
 def _read_rule(rule: Any) -> RuleRef:
     kind, namespace, name, direction, number, spec, deny = rule
-    if not all(isinstance(text, str) and len(text) <= _MAX_NAME and text.isprintable() for text in rule[:3]):
+    if not all(map(_is_name, rule[:3])):
         raise InvalidReport("name of a rule")
-    if type(number) is not int or type(spec) is not int or type(deny) is not bool:
+    if not all(type(value) is int and -1 <= value < _MAX_NUMBER for value in (number, spec)) or type(deny) is not bool:
         raise InvalidReport("number of a rule")
     return RuleRef(kind, namespace, name, Direction(direction), number, spec, deny)
 

@@ -12,6 +12,8 @@ class WorkerTimings:
     idle: float = 0.25  # between two runs of housekeeping, while nothing waits
     messages: float = 0.001  # for messages, in one run; it exceeds this by one message, and by one growth of a dict
     interface_cache: float = 1.0  # until the name and the MTU of an interface are read again
+    hold: float = 1.0  # for a DNS answer, until all workers have its addresses; then it is dropped
+    slot: float = 3.0  # for a first packet, until the proxy has a slot for it; then it is dropped
     drain: float = 1.0  # for packets that still wait after Stop, while the rules go on queueing packets
     import_flows: float = 5.0  # for the import of the kernel's flows at the start (some 100,000 a second)
     import_again: float = 0.2  # for the import after a hand-over, while packets wait

@@ -1,9 +1,10 @@
 """Worker: one process with its queues, which returns a verdict for every packet.
 
-The loop reads packets and returns verdicts, a batch at a time. Between batches, every 10 ms, it runs housekeeping:
-messages from the agent (new snapshot, changed peers, stop), expiry of flows, event log. Packets wait meanwhile, so
-housekeeping has a limit of few milliseconds: messages beyond it wait for the next run. Because all of this happens in
-one thread and between packets, a packet always sees one complete snapshot and one state of the peers.
+The loop reads packets and returns verdicts, a batch at a time. Between batches, every 10 ms, it runs
+housekeeping: messages from the agent (new snapshot, changed peers or identities, stop), expiry of flows, event log.
+Packets wait meanwhile, so housekeeping has a limit of few milliseconds: messages beyond it wait for the next run.
+Because all of this happens in one thread and between packets, a packet always sees one complete snapshot and one state
+of the tables.
 """
 
 import gc
@@ -14,21 +15,34 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from nfq_enforcer.core.enforcer import Enforcer
 from nfq_enforcer.core.events import Decision, FlowEvent
-from nfq_enforcer.core.tables import ipcache
+from nfq_enforcer.core.tables import identities, ipcache
 from nfq_enforcer.core.tables.conntrack import Conntrack, Flow
+from nfq_enforcer.core.tables.identities import IdentityTable
 from nfq_enforcer.core.tables.ipcache import PeerTable
 from nfq_enforcer.core.tables.snapshot import Snapshot
-from nfq_enforcer.core.verdict import DropReason, Verdict
+from nfq_enforcer.core.verdict import DropReason, FlowVerdict, Verdict
 from nfq_enforcer.core.wire.packet import read_key
 from nfq_enforcer.dataplane.interfaces import Interfaces
 from nfq_enforcer.dataplane.queue import ctnetlink, drivers
-from nfq_enforcer.dataplane.worker import flow_list, privileges, sandbox
-from nfq_enforcer.dataplane.worker.channel import ImportFlows, PeerChanges, Revision, Setup, Stop, WorkerChannel
+from nfq_enforcer.dataplane.queue.protocol import HeldPacket, Redirect
+from nfq_enforcer.dataplane.worker import flow_list, priority, privileges, sandbox
+from nfq_enforcer.dataplane.worker.channel import (
+    IdentityChanges,
+    ImportFlows,
+    NameChanges,
+    PeerChanges,
+    Release,
+    Revision,
+    Setup,
+    SlotChanges,
+    Stop,
+    WorkerChannel,
+)
 from nfq_enforcer.dataplane.worker.counters import (
     ACCEPTED,
     EVENTS_LOST,
@@ -39,15 +53,19 @@ from nfq_enforcer.dataplane.worker.counters import (
     Counters,
 )
 from nfq_enforcer.dataplane.worker.flow_list import FlushFlows, ListFlows
-from nfq_enforcer.dataplane.worker.map_transfer import MapChunk, MapReceiver, MapRemoval, SnapshotReference
-from nfq_enforcer.dataplane.worker.reports import MAX_EVENTS, Bound, Enforced, Events, Failed, pack
+from nfq_enforcer.dataplane.worker.map_transfer import Chunk, MapReceiver, MapRemoval, SnapshotReference
+from nfq_enforcer.dataplane.worker.name_learning import NameLearning
+from nfq_enforcer.dataplane.worker.reports import MAX_EVENTS, Applied, Bound, Enforced, Events, Failed, pack
+from nfq_enforcer.dataplane.worker.sampling import DropSample
+from nfq_enforcer.dataplane.worker.slot_requests import SlotRequests
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS
 from nfq_enforcer.errors import NfqError
 
 _MAX_EVENTS = 1000  # kept between two runs of housekeeping; more are counted as lost
 # looking a member of an enum up takes longer than the packet path has
-_ACCEPT, _DROP = Verdict.ACCEPT, Verdict.DROP
+_ACCEPT, _DROP, _DROPPED = Verdict.ACCEPT, Verdict.DROP, FlowVerdict.DROPPED
 _OFFLOAD_OPENER, _OFFLOAD_FLOW = Verdict.OFFLOAD_OPENER, Verdict.OFFLOAD_FLOW
+_REDIRECT, _UNDECIDED = Verdict.REDIRECT, Verdict.UNDECIDED
 
 
 class Worker:
@@ -74,37 +92,45 @@ class Worker:
         now = clock()
         self._flows = Conntrack(setup.max_flows, now)
         self._peers = PeerTable(setup.peers)
+        self._identities = IdentityTable(setup.identities)
+        self._names = NameLearning(setup, channel)
+        self._slots = SlotRequests(setup, channel)
         self._interfaces = Interfaces()
         self._events: deque[FlowEvent] = deque()
+        self._sample = DropSample()
         self._to_forget: list[Flow] = []  # flows that a flush has not forgotten yet
         self._next_housekeeping = now
         self._next_interface_refresh = now
         self._raw_sockets = {4: _raw_socket(socket.AF_INET), 6: _raw_socket(socket.AF_INET6)}
         self._deadline: float | None = None  # after Stop: the time to end, even if packets still wait
         self._messages_wait = False  # the last run of housekeeping had no time for some received messages
-        snapshot = maps.resolve(setup.snapshot).with_peers(self._peers)
+        snapshot = maps.resolve(setup.snapshot).with_tables(self._peers, self._identities)
         # Flows are imported before the queues are bound. Otherwise a reply that arrives first would belong to no
         # known flow, and would be dropped (CT_NO_MATCH).
         self._import_flows(snapshot, now, self._timings.import_flows)
-        self._queue = drivers.bind(
+        self._queues = drivers.bind(
             *(setup.driver, setup.queues, self._verdict), fail_open=setup.fail_open, next_worker=setup.next_worker
         )
         self._enforcer = Enforcer(
             snapshot,
             self._flows,
-            can_requeue=self._queue.requeues,
-            has_next=self._queue.requeues and setup.next_worker is not None,
+            can_requeue=self._queues.requeues,
+            has_next=self._queues.requeues and setup.next_worker is not None,
+            names=self._names.table,
+            slots=self._slots.table,
         )
         self._use(snapshot)
-        self._poll = select.poll()
-        self._poll.register(self._queue.fileno(), select.POLLIN)
-        self._poll.register(channel.fileno(), select.POLLIN)
-        self._only_packets = [(self._queue.fileno(), select.POLLIN)]  # result of ``poll`` without messages
+        # epoll, not poll: its cost does not grow with the number of queues
+        self._epoll = select.epoll()
+        descriptors = (*self._queues.filenos, channel.fileno())
+        for descriptor in descriptors:
+            self._epoll.register(descriptor, select.EPOLLIN)
+        self._max_ready = len(descriptors)
 
     @property
     def bound(self) -> Bound:
         """Return the message to the agent about the bound queues."""
-        return Bound(self._queue.driver, self._queue.numbers)
+        return Bound(self._queues.driver, self._queues.numbers)
 
     def _import_flows(self, snapshot: Snapshot, now: float, limit: float) -> None:
         """Import the kernel's record of this node's flows, so that a new worker cuts no open connection.
@@ -123,37 +149,44 @@ class Worker:
 
     def run(self) -> None:
         """Return verdicts until the agent sends Stop or ends; then process the waiting packets and unbind."""
-        more = False  # the last batch was full, so that packets may wait: no need to poll
+        more = False  # a batch was full, so that packets may wait; under load this stays true
         while self._deadline is None:
-            # Under load ``more`` stays true: no poll, and housekeeping by the clock alone.
-            housekeeping_due = not more and self._wait()
-            more = self._queue.process_batch()
+            ready = self._wait(0 if more else self._longest_wait())
+            housekeeping_due = not more and (not ready or self._channel.fileno() in ready)  # else by the clock alone
+            more = self._queues.process_ready(ready)
             self._counters.beat()
             now = self._clock()
             if housekeeping_due or now >= self._next_housekeeping:
                 self._housekeeping(now)
         # The rules may still queue packets; closing the socket drops those that wait (nfqnl_flush). So the worker
         # returns verdicts until the queue is empty, but for a limited time.
-        while self._clock() < self._deadline and self._packets_wait():
-            self._queue.process_batch()
+        while self._clock() < self._deadline and (waiting := self._waiting_queues()):
+            self._queues.process_ready(waiting)
             self._counters.beat()
         self._send_events()
         self._close()
 
     def _close(self) -> None:
-        self._queue.close()
+        self._queues.close()
         for raw in filter(None, self._raw_sockets.values()):
             raw.close()
+        self._epoll.close()
 
-    def _wait(self) -> bool:
-        """Wait for packets, messages or the next housekeeping; return whether anything but packets ended the wait."""
-        timeout = self._timings.housekeeping if self._events else self._timings.idle
-        return self._poll.poll(0 if self._messages_wait else timeout * 1000) != self._only_packets
+    def _longest_wait(self) -> float:
+        """Return the seconds until the next housekeeping, at most."""
+        if self._messages_wait:
+            return 0
+        waits = self._events or self._names.holds or self._slots.holds
+        return self._timings.housekeeping if waits else self._timings.idle
 
-    def _packets_wait(self) -> bool:
-        return self._only_packets[0] in self._poll.poll(0)
+    def _wait(self, timeout: float) -> dict[int, int]:
+        """Wait for packets or messages, at most ``timeout`` seconds; return the descriptors that are readable."""
+        return dict(self._epoll.poll(timeout, self._max_ready))
 
-    def _verdict(self, payload: bytes, indev: int, outdev: int, skb: int) -> Verdict | bytes:
+    def _waiting_queues(self) -> list[int]:
+        return [descriptor for descriptor in self._wait(0) if descriptor in self._queues.filenos]
+
+    def _verdict(self, payload: bytes, indev: int, outdev: int, skb: int) -> Verdict | bytes | Redirect | HeldPacket:
         """Return the verdict on a packet; never raise, because the kernel parks a packet until it gets a verdict.
 
         A parked packet occupies one of the places of its queue (QUEUE_MAXLEN). A packet whose decision fails by a bug
@@ -167,6 +200,11 @@ class Worker:
             self._counters.count_drop(DropReason.INTERNAL_ERROR)
             return _DROP
         if decision.event is not None or decision.answer is not None:
+            if decision.learned:
+                result = self._learn(decision)
+                if isinstance(result, HeldPacket):
+                    return result
+                decision = result
             self._record(decision)
         verdict = decision.verdict
         if verdict is _ACCEPT:
@@ -176,8 +214,17 @@ class Worker:
             # NF_REPEAT: the packet traverses the rules again, which set the connmark and accept it without a queue.
             self._counts[ACCEPTED] += 1
             self._counts[OFFLOADED] += 1
+        elif verdict is _REDIRECT or verdict is _UNDECIDED:
+            return self._redirect(decision)
         # A requeued packet (REQUEUE_*) counts when the next queue accepts or drops it, so each packet counts once.
         return verdict
+
+    def _redirect(self, decision: Decision) -> Verdict | Redirect | HeldPacket:
+        """Redirect a packet to its slot, or hold it until it has one; without any it goes on, and counts later."""
+        if decision.slot:
+            return Redirect(decision.slot)
+        held = self._slots.request(decision.wants, self._clock()) if decision.wants is not None else None
+        return held or _UNDECIDED
 
     def _record(self, decision: Decision) -> None:
         """Count a drop, keep the event for the log and send the ICMP error of a decision."""
@@ -185,12 +232,33 @@ class Worker:
         if decision.verdict is _DROP and event is not None and event.reason is not None:
             self._counters.count_drop(event.reason)
         if event is not None:
-            if len(self._events) < _MAX_EVENTS:
-                self._events.append(event)
-            else:
-                self._counts[EVENTS_LOST] += 1
+            self._log(event)
+        for event in decision.further:
+            self._log(event)
         if decision.answer is not None:
             self._send_packet(decision.answer)
+
+    def _log(self, event: FlowEvent) -> None:
+        logged = event.verdict is not _DROPPED or self._sample.admits(event)
+        if logged and len(self._events) < _MAX_EVENTS:
+            self._events.append(event)
+        else:
+            self._counts[EVENTS_LOST] += 1
+
+    def _learn(self, decision: Decision) -> Decision | HeldPacket:
+        """Learn the addresses of a DNS answer; return the packet to hold, or the decision on it."""
+        enforcer = self._enforcer
+        return self._names.learn(decision, enforcer.snapshot, enforcer.name_patterns, self._clock())
+
+    def _settle(self, settled: Iterable[tuple[HeldPacket, Decision]]) -> None:
+        """Give held packets their verdicts, and record them."""
+        for packet, decision in settled:
+            self._record(decision)
+            if decision.verdict is _DROP:
+                packet.settle(_DROP)
+            else:
+                self._counts[ACCEPTED] += 1
+                packet.settle(packet.result)
 
     def _send_packet(self, packet: bytes) -> None:
         """Send an IP packet of our own, an ICMP error, to its destination address."""
@@ -210,7 +278,11 @@ class Worker:
         self._receive(now)
         if self._channel.closed:  # the agent has ended, or was killed
             self._stop(now)
+        self._queues.divide_room(now)
         self._flows.expire(now)
+        self._settle(self._names.overdue(now))
+        for packet in self._slots.overdue(now):
+            packet.settle(_UNDECIDED)
         if self._to_forget:
             flow_list.forget_some(self._flows, self._to_forget, now)
         self._maps.free_some()
@@ -233,11 +305,12 @@ class Worker:
     def _handle_message(self, message: object, now: float) -> None:
         if isinstance(message, PeerChanges):
             ipcache.apply_changes(self._peers, message.changes)
-        elif isinstance(message, MapChunk):
+        elif isinstance(message, IdentityChanges):
+            identities.apply_changes(self._identities, message.changes)
+        elif isinstance(message, Chunk):
             self._maps.add(message)
         elif isinstance(message, SnapshotReference):
-            self._interfaces.invalidate()  # new endpoints may have new interfaces
-            self._enforce(self._maps.resolve(message).with_peers(self._peers))
+            self._enforce(self._maps.resolve(message).with_tables(self._peers, self._identities))
         elif isinstance(message, MapRemoval):
             self._maps.remove(message)
         elif isinstance(message, Revision):
@@ -248,6 +321,12 @@ class Worker:
             self._channel.send(flow_list.answer(message, self._flows, now))
         elif isinstance(message, FlushFlows):
             self._to_forget = list(self._flows)
+        elif isinstance(message, NameChanges):
+            self._names.apply(message)
+        elif isinstance(message, Release):
+            self._settle(self._names.released(message.number))
+        elif isinstance(message, SlotChanges):
+            self._slots.apply(message)
         elif isinstance(message, Stop):
             self._stop(now)
 
@@ -258,7 +337,8 @@ class Worker:
     def _use(self, snapshot: Snapshot) -> None:
         """Decide the next packets by this snapshot; in per-packet mode (no epoch) no verdict requests a connmark."""
         self._enforcer.snapshot = snapshot
-        self._queue.epoch = snapshot.epoch or 0
+        self._interfaces.use(snapshot.cluster_interfaces, snapshot.endpoint_interfaces)
+        self._queues.set_epoch(snapshot.epoch or 0)
 
     def _stop(self, now: float) -> None:
         if self._deadline is None:
@@ -302,6 +382,7 @@ def _start(channel: WorkerChannel, counters: Counters) -> Worker:
     maps = MapReceiver()
     setup = _receive_setup(channel, maps, counters)
     try:
+        priority.raise_priority()
         worker = Worker(setup, maps, channel, counters, time.monotonic)
         privileges.keep_only(privileges.NET_ADMIN)
         sandbox.restrict_files()
@@ -310,6 +391,7 @@ def _start(channel: WorkerChannel, counters: Counters) -> Worker:
         sys.exit(1)
     channel.send(worker.bound)
     channel.send(Enforced(setup.snapshot.snapshot.revision))
+    channel.send(Applied(setup.changes_number))
     return worker
 
 

@@ -7,26 +7,39 @@ new worker needs, is kept here once.
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
-from itertools import islice
 
+from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.modes import Driver
+from nfq_enforcer.core.tables import identities as identity_table
 from nfq_enforcer.core.tables import ipcache
+from nfq_enforcer.core.tables.identities import IdentityChange
 from nfq_enforcer.core.tables.ipcache import Peer, PeerChange
+from nfq_enforcer.core.tables.names import NameChange, NameTable
+from nfq_enforcer.core.tables.slots import SlotChange, SlotKey
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, allocate_queues, max_workers
-from nfq_enforcer.dataplane.worker.channel import ImportFlows, PeerChanges, Revision, Setup, encode
+from nfq_enforcer.dataplane.worker.channel import (
+    IdentityChanges,
+    ImportFlows,
+    NameChanges,
+    PeerChanges,
+    Revision,
+    Setup,
+    SlotChanges,
+    encode,
+)
 from nfq_enforcer.dataplane.worker.flow_list import FlowList, FlushFlows
-from nfq_enforcer.dataplane.worker.map_transfer import MapSender
+from nfq_enforcer.dataplane.worker.map_transfer import MapSender, portions
 from nfq_enforcer.dataplane.worker.process import DetachedWorker, WorkerProcess
-from nfq_enforcer.dataplane.worker.reports import Events
+from nfq_enforcer.dataplane.worker.reports import Events, NamesLearned, SlotWanted
 from nfq_enforcer.dataplane.worker.state import WorkerState
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 from nfq_enforcer.errors import NfqError
 
 _MAX_DEFAULT = 8  # workers, unless the configuration has a number
-_CHANGES_A_MESSAGE = 500  # changes of peers: the worker applies them in well under a millisecond
+_CHANGES_A_MESSAGE = 500  # changes of peers or identities: the worker applies them in well under a millisecond
 
 
 def default_number(first_queue: int) -> int:
@@ -47,11 +60,13 @@ class Workers:
         *,
         driver: Driver = Driver.AUTO,
         fail_open: bool = False,
+        min_ttl: float = 0.0,
         timings: WorkerTimings = DEFAULT_TIMINGS,
     ) -> None:
         """Keep the configuration; start nothing yet.
 
-        ``number`` is None for as many as suit driver and machine. The workers share ``max_flows`` evenly.
+        ``number`` is None for as many as suit driver and machine. The workers share ``max_flows`` evenly. ``min_ttl``:
+        s for which an address that DNS has named counts at least.
         """
         self._configured_number = number
         if number is None:
@@ -64,7 +79,14 @@ class Workers:
         self._snapshot: Snapshot | None = None
         self._maps = MapSender()
         self._peers: dict[bytes, Peer] = {}
+        self._identities: set[Identity] = set()
+        self._names = NameTable()
+        self._slots: dict[SlotKey, SlotChange] = {}
+        self._changes_number = 0  # of names and slots
+        self._min_ttl = min_ttl
         self._on_events = on_events
+        self.on_learned: Callable[[WorkerProcess, NamesLearned], None] = lambda worker, report: None
+        self.on_slot_wanted: Callable[[SlotKey], None] = lambda key: None
         self.processes = self._make_processes(number)
 
     @property
@@ -100,12 +122,12 @@ class Workers:
             next((one.stuck for one in each if one.stuck), None),
         )
 
-    async def start(self, snapshot: Snapshot, peers: Mapping[bytes, Peer]) -> None:
+    async def start(self, snapshot: Snapshot, peers: Mapping[bytes, Peer], identities: Set[Identity]) -> None:
         """Start all workers and return when all queues are bound; raise NfqError if one cannot be bound.
 
         The first worker tries which driver works on this kernel; the others use the same.
         """
-        self._snapshot, self._peers = snapshot, dict(peers)
+        self._snapshot, self._peers, self._identities = snapshot, dict(peers), set(identities)
         for _ in self._maps.add(snapshot):  # no worker runs yet: each receives all chunks when it starts
             pass
         await self.processes[0].start()
@@ -118,10 +140,45 @@ class Workers:
 
     def change_peers(self, changes: Iterable[PeerChange]) -> None:
         """Send changes of peers; they are in force with the next snapshot or renewal, if not earlier."""
-        remaining = iter(changes)
-        while portion := tuple(islice(remaining, _CHANGES_A_MESSAGE)):
+        for portion in portions(changes, _CHANGES_A_MESSAGE):
             ipcache.apply_changes(self._peers, portion)
             self._send(PeerChanges(portion))
+
+    def change_identities(self, changes: Iterable[IdentityChange]) -> None:
+        """Send changes of the cluster's identities; each worker applies them as soon as it receives them."""
+        for portion in portions(changes, _CHANGES_A_MESSAGE):
+            identity_table.apply_changes(self._identities, portion)
+            self._send(IdentityChanges(portion))
+
+    async def change_names(self, changes: Iterable[NameChange]) -> None:
+        """Send changes of the names of addresses, and return when all workers have them; raise NfqError if one has not.
+
+        Without workers, those that start have them.
+        """
+        portioned = list(portions(changes, _CHANGES_A_MESSAGE))
+        for portion in portioned:
+            self._names.apply(portion)
+            self._changes_number += 1
+            self._send(NameChanges(self._changes_number, portion))
+        if portioned:
+            await self._wait_applied()
+
+    async def change_slots(self, changes: Sequence[SlotChange]) -> None:
+        """Send changes of the proxy's slots, and return when all workers have them; raise NfqError if one has not.
+
+        Without workers, those that start have them.
+        """
+        for change in changes:
+            self._slots.pop(change.key, None)
+            if change.slot:
+                self._slots[change.key] = change
+        self._changes_number += 1
+        self._send(SlotChanges(self._changes_number, tuple(changes)))
+        await self._wait_applied()
+
+    async def _wait_applied(self) -> None:
+        running = (worker for worker in self.processes if worker.pid is not None)
+        await asyncio.gather(*(worker.wait_applied(self._changes_number) for worker in running))
 
     async def enforce(self, snapshot: Snapshot) -> None:
         """Send a snapshot and return when it decides every packet; raise NfqError if that takes too long."""
@@ -185,15 +242,24 @@ class Workers:
 
     def _make_processes(self, number: int) -> tuple[WorkerProcess, ...]:
         return tuple(
-            WorkerProcess(queues, partial(self._setup_messages, index), self._on_events, self._timings)
+            WorkerProcess(
+                *(queues, partial(self._setup_messages, index), self._on_events, self._on_request),
+                self._timings,
+            )
             for index, queues in enumerate(allocate_queues(self.first_queue, number))
         )
+
+    def _on_request(self, worker: WorkerProcess, report: NamesLearned | SlotWanted) -> None:
+        if isinstance(report, SlotWanted):
+            self.on_slot_wanted(report.key)
+        else:
+            self.on_learned(worker, report)
 
     def _setup_messages(self, index: int) -> Iterator[bytes]:
         """Yield the first messages for a worker that starts: the chunks of all policy maps, then its setup."""
         assert self._snapshot is not None
         yield from map(encode, self._maps.chunks())
-        next_worker = self.processes[index + 1].queues.headers if index + 1 < len(self.processes) else None
+        next_worker = self.processes[index + 1].queues.openings if index + 1 < len(self.processes) else None
         yield encode(
             Setup(
                 self.driver,
@@ -203,6 +269,12 @@ class Workers:
                 -(-self._max_flows // len(self.processes)),  # rounded up
                 self._maps.refer(self._snapshot),
                 self._peers,
+                self._identities,
+                tuple(self._names),
+                len(self.processes) == 1,
+                self._min_ttl,
+                tuple(self._slots.values()),
+                self._changes_number,
                 self._timings,
             )
         )

@@ -2,11 +2,13 @@
 
 This module holds no state of the cluster and makes no decisions; ``session`` and ``writer`` do. A connection that fails
 raises StoreError. If this node has not joined the server's current run (the server was restarted, replaced or emptied),
-a command raises NotJoined.
+a command raises NotJoined. A write whose answer is missing raises Unanswered, because the server may have executed it.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from ipaddress import ip_address
@@ -20,7 +22,7 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.store.redis import schema
-from nfq_enforcer.store.redis.connection import StoreError, sentence
+from nfq_enforcer.store.redis.connection import StoreError, Unanswered, may_be_executed, sentence
 from nfq_enforcer.store.redis.history import Fork, read_forks
 from nfq_enforcer.store.redis.schema import HASHES, Key, SchemaError, StoreEntry
 from nfq_enforcer.text import shorten
@@ -34,6 +36,10 @@ NO_LABELS: Mapping[Identity, Labels] = {}
 
 class NotJoined(StoreError):
     """This node has not joined the server's current run; after another join the command can be repeated."""
+
+
+class Interrupted(NotJoined):
+    """This node has closed the connection during a command, which the server may have executed."""
 
 
 class Joined(NamedTuple):
@@ -241,17 +247,23 @@ class Commands:
         return int(await self._execute(self._client.xlen(f"{self._prefix}:changes")))
 
     async def close(self) -> None:
-        """Close both connections."""
+        """Close both connections, even if the caller is cancelled meanwhile."""
         self._closed = True
-        for client in (self._client, self._reader):
-            try:
-                await client.aclose()
-            except (RedisError, OSError):
-                continue
+        closing = asyncio.gather(*map(_close, (self._client, self._reader)))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing
+            raise
 
     async def _run(self, name: str, *arguments: str | int) -> dict[str, Any]:
         script = self._scripts[name]
-        text = await self._execute(script(args=[self._prefix, schema.VERSION, *arguments]))
+        try:
+            text = await self._execute(script(args=[self._prefix, schema.VERSION, *arguments]))
+        except StoreError as error:
+            if name in _WRITES and may_be_executed(error.__cause__):
+                raise Unanswered(f"the store has not answered: {error}") from error
+            raise
         answer: dict[str, Any] = json.loads(text)
         refused = answer.get("refused")
         if refused == "address":
@@ -272,7 +284,7 @@ class Commands:
             return await command
         except Exception as error:
             if self._closed:  # during this command; redis-py then raises one of many errors
-                raise NotJoined("this node is about to connect to it anew") from None
+                raise Interrupted("this node is about to connect to it anew") from None
             if isinstance(error, RedisError | OSError):
                 raise StoreError(sentence(error)) from error
             raise
@@ -284,6 +296,7 @@ _NOT_JOINED = {
     "run": "it has been restarted or replaced, and this node is about to join it anew",
 }
 _SCRIPTS = ("join", "write", "restore", "heartbeat", "collect")
+_WRITES = ("write", "restore", "collect")
 
 
 def _script(name: str) -> str:
@@ -381,3 +394,8 @@ def _enforced(text: bytes) -> int:
         return schema.read_count(text)
     except SchemaError:
         return 0
+
+
+async def _close(client: "Redis") -> None:
+    with suppress(RedisError, OSError):
+        await client.aclose()

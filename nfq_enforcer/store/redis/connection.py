@@ -29,8 +29,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from nfq_enforcer import input_file
 from nfq_enforcer.cluster.records import Address
-from nfq_enforcer.errors import NfqError
+from nfq_enforcer.errors import DocumentError, NfqError, OutcomeUnknown
+from nfq_enforcer.input_file import SETTINGS_SIZE
 from nfq_enforcer.store.address import HostPort, StoreAddress
 from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, SessionTimings
 
@@ -50,10 +52,16 @@ _RESP = 2  # supported by every server and proxy; RESP3 adds nothing to the answ
 _SERVER_TEXT = 200  # characters of a server's error text that a sentence repeats
 
 FAILURES = (RedisError, OSError, ValueError)  # of a command; ValueError for bytes of another protocol
+_LOST = (redis_errors.ConnectionError, redis_errors.TimeoutError, OSError)
+_ANSWERS = (redis_errors.BusyLoadingError, redis_errors.AuthenticationError)  # subclasses of ConnectionError
 
 
 class StoreError(NfqError):
     """The store cannot be reached, or its deployment cannot be used."""
+
+
+class Unanswered(StoreError, OutcomeUnknown):
+    """The connection failed before the answer to a write: the store may have executed it, or may still do so."""
 
 
 class HandshakeError(redis_errors.ConnectionError):
@@ -188,6 +196,11 @@ def read_info(info: Mapping[str, Any]) -> ServerInfo:
     return ServerInfo(product, str(info.get("valkey_version", version)), str(info["run_id"]))
 
 
+def may_be_executed(error: BaseException | None) -> bool:
+    """Return whether a command that failed with this error may have reached the server, which has not answered it."""
+    return isinstance(error, _LOST) and not isinstance(error, (HandshakeError, *_ANSWERS))
+
+
 def sentence(error: BaseException) -> str:
     """Return an error as one sentence with the server as subject ("it …"), without any text sent to the server."""
     if isinstance(error, HandshakeError):
@@ -295,9 +308,9 @@ def _read_password(name: str, file: Path | None) -> str | None:
 
 def _read(name: str, file: Path) -> str:
     try:
-        return file.read_text()
-    except OSError as error:
-        raise StoreError(f"the store's {name} {file} cannot be read: {error.strerror}") from None
+        return input_file.read(file, SETTINGS_SIZE).decode()
+    except DocumentError as error:
+        raise StoreError(f"the store's {name} {file} {error.message}") from None
     except UnicodeDecodeError:
         raise StoreError(f"the store's {name} {file} is not UTF-8 text") from None
 

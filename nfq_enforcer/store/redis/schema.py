@@ -4,7 +4,7 @@ Every key begins with the cluster's prefix and a colon (``nfqe:`` by default), s
 
 | key | type | holds |
 |---|---|---|
-| meta | hash | schema (this version), run (the run id, from INFO, of the server that a node has joined last), serial (of the last change), revision (of the policy), collected (time of the last garbage collection, ms) |
+| meta | hash | schema (this version), clock (time of the last heartbeat of any node, ms), run (the run id, from INFO, of the server that a node has joined last), serial (of the last change), revision (of the policy), collected (time of the last garbage collection, ms) |
 | nodes, documents, identities, endpoints | hash | name → entry; ``records.Kind`` has the form of the names |
 | numbers | hash | canonical labels → number of their identity |
 | ipcache | hash | address → endpoint with it |

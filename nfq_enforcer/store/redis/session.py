@@ -14,9 +14,9 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
-from nfq_enforcer.cluster.records import Address, Kind, NodeRecord
+from nfq_enforcer.cluster.records import Address, EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.cluster.source import ChangeBatch
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
@@ -33,8 +33,10 @@ from nfq_enforcer.store.redis.schema import StoreEntry
 from nfq_enforcer.store.redis.state_saver import StateSaver
 from nfq_enforcer.store.redis.timings import DEFAULT_TIMINGS, SessionTimings
 from nfq_enforcer.store.redis.writer import Writer
+from nfq_enforcer.tasks import cancel
 
 _log = logging.getLogger(__name__)
+_REGISTRATIONS = 64  # values of this node's entry that count as its own, and not as those of another host
 
 Exempt = Callable[[frozenset[tuple[Address, int]]], Awaitable[None]]
 
@@ -63,7 +65,9 @@ class Session:
         self.exempt: Exempt | None = None  # gets the addresses of the store's servers before each attempt to connect
         self.info: ServerInfo | None = None
         self.clock_offset = 0.0  # seconds by which the server's clock is ahead of this node's
-        self._registration = schema.encode_node(record)
+        self._record = record
+        self._registrations = deque([schema.encode_node(record)], _REGISTRATIONS)  # of this node, the last one current
+        self._registered: str | None = None  # the one that the store has
         self._namesake: StoreEntry | None = None  # the last entry of another host under this node's name
         self._own_written = False  # the store has this node's endpoints, and keeps them unless it loses entries
         self._sent = 0  # commands on the connections before the current one
@@ -76,7 +80,7 @@ class Session:
         self.pending = PendingEndpoints(self.mirror, self._saver, self._feed)
         self.reachability = Reachability(connection.address, timings.reconnect)
         self.writer = Writer(
-            (Kind.NODE, node, self._registration),
+            (Kind.NODE, node, self._registrations[-1]),
             self.mirror,
             self.reachability,
             self.pending,
@@ -93,6 +97,11 @@ class Session:
     def commands_sent(self) -> int:
         """Return the number of commands sent to the store on all connections."""
         return self._sent + (self.commands.sent if self.commands is not None else 0)
+
+    @property
+    def save_failure(self) -> tuple[float, str] | None:
+        """Return since when, in s since the epoch, and why the last known state is not saved; None: it is."""
+        return self._saver.failure
 
     @property
     def lags(self) -> deque[float]:
@@ -121,9 +130,7 @@ class Session:
         if self.commands is not None:
             with contextlib.suppress(StoreError):
                 await self.commands.heartbeat(self.node, self._enforced, ago=self.timings.live)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancel(*self._tasks)
         await self._saver.close()
 
     async def wait(self) -> None:
@@ -142,6 +149,13 @@ class Session:
     def set_enforcing(self, *, enforcing: bool) -> None:
         """Record whether this node enforces what was acknowledged; otherwise heartbeats report revision 0."""
         self._enforcing = enforcing
+        self._heartbeat_due.set()
+
+    def register(self, addresses: tuple[Address, ...]) -> None:
+        """Register this node under other addresses with the next heartbeat, which is due at once."""
+        self._record = self._record._replace(addresses=addresses)
+        self._registrations.append(schema.encode_node(self._record))
+        self.writer.registration = Kind.NODE, self.node, self._registrations[-1]
         self._heartbeat_due.set()
 
     @property
@@ -197,12 +211,17 @@ class Session:
         self.clock_offset = joined.now - time.time()
         self._own_written = self._own_written and not catch_up.may_lack_own_endpoints(self.mirror, joined)
         await catch_up.bring_up_to_date(self.mirror, commands, joined, self.pending.unwritten)
-        await self.writer.register(commands, () if self._own_written else self.mirror.own.values())
+        await self._register(commands, () if self._own_written else self.mirror.own.values())
         self._own_written = True
         await self.writer.write_pending(commands)
         self.reachability.set_joined(commands)
         self._feed.open()
         self._feed.announce()
+
+    async def _register(self, commands: Commands, endpoints: Iterable[EndpointRecord]) -> None:
+        registration = self._registrations[-1]
+        await self.writer.register(commands, endpoints)
+        self._registered = registration
 
     # -- following ----------------------------------------------------------------------------------------------------
 
@@ -242,7 +261,8 @@ class Session:
         Each entry of another host is logged once.
         """
         entry = self.mirror.entries.get((Kind.NODE, self.node))
-        if entry is not None and entry.value != self._registration.encode() and entry != self._namesake:
+        own = map(str.encode, self._registrations)
+        if entry is not None and entry.value not in own and entry != self._namesake:
             _log.error("another agent has registered as node %s, too: each node needs a name of its own", self.node)
             self._namesake = entry
 
@@ -256,7 +276,9 @@ class Session:
             if answer.fork not in self.mirror.forks:
                 raise NotJoined("the store has been on another server")
             if not answer.registered:  # this node's lease has run out, and its entries were removed
-                await self.writer.register(commands, self.mirror.own.values())
+                await self._register(commands, self.mirror.own.values())
+            elif self._registered != self._registrations[-1]:
+                await self._register(commands, ())
             await self.writer.retry_conflicts(commands)
             await commands.collect(timings.lease, timings.grace, timings.retirement, timings.collect)
             with contextlib.suppress(TimeoutError):

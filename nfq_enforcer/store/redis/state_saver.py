@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -29,7 +30,7 @@ class StateSaver:
         self._lock = asyncio.Lock()
         self._loaded = False  # a save before the load would overwrite the state that was to be loaded
         self._saved_marks: dict[str, str] = {}
-        self._logged_error: str | None = None
+        self.failure: tuple[float, str] | None = None  # since when, in s since the epoch, and why saves fail
 
     async def load(self) -> SavedState | None:
         """Return the last known state, None for none; log a damaged file; raise NfqError if it cannot be read."""
@@ -60,11 +61,18 @@ class StateSaver:
             try:
                 await self._run(self._state.save, changes, marks, replace=replace)
             except NfqError as error:
-                if str(error) != self._logged_error:
-                    _log.error("%s", error)
-                self._logged_error = str(error)
+                self._note_failure(str(error))
             else:
-                self._saved_marks, self._logged_error = marks, None
+                if self.failure is not None:
+                    _log.info("the last known state of the cluster is saved again")
+                self._saved_marks, self.failure = marks, None
+
+    def _note_failure(self, reason: str) -> None:
+        """Record why saves fail; log each other reason once."""
+        since, logged = self.failure or (time.time(), None)
+        if reason != logged:
+            _log.error("%s", reason)
+        self.failure = since, reason
 
     async def save_pending(self, pending: Mapping[str, bytes]) -> None:
         """Save the pending endpoints as they are when earlier saves are done, or raise NfqError."""

@@ -12,16 +12,17 @@ from ipaddress import ip_address
 from statistics import quantiles
 from typing import Any
 
-from nfq_enforcer.cluster.records import EndpointRecord, EndpointRequest, Kind, document_name
+from nfq_enforcer.cluster.records import Address, EndpointRecord, EndpointRequest, Kind, document_name
 from nfq_enforcer.cluster.source import Applied, ChangeBatch, NodeStatus, Started
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import enforceable, loader
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.policy.loader import File
+from nfq_enforcer.policy.progress import Progress
 from nfq_enforcer.store.redis import backup, schema
-from nfq_enforcer.store.redis.commands import Collected, Request
-from nfq_enforcer.store.redis.connection import StoreError
+from nfq_enforcer.store.redis.commands import Collected, Interrupted, Request
+from nfq_enforcer.store.redis.connection import StoreError, Unanswered
 from nfq_enforcer.store.redis.session import Session
 from nfq_enforcer.text import utc_time
 
@@ -35,6 +36,7 @@ class RedisStore:
         """Take this node's session, not started yet."""
         self._session = session
         self._mirror = session.mirror
+        self.progress = Progress()  # of reading documents
 
     async def start(self) -> None:
         """Return when a state can be enforced."""
@@ -60,6 +62,10 @@ class RedisStore:
         """Record whether this node enforces what was acknowledged."""
         self._session.set_enforcing(enforcing=enforcing)
 
+    async def register(self, addresses: tuple[Address, ...]) -> None:
+        """Register this node under other addresses with the next heartbeat, which is due at once."""
+        self._session.register(addresses)
+
     @property
     def refused(self) -> tuple[float, str] | None:
         """Return None: documents are checked before the write, and status names values that cannot be decoded."""
@@ -72,7 +78,10 @@ class RedisStore:
 
     async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
         """Write the documents of files, all or nothing; raise BadInput with every error in them, or StoreError."""
-        parsed = await asyncio.to_thread(loader.parse_all, files, ignore_other_kinds=ignore_other_kinds)
+        with self.progress.working("reading documents", time.time()):
+            parsed = await asyncio.to_thread(
+                loader.parse_all, files, ignore_other_kinds=ignore_other_kinds, progress=self.progress
+            )
         documents = loader.group_documents(item.document for item in parsed)
         enforceable.check(documents.policies)
         namespaces = self._mirror.namespaces | {document_name(document): document for document in documents.namespaces}
@@ -185,6 +194,7 @@ class RedisStore:
                 "values": mirror.described_refusals(_NAMED),
             },
             "pending": [{"endpoint": name, "reason": reason} for name, reason in session.pending.reasons.items()],
+            "unsaved": _unsaved(session.save_failure),
             "lag_ms": {"p50": _percentile(lags, 50), "p99": _percentile(lags, 99)},
         }
 
@@ -193,9 +203,17 @@ class RedisStore:
         return await self._session.commands.changes_kept() if self._session.commands is not None else None
 
     async def collect(self, grace: float | None) -> Collected:
-        """Collect garbage now; ``grace`` in seconds replaces that of the timings."""
+        """Collect garbage now; ``grace`` in seconds replaces that of the timings.
+
+        Raise StoreError, or Unanswered if the store may have collected. It is not repeated then: the second answer
+        would not name the entries that the first collection has removed.
+        """
         commands, timings = await self._session.reachability.wait_reachable(), self._session.timings
-        return await commands.collect(timings.lease, timings.grace if grace is None else grace, timings.retirement, 0)
+        kept = timings.grace if grace is None else grace
+        try:
+            return await commands.collect(timings.lease, kept, timings.retirement, 0)
+        except Interrupted as error:
+            raise Unanswered(f"the connection was lost before the store's answer: {error}") from error
 
     def export(self) -> Iterator[dict[str, Any]]:
         """Yield a header, then all identities, documents and endpoints of the cluster; see ``backup``."""
@@ -208,6 +226,10 @@ class RedisStore:
 
 def _is_policy(key: Sequence[str], namespace: str, name: str) -> bool:
     return key[0] != "Namespace" and list(key[1:]) == [namespace, name]
+
+
+def _unsaved(failure: tuple[float, str] | None) -> dict[str, str] | None:
+    return {"since": utc_time(failure[0]), "error": failure[1]} if failure else None
 
 
 def _percentile(samples: Sequence[float], percent: int) -> float | None:

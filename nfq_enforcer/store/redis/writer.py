@@ -11,8 +11,8 @@ from nfq_enforcer.cluster.records import EndpointRecord, EndpointRequest, Kind
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.change_feed import ChangeFeed
-from nfq_enforcer.store.redis.commands import Commands, NotJoined, Request, Written
-from nfq_enforcer.store.redis.connection import StoreError
+from nfq_enforcer.store.redis.commands import Commands, Interrupted, NotJoined, Request, Written
+from nfq_enforcer.store.redis.connection import StoreError, Unanswered
 from nfq_enforcer.store.redis.mirror import Mirror
 from nfq_enforcer.store.redis.pending import PendingEndpoints
 from nfq_enforcer.store.redis.reachability import Reachability
@@ -37,7 +37,7 @@ class Writer:
 
         The heartbeat then detects the loss of the connection without waiting for its interval.
         """
-        self._registration = registration
+        self.registration = registration
         self._mirror = mirror
         self._reachability = reachability
         self._pending = pending
@@ -45,12 +45,24 @@ class Writer:
         self._heartbeat_due = heartbeat_due
 
     async def write(self, request: Request) -> Written:
-        """Write as soon as the store is reachable; raise StoreError if it stays unreachable, or BadInput."""
+        """Write as soon as the store is reachable; raise BadInput, StoreError if the store stays unreachable.
+
+        The error is Unanswered if the store may have executed the write.
+        """
         try:
             return await self._write(request)
+        except Interrupted:
+            try:
+                return await self._write_again(request)
+            except StoreError as error:
+                raise Unanswered(f"the connection was lost before the store's answer: {error}") from error
         except NotJoined:
-            self._reachability.set_stale()
-            return await self._write(request)  # entries with equal values are not written again
+            return await self._write_again(request)
+
+    async def _write_again(self, request: Request) -> Written:
+        """Write after another join; the store does not write entries with equal values a second time."""
+        self._reachability.set_stale()
+        return await self._write(request)
 
     async def _write(self, request: Request) -> Written:
         commands = await self._reachability.wait_reachable()
@@ -75,7 +87,7 @@ class Writer:
                 for request in batch:
                     await self._apply_or_note_conflict(commands, request)
         # The node's entry is last: as long as it is missing, each heartbeat starts this method again.
-        await self._apply(commands, Request(values=[self._registration]))
+        await self._apply(commands, Request(values=[self.registration]))
 
     async def write_pending(self, commands: Commands) -> None:
         """Write the endpoints that were started and stopped without the store, also those that change meanwhile."""

@@ -28,14 +28,14 @@ static void receive(int listening, struct received *received)
 	received->seconds = now() - begun;
 }
 
-static unsigned int transmit(const struct sockaddr_in *to, double seconds)
+static unsigned int transmit(const union address *to, double seconds)
 {
-	int peer = new_socket(SOCK_STREAM);
+	int peer = new_socket(SOCK_STREAM, to);
 	struct tcp_info info;
 	socklen_t size = sizeof info;
 	double end;
 
-	check(connect(peer, (const struct sockaddr *)to, sizeof *to), "connect");
+	check(connect(peer, &to->any, sizeof *to), "connect");
 	end = now() + seconds;
 	while (now() < end)
 		check(send(peer, buffer, CHUNK, 0), "send");
@@ -47,7 +47,7 @@ static unsigned int transmit(const struct sockaddr_in *to, double seconds)
 int main(int count, char **arguments)
 {
 	struct received *received = shared(sizeof *received);
-	struct sockaddr_in to;
+	union address to;
 	unsigned int retransmitted;
 	double seconds;
 	int listening, status;

@@ -60,15 +60,23 @@ static inline double now(void)
 	return time.tv_sec + time.tv_nsec / 1e9;
 }
 
-static inline struct sockaddr_in address(const char *text, int port)
-{
-	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(port) };
+union address {
+	struct sockaddr any;
+	struct sockaddr_in v4;
+	struct sockaddr_in6 v6;
+};
 
-	if (inet_pton(AF_INET, text, &address.sin_addr) != 1) {
-		fprintf(stderr, "%s is not an IPv4 address\n", text);
-		exit(2);
-	}
-	return address;
+static inline union address address(const char *text, int port)
+{
+	union address v4 = { .v4 = { .sin_family = AF_INET, .sin_port = htons(port) } };
+	union address v6 = { .v6 = { .sin6_family = AF_INET6, .sin6_port = htons(port) } };
+
+	if (inet_pton(AF_INET, text, &v4.v4.sin_addr) == 1)
+		return v4;
+	if (inet_pton(AF_INET6, text, &v6.v6.sin6_addr) == 1)
+		return v6;
+	fprintf(stderr, "%s is not an IP address\n", text);
+	exit(2);
 }
 
 static inline void enter(const char *namespace)
@@ -80,27 +88,28 @@ static inline void enter(const char *namespace)
 	close(file);
 }
 
-static inline int new_socket(int type)
+/* Return a socket of the family of an address. */
+static inline int new_socket(int type, const union address *to)
 {
-	int made = socket(AF_INET, type, 0);
+	int made = socket(to->any.sa_family, type, 0);
 
 	check(made, "socket");
 	return made;
 }
 
-static inline int bound(int type, const struct sockaddr_in *to)
+static inline int bound(int type, const union address *to)
 {
-	int made = new_socket(type), on = 1;
+	int made = new_socket(type, to), on = 1;
 
 	check(setsockopt(made, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on), "SO_REUSEADDR");
-	check(bind(made, (const struct sockaddr *)to, sizeof *to), "bind");
+	check(bind(made, &to->any, sizeof *to), "bind");
 	if (type == SOCK_STREAM)
 		check(listen(made, 1024), "listen");
 	return made;
 }
 
 /* Return a bound socket in another namespace; the caller's namespace stays the same. */
-static inline int bound_in(const char *namespace, int type, const struct sockaddr_in *to)
+static inline int bound_in(const char *namespace, int type, const union address *to)
 {
 	int own = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), made;
 

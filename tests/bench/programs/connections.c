@@ -47,14 +47,14 @@ struct opening {
 	double begun;
 };
 
-static void begin(struct opening *opening, const struct sockaddr_in *to, int waiting)
+static void begin(struct opening *opening, const union address *to, int waiting)
 {
 	struct epoll_event event = { .events = EPOLLOUT, .data.ptr = opening };
 
-	opening->peer = new_socket(SOCK_STREAM | SOCK_NONBLOCK);
+	opening->peer = new_socket(SOCK_STREAM | SOCK_NONBLOCK, to);
 	check(epoll_ctl(waiting, EPOLL_CTL_ADD, opening->peer, &event), "epoll_ctl");
 	opening->begun = now();
-	if (connect(opening->peer, (const struct sockaddr *)to, sizeof *to) && errno != EINPROGRESS)
+	if (connect(opening->peer, &to->any, sizeof *to) && errno != EINPROGRESS)
 		fail("connect");
 }
 
@@ -92,7 +92,7 @@ int main(int count, char **arguments)
 {
 	static struct opening openings[CONCURRENT];
 	struct epoll_event ready[CONCURRENT];
-	struct sockaddr_in to[PORTS];
+	union address to[PORTS];
 	double seconds, begun, elapsed;
 	atomic_int *served = shared(sizeof *served);
 	int listening[PORTS], waiting = epoll_create1(EPOLL_CLOEXEC), started = 0, made = 0, concurrent, open;

@@ -96,7 +96,7 @@ static void run(int sender, int receiver, double seconds, uint64_t window, doubl
 int main(int count, char **arguments)
 {
 	int sender, receiver, room = 8 << 20, size;
-	struct sockaddr_in to;
+	union address to;
 	double seconds;
 
 	if (count != 8)
@@ -112,8 +112,8 @@ int main(int count, char **arguments)
 	}
 	receiver = bound_in(arguments[1], SOCK_DGRAM, &to);
 	check(setsockopt(receiver, SOL_SOCKET, SO_RCVBUFFORCE, &room, sizeof room), "SO_RCVBUFFORCE");
-	sender = new_socket(SOCK_DGRAM);
-	check(connect(sender, (const struct sockaddr *)&to, sizeof to), "connect");
+	sender = new_socket(SOCK_DGRAM, &to);
+	check(connect(sender, &to.any, sizeof to), "connect");
 	run(sender, receiver, seconds, number(arguments[6], 1, 1000), number(arguments[7], 0, 1e9));
 	return 0;
 }

@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
-from nfq_enforcer.agent import api, client
+from nfq_enforcer.agent import api, client, defaults
 from nfq_enforcer.agent.api import ApiServer, Params
-from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.errors import BadInput, NfqError, OutcomeUnknown
+from nfq_enforcer.input_file import DOCUMENTS_SIZE
+from nfq_enforcer.policy.yaml_source import MAX_VALUES
 from nfq_enforcer.web.server import Limits
 
 NOBODY = 65534
@@ -488,6 +490,67 @@ def test_a_call_may_be_given_a_time_of_its_own(path: Path) -> None:
             NfqError,
             f"the agent at {path} does not answer",
         )
+
+
+WRITES = ("apply", "delete", "delete_endpoints", "conntrack_flush", "store_import", "store_gc")
+
+
+@pytest.mark.parametrize("method", WRITES)
+def test_a_change_without_an_answer_has_an_unknown_outcome(
+    method: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "STATUS_TIMEOUT", 0.01)
+    with stranger(path, answer=None):
+        kind, message = error(lambda: client.call(path, method, timeout=0.01))
+
+    assert kind is OutcomeUnknown
+    assert message.startswith(f"the agent at {path} does not answer; the outcome is unknown, and the change may still")
+    assert "check with 'nfq-enforcer " in message
+
+
+def test_a_change_that_takes_long_has_an_unknown_outcome_with_the_work_at_it(path: Path) -> None:
+    async def apply(_: Params) -> None:
+        await asyncio.Event().wait()
+
+    async def status(_: Params) -> dict[str, Any]:
+        return {"working": [{"text": "compiling policy"}]}
+
+    server = ApiServer(path, {"apply": apply, "status": status})
+    kind, message = asyncio.run(serving(server, lambda: error(lambda: client.call(path, "apply", timeout=0.01))))
+
+    assert kind is OutcomeUnknown
+    assert message.startswith(f"the agent at {path} does not answer, and is at work: compiling policy; the outcome is")
+
+
+@pytest.mark.parametrize(("method", "advice"), [("apply", "; load fewer documents at a time"), ("observe", "")])
+def test_a_request_that_is_too_long_is_not_sent_and_has_advice(method: str, advice: str, path: Path) -> None:
+    kind, message = error(lambda: client.call(path, method, files=[("many", "x" * defaults.MAX_REQUEST)]))
+
+    assert kind is BadInput
+    assert message.startswith(f"the request has 16.0 MiB; allowed: at most 16{advice}")
+
+
+def test_the_advice_names_each_limit_of_a_file(path: Path) -> None:
+    _, message = error(lambda: client.call(path, "apply", files=[("many", "x" * defaults.MAX_REQUEST)]))
+
+    assert f"where a file has up to {DOCUMENTS_SIZE >> 20} MiB and {MAX_VALUES:,} values" in message
+
+
+def test_a_change_at_an_agent_that_hangs_up_has_an_unknown_outcome(path: Path) -> None:
+    with stranger(path, answer=b""):
+        kind, message = error(lambda: client.call(path, "apply"))
+
+    assert kind is OutcomeUnknown
+    assert "hung up without an answer; its log says why; the outcome is unknown" in message
+
+
+@pytest.mark.parametrize("method", WRITES)
+def test_an_unknown_outcome_at_the_agent_is_one_at_the_command(method: str, path: Path) -> None:
+    with stranger(path, answer=b'{"error": "the store has not answered", "exit_code": 3}\n'):
+        kind, message = error(lambda: client.call(path, method))
+
+    assert kind is OutcomeUnknown
+    assert message.startswith("the store has not answered; the outcome is unknown, and the change may still")
 
 
 def test_an_answer_needs_no_particular_size(serve: Serve, path: Path) -> None:

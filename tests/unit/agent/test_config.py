@@ -1,7 +1,5 @@
 """Configuration: each key has its default, is set in the file or by a variable, and is refused if invalid."""
 
-import errno
-import os
 import socket
 import subprocess
 import sys
@@ -40,6 +38,16 @@ DEFAULTS: dict[str, object] = {
     "queues": "auto",
     "first_queue": 100,
     "conntrack": {"max": 262_144},
+    "dns": {"min_ttl": 0},
+    "proxy": {"user": 64_931, "first_port": 20_000},
+    "openings": {
+        "budgets": True,
+        "per_endpoint": 1000,
+        "per_source": 1000,
+        "per_prefix": 2000,
+        "guaranteed": 5000,
+        "excess": 20_000,
+    },
     "api": {"socket": "/run/nfq-enforcer/agent.sock", "group": None},
     "metrics": {"address": "127.0.0.1:9962"},
     "log": {"level": "info", "format": "text"},
@@ -71,8 +79,17 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("queues", "auto", "auto"),
     ("queues", "256", 256),
     ("first_queue", "0", 0),
-    ("first_queue", "65533", 65533),
+    ("first_queue", "65486", 65486),
     ("conntrack.max", "1000", 1000),
+    ("dns.min_ttl", "3600", 3600),
+    ("proxy.user", "65000", 65_000),
+    ("proxy.first_port", "30000", 30_000),
+    ("openings.budgets", "false", False),
+    ("openings.per_endpoint", "1", 1),
+    ("openings.per_source", "1000000", 1_000_000),
+    ("openings.per_prefix", "500", 500),
+    ("openings.guaranteed", "100", 100),
+    ("openings.excess", "7", 7),
     ("api.socket", "/tmp/agent.sock", "/tmp/agent.sock"),
     ("api.group", "wheel", "wheel"),
     ("metrics.address", "'[fd00::1]:80'", "[fd00::1]:80"),
@@ -133,12 +150,13 @@ REFUSED = [
         "2:1: queues: 2 is not supported by the driver 'netfilterqueue'; allowed: 'auto' or 1",
     ),
     (
-        "queues: 3\nfirst_queue: 65528",
-        "1:1: queues: 3 workers need 9 queues, and from first_queue 65528 on there are numbers for no more than 2 "
+        "queues: 3\nfirst_queue: 65387",
+        "1:1: queues: 3 workers need 150 queues, and from first_queue 65387 on there are numbers for no more than 2 "
         "workers; allowed: 'auto', or 1 to 2",
     ),
-    ("first_queue: 65534", "1:14: first_queue: 65534 is out of range; allowed: 0 to 65533"),
-    ("first_queue: -1", "1:14: first_queue: -1 is out of range; allowed: 0 to 65533"),
+    ("first_queue: 65532", "1:14: first_queue: 65532 is out of range; allowed: 0 to 65486"),
+    ("first_queue: -1", "1:14: first_queue: -1 is out of range; allowed: 0 to 65486"),
+    ("openings: {excess: 0}", "1:20: openings.excess: 0 is out of range; allowed: 1 to 1000000"),
     ("conntrack: {max: 0}", "1:18: conntrack.max: 0 is out of range; allowed: 1 to 100000000"),
     ("conntrack: {max: 1.5}", "1:18: conntrack.max: must be a number, not a fraction"),
     ("api: {socket: 3}", '1:15: api.socket: must be a string, not a number; quote it: "3"'),
@@ -292,7 +310,7 @@ def test_all_that_is_wrong_with_a_file_is_told_at_once(tmp_path: Path) -> None:
         ("DATAPATH", "per-node", "datapath: 'per-node' is not allowed; allowed: 'per-packet' or 'per-flow'"),
         ("DRIVER", "dpdk", "driver: 'dpdk' is not allowed; allowed: 'auto', 'netlink' or 'netfilterqueue'"),
         ("QUEUES", "many", "queues: 'many' is not allowed; allowed: 'auto', or 1 to 256"),
-        ("FIRST_QUEUE", "70000", "first_queue: 70000 is out of range; allowed: 0 to 65533"),
+        ("FIRST_QUEUE", "70000", "first_queue: 70000 is out of range; allowed: 0 to 65486"),
         ("AUDIT", "maybe", "audit: must be true or false, not a string"),
         ("NODE__IPS", "192.0.2.1", "node.ips: must be a list, not a string"),
         ("NODE", "{name: 12}", 'node.name: must be a string, not a number; quote it: "12"'),
@@ -377,7 +395,7 @@ def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path, {}) == f"{tmp_path}: cannot be read: {os.strerror(errno.EISDIR)}"
+    assert refusal(tmp_path, {}) == f"{tmp_path}: cannot be read: it is a folder; allowed: a regular file"
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:

@@ -22,12 +22,13 @@ def left(*queues: int) -> Predecessor:
     ("predecessor", "workers", "first"),
     [
         (Predecessor(), 2, 100),
-        (left(100, 101, 102), 1, 103),
-        (left(100), 1, 101),  # driver netfilterqueue: a single queue
-        (left(103, 104, 105), 1, 100),  # that of the hand-over before
-        (left(103, 104, 105), 2, 106),  # more workers than before
-        (left(102, 103, 104), 1, 105),
-        (left(200, 201, 202), 8, 100),
+        (left(*range(100, 150)), 1, 150),
+        (left(*range(100, 116), 148, 149), 1, 150),  # driver netfilterqueue
+        (left(*range(150, 200)), 1, 100),  # that of the hand-over before
+        (left(*range(150, 200)), 2, 200),  # more workers than before
+        (left(*range(149, 199)), 1, 199),
+        (left(*range(105, 110)), 1, 110),  # of a version with fewer queues
+        (left(*range(500, 550)), 8, 100),
     ],
 )
 def test_a_successor_uses_queues_that_are_not_taken(predecessor: Predecessor, workers: int, first: int) -> None:
@@ -35,7 +36,7 @@ def test_a_successor_uses_queues_that_are_not_taken(predecessor: Predecessor, wo
 
 
 def test_where_no_numbers_are_left_behind_the_binding_reports_it() -> None:
-    assert left(65533, 65534, 65535).first_queue(65533, 1) == 65533
+    assert left(*range(65486, 65536)).first_queue(65486, 1) == 65486
 
 
 def test_without_a_predecessor_the_environment_has_none() -> None:

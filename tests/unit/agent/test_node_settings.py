@@ -1,5 +1,7 @@
 """Settings of a node: defaults from the host, and warnings about it."""
 
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
 import pytest
 
 from nfq_enforcer.agent import node_settings
@@ -28,6 +30,40 @@ def test_the_configuration_decides_where_it_says_something(source: str, relaxed:
 
     assert (read.name, [str(address) for address in read.addresses]) == ("n1", ["10.0.0.1"])
     assert (read.cluster_interfaces, read.trust_ipcache) == (frozenset({LOOPBACK}), relaxed)
+
+
+def address(text: str) -> IPv4Address | IPv6Address:
+    return ip_address(text)
+
+
+@pytest.mark.parametrize(
+    ("before", "host", "now"),
+    [
+        (["10.0.0.1"], ["10.0.0.9", "10.0.0.1"], ["10.0.0.1"]),
+        (["10.0.0.1", "fd00::1"], ["10.0.0.9", "fd00::9"], ["10.0.0.9", "fd00::9"]),
+        (["10.0.0.1"], ["fd00::1", "10.0.0.1"], ["10.0.0.1", "fd00::1"]),
+        (["10.0.0.1"], [], []),
+    ],
+)
+def test_the_address_of_a_node_stays_while_its_host_has_it(
+    before: list[str], host: list[str], now: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_settings, "host_addresses", lambda: [("eth0", address(one)) for one in host])
+    old = NodeSettings("n1", tuple(map(address, before)), cluster_interfaces=frozenset({"eth0"}))
+
+    new = node_settings.with_present_addresses(old, Config())
+
+    assert (list(map(str, new.addresses)), new.own_addresses) == (now, frozenset(map(address, host)))
+    assert new.cluster_interfaces == old.cluster_interfaces
+
+
+def test_configured_addresses_stay_whichever_the_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_settings, "host_addresses", lambda: [("eth0", address("10.0.0.9"))])
+    config = Config.model_validate({"node": {"ips": ["192.0.2.1"]}})
+
+    new = node_settings.with_present_addresses(NodeSettings("n1", config.node.ips), config)
+
+    assert list(map(str, new.registered_addresses)) == ["192.0.2.1", "10.0.0.9"]
 
 
 def test_an_interface_that_does_not_exist_is_refused() -> None:

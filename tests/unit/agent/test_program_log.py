@@ -1,11 +1,23 @@
 """Log of the agent: no control characters, and no flood of one message."""
 
+import asyncio
+import errno
 import io
 import json
 import logging
+import os
 import sys
 
-from nfq_enforcer.agent.program_log import INTERVAL, JsonFormatter, LimitedHandler, RateLimit, TextFormatter
+import pytest
+
+from nfq_enforcer.agent.program_log import (
+    INTERVAL,
+    JsonFormatter,
+    LimitedHandler,
+    RateLimit,
+    TextFormatter,
+    on_loop_error,
+)
 
 CLOCK_START = 1000.0
 
@@ -105,3 +117,21 @@ def test_json_has_one_line_with_the_traceback() -> None:
     assert line.isprintable()
     assert json.loads(line)["message"] == "bug \x1b\n"
     assert "ValueError" in json.loads(line)["exception"]
+
+
+def test_a_client_without_a_descriptor_is_one_line_and_another_error_of_the_loop_has_its_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(on_loop_error)
+        full = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        loop.call_exception_handler({"message": "accept", "exception": full, "socket": None})
+        loop.call_exception_handler({"message": "task", "exception": full})
+        loop.call_exception_handler({"message": "callback", "exception": ValueError("wrong")})
+
+    asyncio.run(scenario())
+
+    client, *others = caplog.records
+    assert (client.getMessage(), client.exc_info) == ("a client cannot be accepted: Too many open files", None)
+    assert [(record.getMessage(), bool(record.exc_info)) for record in others] == [("task", True), ("callback", True)]

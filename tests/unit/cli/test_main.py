@@ -115,7 +115,7 @@ def test_what_needs_iptables_names_what_is_missing(
         (tmp_path / tool).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    assert run(command) == (1, "", "nfq-enforcer: ipset not found in PATH: install the packages iptables and ipset\n")
+    assert run(command) == (1, "", "nfq-enforcer: nft not found in PATH: install the package nftables\n")
 
 
 def test_the_agent_refuses_a_wrong_configuration_before_anything_else(run: RunProgram, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Output of the commands: tables without a broken word, rows of one line in a pipe, and no control characters."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from rich.text import Text
 
+from nfq_enforcer import cli
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import Format
 from tests.unit.cli.conftest import Answering, RunProgram
@@ -30,7 +32,19 @@ POLICY = {
     **{"namespace": "default", "name": "x", "kind": HOSTILE, "origin": HOSTILE},
     "document": {"metadata": {"name": HOSTILE}},
 }
-APPLIED = {"documents": [HOSTILE], "revision": 1, "endpoints": []}
+APPLIED = {"documents": [HOSTILE], "revision": 1, "endpoints": [], "warnings": [HOSTILE]}
+IDENTITY = {"identity": 300, "labels": [HOSTILE], "endpoints": 1}
+END = {"address": HOSTILE, "port": 80, "identity": 300}
+FLOW = {
+    **{"source": END, "destination": END, "protocol": HOSTILE, "state": HOSTILE, "offload": HOSTILE},
+    **{"revision": 1, "expires_in": 1, "queue": 100},
+}
+NEVER_MATCHES = """\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: x}
+spec: {endpointSelector: {}, ingress: [{fromEntities: [kube-apiserver]}]}
+"""
 COMMANDS: list[tuple[list[str], str, Any]] = [
     (["endpoint", "list"], "endpoints", [ENDPOINT]),
     (["endpoint", "list", "-o", "json"], "endpoints", [ENDPOINT]),
@@ -38,6 +52,9 @@ COMMANDS: list[tuple[list[str], str, Any]] = [
     (["endpoint", "delete", HOSTILE], "delete_endpoints", {"deleted": [HOSTILE], "missing": [HOSTILE]}),
     (["node", "list"], "nodes", [NODE]),
     (["ipcache", "list"], "ipcache", [ADDRESS]),
+    (["identity", "list"], "identities", [IDENTITY]),
+    (["identity", "get", "300"], "identities", [IDENTITY]),
+    (["conntrack", "list"], "conntrack", {"flows": [FLOW], "searched": 1, "total": 2}),
     (["policy", "list", "-o", "table"], "policies", [POLICY]),
     (["policy", "get", "default/x"], "policies", [POLICY]),
     (["policy", "get", "default/x", "-o", "json"], "policies", [POLICY]),
@@ -122,3 +139,24 @@ def test_errors_in_documents_are_printed_without_control_characters(run: RunProg
     assert done.status == 2
     assert all(line.isprintable() for line in done.err.split("\n"))
     assert not any(line.startswith("b.yaml") for line in done.err.split("\n"))
+
+
+def test_warnings_are_printed_without_control_characters(run: RunProgram, tmp_path: Path) -> None:
+    file = tmp_path / "a\x1b[2J.yaml"
+    file.write_text(NEVER_MATCHES)
+
+    done = run("policy", "validate", file)
+
+    assert "a\\x1b[2J.yaml" in done.err
+    assert all(line.isprintable() for line in done.err.split("\n"))
+
+
+def test_commands_print_by_the_functions_that_escape_control_characters() -> None:
+    modules = Path(cli.__file__).parent.glob("*.py")
+    printing = {
+        module.name
+        for module in modules
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Name) and node.id == "print"
+    }
+    assert printing == {"output.py"}

@@ -17,6 +17,7 @@ apiVersion: nfq-enforcer.io/v1
 kind: Endpoint
 metadata: {name: web, labels: {app: web}}
 spec:
+  interface: veth-web
   ips: [10.1.0.10]
 """
 POLICY = """\
@@ -80,7 +81,7 @@ def test_the_examples_are_valid(run: RunProgram) -> None:
             POLICY.replace("  ingress:", "  descripton: x\n  ingress:"),
             "6:3: spec.descripton: unknown field 'descripton'; did you mean 'description'? allowed: endpointSelector, ",
         ),
-        (ENDPOINT.replace("[10.1.0.10]", "10.1.0.10"), "5:8: spec.ips: must be a list, not a string"),
+        (ENDPOINT.replace("[10.1.0.10]", "10.1.0.10"), "6:8: spec.ips: must be a list, not a string"),
         (
             POLICY.replace('"80"', "80"),
             '9:22: spec.ingress[0].toPorts[0].ports[0].port: must be a string, not a number; quote it: "80"',
@@ -101,8 +102,8 @@ def test_the_examples_are_valid(run: RunProgram) -> None:
             ENDPOINT.replace("app: web", "-app: web"),
             "3:32: metadata.labels[\"-app\"]: '-app' is not a label key: a key is [source:][prefix/]name; ",
         ),
-        (ENDPOINT.replace("[10.1.0.10]", "[10.1.0.10"), "6:1: not valid YAML: "),
-        (f"{ENDPOINT}spec: {{}}\n", "6:1: duplicate key 'spec'; it is already given in line 4"),
+        (ENDPOINT.replace("[10.1.0.10]", "[10.1.0.10"), "7:1: not valid YAML: "),
+        (f"{ENDPOINT}spec: {{}}\n", "7:1: duplicate key 'spec'; it is already given in line 4"),
     ],
 )
 def test_a_bad_document_is_refused_with_file_line_field_and_what_is_allowed(
@@ -150,11 +151,11 @@ def test_every_mistake_is_named_and_one_bad_file_refuses_all(run: RunProgram, tm
     ]
 
 
-HTTP = POLICY + "          rules: {http: [{path: /a}]}\n"
+OF_NODES = POLICY.replace("CiliumN", "CiliumClusterwideN").replace("endpointS", "nodeS")
 
 
 def test_what_load_refuses_validate_refuses_with_the_same_sentence(run: RunProgram, tmp_path: Path) -> None:
-    file = write(tmp_path, "http.yaml", f"{HTTP}---\n{ENDPOINT}")
+    file = write(tmp_path, "nodes.yaml", f"{OF_NODES}---\n{ENDPOINT}")
     (refusal,) = enforceable.refusals(load([file]).policies[0])
 
     assert run("policy", "validate", tmp_path) == (2, "", f"nfq-enforcer: {refusal}\n1 of 2 documents refused\n")
@@ -163,7 +164,7 @@ def test_what_load_refuses_validate_refuses_with_the_same_sentence(run: RunProgr
 
 def test_the_refused_documents_are_counted_not_their_errors(run: RunProgram, tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", f"{POLICY}---\n{POLICY.replace('80', '0x50!').replace('TCP', 'TPC')}---\nkind: Pod\n")
-    write(tmp_path, "b.yaml", HTTP.replace("name: web", "name: http"))
+    write(tmp_path, "b.yaml", OF_NODES.replace("name: web", "name: nodes"))
     write(tmp_path, "c.yaml", "a: [")
 
     assert run("policy", "validate", tmp_path).err.splitlines()[-1] == "4 of 5 documents refused"
@@ -222,6 +223,19 @@ def test_a_policy_that_has_lost_its_kind_is_never_left_out(run: RunProgram, tmp_
     write(tmp_path, "a.yaml", POLICY.replace("kind: CiliumNetworkPolicy\n", ""))
 
     assert run("policy", "validate", "--ignore-other-kinds", tmp_path).status == 2
+
+
+def test_endpoints_without_an_interface_get_one_warning(run: RunProgram, tmp_path: Path) -> None:
+    bare = ENDPOINT.replace("  interface: veth-web\n", "")
+    more = bare.replace("name: web", "name: db").replace("10.1.0.10", "10.1.0.11")
+    write(tmp_path, "a.yaml", f"{bare}---\n{more}")
+
+    assert run("policy", "validate", tmp_path) == (
+        0,
+        "valid: 0 policies, 2 endpoints\n",
+        "nfq-enforcer: warning: endpoints without an interface: default/db, default/web; other workloads of their node "
+        "can send from their addresses (only a node itself needs no interface)\n",
+    )
 
 
 def test_a_part_that_can_never_match_gets_a_warning(run: RunProgram, tmp_path: Path) -> None:

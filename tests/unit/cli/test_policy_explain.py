@@ -214,6 +214,25 @@ def test_a_trace_may_ask_about_a_request(ask: Ask) -> None:
     command = ("trace", "-f", ENDPOINTS, "-f", USERDATA, "--from", "default/front", "--to", "default/back", "--http")
 
     assert [ask(*command, request).status for request in ("GET /userdata/7", "GET /userdata/x")] == [0, 1]
+    assert [ask(*command, f"GET {path}").status for path in ("http://back/userdata/7", "/userdata/x/../7")] == [0, 0]
+    assert "the proxy answers 400: its path has a fragment (#)" in ask(*command, "GET /userdata/7#x").out
+
+
+def test_a_trace_may_ask_about_a_name(ask: Ask) -> None:
+    ends = "--from", "default/batch", "--to", "reserved:world"
+    command = ("trace", "-f", ENDPOINTS, "-f", POLICIES / "dns-names.yaml", *ends, "--dns")
+
+    assert [ask(*command, name).status for name in ("api.example.com", "API.example.com.", "example.org")] == [0, 0, 1]
+    assert ask(*command, "api.example.com", "--port", "54/UDP").status == 1
+
+
+def test_a_trace_may_ask_about_a_server_name(ask: Ask, tmp_path: Path) -> None:
+    text = USERDATA.read_text().split("          rules:")[0].replace('"80"', '"443"')
+    file = tmp_path / "sni.yaml"
+    file.write_text(f"{text}          serverNames: ['*.example.com']\n")
+    command = ("trace", "-f", ENDPOINTS, "-f", file, "--from", "default/front", "--to", "default/back", "--sni")
+
+    assert [ask(*command, name).status for name in ("A.example.com", "example.com", "")] == [0, 1, 1]
 
 
 def test_a_trace_is_data_for_other_tools(ask: Ask) -> None:
@@ -226,8 +245,17 @@ def test_a_trace_is_data_for_other_tools(ask: Ask) -> None:
     ("options", "expected"),
     [
         ((), "what is asked? give --port, as in --port 80/TCP or --port ICMP"),
-        (("--http", "/x"), "--http: '/x' on 80/TCP; allowed: a method and a path, as in 'GET /path', on a TCP port"),
-        (("--port", "53/UDP", "--http", "GET /"), "--http: 'GET /' on 53/UDP; allowed: a method and a path, as in "),
+        (
+            ("--http", "/x"),
+            "--http: '/x' on 80/TCP; allowed: a method and a path or URL, as in 'GET /path', on a TCP port",
+        ),
+        (
+            ("--port", "53/UDP", "--http", "GET /"),
+            "--http: 'GET /' on 53/UDP; allowed: a method and a path or URL, as in ",
+        ),
+        (("--dns", "a", "--http", "GET /"), "--http and --dns: one question at a time; allowed: one of them"),
+        (("--dns", "a", "--port", "icmp"), "--dns: 'a' on ICMP type 8; allowed: on a UDP or TCP port"),
+        (("--sni", "a", "--port", "443/UDP"), "--sni: 'a' on 443/UDP; allowed: on a TCP port"),
         (
             ("--port", "80", "--to", "default/bck"),
             "--to: 'default/bck' is nobody that the documents know; did you mean ",

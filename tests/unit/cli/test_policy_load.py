@@ -65,7 +65,7 @@ def test_nodes_that_are_not_live_are_named_and_not_waited_for(
     ]
 
 
-def test_live_nodes_that_are_behind_are_named_and_the_status_is_1(
+def test_live_nodes_that_are_behind_are_named_and_the_status_is_3(
     run: RunProgram, answering: Answering, file: Path
 ) -> None:
     nodes = [node("n1"), node("n2", enforced=False), node("n3", enforced=False)]
@@ -73,8 +73,11 @@ def test_live_nodes_that_are_behind_are_named_and_the_status_is_1(
 
     done = run("policy", "load", file, "--wait", "--timeout", "2", "--socket", agent.socket)
 
-    assert (done.status, done.lines[1:]) == (1, ["revision 7 is in force on 1 of 3 live nodes"])
-    assert done.err == ("nfq-enforcer: revision 7 is not in force after 2 seconds on n2, n3; it may still come to be\n")
+    assert (done.status, done.lines[1:]) == (3, ["revision 7 is in force on 1 of 3 live nodes"])
+    assert done.err == (
+        "nfq-enforcer: revision 7 is not in force after 2 seconds on n2, n3; it may still come to be: "
+        "check with 'nfq-enforcer node list'\n"
+    )
     assert agent.calls[0]["wait"] == 2
 
 

@@ -62,7 +62,7 @@ def test_an_agent_that_no_longer_works_is_replaced(settings: Mapping[str, list[s
 
 
 def test_a_stop_is_the_agents_own_and_a_crash_leaves_the_rules(settings: Mapping[str, list[str]]) -> None:
-    assert settings["Service.KillMode"] == ["mixed"]  # otherwise the workers end before the rules are removed
+    assert settings["Service.KillMode"] == ["process"]  # otherwise workers end before the rules are removed, and Envoy
     assert "Service.ExecStopPost" not in settings
     assert "--keep-rules" not in settings["Service.ExecStart"][0]
 
@@ -71,6 +71,7 @@ def test_the_socket_is_where_the_agent_puts_it(settings: Mapping[str, list[str]]
     (folder,) = settings["Service.RuntimeDirectory"]
 
     assert f"/run/{folder}" == str(Path(defaults.DEFAULT_SOCKET).parent)
+    assert settings["Service.RuntimeDirectoryPreserve"] == ["restart"]  # Envoy's files are there too
 
 
 def test_the_last_known_state_is_in_a_folder_of_its_own(settings: Mapping[str, list[str]]) -> None:
@@ -79,7 +80,9 @@ def test_the_last_known_state_is_in_a_folder_of_its_own(settings: Mapping[str, l
 
 
 def test_it_may_no_more_than_it_needs(settings: Mapping[str, list[str]]) -> None:
-    assert settings["Service.CapabilityBoundingSet"] == ["CAP_NET_ADMIN CAP_NET_RAW"]
+    assert settings["Service.CapabilityBoundingSet"] == [
+        "CAP_NET_ADMIN CAP_NET_RAW CAP_SETUID CAP_SETGID CAP_CHOWN CAP_KILL"
+    ]  # test_http_rules runs an agent with these
     assert settings["Service.RestrictAddressFamilies"] == ["AF_UNIX AF_NETLINK AF_INET AF_INET6"]
     assert settings["Service.NoNewPrivileges"] == ["yes"]
 

@@ -24,7 +24,7 @@ def counters(**counted: int) -> dict[str, int]:
 
 def status(worker: dict[str, Any] | None = None, **changed: Any) -> dict[str, Any]:
     queues = {"queue": 100, "queues": [100, 101, 102], "driver": "netlink"}
-    well = queues | {"pid": 4711, "restarts": 0, "failure": None, "lost": 0}
+    well = queues | {"pid": 4711, "restarts": 0, "failure": None, "lost": 0, "rate_limited": 0}
     together = well | counters(accepted=90, dropped=3, POLICY_DENIED=3, flows=12) | (worker or {})
     return {
         "version": "0.1",
@@ -97,16 +97,20 @@ def test_where_the_kernel_passes_flows_it_is_said_how_often(run: RunProgram, ans
 
 
 def test_of_several_workers_each_is_told_behind_what_they_are_together(run: RunProgram, answering: Answering) -> None:
-    first = {"queues": [100, 102, 104], "pid": 4711, "restarts": 0, "failure": None} | counters(accepted=60, flows=8)
-    second = {"queues": [101, 103, 105], "pid": None, "restarts": 2, "failure": None} | counters(dropped=3, flows=4)
-    seen = status({"queues": [100, 101, 102, 103, 104, 105], "restarts": 2}, workers=[first, second])
+    first = {"queues": [100, 101, 104, 108], "pid": 4711, "restarts": 0, "failure": None} | counters(
+        accepted=60, flows=8
+    )
+    second = {"queues": [102, 103, 105, 109], "pid": None, "restarts": 2, "failure": None} | counters(
+        dropped=3, flows=4
+    )
+    seen = status({"queues": [*range(100, 106), 108, 109], "restarts": 2}, workers=[first, second])
 
     done = run("status", "--socket", answering(status=seen).socket)
 
-    at = done.lines.index("workers 2, queues 100 to 105 (netlink), 2 restarts")
+    at = done.lines.index("workers 2, queues 100 to 105, 108 to 109 (netlink), 2 restarts")
     assert done.lines[at + 1 : at + 3] == [
-        "queues 100, 102, 104 process 4711, 60 accepted, 0 dropped, 8 flows, 0 restarts",
-        "queues 101, 103, 105 process None, 0 accepted, 3 dropped, 4 flows, 2 restarts",
+        "queues 100 to 101, 104, 108 process 4711, 60 accepted, 0 dropped, 8 flows, 0 restarts",
+        "queues 102 to 103, 105, 109 process None, 0 accepted, 3 dropped, 4 flows, 2 restarts",
     ]
 
 
@@ -186,6 +190,15 @@ def test_of_a_store_that_is_not_reached_it_is_told_since_when_and_why(run: RunPr
     ) in done.lines
 
 
+def test_a_state_that_cannot_be_saved_is_told_since_when_and_why(run: RunProgram, answering: Answering) -> None:
+    unsaved = {"since": "2026-01-01T00:00:00Z", "error": "/var/x.state: the disk is full [/red]"}
+
+    done = run("status", "--socket", answering(status=status(store=STORE | {"unsaved": unsaved})).socket)
+
+    assert "state not saved since 2026-01-01T00:00:00Z" in done.lines
+    assert "/var/x.state: the disk is full [/red]" in done.out
+
+
 def test_a_store_that_was_never_reached_has_no_time(run: RunProgram, answering: Answering) -> None:
     away = dict.fromkeys(STORE) | {"store": "redis://h:6379/0", "connected": False}
 
@@ -232,16 +245,71 @@ def test_rules_that_are_intact_are_one_row(run: RunProgram, answering: Answering
 
 
 def test_rules_that_are_missing_are_shown_with_the_last_repair(run: RunProgram, answering: Answering) -> None:
-    rules = RULES | {"intact": False, "missing": "set nfqe-local4: is missing", "error": "ipset failed", "repairs": 2}
-    rules |= {"last_repair": "2026-01-01T00:00:02Z", "last_missing": "set nfqe-store4: is missing"}
+    rules = RULES | {
+        "intact": False,
+        "missing": "table inet nfq_enforcer: is missing",
+        "error": "nft failed",
+        "repairs": 2,
+    }
+    rules |= {"last_repair": "2026-01-01T00:00:02Z", "last_missing": "set store4 is missing"}
 
     done = run("status", "--socket", answering(status=status(rules=rules)).socket)
 
     at = done.lines.index("rules degraded since 2026-01-01T00:00:00Z")
     assert done.status == 0
     assert done.lines[at + 1 : at + 5] == [
-        "set nfqe-local4: is missing",
-        "ipset failed",
+        "table inet nfq_enforcer: is missing",
+        "nft failed",
         "repaired 2 times, last 2026-01-01T00:00:02Z",
-        "set nfqe-store4: is missing",
+        "set store4 is missing",
     ]
+
+
+def test_long_work_is_shown_with_its_start_and_extent(run: RunProgram, answering: Answering) -> None:
+    text = "checking many.yaml, documents: 12,000 of 20,000"
+    work = {
+        "activity": "checking many.yaml, documents",
+        "since": "2026-01-01T00:00:02Z",
+        "done": 12000,
+        "total": 20000,
+        "text": text,
+    }
+
+    done = run("status", "--socket", answering(status=status(working=[work])).socket)
+
+    assert f"working since 2026-01-01T00:00:02Z: {text}" in done.lines
+
+
+PROXY = {
+    **{"running": True, "pid": 4712, "version": "1.40.0", "error": None},
+    **{"restarts": 1, "slots": 5, "refused": 0, "unlogged": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "lines"),
+    [
+        ({}, ["Envoy 1.40.0, process 4712, 5 slots, 1 restarts"]),
+        ({"running": False, "pid": None, "error": "Envoy is not installed"}, ["Envoy is not installed"]),
+        ({"running": False, "pid": None}, ["does not run"]),
+        (
+            {"error": "2 updates of rules were rejected", "refused": 3, "unlogged": 4},
+            [
+                "Envoy 1.40.0, process 4712, 5 slots, 1 restarts",
+                "2 updates of rules were rejected",
+                "4 requests are not in the flow log",
+                "3 connections found all slots in use",
+            ],
+        ),
+    ],
+)
+def test_the_proxy_is_shown_once_it_has_been_needed(
+    changed: dict[str, Any], lines: list[str], run: RunProgram, answering: Answering
+) -> None:
+    shown = run("status", "--socket", answering(status=status(proxy=PROXY | changed)).socket).out
+
+    assert [line for line in lines if line not in shown] == []
+
+
+def test_no_proxy_is_shown_before_it_has_been_needed(run: RunProgram, answering: Answering) -> None:
+    assert "Envoy" not in run("status", "--socket", answering(status=status()).socket).out

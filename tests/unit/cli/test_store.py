@@ -228,7 +228,7 @@ def test_empty_lines_and_those_of_other_systems_do_not_matter(
 
 
 NOT_OURS = (
-    "1:1: not an export of this version; allowed: what 'nfq-enforcer store export' writes, "
+    "1:1: not an export of this version; allowed: a file of 'nfq-enforcer store export', "
     'which begins with {"nfq_enforcer_export": 1, …}'
 )
 
@@ -269,7 +269,7 @@ def test_a_file_that_cannot_be_read_is_refused(run: RunProgram, tmp_path: Path) 
     assert run("store", "import", tmp_path) == (
         2,
         "",
-        f"nfq-enforcer: {tmp_path}: cannot be read: {os.strerror(errno.EISDIR)}\n",
+        f"nfq-enforcer: {tmp_path}: cannot be read: it is a folder; allowed: a regular file\n",
     )
 
 

@@ -1,5 +1,6 @@
 """EndpointIndex: common fields of endpoints are held once, until the last endpoint is deleted."""
 
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -64,9 +65,26 @@ def test_it_notes_what_has_changed_until_it_forgets(index: EndpointIndex) -> Non
     assert (list(changes.touched), changes.local, changes.ports) == ([packed("10.3.0.1")], True, False)
 
 
+def test_remote_networks_have_the_endpoints_of_other_nodes_and_no_others(index: EndpointIndex) -> None:
+    assert index.remote_networks == {ip_network("10.3.0.0/24")}
+
+    index.put("shop/e9", replace_addresses(record(9), "10.4.0.1", "fd04::1"))
+    index.put("shop/e8", replace_addresses(record(8), "10.4.0.2"))
+    assert index.remote_networks == set(map(ip_network, ("10.3.0.0/24", "10.4.0.0/24", "fd04::/64")))
+    index.put("shop/e9", None)
+    assert index.remote_networks == set(map(ip_network, ("10.3.0.0/24", "10.4.0.0/24")))
+    index.put("shop/e8", replace_addresses(record(8, node="n1"), "10.4.0.2"))
+    assert index.remote_networks == {ip_network("10.3.0.0/24")}
+
+
+def replace_addresses(endpoint: EndpointRecord, *addresses: str) -> EndpointRecord:
+    return endpoint._replace(addresses=tuple(map(packed, addresses)))
+
+
 def test_nothing_is_held_of_who_is_gone(index: EndpointIndex) -> None:
     for number in range(3):
         index.put(f"shop/e{number}", None)
     index.reset_changes()
+    index.touched_identities.clear()
 
     assert not any(held for name, held in vars(index).items() if name != "_node")

@@ -123,6 +123,22 @@ def test_an_endpoint_that_has_an_address_of_the_host_is_the_host_itself() -> Non
     assert (endpoints[HERE].is_host, endpoints[WEB].is_host) == (True, False)
 
 
+def test_an_address_that_the_host_gets_or_loses_is_in_the_next_snapshot() -> None:
+    here = ip_address("192.168.7.7")
+    replica = replica_of(documents(ENDPOINTS), NodeSettings("n1"))
+    before = replica.view(1)
+
+    replica.use(NodeSettings("n1", own_addresses=frozenset({here})))
+    with_it = replica.view(2)
+    replica.use(NodeSettings("n1"))
+    without_it = replica.view(3)
+
+    assert with_it.changed
+    assert without_it.changed
+    assert [view.snapshot.own_addresses for view in (before, with_it, without_it)] == [set(), {here.packed}, set()]
+    assert [view.snapshot.endpoints[HERE].is_host for view in (before, with_it, without_it)] == [False, True, False]
+
+
 def test_a_node_that_is_an_endpoint_is_known_as_the_endpoint() -> None:
     settings = NodeSettings("n1", (N1,))
     text = ENDPOINTS.replace("10.2.0.11", str(N2))
@@ -267,6 +283,23 @@ def test_addresses_outside_have_the_identities_that_policies_name() -> None:
         "reserved:world",
     ]
     assert not any(travels(peer) for peer in (inside, hole))
+
+
+@pytest.mark.parametrize(
+    ("cidr", "group", "named"),
+    [
+        ("224.0.0.251/32", "224.0.0.251", True),
+        ("224.0.0.0/4", "239.1.1.1", True),
+        ("255.255.255.255/32", "255.255.255.255", True),
+        ("192.0.0.0/2", "224.0.0.251", False),
+        ("ff00::/8", "ff02::fb", True),
+        ("::/0", "ff02::fb", False),
+    ],
+)
+def test_a_group_is_named_by_a_prefix_that_has_nothing_but_groups(cidr: str, group: str, named: bool) -> None:
+    ipcache = snapshot_of("n1", CIDRS.replace("203.0.113.0/24, except: [203.0.113.128/25]", f'"{cidr}"'))[0].ipcache
+
+    assert ipcache.named_group(packed(group)) == (ipcache.lookup(packed(group)).identity if named else None)
 
 
 def test_an_ip_block_is_found_by_the_address_of_an_endpoint_of_another_node() -> None:
@@ -453,6 +486,15 @@ def test_an_address_that_moves_among_endpoints_of_one_identity_is_no_change() ->
 
     assert view.peer_changes == ()
     assert [one.name for one in view.names] == ["b", "new"]
+
+
+def test_an_address_that_moves_to_another_node_is_a_change_without_another_peer() -> None:
+    """Flows that another node has offloaded have to bear stamps again for the new node."""
+    node = Node(endpoint("one", A))
+    view = node.after(endpoint("one", A, node="n3"))
+
+    assert (view.changed, view.peer_changes) == (False, ((X, Peer(A, remote=True)),))
+    assert node.after(endpoint("one", A, node="n3", account="other")).peer_changes == ()
 
 
 def test_of_two_who_claim_an_address_the_last_has_it_and_when_it_goes_the_other() -> None:
@@ -736,3 +778,24 @@ def test_policy_on_the_api_server_holds_for_each_of_its_addresses(address: bytes
     assert passes(web, address, Origin("veth-web", None), to_host) is allowed
     if not to_host:
         assert passes(address, web, Origin("eth0", None), False) is allowed
+
+
+MANY_CIDRS = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: many}
+spec: {endpointSelector: {}, ingress: [{fromCIDR: [10.0.0.0/24, 10.0.1.0/24]}]}
+"""
+
+
+def test_the_log_names_the_prefix_of_an_address_also_if_many_prefixes_share_an_identity() -> None:
+    replica = Replica(NodeSettings("n1"))
+    replica.apply([document(MANY_CIDRS)])
+    view = replica.view(1)
+    address, here = packed("10.0.1.7"), packed("10.1.0.10")
+
+    identity = view.snapshot.ipcache.lookup(address).identity
+    end, _ = view.names.ends(Opening(address, here, TCP, 1, 2, 0, 0, True, identity, WORLD))
+
+    assert str(end.labels) == "cidr:10.0.1.0/24;reserved:world"
+    assert str(view.names.labels(identity)) == "cidr:10.0.0.0/24;cidr:and-1-more;reserved:world"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nfq_enforcer.cluster.names import End, Ends
-from nfq_enforcer.core.events import FlowEvent
+from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, TlsMessage
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, RESERVED, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.conntrack import Opening
@@ -337,3 +337,120 @@ def test_a_line_says_who_to_whom_the_verdict_and_why(seen: FlowEvent, text: str)
 @pytest.mark.parametrize("reason", DropReason)
 def test_every_drop_reason_has_its_sentence_in_the_line(reason: DropReason) -> None:
     assert line(dropped(reason)).endswith(f"DROPPED {reason} (TCP Flags: SYN) {reason.description}")
+
+
+def dns(message: DnsMessage, **changed: Any) -> HubbleFlow:
+    return render(event(opening(proto=UDP, port=53), tcp_flags=0, l7=message, **changed))
+
+
+@pytest.mark.parametrize(
+    ("message", "kind", "fields", "summary"),
+    [
+        (
+            DnsMessage(False, "a.example", 28),
+            "REQUEST",
+            {"query": "a.example.", "qtypes": ["AAAA"]},
+            "DNS query a.example. AAAA",
+        ),
+        (
+            DnsMessage(True, "a.example", 1, 0, 30, (packed("192.0.2.1"), packed("192.0.2.2")), ("b.example",)),
+            "RESPONSE",
+            {
+                "query": "a.example.",
+                "ips": ["192.0.2.1", "192.0.2.2"],
+                "ttl": 30,
+                "cnames": ["b.example."],
+                "qtypes": ["A"],
+            },
+            "DNS answer 192.0.2.1, 192.0.2.2 TTL 30 s by b.example. to a.example. A",
+        ),
+        (
+            DnsMessage(True, "a.example", 1, 3),
+            "RESPONSE",
+            {"query": "a.example.", "rcode": 3, "qtypes": ["A"]},
+            "DNS answer name does not exist to a.example. A",
+        ),
+        (
+            DnsMessage(True, "", 4711, 16),
+            "RESPONSE",
+            {"query": ".", "rcode": 16, "qtypes": ["TYPE4711"]},
+            "DNS answer rcode 16 to . TYPE4711",
+        ),
+    ],
+)
+def test_a_dns_message_has_the_fields_of_hubble(
+    message: DnsMessage, kind: str, fields: dict[str, Any], summary: str
+) -> None:
+    flow = dns(message)
+
+    assert (flow["Type"], flow["Summary"]) == ("L7", summary)
+    assert flow["l7"] == {"type": kind, "dns": fields | {"observation_source": "proxy"}}
+    assert f"({summary})" in compact(flow)
+
+
+URL = "http://shop.example.com/userdata/42?full"
+REQUEST = HttpMessage(False, "GET", URL, "HTTP/1.1", 403, 1_999_999, (("x-token", "a"), ("x-token", "b")))
+RESPONSE = HttpMessage(True, "POST", URL, "HTTP/2", 200, 12_500_000, (), 0)
+
+
+def test_a_refused_http_request_has_the_fields_of_hubble() -> None:
+    seen = render(dropped(DropReason.HTTP_REFUSED, tcp_flags=0, enforced_by=(rule("users"),), l7=REQUEST))
+
+    assert (seen["Type"], seen["is_reply"], seen["l4"]) == (
+        "L7",
+        False,
+        {"TCP": {"source_port": 40_000, "destination_port": 80}},
+    )
+    assert seen["l7"] == {
+        "type": "REQUEST",
+        "latency_ns": "1999999",
+        "http": {
+            "code": 403,
+            "method": "GET",
+            "url": URL,
+            "protocol": "HTTP/1.1",
+            "headers": [{"key": "x-token", "value": "a"}, {"key": "x-token", "value": "b"}],
+        },
+    }
+    assert compact(seen).endswith(
+        "shop/front1:40000 (ID:300) -> shop/back1:80 (ID:400) INGRESS http-request DROPPED HTTP_REFUSED "
+        f"(HTTP/1.1 GET {URL}) no HTTP rule allows the request; its client was answered 403; enforced by shop/users"
+    )
+
+
+def test_an_http_response_has_the_fields_of_hubble_and_the_status_of_grpc_is_a_header() -> None:
+    seen = render(event(tcp_flags=0, is_reply=True, allowed_by=(rule("users"),), l7=RESPONSE))
+
+    assert seen["l7"] == {
+        "type": "RESPONSE",
+        "latency_ns": "12500000",
+        "http": {
+            "code": 200,
+            "method": "POST",
+            "url": URL,
+            "protocol": "HTTP/2",
+            "headers": [{"key": "grpc-status", "value": "0"}],
+        },
+    }
+    assert (seen["source"]["pod_name"], seen["destination"]["pod_name"]) == ("back1", "front1")
+    assert compact(seen).endswith(
+        "shop/front1:40000 (ID:300) <- shop/back1:80 (ID:400) INGRESS http-response FORWARDED "
+        f"(HTTP/2 200 12ms (POST {URL})) allowed by shop/users"
+    )
+
+
+def test_zeros_and_empty_fields_of_an_http_message_are_left_out() -> None:
+    seen = render(event(l7=HttpMessage(False, "GET", "http:///", "HTTP/1.0")))
+
+    assert seen["l7"] == {"type": "REQUEST", "http": {"method": "GET", "url": "http:///", "protocol": "HTTP/1.0"}}
+
+
+def test_a_server_name_is_shown() -> None:
+    named = render(
+        dropped(DropReason.TLS_REFUSED, tcp_flags=0, enforced_by=(rule("names"),), l7=TlsMessage("a.example"))
+    )
+
+    assert named["l7"] == {"type": "REQUEST", "tls": {"server_name": "a.example"}}
+    assert "DROPPED TLS_REFUSED (TLS to a.example)" in compact(named)
+    unnamed = render(event(tcp_flags=0, l7=TlsMessage("")))
+    assert (unnamed["l7"], unnamed["Summary"]) == ({"type": "REQUEST", "tls": {}}, "TLS to no server name")

@@ -18,6 +18,7 @@ WORKER: dict[str, Any] = {
         "restarts": 2,
         "failure": None,
         "lost": 4,
+        "rate_limited": 9,
     },
     **{
         "accepted": 90,
@@ -118,6 +119,7 @@ def test_packets_are_told_by_verdict_and_drops_by_reason() -> None:
             "nfq_enforcer_packets_total{verdict=DROP}": 5,
             "nfq_enforcer_drops_total{reason=POLICY_DENIED}": 5,
             "nfq_enforcer_packets_lost_total": 4,
+            "nfq_enforcer_openings_rate_limited_total": 9,
             "nfq_enforcer_flows": 12,
             "nfq_enforcer_flows_evicted_total": 3,
             "nfq_enforcer_flows_left_to_the_kernel_total": 6,
@@ -175,6 +177,7 @@ def test_a_store_that_is_reached_is_told() -> None:
     assert metrics == {
         "nfq_enforcer_store_connected": 1,
         "nfq_enforcer_store_unreachable_since_timestamp_seconds": 0,
+        "nfq_enforcer_store_state_saved": 1,
         "nfq_enforcer_store_commands_total": 1234,
         "nfq_enforcer_store_resyncs_total": 2,
         "nfq_enforcer_store_policy_revision": 8,
@@ -194,6 +197,7 @@ def test_of_a_store_that_is_not_reached_it_is_told_since_when_and_what_is_not_kn
         "connected": False,
         "since": "2026-01-01T00:00:01Z",
         "lag_ms": {"p50": None, "p99": 2},
+        "unsaved": {"since": "2026-01-01T00:00:01Z", "error": "the disk is full"},
     }
 
     metrics = {name: value for name, value in values(STATUS | {"store": store}).items() if "_store_" in name}
@@ -201,6 +205,7 @@ def test_of_a_store_that_is_not_reached_it_is_told_since_when_and_what_is_not_kn
     assert metrics == {
         "nfq_enforcer_store_connected": 0,
         "nfq_enforcer_store_unreachable_since_timestamp_seconds": 1767225601,
+        "nfq_enforcer_store_state_saved": 0,
         "nfq_enforcer_store_lag_seconds{quantile=0.99}": 0.002,
     }
 
@@ -241,3 +246,43 @@ def test_stuck_parts_are_counted() -> None:
 
     assert values(STATUS)["nfq_enforcer_stuck_parts"] == 0
     assert values({**STATUS, "stuck": stuck})["nfq_enforcer_stuck_parts"] == 1
+
+
+def test_http_requests_are_counted_by_verdict_class_of_codes_and_documents() -> None:
+    http = [
+        {"rule": "shop/users", "code_class": "2xx", "verdict": "FORWARDED", "requests": 9},
+        {"rule": "shop/users", "code_class": "4xx", "verdict": "DROPPED", "requests": 2},
+    ]
+
+    metrics = {name: value for name, value in values(STATUS | {"http": http}).items() if "_http_" in name}
+
+    assert metrics == {
+        "nfq_enforcer_http_requests_total{verdict=FORWARDED,code_class=2xx,rule=shop/users}": 9,
+        "nfq_enforcer_http_requests_total{verdict=DROPPED,code_class=4xx,rule=shop/users}": 2,
+    }
+    assert not [name for name in values(STATUS) if "_http_" in name]
+
+
+def test_the_proxy_is_told_once_it_has_been_needed() -> None:
+    proxy = {
+        **{"running": True, "pid": 4712, "version": "1.40.0", "error": None},
+        **{"restarts": 3, "slots": 5, "refused": 2, "unlogged": 7},
+    }
+
+    assert {name: value for name, value in values(STATUS | {"proxy": proxy}).items() if "_proxy_" in name} == {
+        "nfq_enforcer_proxy_up": 1,
+        "nfq_enforcer_proxy_restarts_total": 3,
+        "nfq_enforcer_proxy_slots": 5,
+        "nfq_enforcer_proxy_refused_total": 2,
+        "nfq_enforcer_proxy_unlogged_total": 7,
+    }
+    assert values(STATUS | {"proxy": proxy | {"running": False}})["nfq_enforcer_proxy_up"] == 0
+    assert not [name for name in values(STATUS) if "_proxy_" in name]
+
+
+def test_tls_connections_are_counted_by_verdict_reason_and_documents() -> None:
+    tls = [{"rule": "shop/names", "verdict": "DROPPED", "reason": "TLS_REFUSED", "connections": 2}]
+    metrics = {name: value for name, value in values(STATUS | {"tls": tls}).items() if "_tls_" in name}
+
+    assert metrics == {"nfq_enforcer_tls_connections_total{verdict=DROPPED,reason=TLS_REFUSED,rule=shop/names}": 2}
+    assert not [name for name in values(STATUS) if "_tls_" in name]

@@ -33,6 +33,7 @@ STORE: dict[str, Any] = {
     "resyncs": 2,
     "refused": {"count": 1, "values": [{"key": "endpoints default/x", "reason": "no JSON"}]},
     "pending": [{"endpoint": "default/y", "reason": None}],
+    "unsaved": {"since": "2026-01-01T00:00:00Z", "error": "the disk is full"},
     "lag_ms": {"p50": 1.5, "p99": None},
 }
 STATUS: dict[str, Any] = {
@@ -55,20 +56,37 @@ STATUS: dict[str, Any] = {
     "store": STORE,
     "worker": {
         **{"queue": 100, "queues": [100, 101, 102], "driver": "netlink", "pid": 4711, "restarts": 2, "failure": None},
-        **{"lost": 4, **COUNTS},
+        **{"lost": 4, "rate_limited": 9, **COUNTS},
     },
     "workers": [WORKER | {"stuck": None}, WORKER | {"stuck": STUCK}],
     "log": {"seen": 15},
     "problems": ["endpoint default/web is on interface x, which does not exist on this node"],
     "rules": {
-        **{"intact": False, "since": "2026-01-01T00:00:02Z", "missing": "set x: is missing", "error": "no ipset"},
+        **{"intact": False, "since": "2026-01-01T00:00:02Z", "missing": "set x: is missing", "error": "no nft"},
         **{"repairs": 1, "last_repair": "2026-01-01T00:00:01Z", "last_missing": "chain y is missing"},
     },
     "stuck": [{"part": "worker 1", **STUCK}],
+    "working": [
+        {
+            **{"activity": "checking a.yaml, documents", "since": "2026-01-01T00:00:03Z", "done": 12, "total": 20},
+            "text": "checking a.yaml, documents: 12 of 20",
+        }
+    ],
+    "source_filter": {"drops": {"veth-web": 3}},
+    "names": {"names": 2, "addresses": 5, "evicted": 1, "held": 4},
+    "http": [{"rule": "shop/users", "code_class": "2xx", "verdict": "FORWARDED", "requests": 3}],
+    "tls": [{"rule": "shop/names", "verdict": "DROPPED", "reason": "TLS_REFUSED", "connections": 3}],
+    "proxy": {
+        **{"running": True, "pid": 4712, "version": "1.40.0", "error": None},
+        **{"restarts": 1, "slots": 5, "refused": 0, "unlogged": 2},
+    },
 }
 
 
-@pytest.mark.parametrize("changed", [{}, {"refused": None, "store": None, "rules": None}])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"refused": None, "store": None, "rules": None, "source_filter": None, "names": None, "proxy": None}],
+)
 def test_the_status_comes_back_as_it_was_sent(changed: dict[str, Any]) -> None:
     sent = json.dumps(STATUS | changed)
 

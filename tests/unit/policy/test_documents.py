@@ -551,6 +551,31 @@ WRONG = {
                 "toPorts[0]: http rules are for TCP",
                 "allowed: ports with protocol: TCP",
             ),
+            "a server name that is none": (
+                "egress: [{toPorts: [{ports: [{port: '443'}], serverNames: [a.example, '***.example']}]}]",
+                "serverNames[1]: '***.example' is not a server name",
+                "allowed: letters, digits, '-', '_', '.', '*' for some of a label, and '**'",
+            ),
+            "server names without ports": (
+                "egress: [{toPorts: [{serverNames: [a]}]}]",
+                "toPorts[0]: serverNames without ports",
+                'allowed: ports "1" to "65535"',
+            ),
+            "server names for all ports": (
+                "egress: [{toPorts: [{ports: [{port: '0'}], serverNames: [a]}]}]",
+                "toPorts[0]: serverNames without ports",
+                'allowed: ports "1" to "65535"',
+            ),
+            "server names of UDP": (
+                "egress: [{toPorts: [{ports: [{port: '443', protocol: UDP}], serverNames: [a]}]}]",
+                "toPorts[0]: serverNames are those of TLS over TCP",
+                "allowed: ports with protocol: TCP or ANY",
+            ),
+            "server names and rules": (
+                "egress: [{toPorts: [{ports: [{port: '443', protocol: TCP}], serverNames: [a], rules: {http: [{}]}}]}]",
+                "toPorts[0]: serverNames and rules",
+                "allowed: one of them, because the proxy does not decrypt TLS",
+            ),
             "dns rules for a range": (
                 "egress: [{toPorts: [{ports: [{port: '53', endPort: 54}], rules: {dns: [{matchName: a}]}}]}]",
                 "toPorts[0]: dns rules are for TCP and UDP without endPort",
@@ -622,6 +647,12 @@ WRONG = {
         f"{POLICY}spec: {{nodeSelector: {{}}, ingress: [{{}}]}}",
         "nodeSelector selects nodes, which have no namespace",
         "allowed: in a CiliumClusterwideNetworkPolicy",
+    ),
+    "server names of a node": (
+        f"{CLUSTERWIDE}metadata: {{name: a}}\nspec: {{nodeSelector: {{}}, egress: [{{toPorts: "
+        "[{ports: [{port: '443'}], serverNames: [a]}]}]}",
+        "spec: serverNames are not allowed with nodeSelector",
+        "allowed: with endpointSelector",
     ),
     "http rules of a node": (
         f"{CLUSTERWIDE}metadata: {{name: a}}\nspec: {{nodeSelector: {{}}, ingress: [{{toPorts: "
@@ -721,8 +752,13 @@ WRONG = {
     ),
     "a List in a List": (
         "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: List, items: []}",
-        "x.yaml:4:26: items[0].kind: unknown kind 'List'",
-        "allowed: Endpoint",
+        "x.yaml:4:26: items[0].kind: a List in a list is not read",
+        "write its items into the outer list",
+    ),
+    "a NetworkPolicyList in a List": (
+        "apiVersion: v1\nkind: List\nitems:\n- {kind: NetworkPolicyList, items: []}",
+        "x.yaml:4:10: items[0].kind: a NetworkPolicyList in a list is not read",
+        "write its items into the outer list",
     ),
     "a null in a List": ("apiVersion: v1\nkind: List\nitems: [null]", "x.yaml:3:9: items[0]: a document must be a", ""),
 }
@@ -748,8 +784,9 @@ def test_an_address_that_is_no_endpoints_is_refused(address: str) -> None:
 LATER = {
     "spec": ("log",),
     "spec.ingress[0]": ("fromGroups", "fromNodes"),
-    "spec.egress[0]": ("toGroups", "toNodes", "toFQDNs", "toServices"),
-    "spec.ingress[0].toPorts[0]": ("listener", "serverNames", "originatingTLS", "terminatingTLS"),
+    "spec.egress[0]": ("toGroups", "toNodes", "toServices"),
+    "spec.egressDeny[0]": ("toFQDNs",),
+    "spec.ingress[0].toPorts[0]": ("listener", "originatingTLS", "terminatingTLS"),
     "spec.ingress[0].toPorts[0].rules": ("kafka", "l7", "l7proto"),
     "spec.ingress[0].toPorts[0].rules.http[0].headerMatches[0]": ("secret",),
     "spec.ingress[0].fromCIDRSet[0]": ("cidrGroupRef", "cidrGroupSelector"),
@@ -758,6 +795,7 @@ INTO = {
     "spec": "  ingress: [{}]\n  ",
     "spec.ingress[0]": "  ingress:\n  - ",
     "spec.egress[0]": "  egress:\n  - ",
+    "spec.egressDeny[0]": "  egressDeny:\n  - ",
     "spec.ingress[0].toPorts[0]": "  ingress:\n  - toPorts:\n    - ",
     "spec.ingress[0].toPorts[0].rules": "  ingress:\n  - toPorts:\n    - rules:\n        ",
     "spec.ingress[0].toPorts[0].rules.http[0].headerMatches[0]": (

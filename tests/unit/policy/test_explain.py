@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.core.tables.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import DnsQuestion, HttpRequest, TlsHello
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import SideTrace, Trace, trace
 from nfq_enforcer.policy.loader import group_documents, load, parse
@@ -135,17 +135,51 @@ def test_requests_in_words() -> None:
         explanation_of(spec, TrafficSpec(6, 80, HttpRequest("GET", "/a"))) == "allows GET /a on 80/TCP from default/web"
     )
     assert explanation_of(spec) == "allows 80/TCP from default/web"
+    assert explanation_of(spec, TrafficSpec(6, 80, HttpRequest("CONNECT", "a:80"))) == (
+        "is not asked, because the proxy answers 403: CONNECT asks for a tunnel"
+    )
+
+
+def test_server_names_in_words() -> None:
+    spec = "ingress: [{toPorts: [{ports: [{port: '443'}], serverNames: ['*.a', b]}]}]"
+
+    assert explanation_of(spec, TrafficSpec(6, 443, TlsHello("c"))) == (
+        "lets only requests pass that are TLS to *.a or TLS to b"
+    )
+    assert explanation_of(spec, TrafficSpec(6, 443, TlsHello("b"))) == "allows TLS to b on 443/TCP from default/web"
+    assert explanation_of(spec, TrafficSpec(17, 443)) == "lists server names, and only TLS over TCP has them"
 
 
 def test_dns_names_in_words() -> None:
-    simulation = simulate(
-        "egress: [{toPorts: [{ports: [{port: '53', protocol: TCP}], rules: {dns: [{matchName: a.example}]}}]}]"
+    ports = "ports: [{port: '53'}, {port: '54', protocol: TCP}]"
+    simulation = simulate(f"egress: [{{toPorts: [{{{ports}, rules: {{dns: [{{matchName: A.example.}}]}}}}]}}]")
+
+    def explained(traffic: TrafficSpec) -> str:
+        found = trace(simulation, simulation.pair("default/db", "default/web"), traffic)
+        return found.egress.rules[0].explanation
+
+    assert (
+        explained(TrafficSpec(17, 53, DnsQuestion("b"))) == "lets only requests pass that are DNS queries for a.example"
     )
+    assert explained(TrafficSpec(17, 53, DnsQuestion("a.Example"))).startswith(
+        "allows a query for a.Example on 53/UDP to"
+    )
+    assert explained(TrafficSpec(6, 54, DnsQuestion("a.example"))).startswith("allows a query for a.example on 54/TCP")
+    assert explained(TrafficSpec(132, 53)) == "lists DNS names, and only UDP and TCP have them"
 
-    traffic = TrafficSpec(6, 53, HttpRequest("GET", "/"))
-    found = trace(simulation, simulation.pair("default/db", "default/web"), traffic)
 
-    assert found.egress.rules[0].explanation.startswith("lets only requests pass that are DNS queries for ")
+def test_names_in_words() -> None:
+    spec = "egress: [{toFQDNs: [{matchPattern: '*.example'}, {matchName: b.test}]}]"
+    simulation = simulate(spec)
+
+    def explained(target: str) -> str:
+        return trace(simulation, simulation.pair("default/db", target), TrafficSpec(6, 80)).egress.rules[0].explanation
+
+    assert explained("fqdn:a.example") == "allows 80/TCP to a.example"
+    assert explained("fqdn:c.test") == (
+        "c.test is none of its peers: wants an address that DNS has for *.example, "
+        "or wants an address that DNS has for b.test"
+    )
 
 
 def test_the_deciding_rule_is_marked_and_what_it_beats_is_not() -> None:

@@ -4,8 +4,9 @@ import time
 
 import pytest
 
-from nfq_enforcer.core.tables.l7 import DnsMatch, HeaderMatch, HttpMatch, HttpRequest
-from nfq_enforcer.policy.l7_match import matches_name, matches_request
+from nfq_enforcer.core.tables.l7 import DnsMatch, DnsQuestion, HeaderMatch, HttpMatch, HttpRequest, SniMatch, TlsHello
+from nfq_enforcer.policy import regex
+from nfq_enforcer.policy.l7_match import matches, matches_name, matches_request, refusal, render
 
 GET_USER = HttpRequest("GET", "/userdata/7", "shop.example.com", (("X-Token", "a"), ("accept", "text/html")))
 
@@ -36,7 +37,7 @@ def test_a_request_matches_a_rule_in_every_field(rule: HttpMatch, matches: bool)
 
 @pytest.mark.parametrize(("asked", "matches"), [("a.example", True), ("A.Example.", True), ("b.a.example", False)])
 def test_a_dns_rule_matches_whole_names(asked: str, matches: bool) -> None:
-    assert matches_name(DnsMatch("a[.]example"), asked) is matches
+    assert matches_name(DnsMatch("a.example"), asked) is matches
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,79 @@ def test_the_values_of_a_header_are_one_and_a_mismatch_action_denies_nothing(
     ],
 )
 def test_an_expression_means_what_it_means_to_re2(path: str, asked: str, matches: bool) -> None:
-    assert matches_request(HttpMatch(path=path), HttpRequest(path=asked)) is matches
+    assert regex.matches_whole(path, asked) is matches
+
+
+def test_rules_see_the_request_in_its_normal_form() -> None:
+    public = HttpMatch("GET", "/public(/.*)?", "a")
+
+    assert matches_request(public, HttpRequest("GET", "/public/x", "a"))
+    assert matches_request(public, HttpRequest("GET", "/secret/../public/%78", "", (("HOST", " a"),)))
+    assert matches_request(public, HttpRequest("GET", "http://a/public/", "b"))
+    for path in (
+        "/public/../secret",
+        "/public/%2e%2e/secret",
+        "/public/..;/secret",
+        "/public/a%2fb",
+        "/public/%2e%2e;/s",
+    ):
+        assert not matches_request(public, HttpRequest("GET", path, "a"))
+    assert matches_request(HttpMatch(path="/%C3%A9"), HttpRequest(path="/é"))
+
+
+@pytest.mark.parametrize(
+    ("host", "headers", "matches"),
+    [
+        ("a:80", (), True),
+        ("", (("host", "a:80"),), True),
+        ("A:80", (), False),  # Envoy compares the host as the client sends it: with the port, in its case
+        ("a", (), False),
+        ("", (), False),
+        ("a:80", (("Host", "a:80"),), False),  # two Host headers are one: a:80,a:80
+    ],
+)
+def test_a_match_of_the_header_host_is_one_of_the_host(
+    host: str, headers: tuple[tuple[str, str], ...], matches: bool
+) -> None:
+    request = HttpRequest(host=host, headers=headers)
+
+    assert matches_request(HttpMatch(headers=(HeaderMatch("Host", "a:80"),)), request) is matches
+    assert matches_request(HttpMatch(host="a:80"), request) is matches
+
+
+def test_the_proxys_refusal_and_its_path_are_shown() -> None:
+    assert refusal(HttpRequest("GET", "/a")) is refusal(DnsQuestion("a")) is None
+    assert str(refusal(HttpRequest("GET", "/a%00"))) == "the proxy answers 400: its path has an escaped NUL (%00)"
+    assert render(HttpRequest("GET", "/a/../b")) == "GET /a/../b (at the proxy: GET /b)"
+    assert render(HttpRequest("GET", "/a%00")) == "GET /a%00"
+    assert render(HttpRequest("GET", "/a")) == "GET /a"
+    assert render(DnsQuestion("a")) == "a query for a"
+    assert render(TlsHello("a")) == "TLS to a"
+    assert render(TlsHello("")) == "TLS without a server name"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        ("a.example", ["a.example", "A.Example"], ["b.a.example", "a-example", "", "a.example."]),
+        ("A.example", ["a.example"], []),
+        ("*", ["a", "a.b.example"], ["", "a.", ".a", "a b"]),
+        ("**", ["a", "a.b.example"], ["", "a."]),
+        ("*.example", ["a.example", "a-1_b.example"], ["example", "a.b.example", "aexample"]),
+        ("**.example", ["a.example", "a.b.example"], ["example", "a..example"]),
+        ("a.**.example", ["a.b.example", "a.b.c.example"], ["a.example", "b.a.c.example"]),
+        ("*example", ["example", "an-example"], ["an.example"]),
+        ("a*c.*d*.example", ["ac.d.example", "abc.xdx.example"], ["ab.d.example", "abc.x.example"]),
+    ],
+)
+def test_server_names_match_as_upstream(pattern: str, matching: list[str], others: list[str]) -> None:
+    match = SniMatch(pattern)
+
+    assert [name for name in (*matching, *others) if matches(match, TlsHello(name))] == matching
+    assert not matches(match, HttpRequest(host="a.example"))
+    assert not matches(match, DnsQuestion("a.example"))
+    assert not matches(DnsMatch("*"), TlsHello("a.example"))
+    assert not matches(HttpMatch(), TlsHello("a.example"))
 
 
 def test_matching_takes_linear_time() -> None:

@@ -140,7 +140,7 @@ def test_an_address_has_one_endpoint(tmp_path: Path) -> None:
 def test_what_is_neither_file_nor_folder_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.yaml")
 
-    assert problems(tmp_path) == [f"{tmp_path}/pipe.yaml: neither a file nor a folder"]
+    assert problems(tmp_path) == [f"{tmp_path}/pipe.yaml: cannot be read: it is a FIFO; allowed: a regular file"]
 
 
 def test_a_path_that_cannot_be_looked_at_is_refused() -> None:

@@ -50,6 +50,7 @@ def test_a_request_has_headers_by_name_or_as_policies_write_them(headers: str) -
     [
         ('"port": 80', "80/TCP"),
         ('"port": 80, "http": {"method": "PUT", "path": "/x"}', "PUT /x on 80/TCP"),
+        ('"port": 53, "protocol": "UDP", "dns": "a.example"', "a query for a.example on 53/UDP"),
         ('"protocol": "ICMP"', "ICMP"),
         ('"protocol": "ICMP", "icmp": {"type": 13, "family": "IPv4"}, "family": "IPv4"', "ICMP type 13"),
     ],
@@ -71,6 +72,26 @@ def test_a_probe_says_what_it_asks(rest: str, asked: str) -> None:
         ('"protocol": "ICMP", "icmp": {"type": 256}', ".icmp.type: ICMP type 256 is out of range; allowed: 0 to 255"),
         ('"protocol": "ICMP", "icmp": {}', ".icmp.type: required field is missing"),
         ('"port": 1, "protocol": "UDP", "http": {}', ": http is not allowed with protocol UDP; allowed: with TCP"),
+        (
+            '"port": 1, "protocol": "SCTP", "dns": "a"',
+            ": dns is not allowed with protocol SCTP or http; allowed: with UDP or TCP alone",
+        ),
+        (
+            '"port": 1, "http": {}, "dns": "a"',
+            ": dns is not allowed with protocol TCP or http; allowed: with UDP or TCP",
+        ),
+        (
+            '"port": 1, "protocol": "UDP", "sni": "a"',
+            ": sni is not allowed with protocol UDP, http or dns; allowed: with TCP alone",
+        ),
+        (
+            '"port": 1, "http": {}, "sni": "a"',
+            ": sni is not allowed with protocol TCP, http or dns; allowed: with TCP alone",
+        ),
+        (
+            '"port": 1, "dns": "a", "sni": "a"',
+            ": sni is not allowed with protocol TCP, http or dns; allowed: with TCP alone",
+        ),
         ('"port": 1, "http": {"headers": [1]}', ".http.headers: must be a mapping, not a list"),
         ('"port": 1, "expect": "drop"', ".expect: 'drop' is not allowed; allowed: 'allow' or 'deny'"),
         ('"port": 1, "family": "ipv4"', ".family: 'ipv4' is not allowed; allowed: 'IPv4' or 'IPv6'"),

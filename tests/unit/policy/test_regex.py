@@ -87,3 +87,14 @@ def test_what_either_refuses_is_refused_with_a_short_reason(expression: str) -> 
 
     assert str(refused.value).endswith("; allowed: the syntax of RE2 and Go")
     assert len(str(refused.value)) < 400
+
+
+def test_an_expression_too_large_for_the_proxy_is_refused_for_requests_only() -> None:
+    too_large = r"/\pL{1,1000}"
+
+    assert regex.check(too_large) == too_large
+    assert regex.check_for_proxy("/a{1,1000}|(?i)/b") == "/a{1,1000}|(?i)/b"
+    with pytest.raises(ValueError, match=r"'/\\pL\{1,1000\}' is too large for the proxy; allowed: fewer repetitions"):
+        regex.check_for_proxy(too_large)
+    with pytest.raises(ValueError, match="is not a regular expression"):
+        regex.check_for_proxy("/a(")

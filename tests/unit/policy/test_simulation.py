@@ -231,6 +231,26 @@ REQUESTS = policy(
             0,
             "PUT /a is no request that default/p ingress[0] lists for ingress of default/db",
         ),
+        (
+            {"path": "/b/%2e%2e/a"},
+            "allow",
+            1,
+            "default/p ingress[0] lets GET /b/%2e%2e/a (at the proxy: GET /a) pass at ingress of default/db",
+        ),
+        (
+            {"path": "/a/../c"},
+            "deny",
+            0,
+            "GET /a/../c (at the proxy: GET /c) is no request that default/p ingress[0] lists for ingress of "
+            "default/db",
+        ),
+        (
+            {"path": "/b%2f"},
+            "deny",
+            0,
+            "GET /b%2f reaches no rule for ingress of default/db: the proxy answers 400: its path has an escaped slash "
+            "or backslash (%2f, %5c)",
+        ),
         (None, "allow", 1, "default/p ingress[0] opens ingress of default/db, but only requests that it lists pass"),
     ],
 )
@@ -243,12 +263,118 @@ def test_a_request_is_held_against_the_requests_that_a_rule_lists(
     assert result.reason == f"nothing closes egress of default/web; {reason}" if result.allowed else reason
 
 
+SERVER_NAMES = policy(
+    "egress: [{toEntities: [world], toPorts: [{ports: [{port: '443'}], serverNames: ['*.example', b.test]}]}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("probed", "verdict", "reason"),
+    [
+        ({"sni": "A.example"}, "allow", "default/p egress[0] lets TLS to A.example pass at egress of default/db"),
+        (
+            {"sni": "c.test"},
+            "deny",
+            "TLS to c.test is no request that default/p egress[0] lists for egress of default/db",
+        ),
+        (
+            {"sni": ""},
+            "deny",
+            "TLS without a server name is no request that default/p egress[0] lists for egress of default/db",
+        ),
+        ({}, "allow", "default/p egress[0] opens egress of default/db, but only requests that it lists pass"),
+        (
+            {"protocol": "UDP"},
+            "deny",
+            "default/p egress[0] lists server names for egress of default/db, and only TLS over TCP has them",
+        ),
+    ],
+)
+def test_tls_passes_to_the_server_names_of_a_rule(probed: dict[str, str], verdict: str, reason: str) -> None:
+    result = evaluate(simulate(SERVER_NAMES), "default/db", "ip:192.0.2.1", port=443, **probed)
+
+    assert (result.verdict, result.egress.reason) == (verdict, reason)
+
+
+NAMES = policy(
+    "egress: [{toEntities: [world], toPorts: [{ports: [{port: '53'}], "
+    "rules: {dns: [{matchName: a.example}, {matchPattern: '*.b.example'}]}}]}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("probed", "verdict", "reason"),
+    [
+        (
+            {"dns": "A.example."},
+            "allow",
+            "default/p egress[0] lets a query for A.example. pass at egress of default/db",
+        ),
+        (
+            {"dns": "x.b.example"},
+            "allow",
+            "default/p egress[0] lets a query for x.b.example pass at egress of default/db",
+        ),
+        (
+            {"dns": "b.example"},
+            "deny",
+            "a query for b.example is no request that default/p egress[0] lists for egress of default/db",
+        ),
+        ({}, "allow", "default/p egress[0] opens egress of default/db, but only requests that it lists pass"),
+        (
+            {"protocol": "TCP"},
+            "allow",
+            "default/p egress[0] opens egress of default/db, but only requests that it lists pass",
+        ),
+        (
+            {"protocol": "TCP", "dns": "b.example"},
+            "deny",
+            "a query for b.example is no request that default/p egress[0] lists for egress of default/db",
+        ),
+        (
+            {"protocol": "SCTP"},
+            "deny",
+            "default/p egress[0] lists DNS names for egress of default/db, and only UDP and TCP have them",
+        ),
+    ],
+)
+def test_a_query_is_held_against_the_names_that_a_rule_lists(probed: dict[str, str], verdict: str, reason: str) -> None:
+    probed = {"protocol": "UDP"} | probed
+    result = evaluate(simulate(NAMES), "default/db", "reserved:world", port=53, **probed)
+
+    assert (result.verdict, result.reason) == (verdict, reason)
+
+
+FQDNS = policy(
+    "egress: [{toFQDNs: [{matchName: a.example}, {matchPattern: '*.b.example'}], toPorts: [{ports: [{port: '443'}]}]}, "
+    "{toCIDR: [192.0.2.0/24]}]"
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "verdicts"),
+    [
+        ("fqdn:A.example.", ["allow", "deny"]),
+        ("fqdn:x.b.example", ["allow", "deny"]),
+        ("fqdn:b.example", ["deny", "deny"]),
+        ("ip:192.0.2.9", ["allow", "allow"]),
+        ("ip:198.51.100.7", ["deny", "deny"]),
+        ("reserved:world", ["deny", "deny"]),
+        ("default/web", ["deny", "deny"]),
+    ],
+)
+def test_a_name_outside_is_a_peer(target: str, verdicts: list[str]) -> None:
+    simulation = simulate(FQDNS)
+
+    assert [evaluate(simulation, "default/db", target, port=port).verdict for port in (443, 80)] == verdicts
+
+
 @pytest.mark.parametrize(
     ("reference", "expected"),
     [
         (
             "default/dbb",
-            "did you mean default/db? allowed: NAMESPACE/NAME of an endpoint, ip:ADDRESS or ",
+            "did you mean default/db? allowed: NAMESPACE/NAME of an endpoint, ip:ADDRESS, fqdn:NAME or ",
         ),
         ("db", "did you mean default/db? allowed: "),
         ("reserved:wrld", "did you mean reserved:world? allowed: "),

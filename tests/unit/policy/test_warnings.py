@@ -67,6 +67,42 @@ def test_what_can_match_gets_no_warning(text: str) -> None:
     assert warned(text) == []
 
 
+FQDN = "{{endpointSelector: {{}}, egress: [{{toFQDNs: [{{{}}}]}}{}]}}"
+DNS = "{{toEntities: [world], toPorts: [{{ports: [{{port: '53'}}], rules: {{dns: [{{{}}}]}}}}]}}"
+
+
+@pytest.mark.parametrize(
+    ("selector", "queried"),
+    [
+        ("matchName: a.example", ""),
+        ("matchPattern: '*.example'", ""),
+        ("matchName: a.example", "matchName: b.example"),
+        ("matchName: a.example", "matchPattern: '*.a.example'"),
+    ],
+)
+def test_a_name_of_which_nothing_can_be_learned_is_named(selector: str, queried: str) -> None:
+    (sentence,) = warned(HEAD + FQDN.format(selector, f", {DNS.format(queried)}" if queried else ""))
+
+    name = selector.split(": ")[1].strip("'")
+    assert sentence.startswith(
+        f"f:1: CiliumNetworkPolicy shop/p: egress[0] has {name} in toFQDNs, and no DNS rule here allows a query for it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("selector", "queried"),
+    [
+        ("matchName: a.example", "matchPattern: '*'"),
+        ("matchName: a.example", "matchName: A.example."),
+        ("matchPattern: '*.example'", "matchName: a.example"),
+    ],
+)
+def test_a_name_that_can_be_queried_gets_no_warning(selector: str, queried: str) -> None:
+    assert warned(HEAD + FQDN.format(selector, f", {DNS.format(queried)}")) == []
+    other = f"{HEAD.replace('name: p', 'name: q')}{{endpointSelector: {{}}, egress: [{DNS.format(queried)}]}}"
+    assert warned(f"{HEAD}{FQDN.format(selector, '')}\n---\n{other}") == []
+
+
 def test_a_subject_that_can_never_match_is_named_once() -> None:
     text = "{endpointSelector: {matchLabels: {'x:a': b}}, ingress: [{}, {}], egress: [{}]}"
     other = "{endpointSelector: {matchExpressions: [{key: io.kubernetes.pod.namespace, operator: In, values: [o]}]}, "

@@ -135,6 +135,15 @@ def test_a_bomb_of_aliases_is_refused_before_it_is_built() -> None:
     assert f"at most {MAX_ALIASED} nodes are allowed" in refused(f"a0: &a0 x\n{levels}")
 
 
+def test_a_text_has_a_limited_number_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yaml_source, "MAX_VALUES", 8)
+    text = "a: [1, 2]\n---\n[1, 2]\n"  # 5 values, and 3
+
+    assert len(yaml_source.parse(text, "f.yaml")) == 2
+    with pytest.raises(DocumentError, match="too many values; a file has at most 8"):
+        yaml_source.parse(text + "---\nb\n", "f.yaml")
+
+
 def test_the_deepest_nesting_allowed_is_read() -> None:
     (document,) = yaml_source.parse("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "x")
 

@@ -1,8 +1,10 @@
 """FileStore: every change of a file is detected once, and not before the file is at rest."""
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeVar
 
@@ -288,6 +290,17 @@ def test_what_comes_from_a_file_is_to_be_removed_there(folder: Path) -> None:
     assert delivered(store) == []
 
 
+def test_other_addresses_of_the_node_are_delivered_and_stay_when_files_change(folder: Path) -> None:
+    store = loaded(folder)
+    node = NodeRecord((ip_address("10.0.0.9"),), __version__)
+
+    run(store.register(node.addresses))
+    assert store.poll().changes == [Change(Kind.NODE, "n1", node)]
+    (folder / "web.yaml").unlink()
+    run(store.start())
+    assert [(change.kind, change.record) for change in store.poll().changes] == [(Kind.ENDPOINT, None)]
+
+
 @pytest.mark.parametrize(("namespace", "name", "called"), [("", "closed", "closed"), ("shop", "closed", "shop/closed")])
 def test_nobody_takes_back_what_is_not_there(namespace: str, name: str, called: str) -> None:
     store = loaded()
@@ -412,9 +425,10 @@ def test_what_is_refused_changes_nothing(folder: Path) -> None:
 
 def test_what_cannot_be_enforced_is_refused(folder: Path) -> None:
     store = loaded(folder)
-    http = POLICY.replace("{}]", "{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{path: /a}]}}]}]")
-    with pytest.raises(BadInput, match=r"mine.yaml:2: CiliumNetworkPolicy default/closed: http rules are understood"):
-        apply(store, ("mine.yaml", http))
+    of_nodes = POLICY.replace("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy").replace("endpointS", "nodeS")
+    refusal = r"mine.yaml:2: CiliumClusterwideNetworkPolicy closed: rules with nodeSelector are understood"
+    with pytest.raises(BadInput, match=refusal):
+        apply(store, ("mine.yaml", of_nodes))
 
     assert delivered(store) == []
     run(store.start())
@@ -431,3 +445,57 @@ def test_only_relevant_labels_make_identities(folder: Path) -> None:
 
     assert [kind for kind, *_ in delivered(alike)].count("identity") == 1
     assert [kind for kind, *_ in delivered(different)].count("identity") == 2
+
+
+MANY = 1000
+
+
+def test_a_large_file_is_read_to_its_end_however_short_its_reader_waits(folder: Path) -> None:
+    store = loaded(folder)
+    text = "---".join(
+        ENDPOINT.replace("web", f"e{number}").replace("10.1.0.10", f"10.2.{number // 250}.{number % 250 + 1}")
+        for number in range(MANY)
+    )
+
+    async def waited_for() -> int:
+        (folder / "many.yaml").write_text(text)
+        waits = 0
+        while not (changes := store.poll().changes):
+            waits += 1
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await store.wait()
+        assert len(changes) == MANY
+        return waits
+
+    assert run(waited_for()) > 10  # the patience of a single wait would have been too short
+
+
+def test_an_application_goes_on_if_its_caller_does_not_wait(folder: Path) -> None:
+    store = loaded(folder)
+    text = "---".join([POLICY.replace("closed", f"closed{number}") for number in range(10)])
+
+    async def left() -> list[Change]:
+        applying = asyncio.create_task(store.apply([File("mine.yaml", text)]))
+        while not store.changing:
+            await asyncio.sleep(0)
+        applying.cancel()
+        await asyncio.gather(applying, return_exceptions=True)
+        await until(lambda: not store.changing)
+        return store.poll().changes
+
+    assert len(run(left())) == 10
+
+
+def test_a_store_that_stops_follows_no_file(folder: Path) -> None:
+    store = loaded(folder)
+
+    async def stopped() -> int:
+        waiting = asyncio.create_task(store.wait())
+        await asyncio.sleep(0)
+        await store.stop()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        return len(asyncio.all_tasks())
+
+    assert run(stopped()) == 1  # this one

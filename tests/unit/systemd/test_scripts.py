@@ -50,8 +50,11 @@ def test_help_names_every_option(script: Path) -> None:
         (["store", "--bind", ""], "--bind needs a value"),
         (["store", "--bind", "here"], "--bind 'here' is not an address"),
         (["store", "--prefix", "a b"], "--prefix 'a b': allowed are letters, digits and . _ -"),
-        (["store", "--password-file", "/nowhere"], "--password-file /nowhere cannot be read"),
-        (["store", "--password-file", "/dev/null"], "--password-file /dev/null is empty"),
+        (["store", "--password-file", "/nowhere"], "--password-file /nowhere cannot be read; allowed: a regular file"),
+        (
+            ["store", "--password-file", "/dev/zero"],
+            "--password-file /dev/zero cannot be read; allowed: a regular file",
+        ),
         (["node"], "a node needs --store URL; 'memory:' for a host that works alone"),
         (
             ["node", "--bind", "1"],
@@ -109,7 +112,9 @@ def test_the_unit_has_no_mistake_and_is_hardened(tmp_path: Path) -> None:
     unit = tmp_path / "nfq-enforcer.service"
     unit.write_text((SCRIPTS / unit.name).read_text().replace("/usr/local/bin/nfq-enforcer agent", "/bin/true"))
 
-    checked = run("systemd-analyze", "security", "--offline=true", "--threshold=25", unit)
+    checked = run(
+        "systemd-analyze", "security", "--offline=true", "--threshold=30", unit
+    )  # 5 of it: Envoy has another user
     verified = run("systemd-analyze", "verify", "--man=no", unit)
 
     assert checked.returncode == 0, checked.stdout

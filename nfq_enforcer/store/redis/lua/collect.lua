@@ -6,7 +6,7 @@ local refused = refusal()
 if refused then
     return refuse(refused)
 end
-local time = now()
+local time = time_of_leases()
 local collected = tonumber(redis.call('HGET', META, 'collected') or '0') or 0
 if collected <= time and time - collected < tonumber(ARGV[6]) then
     return cjson.encode({ early = true, more = false, nodes = '', identities = 0, endpoints = 0 })

@@ -19,6 +19,28 @@ local function now()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- Return the time, and have no lease count time in which no node has sent a heartbeat: the server was away then, or its
+-- clock has jumped. Otherwise the first node that comes back would collect all others.
+local LONGEST_PAUSE = 60000 -- ms between two heartbeats of any nodes
+local function time_of_leases()
+    local time = now()
+    local last = tonumber(redis.call('HGET', META, 'clock') or '')
+    if last and math.abs(time - last) > LONGEST_PAUSE then
+        for _, key in ipairs({ SEEN, UNUSED, RETIRED_AT }) do
+            local scores = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+            for place = 1, #scores, 2 do
+                local age = math.max(0, last - tonumber(scores[place + 1]))
+                if key == SEEN then
+                    age = math.min(age, LONGEST_PAUSE)
+                end
+                redis.call('ZADD', key, time - age, scores[place])
+            end
+        end
+    end
+    redis.call('HSET', META, 'clock', time)
+    return time
+end
+
 local function run_id()
     return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 end

@@ -4,13 +4,14 @@ local refused = refusal()
 if refused then
     return refuse(refused)
 end
+local time = time_of_leases()
 local registered = redis.call('HEXISTS', HASH.node, ARGV[3]) == 1
 if registered then
-    redis.call('ZADD', SEEN, now() - tonumber(ARGV[5]), ARGV[3])
+    redis.call('ZADD', SEEN, time - tonumber(ARGV[5]), ARGV[3])
     redis.call('HSET', PREFIX .. 'enforced', ARGV[3], ARGV[4])
 end
 return cjson.encode({
     registered = registered,
-    now = now(),
+    now = time,
     fork = redis.call('LINDEX', FORKS, -1) or '',
 })

@@ -1,12 +1,16 @@
 """Identity of the source: stamps, addresses without a stamp, and invalid source addresses."""
 
+from typing import Any
+
 import pytest
 
-from nfq_enforcer.core.identity import HOST, REMOTE_NODE, WORLD
-from nfq_enforcer.core.verdict import Direction, DropReason, Verdict
+from nfq_enforcer.core.identity import ANY, HOST, REMOTE_NODE, WORLD, Identity
+from nfq_enforcer.core.tables.identities import IdentityTable
+from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, Verdict
 from nfq_enforcer.core.wire.packet import TCP
 from tests.support.nodes import (
     CLIENT,
+    CLOSED,
     ETH0,
     OTHER,
     V4,
@@ -22,6 +26,7 @@ from tests.support.nodes import (
     refused,
 )
 from tests.support.packets import (
+    LONG,
     identity_on,
     ping,
     request,
@@ -74,13 +79,76 @@ def test_a_stamp_is_not_believed_from_elsewhere_than_the_cluster(node: Node, at:
     assert refused(drop) is DropReason.STAMP_UNTRUSTED
 
 
+NOBODY = 54321  # on a stamp, but of no identity in the cluster
+
+
+def allows_every_peer(node: Node, **changed: Any) -> None:
+    node.load(ingress={"web": [(ANY, 0, 0)]}, **changed)
+
+
+def test_no_rule_allows_an_identity_that_nobody_has(node: Node, at: Addresses) -> None:
+    allows_every_peer(node)
+
+    decision = from_client(node, syn(at.client, at.web), NOBODY)
+
+    assert refused(decision) is DropReason.INVALID_IDENTITY
+    assert event(decision).opening.source == NOBODY
+    assert accepted(from_client(node, syn(at.client, at.web), OTHER))
+
+
+def test_an_identity_that_nobody_has_passes_where_no_policy_can_refuse_it(node: Node, at: Addresses) -> None:
+    assert accepted(from_client(node, syn(at.client, at.web), NOBODY))
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_deny_rule_alone_refuses_an_identity_that_nobody_has(node: Node, at: Addresses, trust: bool) -> None:
+    node.load(deny_ingress={"web": [(CLIENT, TCP, 80)]}, trust_ipcache=trust)
+
+    assert refused(from_client(node, syn(at.client, at.web), NOBODY)) is DropReason.INVALID_IDENTITY
+    assert refused(from_client(node, syn(at.client, at.web), CLIENT)) is DropReason.POLICY_DENY
+    assert accepted(from_client(node, syn(at.client, at.web), OTHER))
+
+
+def test_audit_logs_an_identity_that_nobody_has(node: Node, at: Addresses) -> None:
+    allows_every_peer(node, audit=True)
+
+    logged = event(from_client(node, syn(at.client, at.web), NOBODY))
+    assert (logged.verdict, logged.reason) == (FlowVerdict.AUDIT, DropReason.INVALID_IDENTITY)
+
+
+def test_an_identity_counts_from_when_the_table_has_it(node: Node, at: Addresses) -> None:
+    table = IdentityTable()
+    allows_every_peer(node, identities=table)
+    assert not accepted(from_client(node, syn(at.client, at.web), NOBODY))
+
+    table.add(Identity(NOBODY))
+    assert accepted(from_client(node, syn(at.client, at.web), NOBODY))
+    assert accepted(from_client(node, request(at.client, at.web), NOBODY))
+
+    table.discard(Identity(NOBODY))
+    assert accepted(from_client(node, request(at.client, at.web), NOBODY))  # an open flow, until the next revision
+    allows_every_peer(node, identities=table)
+    assert refused(from_client(node, request(at.client, at.web), NOBODY)) is DropReason.INVALID_IDENTITY
+
+
+@pytest.mark.parametrize(("audit", "reason"), [(False, DropReason.INVALID_IDENTITY), (True, None)])
+def test_a_reply_proves_nothing_by_an_identity_that_nobody_has(
+    node: Node, at: Addresses, audit: bool, reason: DropReason | None
+) -> None:
+    node.load(ingress=CLOSED, audit=audit)
+    node.forward(syn(at.web, at.client), VETH_WEB, ETH0)
+
+    assert refused(from_client(node, syn_ack(at.client, at.web), NOBODY)) is reason
+    assert accepted(from_client(node, syn_ack(at.client, at.web), CLIENT))
+
+
 BAD_STAMPS = [
     ("9e08 10 00 00000100 9e08 10 00 00000100", "1e06 10 00 00000100 1e06 10 00 00000100", DropReason.STAMP_DUPLICATE),
     ("9e08 20 00 00000100", "1e06 20 00 00000100", DropReason.STAMP_VERSION),
     ("9e08 12 00 00000100", "1e06 12 00 00000100", DropReason.STAMP_MALFORMED),
     ("9e04 10 00", "1e02 10 00", DropReason.STAMP_MALFORMED),
     ("9e08 10 00 00000001", "1e06 10 00 00000001", DropReason.STAMP_IDENTITY),  # the host
-    ("9e08 10 00 00000002", "1e06 10 00 00000002", DropReason.STAMP_IDENTITY),  # the world
+    ("9e08 10 00 00000006", "1e06 10 00 00000006", DropReason.STAMP_IDENTITY),  # a node
     ("9e08 10 00 01000000", "1e06 10 00 01000000", DropReason.STAMP_IDENTITY),  # a CIDR's
     ("9e00 10 00", "1eff 10 00", DropReason.INVALID_PACKET),
 ]
@@ -200,7 +268,8 @@ def test_a_bad_stamp_between_others_is_refused_with_its_reason(
     node: Node, at: Addresses, v4: str, v6: str, reason: DropReason
 ) -> None:
     options = bytes.fromhex(v4) if at.version == 4 else header6(bytes.fromhex(v6))
-    packet = with_options(udp(at.world, at.client), options)
+    plain = udp(at.world, at.client, data=LONG)
+    packet = with_options(plain, options)
 
     for come_by in ("veth-unknown", ETH0):
         assert refused(node.forward(packet, come_by, ETH0)) is reason
@@ -208,7 +277,7 @@ def test_a_bad_stamp_between_others_is_refused_with_its_reason(
     if reason is DropReason.INVALID_PACKET:
         assert refused(sent) is reason
     else:
-        assert sent.payload == udp(at.world, at.client)
+        assert sent.payload == plain
 
 
 def test_a_stamp_of_another_node_is_left_to_a_node_that_only_routes(node: Node, at: Addresses) -> None:
@@ -218,7 +287,7 @@ def test_a_stamp_of_another_node_is_left_to_a_node_that_only_routes(node: Node, 
 
 
 def test_other_options_of_packets_between_others_are_left_alone(node: Node, at: Addresses) -> None:
-    payload = with_options(udp(at.world, at.client), OTHER_OPTION[at.version])
+    payload = with_options(udp(at.world, at.world), OTHER_OPTION[at.version])
 
     for decision in (node.forward(payload, WAN0, ETH0), node.send(payload, ETH0)):
         assert (decision.verdict, decision.payload) == (Verdict.ACCEPT, None)

@@ -99,6 +99,35 @@ def test_the_answer_reaches_its_endpoint_under_any_policy(node: Node, at: Addres
     assert accepted(node.send(answer, VETH_WEB))
 
 
+def test_a_flow_is_logged_with_its_first_packet_that_is_not_too_long(node: Node) -> None:
+    """Two packets are dropped, and answered; the log has two drops, then the flow, once."""
+    too_long, fitting = filled(V4, V4.web, V4.client, less=0), filled(V4, V4.web, V4.client, less=8)
+
+    for _ in range(2):
+        drop = node.forward(too_long, VETH_WEB, ETH0)
+        assert refused(drop) is DropReason.FRAG_NEEDED
+        assert drop.answer is not None
+        assert node.send(drop.answer, VETH_WEB).event is None  # an error about the flow reports nothing
+    assert event(node.forward(fitting, VETH_WEB, ETH0)).verdict is FlowVerdict.FORWARDED
+    assert node.forward(fitting, VETH_WEB, ETH0).event is None
+    assert refused(node.forward(too_long, VETH_WEB, ETH0)) is DropReason.FRAG_NEEDED
+    assert node.forward(fitting, VETH_WEB, ETH0).event is None
+
+
+def test_a_policy_that_closes_a_flow_before_its_first_packet_that_fits_logs_the_drop(node: Node) -> None:
+    node.forward(filled(V4, V4.web, V4.client, less=0), VETH_WEB, ETH0)
+    node.load(egress={"web": NOBODY})
+
+    assert refused(node.forward(filled(V4, V4.web, V4.client, less=8), VETH_WEB, ETH0)) is DropReason.POLICY_DENIED
+
+
+def test_an_audited_denial_is_logged_with_the_first_packet_that_is_not_too_long(node: Node) -> None:
+    node.load(egress={"web": NOBODY}, audit=True)
+    assert refused(node.forward(filled(V4, V4.web, V4.client, less=0), VETH_WEB, ETH0)) is DropReason.FRAG_NEEDED
+
+    assert event(node.forward(filled(V4, V4.web, V4.client, less=8), VETH_WEB, ETH0)).verdict is FlowVerdict.AUDIT
+
+
 def test_without_an_address_of_its_own_the_node_cannot_answer(node: Node, at: Addresses) -> None:
     node.load(node_addresses={})
 

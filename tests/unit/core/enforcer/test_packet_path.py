@@ -15,9 +15,16 @@ PACKAGE = Path(nfq_enforcer.__file__).parent
 FAST = {"core/enforcer.py", "core/wire/fast_parse.py", "core/tables/conntrack.py"}
 SLOW = {
     *(*FAST, "core/wire/packet.py", "core/wire/stamp.py", "core/context.py", "core/offload.py"),
-    *("core/policy_verdict.py", "core/tables/snapshot.py", "core/tables/ipcache.py", "core/tables/policymap.py"),
+    *(
+        "core/policy_verdict.py",
+        "core/tables/snapshot.py",
+        "core/tables/ipcache.py",
+        "core/tables/prefixes.py",
+        "core/tables/policymap.py",
+    ),
     "core/identity.py",
 }
+HOST_TRAFFIC = {"core/host_traffic.py", "core/wire/scopes.py"}
 
 
 def entered(node: Node, payload: bytes, come_by: str, leave_by: str) -> set[str]:
@@ -60,4 +67,4 @@ def test_a_packet_of_a_known_flow_enters_three_modules_of_the_core_and_the_stamp
 def test_the_first_packet_of_a_flow_enters_the_policy_verdict_and_its_tables_beside(node: Node, at: Addresses) -> None:
     node.load(ingress={"web": HTTP})
 
-    assert entered(node, stamped(syn(at.client, at.web), CLIENT), ETH0, VETH_WEB) <= SLOW
+    assert entered(node, stamped(syn(at.client, at.web), CLIENT), ETH0, VETH_WEB) <= SLOW | HOST_TRAFFIC

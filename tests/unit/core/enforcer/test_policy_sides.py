@@ -4,9 +4,10 @@ from dataclasses import replace
 from ipaddress import ip_network
 
 from nfq_enforcer.core.identity import HOST, LOCAL, REMOTE_NODE, WORLD, Identity
-from nfq_enforcer.core.tables.ipcache import Ipcache, Peer, Prefixes
+from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.l7 import HttpMatch
 from nfq_enforcer.core.tables.policymap import L7Rule, PolicyEntry, PolicyKey, PolicyMap
+from nfq_enforcer.core.tables.prefixes import Prefixes
 from nfq_enforcer.core.verdict import Direction, DropReason
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP
 from tests.support.nodes import (
@@ -98,7 +99,7 @@ def test_a_rule_for_some_requests_lets_nothing_pass_without_a_proxy(node: Node, 
     endpoints = node.snapshot(0).endpoints
     node.load(endpoints={address: replace(one, ingress=closed) for address, one in endpoints.items()})
 
-    assert refused(node.forward(syn(at.web, at.db), VETH_WEB, VETH_DB)) is DropReason.POLICY_DENIED
+    assert refused(node.forward(syn(at.web, at.db), VETH_WEB, VETH_DB)) is DropReason.PROXY_MISSING
 
 
 def test_a_type_of_icmp_is_judged_like_a_port(node: Node, at: Addresses) -> None:
@@ -184,4 +185,4 @@ def test_an_endpoint_needs_a_rule_to_reach_the_host(node: Node, at: Addresses) -
 
 
 def test_a_packet_of_no_endpoint_of_this_node_is_dropped(node: Node, at: Addresses) -> None:
-    assert refused(node.forward(syn(at.world, at.client), WAN0, ETH0)) is DropReason.NO_ENDPOINT
+    assert refused(node.forward(syn(at.world, at.client), ETH0, WAN0)) is DropReason.NO_ENDPOINT

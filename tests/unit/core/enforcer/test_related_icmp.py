@@ -47,6 +47,8 @@ from tests.support.packets import (
     udp_answer,
 )
 
+STRANGER = 54321  # on a stamp, but of no identity in the cluster
+
 
 @pytest.mark.parametrize("opener", [syn, udp, ping, sctp])
 def test_an_error_about_a_flow_passes_with_it_in_either_direction(node: Node, at: Addresses, opener: Build) -> None:
@@ -76,6 +78,32 @@ def test_an_error_about_a_reply_passes_with_its_flow(node: Node, at: Addresses) 
     from_client(node, syn(at.client, at.web))
 
     assert accepted(from_client(node, error(at.client, at.web, syn_ack(at.web, at.client))))
+
+
+@pytest.mark.parametrize(("audit", "reason"), [(False, DropReason.INVALID_IDENTITY), (True, None)])
+def test_an_error_proves_nothing_by_an_identity_that_nobody_has(
+    node: Node, at: Addresses, audit: bool, reason: DropReason | None
+) -> None:
+    """Neither as a router's nor as that of the flow's other end, whichever end opened the flow."""
+    node.load(ingress={"web": HTTP}, egress={"web": EVERYTHING_FROM_CLIENT}, audit=audit)
+    outbound = syn(at.web, at.client)
+    node.forward(outbound, VETH_WEB, ETH0)
+    from_client(node, syn(at.client, at.web))
+
+    for about in (outbound, syn_ack(at.web, at.client)):
+        for sender in (at.client, at.second_node, at.world):
+            forged = stamped(error(sender, at.web, about, TOO_BIG), STRANGER)
+            assert refused(node.forward(forged, ETH0, VETH_WEB)) is reason
+        assert accepted(from_client(node, error(at.client, at.web, about, TOO_BIG)))
+
+
+def test_an_error_by_an_identity_that_nobody_has_passes_where_no_policy_can_refuse_it(
+    node: Node, at: Addresses
+) -> None:
+    about = udp(at.web, at.client)
+    node.forward(about, VETH_WEB, ETH0)
+
+    assert accepted(node.forward(stamped(error(at.client, at.web, about), STRANGER), ETH0, VETH_WEB))
 
 
 def test_an_error_about_an_unknown_flow_is_held_against_policy(node: Node, at: Addresses) -> None:

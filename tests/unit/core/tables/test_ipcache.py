@@ -7,14 +7,13 @@ import pytest
 
 from nfq_enforcer.core.identity import HOST, KUBE_APISERVER, LOCAL, REMOTE_NODE, WORLD, Identity
 from nfq_enforcer.core.tables.ipcache import (
-    NO_PREFIXES,
     Ipcache,
     Peer,
     PeerTable,
-    Prefixes,
     apply_changes,
     changes_between,
 )
+from nfq_enforcer.core.tables.prefixes import NO_PREFIXES, Prefixes
 from tests.support.packets import packed
 
 CLIENT = Peer(Identity(500), remote=True)
@@ -116,6 +115,8 @@ def test_an_address_of_the_api_server_has_that_identity_and_keeps_the_one_it_had
     assert cache.local_identities(stranger, KUBE_APISERVER) == (NARROW,)
     assert cache.local_identities(far, KUBE_APISERVER) == (WORLD,)
     assert cache.local_identities(endpoint, CLIENT.identity) == (KUBE_APISERVER,)
+    for other in (WORLD, Identity(CLIENT.identity + 1)):  # translated: by its stamp, the sender is another one
+        assert all(cache.local_identities(address, other) == () for address in (node, endpoint, far))
     assert cache.local_identities(stranger, HOST) == (KUBE_APISERVER,)  # this host's own address: never the world
     assert cache.lookup(packed("10.2.0.12")) == Peer(NARROW, remote=False)
     assert cache.local_identities(packed("10.2.0.12"), NARROW) == ()

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from nfq_enforcer.core.identity import ANY, Identity
-from nfq_enforcer.core.tables.l7 import HttpMatch
+from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch, ProxyProtocols
 from nfq_enforcer.core.tables.policymap import (
     PORT_BITS,
     WHOLE,
@@ -153,7 +153,7 @@ def test_rules_for_some_requests_add_up() -> None:
 
     found = PolicyMap(entries, enforced=True).lookup(WEB, TCP, 80)
 
-    assert found == LookupResult(True, (ref("get"), ref("put")), (GET, PUT))
+    assert found == LookupResult(True, (ref("get"), ref("put")), (GET, PUT), protocols=ProxyProtocols.HTTP)
 
 
 @pytest.mark.parametrize("allow", [(WEB, TCP, 80), (WEB, 0, 0), (ANY, TCP, 80), (ANY, 0, 0), (WEB, TCP, 0)])
@@ -171,6 +171,26 @@ def test_a_rule_for_another_peer_or_port_lifts_nothing(allow: tuple[int, int, in
     entries = {key(WEB, TCP, 80): PolicyEntry(l7=(GET,)), key(*allow): PolicyEntry((ref("plain"),))}
 
     assert PolicyMap(entries, enforced=True).lookup(WEB, TCP, 80).l7 == (GET,)
+
+
+def test_the_ports_with_http_rules_are_ranges_without_overlap() -> None:
+    http, dns = L7Rule(ref("l7"), HttpMatch("GET")), L7Rule(ref("l7"), DnsMatch("*"))
+    entries = {
+        PolicyKey(Identity(1), TCP, 80, 16): PolicyEntry(l7=(http,)),
+        PolicyKey(Identity(2), TCP, 80, 15): PolicyEntry(l7=(http, http)),  # 80 and 81
+        PolicyKey(Identity(1), TCP, 82, 16): PolicyEntry(l7=(http,)),
+        PolicyKey(ANY, TCP, 8080, 16): PolicyEntry(l7=(dns, http)),
+        PolicyKey(ANY, TCP, 53, 16): PolicyEntry(l7=(dns,)),
+        PolicyKey(ANY, UDP, 90, 16): PolicyEntry(l7=(http,)),
+        PolicyKey(ANY, TCP, 443, 16): PolicyEntry((ref("plain"),)),
+    }
+    some = PolicyMap(entries, enforced=True)
+
+    assert some.proxy_ports == ((80, 82), (8080, 8080))
+    assert some.proxy_ports is some.proxy_ports
+    assert pickle.loads(pickle.dumps(some)).proxy_ports == some.proxy_ports
+    assert PolicyMap({PolicyKey(ANY, 0, 0, 0): PolicyEntry(l7=(http,))}, enforced=True).proxy_ports == ((0, 65535),)
+    assert some.with_entries({}).proxy_ports == ()
 
 
 def test_a_map_says_whether_it_is_enforced_and_by_which_rules() -> None:

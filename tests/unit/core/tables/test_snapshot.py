@@ -60,6 +60,15 @@ def test_a_source_is_not_believed_where_it_cannot_come_from(address: bytes, inte
         SNAPSHOT.source_endpoint(address, interface)
 
 
+def test_a_link_local_address_is_that_of_the_endpoint_behind_the_interface() -> None:
+    link_local = packed("fe80::1")
+
+    assert SNAPSHOT.source_endpoint(link_local, "veth1") is HOMED
+    assert SNAPSHOT.destination_endpoint(link_local, "veth1") is HOMED
+    assert SNAPSHOT.source_endpoint(link_local, "eth0") is None
+    assert SNAPSHOT.destination_endpoint(link_local, "eth0") is None
+
+
 def test_endpoints_behind_one_interface_share_it() -> None:
     twin = LocalEndpoint("default/twin", Identity(302), "veth1", OPEN, OPEN)
     snapshot = Snapshot(1, {A: HOMED, B: twin}, Ipcache({}))
@@ -81,7 +90,7 @@ def test_it_reaches_a_worker_as_it_was() -> None:
 
 def test_over_peers_it_sees_them_change_and_is_else_the_same() -> None:
     peers = {STRANGER: Peer(Identity(500), remote=True)}
-    snapshot = SNAPSHOT.with_peers(peers)
+    snapshot = SNAPSHOT.with_tables(peers, set())
 
     peers[STRANGER] = Peer(Identity(501), remote=True)
 

@@ -228,7 +228,7 @@ def test_an_icmp_query_has_type_and_code_but_no_ports() -> None:
     assert packet.key == b"\x01" + A + B + b"\x12\x34\x08\x00"
 
 
-def test_an_icmpv6_message_other_than_a_query_needs_four_bytes() -> None:
+def test_an_icmpv6_message_other_than_a_query_or_an_error_needs_four_bytes() -> None:
     assert parsed(V6 / ICMPv6MLReport()).icmp_type == 131
     assert parsed(V6 / IPv6ExtHdrHopByHop(nh=58) / bytes((200, 9, 0, 0))).icmp_code == 9
     assert refusal(V6 / IPv6ExtHdrHopByHop(nh=58) / bytes((200, 9, 0))) is DropReason.INVALID_PACKET
@@ -342,6 +342,7 @@ def test_a_broken_ip_header_is_refused(payload: bytes) -> None:
         bytes(V4 / ICMP())[:27],
         bytes(V6 / TCP())[:59],
         bytes(V6 / ICMPv6EchoRequest())[:47],
+        *(bytes(V6 / IPv6ExtHdrHopByHop(nh=58) / bytes((error_type, 0, *bytes(5)))) for error_type in (1, 2, 3, 4)),
         patched(V4 / UDP(), 9, 58),  # ICMPv6 over IPv4
         patched(V6 / UDP(), 6, 1),  # ICMP over IPv6
     ],

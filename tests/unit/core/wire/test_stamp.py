@@ -16,7 +16,7 @@ from scapy.layers.inet6 import (
 )
 from scapy.layers.sctp import SCTP
 
-from nfq_enforcer.core.identity import CLUSTER_MAX, CLUSTER_MIN, Identity
+from nfq_enforcer.core.identity import CLUSTER_MAX, CLUSTER_MIN, WORLD, Identity
 from nfq_enforcer.core.verdict import DropReason, PacketError
 from nfq_enforcer.core.wire.packet import checksum, parse
 from nfq_enforcer.core.wire.stamp import Stamp, overhead, read, strip, write
@@ -31,12 +31,13 @@ STAMP6 = bytes((0x1E, 6)) + BODY
 RECORD_ROUTE = bytes((7, 7, 4)) + bytes(4)
 LIMIT = HBHOptUnknown(otype=4, optdata=b"\x05")  # tunnel encapsulation limit, RFC 2473
 
+DATA = b"16 bytes of data"
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2"), IPv6(src="fd00::1", dst="fd00::2")
 
 
-def v4(options: bytes) -> bytes:
+def v4(options: bytes, data: bytes = DATA) -> bytes:
     """Return an IPv4 packet with these bytes as its option area."""
-    plain = bytes(V4 / UDP() / b"data")
+    plain = bytes(V4 / UDP() / data)
     header = bytearray(plain[:20] + options + bytes(-len(options) % 4))
     header[0] = 0x40 | len(header) // 4
     header[2:4] = (len(header) + len(plain) - 20).to_bytes(2, "big")
@@ -53,7 +54,7 @@ def v6(*extensions: Any) -> bytes:
     layers: Any = V6
     for extension in extensions:
         layers = layers / extension
-    return bytes(layers / UDP() / b"data")
+    return bytes(layers / UDP() / DATA)
 
 
 def v6_broken(options: bytes) -> bytes:
@@ -113,7 +114,7 @@ def test_the_ipv6_stamp_has_a_destination_options_header_behind_the_fixed_header
     payload = written(v6())
 
     assert payload[40:56] == bytes((17, 1)) + STAMP6 + bytes((1, 4, 0, 0, 0, 0))
-    assert (IPv6(payload).nh, IPv6(payload).plen, len(payload)) == (60, 28, 68)
+    assert (IPv6(payload).nh, IPv6(payload).plen, len(payload)) == (60, 40, 80)
     assert payload[56:] == v6()[40:]
 
 
@@ -216,7 +217,13 @@ def test_a_stamp_of_another_version_is_refused_as_such_whatever_else_it_says(bod
     assert refusal(v6(options6(HBHOptUnknown(otype=0x1E, optdata=body)))) is DropReason.STAMP_VERSION
 
 
-@pytest.mark.parametrize("identity", [0, 1, 2, CLUSTER_MIN - 1, CLUSTER_MAX + 1, 0xFFFFFFFF])
+def test_a_stamp_may_say_that_the_source_is_the_world() -> None:
+    payload = v4(STAMP4[:4] + WORLD.to_bytes(4, "big"))
+
+    assert read(payload, parse(payload)) == Stamp(WORLD, STAMP4[3])
+
+
+@pytest.mark.parametrize("identity", [0, 1, 3, 6, CLUSTER_MIN - 1, CLUSTER_MAX + 1, 0xFFFFFFFF])
 def test_a_stamp_with_an_identity_that_never_travels_is_refused(identity: int) -> None:
     assert refusal(v4(STAMP4[:4] + identity.to_bytes(4, "big"))) is DropReason.STAMP_IDENTITY
     assert refusal(v6(options6(stamp6(identity)))) is DropReason.STAMP_IDENTITY
@@ -275,10 +282,23 @@ def test_a_broken_option_list_is_not_rewritten(payload: bytes, rewrite: Any) -> 
     ],
 )
 def test_stamps_already_there_are_replaced_valid_or_not(payload: bytes) -> None:
-    plain = bytes(V4 / UDP() / b"data") if payload[0] >> 4 == 4 else v6()
+    plain = bytes(V4 / UDP() / DATA) if payload[0] >> 4 == 4 else v6()
 
     assert written(payload, OTHER) == written(plain, OTHER)
     assert stripped(payload) == plain
+
+
+@pytest.mark.parametrize("number", [1, 2, 5])
+@pytest.mark.parametrize("data", [b"", b"data"])
+def test_an_ipv4_packet_does_not_become_shorter_than_its_old_header(number: int, data: bytes) -> None:
+    payload, plain = v4(STAMP4 * number, data), bytes(V4 / UDP() / data)
+
+    for rewritten, kept in ((stripped(payload), 20), (written(payload, OTHER), 28)):
+        packet = parse(rewritten)
+        assert len(rewritten) == packet.length == max(kept + 8 + len(data), 20 + 8 * number)
+        assert rewritten[packet.l4_offset :] == plain[20:]
+        assert checksum(rewritten[: packet.l4_offset]) == 0
+        assert set(rewritten[kept : packet.l4_offset]) <= {0}
 
 
 def test_other_ipv4_options_stay_in_order_behind_the_stamp() -> None:

@@ -1,17 +1,15 @@
 """Decoding of the kernel's conntrack entries: the addresses that our hooks see, the flow state, the timeout."""
 
-import errno
-import os
 import struct
 
 import pytest
 
 from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP, parse
-from nfq_enforcer.dataplane.queue.ctnetlink import dump_request, read_flow, retire_message, split_messages
+from nfq_enforcer.dataplane.queue.ctnetlink import read_flow, retire_message
 from nfq_enforcer.dataplane.queue.netlink import MessageError
 from nfq_enforcer.dataplane.rules.connmark import MASK, RETIRED
-from tests.support.conntracks import CONFIRMED, DONE, ERROR, NEW, Way, attribute, direction, entry, message
+from tests.support.conntracks import CONFIRMED, NEW, Way, attribute, direction, entry
 from tests.support.nodes import FAMILIES, V4, V6, Addresses
 from tests.support.packets import CLIENT_PORT, ip, ping, syn, udp
 
@@ -125,6 +123,11 @@ def test_what_has_no_mark_of_ours_is_left_alone(more: list[bytes]) -> None:
     assert retire_message(entry(UDP, Way(V4.client, V4.web, 1, 2), more=more)) is None
 
 
+def test_a_mark_without_its_flow_is_no_entry() -> None:
+    with pytest.raises(MessageError):
+        retire_message(bytes(4) + mark_attribute(0x200))
+
+
 BROKEN = [
     b"",
     bytes(4),
@@ -140,21 +143,3 @@ BROKEN = [
 def test_what_is_no_entry_is_refused(body: bytes) -> None:
     with pytest.raises(MessageError):
         read_flow(body)
-
-
-def test_a_datagram_from_the_kernel_has_several_messages() -> None:
-    one, other = entry(TCP, Way(V4.client, V4.web, 1, 2)), entry(UDP, Way(V6.client, V6.web, 1, 2))
-    received = message(NEW, one) + message(NEW, other) + message(DONE, bytes(4))
-
-    assert list(split_messages(received)) == [(NEW, one), (NEW, other), (DONE, bytes(4))]
-    assert list(split_messages(received[:-1])) == [(NEW, one), (NEW, other)]
-
-
-def test_an_error_is_raised_as_the_kernels() -> None:
-    with pytest.raises(PermissionError) as caught:
-        list(split_messages(message(ERROR, struct.pack("=i", -errno.EPERM))))
-    assert caught.value.strerror == os.strerror(errno.EPERM)
-
-
-def test_the_request_asks_for_the_whole_table_of_both_families() -> None:
-    assert dump_request() == struct.pack("=IHHIIBBH", 20, 0x101, 0x301, 0, 0, 0, 0, 0)

@@ -1,13 +1,14 @@
 """Netlink messages of NFQUEUE: decoding of packet messages, encoding of verdicts and configuration."""
 
 import struct
+from collections.abc import Iterable
 
 import pytest
 
 from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER
 from nfq_enforcer.dataplane.queue import netlink
-from nfq_enforcer.dataplane.queue.netlink import QUEUE_FIELD, MessageError, PacketReader, Repeat, VerdictBatch
-from nfq_enforcer.dataplane.rules.connmark import FROM_OPENER, FROM_REPLIER
+from nfq_enforcer.dataplane.queue.netlink import QUEUE_FIELD, Marked, MessageError, PacketReader, VerdictBatch
+from nfq_enforcer.dataplane.rules.packet_mark import FROM_OPENER, FROM_REPLIER
 from tests.support.netlink import (
     FORWARD,
     HARDWARE_ADDRESS,
@@ -17,6 +18,7 @@ from tests.support.netlink import (
     LOCAL_OUT,
     MARK,
     OUTDEV,
+    PAYLOAD,
     PHYSINDEV,
     PHYSOUTDEV,
     SKB_INFO,
@@ -120,6 +122,26 @@ def test_what_is_not_the_message_of_a_packet_is_refused(data: bytes) -> None:
         PacketReader().read(data)
 
 
+def test_a_message_that_continues_like_a_known_packet_is_refused() -> None:
+    reader = PacketReader()
+    packet = of_packet(1, PACKET, IN)
+    reader.read(packet)
+
+    for place in (4, 5, 20, 22):  # type of the message; length and type of its first attribute
+        with pytest.raises(MessageError):
+            reader.read(packet[:place] + bytes((packet[place] ^ 0x80,)) + packet[place + 1 :])
+
+
+@pytest.mark.parametrize("about", [[], IN])
+def test_a_message_is_read_the_same_whether_its_path_is_cached_or_not(about: Iterable[bytes]) -> None:
+    reader = PacketReader()
+    packet = of_packet(1, PACKET, about)
+    reader.read(packet)
+    odd = of_packet(1, b"", [*about, attribute(PAYLOAD | 0x100, PACKET)])[:-4]  # no kernel has types that long
+
+    assert reader.read(odd) == PacketReader().read(odd)
+
+
 def test_a_run_of_accepted_packets_is_told_as_one() -> None:
     batch = VerdictBatch()
     for packet in (b"id 1", b"id 2", b"id 3"):
@@ -146,6 +168,32 @@ def test_each_queues_packets_are_answered_in_their_order() -> None:
         netlink.accept_up_to(other, b"ID 1"),
         netlink.accept_up_to(QUEUE, b"id 4"),
     ]
+
+
+def test_while_a_packet_is_held_each_other_gets_a_verdict_of_its_own() -> None:
+    batch, other = VerdictBatch(), netlink.queue_number(101)
+    batch.accepted[QUEUE] = b"id 1"
+    batch.hold(QUEUE, b"id 2")
+    batch.accepted[QUEUE] = b"id 3"
+    batch.accepted[other] = b"ID 1"
+
+    assert batch.take() == [
+        netlink.accept_up_to(QUEUE, b"id 1"),
+        netlink.verdict(QUEUE, b"id 3", netlink.ACCEPT),
+        netlink.verdict(other, b"ID 1", netlink.ACCEPT),
+    ]
+    batch.hold(QUEUE, b"id 4")
+    assert batch.settle(QUEUE, b"id 2", netlink.DROP) == [netlink.verdict(QUEUE, b"id 2", netlink.DROP)]
+    batch.accepted[QUEUE] = b"id 5"
+    assert batch.take() == [netlink.verdict(QUEUE, b"id 5", netlink.ACCEPT)]
+
+    assert batch.settle(QUEUE, b"id 4", PACKET) == list(netlink.accept_modified(QUEUE, b"id 4", PACKET))
+    batch.hold(QUEUE, b"id 7")
+    assert batch.settle(QUEUE, b"id 7", Marked(netlink.REPEAT, 7)) == [
+        netlink.verdict(QUEUE, b"id 7", Marked(netlink.REPEAT, 7))
+    ]
+    batch.accepted[QUEUE] = b"id 6"
+    assert batch.take() == [netlink.accept_up_to(QUEUE, b"id 6")]
 
 
 def test_the_size_of_what_is_to_be_sent_is_known() -> None:
@@ -195,7 +243,7 @@ def test_the_mark_of_a_packet_can_be_told(about: tuple[bytes, ...], mark: int) -
 
 
 def test_a_packet_can_be_sent_through_the_rules_again_with_another_mark() -> None:
-    data = netlink.verdict(QUEUE, ID, Repeat(0xC0DE))
+    data = netlink.verdict(QUEUE, ID, Marked(netlink.REPEAT, 0xC0DE))
 
     assert header(data) == (3 << 8 | 1, 1, 0, 0, 0, 0, 258)
     assert attributes(data[20:]) == {2: struct.pack("!I", 4) + ID, 3: struct.pack("!I", 0xC0DE)}
@@ -228,6 +276,13 @@ def test_a_queue_is_bound_with_its_length_and_flags_and_the_kernel_is_to_answer(
         4: struct.pack("!I", 1 | 4),
         5: struct.pack("!I", 1 | 4),
     }
+
+
+def test_the_length_of_a_bound_queue_changes() -> None:
+    data = netlink.set_max_length(QUEUE, 256)
+
+    assert header(data) == (3 << 8 | 2, 1, 0, 0, 0, 0, 258)
+    assert attributes(data[20:]) == {3: struct.pack("!I", 256)}
 
 
 def test_a_queue_copies_as_much_as_it_is_told() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nfq_enforcer.dataplane.rules.base_chain import can_accept, place_jump, target
+from nfq_enforcer.dataplane.rules.base_chain import can_accept, changes_mark, place_jump, target
 
 JUMP = "-j NFQE-FORWARD"
 ACCEPT, LOG, DROP = "-j ACCEPT", "-p tcp -j LOG --log-prefix x", "-s 10.0.0.0/8 -j DROP"
@@ -41,6 +41,41 @@ def test_rules_that_can_accept(rule: str) -> None:
 )
 def test_rules_that_cannot_accept(rule: str) -> None:
     assert not can_accept(rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("-j MARK --set-xmark 0x0/0xffffffff", True),
+        ("-j MARK --set-xmark 0x5/0xff", False),
+        ("-j MARK --set-xmark 0x80000000/0x80000000", True),
+        ("-j MARK --set-xmark 0x10000000/0x0", True),
+        ("-m mark --mark 0x10000000/0xf0000000 -j MARK --set-xmark 0x1/0xfff", False),
+        ("-j MARK --set-xmark what", True),
+        ("-j MARK", True),
+        ("-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", True),
+        ("-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff", False),
+        ("-j CONNMARK --restore-mark", True),
+        ("-j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff", False),
+        ("-p tcp -j HMARK --hmark-src-prefix 32 --hmark-rnd 0x00000001 --hmark-mod 5 --hmark-offset 1", True),
+        ("-j SET --map-set marks src --map-mark", True),
+        ("-j SET --add-set seen src", False),
+        ("-j LOG", False),
+        ("-m mark --mark 0x10000000/0xf0000000", False),
+        ('-m comment --comment "no end -j MARK', True),
+    ],
+)
+def test_rules_that_change_our_bits_of_the_mark(rule: str, changes: bool) -> None:
+    assert changes_mark(rule) is changes
+
+
+def test_a_jump_whose_chain_matches_marks_precedes_rules_that_change_them() -> None:
+    mark = "-j MARK --set-xmark 0x0/0xffffffff"
+    assert place_jump("FORWARD", "NFQE-FORWARD", [LOG, mark, JUMP], first=False) == [
+        f"-D FORWARD {JUMP}",
+        f"-I FORWARD 2 {JUMP}",
+    ]
+    assert place_jump("FORWARD", "NFQE-FORWARD", [mark, JUMP], first=True) == []
 
 
 def test_the_target_is_the_last_one_outside_of_quotes() -> None:

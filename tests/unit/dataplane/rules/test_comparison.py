@@ -1,4 +1,4 @@
-"""Comparison of the kernel's rules and sets with the wanted ones: each difference is found and named."""
+"""Comparison of the kernel's rules with the wanted ones: each difference is found and named."""
 
 from collections.abc import Callable
 
@@ -6,12 +6,12 @@ import pytest
 
 from nfq_enforcer.dataplane.queue.protocol import allocate_queues
 from nfq_enforcer.dataplane.rules import ruleset
-from nfq_enforcer.dataplane.rules.comparison import Fault, describe, learn, parse_chains, rule_faults, set_fault
+from nfq_enforcer.dataplane.rules.comparison import Fault, describe, learn, parse_chains, rule_faults
 from nfq_enforcer.dataplane.rules.offload_rules import PerFlowRules
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, Ruleset
 
 RULES = Ruleset(allocate_queues(100, 2), fail_open=False, cluster_mtus={"eth0": 1500}, offload=PerFlowRules(2))
-TEXT = ruleset.render(RULES, IPV4, ["veth-a"], {})
+TEXT = ruleset.render(RULES, IPV4, {})
 WANTED = parse_chains(TEXT)
 SECURITY, MANGLE = "IPv4 security", "IPv4 mangle"
 
@@ -52,8 +52,8 @@ def test_a_jump_that_is_missing() -> None:
     assert faults(lambda chains: chains["security", "FORWARD"].clear()) == [
         Fault(SECURITY, "jump from FORWARD to NFQE-FORWARD is missing")
     ]
-    assert faults(lambda chains: chains.pop(("mangle", "OUTPUT"))) == [
-        Fault(MANGLE, "jump from OUTPUT to NFQE-UNMARK is missing")
+    assert faults(lambda chains: chains.pop(("mangle", "POSTROUTING"))) == [
+        Fault(MANGLE, "jump from POSTROUTING to NFQE-MSS-OUT is missing")
     ]
 
 
@@ -72,17 +72,17 @@ def test_a_chain_that_is_missing() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda rules: rules.clear(), "lacks 3 of 3 rules"),
-        (lambda rules: rules.pop(), "lacks 1 of 3 rules"),
+        (lambda rules: rules.clear(), "lacks 4 of 4 rules"),
+        (lambda rules: rules.pop(), "lacks 1 of 4 rules"),
         (lambda rules: rules.insert(0, "-j ACCEPT"), "has 1 other rules"),
-        (lambda rules: rules.__setitem__(0, "-j ACCEPT"), "lacks 1 of 3 rules and has 1 other rules"),
+        (lambda rules: rules.__setitem__(0, "-j ACCEPT"), "lacks 1 of 4 rules and has 1 other rules"),
         (lambda rules: rules.reverse(), "has its rules in another order or twice"),
         (lambda rules: rules.append(rules[0]), "has its rules in another order or twice"),
     ],
 )
 def test_a_chain_with_other_rules(change: Callable[[list[str]], object], text: str) -> None:
-    assert faults(lambda chains: change(chains["security", "NFQE-ENDS"])) == [
-        Fault(SECURITY, f"chain NFQE-ENDS {text}")
+    assert faults(lambda chains: change(chains["security", "NFQE-IGMP"])) == [
+        Fault(SECURITY, f"chain NFQE-IGMP {text}")
     ]
 
 
@@ -98,39 +98,9 @@ def test_rules_in_the_form_of_another_iptables_are_learned() -> None:
 @pytest.mark.parametrize("change", [lambda rules: rules.pop(), lambda rules: rules.__setitem__(0, "-j ACCEPT")])
 def test_a_chain_that_others_have_changed_is_not_learned(change: Callable[[list[str]], object]) -> None:
     chains = parse_chains(TEXT)
-    change(chains["security", "NFQE-ENDS"])
+    change(chains["security", "NFQE-IGMP"])
 
     assert learn(chains, WANTED) == {}
-
-
-SET = "create nfqe-local6 hash:ip family inet6 hashsize 1024 maxelem 1048576\n"
-
-
-@pytest.mark.parametrize(
-    ("saved", "text"),
-    [
-        (None, "is missing"),
-        ("create nfqe-local6 hash:net family inet6 hashsize 1024\n", "has another type"),
-        (SET, "lacks 2 of 2 members"),
-        (f"{SET}add nfqe-local6 fd00::1\nadd nfqe-local6 fd00::3\n", "lacks 1 of 2 members and has 1 others"),
-        (f"{SET}add nfqe-local6 fd00::1\nadd nfqe-local6 fd00::2\nadd nfqe-local6 fd00::3\n", "has 1 others"),
-    ],
-)
-def test_a_set_with_other_members(saved: str | None, text: str) -> None:
-    assert set_fault("nfqe-local6", "hash:ip", saved, ["fd00::1", "fd00::2"]) == Fault("set nfqe-local6", text)
-
-
-def test_members_are_equal_in_any_order_and_notation() -> None:
-    saved = f"{SET}add nfqe-local6 fd00::2\nadd nfqe-local6 ::ffff:10.0.0.1\n"
-
-    assert set_fault("nfqe-local6", "hash:ip", saved, ["::ffff:a00:1", "fd00:0::2"]) is None
-
-
-def test_members_with_ports() -> None:
-    saved = "create s hash:ip,port family inet\nadd s 10.0.0.1,tcp:6379\n"
-
-    assert set_fault("s", "hash:ip,port", saved, ["10.0.0.1,tcp:6379"]) is None
-    assert set_fault("s", "hash:ip,port", saved, ["10.0.0.1,tcp:6380"]) is not None
 
 
 def test_the_description_has_one_line_and_the_first_faults_of_each_place() -> None:

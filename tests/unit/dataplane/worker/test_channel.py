@@ -14,6 +14,7 @@ from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.channel import (
+    IdentityChanges,
     PeerChanges,
     Revision,
     Setup,
@@ -41,9 +42,10 @@ SNAPSHOT = Snapshot(
     {4: packed("172.16.0.1")},
 )
 PEERS = {CLIENT: Peer(Identity(500), remote=True)}
+IDENTITIES = frozenset({Identity(300), Identity(500)})
 CHANGES = PeerChanges(((CLIENT, None), (packed("fd02::10"), PEERS[CLIENT])))
-BOUND = Bound(Driver.NETLINK, QueueNumbers(100, 101, 102))
-MESSAGES = [Stop(), CHANGES, Revision(4), Stop()]
+BOUND = Bound(Driver.NETLINK, QueueNumbers(100, 101, 102, 103, 104))
+MESSAGES = [Stop(), CHANGES, IdentityChanges(((Identity(501), True),)), Revision(4), Stop()]
 REPORTS: list[Report] = [BOUND, Failed("queue 100 is taken"), Enforced(3)]
 LARGE = Failed("x" * 4096)
 
@@ -89,17 +91,19 @@ def test_a_snapshot_arrives_as_it_was_sent() -> None:
         receiver.add(chunk)
     reference = sender.refer(SNAPSHOT)
     (setup,) = message_decoder().feed(
-        encode(Setup(Driver.AUTO, QueueNumbers(100, 102, 104), 101, False, 1000, reference, PEERS))
+        encode(
+            Setup(Driver.AUTO, QueueNumbers(100, 102, 104, 106, 108), 101, False, 1000, reference, PEERS, IDENTITIES)
+        )
     )
 
-    assert (setup.driver, setup.queues, setup.max_flows) == ("auto", QueueNumbers(100, 102, 104), 1000)
+    assert (setup.driver, setup.queues, setup.max_flows) == ("auto", QueueNumbers(100, 102, 104, 106, 108), 1000)
     snapshot = receiver.resolve(setup.snapshot)
     assert (setup.fail_open, snapshot.revision) == (False, 3)
     web = snapshot.endpoints[WEB]
     assert (web.name, web.identity, web.interface) == ("default/web", 300, "veth-web")
     assert web.ingress.lookup(Identity(500), 6, 80) == LookupResult(True, (RULE,))
     assert (web.ingress.enforced, web.ingress.enforced_by, web.egress.enforced) == (True, (RULE,), False)
-    assert setup.peers == PEERS
+    assert (setup.peers, setup.identities) == (PEERS, IDENTITIES)
     assert snapshot.ipcache.lookup(packed("10.9.0.1")) == Peer(WORLD, remote=True)
     assert (snapshot.endpoint_interfaces, snapshot.cluster_interfaces) == (frozenset({"veth-web"}), frozenset({"eth0"}))
 

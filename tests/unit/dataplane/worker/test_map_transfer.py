@@ -1,17 +1,26 @@
 """Transfer of policy maps: entries arrive complete, are sent once, and are freed when no snapshot needs them."""
 
 from collections.abc import Iterable
+from ipaddress import ip_network
 
 import pytest
 
-from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.identity import LOCAL, Identity
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.tables.policymap import LookupResult, PolicyEntry, PolicyKey, PolicyMap, RuleRef
+from nfq_enforcer.core.tables.prefixes import NO_PREFIXES, PART, Prefixes
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.dataplane.worker.channel import encode, message_decoder
-from nfq_enforcer.dataplane.worker.map_transfer import MapChunk, MapReceiver, MapRemoval, MapSender, SnapshotReference
+from nfq_enforcer.dataplane.worker.map_transfer import (
+    Chunk,
+    MapChunk,
+    MapReceiver,
+    MapRemoval,
+    MapSender,
+    SnapshotReference,
+)
 from tests.support.packets import packed
 
 RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
@@ -38,13 +47,18 @@ def deliver(receiver: MapReceiver, messages: Iterable[object]) -> list[Snapshot]
     """Deliver encoded messages to a receiver; return the snapshots among them."""
     snapshots = []
     for message in message_decoder().feed(b"".join(map(encode, messages))):
-        if isinstance(message, MapChunk):
-            receiver.add(message)
-        elif isinstance(message, SnapshotReference):
+        if isinstance(message, SnapshotReference):
             snapshots.append(receiver.resolve(message))
-        else:
+        elif isinstance(message, MapRemoval):
             receiver.remove(message)
+        else:
+            receiver.add(message)
     return snapshots
+
+
+def sizes(chunks: Iterable[Chunk]) -> list[int]:
+    """Return the number of entries in each chunk of policy maps."""
+    return [len(chunk.entries) for chunk in chunks if isinstance(chunk, MapChunk)]
 
 
 @pytest.mark.parametrize("size", [0, 1, 499, 500, 501, 3000])
@@ -66,7 +80,7 @@ def test_what_arrives_means_what_was_sent(size: int) -> None:
 def test_no_message_holds_more_than_a_worker_takes_at_once() -> None:
     chunks = list(MapSender().add(snapshot(1, policy(1700))))
 
-    assert [len(chunk.entries) for chunk in chunks] == [500, 500, 500, 200]
+    assert sizes(chunks) == [500, 500, 500, 200]
 
 
 def test_what_is_one_endpoint_or_one_map_stays_one() -> None:
@@ -86,7 +100,7 @@ def test_maps_over_the_same_entries_send_them_once_and_stay_different() -> None:
     chunks = list(sender.add(wanted))
     (filled,) = deliver(MapReceiver(), [*chunks, sender.refer(wanted)])
 
-    assert len(chunks) == 1
+    assert sizes(chunks) == [10]
     web, db = filled.endpoints[WEB4].ingress, filled.endpoints[DB].ingress
     assert (web.enforced, db.enforced) == (True, False)
     assert web.entries is db.entries
@@ -100,7 +114,7 @@ def test_what_a_worker_has_is_not_sent_again() -> None:
     chunks = list(sender.add(second))
     (filled,) = deliver(receiver, [*chunks, sender.refer(second), sender.retain(second)])
 
-    assert [len(chunk.entries) for chunk in chunks] == [5]
+    assert sizes(chunks) == [5]
     assert filled.endpoints[WEB4].ingress.entries == same.entries
 
 
@@ -113,7 +127,7 @@ def test_a_worker_that_starts_is_sent_what_is_needed_now_and_no_more() -> None:
     chunks = list(sender.chunks())
     (filled,) = deliver(MapReceiver(), [*chunks, sender.refer(last)])
 
-    assert [len(chunk.entries) for chunk in chunks] == [7]
+    assert sizes(chunks) == [7]
     assert filled.endpoints[WEB4].ingress.entries == last.endpoints[WEB4].ingress.entries
 
 
@@ -124,13 +138,13 @@ def test_what_is_forgotten_goes_little_by_little_and_leaves_what_is_needed() -> 
     (after,) = deliver(receiver, [*sender.add(new), sender.refer(new), removal := sender.retain(new)])
 
     entries = before.endpoints[WEB4].ingress.entries
-    sizes = [len(entries)]
-    for _ in range(3):
+    left = [len(entries)]
+    for _ in range(4):
         receiver.free_some()
-        sizes.append(len(entries))
+        left.append(len(entries))
 
-    assert len(removal.numbers) == 1
-    assert sizes == [3000, 1000, 0, 0]
+    assert len(removal.numbers) == 3  # the entries, the map, and the endpoints
+    assert left == [3000, 3000, 3000, 1000, 0]  # interfaces and endpoints come first
     assert len(after.endpoints[WEB4].ingress.entries) == 7
 
 
@@ -140,4 +154,44 @@ def test_a_worker_that_has_not_got_what_is_forgotten_does_without() -> None:
     receiver.remove(MapRemoval((5,)))
     receiver.free_some()
 
-    assert deliver(receiver, [SnapshotReference(Snapshot(1, {}, Ipcache({})), {})])[0].endpoints == {}
+    assert deliver(receiver, [SnapshotReference(Snapshot(1, {}, Ipcache({})), 1, 2, 3)])[0].endpoints == {}
+
+
+def test_prefixes_arrive_in_parts_once_and_are_removed_with_the_last_snapshot_that_needs_them() -> None:
+    sender, receiver = MapSender(), MapReceiver()
+    numbers = {ip_network((number << 9, 24)): Identity(LOCAL | number % 2) for number in range(PART)}
+    outside, blocks = Prefixes(numbers), Prefixes({ip_network("fd00::/8"): Identity(LOCAL | 7)})
+    first = Snapshot(1, {}, Ipcache({}, outside=outside, blocks=blocks))
+    later = Snapshot(2, {}, Ipcache({}, outside=outside, blocks=NO_PREFIXES))
+
+    chunks = list(sender.add(first))
+    (filled,) = deliver(receiver, [*chunks, sender.refer(first), sender.retain(first)])
+    (last,) = deliver(receiver, [*sender.add(later), sender.refer(later), removal := sender.retain(later)])
+
+    assert max(len(encode(chunk)) for chunk in chunks) < 20_000
+    for number in range(PART):
+        address = (number << 9).to_bytes(4, "big")
+        assert filled.ipcache.lookup(address) == last.ipcache.lookup(address) == first.ipcache.lookup(address)
+    assert filled.ipcache.local_identities(packed("fd01::1")) == (LOCAL | 7,)
+    assert last.ipcache.local_identities(packed("fd01::1")) == ()
+    assert len(removal.numbers) == 2  # the blocks, and the endpoints of the first snapshot
+
+
+def test_many_endpoints_arrive_in_portions() -> None:
+    sender = MapSender()
+    endpoints = {
+        (10 << 24 | number).to_bytes(4, "big"): LocalEndpoint(
+            f"default/e{number}", Identity(300), f"v{number}", OPEN, OPEN
+        )
+        for number in range(1050)
+    }
+    wanted = Snapshot(1, endpoints, Ipcache({}), cluster_interfaces=frozenset({"v0"}))
+
+    chunks = list(sender.add(wanted))
+    (filled,) = deliver(MapReceiver(), [*chunks, reference := sender.refer(wanted)])
+
+    assert max(map(len, map(encode, [*chunks, reference]))) < 10_000
+    assert filled.endpoint_interfaces == wanted.endpoint_interfaces == {f"v{number}" for number in range(1, 1050)}
+    assert {address: (one.name, one.ingress.enforced) for address, one in filled.endpoints.items()} == {
+        address: (one.name, False) for address, one in endpoints.items()
+    }

@@ -2,24 +2,29 @@
 
 import json
 import struct
+from typing import Any
 
 import pytest
 
-from nfq_enforcer.core.events import FlowEvent
-from nfq_enforcer.core.identity import WORLD, Identity
+from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, TlsMessage
+from nfq_enforcer.core.identity import ANY, WORLD, Identity
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.policymap import RuleRef
+from nfq_enforcer.core.tables.slots import SlotKey
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.reports import (
     MAX_EVENTS,
+    Applied,
     Bound,
     Enforced,
     Events,
     Failed,
     InvalidReport,
+    NamesLearned,
     Report,
+    SlotWanted,
     decode_report,
     encode_report,
     pack,
@@ -42,15 +47,24 @@ EVENTS = [
     EVENT._replace(opening=OPENING._replace(src=packed("fd00::1"), dst=packed("fd00::2"), proto=58, icmp_type=255)),
     EVENT._replace(direction=Direction.EGRESS, is_reply=True, denied_by=(DENY,), tcp_flags=0x1FF),
     UNREADABLE,
+    EVENT._replace(l7=DnsMessage(False, "www.example.com", 1)),
+    EVENT._replace(l7=DnsMessage(True, "a\\046b", 28, 3, 60, (packed("fd00::1"), packed("192.0.2.1")), ("b", "c"))),
+    EVENT._replace(l7=HttpMessage(False, "GET", "http://a.example/b?c", "HTTP/1.1", 403, 1, (("x", "1"), ("x", "2")))),
+    EVENT._replace(l7=TlsMessage("a.example")),
+    EVENT._replace(l7=HttpMessage(True, "POST", "http://a/b.C/D", "HTTP/2", 200, 1 << 40, (), 0)),
 ]
 PACKED = pack(EVENTS)
 REPORTS: list[Report] = [
-    Bound(Driver.NETLINK, QueueNumbers(100, 101, 65535)),
-    Bound(Driver.NETFILTERQUEUE, QueueNumbers(0, 0, 0)),
+    Bound(Driver.NETLINK, QueueNumbers(100, 101, 102, 103, 65535)),
+    Bound(Driver.NETFILTERQUEUE, QueueNumbers(0, 0, 0, 3, 4)),
     Failed("queue 100 is taken by another program"),
     Enforced(1 << 40),
     Events(len(EVENTS), PACKED),
     Events(0, pack([])),
+    NamesLearned(1, packed("10.1.0.10"), "a.example", ((packed("192.0.2.1"), 60), (packed("fd00::1"), 0))),
+    NamesLearned(0, packed("fd00::1"), "a\\046b.example", ()),
+    Applied(1 << 40),
+    SlotWanted(SlotKey("", "default/web", Identity(500), Identity(300), (Identity(500), ANY), (Identity(300),), 80)),
 ]
 
 
@@ -91,6 +105,32 @@ def test_of_very_many_rules_the_first_ones_travel() -> None:
         b"\x03" + PACKED + b"x",
         b"\x03" + struct.pack("!HI", 0, 1 << 31),
         b"\x03" + pack([UNREADABLE] * (MAX_EVENTS + 1)),
+        b"\x05",
+        b"\x05[1]",
+        b'\x05[1,"0a01000a","a",[["c0000201",-1]]]',
+        b'\x05[1,"0a01000a","a",[["c0000201",true]]]',
+        b'\x05[1,"0a01000a","a",[["c00002",1]]]',
+        b'\x05[1,"0a01","a",[]]',
+        b'\x05[1,"0a01000a","a\\u001b",[]]',
+        b'\x05[1,"0a01000a",7,[]]',
+        b'\x05[1,"0a01000a","a",[' + b",".join([b'["c0000201",1]'] * 501) + b"]]",
+        b"\x05" + b"[" * 100_000,
+        b"\x07",
+        b"\x07[]",
+        b'\x07["", "a", 1, 2, [1], [2], 80]',
+        b'\x07["", "a", 1, 2, [1], [2], 80, 0]',
+        b'\x07["", "a", 1, 2, [1], [2], 80, 4]',
+        b"\x07" + b"[" * 100_000,
+        b'\x07["a","b",1,2,[1],7,80]',
+        b'\x07["a",null,1,2,[1],[2],80]',
+        b'\x07["a","b\\u001b",1,2,[1],[2],80]',
+        b'\x07["a","b",1,2,[],[2],80]',
+        b'\x07["a","b",1,2,[1],[' + b",".join([b"2"] * 1001) + b"],80]",
+        b'\x07["a","b",1,2,[1],[true],80]',
+        b'\x07["a","b",-1,2,[1],[2],80]',
+        b'\x07["a","b",1,4294967296,[1],[2],80]',
+        b'\x07["a","b",1,2,[1],[2],65536]',
+        b"\x06",
         b"cos\nsystem\n(S'true'\ntR.",  # a pickle that would execute a command
         b"\x80\x05" + PACKED,
     ],
@@ -128,15 +168,54 @@ ROW = len(pack([EVENT] * 2)) - len(pack([EVENT]))
         (9, b"\xff"),  # reason
         (10, b"\x02"),  # direction
         (11, b"\x05"),  # length of an address
+        (11, b"\x00"),  # one address alone
+        (11, b"\x10"),  # addresses of two families
         (28, b"\x11"),
+        (28, b"\x00"),
         (50, struct.pack("!h", 256)),  # ICMP type
         (52, struct.pack("!h", -2)),
-        (ROW - 2, b"\xff\xff"),  # rules
+        (ROW - 4, b"\xff\xff"),  # rules
+        (ROW - 2, b"\x00\x01"),  # a message
     ],
 )
 def test_an_event_with_a_value_out_of_its_range_is_left_out(offset: int, data: bytes) -> None:
     assert list(unpack(replaced(0, b""))) == [EVENT]
     assert list(unpack(replaced(offset, data))) == []
+
+
+def with_message(*message: Any) -> bytes:
+    """Return a pack of one event with this message."""
+    row = pack([EVENT._replace(l7=DnsMessage(False, "a", 1))])[-ROW:]
+    texts = json.dumps(([[], [RULE]], [message])).encode()
+    return struct.pack("!HI", 1, len(texts)) + texts + row
+
+
+HTTP = ("http", True, "GET", "http://a/", "HTTP/1.1", 200, 5, [["x", "y"]], 7)
+DNS = ("dns", True, "a", 1, 0, 60, ["c0000201"], ["b"])
+
+
+@pytest.mark.parametrize(
+    ("message", "place", "value"),
+    [
+        *((HTTP, 0, value) for value in ("ftp", None, [1])),
+        *((HTTP, 1, value) for value in (1, None)),
+        *((HTTP, place, value) for place in (2, 3, 4) for value in ("a\x1b", "\ud800", None, "a" * 2049)),
+        *((HTTP, place, value) for place in (5, 6, 8) for value in (-1, True, "5", 0.5, 1 << 63)),
+        *((HTTP, 7, value) for value in ([["x", "y"]] * 17, [["x"]], [["x", 1]], [["x", "\n"]], [["x", "a" * 257]], 7)),
+        *((DNS, 1, value) for value in (1, None)),
+        *((DNS, 2, value) for value in ("a\x1b", None, "a" * 1025)),
+        *((DNS, place, value) for place in (3, 4, 5) for value in (-1, False, 1 << 31)),
+        *((DNS, 6, value) for value in (["c00002"], ["x"], ["c0000201"] * 65)),
+        *((DNS, 7, value) for value in ([7], ["a"] * 65)),
+    ],
+)
+def test_an_event_whose_message_has_a_value_out_of_its_range_is_left_out(
+    message: tuple[Any, ...], place: int, value: Any
+) -> None:
+    (event,) = unpack(with_message(*message))
+
+    assert next(iter(event.l7 or ())) is True
+    assert list(unpack(with_message(*message[:place], value, *message[place + 1 :]))) == []
 
 
 @pytest.mark.parametrize(
@@ -152,6 +231,9 @@ def test_an_event_with_a_value_out_of_its_range_is_left_out(offset: int, data: b
         json.dumps([[["kind", "ns", "name", "ingress", "0", 0, False]]]).encode(),
         json.dumps([[["kind", "ns", "name", "ingress", 0, True, False]]]).encode(),
         json.dumps([[["kind", "ns", "name", "ingress", 0, 0, 1]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", 1 << 31, 0, False]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", 0, -2, False]]]).encode(),
+        b'[[["kind", "ns", "name", "ingress", ' + b"9" * 4000 + b", 0, false]]]",
         json.dumps([[["kind", "ns", "na\x1bme", "ingress", 0, 0, False]]]).encode(),
         json.dumps([[["kind", "n" * 2000, "name", "ingress", 0, 0, False]]]).encode(),
         json.dumps([[["kind", None, "name", "ingress", 0, 0, False]]]).encode(),

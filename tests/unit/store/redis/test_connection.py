@@ -11,7 +11,15 @@ import pytest
 from redis import exceptions as redis_errors
 
 from nfq_enforcer.store.redis import commands as store
-from nfq_enforcer.store.redis.connection import PERMISSIONS, HandshakeError, ServerInfo, StoreError, read_info, sentence
+from nfq_enforcer.store.redis.connection import (
+    PERMISSIONS,
+    HandshakeError,
+    ServerInfo,
+    StoreError,
+    may_be_executed,
+    read_info,
+    sentence,
+)
 
 CLUSTER = "it runs in cluster mode, which is not supported: one ordered stream and steps that change several keys at "
 GOOD = {"redis_version": "7.0.15", "redis_mode": "standalone", "role": "master", "run_id": "abc", "loading": 0}
@@ -132,3 +140,22 @@ def test_a_user_may_do_what_the_store_does_and_no_more() -> None:
 
 def allowed() -> set[str]:
     return {permission.removeprefix("+") for permission in PERMISSIONS.split()}
+
+
+@pytest.mark.parametrize(
+    ("error", "unknown"),
+    [
+        (redis_errors.TimeoutError("Timeout reading from socket"), True),
+        (redis_errors.ConnectionError("Connection closed by server."), True),
+        (ConnectionResetError(), True),
+        (TimeoutError(), True),
+        (redis_errors.ResponseError("wrong"), False),
+        (redis_errors.BusyLoadingError("loading"), False),
+        (redis_errors.AuthenticationError("wrong"), False),
+        (redis_errors.ReadOnlyError("replica"), False),
+        (HandshakeError("it closed the connection"), False),
+        (None, False),
+    ],
+)
+def test_a_command_without_an_answer_may_have_been_executed(error: Exception | None, unknown: bool) -> None:
+    assert may_be_executed(error) is unknown

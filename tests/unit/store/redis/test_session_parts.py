@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from functools import wraps
 from pathlib import Path
@@ -247,8 +248,14 @@ class TestStateSaver:
             mirror.accept(KEY, change_id, VALUE)
             await saver.save()
         assert len(caplog.records) == 1
+        assert saver.failure is not None
+        since, reason = saver.failure
+        assert abs(since - time.time()) < 60
+        assert reason == caplog.records[0].getMessage()
 
         (tmp_path / "folder").unlink()
+        await saver.save()
+        assert saver.failure is None
         await saver.close()
         saved = LastState(tmp_path / "folder" / "state", "cluster").load()
         assert saved is not None

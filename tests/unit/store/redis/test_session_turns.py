@@ -4,11 +4,12 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 
-from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord
+from nfq_enforcer.cluster.records import Address, EndpointRecord, Kind, NodeRecord
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.policy.label_filter import LabelFilter
@@ -68,6 +69,33 @@ def test_a_read_without_news_is_none_even_if_earlier_changes_wait(
         await session.pending.start([WEB])
         before = session.commands_sent
         await until(lambda: session.commands_sent > before + 3)  # two of these are a heartbeat
+        await session.stop()
+
+    with RedisServer(tmp_path / "server") as server:
+        asyncio.run(scenario())
+
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_node_registers_under_other_addresses_and_is_no_namesake_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    addresses = [(ip_address(f"10.0.0.{number}"),) for number in range(1, 4)]
+
+    async def register(session: Session, addresses: tuple[Address, ...]) -> None:
+        session.register(addresses)
+        wanted = schema.encode_node(NodeRecord(addresses)).encode()
+        await until(lambda: session.mirror.entries[Kind.NODE, "n1"].value == wanted)
+
+    async def scenario() -> None:
+        session = make_session(tmp_path / "state", server.url())
+        session.register(addresses[0])  # before the first connection
+        await session.start()
+        for one in addresses:
+            await register(session, one)
+        before = session.commands_sent
+        await until(lambda: session.commands_sent > before + 3)  # the echo of its own writes has arrived
+        await register(session, addresses[-1])
         await session.stop()
 
     with RedisServer(tmp_path / "server") as server:

@@ -1,0 +1,60 @@
+"""Ports of the bridges of this host, and br_netfilter, by which their frames traverse the hooks of IP.
+
+br_netfilter is a module that another program may load at any time (Docker does). It registers its hooks in a network
+namespace with the first bridge of it, or when it is loaded later than that. Messages: linux/if_link.h.
+"""
+
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from nfq_enforcer.dataplane.interfaces import GET_LINK, LINK, MASTER, NETLINK_ROUTE, NEW_LINK
+from nfq_enforcer.dataplane.queue import netlink
+from nfq_enforcer.dataplane.queue.netlink import ATTRIBUTE, HEADER
+from nfq_enforcer.dataplane.queue.requests import DUMP, RECEIVE_BYTES, REQUEST, split_messages
+
+_LOADED = Path("/proc/sys/net/bridge")  # a directory of br_netfilter
+_DONE = 3  # NLMSG_DONE
+_BRIDGE = 7  # AF_BRIDGE: the kernel lists ports only
+_ADDRESS, _NAME, _PORT = 1, 3, 12  # IFLA_ADDRESS, IFLA_IFNAME, IFLA_PROTINFO
+_STATE = 1  # IFLA_BRPORT_STATE, the first attribute of a port; network cards with a switch have others
+_ETHERNET = 6  # bytes
+_NFT_NAME = re.compile(rb"[!#-)+-\[\]-~]+")  # a name that nft reads between quotation marks as it is
+_TIMEOUT = 5.0  # s
+
+
+class Bridges(NamedTuple):
+    """Bridges: the state of those of this host."""
+
+    ports: frozenset[tuple[str, str]]  # name and hardware address of each port of a bridge
+    loaded: bool  # br_netfilter is
+
+
+def read() -> Bridges:
+    """Return the present state; raise OSError if the kernel does not tell the ports."""
+    loaded = _LOADED.exists()
+    return Bridges(frozenset(_ports()), loaded)
+
+
+def _ports() -> Iterator[tuple[str, str]]:
+    for body in _dump():
+        link = netlink.attributes(body[LINK.size :])
+        port, address = link.get(_PORT, b""), link.get(_ADDRESS, b"")
+        is_port = MASTER in link and len(port) >= ATTRIBUTE.size and ATTRIBUTE.unpack_from(port)[1] == _STATE
+        if is_port and len(address) == _ETHERNET and _NFT_NAME.fullmatch(name := link.get(_NAME, b"").rstrip(b"\0")):
+            yield name.decode(), address.hex(":")
+
+
+def _dump() -> Iterator[bytes]:
+    body = LINK.pack(_BRIDGE, 0, 0, 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as connection:
+        connection.settimeout(_TIMEOUT)
+        connection.send(HEADER.pack(HEADER.size + len(body), GET_LINK, REQUEST | DUMP, 0, 0) + body)
+        while True:
+            for kind, found in split_messages(connection.recv(RECEIVE_BYTES)):
+                if kind == _DONE:
+                    return
+                if kind == NEW_LINK:
+                    yield found

@@ -1,0 +1,1 @@
+"""The HTTP proxy: Envoy, its configuration, its process and its access log."""

@@ -1,0 +1,37 @@
+"""Tasks of asyncio: cancelled and awaited, or run to their end without regard to their caller."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+
+async def cancel(*tasks: "asyncio.Task[Any] | None") -> None:
+    """Cancel tasks, and return when they have ended; their results and errors are ignored, and None is no task."""
+    cancelled = [task for task in tasks if task is not None]
+    for task in cancelled:
+        task.cancel()
+    await asyncio.gather(*cancelled, return_exceptions=True)
+
+
+class Works:
+    """Works: tasks that run to their end, even if their callers are cancelled."""
+
+    def __init__(self) -> None:
+        """Start without tasks."""
+        self.running: set[asyncio.Task[None]] = set()
+
+    async def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run work as a task, and return at its end; a cancelled caller leaves the task running."""
+        await asyncio.shield(self.start(work))
+
+    def start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Run work as a task."""
+        task = asyncio.create_task(work)
+        self.running.add(task)
+        task.add_done_callback(self._end)
+        return task
+
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        self.running.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have been cancelled; asyncio would log that nobody retrieved it
