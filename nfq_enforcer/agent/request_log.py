@@ -21,15 +21,38 @@ from nfq_enforcer.core.verdict import Direction, DropReason
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.observe.http_counts import HttpCounts
 from nfq_enforcer.observe.tls_counts import TlsCounts
-from nfq_enforcer.policy.l7_match import matches
+from nfq_enforcer.policy.l7_match import matching
 from nfq_enforcer.proxy.access_log import LoggedHello, LoggedRequest
 
 _INTERVAL = 0.05  # s between two batches of events
 _BATCH = 100  # events
 _MAX_EVENTS = 1000  # in a second; further ones are counted, but not logged
+_MAX_REMEMBERED = 1024  # requests of which the deciding rules are known
 _REFUSED = "rbac_access_denied"  # Envoy's response code details, at their start
 _BY_SERVER = "via_upstream"
 _CLIENT_ERRORS = range(400, 500)
+
+Deciding = tuple[Direction, tuple[RuleRef, ...]]
+"""The side that decided a request, and its rules: those that allow the request; refused: all of them."""
+
+
+class DecidingRules:
+    """Deciding rules of requests; those of the last different requests are kept, for a rule costs a microsecond."""
+
+    def __init__(self) -> None:
+        """Start without requests."""
+        self._known: dict[tuple[L7Request, SlotKey, bool], tuple[tuple[Side, ...], Deciding]] = {}
+
+    def find(self, request: L7Request, key: SlotKey, sides: tuple[Side, ...], *, refused: bool) -> Deciding:
+        """Return what decided a request in a slot with these rules."""
+        place = request, key, refused
+        known, deciding = self._known.get(place, (None, None))
+        if deciding is None or known is not sides:  # a change of policy makes new ones
+            deciding = _decide(request, key, sides, refused=refused)
+            if len(self._known) >= _MAX_REMEMBERED:
+                self._known.clear()
+            self._known[place] = sides, deciding
+        return deciding
 
 
 class RequestLog:
@@ -43,6 +66,7 @@ class RequestLog:
         self._second = 0  # on the clock of the event loop
         self._events = 0  # in this second
         self._slots = slots
+        self._deciding = DecidingRules()
         self._add = add
         self._waiting: list[FlowEvent] = []
         self._flushing: asyncio.TimerHandle | None = None
@@ -61,14 +85,42 @@ class RequestLog:
             return
         rules = self._slots.rules(key)
         if isinstance(logged, LoggedRequest):
-            event = access_event(_resolve(logged, key, rules))
+            event = access_event(self._resolve(logged, key, rules))
             self.counts.add(event)
         else:
-            event = hello_event(_resolve_hello(logged, key, rules))
+            event = hello_event(self._resolve_hello(logged, key, rules))
             self.tls_counts.add(event)
         self._waiting.append(event)
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().call_later(_INTERVAL, self._flush)
+
+    def _resolve(self, logged: LoggedRequest, key: SlotKey, sides: tuple[Side, ...]) -> AccessRecord:
+        """Return the record with the identities of both ends, and the rules that decided."""
+        reason = _reason(logged)
+        request = HttpRequest(logged.method, logged.path, logged.host, logged.headers)
+        direction, rules = self._deciding.find(request, key, sides, refused=reason is DropReason.HTTP_REFUSED)
+        return AccessRecord(
+            time=logged.time - time.time() + time.monotonic() + logged.duration / 1000,
+            opening=_opening(logged, key),
+            direction=direction,
+            method=logged.method,
+            path=logged.path,
+            host=logged.host,
+            protocol=logged.protocol,
+            reason=reason,
+            code=logged.code,
+            duration=logged.duration / 1000,
+            rules=rules,
+            headers=logged.headers,
+            grpc_status=logged.grpc,
+        )
+
+    def _resolve_hello(self, logged: LoggedHello, key: SlotKey, sides: tuple[Side, ...]) -> HelloRecord:
+        """Return the record with the identities of both ends, and the rules that decided."""
+        reason = _hello_reason(logged)
+        direction, rules = self._deciding.find(TlsHello(logged.name), key, sides, refused=reason is not None)
+        time_ = logged.time - time.time() + time.monotonic()
+        return HelloRecord(time_, _opening(logged, key), direction, logged.name, reason, rules)
 
     def _has_room(self) -> bool:
         """Return whether one more event is within the limit of this second."""
@@ -83,36 +135,6 @@ class RequestLog:
         waiting, self._waiting = self._waiting, []
         for start in range(0, len(waiting), _BATCH):
             self._add(waiting[start : start + _BATCH])
-
-
-def _resolve(logged: LoggedRequest, key: SlotKey, sides: tuple[Side, ...]) -> AccessRecord:
-    """Return the record with the identities of both ends, and the rules that decided."""
-    reason = _reason(logged)
-    request = HttpRequest(logged.method, logged.path, logged.host, logged.headers)
-    direction, rules = _deciding(request, key, sides, refused=reason is DropReason.HTTP_REFUSED)
-    return AccessRecord(
-        time=logged.time - time.time() + time.monotonic() + logged.duration / 1000,
-        opening=_opening(logged, key),
-        direction=direction,
-        method=logged.method,
-        path=logged.path,
-        host=logged.host,
-        protocol=logged.protocol,
-        reason=reason,
-        code=logged.code,
-        duration=logged.duration / 1000,
-        rules=rules,
-        headers=logged.headers,
-        grpc_status=logged.grpc,
-    )
-
-
-def _resolve_hello(logged: LoggedHello, key: SlotKey, sides: tuple[Side, ...]) -> HelloRecord:
-    """Return the record with the identities of both ends, and the rules that decided."""
-    reason = _hello_reason(logged)
-    direction, rules = _deciding(TlsHello(logged.name), key, sides, refused=reason is not None)
-    time_ = logged.time - time.time() + time.monotonic()
-    return HelloRecord(time_, _opening(logged, key), direction, logged.name, reason, rules)
 
 
 def _hello_reason(logged: LoggedHello) -> DropReason | None:
@@ -140,20 +162,17 @@ def _reason(logged: LoggedRequest) -> DropReason | None:
     return DropReason.HTTP_MALFORMED if malformed else None
 
 
-def _deciding(
-    request: L7Request, key: SlotKey, sides: tuple[Side, ...], *, refused: bool
-) -> tuple[Direction, tuple[RuleRef, ...]]:
-    """Return the side that decided, and the rules that allow the request there; refused: all rules of the side."""
-    matching: tuple[RuleRef, ...] = ()
+def _decide(request: L7Request, key: SlotKey, sides: tuple[Side, ...], *, refused: bool) -> Deciding:
+    allowing: tuple[RuleRef, ...] = ()
     direction = Direction.INGRESS if key.server else Direction.EGRESS
     for side_direction, side in zip(_directions(key), sides, strict=False):
         if side is None:
             continue
-        found = tuple(rule.ref for rule in side if matches(rule.match, request))
+        found = matching(side, request)
         if refused and not found:
             return side_direction, tuple(dict.fromkeys(rule.ref for rule in side))
-        matching += found
-    return direction, tuple(dict.fromkeys(matching))
+        allowing += found
+    return direction, tuple(dict.fromkeys(allowing))
 
 
 def _directions(key: SlotKey) -> Iterator[Direction]:

@@ -14,6 +14,7 @@ from nfq_enforcer.core.tables.l7 import (
     SniMatch,
     TlsHello,
 )
+from nfq_enforcer.core.tables.policymap import L7Rule, RuleRef
 from nfq_enforcer.core.wire.packet import TCP, UDP
 from nfq_enforcer.policy import regex
 from nfq_enforcer.policy.http_normalise import normalise
@@ -21,13 +22,28 @@ from nfq_enforcer.policy.http_path import HttpRefusal
 from nfq_enforcer.policy.ports import render_request
 
 
+def matching(rules: Iterable[L7Rule], request: L7Request) -> tuple[RuleRef, ...]:
+    """Return the rules that match a request, each once."""
+    normal = _normal(request)
+    return tuple(dict.fromkeys(rule.ref for rule in rules if _matches(rule.match, normal)))
+
+
 def matches(match: L7Match, request: L7Request) -> bool:
     """Return whether a match is about this kind of request, and matches it."""
+    return _matches(match, _normal(request))
+
+
+def _normal(request: L7Request) -> L7Request | HttpRefusal:
+    """Return an HTTP request in the normal form that the proxy gives it, any other one as it is."""
+    return normalise(request) if isinstance(request, HttpRequest) else request
+
+
+def _matches(match: L7Match, normal: L7Request | HttpRefusal) -> bool:
     if isinstance(match, DnsMatch):
-        return isinstance(request, DnsQuestion) and matches_name(match, request.name)
+        return isinstance(normal, DnsQuestion) and matches_name(match, normal.name)
     if isinstance(match, SniMatch):
-        return isinstance(request, TlsHello) and matches_server_name(match, request.name)
-    return isinstance(request, HttpRequest) and matches_request(match, request)
+        return isinstance(normal, TlsHello) and matches_server_name(match, normal.name)
+    return isinstance(normal, HttpRequest) and _matches_request(match, normal)
 
 
 def wrong_protocol(matches: Iterable[L7Match], proto: int) -> tuple[str, str] | None:
@@ -42,24 +58,20 @@ def wrong_protocol(matches: Iterable[L7Match], proto: int) -> tuple[str, str] | 
 
 def refusal(request: L7Request) -> HttpRefusal | None:
     """Return the proxy's refusal of a request before any rule, None if rules decide it."""
-    normal = normalise(request) if isinstance(request, HttpRequest) else None
+    normal = _normal(request)
     return normal if isinstance(normal, HttpRefusal) else None
 
 
 def render(request: L7Request) -> str:
     """Return a request as ``GET /a/../b (at the proxy: GET /b)``, or as ``render_request`` does."""
-    text = render_request(request)
-    normal = normalise(request) if isinstance(request, HttpRequest) else request
+    text, normal = render_request(request), _normal(request)
     seen = text if isinstance(normal, HttpRefusal) else render_request(normal)
     return text if seen == text else f"{text} (at the proxy: {seen})"
 
 
-def matches_request(match: HttpMatch, sent: HttpRequest) -> bool:
-    """Return whether an HTTP request, in the normal form that the proxy gives it, matches in every field."""
-    request = normalise(sent)
+def _matches_request(match: HttpMatch, request: HttpRequest) -> bool:
     return (
-        not isinstance(request, HttpRefusal)
-        and _matches_field(match.method, request.method)
+        _matches_field(match.method, request.method)
         and _matches_field(match.path, request.path)
         and _matches_field(match.host, request.host)
         and all(_matches_header(header, request) for header in match.headers)

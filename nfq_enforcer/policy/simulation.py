@@ -332,7 +332,7 @@ def _evaluate_request(result: LookupResult, traffic: TrafficSpec, side: str) -> 
     request = traffic.request
     if refused := l7_match.refusal(request):
         return SideResult(False, (), f"{l7_match.render(request)} reaches no rule for {side}: {refused}")
-    rules = tuple(dict.fromkeys(rule.ref for rule in result.l7 if l7_match.matches(rule.match, request)))
+    rules = l7_match.matching(result.l7, request)
     if rules:
         return SideResult(True, rules, f"{limited_list(rules)} lets {l7_match.render(request)} pass at {side}")
     reason = f"{l7_match.render(request)} is no request that {limited_list(result.rules)} lists for {side}"

@@ -19,9 +19,8 @@ from nfq_enforcer.core.labels import Label, Labels
 from nfq_enforcer.core.tables.l7 import HttpMatch, HttpRequest
 from nfq_enforcer.core.tables.policymap import LookupResult
 from nfq_enforcer.errors import DocumentError, DocumentErrors
-from nfq_enforcer.policy import loader, regex, yaml_source
+from nfq_enforcer.policy import l7_match, loader, regex, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.l7_match import matches_request
 from nfq_enforcer.policy.loader import parse
 from nfq_enforcer.policy.model import ClusterModel, build_model
 from tests.support.effort import scaled
@@ -538,7 +537,7 @@ def test_a_naive_reading_of_the_documents_agrees_with_the_compiled_maps(
         matched = [rule.match for rule in found.l7 if isinstance(rule.match, HttpMatch)]
         assert len(matched) == len(found.l7)
         assert bool(matched) is bool(requests)
-        assert [any(matches_request(match, request) for match in matched) for request in REQUESTS] == [
+        assert [any(l7_match.matches(match, request) for match in matched) for request in REQUESTS] == [
             request_passes(requests, request) for request in REQUESTS
         ]
 

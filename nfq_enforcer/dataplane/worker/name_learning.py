@@ -48,7 +48,9 @@ class NameLearning:
         self, decision: Decision, snapshot: Snapshot, patterns: NamePatterns[Identity], now: float
     ) -> Decision | HeldPacket:
         """Learn the addresses of accepted answers; return the packet to hold, or the decision on it."""
-        taught = (one for one in decision.learned if self._teaches(one, now))
+        taught = [one for one in decision.learned if self._teaches(one, now)]
+        if not taught:
+            return decision
         learned = tuple(one for one in (learnable(one, snapshot) for one in taught) if one is not None)
         if not learned:
             return decision

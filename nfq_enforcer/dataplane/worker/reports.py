@@ -12,6 +12,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.access_log import MAX_HEADERS, MAX_TEXT, MAX_URL
@@ -37,6 +38,7 @@ _MAX_LEARNED = 500  # addresses of one DNS answer
 _MAX_LATENCY = 1 << 63  # ns
 _MAX_PEERS = 1000  # identities of one peer of a slot
 _MAX_LISTED = 64  # addresses or aliases of a DNS message
+_MAX_CACHED = 2048  # texts of DNS messages
 _LATEST = 1e10  # s, of a clock that begins with the machine
 
 # time, verdict, reason, direction, length and bytes of both addresses, protocol, ports, ICMP type and code, to_host,
@@ -56,6 +58,8 @@ _ADDRESS_LENGTHS = (0, 4, 16)  # bytes of both addresses of an event
 
 Rules = tuple[RuleRef, ...]
 Message = L7Message
+
+_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class InvalidReport(ValueError):
@@ -124,12 +128,11 @@ def encode_report(report: Report) -> bytes:
         return _KIND.pack(4) + _FLOWS.pack(report.request, report.total) + report.packed
     if isinstance(report, NamesLearned):
         addresses = [(address.hex(), ttl) for address, ttl in report.addresses]
-        text = json.dumps((report.number, report.client.hex(), report.name, addresses), separators=(",", ":"))
-        return _KIND.pack(5) + text.encode()
+        return _KIND.pack(5) + _json((report.number, report.client.hex(), report.name, addresses)).encode()
     if isinstance(report, Applied):
         return _KIND.pack(6) + _REVISION.pack(report.number)
     if isinstance(report, SlotWanted):
-        return _KIND.pack(7) + json.dumps(report.key, separators=(",", ":")).encode()
+        return _KIND.pack(7) + _json(report.key).encode()
     return _KIND.pack(3) + report.packed
 
 
@@ -221,42 +224,43 @@ def pack(events: Sequence[FlowEvent]) -> bytes:
     """Return events as bytes, which the agent unpacks only when a client reads them."""
     places: dict[int, int] = {}  # by ``id``: the events hold the tuples and messages, and many of them share these
     tuples: list[Rules] = []
-    messages: list[Any] = []
+    messages: list[str] = []
     rows = [_pack_event(event, places, tuples, messages) for event in events]
-    texts = json.dumps((tuples, messages), separators=(",", ":")).encode()
+    texts = f"[{_json(tuples)},[{','.join(messages)}]]".encode()
     return b"".join((_PACK.pack(len(rows), len(texts)), texts, *rows))
 
 
-def _pack_event(event: FlowEvent, places: dict[int, int], tuples: list[Rules], messages: list[Any]) -> bytes:
-    time, verdict, reason, direction, opening, tcp_flags, is_reply, *by = event[:-1]
+def _pack_event(event: FlowEvent, places: dict[int, int], tuples: list[Rules], messages: list[str]) -> bytes:
+    time, verdict, reason, direction, opening, tcp_flags, is_reply, allowed, enforced, denied, l7 = event
     message = 0
-    if event.l7 is not None:
-        message = places.get(id(event.l7), 0)
+    if l7 is not None:
+        message = places.get(id(l7), 0)
         if not message:
-            messages.append(_write_message(event.l7))
-            message = places[id(event.l7)] = len(messages)
-    src, dst, proto, sport, dport, icmp_type, icmp_code, to_host, source, destination = opening
+            messages.append(_write_message(l7))
+            message = places[id(l7)] = len(messages)
     rules = []
-    for refs in by:
+    for refs in (allowed, enforced, denied):
         place = places.get(id(refs))
         if place is None:
             place = places[id(refs)] = len(tuples)
             tuples.append(refs[:_MAX_RULES])
         rules.append(place)
-    return _EVENT.pack(
-        *(time, _CODES[id(verdict)], _CODES[id(reason)], _CODES[id(direction)]),
-        *(len(src), src, len(dst), dst, proto, sport, dport, icmp_type, icmp_code, to_host, source, destination),
-        *(tcp_flags, is_reply, *rules, message),
-    )
+    src, dst, *numbers = opening
+    codes = _CODES[id(verdict)], _CODES[id(reason)], _CODES[id(direction)]
+    return _EVENT.pack(time, *codes, len(src), src, len(dst), dst, *numbers, tcp_flags, is_reply, *rules, message)
 
 
-def _write_message(message: Message) -> tuple[Any, ...]:
-    if isinstance(message, HttpMessage):
-        return ("http", *message)
-    if isinstance(message, TlsMessage):
-        return ("tls", *message)
+def _write_message(message: Message) -> str:
+    if isinstance(message, DnsMessage):
+        return _write_dns(message)
+    return _json(("http" if isinstance(message, HttpMessage) else "tls", *message))
+
+
+@lru_cache(_MAX_CACHED)
+def _write_dns(message: DnsMessage) -> str:
+    """Write a DNS message, of which a client sends and receives the same ones again and again."""
     *facts, addresses, aliases = message
-    return ("dns", *facts, [address.hex() for address in addresses], aliases)
+    return _json(("dns", *facts, [address.hex() for address in addresses], aliases))
 
 
 def unpack(packed: bytes) -> Iterator[FlowEvent]:

@@ -2,19 +2,21 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
 
 from nfq_enforcer.agent import request_log
-from nfq_enforcer.agent.request_log import RequestLog
+from nfq_enforcer.agent.request_log import DecidingRules, RequestLog
 from nfq_enforcer.agent.slot_keeper import SlotKeeper
 from nfq_enforcer.core.events import FlowEvent, HttpMessage, TlsMessage
 from nfq_enforcer.core.identity import Identity
-from nfq_enforcer.core.tables.l7 import HttpMatch, L7Match, SniMatch
+from nfq_enforcer.core.tables.l7 import HttpMatch, HttpRequest, L7Match, L7Request, SniMatch
 from nfq_enforcer.core.tables.policymap import L7Rule, RuleRef
 from nfq_enforcer.core.tables.slots import Side, SlotKey
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
+from nfq_enforcer.policy import l7_match
 from nfq_enforcer.proxy.access_log import LoggedHello, LoggedRequest
 from tests.support.packets import packed
 
@@ -139,6 +141,28 @@ def test_an_egress_side_alone_decides() -> None:
     (event,) = events(RECORD, key=BETWEEN._replace(server=""), sides=((OUT,),))
 
     assert (event.direction, event.allowed_by) == (Direction.EGRESS, (OUT.ref,))
+
+
+def test_the_rules_of_a_repeated_request_are_found_once_until_policy_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_log, "_MAX_REMEMBERED", 2)
+    asked: list[L7Request] = []
+
+    def matching(rules: Sequence[L7Rule], request: L7Request) -> tuple[RuleRef, ...]:
+        asked.append(request)
+        return l7_match.matching(rules, request)
+
+    monkeypatch.setattr(request_log, "matching", matching)
+    deciding, sides = DecidingRules(), ((GET, POST),)
+    get, post, put = (HttpRequest(method) for method in ("GET", "POST", "PUT"))
+
+    def find(request: L7Request, rules: tuple[Side, ...], *, refused: bool = False) -> tuple[RuleRef, ...]:
+        return deciding.find(request, TO_WEB, rules, refused=refused)[1]
+
+    assert [find(request, sides) for request in (get, post, get, post)] == [(GET.ref,), (POST.ref,)] * 2
+    assert asked == [get, post]
+    assert find(get, ((POST,),)) == ()  # the policy in force has other rules
+    assert find(get, ((POST,),), refused=True) == (POST.ref,)  # which is one more than there is room for
+    assert (find(put, sides), asked[2:]) == ((), [get, get, put])
 
 
 def test_requests_of_removed_slots_are_ignored() -> None:

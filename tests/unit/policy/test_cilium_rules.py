@@ -5,7 +5,7 @@ import pytest
 from nfq_enforcer.core.tables.l7 import HttpRequest
 from nfq_enforcer.core.tables.policymap import LookupResult
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.l7_match import matches_name, matches_request
+from nfq_enforcer.policy.l7_match import matches, matches_name
 from tests.support.clusters import ALL_PEERS, CILIUM, CLUSTERWIDE, DB, WEB, PolicyCluster
 
 NOBODY, ALL = [False] * 5, [True] * 5
@@ -325,7 +325,7 @@ HTTP = f"toPorts: [{{ports: [{{port: '80', protocol: TCP}}], rules: {{http: [{RE
 
 def passes(result: LookupResult, path: str, headers: tuple[tuple[str, str], ...] = (("x", "1"), ("y", ""))) -> bool:
     request = HttpRequest("GET", path, "", headers)
-    return result.allowed and (not result.l7 or any(matches_request(rule.match, request) for rule in result.l7))  # type: ignore[arg-type]
+    return result.allowed and (not result.l7 or any(matches(rule.match, request) for rule in result.l7))
 
 
 def test_http_rules_let_matching_requests_pass() -> None:

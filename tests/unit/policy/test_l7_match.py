@@ -6,13 +6,13 @@ import pytest
 
 from nfq_enforcer.core.tables.l7 import DnsMatch, DnsQuestion, HeaderMatch, HttpMatch, HttpRequest, SniMatch, TlsHello
 from nfq_enforcer.policy import regex
-from nfq_enforcer.policy.l7_match import matches, matches_name, matches_request, refusal, render
+from nfq_enforcer.policy.l7_match import matches, matches_name, refusal, render
 
 GET_USER = HttpRequest("GET", "/userdata/7", "shop.example.com", (("X-Token", "a"), ("accept", "text/html")))
 
 
 @pytest.mark.parametrize(
-    ("rule", "matches"),
+    ("rule", "matched"),
     [
         (HttpMatch(), True),
         (HttpMatch("GET", "/userdata/[0-9]+", "shop[.]example[.]com"), True),
@@ -31,17 +31,17 @@ GET_USER = HttpRequest("GET", "/userdata/7", "shop.example.com", (("X-Token", "a
         (HttpMatch(headers=(HeaderMatch("X-Token", "a"), HeaderMatch("X-Other"))), False),
     ],
 )
-def test_a_request_matches_a_rule_in_every_field(rule: HttpMatch, matches: bool) -> None:
-    assert matches_request(rule, GET_USER) is matches
+def test_a_request_matches_a_rule_in_every_field(rule: HttpMatch, matched: bool) -> None:
+    assert matches(rule, GET_USER) is matched
 
 
-@pytest.mark.parametrize(("asked", "matches"), [("a.example", True), ("A.Example.", True), ("b.a.example", False)])
-def test_a_dns_rule_matches_whole_names(asked: str, matches: bool) -> None:
-    assert matches_name(DnsMatch("a.example"), asked) is matches
+@pytest.mark.parametrize(("asked", "matched"), [("a.example", True), ("A.Example.", True), ("b.a.example", False)])
+def test_a_dns_rule_matches_whole_names(asked: str, matched: bool) -> None:
+    assert matches_name(DnsMatch("a.example"), asked) is matched
 
 
 @pytest.mark.parametrize(
-    ("match", "headers", "matches"),
+    ("match", "headers", "matched"),
     [
         (HeaderMatch("x", "a"), (("x", "a"), ("X", "b")), False),  # Envoy compares "a,b"
         (HeaderMatch("x", "a,b"), (("x", "a"), ("X", "b")), True),
@@ -56,13 +56,13 @@ def test_a_dns_rule_matches_whole_names(asked: str, matches: bool) -> None:
     ],
 )
 def test_the_values_of_a_header_are_one_and_a_mismatch_action_denies_nothing(
-    match: HeaderMatch, headers: tuple[tuple[str, str], ...], matches: bool
+    match: HeaderMatch, headers: tuple[tuple[str, str], ...], matched: bool
 ) -> None:
-    assert matches_request(HttpMatch(headers=(match,)), HttpRequest(headers=headers)) is matches
+    assert matches(HttpMatch(headers=(match,)), HttpRequest(headers=headers)) is matched
 
 
 @pytest.mark.parametrize(
-    ("path", "asked", "matches"),
+    ("path", "asked", "matched"),
     [
         (r"/u/\d+", "/u/12", True),
         (r"/u/\d+", "/u/\u0663\u0664", False),
@@ -85,16 +85,16 @@ def test_the_values_of_a_header_are_one_and_a_mismatch_action_denies_nothing(
         (r"/.*", "/\ud800", True),
     ],
 )
-def test_an_expression_means_what_it_means_to_re2(path: str, asked: str, matches: bool) -> None:
-    assert regex.matches_whole(path, asked) is matches
+def test_an_expression_means_what_it_means_to_re2(path: str, asked: str, matched: bool) -> None:
+    assert regex.matches_whole(path, asked) is matched
 
 
 def test_rules_see_the_request_in_its_normal_form() -> None:
     public = HttpMatch("GET", "/public(/.*)?", "a")
 
-    assert matches_request(public, HttpRequest("GET", "/public/x", "a"))
-    assert matches_request(public, HttpRequest("GET", "/secret/../public/%78", "", (("HOST", " a"),)))
-    assert matches_request(public, HttpRequest("GET", "http://a/public/", "b"))
+    assert matches(public, HttpRequest("GET", "/public/x", "a"))
+    assert matches(public, HttpRequest("GET", "/secret/../public/%78", "", (("HOST", " a"),)))
+    assert matches(public, HttpRequest("GET", "http://a/public/", "b"))
     for path in (
         "/public/../secret",
         "/public/%2e%2e/secret",
@@ -102,12 +102,12 @@ def test_rules_see_the_request_in_its_normal_form() -> None:
         "/public/a%2fb",
         "/public/%2e%2e;/s",
     ):
-        assert not matches_request(public, HttpRequest("GET", path, "a"))
-    assert matches_request(HttpMatch(path="/%C3%A9"), HttpRequest(path="/é"))
+        assert not matches(public, HttpRequest("GET", path, "a"))
+    assert matches(HttpMatch(path="/%C3%A9"), HttpRequest(path="/é"))
 
 
 @pytest.mark.parametrize(
-    ("host", "headers", "matches"),
+    ("host", "headers", "matched"),
     [
         ("a:80", (), True),
         ("", (("host", "a:80"),), True),
@@ -118,12 +118,12 @@ def test_rules_see_the_request_in_its_normal_form() -> None:
     ],
 )
 def test_a_match_of_the_header_host_is_one_of_the_host(
-    host: str, headers: tuple[tuple[str, str], ...], matches: bool
+    host: str, headers: tuple[tuple[str, str], ...], matched: bool
 ) -> None:
     request = HttpRequest(host=host, headers=headers)
 
-    assert matches_request(HttpMatch(headers=(HeaderMatch("Host", "a:80"),)), request) is matches
-    assert matches_request(HttpMatch(host="a:80"), request) is matches
+    assert matches(HttpMatch(headers=(HeaderMatch("Host", "a:80"),)), request) is matched
+    assert matches(HttpMatch(host="a:80"), request) is matched
 
 
 def test_the_proxys_refusal_and_its_path_are_shown() -> None:
@@ -164,6 +164,6 @@ def test_server_names_match_as_upstream(pattern: str, matching: list[str], other
 def test_matching_takes_linear_time() -> None:
     started = time.monotonic()
 
-    assert not matches_request(HttpMatch(path="/(a+)+$"), HttpRequest(path=f"/{'a' * 100_000}b"))
-    assert not matches_request(HttpMatch(path="(/?.*)*(x|xx)*y"), HttpRequest(path="/" + "x" * 100_000))
+    assert not matches(HttpMatch(path="/(a+)+$"), HttpRequest(path=f"/{'a' * 100_000}b"))
+    assert not matches(HttpMatch(path="(/?.*)*(x|xx)*y"), HttpRequest(path="/" + "x" * 100_000))
     assert time.monotonic() - started < 30
