@@ -71,8 +71,8 @@ def render(request: L7Request) -> str:
 
 def _matches_request(match: HttpMatch, request: HttpRequest) -> bool:
     return (
-        _matches_field(match.method, request.method)
-        and _matches_field(match.path, request.path)
+        _matches_field(match.path, request.path)  # that in which most rules differ
+        and _matches_field(match.method, request.method)
         and _matches_field(match.host, request.host)
         and all(_matches_header(header, request) for header in match.headers)
     )

@@ -14,6 +14,8 @@ import re2
 _MAX_MEMORY = 128 << 20  # bytes for a compiled expression, as Go's limit; RE2's default of 8 MiB refuses more than Go
 _PROXY_MEMORY = 8 << 20  # bytes for a compiled expression in Envoy: RE2's default
 _MAX_DEPTH = 1000  # nested groups, as in Go
+_RANGE = 64  # bytes of the texts between which all matches stand
+_AFTER_ALL = b"\xff"  # no text in UTF-8 has this byte
 _MAX_SHOWN = 200  # characters of an expression in an error message
 
 _TOKENS = re2.compile(
@@ -43,13 +45,24 @@ def check_for_proxy(expression: str) -> str:
 
 def matches_whole(expression: str, text: str) -> bool:
     """Return whether a valid expression matches the whole text."""
-    return _compile(expression).fullmatch(_bytes(text)) is not None
+    octets, (first, last) = _bytes(text), _range(expression)
+    return first <= octets <= last and _compile(expression).fullmatch(octets) is not None
 
 
 def match_end(expression: str, text: str) -> int:
     """Return the end of the match at the start of the text, -1 without a match."""
     found = _compile(expression).match(_bytes(text))
     return -1 if found is None else found.end()
+
+
+@lru_cache(maxsize=4096)
+def _range(expression: str) -> tuple[bytes, bytes]:
+    """Return two texts between which all texts that an expression matches stand: a comparison is faster than RE2."""
+    try:
+        first, last = _compile(expression).possiblematchrange(_RANGE)
+    except re2.error:  # RE2 knows no such texts
+        return b"", _AFTER_ALL
+    return first, last
 
 
 @lru_cache(maxsize=4096)

@@ -1,6 +1,7 @@
 """Regular expressions: what both RE2 and Go's regexp accept, no more and no less."""
 
 import pytest
+import re2
 
 from nfq_enforcer.policy import regex
 
@@ -98,3 +99,16 @@ def test_an_expression_too_large_for_the_proxy_is_refused_for_requests_only() ->
         regex.check_for_proxy(too_large)
     with pytest.raises(ValueError, match="is not a regular expression"):
         regex.check_for_proxy("/a(")
+
+
+def test_a_text_is_compared_by_re2_alone_where_it_knows_no_range_of_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unbounded:
+        def possiblematchrange(self, size: int) -> None:
+            raise re2.error("failed to compute match range")
+
+        def fullmatch(self, octets: bytes) -> bytes | None:
+            return octets if octets == "\U0010ffff".encode() else None
+
+    monkeypatch.setattr(regex, "_compile", lambda expression: Unbounded())
+
+    assert [regex.matches_whole("unbounded", text) for text in ("\U0010ffff", "a", "")] == [True, False, False]
