@@ -15,6 +15,8 @@ Reasons of single settings:
 """
 
 import socket
+import struct
+from base64 import b64encode
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,6 +40,8 @@ _RULE_TYPES = {ProxyProtocols.HTTP: ROUTES, ProxyProtocols.TLS: tls.SETTINGS}
 # Also between two attempts to reach an agent that is away: one for the listeners, but one for each slot's rules.
 _LISTENERS_DELAY, _RULES_DELAY = "0.02s", "0.1s"
 _BIND_ADDRESS_NO_PORT = 24  # IP_BIND_ADDRESS_NO_PORT, which the module socket lacks
+_RESET_AT_CLOSE = struct.pack("=ii", 1, 0)  # struct linger: on, for 0 s
+_REQUESTS = "requests"  # the cluster of servers
 _SERVER_KEPT = "600s"  # Envoy forgets a server that had no request for this time
 _CONNECT_TIMEOUT = "2s"  # for each attempt: the next one has another port, which no other connection of the client has
 _CONNECT_AGAIN = {"retry_on": "connect-failure", "num_retries": tls.CONNECT_ATTEMPTS - 1}
@@ -141,17 +145,25 @@ def route_configuration(slot: int, rule_set: RuleSet) -> Json:
                     {"match": {"safe_regex": {"regex": _HIDDEN_DOTS}}, **_refusal()},
                     {"match": {"connect_matcher": {}}, **_refusal()},
                     {
-                        "match": {"prefix": ""},
-                        "route": {"cluster": "server", "timeout": "0s", "retry_policy": _CONNECT_AGAIN},
-                        "request_headers_to_remove": ["x-forwarded-proto"],
-                        "request_headers_to_add": [
-                            {
-                                "header": {"key": "x-forwarded-proto", "value": f"%REQ({_KEPT})%"},
-                                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                            }
-                        ],
+                        "match": {"prefix": "", "headers": [{"name": "upgrade", "present_match": True}]},
+                        **_forward(tls.CLUSTER),
                     },
+                    {"match": {"prefix": ""}, **_forward(_REQUESTS)},
                 ],
+            }
+        ],
+    }
+
+
+def _forward(cluster: str) -> Json:
+    """Return the action that sends a request to its server; X-Forwarded-Proto is the client's."""
+    return {
+        "route": {"cluster": cluster, "timeout": "0s", "retry_policy": _CONNECT_AGAIN},
+        "request_headers_to_remove": ["x-forwarded-proto"],
+        "request_headers_to_add": [
+            {
+                "header": {"key": "x-forwarded-proto", "value": f"%REQ({_KEPT})%"},
+                "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
             }
         ],
     }
@@ -185,26 +197,38 @@ def bootstrap(admin: Path, xds: Path) -> Json:
             ]
         },
         "dynamic_resources": {"lds_config": _config_source(_LISTENERS_DELAY)},
-        "static_resources": {"clusters": [_server_cluster(), _agent_cluster(xds)]},
+        "static_resources": {"clusters": [*_server_clusters(), _agent_cluster(xds)]},
     }
 
 
-def _socket_option(level: int, name: int, value: int) -> Json:
-    return {"level": level, "name": name, "int_value": value, "state": "STATE_PREBIND"}
+def _socket_option(level: int, name: int, value: int | bytes) -> Json:
+    shown: Json = {"int_value": value} if isinstance(value, int) else {"buf_value": b64encode(value).decode()}
+    return {"level": level, "name": name, **shown, "state": "STATE_PREBIND"}
 
 
-def _server_cluster() -> Json:
+def _server_clusters() -> Iterable[Json]:
+    """Yield the clusters of requests, and of streams: of TLS and WebSocket, whose last bytes may still wait at the end.
+
+    A connection that only has requests is closed by a RST (SO_LINGER). After a FIN its port would be in use for a
+    minute (TIME_WAIT), whatever the server, and a client has some ten thousand ports.
+    """
+    # Without this one, Envoy leaves the choice of a port to ``connect``, as clients do. The kernel prefers other ports
+    # in ``bind``, so that a client and the proxy do not both use one between the same addresses.
+    own_port = _socket_option(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 0)
+    yield _server_cluster(_REQUESTS, own_port, _socket_option(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE))
+    yield _server_cluster(tls.CLUSTER, own_port)
+
+
+def _server_cluster(cluster: str, *options: Json) -> Json:
     return {
-        "name": "server",
+        "name": cluster,
         "type": "ORIGINAL_DST",
         "lb_policy": "CLUSTER_PROVIDED",
         "cleanup_interval": _SERVER_KEPT,
         "connect_timeout": _CONNECT_TIMEOUT,
         "connection_pool_per_downstream_connection": True,
         "circuit_breakers": _unlimited(),
-        # Without it Envoy leaves the choice of a port to ``connect``, as clients do. The kernel prefers other ports in
-        # ``bind``, so that a client and the proxy do not both use one between the same addresses.
-        "upstream_bind_config": {"socket_options": [_socket_option(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 0)]},
+        "upstream_bind_config": {"socket_options": options},
         "typed_extension_protocol_options": {
             _HTTP_OPTIONS: {
                 "@type": f"{TYPE}{_HTTP_OPTIONS}",

@@ -17,6 +17,7 @@ from nfq_enforcer.proxy.rule_set import ANY, Json, RuleSet, all_of, any_of, merg
 SETTINGS = f"{TYPE}envoy.config.core.v3.TypedExtensionConfig"
 TIMEOUT = 15  # s for a complete ClientHello
 
+CLUSTER = "streams"  # of servers
 CONNECT_ATTEMPTS = 5  # to connect to a server, before anything is sent to it
 
 _CHAIN = "tls"
@@ -54,7 +55,7 @@ def filter_chain(slot: int, resource: str, source: Json) -> Json:
         "forward",
         f"{FILTERS}.network.tcp_proxy.v3.TcpProxy",
         stat_prefix=_CHAIN,
-        cluster="server",
+        cluster=CLUSTER,
         max_connect_attempts=CONNECT_ATTEMPTS,
         idle_timeout=_IDLE,
         upstream_connect_mode="ON_DOWNSTREAM_DATA",

@@ -1,19 +1,23 @@
 """HTTP rules, enforced by a real Envoy between a client and a server in namespaces, IPv4 and IPv6."""
 
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from nfq_enforcer.core.tables.l7 import HeaderMatch, HttpMatch, HttpRequest
 from nfq_enforcer.policy import l7_match
 from nfq_enforcer.proxy.rule_set import RuleSet
+from tests.support.apart import call_in
 from tests.support.labs import FAMILIES
-from tests.support.proxies import CLIENT, SERVER, SERVER_PORT, ProxyLab, rule_set, side, status_of
+from tests.support.proxies import CLIENT, PATIENCE, SERVER, SERVER_PORT, SLOTS, ProxyLab, rule_set, side, status_of
 
 USERDATA = HttpMatch("GET", "/userdata/[0-9]+")
 ADMIN = HttpMatch("PUT", "/admin/.*", "", (HeaderMatch("X-Role", "admin"),))
-SLOT = 1
+SLOT, RAW_SLOT = 1, SLOTS + 1  # without an echo server
 EVERYTHING = RuleSet((None,))
 
 
@@ -55,6 +59,26 @@ def test_the_proxy_uses_no_ports_of_clients_that_connect(lab: ProxyLab, family: 
         lab.request(SLOT, "GET", "/", family=family)
 
     assert {one.port % 2 for one in lab.server.seen[-10:]} == {1}
+
+
+@pytest.fixture
+def few_ports(lab: ProxyLab) -> Iterator[int]:
+    """Give the node so few ports for connections that are opened by its programs; yield the number."""
+    setting = Path("/proc/sys/net/ipv4/ip_local_port_range")  # for IPv6 as well
+    before = call_in(lab.network.node, setting.read_text)
+    call_in(lab.network.node, lambda: setting.write_text("40000 40031"))
+    yield 32
+    call_in(lab.network.node, lambda: setting.write_text(before))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_client_soon_has_its_ports_at_the_proxy_again(lab: ProxyLab, few_ports: int, family: int) -> None:
+    """In TIME_WAIT, a port would be in use for a minute after its connection: for all servers."""
+    lab.open(SLOT, EVERYTHING)
+    for _ in range(3):
+        statuses = [lab.request(SLOT, "GET", "/", family=family) for _ in range(few_ports * 3 // 4)]
+        assert set(statuses) == {200}
+        time.sleep(1.3)  # Envoy closes a connection to a server after a second without a request
 
 
 def test_each_side_has_to_allow_a_request(lab: ProxyLab) -> None:
@@ -204,6 +228,24 @@ def test_a_websocket_passes_where_its_request_is_allowed(lab: ProxyLab) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 101 ")
         connection.sendall(b"GET /no HTTP/1.1\r\n\r\n")
         assert connection.recv(1000) == b"GET /no HTTP/1.1\r\n\r\n"
+
+
+def test_a_websocket_ends_at_the_server_as_at_the_client_and_not_by_a_reset(lab: ProxyLab) -> None:
+    lab.open(RAW_SLOT, rule_set(HttpMatch("GET", "/ws")))
+    upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with call_in(lab.network.server, lambda: socket.create_server(("", SERVER_PORT + RAW_SLOT))) as listener:
+        listener.settimeout(PATIENCE)
+        with lab.connect(RAW_SLOT) as connection:
+            connection.sendall(f"GET /ws HTTP/1.1\r\nHost: h\r\n{upgrade}".encode())
+            accepted, _ = listener.accept()
+            accepted.settimeout(PATIENCE)
+            assert accepted.recv(1000).startswith(b"GET /ws ")
+            accepted.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{upgrade}".encode())
+            assert connection.recv(1000).startswith(b"HTTP/1.1 101 ")
+            connection.sendall(b"x" * 1000)
+        with accepted:
+            time.sleep(0.3)  # the end arrives before the server reads
+            assert b"".join(iter(lambda: accepted.recv(1 << 16), b"")) == b"x" * 1000
 
 
 def test_a_refused_upgrade_by_the_server_does_not_open_the_way_for_other_requests(lab: ProxyLab) -> None:

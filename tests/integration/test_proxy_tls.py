@@ -1,6 +1,7 @@
 """Server names of TLS at a real Envoy, with a real TLS server behind it."""
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -12,9 +13,9 @@ from nfq_enforcer.proxy import tls
 from nfq_enforcer.proxy.rule_set import RuleSet
 from tests.support.apart import call_in
 from tests.support.proxies import CLIENT, SERVER_PORT, ProxyLab, rule_set, side, status_of
-from tests.support.tls import Answer, TlsServer, client_hello, listen, start_tls
+from tests.support.tls import PATIENCE, Answer, TlsServer, client_hello, listen, start_tls
 
-SLOT, MIXED = 20, 2  # MIXED is a slot that Envoy has in advance, for HTTP
+SLOT, RAW, MIXED = 20, 21, 2  # MIXED is a slot that Envoy has in advance, for HTTP
 TLS, BOTH = ProxyProtocols.TLS, ProxyProtocols.TLS | ProxyProtocols.HTTP
 GOOD = rule_set(SniMatch("good.example"))
 
@@ -128,6 +129,25 @@ def test_both_sides_have_to_allow_a_name(lab: ProxyLab, server: TlsServer) -> No
     assert not any(tls_to(lab, name) for name in ("a.test", "a.b.test"))
     lab.open(SLOT, RuleSet((None, None)), TLS)
     assert tls_to(lab, "any.test")
+
+
+def test_a_server_gets_all_that_was_sent_before_the_end_at_its_own_pace(lab: ProxyLab) -> None:
+    lab.open(RAW, GOOD, TLS)
+    hello, sent = client_hello("good.example"), b"x" * 150_000
+    with call_in(lab.network.server, lambda: listen(SERVER_PORT + RAW)) as listener:
+        listener.settimeout(PATIENCE)
+        with lab.connect(RAW) as connection:
+            connection.sendall(hello)
+            accepted, _ = listener.accept()
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            accepted.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+            connection.sendall(sent)
+        with accepted:
+            accepted.settimeout(PATIENCE)
+            time.sleep(0.5)  # nearly all of it is still at the proxy, which knows that the client has gone
+            received = b"".join(iter(lambda: accepted.recv(4096), b""))
+    assert len(received) == len(hello) + len(sent)
 
 
 def test_connections_are_logged_once(lab: ProxyLab, server: TlsServer) -> None:

@@ -40,7 +40,7 @@ _TABLE = """
 table inet proxy {{
     chain prerouting {{
         type filter hook prerouting priority mangle;
-        meta l4proto tcp socket transparent 1 meta mark set {delivered:#x} accept
+        tcp flags & (syn | ack) != syn socket transparent 1 meta mark set {delivered:#x} accept
         {redirects}
     }}
     chain output {{

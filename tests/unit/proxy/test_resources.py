@@ -48,12 +48,13 @@ def test_unusable_rules_are_left_out_of_the_routes() -> None:
     assert policy["permissions"] == [NOTHING]
 
 
-def test_every_route_but_the_last_refuses() -> None:
-    *special, last = resources.route_configuration(7, RuleSet((None,)))["virtual_hosts"][0]["routes"]
+def test_every_route_but_the_last_two_refuses() -> None:
+    *special, upgrades, last = resources.route_configuration(7, RuleSet((None,)))["virtual_hosts"][0]["routes"]
 
     assert [route["direct_response"]["status"] for route in special] == [403, 403]
     again = {"retry_on": "connect-failure", "num_retries": 4}
-    assert last["route"] == {"cluster": "server", "timeout": "0s", "retry_policy": again}
+    assert last["route"] == {"cluster": "requests", "timeout": "0s", "retry_policy": again}
+    assert upgrades["route"] == last["route"] | {"cluster": "streams"}
 
 
 def test_the_bootstrap_has_the_sockets_and_the_limits_of_header_matches() -> None:
