@@ -1,20 +1,21 @@
 """Faults by change: policy flipped under load, the package upgraded, an endpoint moved to another node."""
 
 import asyncio
-import subprocess
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yaml
+
 from nfq_enforcer.agent import client
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.lab.topology import UPLINK
 from tests.bench.generators import Programs
 from tests.bench.places import Place
 from tests.faults.fault import Fault
 from tests.faults.rows import Counts, Limits
 from tests.faults.stage import LOOK, Stage
 from tests.faults.traffic import DATAGRAMS, ECHO
+from tests.support import migration
 from tests.support.labs import FAMILIES, FRONT_TO_BACK, policy, until
 
 _MANY = 2000
@@ -99,43 +100,10 @@ async def move(stage: Stage, number: int) -> None:
     No node forwards to it between its end on the old node and the enforcement on the new one.
     """
     old, new = ("n1", "n2") if number % 2 else ("n2", "n1")
-    await asyncio.to_thread(_ip, stage.lab.topology.namespace(old), "link del veth-back2")
-    endpoint = next(one for one in stage.lab.topology.endpoints if one.name == "back2").document()
-    endpoint["spec"]["node"] = new
-    await asyncio.to_thread(stage.declare, new, endpoint)
-    await until(lambda: stage.everywhere("back2", new), interval=LOOK)
-    await asyncio.to_thread(_connect, stage, new)
-
-
-def _connect(stage: Stage, new: str) -> None:
-    """Connect back2 to another node, with the same addresses, and route them there."""
-    lab, topology = stage.lab, stage.lab.topology
-    name = topology.namespace
-    machine = topology.machine("back2")
-    addresses = machine.interfaces[0].addresses
-    _ip(name("back2"), f"link add {UPLINK} type veth peer name veth-back2 netns {name(new)}")
-    gateways = [interface for interface in topology.machine("n2").interfaces if interface.name == "veth-back2"]
-    _ip(name(new), *(f"address add {one} dev veth-back2{_nodad(one.version)}" for one in gateways[0].addresses))
-    _ip(name(new), "link set veth-back2 up")
-    _ip(name("back2"), *(f"address add {one} dev {UPLINK}{_nodad(one.version)}" for one in addresses))
-    _ip(name("back2"), f"link set {UPLINK} up")
-    for route in machine.routes:
-        via = f" via {route.via}" if route.via else ""
-        _ip(name("back2"), f"route replace {route.to}{via} dev {UPLINK} mtu {route.mtu}")
-    for one in addresses:
-        family = one.version
-        _ip(name(new), f"route replace {one.ip} dev veth-back2")
-        for other in ("n1", "n2", "rtr", "world"):
-            if other != new:
-                _ip(name(other), f"route replace {one.ip} via {lab.address(new, family)}")
-
-
-def _nodad(version: int) -> str:
-    return " nodad" if version == 6 else ""
-
-
-def _ip(namespace: str, *lines: str) -> None:
-    subprocess.run(["ip", "-n", namespace, "-batch", "-"], input="\n".join(lines) + "\n", text=True, check=True)
+    await asyncio.to_thread(migration.disconnect, stage.lab, old)
+    await asyncio.to_thread(stage.declare, new, yaml.safe_load(migration.document(stage.lab, new)))
+    await until(lambda: migration.is_known(stage.lab, new), interval=LOOK)
+    await asyncio.to_thread(migration.connect, stage.lab, new)
 
 
 _AWAY = "no node forwards to the endpoint between its two places"

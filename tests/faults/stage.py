@@ -136,11 +136,6 @@ class Stage:
         text = yaml.safe_dump_all(documents)
         client.call(self.lab.nodes[node].socket, "apply", files=[("declared.yaml", text)])
 
-    def everywhere(self, endpoint: str, node: str) -> bool:
-        """Return whether every node has an endpoint of this name on a node."""
-        listed = (client.call(one.socket, "endpoints") for one in self.lab.nodes.values())
-        return all((endpoint, node) in {(one["name"], one["node"]) for one in some} for some in listed)
-
     @asynccontextmanager
     async def counted(
         self, rate: float, forbidden_rate: float, more: Sequence[Json] = (), *, may_cut: bool = False

@@ -49,6 +49,7 @@ from tests.support.labs import (
     to_role,
     until,
 )
+from tests.support.migration import migrate
 from tests.support.namespaces import within
 from tests.support.processes import is_running
 from tests.support.tls import TlsServer, listen, start_tls
@@ -338,6 +339,32 @@ class TestChange:
                 finally:
                     await guarded.apply("endpoints", guarded.topology.endpoint_documents())
             await check(guarded, reference(["front1"], [target]))
+
+
+TO_FRONT = policy("to-front", "backend", egress=[with_http(to_role("frontend", (HTTP, "TCP")), USERDATA)])
+
+
+class TestMigration:
+    @pytest.mark.parametrize(
+        ("rules", "source", "target"), [(INGRESS, "front1", "back2"), (TO_FRONT, "back2", "front1")]
+    )
+    async def test_requests_meet_the_rules_at_the_new_node(
+        self, guarded: Lab, policies: Policies, rules: str, source: str, target: str
+    ) -> None:
+        """The connections that are open were at the old node's proxy: they end."""
+        await policies.apply("http", rules)
+        others = dict.fromkeys(requests(["db3"], [target], ALLOWED), "timeout")
+        wanted = reference([source], [target]) | others
+        await check(guarded, wanted)
+        async with await HttpConnection.open(guarded, source, target) as connection:
+            assert await connection.ask("/userdata/42") == 200
+            await migrate(guarded, "n2", "n1")
+            try:
+                assert await connection.fails("/secret")
+                await check(guarded, wanted)
+            finally:
+                await migrate(guarded, "n1", "n2")
+        await check(guarded, wanted)
 
 
 TLS = 8443
