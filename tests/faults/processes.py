@@ -9,7 +9,7 @@ from nfq_enforcer.dataplane.queue.protocol import QUEUE_MAXLEN
 from nfq_enforcer.lab.node import LabNode
 from tests.faults.fault import Fault
 from tests.faults.rows import Limits
-from tests.faults.stage import LOOK, SERVER_FIRST, Stage
+from tests.faults.stage import LOOK, SERVER_FIRST, SLOW_BETWEEN_NODES, Stage
 from tests.faults.traffic import DATAGRAMS
 from tests.support.labs import kill, run_in, until
 from tests.support.namespaces import socket_in
@@ -24,6 +24,12 @@ _FORGOTTEN = Limits(
     cuts=SERVER_FIRST,
     why="neither kernel nor worker knows any longer which end has opened a flow: a flow whose server sends first "
     "afterwards is one from backend to frontend, which is forbidden",
+)
+_FORGOTTEN_PER_FLOW = Limits(
+    cuts=SERVER_FIRST,
+    client_cuts=SLOW_BETWEEN_NODES,
+    why=f"{_FORGOTTEN.why}; of the flows between nodes those that had no packet between the two: the other node still "
+    "passes them without a stamp, which this one, knowing no such flow, has to see",
 )
 
 
@@ -105,6 +111,7 @@ FAULTS = [
         "kernel's flows flushed, then the worker killed",
         _flush_kernel_flows_and_kill,
         _FORGOTTEN,
+        _FORGOTTEN_PER_FLOW,
         short=0,
         spoils=True,
     ),

@@ -43,6 +43,7 @@ FORBIDDEN = {
 }
 FORGERS = {"back1": "back2", "back2": "back1"}
 SERVER_FIRST = 10  # of the allowed flows: those in which only the server sends
+SLOW_BETWEEN_NODES = 8  # of the allowed flows: TCP connections between nodes, with a packet every 0.2 s
 HOSTS = tuple(dict.fromkeys((*SERVERS, *ALLOWED, *FORBIDDEN)))
 _PROGRAM = Path(__file__).with_name("traffic.py")
 LOOK = 0.1  # s between two looks at a node's status, which costs processor time
