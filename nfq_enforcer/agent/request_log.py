@@ -44,7 +44,7 @@ class DecidingRules:
         self._known: dict[tuple[L7Request, SlotKey, bool], tuple[tuple[Side, ...], Deciding]] = {}
 
     def find(self, request: L7Request, key: SlotKey, sides: tuple[Side, ...], *, refused: bool) -> Deciding:
-        """Return what decided a request in a slot with these rules."""
+        """Return the side and the rules that decided a request in a slot with these rules."""
         place = request, key, refused
         known, deciding = self._known.get(place, (None, None))
         if deciding is None or known is not sides:  # a change of policy makes new ones

@@ -65,11 +65,11 @@ def _load(output: str, cpu: float, description: str) -> Load:
     number, rate = re.search(r"(\d+) requests in", output), re.search(r"Requests/sec: +([\d.]+)", output)
     errors = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", output)
     connect, read, write, timeout = map(int, errors.groups()) if errors else (0, 0, 0, 0)
-    if not number or not rate or connect or write or timeout or "Non-2xx" in output:
+    served = int(number[1]) if number else 0
+    failed = connect or write or timeout or read > served * _MAX_CLOSED or "Non-2xx" in output
+    if not served or not rate or failed:
         raise NfqError(f"requests failed: {description}")
-    if int(number[1]) == 0 or read > int(number[1]) * _MAX_CLOSED:
-        raise NfqError(f"requests failed: {description}")
-    return Load(float(rate[1]), cpu / int(number[1]) * 1e6)
+    return Load(float(rate[1]), cpu / served * 1e6)
 
 
 @contextmanager

@@ -5,18 +5,16 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
-
 from nfq_enforcer.agent import client
 from nfq_enforcer.errors import NfqError
 from tests.bench.generators import Programs
 from tests.bench.places import Place
 from tests.faults.fault import Fault
 from tests.faults.rows import Counts, Limits
-from tests.faults.stage import LOOK, Stage
+from tests.faults.stage import Stage
 from tests.faults.traffic import DATAGRAMS, ECHO
-from tests.support import migration
-from tests.support.labs import FAMILIES, FRONT_TO_BACK, policy, until
+from tests.support.labs import FAMILIES, FRONT_TO_BACK, policy
+from tests.support.migration import Json, migrate
 
 _MANY = 2000
 _FLIPPING = 8.0  # s
@@ -100,10 +98,11 @@ async def move(stage: Stage, number: int) -> None:
     No node forwards to it between its end on the old node and the enforcement on the new one.
     """
     old, new = ("n1", "n2") if number % 2 else ("n2", "n1")
-    await asyncio.to_thread(migration.disconnect, stage.lab, old)
-    await asyncio.to_thread(stage.declare, new, yaml.safe_load(migration.document(stage.lab, new)))
-    await until(lambda: migration.is_known(stage.lab, new), interval=LOOK)
-    await asyncio.to_thread(migration.connect, stage.lab, new)
+
+    async def declare(document: Json) -> None:
+        await asyncio.to_thread(stage.declare, new, document)
+
+    await migrate(stage.lab, old, new, declare)
 
 
 _AWAY = "no node forwards to the endpoint between its two places"

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from nfq_enforcer.agent import client
 from nfq_enforcer.dataplane.rules import connmark
@@ -49,6 +50,7 @@ from tests.support.labs import (
     to_role,
     until,
 )
+from tests.support.migration import NAME as MOVED
 from tests.support.migration import migrate
 from tests.support.namespaces import within
 from tests.support.processes import is_running
@@ -356,14 +358,19 @@ class TestMigration:
         others = dict.fromkeys(requests(["db3"], [target], ALLOWED), "timeout")
         wanted = reference([source], [target]) | others
         await check(guarded, wanted)
+
+        async def declare(document: dict[str, Any]) -> None:
+            rest = (one.document() for one in guarded.topology.endpoints if one.name != MOVED)
+            await guarded.apply("endpoints", yaml.safe_dump_all([document, *rest]))
+
         async with await HttpConnection.open(guarded, source, target) as connection:
             assert await connection.ask("/userdata/42") == 200
-            await migrate(guarded, "n2", "n1")
+            await migrate(guarded, "n2", "n1", declare)
             try:
                 assert await connection.fails("/secret")
                 await check(guarded, wanted)
             finally:
-                await migrate(guarded, "n1", "n2")
+                await migrate(guarded, "n1", "n2", declare)
         await check(guarded, wanted)
 
 

@@ -5,49 +5,42 @@ Its cable and its routes change. No node forwards to it between its end on the o
 
 import asyncio
 import subprocess
-
-import yaml
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import UPLINK
 from tests.support.labs import until
 
+Json = dict[str, Any]
 NAME, HOME = "back2", "n2"
 _PORT = f"veth-{NAME}"
 _LOOK = 0.1  # s between two looks at the nodes' endpoints, which cost processor time
 
 
-async def migrate(lab: Lab, old: str, new: str) -> None:
-    """Move the endpoint from one node to another; its document is one of the lab's file of endpoints."""
-    await asyncio.to_thread(disconnect, lab, old)
-    documents = [yaml.safe_load(document(lab, new))] + [
-        one.document() for one in lab.topology.endpoints if one.name != NAME
-    ]
-    await lab.apply("endpoints", yaml.safe_dump_all(documents))
-    await until(lambda: is_known(lab, new), interval=_LOOK)
-    await asyncio.to_thread(connect, lab, new)
+async def migrate(lab: Lab, old: str, new: str, declare: Callable[[Json], Awaitable[None]]) -> None:
+    """Move the endpoint from one node to another; ``declare`` applies its document, which names the new node."""
+    await asyncio.to_thread(_disconnect, lab, old)
+    document = next(one for one in lab.topology.endpoints if one.name == NAME).document()
+    document["spec"]["node"] = new
+    await declare(document)
+    await until(lambda: _is_known(lab, new), interval=_LOOK)
+    await asyncio.to_thread(_connect, lab, new)
 
 
-def document(lab: Lab, node: str) -> str:
-    """Return the document that declares the endpoint on a node."""
-    endpoint = next(one for one in lab.topology.endpoints if one.name == NAME).document()
-    endpoint["spec"]["node"] = node
-    return yaml.safe_dump(endpoint)
-
-
-def is_known(lab: Lab, node: str) -> bool:
+def _is_known(lab: Lab, node: str) -> bool:
     """Return whether every node has the endpoint on this node."""
     listed = (client.call(one.socket, "endpoints") for one in lab.nodes.values())
     return all((NAME, node) in {(one["name"], one["node"]) for one in some} for some in listed)
 
 
-def disconnect(lab: Lab, node: str) -> None:
+def _disconnect(lab: Lab, node: str) -> None:
     """Remove the cable to a node."""
     _ip(lab.topology.namespace(node), f"link del {_PORT}")
 
 
-def connect(lab: Lab, new: str) -> None:
+def _connect(lab: Lab, new: str) -> None:
     """Connect the endpoint to another node, with the same addresses, and route them there."""
     topology = lab.topology
     name = topology.namespace

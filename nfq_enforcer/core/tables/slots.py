@@ -42,8 +42,6 @@ class SlotKey(NamedTuple):
         Names are compared when a TLS connection begins, so it goes on only where policy still allows TLS by name, or
         without any rule of the proxy.
         """
-        if self == other:
-            return True
         return self.ends == other.ends and not self.protocols & ProxyProtocols.TLS & ~other.protocols
 
 
