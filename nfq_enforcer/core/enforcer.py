@@ -371,7 +371,8 @@ class Enforcer:
         An unstamped packet with the address of another node's endpoint may belong to an offloaded flow that this node
         no longer knows. Policy has to allow it to that endpoint, and not just to the world.
         """
-        for presumed in {self._mode.presumed_origin(origin, asked.src)} - {origin}:
+        presumed = self._mode.presumed_origin(origin, asked.src)
+        if presumed != origin:
             evaluate(self._snapshot, asked, presumed, link, names=names, stateless=stateless, proxied=proxied)
         return evaluate(self._snapshot, asked, origin, link, names=names, stateless=stateless, proxied=proxied)
 
@@ -402,9 +403,10 @@ class Enforcer:
         """Return those of the names, each once, whose addresses have an identity by policy."""
         return tuple(dict.fromkeys(filter(self.name_patterns.find, names)))
 
-    def _identities_of(self, names: Iterable[str]) -> tuple[Identity, ...]:
+    def _identities_of(self, names: tuple[str, ...]) -> tuple[Identity, ...]:
         """Return the identities that policy gives to the addresses of these names."""
-        return tuple(dict.fromkeys(identity for name in names for identity in self.name_patterns.find(name)))
+        find = self.name_patterns.find
+        return tuple(dict.fromkeys(identity for name in names for identity in find(name))) if names else ()
 
     def _evaluate_stateless(self, context: PacketContext) -> _Accepted:
         """Evaluate a packet without a flow that never opens one: a stray reply, or an ICMP error."""
@@ -556,7 +558,9 @@ class Enforcer:
         further = tuple(self._message_event(context, accepted, one) for one in messages[1:]) if messages else ()
         if rewritten is None:
             decision, flow, packet = ACCEPT, accepted.flow, context.packet
-            if flow is not None and not packet.error:
+            if accepted.creates and flow is not None:
+                decision = self._mode.opened(flow, context.now)
+            elif flow is not None and not packet.error:
                 decision = self._mode.accept(flow, packet.key != flow.key, context.stamped, context.now)
             return Decision(decision.verdict, event=event, learned=learned, further=further) if event else decision
         outdev = context.outdev
@@ -624,7 +628,7 @@ class Enforcer:
         packet, flow, verdict = context.packet, accepted.flow, accepted.policy_verdict
         opens = accepted.creates
         if accepted.creates:
-            flow = self.flows.create(packet, context.now)
+            flow = accepted.flow = self.flows.create(packet, context.now)
             flow.names = accepted.names
         elif flow is not None and not packet.error:
             self.flows.update(flow, packet.key != flow.key, packet.tcp_flags, context.now)

@@ -6,8 +6,11 @@ the other node has to accept that. The order of events ensures it. A node offloa
 with the replier's stamp: the replier's node knows the flow by then. It offloads the replies after an unstamped packet
 of the opener: the opener's node has received its stamp by then. One-way flows stay stamped, packet for packet.
 
-Of a flow without a reply, the kernel may pass the opener's packets if they need no stamp; the first reply is still
-checked here. A TCP flow without a reply is not offloaded at all.
+A flow needs no reply if no packet of it needs a stamp, and if its replies can come from one place only: this host, or
+an endpoint with an interface, where the kernel checks all sources. Such a flow is offloaded with its first packet.
+
+Of another flow without a reply, the kernel may pass the opener's packets if they need no stamp; the first reply is
+still checked here. Without a reply, such a TCP flow is not offloaded at all.
 
 Each mode answers the same questions, so the enforcer needs no knowledge of the mode.
 """
@@ -47,6 +50,10 @@ class PerPacket:
         """
         return ACCEPT
 
+    def opened(self, flow: Flow, now: float) -> Decision:
+        """Return the decision on the accepted first packet of a flow, which leaves without a stamp."""
+        return ACCEPT
+
     def find_flow(self, context: PacketContext, flow: Flow | None) -> Flow | None:
         """Return the packet's flow, given the one in the table; may restore a flow and presume the packet's origin."""
         return flow
@@ -78,6 +85,10 @@ class PerFlow(PerPacket):
         if extent is not flow.offload:
             self._flows.offload(flow, extent, now)
         return _DECISIONS[extent]
+
+    def opened(self, flow: Flow, now: float) -> Decision:
+        """Offload the flow if its replies need no check; other datagrams may be the only ones of their flow."""
+        return self.accept(flow, False, False, now) if _is_complete(flow) else ACCEPT
 
     def find_flow(self, context: PacketContext, flow: Flow | None) -> Flow | None:
         """Return the flow in the table, or one restored from the kernel's record; presume the packet's origin."""
@@ -126,10 +137,15 @@ def datapath_mode(snapshot: Snapshot, flows: Conntrack) -> PerPacket:
 def offload_extent(flow: Flow, reply: bool) -> Offload:
     """Return the extent to which the kernel may pass a flow after this packet of it, which leaves without a stamp."""
     state = flow.state
-    if flow.offload is _NEVER or state >= _CLOSING or (state is _NEW and flow.key[0] == TCP):
+    if flow.offload is _NEVER or state >= _CLOSING:
         return flow.offload
     if reply:
         return _FLOW if flow.origin.interface != ORIGIN_UNKNOWN.interface else flow.offload
-    if state is not _NEW and flow.reply_stamp is None and flow.reply_origin is not None:
+    if _is_complete(flow):
         return _FLOW
-    return max(flow.offload, _OPENER)
+    return flow.offload if state is _NEW and flow.key[0] == TCP else max(flow.offload, _OPENER)
+
+
+def _is_complete(flow: Flow) -> bool:
+    """Tell whether the replies of a flow need neither a stamp nor a check: their origin is known."""
+    return flow.reply_stamp is None and flow.reply_origin is not None

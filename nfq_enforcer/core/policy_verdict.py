@@ -91,7 +91,7 @@ def evaluate(
         reason = _denial(snapshot, result, policy, opening, direction, origin, stateless=stateless)
         if reason is DropReason.PROXY_MISSING:
             needs_proxy = True
-            protocols &= result.protocols
+            protocols = result.protocols if protocols is EVERY_PROTOCOL else protocols & result.protocols
             reason = None if proxied else reason
         if reason is not None and (result.denied or direction not in exempt):
             enforced_by = () if result.denied else policy.enforced_by

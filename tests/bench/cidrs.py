@@ -1,7 +1,8 @@
-"""A whole agent with 1,000,000 CIDRs: time until they are in force, memory, and the traffic of others meanwhile.
+"""A whole agent with 20,000 endpoints and 1,000,000 CIDRs: time until they are in force, memory, traffic meanwhile.
 
-An agent of the lab gets 100 documents of 10,000 prefixes each, of several lengths, in a watched file and by ``policy
-load``; then one of the documents changes. A stream between two endpoints runs meanwhile (``tests.support.stream``).
+An agent of the lab gets endpoints, and 100 documents of 10,000 prefixes each, of several lengths, in a watched file and
+by ``policy load``; then one of the documents changes. A stream between two endpoints runs meanwhile
+(``tests.support.stream``).
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 from rich.console import Console
@@ -22,13 +24,21 @@ from tests.support.labs import FRONT_TO_BACK, PROGRAM, policy, save, start, stop
 from tests.support.prefixes import document, documents
 from tests.support.stream import Stream, Summary
 
-DOCUMENTS, ENTRIES = 100, 10_000
+ENDPOINTS, DOCUMENTS, ENTRIES = 20_000, 100, 10_000
 _LOADS = 2  # commands that load all documents: one alone would be too long a request
 _OPEN = FRONT_TO_BACK + policy("front-out", "frontend", egress=[to_role("backend")])
 _OWN = 2  # policies of the stream
 _TIMEOUT = 1800.0  # s
 _POLL = 0.1  # s between two looks at the status
 _QUIET = 5.0  # s
+_ENDPOINT = """---
+apiVersion: nfq-enforcer.io/v1
+kind: Endpoint
+metadata: {{name: e{number}, labels: {{role: r{kind}}}}}
+spec: {{ips: [{address}], interface: veth-{neighbour}}}
+"""
+_KINDS = 20
+_FIRST_ADDRESS = ip_address("10.200.0.1")
 
 COLUMNS = (
     "",
@@ -76,16 +86,25 @@ async def _measure(console: Console, number: int, entries: int) -> list[Step]:
 
 
 def _changes(lab: Lab, node: LabNode, number: int, entries: int) -> dict[str, Callable[[], None]]:
-    many, single = lab.documents / "many.yaml", lab.documents / "single.yaml"
+    ends, many, single = (lab.documents / f"{name}.yaml" for name in ("endpoints", "many", "single"))
     rest, one = documents(number - 1, entries), document(number - 1, entries)
     shorter = one.rpartition("    -")[0]
     return {
         "nothing changes": lambda: time.sleep(_QUIET),
+        f"{ENDPOINTS:,} local endpoints saved": lambda: _save(node, {ends: _endpoints()}, _OWN),
         "files saved": lambda: _save(node, {many: rest, single: one}, _OWN + number),
         "one document loses a CIDR": lambda: _save(node, {single: shorter}, _OWN + number),
         "files emptied": lambda: _save(node, {many: "", single: ""}, _OWN),
         "policy load": lambda: _load(lab, node, number, entries),
     }
+
+
+def _endpoints() -> str:
+    """Return documents of endpoints of some kinds, which share the interface of one of the lab's."""
+    return "".join(
+        _ENDPOINT.format(number=one, kind=one % _KINDS, address=_FIRST_ADDRESS + one, neighbour="front1")
+        for one in range(ENDPOINTS)
+    )
 
 
 def _observe(name: str, node: LabNode, stream: Stream, change: Callable[[], None]) -> Step:

@@ -1,17 +1,21 @@
 """The proxy without an agent: one Envoy with a slot for each number of rules, so that only the rules differ.
 
-The agent's part of the proxy detaches after it has set the rules: nobody reads the access log, and Envoy goes on.
+The agent's part of the proxy detaches after it has set the rules: nobody reads the access log, and Envoy goes on. A
+socket without a server takes Envoy's requests for news: refused, Envoy would repeat them with a ninth of a core.
 """
 
+import os
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from nfq_enforcer.core.tables.l7 import HttpMatch
+from nfq_enforcer.proxy.envoy import XDS
 from nfq_enforcer.proxy.rule_set import RuleSet
 from tests.bench.http_load import Client, serving
-from tests.support.proxies import SERVER, SERVER_PORT, SLOTS, ProxyLab, rule_set
+from tests.support.proxies import SERVER, SERVER_PORT, SLOTS, UID, ProxyLab, rule_set
 
 NO_RULES = "no rules"
 COUNTS = (1, 10, 100)
@@ -44,6 +48,17 @@ RULE_SETS: Mapping[str, RuleSet] = {
 
 
 @contextmanager
+def _silent(path: Path) -> Iterator[None]:
+    """Take the proxy's connections to a socket, in place of the one that was there, and never answer."""
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        os.chown(path, UID, -1)
+        listening.listen(1024)
+        yield
+
+
+@contextmanager
 def clients() -> Iterator[dict[str, Client]]:
     """Run Envoy and a server; yield a client for each rule set, by its name."""
     with tempfile.TemporaryDirectory() as folder:
@@ -57,7 +72,7 @@ def clients() -> Iterator[dict[str, Client]]:
             assert pid is not None
             lab.node.run(lab.proxy.detach())
             ports = {each: SERVER_PORT + slot for each, slot in slots.items()}
-            with serving(lab.network.server, ports.values(), Path(folder, "nginx")):
+            with _silent(lab.directory / XDS), serving(lab.network.server, ports.values(), Path(folder, "nginx")):
                 yield {each: Client(lab.network.client, SERVER[4], port, (pid,)) for each, port in ports.items()}
         finally:
             lab.close()

@@ -518,7 +518,7 @@ class Enforcing:
     def epoch(self) -> int:
         """Return the connmark that the rules accept in both directions, 0 if they accept none."""
         rules = run("iptables", "-t", "security", "-S", "NFQE-MARKED")
-        found = re.search(r"--mark (0x\w+)/.* ESTABLISHED .*-j ACCEPT", rules)
+        found = re.search(r"--mark (0x\w+)/.* NEW,ESTABLISHED .*-j ACCEPT", rules)
         return int(found[1], 16) if found else 0
 
     def passes(self) -> bool:

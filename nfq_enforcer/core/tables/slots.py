@@ -85,6 +85,8 @@ class SlotTable:
 
     def find_serving(self, key: SlotKey, slot: int) -> int:
         """Return this slot if it serves a connection with this key, 0 if not; ``UNKNOWN_SLOT``: any slot that does."""
+        if self._keys.get(slot) == key:
+            return slot
         slots = [self.find(key._replace(protocols=each)) for each in _ALL] if slot == UNKNOWN_SLOT else [slot]
         keys = ((found, self._keys.get(found)) for found in slots)
         return next((found for found, known in keys if known is not None and known.serves(key)), 0)

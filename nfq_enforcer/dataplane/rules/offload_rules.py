@@ -97,7 +97,7 @@ class PerFlowRules:
                 rule
                 for valid in (WITHOUT_OPTIONS[version], ONLY_STAMP[version])
                 for rule in (
-                    match.format(connmark.flow_mark(self.epoch), "ESTABLISHED", valid),
+                    match.format(connmark.flow_mark(self.epoch), "NEW,ESTABLISHED", valid),
                     match.format(connmark.opener_mark(self.epoch), "NEW,ESTABLISHED --ctdir ORIGINAL", valid),
                 )
             ]

@@ -1,5 +1,7 @@
 """Flows that the kernel passes by itself: from which packet on, which packets bear stamps, and what is still judged."""
 
+from dataclasses import replace
+
 import pytest
 
 from nfq_enforcer.core.events import Decision
@@ -92,12 +94,32 @@ def at(request: pytest.FixtureRequest) -> Addresses:
 
 
 class TestWithoutStamps:
+    """No packet of these flows needs a stamp: the world is one end, and the other is here."""
+
     @pytest.mark.parametrize(("opener", "reply"), OPENERS_AND_REPLIES)
-    def test_a_flow_is_the_kernels_from_its_first_reply_on(self, at: Addresses, opener: Build, reply: Build) -> None:
+    def test_a_flow_is_the_kernels_at_once_where_its_replies_have_an_interface(
+        self, at: Addresses, opener: Build, reply: Build
+    ) -> None:
         one = Apart(at)
 
-        assert one.world_asks(opener).verdict is ACCEPT
+        opened = one.world_asks(opener)
+        assert (opened.verdict, event(opened).verdict) == (OFFLOAD_FLOW, FlowVerdict.FORWARDED)
         assert one.world_is_told(reply).verdict is OFFLOAD_FLOW
+
+    @pytest.mark.parametrize(("opener", "reply"), OPENERS_AND_REPLIES)
+    def test_any_other_is_the_kernels_from_its_first_reply_on(self, at: Addresses, opener: Build, reply: Build) -> None:
+        one = Apart(at)
+
+        assert one.world_is_told(opener).verdict is ACCEPT
+        assert one.world_asks(reply).verdict is OFFLOAD_FLOW
+
+    def test_an_endpoint_without_an_interface_has_to_reply_first(self, at: Addresses) -> None:
+        one = Apart(at)
+        web, *_ = one.node.enforced.endpoints.values()
+        one.load(endpoints={packed(at.web): replace(web, interface=None)})
+
+        assert one.world_asks(syn).verdict is ACCEPT
+        assert one.world_is_told(syn_ack).verdict is OFFLOAD_FLOW
 
     def test_packets_that_come_to_us_all_the_same_say_it_again(self, at: Addresses) -> None:
         one = Apart(at)
@@ -113,40 +135,38 @@ class TestWithoutStamps:
     ) -> None:
         one = Apart(at)
 
-        assert [one.world_asks(opener).verdict for _ in range(3)] == [ACCEPT, OFFLOAD_OPENER, OFFLOAD_OPENER]
+        assert [one.world_is_told(opener).verdict for _ in range(3)] == [ACCEPT, OFFLOAD_OPENER, OFFLOAD_OPENER]
 
     def test_the_first_reply_of_such_a_flow_is_checked_and_makes_it_the_kernels(self, at: Addresses) -> None:
         one = Apart(at)
-        one.world_asks(udp)
-        one.world_asks(udp)
+        one.world_is_told(udp)
+        one.world_is_told(udp)
 
-        forged = one.node.forward(udp_answer(at.web, at.world), VETH_DB, WAN0)
+        forged = one.node.forward(udp_answer(at.world, at.web), VETH_DB, VETH_WEB)
         assert refused(forged) is DropReason.INVALID_SOURCE_IP
-        assert one.world_is_told(udp_answer).verdict is OFFLOAD_FLOW
+        assert one.world_asks(udp_answer).verdict is OFFLOAD_FLOW
 
     def test_tcp_is_judged_until_it_is_answered(self, at: Addresses) -> None:
         one = Apart(at)
 
-        assert [one.world_asks(syn).verdict for _ in range(2)] == [ACCEPT, ACCEPT]
-        assert one.world_asks(request).verdict is ACCEPT
+        assert [one.world_is_told(syn).verdict for _ in range(2)] == [ACCEPT, ACCEPT]
+        assert one.world_is_told(request).verdict is ACCEPT
 
     def test_a_connection_that_is_being_closed_stays_ours_to_the_end(self, at: Addresses) -> None:
         one = Apart(at)
-        one.world_asks(syn)
-        one.world_asks(fin)
+        one.world_is_told(syn)
+        one.world_is_told(fin)
 
-        assert one.world_is_told(syn_ack).verdict is ACCEPT
+        assert one.world_asks(syn_ack).verdict is ACCEPT
 
     def test_a_port_that_is_used_again_opens_a_connection_of_its_own(self, at: Addresses) -> None:
         """Of the connection before it nobody has seen the end."""
         one = Apart(at)
         one.world_asks(syn)
-        one.world_is_told(syn_ack)
 
         opened = one.world_asks(syn)
-        assert opened.verdict is ACCEPT
+        assert opened.verdict is OFFLOAD_FLOW
         assert event(opened).verdict is FlowVerdict.FORWARDED
-        assert one.world_is_told(syn_ack).verdict is OFFLOAD_FLOW
 
     def test_the_other_end_may_not_open_one_under_cover_of_it(self, at: Addresses) -> None:
         one = Apart(at, ingress={"web": [(WORLD, 0, 0)]}, egress={"web": NOBODY})
@@ -158,7 +178,7 @@ class TestWithoutStamps:
     def test_within_a_node_it_is_the_same(self, at: Addresses) -> None:
         one = Apart(at, ingress={"web": [(DB, TCP, 80)]})
 
-        assert one.node.forward(syn(at.db, at.web, 80), VETH_DB, VETH_WEB).verdict is ACCEPT
+        assert one.node.forward(syn(at.db, at.web, 80), VETH_DB, VETH_WEB).verdict is OFFLOAD_FLOW
         assert one.node.forward(syn_ack(at.web, at.db, 80), VETH_WEB, VETH_DB).verdict is OFFLOAD_FLOW
 
 
@@ -315,11 +335,11 @@ class TestNever:
 
     def test_does_an_error_make_a_flow_the_kernels(self, at: Addresses) -> None:
         one = Apart(at)
-        one.world_asks(udp)
-        quoting = error(at.web, at.world, udp(at.world, at.web))
+        one.world_is_told(udp)
+        quoting = error(at.world, at.web, udp(at.web, at.world))
 
-        assert one.node.forward(quoting, VETH_WEB, WAN0).verdict is ACCEPT
-        assert one.flow(udp(at.world, at.web)).offload is Offload.NONE
+        assert one.node.forward(quoting, WAN0, VETH_WEB).verdict is ACCEPT
+        assert one.flow(udp(at.web, at.world)).offload is Offload.NONE
 
     def test_does_one_from_before_a_change_of_policy_stay_so(self, at: Addresses) -> None:
         one = Apart(at)

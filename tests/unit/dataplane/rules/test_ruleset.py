@@ -233,7 +233,7 @@ def test_an_epoch_is_replaced_alone_and_at_once() -> None:
     """The first two rules do not match a connmark of the last epoch, nor the last CONNMARK rules a request of it."""
     plain = '-m u32 ! --u32 "0x0>>0x18&0xf=0x6:0xf"'
     stamped = '-m u32 --u32 "0x0>>0x18&0xf=0x7&&0x14=0x9e081000&&0x18=0x100:0xffffff"'
-    flow = "-A NFQE-MARKED -m connmark --mark 0x900/0x1fffff00 -m conntrack --ctstate ESTABLISHED"
+    flow = "-A NFQE-MARKED -m connmark --mark 0x900/0x1fffff00 -m conntrack --ctstate NEW,ESTABLISHED"
     opener = (
         "-A NFQE-MARKED -m connmark --mark 0x800/0x1fffff00 -m conntrack --ctstate NEW,ESTABLISHED --ctdir ORIGINAL"
     )
