@@ -11,6 +11,7 @@ from math import isfinite
 from typing import Any
 
 MAX_INTEGER = 2**63 - 1  # the largest integer of a JSON text that is accepted; the smallest one is its negative
+NUMBERS = f"allowed: finite numbers, integers from {-MAX_INTEGER} to {MAX_INTEGER}"
 _SHOWN = 100  # characters of a wrong text that an error repeats
 _HALF = re.compile(rb"\\u[dD][89a-fA-F]")  # a surrogate; without its other half it cannot be encoded
 
@@ -77,16 +78,23 @@ def read_json(data: bytes | str) -> Any:
     return value
 
 
+def is_readable(value: object) -> bool:
+    """Tell whether ``read_json`` accepts a scalar again that was written as JSON: a number must be one of NUMBERS."""
+    if isinstance(value, int):
+        return -MAX_INTEGER <= value <= MAX_INTEGER
+    return not isinstance(value, float) or isfinite(value)
+
+
 def _integer(digits: str) -> int:
     number = int(digits) if len(digits) <= len(str(-MAX_INTEGER)) else MAX_INTEGER + 1
-    if not -MAX_INTEGER <= number <= MAX_INTEGER:
+    if not is_readable(number):
         raise ValueError(f"the number {shorten(digits, 20)} is too large")
     return number
 
 
 def _float(digits: str) -> float:
     number = float(digits)
-    if not isfinite(number):
+    if not is_readable(number):
         raise ValueError(f"the number {shorten(digits, 20)} is too large")
     return number
 

@@ -1,8 +1,9 @@
-"""Warnings about valid documents: a part that can never match, so that it allows, denies or isolates nothing.
+"""Warnings about valid documents: a part that can never match, or that matches more than its author expects.
 
 A selector that wants a label that no identity can have, and an entity without addresses, are accepted by upstream too.
-They silently select nobody: what should pass is denied, and what should be isolated stays open. An endpoint without an
-interface is accepted as well, and its neighbours can use its addresses.
+They silently select nobody: what should pass is denied, and what should be isolated stays open. A peer with negative
+requirements alone matches the world. An endpoint without an interface is accepted as well, and its neighbours can use
+its addresses.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -38,10 +39,18 @@ class ClusterFacts(NamedTuple):
     relevant: LabelFilter = LabelFilter()
 
 
-def warnings(documents: Iterable[PolicyDocument], facts: ClusterFacts) -> Iterator[str]:
-    """Yield a sentence for each part of a document that can never match, with the place of the document."""
+def warnings(
+    documents: Iterable[PolicyDocument], facts: ClusterFacts, others: Iterable[PolicyDocument] = ()
+) -> Iterator[str]:
+    """Yield a sentence for each part of a document that can never match, or matches the world, with its place.
+
+    ``others``: further policies in force. Their DNS rules count where a document has names.
+    """
     resolved = [(document, tuple(resolve(document))) for document in documents]
-    queried = [pattern for _, rules in resolved for rule in rules for pattern in _queried(rule)]
+    all_rules = [rule for _, rules in resolved for rule in rules]
+    if any(isinstance(peer, NamePeer) for rule in all_rules for peer in rule.peers or ()):
+        all_rules += [rule for document in others for rule in resolve(document)]
+    queried = [pattern for rule in all_rules for pattern in _queried(rule)]
     for document, rules in resolved:
         of_rules = (text for rule in rules for text in (*_of_rule(rule, facts), *_unlearned(rule, queried)))
         found = (*_without_effect(document), *of_rules)
@@ -100,9 +109,19 @@ def _of_rule(rule: Rule, facts: ClusterFacts) -> Iterator[str]:
     }
     some_match = not all(reasons.values())
     whole_cluster = reasons.keys() >= _MINOR  # by the entity cluster
+    if any(isinstance(peer, Selector) and _is_negative(peer) for peer in reasons):
+        yield (
+            f"{rule.ref.place} has a peer that also matches the world, this host and other nodes: its requirements are "
+            f"negative only (NotIn, DoesNotExist); {NAMESPACE_KEY} with the operator Exists limits it to endpoints"
+        )
     for peer, texts in reasons.items():
         if not (some_match and (peer in _MINOR or (whole_cluster and peer == _APISERVER))):
             yield from (f"{rule.ref.place} has a peer that never matches: {text}" for text in texts)
+
+
+def _is_negative(selector: Selector) -> bool:
+    """Tell whether labels match a selector by what they lack alone."""
+    return bool(selector.requirements) and all(requirement.negative for requirement in selector.requirements)
 
 
 def _reasons(selector: Selector, facts: ClusterFacts) -> Iterator[str]:

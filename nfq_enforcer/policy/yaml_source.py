@@ -1,10 +1,10 @@
 """Parser of YAML (and so JSON) to plain data, with the place of every field.
 
 Any text yields documents, or one DocumentError with its place. The parser refuses text that is not YAML, keys that are
-duplicate or not strings, tags other than those of YAML's own scalars, and too many aliases or levels of nesting (a few
-hundred bytes of aliases can stand for billions of nodes). Timestamps remain text, as for kubectl. A merge key (``<<``)
-adds the fields of one mapping, or of several in a list, that the mapping does not have itself; of several, the first
-counts (https://yaml.org/type/merge.html).
+duplicate or not strings, tags other than those of YAML's own scalars, numbers that JSON lacks or no store can hold, and
+too many aliases or levels of nesting (a few hundred bytes of aliases can stand for billions of nodes). Timestamps
+remain text, as for kubectl. A merge key (``<<``) adds the fields of one mapping, or of several in a list, that the
+mapping does not have itself; of several, the first counts (https://yaml.org/type/merge.html).
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from nfq_enforcer.errors import DocumentError
+from nfq_enforcer.text import NUMBERS, is_readable
 
 MAX_DEPTH = 64
 MAX_ALIASED = 100_000  # nodes that the aliases of one document expand to
@@ -283,9 +284,12 @@ class _Composer:
         if tag == _STRING:
             return event.value
         try:
-            return self._scalars.construct_object(yaml.ScalarNode(tag, event.value))
+            value = self._scalars.construct_object(yaml.ScalarNode(tag, event.value))
         except (ValueError, LookupError, ArithmeticError):  # PyYAML raises these for !!int x, !!bool x, 1:1:…:1.0
             raise self._error(event, f"'{event.value[:40]}' is not a value of its type") from None
+        if not is_readable(value):
+            raise self._error(event, f"the number '{event.value[:40]}' is out of range; {NUMBERS}")
+        return value
 
     def _check_depth(self, event: Any, depth: int) -> None:
         if depth > MAX_DEPTH:

@@ -11,6 +11,8 @@ import pytest
 from redis.asyncio import Redis
 
 from nfq_enforcer.cluster.records import Kind
+from nfq_enforcer.errors import BadInput
+from nfq_enforcer.store.redis.commands import Request
 from nfq_enforcer.store.redis.connection import StoreError
 from nfq_enforcer.store.redis.schema import MAX_COUNT
 from tests.support.members import Node, connection, dump, policy_text, until
@@ -227,6 +229,12 @@ def test_a_value_that_no_node_would_accept_is_not_written(server: RedisServer, t
             addresses = ", ".join(f"fd00::{number:x}" for number in range(30_000))
             with pytest.raises(Exception, match="endpoint default/huge is too large for the store"):
                 await one.run_endpoint("huge", addresses)
+            commands = one.session.commands
+            assert commands is not None
+            for number in ("NaN", str(2**64)):
+                values = [(Kind.DOCUMENT, "NetworkPolicy/default/odd", f'{{"v":1,"document":{number}}}')]
+                with pytest.raises(BadInput, match="document NetworkPolicy/default/odd cannot be stored: it is not"):
+                    await commands.write(Request(values=values))
             await works(one, other, "10.0.0.2")
 
     asyncio.run(attack())

@@ -61,7 +61,7 @@ class PolicyHandlers:
         wait, ignore = _wait(params), flag(params, "ignore_other_kinds")
         applied = await self._parts.store.apply(files, ignore_other_kinds=ignore)
         await self._parts.reconcile("the documents are stored")
-        warned = list(warnings(applied.policies, self._facts()))
+        warned = list(warnings(applied.policies, self._facts(), self._parts.reconciler.view.policies))
         return {**_applied(applied), "warnings": warned, **await self._rollout(wait)}
 
     def _facts(self) -> ClusterFacts:

@@ -175,7 +175,7 @@ class Commands:
 
     async def write(self, request: Request) -> Written:
         """Write changes, all or nothing; raise BadInput for another endpoint's address or a value that is too large."""
-        _check_sizes(request)
+        _check(request)
         answer = await self._run("write", json.dumps(_request(request)))
         return Written(
             schema.read_id(answer["id"]) if "id" in answer else None,
@@ -324,8 +324,8 @@ def _request(request: Request) -> dict[str, Any]:
     }
 
 
-def _check_sizes(request: Request) -> None:
-    """Raise BadInput for a value that the nodes would refuse."""
+def _check(request: Request) -> None:
+    """Raise BadInput for a value that the nodes would refuse: one that is too large, or that is not JSON."""
     endpoints = ((Kind.ENDPOINT, one.record.full_name, schema.encode_endpoint(one.record)) for one in request.endpoints)
     identities = ((Kind.IDENTITY, one.record.full_name, str(one.labels)) for one in request.endpoints)
     for kind, name, value in (*endpoints, *identities, *request.values):
@@ -333,6 +333,11 @@ def _check_sizes(request: Request) -> None:
             schema.check_size(kind, value.encode())
         except SchemaError as error:
             raise BadInput(f"{kind} {name} is too large for the store: {error}") from None
+    for kind, name, value in request.values:
+        try:
+            schema.read_json(value.encode())
+        except SchemaError as error:
+            raise BadInput(f"{kind} {name} cannot be stored: {error}") from None
 
 
 def _restore_order(key: Key, entry: StoreEntry, labels: Mapping[Identity, Labels]) -> list[Any] | None:

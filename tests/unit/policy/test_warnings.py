@@ -11,10 +11,13 @@ CLUSTERWIDE = "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nm
 KUBERNETES = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: "
 ENTRY = "{{endpointSelector: {{}}, ingress: [{{{}}}]}}"
 
+NOT_SYSTEM = "{key: io.kubernetes.pod.namespace, operator: NotIn, values: [kube-system]}"
+NAMESPACED = "{key: io.kubernetes.pod.namespace, operator: Exists}"
 
-def warned(text: str, facts: ClusterFacts | None = None) -> list[str]:
-    policies = group_documents(one.document for one in parse(text, "f")).policies
-    return list(warnings(policies, facts or ClusterFacts()))
+
+def warned(text: str, facts: ClusterFacts | None = None, in_force: str = "") -> list[str]:
+    policies, others = (group_documents(one.document for one in parse(each, "f")).policies for each in (text, in_force))
+    return list(warnings(policies, facts or ClusterFacts(), others))
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,8 @@ def test_a_peer_that_can_never_match_is_named(entry: str, reason: str) -> None:
         HEAD + ENTRY.format("fromEndpoints: []"),
         HEAD + ENTRY.format("fromCIDR: [10.0.0.0/8]"),
         HEAD + ENTRY.format("fromEndpoints: [{matchExpressions: [{key: 'x:a', operator: DoesNotExist}]}]"),
+        HEAD + ENTRY.format(f"fromEndpoints: [{{matchExpressions: [{NOT_SYSTEM}, {NAMESPACED}]}}]"),
+        HEAD + ENTRY.format(f"fromEndpoints: [{{matchLabels: {{a: b}}, matchExpressions: [{NOT_SYSTEM}]}}]"),
         HEAD + ENTRY.format("fromEndpoints: [{matchExpressions: [{key: etcd_node, operator: NotIn, values: [a]}]}]"),
         HEAD + ENTRY.format("fromEndpoints: [{matchLabels: {'any:a': b, 'k8s:io.kubernetes.pod.namespace': c}}]"),
         HEAD
@@ -65,6 +70,20 @@ def test_a_peer_that_can_never_match_is_named(entry: str, reason: str) -> None:
 )
 def test_what_can_match_gets_no_warning(text: str) -> None:
     assert warned(text) == []
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        NOT_SYSTEM,
+        "{key: 'k8s:io.cilium.k8s.namespace.labels.team', operator: DoesNotExist}",
+        "{key: 'reserved:host', operator: DoesNotExist}",
+    ],
+)
+def test_a_peer_that_matches_the_world_by_what_it_lacks_is_named(requirement: str) -> None:
+    (sentence,) = warned(HEAD + ENTRY.format(f"fromEndpoints: [{{matchExpressions: [{requirement}]}}]"))
+
+    assert "ingress[0] has a peer that also matches the world, this host and other nodes" in sentence
 
 
 FQDN = "{{endpointSelector: {{}}, egress: [{{toFQDNs: [{{{}}}]}}{}]}}"
@@ -101,6 +120,7 @@ def test_a_name_that_can_be_queried_gets_no_warning(selector: str, queried: str)
     assert warned(HEAD + FQDN.format(selector, f", {DNS.format(queried)}")) == []
     other = f"{HEAD.replace('name: p', 'name: q')}{{endpointSelector: {{}}, egress: [{DNS.format(queried)}]}}"
     assert warned(f"{HEAD}{FQDN.format(selector, '')}\n---\n{other}") == []
+    assert warned(f"{HEAD}{FQDN.format(selector, '')}", in_force=other) == []
 
 
 def test_a_subject_that_can_never_match_is_named_once() -> None:

@@ -6,6 +6,12 @@ from nfq_enforcer.errors import DocumentError
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.yaml_source import MAX_ALIASED, MAX_DEPTH, Place, Position
 
+UNREADABLE = [".nan", ".inf", "-.INF", "1.0e+400", str(2**63), str(-(2**63)), f"0x{'f' * 6000}"]
+OUT_OF_RANGE = (
+    "x.yaml:1:4: the number '{}' is out of range; allowed: finite numbers, integers from -9223372036854775807 to "
+    "9223372036854775807"
+)
+
 
 def refused(text: str) -> str:
     with pytest.raises(DocumentError) as caught:
@@ -79,6 +85,7 @@ def test_standard_tags_are_followed_and_value_keys_are_text() -> None:
         ("!!set {a}", "x.yaml:1:1: tag '!!set' is not allowed here"),
         ("!!map [a]", "x.yaml:1:1: tag '!!map' is not allowed here"),
         ("a: !!int x", "x.yaml:1:4: 'x' is not a value of its type"),
+        *((f"a: {number}", OUT_OF_RANGE.format(number[:40])) for number in UNREADABLE),
         ("a: !!bool x", "x.yaml:1:4: 'x' is not a value of its type"),
         ("a: !!float ''", "x.yaml:1:4: '' is not a value of its type"),
         ("a: x\n\x07", "x.yaml:2:1: character U+0007 is not allowed in YAML"),
