@@ -101,7 +101,9 @@ def validate(
     if errors:
         refused = inspection.refused + len(refusals)
         raise BadInput(f"{DocumentErrors(errors)}\n{refused} of {inspection.total} documents refused")
-    output.line(f"valid: {len(documents.policies)} policies, {len(documents.endpoints)} endpoints")
+    output.line(
+        f"valid: {sum(one.has_rules for one in documents.policies)} policies, {len(documents.endpoints)} endpoints"
+    )
 
 
 def _facts(documents: Documents, cluster: str | None, kube_apiserver: list[str] | None) -> ClusterFacts:

@@ -264,7 +264,9 @@ class Replica:
         if labels is not None:
             return self._compiled.policy.maps_for(labels, record.ports)
         mode = self.settings.enforcement
-        closed = mode is Enforcement.ALWAYS or (mode is not Enforcement.NEVER and bool(self._policies))
+        closed = mode is Enforcement.ALWAYS or (
+            mode is not Enforcement.NEVER and any(one.has_rules for one in self._policies.values())
+        )
         return _SHUT if closed else _OPEN
 
     def _new_snapshot(self, revision: int, endpoints: Mapping[bytes, LocalEndpoint]) -> Snapshot:

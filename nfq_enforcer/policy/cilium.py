@@ -1,4 +1,4 @@
-"""Document models of CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy, as Cilium documents them (cilium.io/v2).
+"""Document models of Cilium's network policies and CIDR groups, as Cilium documents them (cilium.io/v2).
 
 An entry of ``ingress``, ``egress``, ``ingressDeny`` or ``egressDeny`` has its peers in one of several fields. A missing
 list (None) differs from an empty one: see ``cilium_rules``.
@@ -14,7 +14,7 @@ from nfq_enforcer.core.tables import server_names
 from nfq_enforcer.core.tables.l7 import L7Match, SniMatch
 from nfq_enforcer.policy import icmp
 from nfq_enforcer.policy.documents import ClusterMetadata, LabelSelector, Metadata, PolicyDocument
-from nfq_enforcer.policy.fields import Cidr, EndPort, PolicyPort, Prefix, is_port_name
+from nfq_enforcer.policy.fields import Cidr, DnsName, EndPort, PolicyPort, Prefix, is_port_name
 from nfq_enforcer.policy.l7_rules import DnsRule, L7Rules
 from nfq_enforcer.policy.validation import Items, Part
 
@@ -152,16 +152,26 @@ class IcmpRule(Part):
 
 
 class CidrRule(Part):
-    """CidrRule: the addresses of a prefix, without those of the ``except`` prefixes."""
+    """CidrRule: the addresses of a prefix, or of CIDR groups, without those of the ``except`` prefixes."""
 
-    unsupported = frozenset(("cidrGroupRef", "cidrGroupSelector"))
-
-    cidr: Prefix
+    cidr: Prefix | None = None
+    cidr_group_ref: DnsName | None = None
+    cidr_group_selector: LabelSelector | None = None
     except_: Items[Prefix] = Field((), alias="except")
 
+    @property
+    def names_groups(self) -> bool:
+        """Return whether the addresses are those of CIDR groups."""
+        return self.cidr is None
+
     @model_validator(mode="after")
-    def _except_is_inside(self) -> Self:
-        check_except(self.cidr, self.except_)
+    def _one_of_three(self) -> Self:
+        given = [name for name in ("cidr", "cidr_group_ref", "cidr_group_selector") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(str(type(self).model_fields[name].alias) for name in given) or "none of them"
+            raise ValueError(f"{found} given; allowed: one of cidr, cidrGroupRef and cidrGroupSelector")
+        if self.cidr is not None:
+            check_except(self.cidr, self.except_)
         return self
 
 
@@ -316,6 +326,11 @@ class PolicyRule(Part):
     labels: Items[RuleLabel] = ()
 
     @property
+    def entries(self) -> tuple[RuleEntry, ...]:
+        """Return the entries of all sections."""
+        return (*self.ingress, *self.egress, *self.ingress_deny, *self.egress_deny)
+
+    @property
     def has_http(self) -> bool:
         """Return whether any entry allows some HTTP requests only."""
         return any(port.rules and port.rules.http for port in self._port_rules())
@@ -330,7 +345,7 @@ class PolicyRule(Part):
 
     @model_validator(mode="after")
     def _has_entries_and_one_selector(self) -> Self:
-        if not (self.ingress or self.egress or self.ingress_deny or self.egress_deny):
+        if not self.entries:
             sections = "ingress, egress, ingressDeny or egressDeny"
             empty = [section for section in ("ingress", "egress") if section in self.model_fields_set] or ["ingress"]
             written = " and ".join(f"{section}: [{{}}]" for section in empty)
@@ -359,6 +374,13 @@ class CiliumPolicy(PolicyDocument):
         return specs
 
     @property
+    def names_groups(self) -> bool:
+        """Return whether any entry has the addresses of CIDR groups."""
+        entries = (entry for rule in self.rules for entry in rule.entries)
+        peers = (peer for entry in entries for peer in entry.peers or ())
+        return any(isinstance(peer, CidrRule) and peer.names_groups for peer in peers)
+
+    @property
     def rules(self) -> tuple[PolicyRule, ...]:
         """Return the rules in their order: the rule in ``spec``, then those in ``specs``."""
         return (self.spec, *self.specs) if self.spec else self.specs
@@ -383,3 +405,24 @@ class CiliumClusterwideNetworkPolicy(CiliumPolicy):
 
     kind: Literal["CiliumClusterwideNetworkPolicy"]
     metadata: ClusterMetadata
+
+
+class CidrGroupSpec(Part):
+    """CidrGroupSpec: the prefixes of a CIDR group."""
+
+    external_cidrs: Items[Prefix] = Field(alias="externalCIDRs")
+
+
+class CiliumCIDRGroup(PolicyDocument):
+    """CiliumCIDRGroup: prefixes that policies name together, by the name or the labels of the group."""
+
+    has_rules = False
+
+    kind: Literal["CiliumCIDRGroup"]
+    metadata: ClusterMetadata
+    spec: CidrGroupSpec
+
+    @property
+    def prefixes(self) -> tuple[Prefix, ...]:
+        """Return the prefixes."""
+        return self.spec.external_cidrs

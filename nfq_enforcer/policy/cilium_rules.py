@@ -23,6 +23,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
+from nfq_enforcer.policy.cidr_groups import CidrGroups
 from nfq_enforcer.policy.cilium import (
     CidrRule,
     CiliumPolicy,
@@ -66,7 +67,7 @@ _CLUSTER = ("host", "remote-node", "init", "health", "unmanaged", "kube-apiserve
 _WORLD = {"world-ipv4": ip_network("0.0.0.0/0"), "world-ipv6": ip_network("::/0")}
 
 
-def resolve(document: CiliumPolicy) -> Iterator[Rule]:
+def resolve(document: CiliumPolicy, groups: CidrGroups) -> Iterator[Rule]:
     """Yield the rules of a document; ``ref.spec`` counts the rule in ``spec`` if present, then those in ``specs``."""
     for spec, policy_rule in enumerate(document.rules):
         subject = _subject(policy_rule, document.namespace)
@@ -75,7 +76,7 @@ def resolve(document: CiliumPolicy) -> Iterator[Rule]:
             for number, entry in enumerate(entries):
                 ref = RuleRef(document.kind, document.namespace, document.name, direction, number, spec, deny)
                 filters = _filters(entry, without_l7=not isolates)
-                yield Rule(ref, subject, _peers(entry, document.namespace), filters, isolates)
+                yield Rule(ref, subject, _peers(entry, document.namespace, groups), filters, isolates)
 
 
 def _subject(rule: PolicyRule, namespace: str) -> Selector:
@@ -97,17 +98,18 @@ def _isolates(rule: PolicyRule, direction: Direction) -> bool:
     return getattr(rule.enable_default_deny, direction) is not False
 
 
-def _peers(entry: RuleEntry, namespace: str) -> tuple[RulePeer, ...] | None:
+def _peers(entry: RuleEntry, namespace: str, groups: CidrGroups) -> tuple[RulePeer, ...] | None:
     if entry.peers is None:
         return None
-    return tuple(dict.fromkeys(peer for spec in entry.peers for peer in _resolve_peer(spec, namespace)))
+    return tuple(dict.fromkeys(peer for spec in entry.peers for peer in _resolve_peer(spec, namespace, groups)))
 
 
-def _resolve_peer(spec: PeerSpec, namespace: str) -> Iterator[RulePeer]:
+def _resolve_peer(spec: PeerSpec, namespace: str, groups: CidrGroups) -> Iterator[RulePeer]:
     if isinstance(spec, str):
         yield from _entity(spec)
     elif isinstance(spec, CidrRule):
-        yield AddressBlock(spec.cidr, exclusions(spec.except_), includes_endpoints=False)
+        for prefix, excluded in groups.blocks(spec):
+            yield AddressBlock(prefix, exclusions(excluded), includes_endpoints=False)
     elif isinstance(spec, IPv4Network | IPv6Network):
         yield AddressBlock(spec, NO_EXCLUSIONS, includes_endpoints=False)
     elif isinstance(spec, DnsRule):

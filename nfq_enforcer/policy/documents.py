@@ -6,7 +6,7 @@ than a policy not loaded. Descriptive metadata, as ``kubectl get -o yaml`` print
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
@@ -186,4 +186,6 @@ class LabelSelector(Part):
 
 
 class PolicyDocument(Document):
-    """PolicyDocument: base class of the documents with network policy."""
+    """PolicyDocument: base class of the documents with network policy, and of those that policies refer to."""
+
+    has_rules: ClassVar[bool] = True

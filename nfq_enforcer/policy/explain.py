@@ -26,6 +26,8 @@ from nfq_enforcer.policy.simulation import (
     verdict_word,
 )
 
+_PEERS = 5  # that one explanation names
+
 
 class RuleTrace(NamedTuple):
     """RuleTrace: one rule, and the explanation of its effect on a connection."""
@@ -118,8 +120,9 @@ def _mismatch(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
     if rule.peers == ():
         return "its list of peers is empty, so it is about nobody"
     if rule.peers is not None and not any(_matches_peer(peer, side) for peer in rule.peers):
-        reasons = dict.fromkeys(_peer_mismatch(peer, side.peer) for peer in rule.peers)
-        return f"{side.peer.name} is none of its peers: {', or '.join(reasons)}"
+        reasons = list(dict.fromkeys(_peer_mismatch(peer, side.peer) for peer in rule.peers))
+        more = [f"wants one of {len(reasons) - _PEERS} more"] if len(reasons) > _PEERS else []
+        return f"{side.peer.name} is none of its peers: {', or '.join(reasons[:_PEERS] + more)}"
     destination_ports = side.subject.ports if side.direction is Direction.INGRESS else side.peer.ports
     matching = [l4_filter for l4_filter in rule.filters if _matches_port(l4_filter, traffic, destination_ports)]
     if not matching:

@@ -27,7 +27,7 @@ from nfq_enforcer.policy.fields import (
 from nfq_enforcer.policy.file_cache import FileCache, FileMark
 from nfq_enforcer.policy.inspection import Inspection, ParsedDocument
 from nfq_enforcer.policy.progress import Progress
-from nfq_enforcer.policy.registry import KINDS, LISTS, is_other_kind, is_unsupported, similar_kinds
+from nfq_enforcer.policy.registry import KINDS, LISTS, is_other_kind, is_unsupported, similar_kinds, versions
 from nfq_enforcer.policy.validation import Items, Part, validate
 from nfq_enforcer.policy.yaml_source import YamlDocument
 
@@ -309,10 +309,9 @@ def _items(source: YamlDocument) -> list[_Item]:
     if not isinstance(kind, str) or kind not in LISTS:
         return [(source, (), source.data)]
     found = validate(_List, source.data, source, explain=True)
-    version, item_kind = LISTS[kind]
-    if found.api_version != version:
-        raise source.error(("apiVersion",), f"the apiVersion of {kind} is {version}, not {found.api_version}")
-    made = {"apiVersion": version, "kind": item_kind} if item_kind else {}
+    item_kind = LISTS[kind][1]
+    _check_version(kind, found.api_version, source, ())
+    made = {"apiVersion": found.api_version, "kind": item_kind} if item_kind else {}
     return [
         (source, ("items", number), {**made, **item} if isinstance(item, dict) and "kind" not in item else item)
         for number, item in enumerate(found.items)
@@ -323,23 +322,27 @@ def _parse_item(item: _Item) -> ParsedDocument:
     source, base, data = item
     if not isinstance(data, dict):
         raise source.error(base, f"a document must be a mapping with apiVersion and kind; allowed: {_ALLOWED}")
-    version, model = _kind(source, base, data)
-    if data.get("apiVersion") != version:
-        message = f"the apiVersion of {data['kind']} is {version}, not {data.get('apiVersion')}"
-        raise source.error((*base, "apiVersion"), message)
+    model = _model(source, base, data)
+    _check_version(data["kind"], data.get("apiVersion"), source, base)
     document = validate(model, data, source, base, explain=True)
     document.set_source(f"{source.file}:{source.place(base).value.line}", data)
     return ParsedDocument(document, source, base)
 
 
-def _kind(source: YamlDocument, base: yaml_source.FieldPath, data: dict[str, object]) -> tuple[str, type[Document]]:
+def _check_version(kind: str, version: object, source: YamlDocument, base: yaml_source.FieldPath) -> None:
+    allowed = versions(kind)
+    if version not in allowed:
+        raise source.error((*base, "apiVersion"), f"the apiVersion of {kind} is {' or '.join(allowed)}, not {version}")
+
+
+def _model(source: YamlDocument, base: yaml_source.FieldPath, data: dict[str, object]) -> type[Document]:
     kind = data.get("kind")
     if kind is None:
         raise source.error((*base, "kind"), f"required field is missing; allowed: {_ALLOWED}")
     if not isinstance(kind, str):
         raise source.error((*base, "kind"), f"must be a string; allowed: {_ALLOWED}")
     if kind in KINDS:
-        return KINDS[kind]
+        return KINDS[kind][1]
     if is_unsupported(kind):
         raise source.error((*base, "kind"), f"{kind} is not supported by this version; allowed: {_ALLOWED}")
     if kind in LISTS:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from nfq_enforcer.policy.cilium import CiliumCIDRGroup, CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
 from nfq_enforcer.policy.documents import Document, Endpoint, Namespace
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
 
@@ -12,8 +12,10 @@ KINDS: Mapping[str, tuple[str, type[Document]]] = {
     "Namespace": ("v1", Namespace),
     "CiliumNetworkPolicy": ("cilium.io/v2", CiliumNetworkPolicy),
     "CiliumClusterwideNetworkPolicy": ("cilium.io/v2", CiliumClusterwideNetworkPolicy),
+    "CiliumCIDRGroup": ("cilium.io/v2", CiliumCIDRGroup),
     "NetworkPolicy": ("networking.k8s.io/v1", NetworkPolicy),
 }
+_OLDER = {"CiliumCIDRGroup": "cilium.io/v2alpha1"}  # an apiVersion with the same fields
 LISTS: Mapping[str, tuple[str, str]] = {
     "List": ("v1", ""),
     **{f"{kind}List": (version, kind) for kind, (version, _) in KINDS.items()},
@@ -24,7 +26,6 @@ UNSUPPORTED_KINDS = frozenset(
     (
         "AdminNetworkPolicy",
         "BaselineAdminNetworkPolicy",
-        "CiliumCIDRGroup",
         "CiliumClusterwideEnvoyConfig",
         "CiliumEgressGatewayPolicy",
         "CiliumEnvoyConfig",
@@ -36,6 +37,12 @@ UNSUPPORTED_KINDS = frozenset(
 _OTHER_KINDS = frozenset(("Endpoints", "EndpointSlice", "CiliumEndpoint", "CiliumEndpointSlice"))
 _POLICY_WORDS = ("networkpolicy", "cidrgroup")
 _SIMILAR = 0.8  # a kind that differs less than this from one of ours is a mistyped one, not another kind
+
+
+def versions(kind: str) -> tuple[str, ...]:
+    """Return each apiVersion of a kind of document or list, the present one first; none of an unknown kind."""
+    version, item = LISTS.get(kind) or (KINDS[kind][0] if kind in KINDS else "", kind)
+    return tuple(filter(None, (version, _OLDER.get(item, ""))))
 
 
 def is_unsupported(kind: str) -> bool:

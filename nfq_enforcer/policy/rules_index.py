@@ -13,6 +13,7 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy import cilium_rules, kubernetes_rules
+from nfq_enforcer.policy.cidr_groups import CidrGroups
 from nfq_enforcer.policy.cilium import CiliumPolicy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
@@ -37,23 +38,30 @@ ContributionKey = tuple[int, PortSet]
 contribution depends on them."""
 
 
-def resolve(document: PolicyDocument) -> Iterator[Rule]:
-    """Yield the rules of a document, in their order."""
+def resolve(document: PolicyDocument, groups: CidrGroups) -> Iterator[Rule]:
+    """Yield the rules of a document, in their order; a document that only others refer to has none."""
     if isinstance(document, NetworkPolicy):
-        return kubernetes_rules.resolve(document)
-    assert isinstance(document, CiliumPolicy)  # PolicyDocument has no other subclass
-    return cilium_rules.resolve(document)
+        yield from kubernetes_rules.resolve(document)
+    elif isinstance(document, CiliumPolicy):
+        yield from cilium_rules.resolve(document, groups)
+    else:
+        assert not document.has_rules
 
 
 class RulesIndex:
     """RulesIndex: finds the rules of a set of documents by direction, selected labels and peer."""
 
     def __init__(self, documents: Iterable[PolicyDocument], before: "RulesIndex | None" = None) -> None:
-        """Resolve the documents in their order; a document object in the index before is not resolved again."""
+        """Resolve the documents in their order.
+
+        A document object in the index before is not resolved again, unless it refers to CIDR groups and these differ.
+        """
         self.documents = tuple(documents)
-        known: Mapping[int, tuple[Rule, ...]] = before._resolved if before else {}
+        self._groups = CidrGroups(self.documents)
+        known = before._resolved_with(self._groups) if before else {}
         self._resolved: dict[int, tuple[Rule, ...]] = {
-            id(document): known.get(id(document)) or tuple(resolve(document)) for document in self.documents
+            id(document): known.get(id(document)) or tuple(resolve(document, self._groups))
+            for document in self.documents
         }
         self.rules = tuple(rule for document in self.documents for rule in self._resolved[id(document)])
         self._by_direction = {d: tuple(rule for rule in self.rules if rule.ref.direction is d) for d in Direction}
@@ -61,6 +69,13 @@ class RulesIndex:
         self._selecting_ids: dict[tuple[Labels, Direction], frozenset[int]] = {}
         if before and self.keeps_order_of(before):
             self._reuse_selections(before)
+
+    def _resolved_with(self, groups: CidrGroups) -> Mapping[int, tuple[Rule, ...]]:
+        """Return the rules, by the ``id`` of their document, that are the same with these CIDR groups."""
+        if groups.same_as(self._groups):
+            return self._resolved
+        changed = {id(one) for one in self.documents if isinstance(one, CiliumPolicy) and one.names_groups}
+        return {document: rules for document, rules in self._resolved.items() if document not in changed}
 
     def _reuse_selections(self, before: "RulesIndex") -> None:
         """Copy the selections of the index before, without removed rules and with added ones."""

@@ -112,6 +112,11 @@ def peer_selector(selector: LabelSelector, namespace: str) -> Selector:
     return Selector(requirements | {_equal(DEFAULT_SOURCE, NAMESPACE_KEY, namespace)})
 
 
+def label_selector(selector: LabelSelector) -> Selector:
+    """Return the selector of documents by their labels, without any scope."""
+    return Selector(_requirements(selector.match_labels, selector.match_expressions))
+
+
 def node_selector(selector: LabelSelector) -> Selector:
     """Return the selector of a rule's subjects that are nodes."""
     return Selector(_requirements(selector.match_labels, selector.match_expressions) | {_HOST})

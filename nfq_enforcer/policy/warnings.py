@@ -12,7 +12,8 @@ from typing import NamedTuple
 from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE
 from nfq_enforcer.core.tables.dns_names import matches
 from nfq_enforcer.core.tables.l7 import DnsMatch
-from nfq_enforcer.policy.cilium import CiliumPolicy
+from nfq_enforcer.policy.cidr_groups import CidrGroups
+from nfq_enforcer.policy.cilium import CidrRule, CiliumPolicy
 from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
 from nfq_enforcer.policy.fields import ACCOUNT_KEY, CLUSTER_KEY, DEFAULT_CLUSTER, NAMESPACE_KEY
 from nfq_enforcer.policy.label_filter import LabelFilter
@@ -46,14 +47,16 @@ def warnings(
 
     ``others``: further policies in force. Their DNS rules count where a document has names.
     """
-    resolved = [(document, tuple(resolve(document))) for document in documents]
+    documents, others = tuple(documents), tuple(others)
+    groups = CidrGroups((*documents, *others))
+    resolved = [(document, tuple(resolve(document, groups))) for document in documents]
     all_rules = [rule for _, rules in resolved for rule in rules]
     if any(isinstance(peer, NamePeer) for rule in all_rules for peer in rule.peers or ()):
-        all_rules += [rule for document in others for rule in resolve(document)]
+        all_rules += [rule for document in others for rule in resolve(document, groups)]
     queried = [pattern for rule in all_rules for pattern in _queried(rule)]
     for document, rules in resolved:
         of_rules = (text for rule in rules for text in (*_of_rule(rule, facts), *_unlearned(rule, queried)))
-        found = (*_without_effect(document), *of_rules)
+        found = (*_without_effect(document), *_without_group(document, groups), *of_rules)
         yield from (f"{document.origin}: {document.title}: {text}" for text in dict.fromkeys(found))
 
 
@@ -80,6 +83,15 @@ def _without_effect(document: PolicyDocument) -> Iterator[str]:
         for section, entries in (("ingress", rule.ingress), ("egress", rule.egress)):
             if section in rule.model_fields_set and not entries:
                 yield f"{section}: [] has no effect; for default deny write {section}: [{{}}]"
+
+
+def _without_group(document: PolicyDocument, groups: CidrGroups) -> Iterator[str]:
+    """Yield a sentence for each entry with a reference to CIDR groups of which there are none here."""
+    entries = [entry for rule in document.rules for entry in rule.entries] if isinstance(document, CiliumPolicy) else []
+    for peer in (peer for entry in entries for peer in entry.peers or ()):
+        if isinstance(peer, CidrRule) and peer.names_groups and not groups.of(peer):
+            named = f"named {peer.cidr_group_ref}" if peer.cidr_group_ref else "with the labels of a cidrGroupSelector"
+            yield f"no CiliumCIDRGroup {named} is here, so it stands for no address"
 
 
 def _queried(rule: Rule) -> Iterator[str]:

@@ -86,7 +86,7 @@ async def _measure(console: Console, number: int, entries: int) -> list[Step]:
 
 
 def _changes(lab: Lab, node: LabNode, number: int, entries: int) -> dict[str, Callable[[], None]]:
-    ends, many, single = (lab.documents / f"{name}.yaml" for name in ("endpoints", "many", "single"))
+    ends, many, single = (lab.documents / f"{name}.yaml" for name in ("others", "many", "single"))
     rest, one = documents(number - 1, entries), document(number - 1, entries)
     shorter = one.rpartition("    -")[0]
     return {

@@ -25,17 +25,27 @@ from tests.support.labs import (
     OTHER_TCP,
     PATIENT,
     Attempt,
+    Expected,
     Policies,
     dropped,
     expect,
     outcomes,
     passes,
+    policy,
     run_in,
 )
 
 EXAMPLES = Path("policies")
 WAYS = ("80/TCP", "443/TCP", "8080/TCP", "53/UDP", "ping")
 WORLD = "world"
+WHOLE = ((4, 32), (6, 128))  # families, and the bits of an address
+FROM_PARTNERS = policy("from-partners", "backend", ingress=[{"fromCIDRSet": [{"cidrGroupRef": "partners"}]}])
+PARTNERS = """
+apiVersion: cilium.io/v2
+kind: CiliumCIDRGroup
+metadata: {{name: partners}}
+spec: {{externalCIDRs: [{}]}}
+"""
 GRPC_REFUSED = 7  # PERMISSION_DENIED
 
 
@@ -132,6 +142,30 @@ class TestCommands:
         assert "default/front-to-back deleted\nrevision " in self.ask(guarded, "delete", "default/front-to-back")
         assert await outcomes(guarded, open_again) == open_again
         assert json.loads(self.ask(guarded, "list", "-o", "json")) == []
+
+    async def test_a_policy_that_names_a_cidr_group_follows_the_group(self, guarded: Lab, tmp_path: Path) -> None:
+        opened = passes(["world"], ["back2"]) | dropped(["front1"], ["back2"])
+        closed = dropped(["world", "front1"], ["back2"])
+
+        async def fares(text: str, expected: Expected) -> None:
+            file = tmp_path / "mine.yaml"
+            file.write_text(text)
+            self.ask(guarded, "load", "--wait", str(file))
+            assert await outcomes(guarded, expected) == expected
+
+        await fares(FROM_PARTNERS, closed)
+        await fares(
+            PARTNERS.format(", ".join(f"{guarded.address(WORLD, family)}/{bits}" for family, bits in WHOLE)), opened
+        )
+        await fares(PARTNERS.format("198.51.100.0/24"), closed)
+        listed = json.loads(self.ask(guarded, "list", "-o", "json"))
+        assert [one["kind"] for one in listed] == ["CiliumCIDRGroup", "CiliumNetworkPolicy"]
+        assert guarded.nodes["n1"].status()["documents"]["policies"] == 1
+
+        self.ask(guarded, "delete", "--wait", "default/from-partners")
+        left = passes(["world", "front1"], ["back2"])
+        assert await outcomes(guarded, left) == left
+        assert "partners deleted\n" in self.ask(guarded, "delete", "partners")
 
     async def test_what_is_loaded_at_the_same_time_is_all_there(self, guarded: Lab) -> None:
         node = guarded.nodes["n2"]

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from nfq_enforcer.core.identity import RESERVED, Identity
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.policy.cilium import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from nfq_enforcer.policy.cilium import CiliumCIDRGroup, CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
@@ -36,6 +36,12 @@ SELECTORS: list[dict[str, Any]] = [
 # 10.20.20.0/24 and 10.20.147.0/24 hash to the same number, so adding the second changes the number of the first
 CIDRS = ["0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.20.20.0/24", "10.20.147.0/24", "2001:db8::/32"]
 HOLES = [{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"]}, {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}]
+GROUPS: list[dict[str, Any]] = [
+    {"cidrGroupRef": "p"},
+    {"cidrGroupRef": "q", "except": ["10.1.0.0/16"]},
+    {"cidrGroupSelector": {"matchLabels": {"kind": "office"}}, "except": ["10.0.0.0/8", "2001:db8::/33"]},
+    {"cidrGroupSelector": {}},
+]
 FQDNS = [{"matchName": "a.example"}, {"matchPattern": "*.example"}, {"matchName": "b.example"}]
 PORTS = [
     {"ports": [{"port": "80", "protocol": "TCP"}]},
@@ -49,7 +55,7 @@ def entries(side: str, *, deny: bool) -> st.SearchStrategy[list[dict[str, Any]]]
         st.just({}),
         st.builds(lambda peers: {f"{side}Endpoints": peers}, st.lists(st.sampled_from(SELECTORS), max_size=2)),
         st.builds(lambda peers: {f"{side}CIDR": peers}, st.lists(st.sampled_from(CIDRS), max_size=2)),
-        st.builds(lambda peer: {f"{side}CIDRSet": [peer]}, st.sampled_from(HOLES)),
+        st.builds(lambda peer: {f"{side}CIDRSet": [peer]}, st.sampled_from(HOLES + GROUPS)),
         st.builds(lambda one: {f"{side}Entities": [one]}, st.sampled_from(["all", "world", "host", "cluster"])),
     )
     if side == "to" and not deny:
@@ -94,10 +100,22 @@ def plain(name: str, namespace: str, spec: dict[str, Any]) -> PolicyDocument:
     return NetworkPolicy.model_validate(data)
 
 
+def group(name: str, labels: dict[str, str], cidrs: list[str]) -> PolicyDocument:
+    metadata, spec = {"name": name, "labels": labels}, {"externalCIDRs": cidrs}
+    data = {"apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup", "metadata": metadata, "spec": spec}
+    return CiliumCIDRGroup.model_validate(data)
+
+
 NAMES = st.sampled_from(["p", "q", "r"])
 DOCUMENTS = st.one_of(
     st.builds(cilium, NAMES, st.sampled_from(["", "one", "two"]), SPECS),
     st.builds(plain, NAMES, st.sampled_from(["one", "two"]), PLAIN_SPECS),
+    st.builds(
+        group,
+        NAMES,
+        st.sampled_from([{}, {"kind": "office"}]),
+        st.lists(st.sampled_from(CIDRS), max_size=3, unique=True),
+    ),
 )
 
 MapValues = tuple[tuple[dict[Any, Any], bool, tuple[Any, ...]], ...]

@@ -91,7 +91,7 @@ class StatusHandlers:
             families=[f"IPv{family.version}" for family in parts.families],
             revision=parts.reconciler.revision,
             compilations=view.compilations,
-            documents=DocumentCounts(len(view.policies), len(names)),
+            documents=DocumentCounts(sum(policy.has_rules for policy in view.policies), len(names)),
             refused=self._refusal(),
             endpoints=len({endpoint.name for endpoint in view.snapshot.endpoints.values()}),
             identities=len(names.identities) + len(names.cidrs),

@@ -48,7 +48,7 @@ from nfq_enforcer.policy.fields import (
     is_service_name,
     is_unicast,
 )
-from nfq_enforcer.policy.registry import KINDS
+from nfq_enforcer.policy.registry import KINDS, versions
 from nfq_enforcer.policy.rules import PROTOCOL_NUMBERS, NamedPort, PortSet
 from nfq_enforcer.text import shorten
 
@@ -208,7 +208,7 @@ def _datapath(word: str) -> Datapath | str:
 def _document(name: str, data: Mapping[str, Any]) -> PolicyDocument | Namespace:
     written = data["document"]
     kind = KINDS.get(_string(written["kind"]))
-    if kind is None or kind[0] != written["apiVersion"]:
+    if kind is None or written["apiVersion"] not in versions(written["kind"]):
         raise ValueError(f"unknown kind {written['kind']} of {written.get('apiVersion')}")
     document = kind[1].model_validate(written)
     if not isinstance(document, PolicyDocument | Namespace) or "/".join(document.key) != name:

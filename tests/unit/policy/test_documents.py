@@ -151,8 +151,8 @@ WRONG = {
     "a kind of another case": ("kind: endpoint", "unknown kind 'endpoint'; did you mean 'Endpoint'? allowed:", ""),
     "a kind that is no text": ("apiVersion: v1\nkind: [a]", "x.yaml:2:7: kind: must be a string", "allowed: Endpoint"),
     "a kind for later": (
-        "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup",
-        "x.yaml:2:7: kind: CiliumCIDRGroup is not supported by this version",
+        "apiVersion: cilium.io/v2\nkind: CiliumEnvoyConfig",
+        "x.yaml:2:7: kind: CiliumEnvoyConfig is not supported by this version",
         "allowed: Endpoint",
     ),
     "another apiVersion": (
@@ -789,7 +789,6 @@ LATER = {
     "spec.ingress[0].toPorts[0]": ("listener", "originatingTLS", "terminatingTLS"),
     "spec.ingress[0].toPorts[0].rules": ("kafka", "l7", "l7proto"),
     "spec.ingress[0].toPorts[0].rules.http[0].headerMatches[0]": ("secret",),
-    "spec.ingress[0].fromCIDRSet[0]": ("cidrGroupRef", "cidrGroupSelector"),
 }
 INTO = {
     "spec": "  ingress: [{}]\n  ",
@@ -801,7 +800,6 @@ INTO = {
     "spec.ingress[0].toPorts[0].rules.http[0].headerMatches[0]": (
         "  ingress:\n  - toPorts:\n    - rules: {http: [{headerMatches: [{name: a, $}]}]}\n"
     ),
-    "spec.ingress[0].fromCIDRSet[0]": "  ingress:\n  - fromCIDRSet:\n    - cidr: 10.0.0.0/8\n      ",
 }
 
 

@@ -124,6 +124,14 @@ def test_an_address_outside_is_held_against_prefixes() -> None:
     )
 
 
+def test_of_many_peers_the_first_ones_are_named() -> None:
+    spec = f"ingress: [{{fromCIDR: [{', '.join(f'192.0.2.{number}/32' for number in range(8))}]}}]"
+
+    explanation = explanation_of(spec, source="ip:192.0.3.9")
+    assert explanation.count("wants an address in") == 5
+    assert explanation.endswith("wants an address in 192.0.2.4/32, or wants one of 3 more")
+
+
 def test_requests_in_words() -> None:
     rules = "[{method: GET, path: /a}, {host: h, headers: ['X-A: 1', X-B]}]"
     port = "ports: [{port: '80', protocol: TCP}]"

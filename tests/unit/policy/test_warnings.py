@@ -123,6 +123,28 @@ def test_a_name_that_can_be_queried_gets_no_warning(selector: str, queried: str)
     assert warned(f"{HEAD}{FQDN.format(selector, '')}", in_force=other) == []
 
 
+GROUP = "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: office, labels: {kind: site}}\nspec: "
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ("cidrGroupRef: office", "named office"),
+        ("cidrGroupSelector: {matchLabels: {kind: site}}", "with the labels of a cidrGroupSelector"),
+    ],
+)
+def test_a_cidr_group_that_is_not_here_is_named(entry: str, named: str) -> None:
+    text = HEAD + ENTRY.format(f"fromCIDRSet: [{{{entry}}}]")
+
+    assert warned(text) == [
+        f"f:1: CiliumNetworkPolicy shop/p: no CiliumCIDRGroup {named} is here, so it stands for no address"
+    ]
+    assert warned(f"{text}\n---\n{GROUP}{{externalCIDRs: []}}") == warned(
+        text, in_force=f"{GROUP}{{externalCIDRs: []}}"
+    )
+    assert warned(text, in_force=f"{GROUP}{{externalCIDRs: []}}") == []
+
+
 def test_a_subject_that_can_never_match_is_named_once() -> None:
     text = "{endpointSelector: {matchLabels: {'x:a': b}}, ingress: [{}, {}], egress: [{}]}"
     other = "{endpointSelector: {matchExpressions: [{key: io.kubernetes.pod.namespace, operator: In, values: [o]}]}, "
