@@ -58,12 +58,12 @@ async def _stop_worker(stage: Stage, number: int) -> None:
 async def _fill_queue(stage: Stage, _: int) -> None:
     """Send more datagrams in an open flow than a queue holds, while neither worker nor agent of the sender's node runs.
 
-    The flow has no answers, so it is not offloaded.
+    The flow has no answers and leaves for another node with stamps, so it is not offloaded. No fault moves its ends.
     """
-    node = stage.lab.nodes["n1"]
+    node = stage.lab.nodes["n3"]
     worker, lost = _worker(node), int(node.status()["worker"]["lost"])
-    with socket_in(stage.lab, "front1") as sender:
-        sender.connect((str(stage.lab.address("back2")), DATAGRAMS))
+    with socket_in(stage.lab, "front3") as sender:
+        sender.connect((str(stage.lab.address("back1")), DATAGRAMS))
         sender.send(b"no question")
         await asyncio.sleep(LOOK)  # it passes, and the kernel knows the flow
         with stopped(node.pid), stopped(worker):
