@@ -12,8 +12,10 @@ from nfq_enforcer.policy import regex
 from nfq_enforcer.policy.validation import Items, Part
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
-_NAME = re.compile(r"[-a-zA-Z0-9_.]{1,255}")
-_PATTERN = re.compile(r"[-a-zA-Z0-9_.*]{1,255}")
+_NAME = re.compile(r"[-a-zA-Z0-9_]+(\.[-a-zA-Z0-9_]+)*\.?")
+_PATTERN = re.compile(r"[-a-zA-Z0-9_*]+(\.[-a-zA-Z0-9_*]+)*\.?")
+_MAX_NAME = 255  # characters, as upstream
+_DOTS = f"between labels one dot, at most {_MAX_NAME} characters"
 
 
 def _header_name(name: str) -> str:
@@ -28,15 +30,16 @@ def _header(line: str) -> str:
 
 
 def _dns_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"'{name}' is not a name; allowed: letters, digits, '-', '_' and '.'")
+    if len(name) > _MAX_NAME or not _NAME.fullmatch(name):
+        raise ValueError(f"'{name}' is not a name; allowed: labels of letters, digits, '-' and '_', {_DOTS}")
     return name
 
 
 def _dns_pattern(pattern: str) -> str:
-    if not _PATTERN.fullmatch(pattern):
+    if len(pattern) > _MAX_NAME or not _PATTERN.fullmatch(pattern):
         raise ValueError(
-            f"'{pattern}' is not a pattern; allowed: letters, digits, '-', '_', '.', and '*' for some of a label"
+            f"'{pattern}' is not a pattern; allowed: labels of letters, digits, '-', '_', and '*' for some of a label, "
+            f"{_DOTS}"
         )
     return pattern
 

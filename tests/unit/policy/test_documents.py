@@ -1,6 +1,7 @@
 """The fields of documents, and the error messages of invalid ones: the place, the field and the allowed values."""
 
 from ipaddress import ip_address
+from itertools import product
 
 import pytest
 
@@ -619,8 +620,34 @@ WRONG = {
             "a name that DNS has not": (
                 "egress: [{toPorts: [{rules: {dns: [{matchName: 'a*'}]}}]}]",
                 "dns[0].matchName: 'a*' is not a name",
-                "allowed: letters",
+                "allowed: labels of letters, digits, '-' and '_', between labels one dot, at most 255 characters",
             ),
+            "a name of DNS that is too long": (
+                f"egress: [{{toFQDNs: [{{matchName: {'a.' * 128}}}]}}]",
+                "toFQDNs[0].matchName: 'a.a.",
+                "at most 255",
+            ),
+            "a pattern of DNS that is too long": (
+                f"egress: [{{toFQDNs: [{{matchPattern: '*{'.a' * 128}'}}]}}]",
+                "toFQDNs[0].matchPattern: '*.a.a",
+                "at most 255",
+            ),
+            **{
+                f"{field} {dots} of {place}": (
+                    f"egress: [{before}{{{field}: '{dots}'}}{after}]",
+                    f"{place}[0].{field}: '{dots}' is not a ",
+                    "between labels one dot",
+                )
+                for place, before, after in (
+                    ("toFQDNs", "{toFQDNs: [", "]}"),
+                    ("rules.dns", "{toPorts: [{ports: [{port: '53'}], rules: {dns: [", "]}}]}"),
+                )
+                for field, dots in (
+                    *product(("matchName", "matchPattern"), (".example.com", "a..b", ".", "a..", "")),
+                    ("matchPattern", "*..example.com"),
+                    ("matchPattern", ".*"),
+                )
+            },
             "a pattern that DNS has not": (
                 "egress: [{toPorts: [{rules: {dns: [{matchPattern: 'a b'}]}}]}]",
                 "dns[0].matchPattern: 'a b' is not a pattern",
