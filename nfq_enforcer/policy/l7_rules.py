@@ -12,6 +12,9 @@ from nfq_enforcer.policy import regex
 from nfq_enforcer.policy.validation import Items, Part
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_HEADER_LINE = re.compile(
+    r"([^: \t]+)(?:(?::+ | (?!:))([^ \t](?:.*[^ \t])?))?", re.DOTALL
+)  # upstream splits at a blank
 _NAME = re.compile(r"[-a-zA-Z0-9_]+(\.[-a-zA-Z0-9_]+)*\.?")
 _PATTERN = re.compile(r"[-a-zA-Z0-9_*]+(\.[-a-zA-Z0-9_*]+)*\.?")
 _MAX_NAME = 255  # characters, as upstream
@@ -25,7 +28,12 @@ def _header_name(name: str) -> str:
 
 
 def _header(line: str) -> str:
-    _header_name(line.partition(":")[0].strip())
+    """Refuse a line that upstream takes for another header or value than its author, so that no request matches it."""
+    name, *value = re.split(r"\s*:\s*|\s+", line.strip(), maxsplit=1)
+    _header_name(name)
+    if not _HEADER_LINE.fullmatch(line):
+        meant = ": ".join((name, *filter(None, value)))
+        raise ValueError(f"'{line}' is not a header; write '{meant}'; allowed: 'Name: value' with one blank, or 'Name'")
     return line
 
 
@@ -66,7 +74,7 @@ class HttpRule(Part):
     method: RegexField = ""
     path: RegexField = ""
     host: RegexField = ""
-    headers: Items[Annotated[str, AfterValidator(_header)]] = ()  # "Name: value" or "Name"
+    headers: Items[Annotated[str, AfterValidator(_header)]] = ()  # "Name: value", "Name value" or "Name"
     header_matches: Items[HeaderRule] = ()
 
     def match(self) -> HttpMatch:
@@ -74,9 +82,8 @@ class HttpRule(Part):
         return HttpMatch(self.method, self.path, self.host, tuple(self._headers()))
 
     def _headers(self) -> Iterable[HeaderMatch]:
-        for line in self.headers:
-            name, colon, value = line.partition(":")
-            yield HeaderMatch(name.strip(), value.strip() if colon else None)
+        for found in filter(None, map(_HEADER_LINE.fullmatch, self.headers)):
+            yield HeaderMatch(*found.groups())
         for header in self.header_matches:
             yield HeaderMatch(header.name, header.value or None, header.mismatch or "")
 

@@ -2,10 +2,11 @@
 
 import pytest
 
-from nfq_enforcer.core.tables.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import HeaderMatch, HttpRequest
 from nfq_enforcer.core.tables.policymap import LookupResult
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.l7_match import matches, matches_name
+from nfq_enforcer.policy.l7_rules import HttpRule
 from tests.support.clusters import ALL_PEERS, CILIUM, CLUSTERWIDE, DB, WEB, PolicyCluster
 
 NOBODY, ALL = [False] * 5, [True] * 5
@@ -371,6 +372,23 @@ def test_rules_of_an_empty_list_restrict_nothing() -> None:
 
     cluster = PolicyCluster(ingress(text))
     assert [cluster.lookup(cluster.ingress(), "shop/web", port).l7 for port in ("80/TCP", "81/TCP")] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("X-Foo", "X-Foo", None),
+        ("X-Foo: true", "X-Foo", "true"),
+        ("X-Foo true", "X-Foo", "true"),
+        ("X-Foo:: true", "X-Foo", "true"),
+        ("X-Foo a: b  c", "X-Foo", "a: b  c"),
+        ("X-Foo: :80", "X-Foo", ":80"),
+    ],
+)
+def test_a_header_ends_at_its_first_blank(line: str, name: str, value: str | None) -> None:
+    rule = HttpRule.model_validate({"headers": [line]})
+
+    assert rule.match().headers == (HeaderMatch(name, value),)
 
 
 def test_header_matches_and_posix_classes_are_read() -> None:

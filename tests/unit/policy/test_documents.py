@@ -1,5 +1,6 @@
 """The fields of documents, and the error messages of invalid ones: the place, the field and the allowed values."""
 
+import json
 from ipaddress import ip_address
 from itertools import product
 
@@ -612,6 +613,29 @@ WRONG = {
                 "http[0].headers[0]: '' is not the name of a header",
                 "allowed: letters",
             ),
+            **{
+                f"a header that is {line!r}": (
+                    f"ingress: [{{toPorts: [{{rules: {{http: [{{headers: [{json.dumps(line)}]}}]}}}}]}}]",
+                    f"' is not a header; write '{meant}'; ",
+                    "allowed: 'Name: value' with one blank, or 'Name'",
+                )
+                for line, meant in (
+                    ("X-A:true", "X-A: true"),
+                    ("X-A:\ttrue", "X-A: true"),
+                    ("X-A:", "X-A"),
+                    ("X-A: ", "X-A"),
+                    ("X-A ", "X-A"),
+                    (" X-A", "X-A"),
+                    (" X-A: true", "X-A: true"),
+                    ("X-A:  true", "X-A: true"),
+                    ("X-A  true", "X-A: true"),
+                    ("X-A: true ", "X-A: true"),
+                    ("X-A: \ttrue", "X-A: true"),
+                    ("X-A : true", "X-A: true"),
+                    ("X-A a:b ", "X-A: a:b"),
+                    ("X-A:a b", "X-A: a b"),
+                )
+            },
             "a header's bad name": (
                 "ingress: [{toPorts: [{rules: {http: [{headerMatches: [{name: 'a b'}]}]}}]}]",
                 "headerMatches[0].name: 'a b' is not the name of a header",

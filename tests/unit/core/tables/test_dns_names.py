@@ -45,7 +45,11 @@ from nfq_enforcer.core.tables.dns_names import NamePatterns, matches, normalised
         ("a.**.example", "a.b.c.example", False),
         ("*.**", "a.b", True),
         ("*.**", "a.b.c", False),
-        *((every, name, True) for every in ("**", "*.", "**.", "***", "***.") for name in ("com", "a.com", "a.b.c", "")),
+        *(
+            (every, name, True)
+            for every in ("**", "*.", "**.", "***", "***.")
+            for name in ("com", "a.com", "a.b.c", "")
+        ),
     ],
 )
 def test_a_pattern_matches_whole_names(pattern: str, name: str, matching: bool) -> None:
