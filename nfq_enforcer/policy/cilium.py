@@ -26,6 +26,7 @@ Entity = Literal[
     "world-ipv4",
     "world-ipv6",
     "cluster",
+    "cluster-mesh",
     "host",
     "remote-node",
     "init",
@@ -57,6 +58,11 @@ class PortProtocol(Part):
         """Return whether the port is a name."""
         return is_port_name(self.port)
 
+    @property
+    def is_range(self) -> bool:
+        """Return whether it has several ports, though not all."""
+        return not self.named and self.end_port > int(self.port)
+
 
 def _at_most(maximum: int, noun: str, field: str) -> AfterValidator:
     def check(items: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -85,6 +91,14 @@ def _server_name(name: str) -> str:
     return name
 
 
+def _at_least_one_name(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError(
+            "serverNames without a name; allowed: at least one, or no serverNames, which allows every name"
+        )
+    return names
+
+
 class PortRule(Part):
     """PortRule: one entry of toPorts; without ports it allows nothing, as upstream."""
 
@@ -92,7 +106,9 @@ class PortRule(Part):
 
     ports: _Ports = ()
     rules: L7Rules | None = None
-    server_names: Items[Annotated[str, AfterValidator(_server_name)]] = ()
+    server_names: Annotated[
+        Items[Annotated[str, AfterValidator(_server_name)]], AfterValidator(_at_least_one_name)
+    ] = ()
 
     @property
     def has_rules(self) -> bool:
@@ -125,9 +141,10 @@ class PortRule(Part):
             raise ValueError('rules are not allowed with port "0"; allowed: "1" to "65535", or the name of a port')
         if self.rules.http and any(port.protocol != "TCP" for port in self.ports):
             raise ValueError("http rules are for TCP; allowed: ports with protocol: TCP")
-        if self.rules.dns and any(port.protocol == "SCTP" or (port.end_port and not port.named) for port in self.ports):
+        if self.rules.dns and any(port.protocol == "SCTP" or port.is_range for port in self.ports):
             raise ValueError(
-                "dns rules are for TCP and UDP without endPort; allowed: single ports, protocol TCP, UDP or ANY"
+                "dns rules are for single ports of TCP and UDP; allowed: protocol TCP, UDP or ANY, and no endPort "
+                "above its port"
             )
         return self
 

@@ -12,9 +12,8 @@ from nfq_enforcer.policy import regex
 from nfq_enforcer.policy.validation import Items, Part
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
-_HEADER_LINE = re.compile(
-    r"([^: \t]+)(?:(?::+ | (?!:))([^ \t](?:.*[^ \t])?))?", re.DOTALL
-)  # upstream splits at a blank
+# Upstream splits a line at its first blank, and cuts the colons off the name.
+_HEADER_LINE = re.compile(r"([^: \t]+)(?:(?::+ | (?!:))([^ \t](?:.*[^ \t])?))?", re.DOTALL)
 _NAME = re.compile(r"[-a-zA-Z0-9_]+(\.[-a-zA-Z0-9_]+)*\.?")
 _PATTERN = re.compile(r"[-a-zA-Z0-9_*]+(\.[-a-zA-Z0-9_*]+)*\.?")
 _MAX_NAME = 255  # characters, as upstream
@@ -106,7 +105,7 @@ class DnsRule(Part):
 
 
 class L7Rules(Part):
-    """L7Rules: the requests that an entry allows on its ports; without any rule, all."""
+    """L7Rules: the requests that an entry allows on its ports; with an empty list of rules, all."""
 
     unsupported = frozenset(("kafka", "l7proto", "l7"))
 
@@ -115,6 +114,8 @@ class L7Rules(Part):
 
     @model_validator(mode="after")
     def _one_protocol(self) -> Self:
+        if self.http is None and self.dns is None:
+            raise ValueError("rules without http and dns; allowed: one of them, or no rules, which opens the ports")
         if self.http and self.dns:
             raise ValueError("rules of two protocols; allowed: either http or dns")
         return self

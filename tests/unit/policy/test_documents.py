@@ -580,9 +580,36 @@ WRONG = {
             ),
             "dns rules for a range": (
                 "egress: [{toPorts: [{ports: [{port: '53', endPort: 54}], rules: {dns: [{matchName: a}]}}]}]",
-                "toPorts[0]: dns rules are for TCP and UDP without endPort",
-                "allowed: single ports",
+                "toPorts[0]: dns rules are for single ports of TCP and UDP",
+                "allowed: protocol TCP, UDP or ANY, and no endPort above its port",
             ),
+            "dns rules of SCTP": (
+                "egress: [{toPorts: [{ports: [{port: '53', protocol: SCTP}], rules: {dns: [{matchName: a}]}}]}]",
+                "toPorts[0]: dns rules are for single ports of TCP and UDP",
+                "allowed: protocol TCP, UDP or ANY",
+            ),
+            **{
+                f"rules that are {rules}": (
+                    f"{section}: [{{toPorts: [{{ports: [{{port: '80', protocol: TCP}}], rules: {rules}}}]}}]",
+                    f"{section}[0].toPorts[0].rules: rules without http and dns",
+                    "allowed: one of them, or no rules, which opens the ports",
+                )
+                for section in ("ingress", "egress")
+                for rules in ("{}", "{http: null}", "{dns: null, http: null, kafka: null}")
+            },
+            "no server names": (
+                "egress: [{toPorts: [{ports: [{port: '443'}], serverNames: []}]}]",
+                "toPorts[0].serverNames: serverNames without a name",
+                "allowed: at least one, or no serverNames, which allows every name",
+            ),
+            **{
+                f"the type {text}": (
+                    f"ingress: [{{icmps: [{{fields: [{{type: '{text}'}}]}}]}}]",
+                    f"fields[0].type: '{text}' is not an ICMP type of IPv4",
+                    "allowed: 0 to 255",
+                )
+                for text in ("08", "00", "008", "٨", "+8", "-8", " 8", "", "256", "1000")
+            },
             "dns rules of ingress": (
                 "ingress: [{toPorts: [{ports: [{port: '53'}], rules: {dns: [{matchName: a}]}}]}]",
                 "spec.ingress[0]: dns rules are not allowed in ingress",
