@@ -4,7 +4,7 @@ An entry of ``ingress``, ``egress``, ``ingressDeny`` or ``egressDeny`` has its p
 list (None) differs from an empty one: see ``cilium_rules``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -18,6 +18,7 @@ from nfq_enforcer.policy.fields import Cidr, DnsName, EndPort, PolicyPort, Prefi
 from nfq_enforcer.policy.l7_rules import DnsRule, L7Rules
 from nfq_enforcer.policy.validation import Items, Part
 
+_WITHOUT_PORTS = ("GRE", "IPIP", "IPV6", "ESP", "AH", "VRRP", "IGMP")  # upstream's extended IP protocols
 MAX_PORTS = 40  # in one entry of toPorts or icmps, as upstream
 
 Entity = Literal[
@@ -44,6 +45,15 @@ class PortProtocol(Part):
     port: PolicyPort  # "0": all ports; a name: the destination's port of that name
     end_port: EndPort = 0  # 0: no range; ignored for a named port, as upstream
     protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_supported(cls, data: object) -> object:
+        """Refuse a protocol without ports before the model asks for its port."""
+        protocol = data.get("protocol") if isinstance(data, dict) else None
+        if protocol in _WITHOUT_PORTS:
+            raise ValueError(f"protocol {protocol} is not supported by this version; allowed: TCP, UDP, SCTP and ANY")
+        return data
 
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> Self:
@@ -307,7 +317,7 @@ class EgressRule(_Egress):
 class EgressDenyRule(_Egress):
     """EgressDenyRule: an entry of ``egressDeny``."""
 
-    unsupported = _Egress.unsupported | {"toFQDNs"}
+    elsewhere: ClassVar[Mapping[str, str]] = {"toFQDNs": "egress"}
 
     to_ports: Items[DenyPortRule] | None = None
 

@@ -213,6 +213,7 @@ def test_authentication_can_only_be_disabled(section: str, mode: str) -> None:
         (PLAIN.replace("name: t", "name: <your-name>"), "f:3:18", "<your-name>", "write the value"),
         ("{% if x %}\n" + KUBERNETES, "f:1:1", "{% if x %}", "helm template"),
         ("apiVersion: v1\nkind: '{{ .Values.kind }}'\n", "f:2:7", "{{ .Values.kind }}", "helm template"),
+        ("kind: NetworkPolicy\napiVersion: '{{ .V.x }}/v1'\n", "f:2:13", "{{ .V.x }}", "helm template"),
     ],
 )
 def test_a_template_is_named_with_the_remedy_and_nothing_else(text: str, place: str, mark: str, remedy: str) -> None:
