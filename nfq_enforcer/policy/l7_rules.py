@@ -8,7 +8,7 @@ from pydantic import AfterValidator, model_validator
 
 from nfq_enforcer.core.tables.dns_names import normalised
 from nfq_enforcer.core.tables.l7 import DnsMatch, HeaderMatch, HttpMatch
-from nfq_enforcer.policy import regex
+from nfq_enforcer.policy import regex, templates
 from nfq_enforcer.policy.validation import Items, Part
 
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
@@ -26,13 +26,27 @@ def _header_name(name: str) -> str:
     return name
 
 
+def _rendered(text: str) -> str:
+    message = templates.certain(text)
+    if message:
+        raise ValueError(message)
+    return text
+
+
+def _rendered_expression(expression: str) -> str:
+    _rendered(regex.literals(expression))
+    return expression
+
+
 def _header(line: str) -> str:
     """Refuse a line that upstream takes for another header or value than its author, so that no request matches it."""
     name, *value = re.split(r"\s*:\s*|\s+", line.strip(), maxsplit=1)
     _header_name(name)
-    if not _HEADER_LINE.fullmatch(line):
+    found = _HEADER_LINE.fullmatch(line)
+    if not found:
         meant = ": ".join((name, *filter(None, value)))
         raise ValueError(f"'{line}' is not a header; write '{meant}'; allowed: 'Name: value' with one blank, or 'Name'")
+    _rendered(found[2] or "")
     return line
 
 
@@ -51,7 +65,7 @@ def _dns_pattern(pattern: str) -> str:
     return pattern
 
 
-RegexField = Annotated[str, AfterValidator(regex.check_for_proxy)]
+RegexField = Annotated[str, AfterValidator(regex.check_for_proxy), AfterValidator(_rendered_expression)]
 
 
 class HeaderRule(Part):
@@ -63,7 +77,7 @@ class HeaderRule(Part):
     unsupported = frozenset(("secret",))
 
     name: Annotated[str, AfterValidator(_header_name)]
-    value: str = ""
+    value: Annotated[str, AfterValidator(_rendered)] = ""
     mismatch: Literal["LOG", "ADD", "DELETE", "REPLACE"] | None = None
 
 

@@ -22,6 +22,7 @@ _TOKENS = re2.compile(
     r"(?s)\\Q.*?(?:\\E|\z)"  # quoted text
     r"|\\."
     r"|\[\^?\]?(?:\[:\^?[a-z]+:\]|\\.|[^\]\\])*\]"  # a class
+    r"|\{[0-9]+(?:,[0-9]*)?\}"
     r"|\(\?P?<(?P<name>[^>]*)>"
     r"|\(\??|\)"
 )
@@ -53,6 +54,18 @@ def match_end(expression: str, text: str) -> int:
     """Return the end of the match at the start of the text, -1 without a match."""
     found = _compile(expression).match(_bytes(text))
     return -1 if found is None else found.end()
+
+
+def literals(expression: str) -> str:
+    """Return the expression with blanks in place of escapes, quoted text, classes, repetitions and names of groups.
+
+    A group that may be absent or repeated has no parentheses either.
+    """
+    return str(_TOKENS.sub(lambda token: token[0] if _is_plain_group(token) else " " * len(token[0]), expression))
+
+
+def _is_plain_group(token: Any) -> bool:
+    return token[0] == "(" or (token[0] == ")" and token.string[token.end() :][:1] not in {"?", "*", "+", "{"})
 
 
 @lru_cache(maxsize=4096)

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from nfq_enforcer.errors import DocumentError
 from nfq_enforcer.policy.yaml_source import FieldPath, YamlDocument
 
-_ACTION = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{\{|\{%", re.DOTALL)
+_COMPLETE_ACTION = re.compile(r"\{\{.*?\}\}|\{%.*?%\}", re.DOTALL)
+_ACTION = re.compile(rf"{_COMPLETE_ACTION.pattern}|\{{\{{|\{{%", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{[^{}\s]+\}|\$\([A-Za-z_][A-Za-z0-9_]*\)|^\$[A-Za-z_][A-Za-z0-9_]*$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"(?<![?P])<[A-Za-z][^<>]*>")  # no named group of a regular expression
-_UNQUOTED = re.compile(r"""[^#"']*?(\{\{|\{%|\$\{)""")
+_PLACEHOLDER_OF_WORDS = re.compile(r"(?<![?P])<[A-Za-z][-A-Za-z0-9_ ]*>")  # no address, as in a header Link
+_MARK = r"(\{\{|\{%|\$\{)"
+_UNCOMMENTED = re.compile(rf"(?>[^#]|(?<=\S)#)*?{_MARK}")
+_UNQUOTED = re.compile(rf"""(?>(?<=\w)'|"(?:[^"\\]|\\.)*"|'[^']*'|[^#"']|(?<=\S)#)*?{_MARK}""")
 _MAX_SHOWN = 60  # characters of a mark in a message
 
 _REMEDIES = (
@@ -30,10 +34,22 @@ def sentence(text: str) -> str:
     return ""
 
 
+def certain(text: str) -> str:
+    """Return the sentence as above for a text that may have braces, dollars and angles of its own.
+
+    Only marks count that have no other meaning, in a literal text as in the literal parts of a regular expression.
+    """
+    patterns = (_COMPLETE_ACTION, _VARIABLE, _PLACEHOLDER_OF_WORDS)
+    return sentence(text) if any(pattern.search(text) for pattern in patterns) else ""
+
+
 def explain_syntax_error(error: DocumentError, text: str) -> DocumentError:
-    """Return an error about the first template mark outside quotes up to the line of a syntax error, or the error."""
+    """Return an error about the first template mark that can cause a syntax error, or the error.
+
+    In the line of the error a mark may be within quotes, which a template can close, as in ``"{{ trim "x" }}"``.
+    """
     for number, line in enumerate(text.split("\n")[: error.line], 1):
-        found = _UNQUOTED.match(line)
+        found = _UNQUOTED.match(line) or (_UNCOMMENTED.match(line) if number == error.line else None)
         message = sentence(line[found.start(1) :]) if found else ""
         if found and message:
             return DocumentError(error.file, message, line=number, column=found.start(1) + 1)
