@@ -2,9 +2,9 @@
 
 Any text yields documents, or one DocumentError with its place. The parser refuses text that is not YAML, keys that are
 duplicate or not strings, tags other than those of YAML's own scalars, numbers that JSON lacks or no store can hold, and
-too many aliases or levels of nesting (a few hundred bytes of aliases can stand for billions of nodes). Timestamps
-remain text, as for kubectl. A merge key (``<<``) adds the fields of one mapping, or of several in a list, that the
-mapping does not have itself; of several, the first counts (https://yaml.org/type/merge.html).
+too many aliases or levels of nesting (a few hundred bytes of aliases can stand for billions of nodes). Plain scalars
+are as for kubectl (``yaml_scalars``). A merge key (``<<``) adds the fields of one mapping, or of several in a list,
+that the mapping does not have itself; of several, the first counts (https://yaml.org/type/merge.html).
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from nfq_enforcer.errors import DocumentError
+from nfq_enforcer.policy import yaml_scalars
 from nfq_enforcer.text import NUMBERS, is_readable
 
 MAX_DEPTH = 64
@@ -189,7 +190,7 @@ class _Composer:
         self._file = file
         self._anchors: dict[str, _Node] = {}
         self._aliased = 0
-        self._scalars: Any = yaml.SafeLoader("")  # resolves tags and constructs scalars; its own input is empty
+        self._scalars: Any = yaml.SafeLoader("")  # constructs scalars with a tag; its own input is empty
 
     def node(self, event: Any, depth: int) -> _Node:
         """Return the node that begins with this event; read its further events."""
@@ -273,19 +274,21 @@ class _Composer:
         return node
 
     def _scalar(self, event: Any) -> _Node:
-        tag = event.tag
-        if tag in {None, "!"}:
-            tag = self._scalars.resolve(yaml.ScalarNode, event.value, event.implicit)
-        tag = _STRING if tag in _AS_TEXT else tag
+        tag = _STRING if event.tag in _AS_TEXT else event.tag
         self._check_tag(event, tag, _SCALARS)
         return _Node(self._value(event, tag), _position(event.start_mark), event.value)
 
-    def _value(self, event: Any, tag: str) -> object:
-        if tag == _STRING:
+    def _value(self, event: Any, tag: str | None) -> object:
+        is_plain = tag in {None, "!"} and event.implicit[0]
+        if not is_plain and tag in {None, "!", _STRING}:
             return event.value
         try:
-            value = self._scalars.construct_object(yaml.ScalarNode(tag, event.value))
-        except (ValueError, LookupError, ArithmeticError):  # PyYAML raises these for !!int x, !!bool x, 1:1:…:1.0
+            value = (
+                yaml_scalars.value(event.value)
+                if is_plain
+                else self._scalars.construct_object(yaml.ScalarNode(tag or "", event.value))
+            )
+        except (ValueError, LookupError, ArithmeticError):  # PyYAML raises these for !!int x, !!bool x
             raise self._error(event, f"'{event.value[:40]}' is not a value of its type") from None
         if not is_readable(value):
             raise self._error(event, f"the number '{event.value[:40]}' is out of range; {NUMBERS}")

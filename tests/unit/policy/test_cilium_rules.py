@@ -321,7 +321,7 @@ def test_always_closes_whatever_default_deny_says_and_never_switches_denies_off(
 
 # --- layer 7 ---
 
-REQUESTS = "{method: GET, path: /a|/b, headers: ['X: 1', Y]}"
+REQUESTS = "{method: GET, path: /a|/b, headers: ['X: 1', 'Y']}"
 HTTP = f"toPorts: [{{ports: [{{port: '80', protocol: TCP}}], rules: {{http: [{REQUESTS}]}}}}]"
 
 
@@ -393,7 +393,7 @@ def test_a_header_ends_at_its_first_blank(line: str, name: str, value: str | Non
 
 
 def test_header_matches_and_posix_classes_are_read() -> None:
-    rules = "{path: '/[[:digit:]]+', headerMatches: [{name: X, value: '1'}, {name: Y}]}"
+    rules = "{path: '/[[:digit:]]+', headerMatches: [{name: X, value: '1'}, {name: 'Y'}]}"
     cluster = PolicyCluster(
         ingress(f"{{toPorts: [{{ports: [{{port: '80', protocol: TCP}}], rules: {{http: [{rules}]}}}}]}}")
     )

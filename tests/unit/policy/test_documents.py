@@ -229,6 +229,18 @@ WRONG = {
         "x.yaml:3:18: metadata.name: must be a string, not a boolean",
         '; quote it: "on"',
     ),
+    **{
+        f"a label value {text}": (
+            f"{NAMESPACE}metadata:\n  name: a\n  labels: {{a: {text}}}",
+            f"x.yaml:5:15: metadata.labels.a: must be a string, not {noun}",
+            f'; quote it: "{text}"',
+        )
+        for text, noun in (
+            *((word, "a boolean") for word in ("y", "Y", "n", "N", "yes", "on", "off")),
+            *((number, "a number") for number in ("1", "1e3", "0o17", "08", "1_000", "1.0")),
+            *((fraction, "a fraction") for fraction in ("1.5", ".5", "1e-3")),
+        )
+    },
     "a bad name": (
         f"{NAMESPACE}metadata: {{name: Shop}}",
         "x.yaml:3:18: metadata.name: 'Shop' is not a name",
