@@ -4,10 +4,12 @@ Any text yields documents, or one DocumentError with its place. The parser refus
 duplicate or not strings, tags other than those of YAML's own scalars, numbers that JSON lacks or no store can hold, and
 too many aliases or levels of nesting (a few hundred bytes of aliases can stand for billions of nodes). Plain scalars
 are as for kubectl (``yaml_scalars``). A merge key (``<<``) adds the fields of one mapping, or of several in a list,
-that the mapping does not have itself; of several, the first counts (https://yaml.org/type/merge.html).
+that the mapping does not have itself; of several, the first counts (https://yaml.org/type/merge.html). In JSON, two
+surrogates as escapes are one character, as ``json.dumps`` writes it; YAML lacks this form.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,6 +25,13 @@ MAX_ALIASED = 100_000  # nodes that the aliases of one document expand to
 MAX_VALUES = 3_000_000  # nodes in one text; each takes up to 1 KiB of memory, however few bytes it has in the text
 
 FieldPath = tuple[str | int, ...]
+
+_JSON_TOKENS = re.compile(
+    r"""(?:[\s{}\[\]:,]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|true|false|null|[-+.0-9eE]++)*+""", re.DOTALL
+)
+_SURROGATES = re.compile(
+    r"(?<!\\)((?:\\\\)*+)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})",
+)
 
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _STANDARD = "tag:yaml.org,2002:"
@@ -107,6 +116,7 @@ def documents(text: str, file: str, on_characters: Callable[[int], None] = lambd
         line, column = _position_of(text[: unprintable.start()])
         message = f"character U+{ord(unprintable[0]):04X} is not allowed in YAML"
         raise DocumentError(file, message, line=line, column=column)
+    text = _without_surrogates(text)
     try:
         yield from _documents(text, file, on_characters)
     except yaml.MarkedYAMLError as error:
@@ -115,6 +125,20 @@ def documents(text: str, file: str, on_characters: Callable[[int], None] = lambd
         position = _position(error.problem_mark)
         message = f"not valid YAML: {error.problem}{f' ({error.context})' if error.context else ''}"
         raise DocumentError(file, message, line=position.line, column=position.column) from None
+
+
+def _without_surrogates(text: str) -> str:
+    r"""Return JSON with a YAML escape (``\U0001f600``) in place of each two surrogates, and any other text unchanged.
+
+    In a text of JSON's tokens alone, a backslash is within double quotes. Columns behind the escape are two smaller.
+    """
+    if not _SURROGATES.search(text) or not _JSON_TOKENS.fullmatch(text):
+        return text
+    return _SURROGATES.sub(lambda found: f"{found[1]}\\U{_character(found[2], found[3]):08x}", text)
+
+
+def _character(first: str, second: str) -> int:
+    return ord(bytes.fromhex(first + second).decode("utf-16-be"))
 
 
 def _documents(text: str, file: str, on_characters: Callable[[int], None]) -> Iterator[YamlDocument]:

@@ -1,6 +1,11 @@
 """Every field of a YAML text has its line and column, and anything but plain YAML is refused."""
 
+import json
+import time
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nfq_enforcer.errors import DocumentError
 from nfq_enforcer.policy import yaml_source
@@ -31,6 +36,60 @@ def test_documents_of_a_text_are_plain_data() -> None:
 @pytest.mark.parametrize("text", ["", "---\n", "# nothing\n---\n---\n...\n", "null"])
 def test_empty_documents_are_skipped(text: str) -> None:
     assert yaml_source.parse(text, "x") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        (r'{"a": "\ud83d\ude00", "\uD83D\uDE00": [1, "x\ud83d\ude00\ud83d\ude01y"]}', {"a": "😀", "😀": [1, "x😀😁y"]}),
+        (r'["\\\ud83d\ude00", "\\ud83d\\ude00", "\udbff\udfff", "\"\ud800\udc00"]',
+         ["\\😀", r"\ud83d\ude00", "\U0010ffff", '"\U00010000']),
+        ('[\n  -1.5e3, true, false, null, "\\ud83d\\ude00"]', [-1500, True, False, None, "😀"]),
+        (r'"\ud83d\ude00"', "😀"),
+        (r"a: '\ud83d\ude00'", {"a": r"\ud83d\ude00"}),
+        (r"a: \ud83d\ude00", {"a": r"\ud83d\ude00"}),
+        (r"['\ud83d\ude00']", [r"\ud83d\ude00"]),
+    ],
+)  # fmt: skip
+def test_two_surrogates_in_json_are_one_character(text: str, data: object) -> None:
+    assert [one.data for one in yaml_source.parse(text, "x")] == [data]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'["\ud83d"]',
+        r'["\ude00"]',
+        r'["\ude00\ud83d"]',
+        r'["\ud83dx\ude00"]',
+        r'["\ud83d\ud83d\ude00"]',
+        r'["\\ud83d\ude00"]',
+        r'a: "\ud83d\ude00"',
+        '["\\ud83d\\ude00"] # no JSON',
+    ],
+)
+def test_a_lone_surrogate_and_any_in_yaml_is_refused(text: str) -> None:
+    assert "x.yaml:1:" in refused(text)
+    assert "not valid YAML: found invalid Unicode character escape code" in refused(text)
+
+
+JSON_TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x7f"), max_size=5)
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(st.dictionaries(JSON_TEXTS, st.lists(JSON_TEXTS | st.integers(-99, 99) | st.booleans()), min_size=1))
+def test_json_is_read_as_it_was_written(data: object) -> None:
+    (document,) = yaml_source.parse(json.dumps(data), "x")
+
+    assert document.data == data
+
+
+def test_a_long_text_with_surrogates_takes_no_long_time() -> None:
+    text = json.dumps(["😀" * 1000, "\\" * 100_000, '"' * 100_000, [[]] * 1000])
+    began = time.perf_counter()
+
+    assert yaml_source.parse(text, "x")[0].data == json.loads(text)
+    assert time.perf_counter() - began < 2
 
 
 def test_each_field_has_the_place_of_its_key_and_its_value() -> None:
