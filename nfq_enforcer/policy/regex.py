@@ -16,6 +16,7 @@ _PROXY_MEMORY = 8 << 20  # bytes for a compiled expression in Envoy: RE2's defau
 _MAX_DEPTH = 1000  # nested groups, as in Go
 _RANGE = 64  # bytes of the texts between which all matches stand
 _AFTER_ALL = b"\xff"  # no text in UTF-8 has this byte
+_QUANTIFIERS = frozenset("?*+{")
 _MAX_SHOWN = 200  # characters of an expression in an error message
 
 _TOKENS = re2.compile(
@@ -65,7 +66,7 @@ def literals(expression: str) -> str:
 
 
 def _is_plain_group(token: Any) -> bool:
-    return token[0] == "(" or (token[0] == ")" and token.string[token.end() :][:1] not in {"?", "*", "+", "{"})
+    return token[0] == "(" or (token[0] == ")" and token.string[token.end() : token.end() + 1] not in _QUANTIFIERS)
 
 
 @lru_cache(maxsize=4096)

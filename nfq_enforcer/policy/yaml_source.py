@@ -26,12 +26,9 @@ MAX_VALUES = 3_000_000  # nodes in one text; each takes up to 1 KiB of memory, h
 
 FieldPath = tuple[str | int, ...]
 
-_JSON_TOKENS = re.compile(
-    r"""(?:[\s{}\[\]:,]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"|true|false|null|[-+.0-9eE]++)*+""", re.DOTALL
-)
-_SURROGATES = re.compile(
-    r"(?<!\\)((?:\\\\)*+)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})",
-)
+_STRING_OR_NOT_JSON = re.compile(r'"[^"]*"|[^\s{}\[\]:,+.0-9Eaeflnrstu-]')  # in a text without escapes
+_SURROGATES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+_BACKSLASH_OR_SURROGATES = re.compile(rf"\\\\|{_SURROGATES.pattern}")
 
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _STANDARD = "tag:yaml.org,2002:"
@@ -130,15 +127,23 @@ def documents(text: str, file: str, on_characters: Callable[[int], None] = lambd
 def _without_surrogates(text: str) -> str:
     r"""Return JSON with a YAML escape (``\U0001f600``) in place of each two surrogates, and any other text unchanged.
 
-    In a text of JSON's tokens alone, a backslash is within double quotes. Columns behind the escape are two smaller.
+    In JSON each backslash is within double quotes. Columns behind the escape are two smaller.
     """
-    if not _SURROGATES.search(text) or not _JSON_TOKENS.fullmatch(text):
+    if not _SURROGATES.search(text) or not _has_json_tokens(text):
         return text
-    return _SURROGATES.sub(lambda found: f"{found[1]}\\U{_character(found[2], found[3]):08x}", text)
+    return _BACKSLASH_OR_SURROGATES.sub(_joined, text)
 
 
-def _character(first: str, second: str) -> int:
-    return ord(bytes.fromhex(first + second).decode("utf-16-be"))
+def _has_json_tokens(text: str) -> bool:
+    """Return whether a text has only strings in double quotes, and outside of them no character that JSON lacks."""
+    without_escapes = text.replace("\\\\", "##").replace('\\"', "##")
+    return all(len(token[0]) > 1 for token in _STRING_OR_NOT_JSON.finditer(without_escapes))
+
+
+def _joined(token: re.Match[str]) -> str:
+    if token[1] is None:
+        return token[0]
+    return f"\\U{ord(bytes.fromhex(token[1] + token[2]).decode('utf-16-be')):08x}"
 
 
 def _documents(text: str, file: str, on_characters: Callable[[int], None]) -> Iterator[YamlDocument]:
