@@ -16,10 +16,8 @@ SOURCE = re.compile(r"[a-z][a-z0-9-]*")
 _PREFIX = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 
-KEY_SYNTAX = (
-    "a key is [source:][prefix/]name; a name has 1 to 63 letters, digits, '-', '_' and '.', "
-    "and begins and ends with a letter or digit"
-)
+NAME_SYNTAX = "a name has 1 to 63 letters, digits, '-', '_' and '.', and begins and ends with a letter or digit"
+KEY_SYNTAX = f"a key is [source:][prefix/]name; {NAME_SYNTAX}"
 VALUE_SYNTAX = (
     "a value is empty or has 1 to 63 letters, digits, '-', '_' and '.', and begins and ends with a letter or digit"
 )
@@ -42,10 +40,15 @@ def split_key(text: str, default_source: str = DEFAULT_SOURCE) -> tuple[str, str
     source, colon, key = text.partition(":")
     if not colon:
         source, key = default_source, text
-    prefix, slash, name = key.rpartition("/")
-    if not SOURCE.fullmatch(source) or (slash and not _PREFIX.fullmatch(prefix)) or not _NAME.fullmatch(name):
+    if not SOURCE.fullmatch(source) or not is_key(key):
         raise ValueError(f"{text!r} is not a label key: {KEY_SYNTAX}")
     return source, key
+
+
+def is_key(text: str) -> bool:
+    """Return whether a text is a label key without a source."""
+    prefix, slash, name = text.rpartition("/")
+    return _NAME.fullmatch(name) is not None and (not slash or _PREFIX.fullmatch(prefix) is not None)
 
 
 def check_value(text: str) -> str:

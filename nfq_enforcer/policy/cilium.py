@@ -4,7 +4,7 @@ An entry of ``ingress``, ``egress``, ``ingressDeny`` or ``egressDeny`` has its p
 list (None) differs from an empty one: see ``cilium_rules``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -18,6 +18,7 @@ from nfq_enforcer.policy.fields import Cidr, DnsName, EndPort, PolicyPort, Prefi
 from nfq_enforcer.policy.l7_rules import DnsRule, L7Rules
 from nfq_enforcer.policy.validation import Items, Part
 
+_WITHOUT_PORTS = ("GRE", "IPIP", "IPV6", "ESP", "AH", "VRRP", "IGMP")  # upstream's extended IP protocols
 MAX_PORTS = 40  # in one entry of toPorts or icmps, as upstream
 
 Entity = Literal[
@@ -26,6 +27,7 @@ Entity = Literal[
     "world-ipv4",
     "world-ipv6",
     "cluster",
+    "cluster-mesh",
     "host",
     "remote-node",
     "init",
@@ -44,6 +46,15 @@ class PortProtocol(Part):
     end_port: EndPort = 0  # 0: no range; ignored for a named port, as upstream
     protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_supported(cls, data: object) -> object:
+        """Refuse a protocol without ports before the model asks for its port."""
+        protocol = data.get("protocol") if isinstance(data, dict) else None
+        if protocol in _WITHOUT_PORTS:
+            raise ValueError(f"protocol {protocol} is not supported by this version; allowed: TCP, UDP, SCTP and ANY")
+        return data
+
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> Self:
         if self.end_port and not self.named and not 0 < int(self.port) <= self.end_port:
@@ -56,6 +67,11 @@ class PortProtocol(Part):
     def named(self) -> bool:
         """Return whether the port is a name."""
         return is_port_name(self.port)
+
+    @property
+    def is_range(self) -> bool:
+        """Return whether it has several ports, though not all."""
+        return not self.named and self.end_port > int(self.port)
 
 
 def _at_most(maximum: int, noun: str, field: str) -> AfterValidator:
@@ -85,6 +101,14 @@ def _server_name(name: str) -> str:
     return name
 
 
+def _at_least_one_name(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError(
+            "serverNames without a name; allowed: at least one, or no serverNames, which allows every name"
+        )
+    return names
+
+
 class PortRule(Part):
     """PortRule: one entry of toPorts; without ports it allows nothing, as upstream."""
 
@@ -92,7 +116,9 @@ class PortRule(Part):
 
     ports: _Ports = ()
     rules: L7Rules | None = None
-    server_names: Items[Annotated[str, AfterValidator(_server_name)]] = ()
+    server_names: Annotated[
+        Items[Annotated[str, AfterValidator(_server_name)]], AfterValidator(_at_least_one_name)
+    ] = ()
 
     @property
     def has_rules(self) -> bool:
@@ -125,9 +151,10 @@ class PortRule(Part):
             raise ValueError('rules are not allowed with port "0"; allowed: "1" to "65535", or the name of a port')
         if self.rules.http and any(port.protocol != "TCP" for port in self.ports):
             raise ValueError("http rules are for TCP; allowed: ports with protocol: TCP")
-        if self.rules.dns and any(port.protocol == "SCTP" or (port.end_port and not port.named) for port in self.ports):
+        if self.rules.dns and any(port.protocol == "SCTP" or port.is_range for port in self.ports):
             raise ValueError(
-                "dns rules are for TCP and UDP without endPort; allowed: single ports, protocol TCP, UDP or ANY"
+                "dns rules are for single ports of TCP and UDP; allowed: protocol TCP, UDP or ANY, and no endPort "
+                "above its port"
             )
         return self
 
@@ -290,7 +317,7 @@ class EgressRule(_Egress):
 class EgressDenyRule(_Egress):
     """EgressDenyRule: an entry of ``egressDeny``."""
 
-    unsupported = _Egress.unsupported | {"toFQDNs"}
+    elsewhere: ClassVar[Mapping[str, str]] = {"toFQDNs": "egress"}
 
     to_ports: Items[DenyPortRule] | None = None
 

@@ -121,7 +121,7 @@ def _resolve_peer(spec: PeerSpec, namespace: str, groups: CidrGroups) -> Iterato
 def _entity(name: str) -> Iterator[Selector | AddressBlock]:
     if name == "all":
         yield WILDCARD
-    elif name == "cluster":
+    elif name in {"cluster", "cluster-mesh"}:  # one store is one cluster
         yield ALL_ENDPOINTS
         yield from map(reserved_selector, _CLUSTER)
     elif name in _WORLD:

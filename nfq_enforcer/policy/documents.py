@@ -6,9 +6,9 @@ than a policy not loaded. Descriptive metadata, as ``kubectl get -o yaml`` print
 """
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationInfo, field_validator
 
 from nfq_enforcer.policy.fields import (
     AccountName,
@@ -29,9 +29,10 @@ from nfq_enforcer.policy.validation import Items, Part
 
 
 class ClusterMetadata(Part):
-    """ClusterMetadata: the metadata of a document without namespace; only the name and the labels have an effect."""
+    """ClusterMetadata: the metadata of a document of the whole cluster; only the name and the labels have an effect."""
 
     name: DnsName
+    namespace: Annotated[str, AfterValidator(lambda _: "")] = ""  # cleared, as by Kubernetes
     labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
     annotations: dict[Annotation, str] = Field(default_factory=dict)
     uid: object = None
@@ -71,7 +72,7 @@ class Document(Part):
     @property
     def namespace(self) -> str:
         """Return the namespace; empty for a document of the whole cluster."""
-        return self.metadata.namespace if isinstance(self.metadata, Metadata) else ""
+        return self.metadata.namespace
 
     @property
     def origin(self) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from nfq_enforcer.core.labels import ANY_SOURCE, check_value, split_key
+from nfq_enforcer.core.labels import ANY_SOURCE, NAME_SYNTAX, check_value, is_key, split_key
 
 NAMESPACE_KEY = "io.kubernetes.pod.namespace"
 ACCOUNT_KEY = "io.cilium.k8s.policy.serviceaccount"
@@ -175,7 +175,8 @@ def _cidr(value: object) -> IPv4Network | IPv6Network:
 def _kubernetes_key(key: str) -> str:
     if ":" in key:
         raise ValueError(f"'{key}' is not a label key; a NetworkPolicy knows no label sources: [prefix/]name")
-    split_key(key)
+    if not is_key(key):
+        raise ValueError(f"'{key}' is not a label key: a key is [prefix/]name; {NAME_SYNTAX}")
     return key
 
 

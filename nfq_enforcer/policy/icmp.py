@@ -1,5 +1,6 @@
 """ICMP types: the names that Cilium accepts in ``icmps``, and their numbers, for each address family."""
 
+import re
 from collections.abc import Mapping
 
 FAMILIES: Mapping[str, Mapping[str, int]] = {
@@ -50,6 +51,7 @@ FAMILIES: Mapping[str, Mapping[str, int]] = {
     },
 }
 MAX_TYPE = 255
+_DIGITS = re.compile(r"0|[1-9][0-9]{0,2}")
 
 
 def number(family: str, name_or_number: object) -> int:
@@ -58,9 +60,7 @@ def number(family: str, name_or_number: object) -> int:
     if isinstance(name_or_number, str) and name_or_number in names:
         return names[name_or_number]
     value = (
-        int(name_or_number)
-        if isinstance(name_or_number, str) and name_or_number.isdecimal() and len(name_or_number) <= len("255")
-        else name_or_number
+        int(name_or_number) if isinstance(name_or_number, str) and _DIGITS.fullmatch(name_or_number) else name_or_number
     )
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_TYPE:
         allowed = f"0 to {MAX_TYPE}, {', '.join(names)}"

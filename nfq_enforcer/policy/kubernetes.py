@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from nfq_enforcer.policy.cilium import check_except
 from nfq_enforcer.policy.documents import Metadata, PolicyDocument, SelectorExpression
-from nfq_enforcer.policy.fields import EndPort, KubernetesKey, KubernetesPort, LabelValue, Prefix
+from nfq_enforcer.policy.fields import MAX_PORT, EndPort, KubernetesKey, KubernetesPort, LabelValue, Prefix
 from nfq_enforcer.policy.validation import Items, Part
 
 _MAX_TYPES = 2
@@ -69,10 +69,13 @@ class NetworkPolicyPort(Part):
 
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> Self:
-        if self.end_port is not None and (not isinstance(self.port, int) or self.end_port < self.port):
-            raise ValueError(
-                f"endPort {self.end_port} does not fit; allowed: with a port that is a number and not above it"
-            )
+        if self.end_port is None:
+            return self
+        if not isinstance(self.port, int):
+            beside = "without port" if self.port is None else f"beside the name of a port, '{self.port}'"
+            raise ValueError(f"endPort {self.end_port} {beside}; allowed: beside the number of a port")
+        if self.end_port < self.port:
+            raise ValueError(f"endPort {self.end_port} is below port {self.port}; allowed: {self.port} to {MAX_PORT}")
         return self
 
 
@@ -127,4 +130,4 @@ class NetworkPolicy(PolicyDocument):
 
     kind: Literal["NetworkPolicy"]
     metadata: Metadata
-    spec: NetworkPolicySpec
+    spec: NetworkPolicySpec = NetworkPolicySpec()

@@ -27,7 +27,15 @@ from nfq_enforcer.policy.fields import (
 from nfq_enforcer.policy.file_cache import FileCache, FileMark
 from nfq_enforcer.policy.inspection import Inspection, ParsedDocument
 from nfq_enforcer.policy.progress import Progress
-from nfq_enforcer.policy.registry import KINDS, LISTS, is_other_kind, is_unsupported, similar_kinds, versions
+from nfq_enforcer.policy.registry import (
+    KINDS,
+    LISTS,
+    is_other_kind,
+    is_unsupported,
+    similar_kinds,
+    versions,
+    wrong_version,
+)
 from nfq_enforcer.policy.validation import Items, Part, validate
 from nfq_enforcer.policy.yaml_source import YamlDocument
 
@@ -330,9 +338,8 @@ def _parse_item(item: _Item) -> ParsedDocument:
 
 
 def _check_version(kind: str, version: object, source: YamlDocument, base: yaml_source.FieldPath) -> None:
-    allowed = versions(kind)
-    if version not in allowed:
-        raise source.error((*base, "apiVersion"), f"the apiVersion of {kind} is {' or '.join(allowed)}, not {version}")
+    if version not in versions(kind):
+        raise source.error((*base, "apiVersion"), templates.sentence(str(version)) or wrong_version(kind, version))
 
 
 def _model(source: YamlDocument, base: yaml_source.FieldPath, data: dict[str, object]) -> type[Document]:

@@ -16,12 +16,14 @@ _PROXY_MEMORY = 8 << 20  # bytes for a compiled expression in Envoy: RE2's defau
 _MAX_DEPTH = 1000  # nested groups, as in Go
 _RANGE = 64  # bytes of the texts between which all matches stand
 _AFTER_ALL = b"\xff"  # no text in UTF-8 has this byte
+_QUANTIFIERS = frozenset("?*+{")
 _MAX_SHOWN = 200  # characters of an expression in an error message
 
 _TOKENS = re2.compile(
     r"(?s)\\Q.*?(?:\\E|\z)"  # quoted text
     r"|\\."
     r"|\[\^?\]?(?:\[:\^?[a-z]+:\]|\\.|[^\]\\])*\]"  # a class
+    r"|\{[0-9]+(?:,[0-9]*)?\}"
     r"|\(\?P?<(?P<name>[^>]*)>"
     r"|\(\??|\)"
 )
@@ -53,6 +55,18 @@ def match_end(expression: str, text: str) -> int:
     """Return the end of the match at the start of the text, -1 without a match."""
     found = _compile(expression).match(_bytes(text))
     return -1 if found is None else found.end()
+
+
+def literals(expression: str) -> str:
+    """Return the expression with blanks in place of escapes, quoted text, classes, repetitions and names of groups.
+
+    A group that may be absent or repeated has no parentheses either.
+    """
+    return str(_TOKENS.sub(lambda token: token[0] if _is_plain_group(token) else " " * len(token[0]), expression))
+
+
+def _is_plain_group(token: Any) -> bool:
+    return token[0] == "(" or (token[0] == ")" and token.string[token.end() : token.end() + 1] not in _QUANTIFIERS)
 
 
 @lru_cache(maxsize=4096)

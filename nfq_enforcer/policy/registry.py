@@ -36,7 +36,7 @@ UNSUPPORTED_KINDS = frozenset(
 )
 _OTHER_KINDS = frozenset(("Endpoints", "EndpointSlice", "CiliumEndpoint", "CiliumEndpointSlice"))
 _POLICY_WORDS = ("networkpolicy", "cidrgroup")
-_SIMILAR = 0.8  # a kind that differs less than this from one of ours is a mistyped one, not another kind
+_SIMILAR = 0.8  # a kind or group that differs less than this from one of ours is a mistyped one, not another kind
 
 
 def versions(kind: str) -> tuple[str, ...]:
@@ -49,6 +49,19 @@ def is_unsupported(kind: str) -> bool:
     """Return whether a kind, or the kind of a list's items, has to do with network policy beyond this version."""
     item = kind.removesuffix("List")
     return item in UNSUPPORTED_KINDS or (item not in KINDS and item.endswith("NetworkPolicy"))
+
+
+def wrong_version(kind: str, version: object) -> str:
+    """Return the message about another apiVersion of a kind: another product's, or a wrong one of the same product."""
+    group, allowed = _group(str(version)), " or ".join(versions(kind))
+    own = [_group(known) for known, _ in KINDS.values()]
+    if "." in group and not group.endswith(".k8s.io") and not get_close_matches(group, own, 1, _SIMILAR):
+        return f"a {kind} of {group} belongs to another product and has another meaning; allowed: {kind} of {allowed}"
+    return f"the apiVersion of {kind} is {allowed}, not {version}"
+
+
+def _group(version: str) -> str:
+    return version.rpartition("/")[0]
 
 
 def similar_kinds(kind: str, version: object) -> list[str]:

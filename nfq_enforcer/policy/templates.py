@@ -6,10 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from nfq_enforcer.errors import DocumentError
 from nfq_enforcer.policy.yaml_source import FieldPath, YamlDocument
 
+_DELIMITERS = (("{{", "}}"), ("{%", "%}"))
 _ACTION = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\{\{|\{%", re.DOTALL)
 _VARIABLE = re.compile(r"\$\{[^{}\s]+\}|\$\([A-Za-z_][A-Za-z0-9_]*\)|^\$[A-Za-z_][A-Za-z0-9_]*$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"(?<![?P])<[A-Za-z][^<>]*>")  # no named group of a regular expression
-_UNQUOTED = re.compile(r"""[^#"']*?(\{\{|\{%|\$\{)""")
+_PLACEHOLDER_OF_WORDS = re.compile(r"(?<![?P])<[A-Za-z][-A-Za-z0-9_ ]*>")  # no address, as in a header Link
+_MARK_OR_COMMENT = re.compile(r"\{\{|\{%|\$\{|(?<!\S)#")
+_UNQUOTED = re.compile(rf"""{_MARK_OR_COMMENT.pattern}|"[^"]*"?|(?<!\w)'[^']*'?""")
+_MARKS = frozenset(("{{", "{%", "${"))
 _MAX_SHOWN = 60  # characters of a mark in a message
 
 _REMEDIES = (
@@ -30,14 +34,39 @@ def sentence(text: str) -> str:
     return ""
 
 
+def certain(text: str) -> str:
+    """Return the sentence as above for a text that may have braces, dollars and angles of its own.
+
+    Only marks count that have no other meaning, in a literal text as in the literal parts of a regular expression.
+    """
+    is_action = any(0 <= text.find(opening) <= text.rfind(closing) - 2 for opening, closing in _DELIMITERS)
+    return sentence(text) if is_action or _VARIABLE.search(text) or _PLACEHOLDER_OF_WORDS.search(text) else ""
+
+
 def explain_syntax_error(error: DocumentError, text: str) -> DocumentError:
-    """Return an error about the first template mark outside quotes up to the line of a syntax error, or the error."""
+    """Return an error about the first template mark that can cause a syntax error, or the error.
+
+    In the line of the error a mark may be within quotes, which a template can close, as in ``"{{ trim "x" }}"``.
+    """
     for number, line in enumerate(text.split("\n")[: error.line], 1):
-        found = _UNQUOTED.match(line)
-        message = sentence(line[found.start(1) :]) if found else ""
-        if found and message:
-            return DocumentError(error.file, message, line=number, column=found.start(1) + 1)
+        start = _first_mark(_UNQUOTED, line)
+        if start < 0 and number == error.line:
+            start = _first_mark(_MARK_OR_COMMENT, line)
+        message = sentence(line[start:]) if start >= 0 else ""
+        if message:
+            return DocumentError(error.file, message, line=number, column=start + 1)
     return error
+
+
+def _first_mark(tokens: re.Pattern[str], line: str) -> int:
+    """Return the place of the first mark among the tokens of a line, before a comment; -1 without one."""
+    without_escapes = line.replace("\\\\", "__").replace('\\"', "__")
+    for token in tokens.finditer(without_escapes):
+        if token[0] == "#":
+            break
+        if token[0] in _MARKS:
+            return token.start()
+    return -1
 
 
 def explain_errors(

@@ -24,6 +24,7 @@ class Part(BaseModel):
     removed: ClassVar[frozenset[str]] = (
         frozenset()
     )  # fields that upstream removed; an empty list is accepted and has no effect
+    elsewhere: ClassVar[Mapping[str, str]] = {}  # fields of a similar mapping only, and that mapping
 
     @classmethod
     def fields(cls) -> Mapping[str, Any]:
@@ -35,7 +36,7 @@ class Part(BaseModel):
     def _drop_null(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
-        known = cls.unsupported.union(cls.removed, cls.fields())
+        known = cls.unsupported.union(cls.removed, cls.elsewhere, cls.fields())
         return {
             name: value
             for name, value in data.items()
@@ -99,6 +100,8 @@ def _error(model: type[Part], detail: dict[str, Any], source: YamlDocument, base
 def _unknown_field(part: type[Part], name: str) -> str:
     if name in part.unsupported:
         return f"{name} is not supported by this version"
+    if name in part.elsewhere:
+        return f"{name} exists in {part.elsewhere[name]} only; allowed: {', '.join(part.fields())}"
     if name in part.removed:
         return f"{name} was removed upstream, and is refused rather than ignored; allowed: {', '.join(part.fields())}"
     return unknown_name(name, part.fields())

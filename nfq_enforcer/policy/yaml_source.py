@@ -2,12 +2,14 @@
 
 Any text yields documents, or one DocumentError with its place. The parser refuses text that is not YAML, keys that are
 duplicate or not strings, tags other than those of YAML's own scalars, numbers that JSON lacks or no store can hold, and
-too many aliases or levels of nesting (a few hundred bytes of aliases can stand for billions of nodes). Timestamps
-remain text, as for kubectl. A merge key (``<<``) adds the fields of one mapping, or of several in a list, that the
-mapping does not have itself; of several, the first counts (https://yaml.org/type/merge.html).
+too many aliases or levels of nesting (a few hundred bytes of aliases can stand for billions of nodes). Plain scalars
+are as for kubectl (``yaml_scalars``). A merge key (``<<``) adds the fields of one mapping, or of several in a list,
+that the mapping does not have itself; of several, the first counts (https://yaml.org/type/merge.html). In JSON, two
+surrogates as escapes are one character, as ``json.dumps`` writes it; YAML lacks this form.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from nfq_enforcer.errors import DocumentError
+from nfq_enforcer.policy import yaml_scalars
 from nfq_enforcer.text import NUMBERS, is_readable
 
 MAX_DEPTH = 64
@@ -22,6 +25,10 @@ MAX_ALIASED = 100_000  # nodes that the aliases of one document expand to
 MAX_VALUES = 3_000_000  # nodes in one text; each takes up to 1 KiB of memory, however few bytes it has in the text
 
 FieldPath = tuple[str | int, ...]
+
+_STRING_OR_NOT_JSON = re.compile(r'"[^"]*"|[^\s{}\[\]:,+.0-9Eaeflnrstu-]')  # in a text without escapes
+_SURROGATES = re.compile(r"\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+_BACKSLASH_OR_SURROGATES = re.compile(rf"\\\\|{_SURROGATES.pattern}")
 
 _Loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _STANDARD = "tag:yaml.org,2002:"
@@ -106,6 +113,7 @@ def documents(text: str, file: str, on_characters: Callable[[int], None] = lambd
         line, column = _position_of(text[: unprintable.start()])
         message = f"character U+{ord(unprintable[0]):04X} is not allowed in YAML"
         raise DocumentError(file, message, line=line, column=column)
+    text = _without_surrogates(text)
     try:
         yield from _documents(text, file, on_characters)
     except yaml.MarkedYAMLError as error:
@@ -114,6 +122,28 @@ def documents(text: str, file: str, on_characters: Callable[[int], None] = lambd
         position = _position(error.problem_mark)
         message = f"not valid YAML: {error.problem}{f' ({error.context})' if error.context else ''}"
         raise DocumentError(file, message, line=position.line, column=position.column) from None
+
+
+def _without_surrogates(text: str) -> str:
+    r"""Return JSON with a YAML escape (``\U0001f600``) in place of each two surrogates, and any other text unchanged.
+
+    In JSON each backslash is within double quotes. Columns behind the escape are two smaller.
+    """
+    if not _SURROGATES.search(text) or not _has_json_tokens(text):
+        return text
+    return _BACKSLASH_OR_SURROGATES.sub(_joined, text)
+
+
+def _has_json_tokens(text: str) -> bool:
+    """Return whether a text has only strings in double quotes, and outside of them no character that JSON lacks."""
+    without_escapes = text.replace("\\\\", "##").replace('\\"', "##")
+    return all(len(token[0]) > 1 for token in _STRING_OR_NOT_JSON.finditer(without_escapes))
+
+
+def _joined(token: re.Match[str]) -> str:
+    if token[1] is None:
+        return token[0]
+    return f"\\U{ord(bytes.fromhex(token[1] + token[2]).decode('utf-16-be')):08x}"
 
 
 def _documents(text: str, file: str, on_characters: Callable[[int], None]) -> Iterator[YamlDocument]:
@@ -189,7 +219,7 @@ class _Composer:
         self._file = file
         self._anchors: dict[str, _Node] = {}
         self._aliased = 0
-        self._scalars: Any = yaml.SafeLoader("")  # resolves tags and constructs scalars; its own input is empty
+        self._scalars: Any = yaml.SafeLoader("")  # constructs scalars with a tag; its own input is empty
 
     def node(self, event: Any, depth: int) -> _Node:
         """Return the node that begins with this event; read its further events."""
@@ -273,19 +303,21 @@ class _Composer:
         return node
 
     def _scalar(self, event: Any) -> _Node:
-        tag = event.tag
-        if tag in {None, "!"}:
-            tag = self._scalars.resolve(yaml.ScalarNode, event.value, event.implicit)
-        tag = _STRING if tag in _AS_TEXT else tag
+        tag = _STRING if event.tag in _AS_TEXT else event.tag
         self._check_tag(event, tag, _SCALARS)
         return _Node(self._value(event, tag), _position(event.start_mark), event.value)
 
-    def _value(self, event: Any, tag: str) -> object:
-        if tag == _STRING:
+    def _value(self, event: Any, tag: str | None) -> object:
+        is_plain = tag in {None, "!"} and event.implicit[0]
+        if not is_plain and tag in {None, "!", _STRING}:
             return event.value
         try:
-            value = self._scalars.construct_object(yaml.ScalarNode(tag, event.value))
-        except (ValueError, LookupError, ArithmeticError):  # PyYAML raises these for !!int x, !!bool x, 1:1:…:1.0
+            value = (
+                yaml_scalars.value(event.value)
+                if is_plain
+                else self._scalars.construct_object(yaml.ScalarNode(tag or "", event.value))
+            )
+        except (ValueError, LookupError, ArithmeticError):  # PyYAML raises these for !!int x, !!bool x
             raise self._error(event, f"'{event.value[:40]}' is not a value of its type") from None
         if not is_readable(value):
             raise self._error(event, f"the number '{event.value[:40]}' is out of range; {NUMBERS}")

@@ -1,8 +1,9 @@
 """DNS name patterns: the names that ``matchName`` and ``matchPattern`` of Cilium's documents stand for.
 
 In a pattern, ``*`` stands for any number of letters, digits, hyphens and underscores, so it stays within a label. A
-leading ``**.`` stands for one or more labels, and ``*`` alone for every name. Patterns and names are in lower case
-without the trailing dot, as ``core.wire.dns`` reads them.
+leading ``**.`` stands for one or more labels, and ``*`` alone for every name; more stars in a row, or the trailing dot,
+change neither (upstream's ``pkg/fqdn/matchpattern``). Patterns and names are in lower case without the trailing dot, as
+``core.wire.dns`` reads them.
 """
 
 import re
@@ -13,6 +14,8 @@ from typing import Generic, TypeVar
 EVERY_NAME = "*"
 _ANY_LABELS = "**."
 _IN_LABEL = "[-a-z0-9_]"
+_ONLY_STARS = re.compile(r"\*+")
+_LEADING_STARS = re.compile(r"^\*{2,}\.")
 _MAX_CACHED = 4096  # names
 
 T = TypeVar("T")
@@ -24,12 +27,9 @@ def canonical(name: str) -> str:
 
 
 def normalised(text: str) -> str:
-    """Return a name or pattern of a document in lower case without the trailing dot.
-
-    ``*.`` is a pattern of one label, as upstream: it is not ``*``.
-    """
+    """Return a name or pattern of a document in lower case without the trailing dot, with its wildcards as above."""
     pattern = canonical(text)
-    return "**" if pattern == EVERY_NAME != text else pattern
+    return EVERY_NAME if _ONLY_STARS.fullmatch(pattern) else _LEADING_STARS.sub(_ANY_LABELS, pattern, count=1)
 
 
 def matches(pattern: str, name: str) -> bool:

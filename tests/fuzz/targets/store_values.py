@@ -20,7 +20,7 @@ spec:
 """
 _DOCUMENTS = [
     "{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: red}}}",
-    "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: n}, spec: {podSelector: {}}}",
+    "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: 'n'}, spec: {podSelector: {}}}",
     "{apiVersion: cilium.io/v2, kind: CiliumClusterwideNetworkPolicy, metadata: {name: c}, "
     "spec: {endpointSelector: {}, egress: [{toEntities: [world]}]}}",
 ]  # fmt: skip

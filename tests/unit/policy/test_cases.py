@@ -213,6 +213,15 @@ def test_authentication_can_only_be_disabled(section: str, mode: str) -> None:
         (PLAIN.replace("name: t", "name: <your-name>"), "f:3:18", "<your-name>", "write the value"),
         ("{% if x %}\n" + KUBERNETES, "f:1:1", "{% if x %}", "helm template"),
         ("apiVersion: v1\nkind: '{{ .Values.kind }}'\n", "f:2:7", "{{ .Values.kind }}", "helm template"),
+        ("kind: NetworkPolicy\napiVersion: '{{ .V.x }}/v1'\n", "f:2:13", "{{ .V.x }}", "helm template"),
+        ('a:\n- b: "{{trim .T "."}}"\n', "f:2:7", '{{trim .T "."}}', "helm template"),
+        ("a:\n- b: '{{ .T | quote 'x' }}'\n", "f:2:7", "{{ .T | quote 'x' }}", "helm template"),
+        ('a: "${A:-"b"}"\n', "f:1:5", '${A:-"b"}', "envsubst"),
+        ('"k8s:x": {{ .Values.ns }}\n', "f:1:10", "{{ .Values.ns }}", "helm template"),
+        ("'k8s:x': {{ .Values.ns }}\n", "f:1:10", "{{ .Values.ns }}", "helm template"),
+        ('{\'a\\\': "\\"", b: {{ .x }}}\n', "f:1:17", "{{ .x }}", "helm template"),
+        ("don't: {{ .x }}\n", "f:1:8", "{{ .x }}", "helm template"),
+        ("a#b: {{ .x }}\n", "f:1:6", "{{ .x }}", "helm template"),
     ],
 )
 def test_a_template_is_named_with_the_remedy_and_nothing_else(text: str, place: str, mark: str, remedy: str) -> None:
@@ -241,10 +250,84 @@ def test_braces_without_an_error_are_text(text: str) -> None:
     assert parse(text, "f")
 
 
-def test_a_syntax_error_before_a_template_is_the_error() -> None:
-    (problem,) = problems("a: [1\n---\nb: {{ x }}\n")
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("a: [1\n---\nb: {{ x }}\n", "f:2:1"),
+        ("a: '{{ x }}'\nb: [1\n---\n", "f:3:1"),
+        ("a: \"{{ x }}\"\nb: 'c' d\n", "f:2:8"),
+        ("b: 'c' d # {{ x }}\n", "f:1:8"),
+    ],
+)
+def test_a_syntax_error_without_a_template_is_the_error(text: str, place: str) -> None:
+    (problem,) = problems(text)
 
-    assert problem.startswith("f:2:1: not valid YAML: ")
+    assert problem.startswith(f"{place}: not valid YAML: ")
+
+
+def http_rule(rule: str) -> str:
+    rules = f"[{{ports: [{{port: '80', protocol: TCP}}], rules: {{http: [{{{rule}}}]}}}}]"
+    return f"{CILIUM}  endpointSelector: {{}}\n  ingress: [{{toPorts: {rules}}}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "mark"),
+    [
+        ("{{ .Values.path }}", "{{ .Values.path }}"),
+        ("/a/{{.x}}/[0-9]+", "{{.x}}"),
+        ("{% if x %}/a{% endif %}", "{% if x %}"),
+        ("/${PREFIX}/.*", "${PREFIX}"),
+        ("/$(PREFIX)/.*", "$(PREFIX)"),
+        ("$PATH", "$PATH"),
+        ("<path>", "<path>"),
+        ("/user/<user-id>/.*", "<user-id>"),
+    ],
+)
+@pytest.mark.parametrize(
+    "field",
+    ["path: '%s'", "method: '%s'", "host: '%s'", "headers: ['X-A: %s']", "headerMatches: [{name: X-A, value: '%s'}]"],
+)
+def test_a_template_in_a_field_that_could_have_any_text_is_named(field: str, text: str, mark: str) -> None:
+    (problem,) = problems(http_rule(field % text))
+
+    assert f"'{mark}' is " in problem
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "/a{2}",
+        "/a{{2}",
+        "/a{{2,3}}",
+        "/[{][{] x }}",
+        "/\\{\\{ x }}",
+        "/\\{x\\}",
+        "/{id}",
+        "/a$",
+        "/$",
+        "/a$|b",
+        "/a$(/b)?",
+        "/a$(/b)*",
+        "/a$(b){0,1}",
+        "/\\${A}",
+        "/[${A}]",
+        "/\\Q${A}{{ x }}<b>\\E",
+        "/(?P<name>x)",
+        "/(?<name>x)",
+        "/[<a>]",
+        "/\\x{61}$",
+        "/\\p{Greek}{2}",
+    ],
+)
+def test_a_regular_expression_is_no_template(expression: str) -> None:
+    assert parse(http_rule(f"path: '{expression}', method: '{expression}', host: '{expression}'"), "f")
+
+
+@pytest.mark.parametrize(
+    "value", ["<https://a.example/>; rel=next", "<a@b.example>", "a<b", "{a: {b: c}}", "$5", "a $b"]
+)
+def test_a_header_is_no_template_for_its_brackets(value: str) -> None:
+    assert parse(http_rule(f"headers: ['X-A: {value}'], headerMatches: [{{name: X-A, value: '{value}'}}]"), "f")
 
 
 def test_a_named_group_is_no_placeholder() -> None:

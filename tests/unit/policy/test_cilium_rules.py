@@ -2,10 +2,11 @@
 
 import pytest
 
-from nfq_enforcer.core.tables.l7 import HttpRequest
+from nfq_enforcer.core.tables.l7 import DnsMatch, HeaderMatch, HttpRequest
 from nfq_enforcer.core.tables.policymap import LookupResult
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.l7_match import matches, matches_name
+from nfq_enforcer.policy.l7_rules import HttpRule
 from tests.support.clusters import ALL_PEERS, CILIUM, CLUSTERWIDE, DB, WEB, PolicyCluster
 
 NOBODY, ALL = [False] * 5, [True] * 5
@@ -55,6 +56,7 @@ def test_ports_without_peers_are_open_to_anyone() -> None:
         ("all", ALL),
         ("world", [False, False, True, False, False]),
         ("cluster", [True, True, False, True, True]),
+        ("cluster-mesh", [True, True, False, True, True]),
         ("host", [False, False, False, True, False]),
         ("remote-node", [False, False, False, False, True]),
         ("host, remote-node", [False, False, False, True, True]),
@@ -319,7 +321,7 @@ def test_always_closes_whatever_default_deny_says_and_never_switches_denies_off(
 
 # --- layer 7 ---
 
-REQUESTS = "{method: GET, path: /a|/b, headers: ['X: 1', Y]}"
+REQUESTS = "{method: GET, path: /a|/b, headers: ['X: 1', 'Y']}"
 HTTP = f"toPorts: [{{ports: [{{port: '80', protocol: TCP}}], rules: {{http: [{REQUESTS}]}}}}]"
 
 
@@ -367,14 +369,31 @@ def test_without_default_deny_requests_that_no_rule_matches_pass() -> None:
 
 
 def test_rules_of_an_empty_list_restrict_nothing() -> None:
-    text = "{toPorts: [{ports: [{port: '80'}], rules: {http: []}}, {ports: [{port: '81'}], rules: {}}]}"
+    text = "{toPorts: [{ports: [{port: '80'}], rules: {http: []}}, {ports: [{port: '81'}], rules: null}]}"
 
     cluster = PolicyCluster(ingress(text))
     assert [cluster.lookup(cluster.ingress(), "shop/web", port).l7 for port in ("80/TCP", "81/TCP")] == [(), ()]
 
 
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("X-Foo", "X-Foo", None),
+        ("X-Foo: true", "X-Foo", "true"),
+        ("X-Foo true", "X-Foo", "true"),
+        ("X-Foo:: true", "X-Foo", "true"),
+        ("X-Foo a: b  c", "X-Foo", "a: b  c"),
+        ("X-Foo: :80", "X-Foo", ":80"),
+    ],
+)
+def test_a_header_ends_at_its_first_blank(line: str, name: str, value: str | None) -> None:
+    rule = HttpRule.model_validate({"headers": [line]})
+
+    assert rule.match().headers == (HeaderMatch(name, value),)
+
+
 def test_header_matches_and_posix_classes_are_read() -> None:
-    rules = "{path: '/[[:digit:]]+', headerMatches: [{name: X, value: '1'}, {name: Y}]}"
+    rules = "{path: '/[[:digit:]]+', headerMatches: [{name: X, value: '1'}, {name: 'Y'}]}"
     cluster = PolicyCluster(
         ingress(f"{{toPorts: [{{ports: [{{port: '80', protocol: TCP}}], rules: {{http: [{rules}]}}}}]}}")
     )
@@ -404,6 +423,15 @@ def test_dns_rules_name_or_describe_names(rule: str, names: list[str]) -> None:
     (result,) = cluster.lookup(cluster.egress(), "198.51.100.7", "53/UDP").l7
     asked = ("api.example.com", "API.example.com.", "a.b.example.com", "example.com", "apiXexample.com")
     assert [name for name in asked if matches_name(result.match, name)] == names  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ports", ["{port: '53', endPort: 53}", "{port: dns, endPort: 54}", "{port: '53', endPort: 0}"])
+def test_dns_rules_may_have_an_end_that_is_no_range(ports: str) -> None:
+    text = egress(f"{{toPorts: [{{ports: [{ports}, {{port: '54'}}], rules: {{dns: [{{matchName: a}}]}}}}]}}")
+    cluster = PolicyCluster(text)
+
+    (result,) = cluster.lookup(cluster.egress(), "198.51.100.7", "54/UDP").l7
+    assert isinstance(result.match, DnsMatch)
 
 
 # --- nodes as subjects ---

@@ -1,6 +1,8 @@
 """The fields of documents, and the error messages of invalid ones: the place, the field and the allowed values."""
 
+import json
 from ipaddress import ip_address
+from itertools import product
 
 import pytest
 
@@ -13,6 +15,7 @@ from nfq_enforcer.policy.documents import (
     Metadata,
     Namespace,
 )
+from nfq_enforcer.policy.kubernetes import NetworkPolicy
 from nfq_enforcer.policy.loader import parse
 
 ENDPOINT = "apiVersion: nfq-enforcer.io/v1\nkind: Endpoint\n"
@@ -77,6 +80,34 @@ def test_a_namespace_belongs_to_no_namespace() -> None:
 
     assert isinstance(namespace, Namespace)
     assert (namespace.namespace, namespace.name, namespace.metadata.labels) == ("", "shop", {"team": "a"})
+
+
+@pytest.mark.parametrize(
+    ("head", "spec"),
+    [
+        (NAMESPACE, "spec: {}"),
+        (CLUSTERWIDE, "spec: {endpointSelector: {}, ingress: [{}]}"),
+        (CLUSTERWIDE.replace("Policy", "PolicyList"), ""),
+    ],
+)
+@pytest.mark.parametrize("namespace", ["shop", "default", "''", "null"])
+def test_a_document_of_the_whole_cluster_has_no_namespace_whatever_it_names(
+    head: str, spec: str, namespace: str
+) -> None:
+    metadata = f"metadata: {{name: a, namespace: {namespace}}}"
+    item = f"items: [{{{metadata}, spec: {{endpointSelector: {{}}, ingress: [{{}}]}}}}]"
+    one = document(f"{head}{metadata}\n{spec}\n" if spec else f"{head}{item}\n")
+
+    assert (one.namespace, one.metadata.namespace, one.title) == ("", "", f"{one.kind} a")
+
+
+@pytest.mark.parametrize("spec", ["", "spec: null\n"])
+def test_a_network_policy_without_a_spec_has_an_empty_one(spec: str) -> None:
+    policy, empty = document(PLAIN + spec), document(f"{PLAIN}spec: {{}}\n")
+
+    assert isinstance(policy, NetworkPolicy)
+    assert isinstance(empty, NetworkPolicy)
+    assert policy.spec == empty.spec
 
 
 def test_what_kubectl_prints_around_a_document_has_no_effect() -> None:
@@ -160,6 +191,31 @@ WRONG = {
         "x.yaml:2:13: apiVersion: the apiVersion of Endpoint is nfq-enforcer.io/v1, not v1",
         "",
     ),
+    **{
+        f"the {kind} of {version}": (
+            f"kind: {kind}\napiVersion: {version}",
+            f"apiVersion: a {kind} of {version.partition('/')[0]} belongs to another product",
+            f"allowed: {kind} of networking.k8s.io/v1",
+        )
+        for version in ("projectcalico.org/v3", "crd.projectcalico.org/v1", "crd.antrea.io/v1beta1", "example.org/v1")
+        for kind in ("NetworkPolicy", "NetworkPolicyList")
+    },
+    **{
+        f"{kind} of {version}": (
+            f"kind: {kind}\napiVersion: {version}",
+            f"apiVersion: the apiVersion of {kind} is {right}, not {version}",
+            "",
+        )
+        for kind, version, right in (
+            ("NetworkPolicy", "extensions/v1beta1", "networking.k8s.io/v1"),
+            ("NetworkPolicy", "networking.k8s.io/v1beta1", "networking.k8s.io/v1"),
+            ("NetworkPolicy", "networking.k8.io/v1", "networking.k8s.io/v1"),
+            ("NetworkPolicy", "policy.networking.k8s.io/v1alpha2", "networking.k8s.io/v1"),
+            ("NetworkPolicy", "cilium.io/v2", "networking.k8s.io/v1"),
+            ("CiliumNetworkPolicy", "cilium.io/v3", "cilium.io/v2"),
+            ("CiliumNetworkPolicyList", "cillium.io/v2", "cilium.io/v2"),
+        )
+    },
     "no apiVersion": ("kind: Namespace", "x.yaml:1:1: apiVersion: the apiVersion of Namespace is v1, not None", ""),
     "no metadata": (f"{NAMESPACE}", "x.yaml:1:1: metadata: required field is missing", ""),
     "no name": (f"{NAMESPACE}metadata: {{}}", "x.yaml:3:11: metadata.name: required field is missing", ""),
@@ -173,6 +229,18 @@ WRONG = {
         "x.yaml:3:18: metadata.name: must be a string, not a boolean",
         '; quote it: "on"',
     ),
+    **{
+        f"a label value {text}": (
+            f"{NAMESPACE}metadata:\n  name: a\n  labels: {{a: {text}}}",
+            f"x.yaml:5:15: metadata.labels.a: must be a string, not {noun}",
+            f'; quote it: "{text}"',
+        )
+        for text, noun in (
+            *((word, "a boolean") for word in ("y", "Y", "n", "N", "yes", "on", "off")),
+            *((number, "a number") for number in ("1", "1e3", "0o17", "08", "1_000", "1.0")),
+            *((fraction, "a fraction") for fraction in ("1.5", ".5", "1e-3")),
+        )
+    },
     "a bad name": (
         f"{NAMESPACE}metadata: {{name: Shop}}",
         "x.yaml:3:18: metadata.name: 'Shop' is not a name",
@@ -183,10 +251,10 @@ WRONG = {
         "x.yaml:3:18: metadata.name: 'a..b' is not a name",
         "allowed: 1 to 253 lower-case letters, digits, '-' and '.'",
     ),
-    "a namespace where there is none": (
-        f"{NAMESPACE}metadata: {{name: a, namespace: b}}",
-        "x.yaml:3:21: metadata.namespace: unknown field 'namespace'",
-        "allowed: name, labels, annotations",
+    "a namespace that is no text": (
+        f"{NAMESPACE}metadata: {{name: a, namespace: [b]}}",
+        "x.yaml:3:32: metadata.namespace: must be a string, not a list",
+        "",
     ),
     "a bad namespace": (
         f"{ENDPOINT}metadata: {{name: a, namespace: b.c}}\nspec: {{ips: [10.0.0.1]}}",
@@ -426,6 +494,20 @@ WRONG = {
         "x.yaml:6:13: spec.egress[0].fromEndpoints: unknown field 'fromEndpoints'; did you mean 'toEndpoints'?",
         "allowed: icmps, toPorts, toEndpoints, toCIDR, toCIDRSet, toEntities",
     ),
+    "names of peers in a deny": (
+        f"{RULE}  egressDeny: [{{toFQDNs: [{{matchName: a}}]}}]",
+        "x.yaml:6:17: spec.egressDeny[0].toFQDNs: toFQDNs exists in egress only",
+        "allowed: icmps, toPorts, toEndpoints, toCIDR, toCIDRSet, toEntities",
+    ),
+    **{
+        f"protocol {protocol} with {port}": (
+            f"{RULE}  {section}: [{{toPorts: [{{ports: [{{{port}protocol: {protocol}}}]}}]}}]",
+            f"spec.{section}[0].toPorts[0].ports[0]: protocol {protocol} is not supported by this version",
+            "allowed: TCP, UDP, SCTP and ANY",
+        )
+        for protocol in ("GRE", "IPIP", "IPV6", "ESP", "AH", "VRRP", "IGMP")
+        for section, port in (("ingress", ""), ("egressDeny", "port: '0', "))
+    },
     "a selector's bad key": (
         f"{SELECTOR}matchLabels: {{'a b': c}}",
         "x.yaml:7:19: spec.endpointSelector.matchLabels[\"a b\"]: 'a b' is not a label key",
@@ -578,9 +660,36 @@ WRONG = {
             ),
             "dns rules for a range": (
                 "egress: [{toPorts: [{ports: [{port: '53', endPort: 54}], rules: {dns: [{matchName: a}]}}]}]",
-                "toPorts[0]: dns rules are for TCP and UDP without endPort",
-                "allowed: single ports",
+                "toPorts[0]: dns rules are for single ports of TCP and UDP",
+                "allowed: protocol TCP, UDP or ANY, and no endPort above its port",
             ),
+            "dns rules of SCTP": (
+                "egress: [{toPorts: [{ports: [{port: '53', protocol: SCTP}], rules: {dns: [{matchName: a}]}}]}]",
+                "toPorts[0]: dns rules are for single ports of TCP and UDP",
+                "allowed: protocol TCP, UDP or ANY",
+            ),
+            **{
+                f"rules that are {rules}": (
+                    f"{section}: [{{toPorts: [{{ports: [{{port: '80', protocol: TCP}}], rules: {rules}}}]}}]",
+                    f"{section}[0].toPorts[0].rules: rules without http and dns",
+                    "allowed: one of them, or no rules, which opens the ports",
+                )
+                for section in ("ingress", "egress")
+                for rules in ("{}", "{http: null}", "{dns: null, http: null, kafka: null}")
+            },
+            "no server names": (
+                "egress: [{toPorts: [{ports: [{port: '443'}], serverNames: []}]}]",
+                "toPorts[0].serverNames: serverNames without a name",
+                "allowed: at least one, or no serverNames, which allows every name",
+            ),
+            **{
+                f"the type {text}": (
+                    f"ingress: [{{icmps: [{{fields: [{{type: '{text}'}}]}}]}}]",
+                    f"fields[0].type: '{text}' is not an ICMP type of IPv4",
+                    "allowed: 0 to 255",
+                )
+                for text in ("08", "00", "008", "٨", "+8", "-8", " 8", "", "256", "1000")
+            },
             "dns rules of ingress": (
                 "ingress: [{toPorts: [{ports: [{port: '53'}], rules: {dns: [{matchName: a}]}}]}]",
                 "spec.ingress[0]: dns rules are not allowed in ingress",
@@ -611,6 +720,29 @@ WRONG = {
                 "http[0].headers[0]: '' is not the name of a header",
                 "allowed: letters",
             ),
+            **{
+                f"a header that is {line!r}": (
+                    f"ingress: [{{toPorts: [{{rules: {{http: [{{headers: [{json.dumps(line)}]}}]}}}}]}}]",
+                    f"' is not a header; write '{meant}'; ",
+                    "allowed: 'Name: value' with one blank, or 'Name'",
+                )
+                for line, meant in (
+                    ("X-A:true", "X-A: true"),
+                    ("X-A:\ttrue", "X-A: true"),
+                    ("X-A:", "X-A"),
+                    ("X-A: ", "X-A"),
+                    ("X-A ", "X-A"),
+                    (" X-A", "X-A"),
+                    (" X-A: true", "X-A: true"),
+                    ("X-A:  true", "X-A: true"),
+                    ("X-A  true", "X-A: true"),
+                    ("X-A: true ", "X-A: true"),
+                    ("X-A: \ttrue", "X-A: true"),
+                    ("X-A : true", "X-A: true"),
+                    ("X-A a:b ", "X-A: a:b"),
+                    ("X-A:a b", "X-A: a b"),
+                )
+            },
             "a header's bad name": (
                 "ingress: [{toPorts: [{rules: {http: [{headerMatches: [{name: 'a b'}]}]}}]}]",
                 "headerMatches[0].name: 'a b' is not the name of a header",
@@ -619,8 +751,34 @@ WRONG = {
             "a name that DNS has not": (
                 "egress: [{toPorts: [{rules: {dns: [{matchName: 'a*'}]}}]}]",
                 "dns[0].matchName: 'a*' is not a name",
-                "allowed: letters",
+                "allowed: labels of letters, digits, '-' and '_', between labels one dot, at most 255 characters",
             ),
+            "a name of DNS that is too long": (
+                f"egress: [{{toFQDNs: [{{matchName: {'a.' * 128}}}]}}]",
+                "toFQDNs[0].matchName: 'a.a.",
+                "at most 255",
+            ),
+            "a pattern of DNS that is too long": (
+                f"egress: [{{toFQDNs: [{{matchPattern: '*{'.a' * 128}'}}]}}]",
+                "toFQDNs[0].matchPattern: '*.a.a",
+                "at most 255",
+            ),
+            **{
+                f"{field} {dots} of {place}": (
+                    f"egress: [{before}{{{field}: '{dots}'}}{after}]",
+                    f"{place}[0].{field}: '{dots}' is not a ",
+                    "between labels one dot",
+                )
+                for place, before, after in (
+                    ("toFQDNs", "{toFQDNs: [", "]}"),
+                    ("rules.dns", "{toPorts: [{ports: [{port: '53'}], rules: {dns: [", "]}}]}"),
+                )
+                for field, dots in (
+                    *product(("matchName", "matchPattern"), (".example.com", "a..b", ".", "a..", "")),
+                    ("matchPattern", "*..example.com"),
+                    ("matchPattern", ".*"),
+                )
+            },
             "a pattern that DNS has not": (
                 "egress: [{toPorts: [{rules: {dns: [{matchPattern: 'a b'}]}}]}]",
                 "dns[0].matchPattern: 'a b' is not a pattern",
@@ -690,18 +848,18 @@ WRONG = {
             ),
             "an end without a port": (
                 "spec: {podSelector: {}, ingress: [{ports: [{endPort: 80}]}]}",
-                "spec.ingress[0].ports[0]: endPort 80 does not fit",
-                "allowed: with a port that is a number",
+                "spec.ingress[0].ports[0]: endPort 80 without port",
+                "allowed: beside the number of a port",
             ),
             "an end behind a name": (
                 "spec: {podSelector: {}, ingress: [{ports: [{port: http, endPort: 80}]}]}",
-                "ports[0]: endPort 80 does not fit",
-                "",
+                "ports[0]: endPort 80 beside the name of a port, 'http'",
+                "allowed: beside the number of a port",
             ),
             "an end below its port": (
                 "spec: {podSelector: {}, ingress: [{ports: [{port: 81, endPort: 80}]}]}",
-                "ports[0]: endPort 80 does not fit",
-                "not above it",
+                "ports[0]: endPort 80 is below port 81",
+                "allowed: 81 to 65535",
             ),
             "a port number in quotes": (
                 "spec: {podSelector: {}, ingress: [{ports: [{port: '80'}]}]}",
@@ -738,11 +896,15 @@ WRONG = {
                 "matchLabels[\"k8s:app\"]: 'k8s:app' is not a label key; a NetworkPolicy knows no label sources",
                 "[prefix/]name",
             ),
-            "a bad key in Kubernetes": (
-                "spec: {podSelector: {matchExpressions: [{key: 'a b', operator: Exists}]}}",
-                "matchExpressions[0].key: 'a b' is not a label key",
-                "",
-            ),
+            **{
+                f"a bad key in Kubernetes, {key}": (
+                    f"spec: {{podSelector: {{{selector.replace('$', key)}}}}}",
+                    f"'{key}' is not a label key: a key is [prefix/]name; a name has 1 to 63 letters",
+                    "begins and ends with a letter or digit",
+                )
+                for key in ("a b", "app@b", "", "/a", "A_/a", "a/b/c")
+                for selector in ("matchExpressions: [{key: '$', operator: Exists}]", "matchLabels: {'$': a}")
+            },
         }.items()
     },
     "a List of another version": (
@@ -785,7 +947,6 @@ LATER = {
     "spec": ("log",),
     "spec.ingress[0]": ("fromGroups", "fromNodes"),
     "spec.egress[0]": ("toGroups", "toNodes", "toServices"),
-    "spec.egressDeny[0]": ("toFQDNs",),
     "spec.ingress[0].toPorts[0]": ("listener", "originatingTLS", "terminatingTLS"),
     "spec.ingress[0].toPorts[0].rules": ("kafka", "l7", "l7proto"),
     "spec.ingress[0].toPorts[0].rules.http[0].headerMatches[0]": ("secret",),
@@ -794,7 +955,6 @@ INTO = {
     "spec": "  ingress: [{}]\n  ",
     "spec.ingress[0]": "  ingress:\n  - ",
     "spec.egress[0]": "  egress:\n  - ",
-    "spec.egressDeny[0]": "  egressDeny:\n  - ",
     "spec.ingress[0].toPorts[0]": "  ingress:\n  - toPorts:\n    - ",
     "spec.ingress[0].toPorts[0].rules": "  ingress:\n  - toPorts:\n    - rules:\n        ",
     "spec.ingress[0].toPorts[0].rules.http[0].headerMatches[0]": (

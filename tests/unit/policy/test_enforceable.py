@@ -6,7 +6,7 @@ from nfq_enforcer.errors import DocumentErrors
 from nfq_enforcer.policy import enforceable, loader
 
 CLUSTERWIDE = "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: a}\nspec: "
-PLAIN = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: n, namespace: shop}\nspec: "
+PLAIN = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 'n', namespace: shop}\nspec: "
 LACKING = {
     "nodeSelector": "{nodeSelector: {}, ingress: [{}]}",
 }

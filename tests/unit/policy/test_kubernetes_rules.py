@@ -167,7 +167,7 @@ def test_from_an_address_a_named_port_is_the_destinations_too_and_toward_a_mere_
 
 
 def test_policies_add_up() -> None:
-    other = policy("ingress: [{ports: [{port: 81}]}]").replace("name: n,", "name: m,")
+    other = policy("ingress: [{ports: [{port: 81}]}]").replace("name: 'n',", "name: m,")
     cluster = PolicyCluster(policy("ingress: [{ports: [{port: 80}]}]"), other)
 
     assert [cluster.ingress_allowed("shop/web", port=f"{port}/TCP")[0] for port in (80, 81, 82)] == [True, True, False]

@@ -392,7 +392,7 @@ def test_a_reference_to_nobody_is_refused_with_names_that_are_close(reference: s
 
 def test_a_policy_of_nodes_is_asked_where_the_host_is_an_end() -> None:
     nodes = (
-        "\n---\napiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: n}\n"
+        "\n---\napiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: 'n'}\n"
         f"spec: {{nodeSelector: {{}}, ingress: [{{fromEntities: [cluster], {PORTS}}}]}}\n"
     )
 

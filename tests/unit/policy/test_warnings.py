@@ -34,7 +34,7 @@ def warned(text: str, facts: ClusterFacts | None = None, in_force: str = "") -> 
         ("fromEndpoints: [{matchExpressions: [{key: etcd_node, operator: Exists}]}]", "etcd_node is not part of"),
         ("fromEndpoints: [{matchLabels: {io.cilium.k8s.policy.cluster: east}}]", "it wants the cluster east, and this"),
         (
-            "fromEndpoints: [{matchLabels: {a: x}, matchExpressions: [{key: a, operator: In, values: [y, z]}]}]",
+            "fromEndpoints: [{matchLabels: {a: x}, matchExpressions: [{key: a, operator: In, values: [w, z]}]}]",
             "it wants two values of the label a",
         ),
     ],

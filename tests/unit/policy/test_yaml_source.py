@@ -1,12 +1,17 @@
 """Every field of a YAML text has its line and column, and anything but plain YAML is refused."""
 
+import json
+import time
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nfq_enforcer.errors import DocumentError
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.yaml_source import MAX_ALIASED, MAX_DEPTH, Place, Position
 
-UNREADABLE = [".nan", ".inf", "-.INF", "1.0e+400", str(2**63), str(-(2**63)), f"0x{'f' * 6000}"]
+UNREADABLE = [".nan", ".inf", "-.INF", str(2**63), str(-(2**63)), f"0x{'f' * 6000}"]
 OUT_OF_RANGE = (
     "x.yaml:1:4: the number '{}' is out of range; allowed: finite numbers, integers from -9223372036854775807 to "
     "9223372036854775807"
@@ -31,6 +36,60 @@ def test_documents_of_a_text_are_plain_data() -> None:
 @pytest.mark.parametrize("text", ["", "---\n", "# nothing\n---\n---\n...\n", "null"])
 def test_empty_documents_are_skipped(text: str) -> None:
     assert yaml_source.parse(text, "x") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        (r'{"a": "\ud83d\ude00", "\uD83D\uDE00": [1, "x\ud83d\ude00\ud83d\ude01y"]}', {"a": "😀", "😀": [1, "x😀😁y"]}),
+        (r'["\\\ud83d\ude00", "\\ud83d\\ude00", "\udbff\udfff", "\"\ud800\udc00"]',
+         ["\\😀", r"\ud83d\ude00", "\U0010ffff", '"\U00010000']),
+        ('[\n  -1.5e3, true, false, null, "\\ud83d\\ude00"]', [-1500, True, False, None, "😀"]),
+        (r'"\ud83d\ude00"', "😀"),
+        (r"a: '\ud83d\ude00'", {"a": r"\ud83d\ude00"}),
+        (r"a: \ud83d\ude00", {"a": r"\ud83d\ude00"}),
+        (r"['\ud83d\ude00']", [r"\ud83d\ude00"]),
+    ],
+)  # fmt: skip
+def test_two_surrogates_in_json_are_one_character(text: str, data: object) -> None:
+    assert [one.data for one in yaml_source.parse(text, "x")] == [data]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'["\ud83d"]',
+        r'["\ude00"]',
+        r'["\ude00\ud83d"]',
+        r'["\ud83dx\ude00"]',
+        r'["\ud83d\ud83d\ude00"]',
+        r'["\\ud83d\ude00"]',
+        r'x: "\ud83d\ude00"',
+        '["\\ud83d\\ude00"] # no JSON',
+    ],
+)
+def test_a_lone_surrogate_and_any_in_yaml_is_refused(text: str) -> None:
+    assert "x.yaml:1:" in refused(text)
+    assert "not valid YAML: found invalid Unicode character escape code" in refused(text)
+
+
+JSON_TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x7f"), max_size=5)
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(st.dictionaries(JSON_TEXTS, st.lists(JSON_TEXTS | st.integers(-99, 99) | st.booleans()), min_size=1))
+def test_json_is_read_as_it_was_written(data: object) -> None:
+    (document,) = yaml_source.parse(json.dumps(data), "x")
+
+    assert document.data == data
+
+
+def test_a_long_text_with_surrogates_takes_no_long_time() -> None:
+    text = json.dumps(["😀" * 1000, "\\" * 100_000, '"' * 100_000, [[]] * 1000])
+    began = time.perf_counter()
+
+    assert yaml_source.parse(text, "x")[0].data == json.loads(text)
+    assert time.perf_counter() - began < 2
 
 
 def test_each_field_has_the_place_of_its_key_and_its_value() -> None:
@@ -67,12 +126,20 @@ def test_standard_tags_are_followed_and_value_keys_are_text() -> None:
     assert document.data == ["80", 3, "x", "=", {}, []]
 
 
+def test_plain_scalars_are_those_of_kubectl_and_quoted_ones_are_text() -> None:
+    (document,) = yaml_source.parse("[y, 12:30, 1e3, 0o17, 2026-01-01, 'y', \"1e3\", !!str n, !!bool 'on']", "x")
+
+    assert document.data == [True, "12:30", 1000, 15, "2026-01-01", "y", "1e3", "n", True]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("a: 1\na: 2", "x.yaml:2:1: duplicate key 'a'; it is already given in line 1"),
         ("b: 1\na: 2\n'a': 3", "x.yaml:3:1: duplicate key 'a'; it is already given in line 2"),
         ("80: x", 'x.yaml:1:1: a key must be a string; quote it: "80"'),
+        ("y: x", 'x.yaml:1:1: a key must be a string; quote it: "y"'),
+        (f"a: {'9' * 5000}", f"x.yaml:1:4: '{'9' * 40}' is not a value of its type"),
         ("? [a]\n: x", "x.yaml:1:3: a key must be a string"),
         ("a: &x 1\nb: *y", "x.yaml:2:4: alias *y has no anchor &y that ends before it"),
         ("a: &x [*x]", "x.yaml:1:8: alias *x has no anchor &x that ends before it"),
@@ -106,8 +173,8 @@ def test_text_that_is_not_yaml_is_refused_with_its_place(text: str) -> None:
         ("a: &x {b: 1}\nc: {<<: *x}", {"b": 1}),
         ("a: &x {b: 1, d: 2}\nc:\n  b: 3\n  <<: *x", {"b": 3, "d": 2}),
         ("a: &x {b: 1, d: 2}\nc:\n  <<: *x\n  b: 3", {"b": 3, "d": 2}),
-        ("a: &x {b: 1}\ny: &y {b: 2, e: 5}\nc: {<<: [*x, *y]}", {"b": 1, "e": 5}),
-        ("a: &x {b: 1}\ny: &y {<<: *x, e: 5}\nc: {<<: *y}", {"b": 1, "e": 5}),
+        ("a: &x {b: 1}\nz: &y {b: 2, e: 5}\nc: {<<: [*x, *y]}", {"b": 1, "e": 5}),
+        ("a: &x {b: 1}\nz: &y {<<: *x, e: 5}\nc: {<<: *y}", {"b": 1, "e": 5}),
         ("c: {<<: {b: 1}}", {"b": 1}),
         ("c: {<<: []}", {}),
         ("c: {!!merge <<: {b: 1}}", {"b": 1}),

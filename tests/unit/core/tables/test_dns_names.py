@@ -38,33 +38,56 @@ from nfq_enforcer.core.tables.dns_names import NamePatterns, matches, normalised
         ("**.*.example", "b.example", False),
         ("a**.example", "ab.example", True),
         ("a**.example", "a.b.example", False),
-        ("**", "com", True),
-        ("**", "a.com", False),
+        ("***.example", "a.b.example", True),
+        ("***.example", "example", False),
+        ("****.*.example.", "a.b.c.example", True),
+        ("a.**.example", "a.b.example", True),
+        ("a.**.example", "a.b.c.example", False),
+        ("*.**", "a.b", True),
+        ("*.**", "a.b.c", False),
+        *(
+            (every, name, True)
+            for every in ("**", "*.", "**.", "***", "***.")
+            for name in ("com", "a.com", "a.b.c", "")
+        ),
     ],
 )
 def test_a_pattern_matches_whole_names(pattern: str, name: str, matching: bool) -> None:
-    assert matches(pattern, name) is matching
+    assert matches(normalised(pattern), name) is matching
 
 
 @pytest.mark.parametrize(
-    ("text", "pattern"), [("A.Example.", "a.example"), ("*", "*"), ("*.", "**"), ("**.", "**"), (".", "")]
+    ("text", "pattern"),
+    [
+        ("A.Example.", "a.example"),
+        *((every, "*") for every in ("*", "**", "*.", "**.", "*****.")),
+        ("***.Example.", "**.example"),
+        ("**.**.example", "**.**.example"),
+        ("a***.example", "a***.example"),
+    ],
 )
 def test_a_pattern_of_a_document_is_normalised(text: str, pattern: str) -> None:
     assert normalised(text) == pattern
 
 
-PATTERNS = st.text("ab*.", min_size=1, max_size=8)
-NAMES = st.text("ab-.", max_size=8)
+PATTERNS = st.from_regex(r"([AB*]{1,4}\.){0,3}[AB*]{1,4}\.?", fullmatch=True)
+NAMES = st.lists(st.text("ab-", min_size=1, max_size=3), max_size=4).map(".".join)
+IN_LABEL = "[-a-zA-Z0-9_]"
+
+
+def upstream(pattern: str) -> str:
+    """Return upstream's expression for a pattern, which names with the trailing dot match (``ToAnchoredRegexp``)."""
+    if re.fullmatch(r"\*+\.?", pattern):
+        return rf"({IN_LABEL}+[.])+|[.]"
+    absolute = pattern.lower().removesuffix(".") + "."
+    text = re.sub(r"^\*{2,}\[\.\]", f"({IN_LABEL}+([.]{IN_LABEL}+){{0,}})[.]", absolute.replace(".", "[.]"))
+    return re.sub(r"\*+", f"{IN_LABEL}*", text)
 
 
 @settings(derandomize=True, database=None, deadline=None)
 @given(PATTERNS, NAMES)
-def test_a_pattern_matches_as_its_plain_expression_does(pattern: str, name: str) -> None:
-    any_labels = pattern.startswith("**.")
-    texts = map(re.escape, re.split(r"\*+", pattern.removeprefix("**.") if any_labels else pattern))
-    plain = ("(?:[-a-z0-9_]+[.])+" if any_labels else "") + "[-a-z0-9_]*".join(texts)
-
-    assert matches(pattern, name) is (pattern == "*" or re.fullmatch(plain, name) is not None)
+def test_a_pattern_matches_as_the_expression_of_upstream_does(pattern: str, name: str) -> None:
+    assert matches(normalised(pattern), name) is (re.fullmatch(upstream(pattern), f"{name}.") is not None)
 
 
 def test_the_values_of_all_matching_patterns_are_found() -> None:

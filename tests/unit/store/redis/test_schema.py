@@ -51,7 +51,7 @@ spec: {endpointSelector: {}, egress: [{toEntities: [world]}]}
 PLAIN = """
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
-metadata: {name: n, namespace: shop}
+metadata: {name: 'n', namespace: shop}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 """
 NAMESPACE = """
