@@ -39,6 +39,7 @@ from tests.support.labs import (
     Policies,
     await_flow,
     ends,
+    enforces_all,
     from_role,
     identities,
     kill,
@@ -57,6 +58,7 @@ from tests.support.processes import is_running
 from tests.support.tls import TlsServer, listen, start_tls
 
 DATAPATH_SETTINGS = DATAPATHS
+_LINES = 12  # of a log
 LAST_ACK = 30  # s for which conntrack keeps a connection whose last ACK it has not seen
 EXAMPLES = Path(__file__).parents[2] / "policies"
 USERDATA = {"method": "GET", "path": "/userdata/[0-9]+"}
@@ -121,7 +123,14 @@ async def check(lab: Lab, wanted: Mapping[Request, str]) -> None:
         request: Answer(status, str(lab.address(request.source, request.family)) if status == "200" else "")
         for request, status in wanted.items()
     }
-    assert await answers(lab, wanted) == expected
+    assert await answers(lab, wanted) == expected, evidence(lab)
+
+
+def evidence(lab: Lab) -> str:
+    """Return the state of the proxies, and the end of the agents' logs."""
+    logs = {name: node.log.read_text().splitlines()[-_LINES:] for name, node in lab.nodes.items()}
+    states = {name: node.status()["proxy"] for name, node in lab.nodes.items()}
+    return "\n".join(line for name in lab.nodes for line in (f"{name}: {states[name]}", *logs[name]))
 
 
 ALLOWED = ("GET", "/userdata/42")
@@ -366,11 +375,13 @@ class TestMigration:
         async with await HttpConnection.open(guarded, source, target) as connection:
             assert await connection.ask("/userdata/42") == 200
             await migrate(guarded, "n2", "n1", declare)
+            await until(lambda: all(map(enforces_all, guarded.nodes.values())))
             try:
                 assert await connection.fails("/secret")
                 await check(guarded, wanted)
             finally:
                 await migrate(guarded, "n1", "n2", declare)
+        await until(lambda: all(map(enforces_all, guarded.nodes.values())))
         await check(guarded, wanted)
 
 
