@@ -37,9 +37,8 @@ class CidrGroups:
         return [group for group, labels in self._groups if selector.matches(labels)]
 
     def blocks(self, rule: CidrRule) -> Iterator[tuple[Network, list[Network]]]:
-        """Yield each prefix that an entry means, its own or those of its groups, with the prefixes to leave out."""
-        prefixes = [rule.cidr] if rule.cidr else [prefix for group in self.of(rule) for prefix in group.prefixes]
-        for prefix in dict.fromkeys(prefixes):
+        """Yield each prefix of the groups that an entry refers to, with the prefixes of ``except`` within it."""
+        for prefix in dict.fromkeys(prefix for group in self.of(rule) for prefix in group.prefixes):
             around = [each for each in rule.except_ if each.version == prefix.version]
             if not any(prefix.subnet_of(each) for each in around):  # type: ignore[arg-type]
                 yield prefix, [each for each in around if each.subnet_of(prefix)]  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ An entry of ``ingress``, ``egress``, ``ingressDeny`` or ``egressDeny`` has its p
 list (None) differs from an empty one: see ``cilium_rules``.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -185,11 +185,6 @@ class CidrRule(Part):
     cidr_group_ref: DnsName | None = None
     cidr_group_selector: LabelSelector | None = None
     except_: Items[Prefix] = Field((), alias="except")
-
-    @property
-    def names_groups(self) -> bool:
-        """Return whether the addresses are those of CIDR groups."""
-        return self.cidr is None
 
     @model_validator(mode="after")
     def _one_of_three(self) -> Self:
@@ -401,11 +396,11 @@ class CiliumPolicy(PolicyDocument):
         return specs
 
     @property
-    def names_groups(self) -> bool:
-        """Return whether any entry has the addresses of CIDR groups."""
+    def group_references(self) -> Iterator[CidrRule]:
+        """Yield the peers that refer to CIDR groups."""
         entries = (entry for rule in self.rules for entry in rule.entries)
         peers = (peer for entry in entries for peer in entry.peers or ())
-        return any(isinstance(peer, CidrRule) and peer.names_groups for peer in peers)
+        return (peer for peer in peers if isinstance(peer, CidrRule) and peer.cidr is None)
 
     @property
     def rules(self) -> tuple[PolicyRule, ...]:

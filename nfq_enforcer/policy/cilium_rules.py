@@ -107,6 +107,8 @@ def _peers(entry: RuleEntry, namespace: str, groups: CidrGroups) -> tuple[RulePe
 def _resolve_peer(spec: PeerSpec, namespace: str, groups: CidrGroups) -> Iterator[RulePeer]:
     if isinstance(spec, str):
         yield from _entity(spec)
+    elif isinstance(spec, CidrRule) and spec.cidr is not None:
+        yield AddressBlock(spec.cidr, exclusions(spec.except_), includes_endpoints=False)
     elif isinstance(spec, CidrRule):
         for prefix, excluded in groups.blocks(spec):
             yield AddressBlock(prefix, exclusions(excluded), includes_endpoints=False)

@@ -74,7 +74,7 @@ class RulesIndex:
         """Return the rules, by the ``id`` of their document, that are the same with these CIDR groups."""
         if groups.same_as(self._groups):
             return self._resolved
-        changed = {id(one) for one in self.documents if isinstance(one, CiliumPolicy) and one.names_groups}
+        changed = {id(one) for one in self.documents if isinstance(one, CiliumPolicy) and any(one.group_references)}
         return {document: rules for document, rules in self._resolved.items() if document not in changed}
 
     def _reuse_selections(self, before: "RulesIndex") -> None:

@@ -13,7 +13,7 @@ from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE
 from nfq_enforcer.core.tables.dns_names import matches
 from nfq_enforcer.core.tables.l7 import DnsMatch
 from nfq_enforcer.policy.cidr_groups import CidrGroups
-from nfq_enforcer.policy.cilium import CidrRule, CiliumPolicy
+from nfq_enforcer.policy.cilium import CiliumPolicy
 from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
 from nfq_enforcer.policy.fields import ACCOUNT_KEY, CLUSTER_KEY, DEFAULT_CLUSTER, NAMESPACE_KEY
 from nfq_enforcer.policy.label_filter import LabelFilter
@@ -86,10 +86,9 @@ def _without_effect(document: PolicyDocument) -> Iterator[str]:
 
 
 def _without_group(document: PolicyDocument, groups: CidrGroups) -> Iterator[str]:
-    """Yield a sentence for each entry with a reference to CIDR groups of which there are none here."""
-    entries = [entry for rule in document.rules for entry in rule.entries] if isinstance(document, CiliumPolicy) else []
-    for peer in (peer for entry in entries for peer in entry.peers or ()):
-        if isinstance(peer, CidrRule) and peer.names_groups and not groups.of(peer):
+    """Yield a sentence for each reference to CIDR groups that matches none of these groups."""
+    for peer in document.group_references if isinstance(document, CiliumPolicy) else ():
+        if not groups.of(peer):
             named = f"named {peer.cidr_group_ref}" if peer.cidr_group_ref else "with the labels of a cidrGroupSelector"
             yield f"no CiliumCIDRGroup {named} is here, so it stands for no address"
 
@@ -132,7 +131,7 @@ def _of_rule(rule: Rule, facts: ClusterFacts) -> Iterator[str]:
 
 
 def _is_negative(selector: Selector) -> bool:
-    """Tell whether labels match a selector by what they lack alone."""
+    """Tell whether a selector has requirements, and only negative ones."""
     return bool(selector.requirements) and all(requirement.negative for requirement in selector.requirements)
 
 

@@ -125,7 +125,8 @@ def _measure(options: argparse.Namespace) -> None:
 def _cidrs(console: Console) -> None:
     """Measure and print the cost of many CIDRs to a whole agent, and to the traffic of others."""
     table = Table(
-        *cidrs.COLUMNS, title=f"{cidrs.ENDPOINTS:,} endpoints, {cidrs.DOCUMENTS} documents of {cidrs.ENTRIES:,} CIDRs"
+        *cidrs.COLUMNS,
+        title=f"{documents.ENDPOINTS:,} endpoints, {cidrs.DOCUMENTS} documents of {cidrs.ENTRIES:,} CIDRs",
     )
     for cells in cidrs.table(cidrs.measure(console)):
         table.add_row(*cells)

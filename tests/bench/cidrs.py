@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 
 from rich.console import Console
@@ -19,26 +18,20 @@ from rich.console import Console
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
+from tests.bench.documents import ENDPOINTS, endpoints
 from tests.bench.processes import Memory, cpu, memory
 from tests.support.labs import FRONT_TO_BACK, PROGRAM, policy, save, start, stop_agents, to_role
 from tests.support.prefixes import document, documents
 from tests.support.stream import Stream, Summary
 
-ENDPOINTS, DOCUMENTS, ENTRIES = 20_000, 100, 10_000
+DOCUMENTS, ENTRIES = 100, 10_000
 _LOADS = 2  # commands that load all documents: one alone would be too long a request
 _OPEN = FRONT_TO_BACK + policy("front-out", "frontend", egress=[to_role("backend")])
 _OWN = 2  # policies of the stream
 _TIMEOUT = 1800.0  # s
 _POLL = 0.1  # s between two looks at the status
 _QUIET = 5.0  # s
-_ENDPOINT = """---
-apiVersion: nfq-enforcer.io/v1
-kind: Endpoint
-metadata: {{name: e{number}, labels: {{role: r{kind}}}}}
-spec: {{ips: [{address}], interface: veth-{neighbour}}}
-"""
-_KINDS = 20
-_FIRST_ADDRESS = ip_address("10.200.0.1")
+_NEIGHBOUR = "veth-front1"  # the interface of all endpoints
 
 COLUMNS = (
     "",
@@ -91,20 +84,12 @@ def _changes(lab: Lab, node: LabNode, number: int, entries: int) -> dict[str, Ca
     shorter = one.rpartition("    -")[0]
     return {
         "nothing changes": lambda: time.sleep(_QUIET),
-        f"{ENDPOINTS:,} local endpoints saved": lambda: _save(node, {ends: _endpoints()}, _OWN),
+        f"{ENDPOINTS:,} local endpoints saved": lambda: _save(node, {ends: endpoints(ENDPOINTS, _NEIGHBOUR)}, _OWN),
         "files saved": lambda: _save(node, {many: rest, single: one}, _OWN + number),
         "one document loses a CIDR": lambda: _save(node, {single: shorter}, _OWN + number),
         "files emptied": lambda: _save(node, {many: "", single: ""}, _OWN),
         "policy load": lambda: _load(lab, node, number, entries),
     }
-
-
-def _endpoints() -> str:
-    """Return documents of endpoints of some kinds, which share the interface of one of the lab's."""
-    return "".join(
-        _ENDPOINT.format(number=one, kind=one % _KINDS, address=_FIRST_ADDRESS + one, neighbour="front1")
-        for one in range(ENDPOINTS)
-    )
 
 
 def _observe(name: str, node: LabNode, stream: Stream, change: Callable[[], None]) -> Step:

@@ -30,7 +30,7 @@ _ENDPOINT = """---
 apiVersion: nfq-enforcer.io/v1
 kind: Endpoint
 metadata: {{name: e{0}, labels: {{role: r{1}}}}}
-spec: {{ips: [10.{2}.{3}.{4}], interface: v{0}}}
+spec: {{ips: [10.{2}.{3}.{4}], interface: {5}}}
 """
 _POLICY = """---
 apiVersion: cilium.io/v2
@@ -43,10 +43,11 @@ spec:
 """
 
 
-def endpoints(number: int) -> str:
-    """Return documents of endpoints of 20 kinds."""
+def endpoints(number: int, interface: str = "") -> str:
+    """Return documents of endpoints of 20 kinds, each with an interface of its own, or all with this one."""
     return "".join(
-        _ENDPOINT.format(n, n % 20, n >> 16, n >> 8 & 255, n & 255) for n in range(1 << 8, (1 << 8) + number)
+        _ENDPOINT.format(n, n % 20, n >> 16, n >> 8 & 255, n & 255, interface or f"v{n}")
+        for n in range(1 << 8, (1 << 8) + number)
     )
 
 

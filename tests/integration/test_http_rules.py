@@ -372,16 +372,18 @@ class TestMigration:
             rest = (one.document() for one in guarded.topology.endpoints if one.name != MOVED)
             await guarded.apply("endpoints", yaml.safe_dump_all([document, *rest]))
 
+        async def move(old: str, new: str) -> None:
+            await migrate(guarded, old, new, declare)
+            await until(lambda: all(map(enforces_all, guarded.nodes.values())))
+
         async with await HttpConnection.open(guarded, source, target) as connection:
             assert await connection.ask("/userdata/42") == 200
-            await migrate(guarded, "n2", "n1", declare)
-            await until(lambda: all(map(enforces_all, guarded.nodes.values())))
+            await move("n2", "n1")
             try:
                 assert await connection.fails("/secret")
                 await check(guarded, wanted)
             finally:
-                await migrate(guarded, "n1", "n2", declare)
-        await until(lambda: all(map(enforces_all, guarded.nodes.values())))
+                await move("n1", "n2")
         await check(guarded, wanted)
 
 

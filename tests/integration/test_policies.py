@@ -4,6 +4,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from nfq_enforcer.policy.simulation import Simulation
 from tests.support.labs import (
     BACKENDS,
     ENDPOINTS,
+    FAMILIES,
     FRONT_TO_BACK,
     FRONTENDS,
     OTHER_TCP,
@@ -38,7 +40,6 @@ from tests.support.labs import (
 EXAMPLES = Path("policies")
 WAYS = ("80/TCP", "443/TCP", "8080/TCP", "53/UDP", "ping")
 WORLD = "world"
-WHOLE = ((4, 32), (6, 128))  # families, and the bits of an address
 FROM_PARTNERS = policy("from-partners", "backend", ingress=[{"fromCIDRSet": [{"cidrGroupRef": "partners"}]}])
 PARTNERS = """
 apiVersion: cilium.io/v2
@@ -155,7 +156,7 @@ class TestCommands:
 
         await fares(FROM_PARTNERS, closed)
         await fares(
-            PARTNERS.format(", ".join(f"{guarded.address(WORLD, family)}/{bits}" for family, bits in WHOLE)), opened
+            PARTNERS.format(", ".join(str(ip_network(guarded.address(WORLD, family))) for family in FAMILIES)), opened
         )
         await fares(PARTNERS.format("198.51.100.0/24"), closed)
         listed = json.loads(self.ask(guarded, "list", "-o", "json"))

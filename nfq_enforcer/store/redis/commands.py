@@ -326,18 +326,23 @@ def _request(request: Request) -> dict[str, Any]:
 
 def _check(request: Request) -> None:
     """Raise BadInput for a value that the nodes would refuse: one that is too large, or that is not JSON."""
-    endpoints = ((Kind.ENDPOINT, one.record.full_name, schema.encode_endpoint(one.record)) for one in request.endpoints)
-    identities = ((Kind.IDENTITY, one.record.full_name, str(one.labels)) for one in request.endpoints)
-    for kind, name, value in (*endpoints, *identities, *request.values):
+    for one in request.endpoints:
+        _check_size(Kind.ENDPOINT, one.record.full_name, schema.encode_endpoint(one.record).encode())
+        _check_size(Kind.IDENTITY, one.record.full_name, str(one.labels).encode())
+    for kind, name, text in request.values:
+        value = text.encode()
+        _check_size(kind, name, value)
         try:
-            schema.check_size(kind, value.encode())
-        except SchemaError as error:
-            raise BadInput(f"{kind} {name} is too large for the store: {error}") from None
-    for kind, name, value in request.values:
-        try:
-            schema.read_json(value.encode())
+            schema.read_json(value)
         except SchemaError as error:
             raise BadInput(f"{kind} {name} cannot be stored: {error}") from None
+
+
+def _check_size(kind: Kind, name: str, value: bytes) -> None:
+    try:
+        schema.check_size(kind, value)
+    except SchemaError as error:
+        raise BadInput(f"{kind} {name} is too large for the store: {error}") from None
 
 
 def _restore_order(key: Key, entry: StoreEntry, labels: Mapping[Identity, Labels]) -> list[Any] | None:

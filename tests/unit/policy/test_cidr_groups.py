@@ -41,7 +41,7 @@ def documents(*texts: str) -> tuple[PolicyDocument, ...]:
 
 
 def meant(*texts: str) -> list[str]:
-    """Return the address blocks of the only rule of documents, each with what it leaves out."""
+    """Return the address blocks of the only rule of documents, each with its excluded prefixes."""
     (rule,) = RulesIndex(documents(*texts)).rules
     return blocks(rule.peers)
 
