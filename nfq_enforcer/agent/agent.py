@@ -31,6 +31,7 @@ from nfq_enforcer.agent.slot_keeper import SlotKeeper
 from nfq_enforcer.agent.source_log import SourceLog
 from nfq_enforcer.agent.watch import Watch
 from nfq_enforcer.agent.work_report import WorkReport
+from nfq_enforcer.agent.workloads import Workloads
 from nfq_enforcer.cluster.records import NodeRecord
 from nfq_enforcer.cluster.replica import Replica
 from nfq_enforcer.cluster.source import Store
@@ -54,6 +55,8 @@ from nfq_enforcer.store.redis.last_state import LastState
 from nfq_enforcer.store.redis.session import Session
 from nfq_enforcer.store.redis.store import RedisStore
 from nfq_enforcer.tasks import cancel
+from nfq_enforcer.workloads.registrar import Registrar
+from nfq_enforcer.workloads.source import WorkloadSource
 
 _log = logging.getLogger(__name__)
 _THREADS_END = 20.0  # s, for changes of rules that have begun
@@ -124,6 +127,8 @@ class Agent:
         )
         self._bridges = BridgeWatch(self._rules)
         self._interfaces = InterfaceCheck(self._local_endpoints)
+        registrar = Registrar(self._settings.name, self._store, lambda: replica.endpoints, self._reconciler.reconcile)
+        self._workloads = Workloads(registrar, self._make_sources())
         self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)
         handlers = Handlers(
             Parts(
@@ -143,6 +148,7 @@ class Agent:
                 self._names,
                 self._slots,
                 self._requests,
+                self._workloads,
             )
         )
         self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
@@ -167,6 +173,10 @@ class Agent:
         )
         session.exempt = self._exempt
         return RedisStore(session)
+
+    def _make_sources(self) -> list[WorkloadSource]:
+        """Make the sources of workloads that the configuration names."""
+        return []
 
     def _make_slots(self) -> SlotKeeper:
         folder, settings = Path(self._config.api.socket).with_suffix(".proxy"), self._config.proxy
@@ -215,6 +225,7 @@ class Agent:
                 notify.stopping()
             if self._exporter:
                 await self._exporter.stop()
+            await self._workloads.stop()
             await self._reconciler.stop()
             await self._names.stop()
             await self._slots.stop(leave=self._handing_over and not self._terminated)
@@ -228,6 +239,7 @@ class Agent:
 
     async def _enforce(self) -> None:
         await self._names.start()
+        await self._workloads.start()
         await self._reconciler.start()
         self._names.begin()
         await self._slots.begin()
@@ -239,6 +251,7 @@ class Agent:
         notify.ready()
         works = (
             *(self._addresses.run(), self._bridges.run(), self._interfaces.run(), self._source_log.run()),
+            self._workloads.run(),
             flood_log.run(self._workers, self._rules),
         )
         background = [asyncio.create_task(work) for work in works]

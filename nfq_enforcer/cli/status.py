@@ -8,7 +8,14 @@ from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output, store
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.core.modes import Datapath
-from nfq_enforcer.observe.status import AgentStatus, ProxyStatus, RulesStatus, WorkersStatus, WorkerStatus
+from nfq_enforcer.observe.status import (
+    AgentStatus,
+    ProxyStatus,
+    RulesStatus,
+    WorkersStatus,
+    WorkerStatus,
+    WorkloadSourceStatus,
+)
 from nfq_enforcer.text import printable
 
 
@@ -59,6 +66,8 @@ def _rows(status: AgentStatus) -> Iterator[tuple[str, object]]:
         yield "names by DNS", f"{names.names} with {names.addresses} addresses{evicted}{held}"
     if status.proxy:
         yield from _proxy(status.proxy)
+    if status.workloads:
+        yield "workloads", [_source(source) for source in status.workloads.sources]
     if status.problems:
         yield "problems", [Text(printable(problem), "red") for problem in status.problems]
     yield "log", f"{status.log.seen} events, {counts.events_lost} lost"
@@ -84,6 +93,11 @@ def _proxy(proxy: ProxyStatus) -> Iterator[tuple[str, object]]:
         yield "", f"{proxy.unlogged} requests are not in the flow log"
     if proxy.refused:
         yield "", Text(f"{proxy.refused} connections found all slots in use", "red")
+
+
+def _source(source: WorkloadSourceStatus) -> Text:
+    number = f"{source.source}: {source.endpoints} endpoint{'' if source.endpoints == 1 else 's'}"
+    return Text(number) if source.away is None else Text(f"{number}, away", "red")
 
 
 def _workers(total: WorkersStatus, each: Sequence[WorkerStatus]) -> Iterator[tuple[str, object]]:

@@ -12,15 +12,17 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.wire.packet import SCTP, TCP, UDP
+from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
 from nfq_enforcer.policy.label_filter import LabelFilter
-from nfq_enforcer.policy.loader import Documents, compose_labels
+from nfq_enforcer.policy.loader import DocumentKey, Documents, compose_labels
 from nfq_enforcer.policy.model import model_endpoints, named_ports
 from nfq_enforcer.policy.rules import PortSet
 
 Address = IPv4Address | IPv6Address
 
+SOURCE_ANNOTATION = "nfq-enforcer.io/source"
 _PROTOCOLS = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
 
 
@@ -55,6 +57,7 @@ class EndpointRecord(NamedTuple):
     labels: Labels  # of its document, without those of its namespace and account
     account: str
     ports: PortSet
+    source: str = ""  # source of workloads that it comes from; empty: a document of a person
 
     @property
     def full_name(self) -> str:
@@ -62,8 +65,11 @@ class EndpointRecord(NamedTuple):
         return f"{self.namespace}/{self.name}"
 
     @classmethod
-    def of(cls, document: Endpoint, identity: Identity, node: str) -> "EndpointRecord":
-        """Return the record of a document; ``node`` is its node if the document names none."""
+    def of(cls, document: Endpoint, identity: Identity, node: str, source: str = "") -> "EndpointRecord":
+        """Return the record of a document; ``node`` is its node if the document names none.
+
+        The source is not read from the document: a document of a person stays one, also if it was printed as another's.
+        """
         spec = document.spec
         return cls(
             document.namespace,
@@ -75,6 +81,7 @@ class EndpointRecord(NamedTuple):
             Labels.parse(document.metadata.labels),
             spec.service_account,
             named_ports(document),
+            source,
         )
 
     def all_labels(self, namespaces: Mapping[str, Namespace], cluster: str) -> Labels:
@@ -93,8 +100,17 @@ class EndpointRecord(NamedTuple):
             ports = sorted(self.ports)
             spec["ports"] = [{"name": p.name, "port": p.number, "protocol": _PROTOCOLS[p.proto]} for p in ports]
         labels = {f"{label.source}:{label.key}".removeprefix("k8s:"): label.value for label in self.labels}
-        metadata = {"name": self.name, "namespace": self.namespace, "labels": labels}
+        metadata: dict[str, Any] = {"name": self.name, "namespace": self.namespace, "labels": labels}
+        if self.source:
+            metadata["annotations"] = {SOURCE_ANNOTATION: self.source}
         return {"apiVersion": "nfq-enforcer.io/v1", "kind": "Endpoint", "metadata": metadata, "spec": spec}
+
+
+def check_source(record: EndpointRecord | None, source: str) -> None:
+    """Raise BadInput for a change of an endpoint that comes from another source; None is no endpoint."""
+    if record is not None and record.source != source:
+        origin = f"comes from {record.source} on node {record.node}" if record.source else "has a document of its own"
+        raise BadInput(f"endpoint {record.full_name} {origin}: it changes and ends there only")
 
 
 class EndpointRequest(NamedTuple):
@@ -125,13 +141,20 @@ def document_name(document: PolicyDocument | Namespace) -> str:
 ClusterState = Mapping[tuple[Kind, str], Record]
 """All records by kind and name."""
 
+NO_SOURCES: Mapping[DocumentKey, str] = {}
+
 
 def records_of(
-    documents: Documents, node: str, relevant: LabelFilter | None = None, cluster: str = DEFAULT_CLUSTER
+    documents: Documents,
+    node: str,
+    relevant: LabelFilter | None = None,
+    cluster: str = DEFAULT_CLUSTER,
+    sources: Mapping[DocumentKey, str] = NO_SOURCES,
 ) -> ClusterState:
     """Return the records of documents alone: identities are derived from the labels of all endpoints.
 
-    ``node`` is the node of endpoints with a document that names none; ``relevant`` selects the labels of an identity.
+    ``node`` is the node of endpoints with a document that names none; ``relevant`` selects the labels of an identity;
+    ``sources`` has the documents of workloads.
     """
     endpoints = model_endpoints(documents, relevant, cluster)
     state: dict[tuple[Kind, str], Record] = {}
@@ -139,7 +162,10 @@ def records_of(
     state |= {(Kind.DOCUMENT, document_name(document)): document for document in documents.policies}
     state |= {(Kind.IDENTITY, str(endpoint.identity)): endpoint.identity_labels for endpoint in endpoints}
     state |= {
-        (Kind.ENDPOINT, member.name): EndpointRecord.of(member.document, member.identity, node) for member in endpoints
+        (Kind.ENDPOINT, member.name): EndpointRecord.of(
+            member.document, member.identity, node, sources.get(member.document.key, "")
+        )
+        for member in endpoints
     }
     return state
 

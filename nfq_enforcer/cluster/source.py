@@ -84,17 +84,21 @@ class Store(Protocol):
     async def register(self, addresses: tuple[Address, ...]) -> None:
         """Register this node under other addresses, as soon as the store is reachable."""
 
-    async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
+    async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False, source: str = "") -> Applied:
         """Write the documents of files, all or nothing; raise BadInput with every error in them.
 
-        ``ignore_other_kinds``: leave out documents of kinds that have nothing to do with policy.
+        ``ignore_other_kinds``: leave out documents of kinds that have nothing to do with policy. ``source``: the source
+        of workloads that the endpoints come from; no other source can change or delete them.
         """
 
     async def delete_policy(self, namespace: str, name: str) -> None:
         """Delete a policy; raise BadInput if it cannot be deleted."""
 
-    async def delete_endpoints(self, names: Sequence[str]) -> list[str]:
-        """Delete endpoints; return those that existed."""
+    async def delete_endpoints(self, names: Sequence[str], *, source: str = "") -> list[str]:
+        """Delete endpoints; return those that existed; raise BadInput for one that comes from another source.
+
+        With a source, an endpoint that has moved to another node stays.
+        """
 
     async def enforced_by(self, revision: int, patience: float) -> list[NodeStatus]:
         """Return the nodes once every live one enforces this policy revision, or after ``patience`` seconds."""

@@ -314,6 +314,26 @@ class ProxyStatus(_StatusRecord):
 
 
 @dataclass(frozen=True)
+class WorkloadSourceStatus(_StatusRecord):
+    """Workload source status: a source of endpoints of this node."""
+
+    source: str
+    endpoints: int  # that it names
+    away: str | None  # the reason for which it is not reachable; None: it is
+    details: Mapping[str, Any]  # of this kind of source
+
+
+@dataclass(frozen=True)
+class WorkloadsStatus(_StatusRecord):
+    """Workloads status: the sources of endpoints of this node, and the endpoints that are not in force."""
+
+    sources: Sequence[WorkloadSourceStatus]
+    refused: Mapping[str, str]  # endpoint: reason
+
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"sources": WorkloadSourceStatus}
+
+
+@dataclass(frozen=True)
 class AgentStatus(_StatusRecord):
     """Agent status: settings, policy, workers, store and log of a node."""
 
@@ -346,6 +366,7 @@ class AgentStatus(_StatusRecord):
     http: Sequence[HttpRequestCount] = ()
     tls: Sequence[TlsConnectionCount] = ()
     proxy: ProxyStatus | None = None  # None: no policy has needed the proxy yet, or of an older agent
+    workloads: WorkloadsStatus | None = None  # None: the configuration names no source
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
         "documents": DocumentCounts,
@@ -362,6 +383,7 @@ class AgentStatus(_StatusRecord):
         "http": HttpRequestCount,
         "proxy": ProxyStatus,
         "tls": TlsConnectionCount,
+        "workloads": WorkloadsStatus,
     }
 
 

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
+from typing import NamedTuple
 
 from nfq_enforcer import __version__
 from nfq_enforcer.cluster.records import (
@@ -23,6 +24,7 @@ from nfq_enforcer.cluster.records import (
     Kind,
     NodeRecord,
     changes_between,
+    check_source,
     records_of,
 )
 from nfq_enforcer.cluster.replica import NodeSettings
@@ -41,7 +43,16 @@ _log = logging.getLogger(__name__)
 
 _Fingerprint = tuple[tuple[str, int, int, int], ...]
 _MAX_POLLING = 0.2  # part of the time that polls may take: the poll of many files is repeated less often
-_AppliedDocuments = Mapping[DocumentKey, ParsedDocument]
+
+
+class _AppliedDocument(NamedTuple):
+    """_AppliedDocument: a document, and the source of workloads that it comes from (empty: a person)."""
+
+    parsed: ParsedDocument
+    source: str
+
+
+_AppliedDocuments = Mapping[DocumentKey, _AppliedDocument]
 
 
 class FileStore:
@@ -145,7 +156,7 @@ class FileStore:
             self._state = {**self._state, key: self._record}
             self._deliver([Change(*key, self._record)])
 
-    async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
+    async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False, source: str = "") -> Applied:
         """Apply the documents of files beside those in the folders, until this store ends."""
         async with self._loading:
             with self.progress.working("reading documents", time.time()):
@@ -153,7 +164,13 @@ class FileStore:
                     loader.parse_all, files, ignore_other_kinds=ignore_other_kinds, progress=self.progress
                 )
         before = set(self._state)
-        await self._change(lambda: {**self._applied, **{item.document.key: item for item in parsed}})
+
+        def with_documents() -> _AppliedDocuments:
+            for item in parsed:
+                self._check_source(item.document.key, source)
+            return {**self._applied, **{item.document.key: _AppliedDocument(item, source) for item in parsed}}
+
+        await self._change(with_documents)
         started = [self._started(item.document, before) for item in parsed if isinstance(item.document, Endpoint)]
         names = tuple("/".join(filter(None, item.document.key)) for item in parsed)
         return Applied(names, tuple(started), loader.group_documents(item.document for item in parsed).policies)
@@ -180,16 +197,30 @@ class FileStore:
 
         await self._change(without_policy)
 
-    async def delete_endpoints(self, names: Sequence[str]) -> list[str]:
-        """Delete applied endpoints; return those that existed; raise BadInput for one that comes from a file."""
-        keys = {("Endpoint", *name.split("/", 1)): name for name in names}
+    async def delete_endpoints(self, names: Sequence[str], *, source: str = "") -> list[str]:
+        """Delete applied endpoints; return those that existed.
+
+        Raise BadInput for one that comes from a file or from another source.
+        """
+        keys = {_endpoint_key(name): name for name in names}
         existing = [name for name in names if (Kind.ENDPOINT, name) in self._state]
-        applied = [name for key, name in keys.items() if key in self._applied]
-        for name in existing:
-            if name not in applied:
-                raise BadInput(f"endpoint {name} comes from a file: remove it there")
-        await self._change(lambda: {key: item for key, item in self._applied.items() if key not in keys})
+
+        def without_endpoints() -> _AppliedDocuments:
+            for key, name in keys.items():
+                if key not in self._applied and name in existing:
+                    raise BadInput(f"endpoint {name} comes from a file: remove it there")
+                self._check_source(key, source)
+            return {key: item for key, item in self._applied.items() if key not in keys}
+
+        await self._change(without_endpoints)
         return existing
+
+    def _check_source(self, key: DocumentKey, source: str) -> None:
+        """Raise BadInput if the document is an endpoint that comes from another source."""
+        kind, namespace, name = key
+        if kind == "Endpoint":
+            record = self._state.get((Kind.ENDPOINT, f"{namespace}/{name}"))
+            check_source(record if isinstance(record, EndpointRecord) else None, source)
 
     async def enforced_by(self, revision: int, patience: float) -> list[NodeStatus]:
         """Return this node, the only one."""
@@ -235,16 +266,22 @@ class FileStore:
     def _read(self, applied: _AppliedDocuments) -> tuple[Documents, ClusterState, list[Change]]:
         if applied is self._applied:
             self._loaded = self._fingerprint()
-        documents = loader.load(self._paths, applied.values(), cache=self._cache, progress=self.progress)
+        parsed = [one.parsed for one in applied.values()]
+        documents = loader.load(self._paths, parsed, cache=self._cache, progress=self.progress)
         self.progress.stage("comparing documents")
         enforceable.check(documents.policies)
         node = {(Kind.NODE, self._settings.name): self._record}
-        settings = self._settings
-        state = {**node, **records_of(documents, settings.name, settings.relevant, settings.cluster)}
+        settings, sources = self._settings, {key: one.source for key, one in applied.items()}
+        state = {**node, **records_of(documents, settings.name, settings.relevant, settings.cluster, sources)}
         return documents, state, changes_between(self._state, state)
 
     def _fingerprint(self) -> _Fingerprint:
         return tuple(mark for path in self._paths for mark in _marks(path))
+
+
+def _endpoint_key(name: str) -> DocumentKey:
+    namespace, _, own_name = name.partition("/")
+    return "Endpoint", namespace, own_name
 
 
 def _is_no_policy(key: DocumentKey) -> bool:

@@ -10,6 +10,7 @@ from nfq_enforcer.agent.request_log import RequestLog
 from nfq_enforcer.agent.slot_keeper import SlotKeeper
 from nfq_enforcer.agent.watch import Watch
 from nfq_enforcer.agent.work_report import WorkReport
+from nfq_enforcer.agent.workloads import Workloads
 from nfq_enforcer.cluster.names import Names
 from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.cluster.source import Store
@@ -41,6 +42,7 @@ class Parts:
     learner: NameLearner
     slots: SlotKeeper
     requests: RequestLog
+    workloads: Workloads
 
     async def reconcile(self, done: str) -> None:
         """Enforce the store's changes; raise OutcomeUnknown if that fails now: the reconciler goes on trying.

@@ -99,7 +99,7 @@ class StatusHandlers:
             worker=await self._workers_in_sum(sum(forged.values())),
             workers=[_worker_status(worker) for worker in parts.workers.processes],
             log=LogCounts(parts.log.seen),
-            problems=parts.interfaces.problems(),
+            problems=[*parts.interfaces.problems(), *parts.workloads.problems()],
             rules=self._rules(),
             stuck=list(self._stuck_parts(store_status)),
             working=[
@@ -111,6 +111,7 @@ class StatusHandlers:
             tls=parts.requests.tls_counts.read(),
             proxy=await parts.slots.status(parts.requests.lost),
             names=NamesStatus(learned.names, learned.addresses, learned.evicted, parts.learner.held),
+            workloads=parts.workloads.status(),
         )
 
     def _rules(self) -> RulesStatus:

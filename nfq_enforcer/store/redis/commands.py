@@ -68,6 +68,7 @@ class Request:
     endpoints: Sequence[EndpointRequest] = ()
     values: Sequence[tuple[Kind, str, str]] = ()  # of nodes and documents: kind, name, value
     deleted: Sequence[Key] = ()
+    hosted_by: str = ""  # a node: an endpoint to be deleted stays if it is on another one by now; empty: on any node
 
 
 class Written(NamedTuple):
@@ -78,6 +79,7 @@ class Written(NamedTuple):
     numbers: tuple[Identity, ...]  # of the endpoints, in their order
     new: frozenset[Identity]  # those numbers that no endpoint had before
     missing: tuple[Key, ...]  # keys to be deleted that the store did not have
+    left: frozenset[Key] = frozenset()  # endpoints to be deleted that are on another node
 
 
 class Collected(NamedTuple):
@@ -183,6 +185,7 @@ class Commands:
             tuple(map(Identity, answer["numbers"] or ())),
             frozenset(map(Identity, answer["new"] or ())),
             tuple((Kind(kind), name) for kind, name in answer["missing"] or ()),
+            frozenset((Kind(kind), name) for kind, name in answer["left"] or ()),
         )
 
     async def restore(
@@ -321,6 +324,7 @@ def _request(request: Request) -> dict[str, Any]:
         ],
         "values": list(request.values),
         "deleted": list(request.deleted),
+        "hosted_by": request.hosted_by,
     }
 
 

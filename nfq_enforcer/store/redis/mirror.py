@@ -170,6 +170,12 @@ class Mirror:
         """Return whether an endpoint's identity stands for other labels than the endpoint's."""
         return self.endpoint_request(record).labels != self.labels.get(record.identity)
 
+    def endpoint(self, name: str) -> EndpointRecord | None:
+        """Return the record of an endpoint, by its full name; None for an unknown one."""
+        entry = self.entries.get((Kind.ENDPOINT, name))
+        record = self.own.get(name) or (schema.decode(Kind.ENDPOINT, name, entry.value) if entry is not None else None)
+        return record if isinstance(record, EndpointRecord) else None
+
     def counts(self) -> dict[Kind, int]:
         """Return the number of entries of each kind."""
         counts = dict.fromkeys(Kind, 0)

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from nfq_enforcer import text as text_forms
-from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord, Record
+from nfq_enforcer.cluster.records import SOURCE_ANNOTATION, EndpointRecord, Kind, NodeRecord, Record
 from nfq_enforcer.core.identity import Identity, travels
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
@@ -60,6 +60,7 @@ _NUMBER = re.compile(r"[1-9][0-9]{0,7}")  # a single spelling, so that no identi
 _COUNT = re.compile(rb"0|[1-9][0-9]{0,15}")
 _VERSION = re.compile(r"[A-Za-z0-9.+!_-]{0,64}")  # of a node's program
 _WORD = re.compile(r"[a-z][a-z-]{0,31}")  # of a node's datapath
+_SOURCE = re.compile(r"([a-z][a-z-]{0,31})?")
 _MS, _SEQ = 1 << 48, 1 << 32  # of an id, exclusive: in the year 10889
 MAX_COUNT = 1 << 46  # of serial and revision: 14 digits, as many as Lua's JSON writes
 MAX_BYTES = {Kind.NODE: 1 << 17, Kind.DOCUMENT: 1 << 25, Kind.IDENTITY: 1 << 17, Kind.ENDPOINT: 1 << 18}
@@ -238,6 +239,7 @@ def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
         _written_labels(tuple(sorted(metadata["labels"].items()))),
         _account(_string(spec.get("serviceAccount", "default"))),
         _ports(tuple((p["name"], p["protocol"], p["port"]) for p in spec.get("ports", ()))),
+        _source(metadata["annotations"]) if "annotations" in metadata else "",
     )
     if record.full_name != name or not record.addresses:
         raise ValueError("it is not the endpoint that its name says, or has no address")
@@ -266,6 +268,12 @@ def _node_name(text: str) -> str:
 def _interface(text: str) -> str:
     _match(is_interface_name, text, "the name of an interface")
     return intern(text)
+
+
+def _source(annotations: Mapping[str, Any]) -> str:
+    source = _string(annotations.get(SOURCE_ANNOTATION, ""))
+    _match(_SOURCE.fullmatch, source, "the name of a source of workloads")
+    return intern(source)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -12,7 +12,14 @@ from ipaddress import ip_address
 from statistics import quantiles
 from typing import Any
 
-from nfq_enforcer.cluster.records import Address, EndpointRecord, EndpointRequest, Kind, document_name
+from nfq_enforcer.cluster.records import (
+    Address,
+    EndpointRecord,
+    EndpointRequest,
+    Kind,
+    check_source,
+    document_name,
+)
 from nfq_enforcer.cluster.source import Applied, ChangeBatch, NodeStatus, Started
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.errors import BadInput
@@ -76,7 +83,7 @@ class RedisStore:
         """Return the revision of the policy in this node's mirror."""
         return self._mirror.revision
 
-    async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False) -> Applied:
+    async def apply(self, files: Sequence[File], *, ignore_other_kinds: bool = False, source: str = "") -> Applied:
         """Write the documents of files, all or nothing; raise BadInput with every error in them, or StoreError."""
         with self.progress.working("reading documents", time.time()):
             parsed = await asyncio.to_thread(
@@ -85,10 +92,12 @@ class RedisStore:
         documents = loader.group_documents(item.document for item in parsed)
         enforceable.check(documents.policies)
         namespaces = self._mirror.namespaces | {document_name(document): document for document in documents.namespaces}
-        endpoints = [
-            self._mirror.endpoint_request(EndpointRecord.of(document, Identity(0), self._session.node), namespaces)
-            for document in documents.endpoints
+        records = [
+            EndpointRecord.of(document, Identity(0), self._session.node, source) for document in documents.endpoints
         ]
+        for record in records:
+            check_source(self._mirror.endpoint(record.full_name), source)
+        endpoints = [self._mirror.endpoint_request(record, namespaces) for record in records]
         others: tuple[Namespace | PolicyDocument, ...] = (*documents.namespaces, *documents.policies)
         values = [(Kind.DOCUMENT, document_name(document), schema.encode_document(document)) for document in others]
         if self._session.commands is None and endpoints and not values:
@@ -137,13 +146,16 @@ class RedisStore:
             raise BadInput(f"there is no policy {full_name}; 'nfq-enforcer policy list' shows those there are")
         await self._session.writer.write(Request(deleted=keys))
 
-    async def delete_endpoints(self, names: Sequence[str]) -> list[str]:
-        """Delete endpoints; return those that existed."""
+    async def delete_endpoints(self, names: Sequence[str], *, source: str = "") -> list[str]:
+        """Delete endpoints; return those that existed; raise BadInput for one that comes from another source."""
         existing = [name for name in names if (Kind.ENDPOINT, name) in self._mirror.entries]
+        for name in existing:
+            check_source(self._mirror.endpoint(name), source)
         if self._session.commands is None and all(name in self._mirror.own for name in existing):
             await self._session.pending.stop(existing)
         elif existing:
-            await self._session.writer.write(Request(deleted=[(Kind.ENDPOINT, name) for name in existing]))
+            deleted = [(Kind.ENDPOINT, name) for name in existing]
+            await self._session.writer.write(Request(deleted=deleted, hosted_by=self._session.node if source else ""))
         return existing
 
     async def nodes(self) -> list[NodeStatus]:

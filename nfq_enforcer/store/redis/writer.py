@@ -98,7 +98,9 @@ class Writer:
                 if value and record is not None:
                     await self._apply_or_note_conflict(commands, self._mirror.endpoint_request(record))
                 elif not value:
-                    await self._apply(commands, Request(deleted=[(Kind.ENDPOINT, name)]))
+                    await self._apply(
+                        commands, Request(deleted=[(Kind.ENDPOINT, name)], hosted_by=self.registration[1])
+                    )
                 self._pending.note_written(name, value)
             tried.update(due)
             await self._pending.save()
@@ -138,7 +140,7 @@ class Writer:
             self._accept((Kind.ENDPOINT, endpoint.record.full_name), written.id, value)
         for kind, name, value in request.values:
             self._accept((kind, name), written.id, value)
-        for key in request.deleted:
+        for key in set(request.deleted) - written.left:
             self._mirror.accept(key, written.id, None)
         self._mirror.revision = max(self._mirror.revision, written.revision)
         self._feed.announce_own()

@@ -80,12 +80,20 @@ STATUS: dict[str, Any] = {
         **{"running": True, "pid": 4712, "version": "1.40.0", "error": None},
         **{"restarts": 1, "slots": 5, "refused": 0, "unlogged": 2},
     },
+    "workloads": {
+        "sources": [{"source": "docker", "endpoints": 3, "away": None, "details": {"version": "27.0"}}],
+        "refused": {"default/web": "10.0.0.1 already belongs to endpoint default/db"},
+    },
 }
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"refused": None, "store": None, "rules": None, "source_filter": None, "names": None, "proxy": None}],
+    [
+        {},
+        {"refused": None, "store": None, "rules": None, "source_filter": None, "names": None, "proxy": None},
+        {"workloads": None},
+    ],
 )
 def test_the_status_comes_back_as_it_was_sent(changed: dict[str, Any]) -> None:
     sent = json.dumps(STATUS | changed)

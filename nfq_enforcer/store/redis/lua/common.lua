@@ -125,17 +125,25 @@ local function set(kind, name, id, value)
 end
 
 -- Delete an endpoint's entry and its indexes. Of a value that cannot be decoded, only the entry is deleted.
+-- The endpoint in a value, and the spec of its document, empty for another one; nil for a value that is none.
+local function endpoint_of(value)
+    local readable, endpoint = pcall(cjson.decode, value)
+    if not readable or type(endpoint) ~= 'table' or type(endpoint.document) ~= 'table' then
+        return nil
+    end
+    return endpoint, type(endpoint.document.spec) == 'table' and endpoint.document.spec or {}
+end
+
 local function delete_endpoint(name)
     local value = value_of('endpoint', name)
     if not value then
         return
     end
     redis.call('HDEL', HASH.endpoint, name)
-    local readable, endpoint = pcall(cjson.decode, value)
-    if not readable or type(endpoint) ~= 'table' or type(endpoint.document) ~= 'table' then
+    local endpoint, spec = endpoint_of(value)
+    if not endpoint then
         return
     end
-    local spec = type(endpoint.document.spec) == 'table' and endpoint.document.spec or {}
     for _, ip in ipairs(type(spec.ips) == 'table' and spec.ips or {}) do
         if redis.call('HGET', IPCACHE, ip) == name then
             redis.call('HDEL', IPCACHE, ip)

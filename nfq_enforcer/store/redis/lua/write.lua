@@ -3,8 +3,10 @@
 --     ``labels`` the canonical text of the identity's labels, ``preferred`` the number for a new identity if it is free
 --   values: [[kind, name, value]] of nodes and documents, the value as JSON text
 --   deleted: [[kind, name]]
+--   hosted_by: a node, or empty; an endpoint to be deleted that is on another node is left as it is
 -- Entries with equal values are not written again. The answer has the change's id (none if nothing was written), the
--- policy's revision, the number of each endpoint, the new ones of these numbers, and the deleted keys that were missing.
+-- policy's revision, the number of each endpoint, the new ones of these numbers, the deleted keys that were missing, and
+-- those of endpoints left as they are.
 local refused = refusal()
 if refused then
     return refuse(refused)
@@ -12,8 +14,16 @@ end
 local request = cjson.decode(ARGV[3])
 
 local leaving, after = {}, {} -- endpoints to be deleted; addresses of endpoints after this write
+local to_delete, left = {}, {}
 for _, one in ipairs(request.deleted) do
-    leaving[one[1] .. ' ' .. one[2]] = true
+    local value = one[1] == 'endpoint' and request.hosted_by ~= '' and value_of('endpoint', one[2])
+    local endpoint, spec = endpoint_of(value or '')
+    if endpoint and spec.node ~= request.hosted_by then
+        left[#left + 1] = one
+    else
+        leaving[one[1] .. ' ' .. one[2]] = true
+        to_delete[#to_delete + 1] = one
+    end
 end
 for _, endpoint in ipairs(request.endpoints) do
     after[endpoint.name] = {}
@@ -93,7 +103,7 @@ for _, one in ipairs(request.values) do
     end
 end
 local deleted, missing = {}, {}
-for _, one in ipairs(request.deleted) do
+for _, one in ipairs(to_delete) do
     if redis.call('HEXISTS', HASH[one[1]], one[2]) == 1 then
         deleted[#deleted + 1] = one
         changes[#changes + 1] = { one[1], one[2], cjson.null }
@@ -134,4 +144,4 @@ local new = {}
 for place, one in ipairs(created) do
     new[place] = one[1]
 end
-return cjson.encode({ id = id, revision = revision, numbers = numbers, new = new, missing = missing })
+return cjson.encode({ id = id, revision = revision, numbers = numbers, new = new, missing = missing, left = left })

@@ -1,0 +1,56 @@
+"""Endpoint documents of workloads, and the labels of workloads that can be labels of endpoints. Pure."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from nfq_enforcer.errors import BadInput
+from nfq_enforcer.policy.documents import Endpoint, EndpointMetadata
+
+
+def make_endpoint(
+    namespace: str,
+    name: str,
+    labels: Mapping[str, str],
+    ips: Iterable[str],
+    *,
+    interface: str | None = None,
+    service_account: str = "default",
+    ports: Iterable[tuple[str, int, str]] = (),
+) -> Endpoint:
+    """Return an endpoint; raise BadInput with a sentence for a value that no Endpoint document may have.
+
+    ``ports``: name, number and protocol (TCP, UDP or SCTP) of each named port.
+    """
+    spec: dict[str, Any] = {"ips": list(ips), "serviceAccount": service_account, "interface": interface}
+    spec["ports"] = [{"name": port, "port": number, "protocol": protocol} for port, number, protocol in ports]
+    data = {
+        "apiVersion": "nfq-enforcer.io/v1",
+        "kind": "Endpoint",
+        "metadata": {"namespace": namespace, "name": name, "labels": dict(labels)},
+        "spec": spec,
+    }
+    try:
+        return Endpoint.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise BadInput(f"{namespace}/{name}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def usable_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels of a workload that an endpoint can have.
+
+    Left out are labels that are no labels of Kubernetes, and those that the engine makes itself: with these a workload
+    could claim the identity of another namespace.
+    """
+    return {key: value for key, value in labels.items() if _is_usable(key, value)}
+
+
+def _is_usable(key: str, value: str) -> bool:
+    try:
+        EndpointMetadata.model_validate({"name": "any", "labels": {key: value}})
+    except ValidationError:
+        return False
+    return True

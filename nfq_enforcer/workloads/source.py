@@ -1,0 +1,17 @@
+"""Source of workloads: the interface of all programs that name endpoints of this node."""
+
+from typing import Any, Protocol
+
+
+class WorkloadSource(Protocol):
+    """Source of workloads: names the endpoints of this node to a registrar, and each change of them."""
+
+    @property
+    def name(self) -> str:
+        """Return the word of the source, one of ``registrar.SOURCES``."""
+
+    async def run(self) -> None:
+        """Name all endpoints, then each change, and report problems to the registrar; never return."""
+
+    def status(self) -> dict[str, Any]:
+        """Return further fields of the source's status."""
