@@ -193,11 +193,15 @@ def delete(
     name: Annotated[str, typer.Argument(help="NAMESPACE/NAME; NAME alone for a clusterwide policy.")],
     wait: Wait = False,
     timeout: Timeout = 30,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Also a policy that comes from Kubernetes, after Kubernetes was switched off."),
+    ] = False,
     socket: Socket = DEFAULT,
 ) -> None:
     """Delete a policy loaded with 'policy load'; a policy from a file of the agent is deleted in the file."""
     namespace, plain = _split(name)
-    params = {"namespace": namespace, "name": plain, "wait": timeout if wait else None}
+    params = {"namespace": namespace, "name": plain, "wait": timeout if wait else None, "force": force}
     deleted = client.call(socket, "delete", _request_timeout(timeout, wait=wait), **params)
     output.line(f"{name} deleted")
     rollout.report(deleted, timeout)

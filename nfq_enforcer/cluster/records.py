@@ -106,11 +106,16 @@ class EndpointRecord(NamedTuple):
         return {"apiVersion": "nfq-enforcer.io/v1", "kind": "Endpoint", "metadata": metadata, "spec": spec}
 
 
-def check_source(record: EndpointRecord | None, source: str) -> None:
-    """Raise BadInput for a change of an endpoint that comes from another source; None is no endpoint."""
-    if record is not None and record.source != source:
-        origin = f"comes from {record.source} on node {record.node}" if record.source else "has a document of its own"
-        raise BadInput(f"endpoint {record.full_name} {origin}: it changes and ends there only")
+def check_source(record: "EndpointRecord | PolicyDocument | Namespace | None", source: str) -> None:
+    """Raise BadInput for a change of an endpoint or document that comes from another source; None is neither."""
+    if record is None or record.source == source:
+        return
+    if isinstance(record, EndpointRecord):
+        name, place = f"endpoint {record.full_name}", f" on node {record.node}"
+    else:
+        name, place = record.title, ""
+    origin = f"comes from {record.source}{place}" if record.source else "has a document of its own"
+    raise BadInput(f"{name} {origin}: it changes and ends there only")
 
 
 class EndpointRequest(NamedTuple):

@@ -128,6 +128,11 @@ class Replica:
         """Return every Namespace document by the name of its record."""
         return self._namespaces
 
+    @property
+    def documents(self) -> Mapping[str, PolicyDocument | Namespace]:
+        """Return every document by the name of its record."""
+        return self._namespaces | self._policies
+
     def apply(self, changes: Iterable[Change]) -> None:
         """Record changes for the next view."""
         for change in changes:

@@ -88,16 +88,25 @@ class Store(Protocol):
         """Write the documents of files, all or nothing; raise BadInput with every error in them.
 
         ``ignore_other_kinds``: leave out documents of kinds that have nothing to do with policy. ``source``: the source
-        of workloads that the endpoints come from; no other source can change or delete them.
+        that the documents come from; no other source, and no person, can change or delete them.
         """
 
-    async def delete_policy(self, namespace: str, name: str) -> None:
-        """Delete a policy; raise BadInput if it cannot be deleted."""
+    async def delete_policy(self, namespace: str, name: str, *, force: bool = False) -> None:
+        """Delete a policy; raise BadInput if it cannot be deleted.
+
+        ``force``: also one that comes from a source, which brings it back if it still has it.
+        """
 
     async def delete_endpoints(self, names: Sequence[str], *, source: str = "") -> list[str]:
         """Delete endpoints; return those that existed; raise BadInput for one that comes from another source.
 
         With a source, an endpoint that has moved to another node stays.
+        """
+
+    async def delete_documents(self, names: Sequence[str], *, source: str) -> None:
+        """Delete documents of a source, by the names of their records; one that does not exist is ignored.
+
+        Raise BadInput for one that comes from another source.
         """
 
     async def enforced_by(self, revision: int, patience: float) -> list[NodeStatus]:

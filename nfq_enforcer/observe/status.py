@@ -325,10 +325,10 @@ class WorkloadSourceStatus(_StatusRecord):
 
 @dataclass(frozen=True)
 class WorkloadsStatus(_StatusRecord):
-    """Workloads status: the sources of endpoints of this node, and the endpoints that are not in force."""
+    """Workloads status: the sources of endpoints of this node, and the endpoints and documents not in force."""
 
     sources: Sequence[WorkloadSourceStatus]
-    refused: Mapping[str, str]  # endpoint: reason
+    refused: Mapping[str, str]  # endpoint, or kind and name of a document: reason
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"sources": WorkloadSourceStatus}
 

@@ -63,6 +63,7 @@ class Document(Part):
     status: object = None
     _origin: str = PrivateAttr("")
     _data: Mapping[str, object] = PrivateAttr(default_factory=dict)
+    _source: str = PrivateAttr("")
 
     @property
     def name(self) -> str:
@@ -85,6 +86,11 @@ class Document(Part):
         return self._data
 
     @property
+    def source(self) -> str:
+        """Return the source that brought the document, such as ``kubernetes``; empty: a person."""
+        return self._source
+
+    @property
     def title(self) -> str:
         """Return ``Kind namespace/name``, or ``Kind name`` for a document of the whole cluster."""
         return f"{self.kind} {self.namespace}/{self.name}".replace(" /", " ")
@@ -94,10 +100,11 @@ class Document(Part):
         """Return kind, namespace and name, unique among documents."""
         return self.kind, self.namespace, self.name
 
-    def set_source(self, origin: str, data: Mapping[str, object]) -> None:
-        """Set ``origin`` and ``data``; the reader of the document calls it once."""
+    def set_origin(self, origin: str, data: Mapping[str, object], source: str = "") -> None:
+        """Set ``origin``, ``data`` and ``source``, as the reader of the document does."""
         self._origin = origin
         self._data = data
+        self._source = source
 
 
 class EndpointMetadata(Metadata):

@@ -134,7 +134,7 @@ def _from_data(data: Mapping[str, Any]) -> Document:
     if data.get("kind") not in KINDS:
         raise BadInput(f"a document has the kind {data.get('kind')!r}, which this version does not have")
     document = KINDS[data["kind"]][1].model_validate(data)
-    document.set_source("", data)
+    document.set_origin("", data)
     return document
 
 
@@ -333,7 +333,7 @@ def _parse_item(item: _Item) -> ParsedDocument:
     model = _model(source, base, data)
     _check_version(data["kind"], data.get("apiVersion"), source, base)
     document = validate(model, data, source, base, explain=True)
-    document.set_source(f"{source.file}:{source.place(base).value.line}", data)
+    document.set_origin(f"{source.file}:{source.place(base).value.line}", data)
     return ParsedDocument(document, source, base)
 
 

@@ -32,7 +32,7 @@ from nfq_enforcer.cluster.source import Applied, ChangeBatch, NodeStatus, Starte
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy import enforceable, loader
-from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
+from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
 from nfq_enforcer.policy.file_cache import FileCache
 from nfq_enforcer.policy.inspection import ParsedDocument
 from nfq_enforcer.policy.loader import DocumentKey, Documents, File
@@ -168,6 +168,7 @@ class FileStore:
         def with_documents() -> _AppliedDocuments:
             for item in parsed:
                 self._check_source(item.document.key, source)
+                item.document.set_origin(item.document.origin, item.document.data, source)
             return {**self._applied, **{item.document.key: _AppliedDocument(item, source) for item in parsed}}
 
         await self._change(with_documents)
@@ -184,7 +185,7 @@ class FileStore:
         assert isinstance(labels, Labels)
         return Started(full_name, record.identity, labels, key not in before)
 
-    async def delete_policy(self, namespace: str, name: str) -> None:
+    async def delete_policy(self, namespace: str, name: str, *, force: bool = False) -> None:
         """Delete the applied policies of this name; raise BadInput if no applied policy has it."""
 
         def without_policy() -> _AppliedDocuments:
@@ -193,6 +194,8 @@ class FileStore:
             }
             if len(left) == len(self._applied):
                 raise BadInput(_not_applied(namespace, name, self._policies))
+            for key in self._applied.keys() - left.keys() if not force else ():
+                self._check_source(key, "")
             return left
 
         await self._change(without_policy)
@@ -215,12 +218,23 @@ class FileStore:
         await self._change(without_endpoints)
         return existing
 
+    async def delete_documents(self, names: Sequence[str], *, source: str) -> None:
+        """Delete applied documents; raise BadInput for one that comes from a file or from another source."""
+        keys = {_document_key(name) for name in names}
+
+        def without_documents() -> _AppliedDocuments:
+            for key in keys:
+                self._check_source(key, source)
+            return {key: item for key, item in self._applied.items() if key not in keys}
+
+        await self._change(without_documents)
+
     def _check_source(self, key: DocumentKey, source: str) -> None:
-        """Raise BadInput if the document is an endpoint that comes from another source."""
+        """Raise BadInput if the document comes from another source."""
         kind, namespace, name = key
-        if kind == "Endpoint":
-            record = self._state.get((Kind.ENDPOINT, f"{namespace}/{name}"))
-            check_source(record if isinstance(record, EndpointRecord) else None, source)
+        endpoint = Kind.ENDPOINT, f"{namespace}/{name}"
+        record = self._state.get(endpoint if kind == "Endpoint" else (Kind.DOCUMENT, "/".join(key)))
+        check_source(record if isinstance(record, EndpointRecord | PolicyDocument | Namespace) else None, source)
 
     async def enforced_by(self, revision: int, patience: float) -> list[NodeStatus]:
         """Return this node, the only one."""
@@ -277,6 +291,11 @@ class FileStore:
 
     def _fingerprint(self) -> _Fingerprint:
         return tuple(mark for path in self._paths for mark in _marks(path))
+
+
+def _document_key(name: str) -> DocumentKey:
+    kind, namespace, own_name = name.split("/")
+    return kind, namespace, own_name
 
 
 def _endpoint_key(name: str) -> DocumentKey:

@@ -23,6 +23,7 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.policy.documents import Endpoint
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.tasks import Works
+from nfq_enforcer.workloads.publisher import Publisher
 
 _log = logging.getLogger(__name__)
 _RETRY = 1.0  # s until a refused endpoint is tried again, and the store's state is compared
@@ -54,6 +55,7 @@ class Registrar:
         self._works = Works()
         self._lock = asyncio.Lock()  # one write at a time
         self.sources: tuple[str, ...] = ()  # of the configuration
+        self.publisher: Publisher | None = None  # of documents, which are written before endpoints
         self.problems: dict[str, str] = {}  # reason for each refused endpoint, by full name
         self.away: dict[str, str] = {}  # reason for each source that is away
 
@@ -111,7 +113,7 @@ class Registrar:
 
     async def _settle(self) -> None:
         async with self._lock:
-            if await self._write():
+            if await self._write_all():
                 try:
                     await self._reconcile()
                 except NfqError as error:
@@ -130,7 +132,16 @@ class Registrar:
     async def write(self) -> None:
         """Write without a reconciliation, for a state that is enforced later."""
         async with self._lock:
-            await self._write()
+            await self._write_all()
+
+    def note_change(self) -> None:
+        """Write soon."""
+        self._changed.set()
+
+    async def _write_all(self) -> bool:
+        """Write documents, then endpoints, whose identities depend on the labels of namespaces."""
+        published = self.publisher is not None and await self.publisher.write()
+        return await self._write() or published
 
     async def _write(self) -> bool:
         """Write the difference between sources and store; return whether anything was written."""
@@ -183,14 +194,15 @@ class Registrar:
             return False
 
     async def _apply(self, records: Sequence[EndpointRecord], source: str) -> bool:
-        """Write endpoints together or, if any is refused, each by itself; return whether any was written."""
+        """Write endpoints together or, if any is refused, in two halves; return whether any was written."""
         try:
             await self._apply_together(records, source)
         except NfqError as error:
             if len(records) == 1:
                 self._refuse(records[0].full_name, str(error))
                 return False
-            return any([await self._apply([record], source) for record in records])
+            half = len(records) // 2
+            return any([await self._apply(part, source) for part in (records[:half], records[half:])])
         for record in records:
             self.problems.pop(record.full_name, None)
         return True

@@ -99,7 +99,7 @@ async def _write(url: str, count: int) -> None:
 
 def _value(written: dict[str, Any]) -> tuple[Kind, str, str]:
     document = CiliumNetworkPolicy.model_validate(written)
-    document.set_source("population", written)
+    document.set_origin("population", written)
     return Kind.DOCUMENT, document_name(document), schema.encode_document(document)
 
 

@@ -14,6 +14,7 @@ from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.documents import Endpoint
 from nfq_enforcer.store.redis.timings import SessionTimings
 from nfq_enforcer.workloads.endpoints import make_endpoint
+from nfq_enforcer.workloads.publisher import Publisher
 from nfq_enforcer.workloads.registrar import DOCKER, KUBERNETES, Registrar
 from tests.support.members import Node, endpoint_text, until
 from tests.support.redis_servers import RedisServer, valkey_server
@@ -31,6 +32,8 @@ class Host:
         self.replica = Replica(NodeSettings(node.name))
         self.registrar = Registrar(node.name, node.store, lambda: self.replica.endpoints, self.reconcile)
         self.registrar.sources = (KUBERNETES, DOCKER)
+        self.publisher = Publisher(KUBERNETES, node.store, lambda: self.replica.documents, self.registrar.note_change)
+        self.registrar.publisher = self.publisher
 
     async def reconcile(self) -> None:
         self.replica.apply(self.node.store.poll().changes)
@@ -52,6 +55,15 @@ class Host:
         await self.reconcile()
         record = self.replica.endpoints.get(full_name)
         return (record.node if record else None) == node
+
+    async def role(self, name: str) -> str | None:
+        """Return the role that a policy of the namespace shop selects; None: this node does not have the policy."""
+        await self.reconcile()
+        policy = self.replica.documents.get(f"NetworkPolicy/shop/{name}")
+        return None if policy is None else policy.data["spec"]["podSelector"]["matchLabels"]["role"]  # type: ignore[index]
+
+    async def selects(self, name: str, role: str | None) -> bool:
+        return await self.role(name) == role
 
     def record(self, full_name: str) -> EndpointRecord:
         return self.replica.endpoints[full_name]
@@ -84,6 +96,12 @@ def play(scene: Callable[[list[Host]], Coroutine[Any, Any, None]], server: Redis
             await scene(both)
 
     asyncio.run(scene_on_hosts())
+
+
+def policy(version: int, role: str = "db", name: str = "p") -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "shop", "resourceVersion": str(version)}
+    spec = {"podSelector": {"matchLabels": {"role": role}}}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
 
 
 def pod(name: str = "web-0", ip: str = "10.0.1.1", role: str = "web") -> Endpoint:
@@ -186,5 +204,65 @@ def test_known_labels_need_no_store_and_new_ones_wait_for_it(server: RedisServer
         await until(lambda: one.node.connected, "the node is back")
         await one.settle()
         assert await one.seen("shop/new", "n1") and one.registrar.problems == {}
+
+    play(scene, server, tmp_path)
+
+
+def test_nodes_that_watch_the_same_documents_write_each_change_once(server: RedisServer, tmp_path: Path) -> None:
+    async def scene(both: list[Host]) -> None:
+        one, two = both
+        for host in both:
+            host.publisher.put(policy(5))
+            await host.settle()
+        revision = one.node.store.revision
+        await until(lambda: two.selects("p", "db"), "both have the policy")
+        two.publisher.put(policy(6, "web"))
+        await two.settle()
+        await until(lambda: one.selects("p", "web"), "both have its change")
+        one.publisher.put(policy(5))
+        await one.settle()
+        one.publisher.put(policy(6, "web"))
+        await one.settle()
+
+        assert revision == 1 and one.node.store.revision == two.node.store.revision == 2
+        assert await one.role("p") == "web"
+        assert one.replica.documents["NetworkPolicy/shop/p"].source == "kubernetes"
+        with pytest.raises(BadInput, match="NetworkPolicy shop/p comes from kubernetes"):
+            await one.node.store.delete_policy("shop", "p")
+        two.publisher.remove(policy(7))
+        await two.settle()
+        await until(lambda: one.selects("p", None), "the policy has ended on both")
+
+    play(scene, server, tmp_path)
+
+
+def test_a_list_after_a_restart_takes_out_what_ended_meanwhile(server: RedisServer, tmp_path: Path) -> None:
+    async def scene(both: list[Host]) -> None:
+        one, two = both
+        one.publisher.replace("NetworkPolicy", [policy(5), policy(6, name="q")], "7")
+        await one.settle()
+        await until(lambda: two.selects("q", "db"), "the other node has the policies")
+        two.publisher.replace("NetworkPolicy", [policy(6, name="q")], "8")  # the first list of its agent
+        await two.settle()
+
+        await until(lambda: one.selects("p", None), "the policy has ended on both")
+        assert await one.role("q") == "db"
+
+    play(scene, server, tmp_path)
+
+
+def test_a_document_waits_for_the_store(server: RedisServer, tmp_path: Path) -> None:
+    async def scene(both: list[Host]) -> None:
+        one, _ = both
+        server.stop()
+        await until(lambda: not one.node.connected, "the node has lost the store")
+        one.publisher.put(policy(5))
+        await one.settle()
+        before = await one.role("p")
+        server.start()
+        await until(lambda: one.node.connected, "the node is back")
+        await one.settle()
+
+        assert (before, await one.role("p")) == (None, "db")
 
     play(scene, server, tmp_path)

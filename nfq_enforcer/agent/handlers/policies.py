@@ -72,7 +72,8 @@ class PolicyHandlers:
     async def delete(self, params: Params) -> dict[str, Any]:
         """Delete an applied policy; return once this node enforces the rest, with ``wait`` all live nodes."""
         wait = _wait(params)
-        await self._parts.store.delete_policy(text(params, "namespace"), text(params, "name"))
+        namespace, name = text(params, "namespace"), text(params, "name")
+        await self._parts.store.delete_policy(namespace, name, force=flag(params, "force"))
         await self._parts.reconcile("the policy is deleted")
         return await self._rollout(wait)
 

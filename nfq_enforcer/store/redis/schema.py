@@ -148,8 +148,9 @@ def encode_identity(labels: Labels) -> str:
 
 
 def encode_document(document: PolicyDocument | Namespace) -> str:
-    """Return the value of a document, with the file and place of its origin."""
-    return _encode({"origin": document.origin, "document": document.data})
+    """Return the value of a document, with the file and place of its origin, and the source that brought it."""
+    source = {"source": document.source} if document.source else {}
+    return _encode({"origin": document.origin, **source, "document": document.data})
 
 
 def encode_endpoint(record: EndpointRecord) -> str:
@@ -214,7 +215,7 @@ def _document(name: str, data: Mapping[str, Any]) -> PolicyDocument | Namespace:
     document = kind[1].model_validate(written)
     if not isinstance(document, PolicyDocument | Namespace) or "/".join(document.key) != name:
         raise ValueError("it is not the document that its name says")
-    document.set_source(_string(data["origin"]), written)
+    document.set_origin(_string(data["origin"]), written, _source(data.get("source", "")))
     return document
 
 
@@ -239,7 +240,7 @@ def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
         _written_labels(tuple(sorted(metadata["labels"].items()))),
         _account(_string(spec.get("serviceAccount", "default"))),
         _ports(tuple((p["name"], p["protocol"], p["port"]) for p in spec.get("ports", ()))),
-        _source(metadata["annotations"]) if "annotations" in metadata else "",
+        _source(metadata["annotations"].get(SOURCE_ANNOTATION, "")) if "annotations" in metadata else "",
     )
     if record.full_name != name or not record.addresses:
         raise ValueError("it is not the endpoint that its name says, or has no address")
@@ -270,8 +271,8 @@ def _interface(text: str) -> str:
     return intern(text)
 
 
-def _source(annotations: Mapping[str, Any]) -> str:
-    source = _string(annotations.get(SOURCE_ANNOTATION, ""))
+def _source(written: object) -> str:
+    source = _string(written)
     _match(_SOURCE.fullmatch, source, "the name of a source of workloads")
     return intern(source)
 

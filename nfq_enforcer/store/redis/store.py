@@ -99,6 +99,9 @@ class RedisStore:
             check_source(self._mirror.endpoint(record.full_name), source)
         endpoints = [self._mirror.endpoint_request(record, namespaces) for record in records]
         others: tuple[Namespace | PolicyDocument, ...] = (*documents.namespaces, *documents.policies)
+        for document in others:
+            check_source(self._mirror.document(document_name(document)), source)
+            document.set_origin(document.origin, document.data, source)
         values = [(Kind.DOCUMENT, document_name(document), schema.encode_document(document)) for document in others]
         if self._session.commands is None and endpoints and not values:
             numbers, new = await self._start_without_store(endpoints), frozenset[Identity]()
@@ -134,7 +137,7 @@ class RedisStore:
                     raise BadInput(f"{ip_address(address)} already belongs to endpoint {other.full_name}")
         return number
 
-    async def delete_policy(self, namespace: str, name: str) -> None:
+    async def delete_policy(self, namespace: str, name: str, *, force: bool = False) -> None:
         """Delete all policies of this name; raise BadInput if no policy has it."""
         keys = [
             key
@@ -144,7 +147,17 @@ class RedisStore:
         if not keys:
             full_name = f"{namespace}/{name}" if namespace else name
             raise BadInput(f"there is no policy {full_name}; 'nfq-enforcer policy list' shows those there are")
+        for key in keys if not force else ():
+            check_source(self._mirror.document(key[1]), "")
         await self._session.writer.write(Request(deleted=keys))
+
+    async def delete_documents(self, names: Sequence[str], *, source: str) -> None:
+        """Delete documents of a source; raise BadInput for one that comes from another source."""
+        existing = [name for name in names if (Kind.DOCUMENT, name) in self._mirror.entries]
+        for name in existing:
+            check_source(self._mirror.document(name), source)
+        if existing:
+            await self._session.writer.write(Request(deleted=[(Kind.DOCUMENT, name) for name in existing]))
 
     async def delete_endpoints(self, names: Sequence[str], *, source: str = "") -> list[str]:
         """Delete endpoints; return those that existed; raise BadInput for one that comes from another source."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord, Record, document_name
+from nfq_enforcer.cluster.records import SOURCE_ANNOTATION, EndpointRecord, Kind, NodeRecord, Record, document_name
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
@@ -90,9 +90,8 @@ class TestWritten:
 
     @pytest.mark.parametrize("text", [ENDPOINT, BARE])
     def test_an_endpoint_is_read_as_it_was_written(self, text: str) -> None:
-        record = endpoint(text)
-
-        assert decode(Kind.ENDPOINT, record.full_name, schema.encode_endpoint(record).encode()) == record
+        for record in (endpoint(text), endpoint(text)._replace(source="docker")):
+            assert decode(Kind.ENDPOINT, record.full_name, schema.encode_endpoint(record).encode()) == record
 
     @pytest.mark.parametrize("text", [CILIUM, CLUSTERWIDE, PLAIN, NAMESPACE])
     def test_a_document_is_read_as_it_was_written_and_still_knows_its_file(self, text: str) -> None:
@@ -103,6 +102,13 @@ class TestWritten:
         assert read == written
         assert getattr(read, "origin") == "x.yaml:2"  # noqa: B009
         assert schema.encode_document(read) == value  # type: ignore[arg-type]
+
+    def test_a_document_is_read_with_its_source(self) -> None:
+        written = document(PLAIN)
+        written.set_origin("kubernetes:1", written.data, "kubernetes")
+        read = decode(Kind.DOCUMENT, document_name(written), schema.encode_document(written).encode())
+
+        assert getattr(read, "source") == "kubernetes"  # noqa: B009
 
     def test_a_value_is_an_object_of_this_version(self) -> None:
         for value in (
@@ -231,6 +237,11 @@ class TestRefused:
             (Kind.ENDPOINT, "shop/web", spec(ports=[{"name": "a", "protocol": {}, "port": 1}]), "it is not a value"),
             (Kind.ENDPOINT, "shop/web", metadata(labels={"app": 1}), "it is not a value of kind endpoint"),
             (Kind.ENDPOINT, "shop/web", metadata(labels=[1]), "it is not a value of kind endpoint"),
+            (Kind.ENDPOINT, "shop/web", metadata(annotations=1), "it is not a value of kind endpoint"),
+            (Kind.ENDPOINT, "shop/web", metadata(annotations={SOURCE_ANNOTATION: 1}), "1 is not a string"),
+            (Kind.ENDPOINT, "shop/web", metadata(annotations={SOURCE_ANNOTATION: "A B"}), "'A B' is not the name of"),
+            (Kind.DOCUMENT, POLICY, changed(POLICY_VALUE, source="A B"), "'A B' is not the name of a source"),
+            (Kind.DOCUMENT, POLICY, changed(POLICY_VALUE, source=None), "None is not a string"),
             (
                 Kind.DOCUMENT,
                 "CiliumNetworkPolicy/shop/q",

@@ -1,0 +1,182 @@
+"""Publisher: writes the policies and namespaces of an API server to the store, from every node that watches them.
+
+All nodes of a cluster watch the same documents, and each writes each change, so that a change arrives whichever of them
+is alive; equal values are not written twice. A node may be late, and must not undo a newer change with an older one:
+
+- A document is written only over one with an older ``metadata.resourceVersion``, and deleted only if the stored version
+  is not newer than the deletion. Versions are compared as numbers, as Kubernetes allows since 1.35 (KEP-5504); before,
+  etcd's revisions were the same numbers.
+- Only an event or a list of the API server leads to a write: a node that the API server does not answer writes nothing,
+  and cannot bring back a document that has been deleted. A write that fails is repeated until it succeeds or the
+  document changes again.
+- A list takes out the stored documents of its kind that it does not have, so deletions are found after any gap.
+
+A document that this version refuses is named with the reason (``on_refused``); the version before it, if the store has
+one, stays in force.
+"""
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from nfq_enforcer.cluster.source import Store
+from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.policy.documents import Namespace, PolicyDocument
+from nfq_enforcer.policy.loader import File
+
+_log = logging.getLogger(__name__)
+_METADATA = ("name", "namespace", "labels", "uid", "generation", "resourceVersion")
+_ANNOTATIONS = "nfq-enforcer.io/"  # prefix of those that have an effect
+Data = Mapping[str, Any]
+Documents = Mapping[str, PolicyDocument | Namespace]
+"""Documents by the names of their records."""
+
+
+class _Due(NamedTuple):
+    """_Due: a write that is due."""
+
+    version: int | None  # of the document, or of its deletion; None: not comparable
+    data: Data | None  # None: a deletion
+
+
+class Publisher:
+    """Publisher: the documents of one source, to be written to the store."""
+
+    def __init__(
+        self, source: str, store: Store, documents: Callable[[], Documents], changed: Callable[[], None]
+    ) -> None:
+        """Take the word of the source, the store, its documents as this node has them, and a call for new writes."""
+        self._source = source
+        self._store = store
+        self._documents = documents
+        self._changed = changed
+        self._due: dict[str, _Due] = {}  # by the names of records
+        self.problems: dict[str, str] = {}  # reason for each refused document, by the title of the document
+        self.on_refused: Callable[[Data, str], Awaitable[None]] = _ignore  # gets the data, and the reason
+
+    # -- by the source ------------------------------------------------------------------------------------------------
+
+    def put(self, data: Data) -> None:
+        """Publish a document, as the API server has it, with ``apiVersion`` and ``kind``."""
+        self._due[_record_name(data)] = _Due(_version(data), _without_status(data))
+        self._changed()
+
+    def remove(self, data: Data) -> None:
+        """Delete a document; ``data`` is its last state, with the version of the deletion."""
+        self._due[_record_name(data)] = _Due(_version(data), None)
+        self.problems.pop(_title(data), None)
+        self._changed()
+
+    def replace(self, kind: str, items: Iterable[Data], version: str) -> None:
+        """Publish a list of all documents of a kind, of this ``resourceVersion``."""
+        due = {_record_name(data): _Due(_version(data), _without_status(data)) for data in items}
+        for name, document in self._documents().items():
+            if document.kind == kind and document.source == self._source and name not in due:
+                due[name] = _Due(_number(version), None)
+        self._due |= due
+        self._changed()
+
+    # -- by the agent -------------------------------------------------------------------------------------------------
+
+    async def write(self) -> bool:
+        """Write all that is due; return whether anything was written. A write that fails stays due."""
+        if not self._due:
+            return False
+        stored = self._documents()
+        for name in [name for name, due in self._due.items() if self._is_older(due, stored.get(name))]:
+            del self._due[name]
+        ended = {name: due for name, due in self._due.items() if due.data is None}
+        new = {name: due for name, due in self._due.items() if due.data is not None}
+        deleted = bool(ended) and await self._delete(ended)
+        return await self._apply(new) or deleted if new else deleted
+
+    def _is_older(self, due: _Due, stored: PolicyDocument | Namespace | None) -> bool:
+        """Tell whether the store has a newer version than a write that is due, or the same one."""
+        if stored is None:
+            return due.data is None
+        if stored.source != self._source:
+            return False
+        held = _version(stored.data)
+        if held is None or due.version is None:
+            return False
+        return held > due.version or (held == due.version and due.data is not None)
+
+    async def _delete(self, ended: Mapping[str, _Due]) -> bool:
+        try:
+            await self._store.delete_documents(list(ended), source=self._source)
+        except BadInput:  # one of them has become a document of a person
+            self._settle(ended)
+            return False
+        except NfqError as error:
+            _log.warning("%d documents of %s are to be deleted: %s", len(ended), self._source, error)
+            return False
+        self._settle(ended)
+        return True
+
+    async def _apply(self, new: Mapping[str, _Due]) -> bool:
+        """Write documents together or, if any is refused, in two halves; return whether any was written."""
+        files = [File(f"{self._source} {_title(due.data)}", json.dumps(due.data)) for due in new.values() if due.data]
+        try:
+            await self._store.apply(files, source=self._source)
+        except BadInput as error:
+            if len(new) > 1:
+                items, half = list(new.items()), len(new) // 2
+                return any([await self._apply(dict(part)) for part in (items[:half], items[half:])])
+            ((name, due),) = new.items()
+            self._settle({name: due})
+            await self._refuse(due.data or {}, str(error))
+            return False
+        except NfqError as error:
+            _log.warning("%d documents of %s are to be written: %s", len(new), self._source, error)
+            return False
+        for due in new.values():
+            self.problems.pop(_title(due.data or {}), None)
+        self._settle(new)
+        return True
+
+    def _settle(self, done: Mapping[str, _Due]) -> None:
+        """Remove writes that are done, unless the document has changed meanwhile."""
+        for name, due in done.items():
+            if self._due.get(name) is due:
+                del self._due[name]
+
+    async def _refuse(self, data: Data, reason: str) -> None:
+        title = _title(data)
+        if self.problems.get(title) != reason:
+            _log.error("%s of %s is not in force in its present form: %s", title, self._source, reason)
+            self.problems[title] = reason
+            await self.on_refused(data, reason)
+
+
+async def _ignore(_data: Data, _reason: str) -> None:
+    """Tell nobody."""
+
+
+def _record_name(data: Data) -> str:
+    metadata = data["metadata"]
+    return f"{data['kind']}/{metadata.get('namespace') or ''}/{metadata['name']}"
+
+
+def _title(data: Data | None) -> str:
+    metadata = (data or {}).get("metadata", {})
+    name = "/".join(filter(None, (metadata.get("namespace"), metadata.get("name"))))
+    return f"{(data or {}).get('kind')} {name}"
+
+
+def _version(data: Mapping[str, Any]) -> int | None:
+    return _number(data["metadata"].get("resourceVersion"))
+
+
+def _number(version: object) -> int | None:
+    return int(version) if isinstance(version, str) and version.isascii() and version.isdigit() else None
+
+
+def _without_status(data: Data) -> Data:
+    """Return a document with the fields that have an effect, and those that tell its version."""
+    metadata = {key: data["metadata"][key] for key in _METADATA if key in data["metadata"]}
+    annotations = data["metadata"].get("annotations") or {}
+    effective = {key: value for key, value in annotations.items() if key.startswith(_ANNOTATIONS)}
+    if effective:
+        metadata["annotations"] = effective
+    return {**{key: value for key, value in data.items() if key not in ("metadata", "status")}, "metadata": metadata}
