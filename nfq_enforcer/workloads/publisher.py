@@ -10,6 +10,7 @@ is alive; equal values are not written twice. A node may be late, and must not u
   and cannot bring back a document that has been deleted. A write that fails is repeated until it succeeds or the
   document changes again.
 - A list takes out the stored documents of its kind that it does not have, so deletions are found after any gap.
+- A version without another content (a change of the object's status) is not written.
 
 A document that this version refuses is named with the reason (``on_refused``); the version before it, if the store has
 one, stays in force.
@@ -21,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from nfq_enforcer.cluster.source import Store
-from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.policy.loader import File
 
@@ -85,22 +86,24 @@ class Publisher:
             return False
         stored = self._documents()
         for name in [name for name, due in self._due.items() if self._is_older(due, stored.get(name))]:
-            del self._due[name]
+            self.problems.pop(_title(self._due.pop(name).data), None)
         ended = {name: due for name, due in self._due.items() if due.data is None}
         new = {name: due for name, due in self._due.items() if due.data is not None}
         deleted = bool(ended) and await self._delete(ended)
         return await self._apply(new) or deleted if new else deleted
 
     def _is_older(self, due: _Due, stored: PolicyDocument | Namespace | None) -> bool:
-        """Tell whether the store has a newer version than a write that is due, or the same one."""
+        """Tell whether the store has a newer version than a write that is due, or the same content."""
         if stored is None:
             return due.data is None
         if stored.source != self._source:
             return False
+        if due.data is not None and _content(due.data) == _content(stored.data):
+            return True
         held = _version(stored.data)
         if held is None or due.version is None:
             return False
-        return held > due.version or (held == due.version and due.data is not None)
+        return held > due.version
 
     async def _delete(self, ended: Mapping[str, _Due]) -> bool:
         try:
@@ -125,7 +128,7 @@ class Publisher:
                 return any([await self._apply(dict(part)) for part in (items[:half], items[half:])])
             ((name, due),) = new.items()
             self._settle({name: due})
-            await self._refuse(due.data or {}, str(error))
+            await self._refuse(due.data or {}, _reason(error))
             return False
         except NfqError as error:
             _log.warning("%d documents of %s are to be written: %s", len(new), self._source, error)
@@ -166,6 +169,18 @@ def _title(data: Data | None) -> str:
 
 def _version(data: Mapping[str, Any]) -> int | None:
     return _number(data["metadata"].get("resourceVersion"))
+
+
+def _content(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a document without its version."""
+    changing = ("resourceVersion", "generation")
+    return {**data, "metadata": {key: value for key, value in data["metadata"].items() if key not in changing}}
+
+
+def _reason(error: BadInput) -> str:
+    """Return the reasons without places in a text that no person has written."""
+    errors = error.errors if isinstance(error, DocumentError | DocumentErrors) else ()
+    return "; ".join(f"{one.field}: {one.message}" if one.field else one.message for one in errors) or str(error)
 
 
 def _number(version: object) -> int | None:

@@ -121,6 +121,20 @@ def test_a_late_node_does_not_undo_a_newer_change() -> None:
     run(scene)
 
 
+def test_a_version_without_another_content_is_not_written() -> None:
+    async def scene(node: Node) -> None:
+        node.one.put(policy(5))
+        await node.write()
+        node.one.put({**policy(6), "status": {"conditions": [{"type": "Valid"}]}})
+        changed = await node.write()
+        node.one.remove(policy(7))
+        await node.write()
+
+        assert not changed and node.roles == {}
+
+    run(scene)
+
+
 def test_a_late_deletion_leaves_a_document_that_was_made_anew() -> None:
     async def scene(node: Node) -> None:
         node.one.put(policy(9, "web"))
@@ -193,7 +207,7 @@ def test_a_refused_document_is_named_once_and_the_others_are_in_force() -> None:
         assert set(node.roles) == {"bad", *(f"p{number}" for number in range(1, 8))}
         assert list(problems) == ["NetworkPolicy shop/bad"] and node.one.problems == {}
         assert [name for name, _ in node.refused] == ["bad"]
-        assert "spec.podTypes" in problems["NetworkPolicy shop/bad"]
+        assert problems["NetworkPolicy shop/bad"].startswith("spec.podTypes: ")
 
     run(scene)
 
@@ -218,10 +232,14 @@ def test_the_version_before_a_refused_one_stays_in_force_until_the_document_ends
         node.one.put(policy(6, "web", podTypes=["x"]))
         await node.write()
         before, problems = node.roles, dict(node.one.problems)
-        node.one.remove(policy(7, "web"))
+        node.one.put(policy(7))
+        await node.write()
+        as_before = dict(node.one.problems)
+        node.one.put(policy(8, "web", podTypes=["x"]))
+        node.one.remove(policy(9, "web"))
         await node.write()
 
-        assert before == {"p": "db"} and problems
+        assert before == {"p": "db"} and problems and not as_before
         assert node.roles == {} and node.one.problems == {}
 
     run(scene)
