@@ -14,7 +14,7 @@ from nfq_enforcer.core.tables import server_names
 from nfq_enforcer.core.tables.l7 import L7Match, SniMatch
 from nfq_enforcer.policy import icmp
 from nfq_enforcer.policy.documents import ClusterMetadata, LabelSelector, Metadata, PolicyDocument
-from nfq_enforcer.policy.fields import Cidr, DnsName, EndPort, PolicyPort, Prefix, is_port_name
+from nfq_enforcer.policy.fields import Cidr, DnsLabel, DnsName, EndPort, PolicyPort, Prefix, is_port_name
 from nfq_enforcer.policy.l7_rules import DnsRule, L7Rules
 from nfq_enforcer.policy.validation import Items, Part
 
@@ -204,7 +204,35 @@ def check_except(block: Prefix, excluded: Iterable[Prefix]) -> None:
             raise ValueError(f"except {prefix} is not within {block}; allowed: prefixes that the block contains")
 
 
-PeerSpec = LabelSelector | IPv4Network | IPv6Network | CidrRule | Entity | DnsRule
+class ServiceName(Part):
+    """ServiceName: a service of Kubernetes, by its name."""
+
+    service_name: DnsName
+    namespace: DnsLabel | Literal[""] = ""  # empty: every namespace, as upstream
+
+
+class ServiceSelector(Part):
+    """ServiceSelector: services of Kubernetes, by their labels."""
+
+    selector: LabelSelector
+    namespace: DnsLabel | Literal[""] = ""  # as above
+
+
+class ServicePeer(Part):
+    """ServicePeer: one entry of toServices, services by name or by labels."""
+
+    k8s_service: ServiceName | None = Field(None, alias="k8sService")
+    k8s_service_selector: ServiceSelector | None = Field(None, alias="k8sServiceSelector")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.k8s_service is None) is (self.k8s_service_selector is None):
+            given = "both" if self.k8s_service else "none of them"
+            raise ValueError(f"{given} given; allowed: either k8sService or k8sServiceSelector")
+        return self
+
+
+PeerSpec = LabelSelector | IPv4Network | IPv6Network | CidrRule | Entity | DnsRule | ServicePeer
 
 
 def _mode(mode: str) -> str:
@@ -270,14 +298,15 @@ class _Ingress(RuleEntry):
 
 
 class _Egress(RuleEntry):
-    peer_fields: ClassVar[tuple[str, ...]] = ("to_endpoints", "to_cidr", "to_cidr_set", "to_entities")
-    unsupported = frozenset(("toGroups", "toNodes", "toServices"))
+    peer_fields: ClassVar[tuple[str, ...]] = ("to_endpoints", "to_cidr", "to_cidr_set", "to_entities", "to_services")
+    unsupported = frozenset(("toGroups", "toNodes"))
     removed = frozenset(("toRequires",))
 
     to_endpoints: Items[LabelSelector] | None = None
     to_cidr: Items[Cidr] | None = Field(None, alias="toCIDR")
     to_cidr_set: Items[CidrRule] | None = Field(None, alias="toCIDRSet")
     to_entities: Items[Entity] | None = None
+    to_services: Items[ServicePeer] | None = None
 
 
 class IngressRule(_Ingress):
@@ -398,9 +427,16 @@ class CiliumPolicy(PolicyDocument):
     @property
     def group_references(self) -> Iterator[CidrRule]:
         """Yield the peers that refer to CIDR groups."""
-        entries = (entry for rule in self.rules for entry in rule.entries)
-        peers = (peer for entry in entries for peer in entry.peers or ())
-        return (peer for peer in peers if isinstance(peer, CidrRule) and peer.cidr is None)
+        return (peer for peer in self._peers if isinstance(peer, CidrRule) and peer.cidr is None)
+
+    @property
+    def service_references(self) -> Iterator[ServicePeer]:
+        """Yield the peers that refer to services."""
+        return (peer for peer in self._peers if isinstance(peer, ServicePeer))
+
+    @property
+    def _peers(self) -> Iterator[PeerSpec]:
+        return (peer for rule in self.rules for entry in rule.entries for peer in entry.peers or ())
 
     @property
     def rules(self) -> tuple[PolicyRule, ...]:

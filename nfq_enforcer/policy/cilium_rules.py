@@ -2,7 +2,7 @@
 
 The table lists the traffic that one entry allows (an entry of ``ingressDeny`` and ``egressDeny`` denies it), as
 upstream. "peers" stands for fromEndpoints, fromCIDR, fromCIDRSet, fromEntities and the same fields of egress, "ports"
-for toPorts or icmps (toFQDNs are peers of egress as well):
+for toPorts or icmps (toFQDNs and toServices are peers of egress as well):
 
 =============  =================  ============================================================
 peers          ports              allows
@@ -23,7 +23,6 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6
-from nfq_enforcer.policy.cidr_groups import CidrGroups
 from nfq_enforcer.policy.cilium import (
     CidrRule,
     CiliumPolicy,
@@ -34,8 +33,10 @@ from nfq_enforcer.policy.cilium import (
     PortProtocol,
     PortRule,
     RuleEntry,
+    ServicePeer,
 )
 from nfq_enforcer.policy.l7_rules import DnsRule
+from nfq_enforcer.policy.references import References
 from nfq_enforcer.policy.rules import (
     ALL_TRAFFIC,
     NO_EXCLUSIONS,
@@ -67,7 +68,7 @@ _CLUSTER = ("host", "remote-node", "init", "health", "unmanaged", "kube-apiserve
 _WORLD = {"world-ipv4": ip_network("0.0.0.0/0"), "world-ipv6": ip_network("::/0")}
 
 
-def resolve(document: CiliumPolicy, groups: CidrGroups) -> Iterator[Rule]:
+def resolve(document: CiliumPolicy, references: References) -> Iterator[Rule]:
     """Yield the rules of a document; ``ref.spec`` counts the rule in ``spec`` if present, then those in ``specs``."""
     for spec, policy_rule in enumerate(document.rules):
         subject = _subject(policy_rule, document.namespace)
@@ -76,7 +77,7 @@ def resolve(document: CiliumPolicy, groups: CidrGroups) -> Iterator[Rule]:
             for number, entry in enumerate(entries):
                 ref = RuleRef(document.kind, document.namespace, document.name, direction, number, spec, deny)
                 filters = _filters(entry, without_l7=not isolates)
-                yield Rule(ref, subject, _peers(entry, document.namespace, groups), filters, isolates)
+                yield Rule(ref, subject, _peers(entry, document.namespace, references), filters, isolates)
 
 
 def _subject(rule: PolicyRule, namespace: str) -> Selector:
@@ -98,22 +99,24 @@ def _isolates(rule: PolicyRule, direction: Direction) -> bool:
     return getattr(rule.enable_default_deny, direction) is not False
 
 
-def _peers(entry: RuleEntry, namespace: str, groups: CidrGroups) -> tuple[RulePeer, ...] | None:
+def _peers(entry: RuleEntry, namespace: str, references: References) -> tuple[RulePeer, ...] | None:
     if entry.peers is None:
         return None
-    return tuple(dict.fromkeys(peer for spec in entry.peers for peer in _resolve_peer(spec, namespace, groups)))
+    return tuple(dict.fromkeys(peer for spec in entry.peers for peer in _resolve_peer(spec, namespace, references)))
 
 
-def _resolve_peer(spec: PeerSpec, namespace: str, groups: CidrGroups) -> Iterator[RulePeer]:
+def _resolve_peer(spec: PeerSpec, namespace: str, references: References) -> Iterator[RulePeer]:
     if isinstance(spec, str):
         yield from _entity(spec)
     elif isinstance(spec, CidrRule) and spec.cidr is not None:
         yield AddressBlock(spec.cidr, exclusions(spec.except_), includes_endpoints=False)
     elif isinstance(spec, CidrRule):
-        for prefix, excluded in groups.blocks(spec):
+        for prefix, excluded in references.groups.blocks(spec):
             yield AddressBlock(prefix, exclusions(excluded), includes_endpoints=False)
     elif isinstance(spec, IPv4Network | IPv6Network):
         yield AddressBlock(spec, NO_EXCLUSIONS, includes_endpoints=False)
+    elif isinstance(spec, ServicePeer):
+        yield from references.services.peers(spec)
     elif isinstance(spec, DnsRule):
         yield NamePeer(spec.match().pattern)
     else:

@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from nfq_enforcer.policy.cilium import CiliumCIDRGroup, CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
 from nfq_enforcer.policy.documents import Document, Endpoint, Namespace
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
+from nfq_enforcer.policy.services import Endpoints, EndpointSlice, Service
 
 KINDS: Mapping[str, tuple[str, type[Document]]] = {
     "Endpoint": ("nfq-enforcer.io/v1", Endpoint),
@@ -14,8 +15,14 @@ KINDS: Mapping[str, tuple[str, type[Document]]] = {
     "CiliumClusterwideNetworkPolicy": ("cilium.io/v2", CiliumClusterwideNetworkPolicy),
     "CiliumCIDRGroup": ("cilium.io/v2", CiliumCIDRGroup),
     "NetworkPolicy": ("networking.k8s.io/v1", NetworkPolicy),
+    "Service": ("v1", Service),
+    "EndpointSlice": ("discovery.k8s.io/v1", EndpointSlice),
+    "Endpoints": ("v1", Endpoints),
 }
-_OLDER = {"CiliumCIDRGroup": "cilium.io/v2alpha1"}  # an apiVersion with the same fields
+_OLDER = {
+    "CiliumCIDRGroup": "cilium.io/v2alpha1",
+    "EndpointSlice": "discovery.k8s.io/v1beta1",
+}  # an apiVersion with the same fields
 LISTS: Mapping[str, tuple[str, str]] = {
     "List": ("v1", ""),
     **{f"{kind}List": (version, kind) for kind, (version, _) in KINDS.items()},
@@ -34,7 +41,8 @@ UNSUPPORTED_KINDS = frozenset(
         "GlobalNetworkPolicy",
     )
 )
-_OTHER_KINDS = frozenset(("Endpoints", "EndpointSlice", "CiliumEndpoint", "CiliumEndpointSlice"))
+_REFERRED = frozenset(("Service", "EndpointSlice", "Endpoints"))  # other products have kinds of these names
+_OTHER_KINDS = frozenset(("CiliumEndpoint", "CiliumEndpointSlice"))
 _POLICY_WORDS = ("networkpolicy", "cidrgroup")
 _SIMILAR = 0.8  # a kind or group that differs less than this from one of ours is a mistyped one, not another kind
 
@@ -81,6 +89,8 @@ def is_other_kind(data: object) -> bool:
     kind, version = data.get("kind"), data.get("apiVersion")
     if kind is None:
         return not ("spec" in data and "metadata" in data) and version not in [known for known, _ in KINDS.values()]
+    if kind in _REFERRED:
+        return version not in versions(str(kind))
     if not isinstance(kind, str) or kind in KINDS or kind in LISTS or is_unsupported(kind):
         return False
     if kind in _OTHER_KINDS:

@@ -13,11 +13,11 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy import cilium_rules, kubernetes_rules
-from nfq_enforcer.policy.cidr_groups import CidrGroups
 from nfq_enforcer.policy.cilium import CiliumPolicy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
 from nfq_enforcer.policy.local_identities import is_prefix
+from nfq_enforcer.policy.references import References
 from nfq_enforcer.policy.rules import NamedPortRef, PortSet, Rule
 from nfq_enforcer.policy.selectors import WILDCARD, Selector
 
@@ -38,12 +38,12 @@ ContributionKey = tuple[int, PortSet]
 contribution depends on them."""
 
 
-def resolve(document: PolicyDocument, groups: CidrGroups) -> Iterator[Rule]:
+def resolve(document: PolicyDocument, references: References) -> Iterator[Rule]:
     """Yield the rules of a document, in their order; a document that only others refer to has none."""
     if isinstance(document, NetworkPolicy):
         yield from kubernetes_rules.resolve(document)
     elif isinstance(document, CiliumPolicy):
-        yield from cilium_rules.resolve(document, groups)
+        yield from cilium_rules.resolve(document, references)
     else:
         assert not document.has_rules
 
@@ -54,13 +54,14 @@ class RulesIndex:
     def __init__(self, documents: Iterable[PolicyDocument], before: "RulesIndex | None" = None) -> None:
         """Resolve the documents in their order.
 
-        A document object in the index before is not resolved again, unless it refers to CIDR groups and these differ.
+        A document object in the index before is not resolved again, unless it refers to CIDR groups or services, and
+        these differ.
         """
         self.documents = tuple(documents)
-        self._groups = CidrGroups(self.documents)
-        known = before._resolved_with(self._groups) if before else {}
+        self._references = References.among(self.documents)
+        known = before._resolved_with(self._references) if before else {}
         self._resolved: dict[int, tuple[Rule, ...]] = {
-            id(document): known.get(id(document)) or tuple(resolve(document, self._groups))
+            id(document): known.get(id(document)) or tuple(resolve(document, self._references))
             for document in self.documents
         }
         self.rules = tuple(rule for document in self.documents for rule in self._resolved[id(document)])
@@ -70,11 +71,11 @@ class RulesIndex:
         if before and self.keeps_order_of(before):
             self._reuse_selections(before)
 
-    def _resolved_with(self, groups: CidrGroups) -> Mapping[int, tuple[Rule, ...]]:
-        """Return the rules, by the ``id`` of their document, that are the same with these CIDR groups."""
-        if groups.same_as(self._groups):
+    def _resolved_with(self, references: References) -> Mapping[int, tuple[Rule, ...]]:
+        """Return the rules, by the ``id`` of their document, that are the same with these CIDR groups and services."""
+        changed = set(map(id, references.changed(self._references, self.documents)))
+        if not changed:
             return self._resolved
-        changed = {id(one) for one in self.documents if isinstance(one, CiliumPolicy) and any(one.group_references)}
         return {document: rules for document, rules in self._resolved.items() if document not in changed}
 
     def _reuse_selections(self, before: "RulesIndex") -> None:

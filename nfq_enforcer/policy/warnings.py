@@ -12,11 +12,11 @@ from typing import NamedTuple
 from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE
 from nfq_enforcer.core.tables.dns_names import matches
 from nfq_enforcer.core.tables.l7 import DnsMatch
-from nfq_enforcer.policy.cidr_groups import CidrGroups
-from nfq_enforcer.policy.cilium import CiliumPolicy
+from nfq_enforcer.policy.cilium import CiliumPolicy, ServicePeer
 from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
 from nfq_enforcer.policy.fields import ACCOUNT_KEY, CLUSTER_KEY, DEFAULT_CLUSTER, NAMESPACE_KEY
 from nfq_enforcer.policy.label_filter import LabelFilter
+from nfq_enforcer.policy.references import References
 from nfq_enforcer.policy.rules import AddressBlock, NamePeer, Rule
 from nfq_enforcer.policy.rules_index import resolve
 from nfq_enforcer.policy.selectors import RESERVED_SOURCE, Operator, Requirement, Selector, reserved_selector
@@ -48,15 +48,15 @@ def warnings(
     ``others``: further policies in force. Their DNS rules count where a document has names.
     """
     documents, others = tuple(documents), tuple(others)
-    groups = CidrGroups((*documents, *others))
-    resolved = [(document, tuple(resolve(document, groups))) for document in documents]
+    references = References.among((*documents, *others))
+    resolved = [(document, tuple(resolve(document, references))) for document in documents]
     all_rules = [rule for _, rules in resolved for rule in rules]
     if any(isinstance(peer, NamePeer) for rule in all_rules for peer in rule.peers or ()):
-        all_rules += [rule for document in others for rule in resolve(document, groups)]
+        all_rules += [rule for document in others for rule in resolve(document, references)]
     queried = [pattern for rule in all_rules for pattern in _queried(rule)]
     for document, rules in resolved:
         of_rules = (text for rule in rules for text in (*_of_rule(rule, facts), *_unlearned(rule, queried)))
-        found = (*_without_effect(document), *_without_group(document, groups), *of_rules)
+        found = (*_without_effect(document), *_dangling(document, references), *of_rules)
         yield from (f"{document.origin}: {document.title}: {text}" for text in dict.fromkeys(found))
 
 
@@ -85,12 +85,25 @@ def _without_effect(document: PolicyDocument) -> Iterator[str]:
                 yield f"{section}: [] has no effect; for default deny write {section}: [{{}}]"
 
 
-def _without_group(document: PolicyDocument, groups: CidrGroups) -> Iterator[str]:
-    """Yield a sentence for each reference to CIDR groups that matches none of these groups."""
-    for peer in document.group_references if isinstance(document, CiliumPolicy) else ():
-        if not groups.of(peer):
+def _dangling(document: PolicyDocument, references: References) -> Iterator[str]:
+    """Yield a sentence for each reference to CIDR groups or services that matches none of these."""
+    if not isinstance(document, CiliumPolicy):
+        return
+    for service in document.service_references:
+        if not references.services.of(service):
+            named = _service_name(service)
+            yield f"no Service {named} is here, so toServices stands for nobody"
+    for peer in document.group_references:
+        if not references.groups.of(peer):
             named = f"named {peer.cidr_group_ref}" if peer.cidr_group_ref else "with the labels of a cidrGroupSelector"
             yield f"no CiliumCIDRGroup {named} is here, so it stands for no address"
+
+
+def _service_name(peer: ServicePeer) -> str:
+    if peer.k8s_service is None:
+        return "with the labels of a k8sServiceSelector"
+    namespace, name = peer.k8s_service.namespace, peer.k8s_service.service_name
+    return f"named {namespace}/{name}" if namespace else f"named {name}"
 
 
 def _queried(rule: Rule) -> Iterator[str]:

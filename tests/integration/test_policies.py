@@ -47,6 +47,36 @@ kind: CiliumCIDRGroup
 metadata: {{name: partners}}
 spec: {{externalCIDRs: [{}]}}
 """
+TO_SERVICES = policy(
+    "to-services",
+    "frontend",
+    egress=[
+        {
+            "toServices": [
+                {"k8sService": {"serviceName": "api"}},
+                {"k8sServiceSelector": {"selector": {}, "namespace": "far"}},
+            ]
+        }
+    ],
+)
+SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {{name: api}}
+spec: {{selector: {{role: {}}}}}
+"""
+OUTSIDE = """
+apiVersion: v1
+kind: Service
+metadata: {name: partner, namespace: far}
+"""
+SLICE = """
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: partner-{family}, namespace: far, labels: {{kubernetes.io/service-name: partner}}}}
+addressType: IPv{family}
+endpoints: [{{addresses: ["{address}"]}}]
+"""
 GRPC_REFUSED = 7  # PERMISSION_DENIED
 
 
@@ -167,6 +197,24 @@ class TestCommands:
         left = passes(["world", "front1"], ["back2"])
         assert await outcomes(guarded, left) == left
         assert "partners deleted\n" in self.ask(guarded, "delete", "partners")
+
+    async def test_a_policy_that_names_services_follows_them(self, guarded: Lab, tmp_path: Path) -> None:
+        async def fares(text: str, expected: Expected) -> None:
+            file = tmp_path / "mine.yaml"
+            file.write_text(text)
+            self.ask(guarded, "load", "--wait", str(file))
+            assert await outcomes(guarded, expected) == expected
+
+        await fares(TO_SERVICES, dropped(["front1"], ["back1", "db3"]))
+        await fares(SERVICE.format("backend"), passes(["front1"], ["back1", "back2"]) | dropped(["front1"], ["db3"]))
+        await fares(SERVICE.format("db"), passes(["front1"], ["db3"]) | dropped(["front1"], ["back1", "back2"]))
+        await fares(OUTSIDE, dropped(["front1"], [WORLD]))
+        slices = [SLICE.format(family=family, address=guarded.address(WORLD, family)) for family in FAMILIES]
+        await fares("---".join(slices), passes(["front1"], [WORLD, "db3"]))
+
+        for name in ("default/to-services", "default/api", "far/partner", *(f"far/partner-{n}" for n in FAMILIES)):
+            self.ask(guarded, "delete", "--wait", name)
+        assert json.loads(self.ask(guarded, "list", "-o", "json")) == []
 
     async def test_what_is_loaded_at_the_same_time_is_all_there(self, guarded: Lab) -> None:
         node = guarded.nodes["n2"]

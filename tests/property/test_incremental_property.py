@@ -15,6 +15,7 @@ from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
 from nfq_enforcer.policy.rules import NamedPort, PortSet
 from nfq_enforcer.policy.rules_index import NO_PORTS
+from nfq_enforcer.policy.services import Endpoints, Service
 from tests.support.effort import scaled
 
 NAMESPACE = "io.kubernetes.pod.namespace"
@@ -42,6 +43,11 @@ GROUPS: list[dict[str, Any]] = [
     {"cidrGroupSelector": {"matchLabels": {"kind": "office"}}, "except": ["10.0.0.0/8", "2001:db8::/33"]},
     {"cidrGroupSelector": {}},
 ]
+SERVICES: list[dict[str, Any]] = [
+    {"k8sService": {"serviceName": "p"}},
+    {"k8sService": {"serviceName": "q", "namespace": "one"}},
+    {"k8sServiceSelector": {"selector": {"matchLabels": {"kind": "office"}}}},
+]
 FQDNS = [{"matchName": "a.example"}, {"matchPattern": "*.example"}, {"matchName": "b.example"}]
 PORTS = [
     {"ports": [{"port": "80", "protocol": "TCP"}]},
@@ -58,6 +64,8 @@ def entries(side: str, *, deny: bool) -> st.SearchStrategy[list[dict[str, Any]]]
         st.builds(lambda peer: {f"{side}CIDRSet": [peer]}, st.sampled_from(HOLES + GROUPS)),
         st.builds(lambda one: {f"{side}Entities": [one]}, st.sampled_from(["all", "world", "host", "cluster"])),
     )
+    if side == "to":
+        peers |= st.builds(lambda peers: {"toServices": peers}, st.lists(st.sampled_from(SERVICES), max_size=2))
     if side == "to" and not deny:
         peers |= st.builds(lambda peers: {"toFQDNs": peers}, st.lists(st.sampled_from(FQDNS), max_size=2))
     ports: st.SearchStrategy[dict[str, Any]] = st.just({}) | st.builds(
@@ -106,6 +114,18 @@ def group(name: str, labels: dict[str, str], cidrs: list[str]) -> PolicyDocument
     return CiliumCIDRGroup.model_validate(data)
 
 
+def service(name: str, namespace: str, selector: dict[str, str], labels: dict[str, str]) -> PolicyDocument:
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    data = {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"selector": selector}}
+    return Service.model_validate(data)
+
+
+def backends(name: str, namespace: str, cidrs: list[str]) -> PolicyDocument:
+    addresses = [{"ip": cidr.partition("/")[0]} for cidr in cidrs if cidr not in ("0.0.0.0/0", "::/0")]
+    data = {"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": name, "namespace": namespace}}
+    return Endpoints.model_validate(data | {"subsets": [{"addresses": addresses}]})
+
+
 NAMES = st.sampled_from(["p", "q", "r"])
 DOCUMENTS = st.one_of(
     st.builds(cilium, NAMES, st.sampled_from(["", "one", "two"]), SPECS),
@@ -114,6 +134,19 @@ DOCUMENTS = st.one_of(
         group,
         NAMES,
         st.sampled_from([{}, {"kind": "office"}]),
+        st.lists(st.sampled_from(CIDRS), max_size=3, unique=True),
+    ),
+    st.builds(
+        service,
+        NAMES,
+        st.sampled_from(["one", "two"]),
+        st.sampled_from([{}, {"app": "a"}, {"app": "b"}]),
+        st.sampled_from([{}, {"kind": "office"}]),
+    ),
+    st.builds(
+        backends,
+        NAMES,
+        st.sampled_from(["one", "two"]),
         st.lists(st.sampled_from(CIDRS), max_size=3, unique=True),
     ),
 )

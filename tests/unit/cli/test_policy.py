@@ -174,7 +174,7 @@ OTHERS = {
     "kustomization.yaml": "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [a.yaml]\n",
     "values.yaml": "replicas: 3\n",
     "list.yaml": "- 1\n",
-    "pod.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {}\n---\napiVersion: v1\nkind: Endpoints\n",
+    "pod.yaml": "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {}\n---\napiVersion: v1\nkind: ConfigMap\n",
     "kinds.yaml": "apiVersion: v1\nkind: List\nitems: [{apiVersion: apps/v1, kind: Deployment}]\n",
     "pool.yaml": "apiVersion: cilium.io/v2alpha1\nkind: CiliumLoadBalancerIPPool\n",
     "ingress.yaml": "apiVersion: networking.k8s.io/v1\nkind: Ingress\n",

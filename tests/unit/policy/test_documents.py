@@ -946,7 +946,7 @@ def test_an_address_that_is_no_endpoints_is_refused(address: str) -> None:
 LATER = {
     "spec": ("log",),
     "spec.ingress[0]": ("fromGroups", "fromNodes"),
-    "spec.egress[0]": ("toGroups", "toNodes", "toServices"),
+    "spec.egress[0]": ("toGroups", "toNodes"),
     "spec.ingress[0].toPorts[0]": ("listener", "originatingTLS", "terminatingTLS"),
     "spec.ingress[0].toPorts[0].rules": ("kafka", "l7", "l7proto"),
     "spec.ingress[0].toPorts[0].rules.http[0].headerMatches[0]": ("secret",),

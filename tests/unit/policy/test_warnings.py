@@ -123,6 +123,32 @@ def test_a_name_that_can_be_queried_gets_no_warning(selector: str, queried: str)
     assert warned(f"{HEAD}{FQDN.format(selector, '')}", in_force=other) == []
 
 
+SERVICE = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop, labels: {tier: data}}\n"
+TO_SERVICES = "{{endpointSelector: {{}}, egress: [{{toServices: [{{{}}}]}}]}}"
+
+
+@pytest.mark.parametrize(
+    ("entry", "named"),
+    [
+        ("k8sService: {serviceName: api}", "named api"),
+        ("k8sService: {serviceName: db, namespace: other}", "named other/db"),
+        ("k8sServiceSelector: {selector: {matchLabels: {tier: web}}}", "with the labels of a k8sServiceSelector"),
+    ],
+)
+def test_a_service_that_is_not_here_is_named(entry: str, named: str) -> None:
+    text = HEAD + TO_SERVICES.format(entry)
+
+    assert warned(f"{text}\n---\n{SERVICE}") == [
+        f"f:1: CiliumNetworkPolicy shop/p: no Service {named} is here, so toServices stands for nobody"
+    ]
+
+
+def test_a_service_that_is_here_is_not_named() -> None:
+    text = HEAD + TO_SERVICES.format("k8sService: {serviceName: db}")
+
+    assert warned(f"{text}\n---\n{SERVICE}") == warned(text, in_force=SERVICE) == []
+
+
 GROUP = "apiVersion: cilium.io/v2\nkind: CiliumCIDRGroup\nmetadata: {name: office, labels: {kind: site}}\nspec: "
 
 
