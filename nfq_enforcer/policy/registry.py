@@ -89,9 +89,11 @@ def is_other_kind(data: object) -> bool:
     kind, version = data.get("kind"), data.get("apiVersion")
     if kind is None:
         return not ("spec" in data and "metadata" in data) and version not in [known for known, _ in KINDS.values()]
+    if not isinstance(kind, str):
+        return False
     if kind in _REFERRED:
-        return version not in versions(str(kind))
-    if not isinstance(kind, str) or kind in KINDS or kind in LISTS or is_unsupported(kind):
+        return version not in versions(kind)
+    if kind in KINDS or kind in LISTS or is_unsupported(kind):
         return False
     if kind in _OTHER_KINDS:
         return True
