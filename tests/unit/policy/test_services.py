@@ -176,6 +176,7 @@ def test_a_wrong_document_is_refused(text: str, says: str) -> None:
         ("discovery.k8s.io/v1beta1", "EndpointSlice", False),
         ("discovery.k8s.io/v9", "EndpointSlice", True),
         ("v1", "ServiceAccount", True),
+        ("cilium.io/v2", "CiliumEndpoint", True),
         ("v1", "Servce", False),
     ],
 )
