@@ -26,7 +26,15 @@ from nfq_enforcer.errors import BadInput, DocumentError
 from nfq_enforcer.input_file import SETTINGS_SIZE
 from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
-from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, MAX_PORT, AddressField, ClusterName, InterfaceName, NodeName
+from nfq_enforcer.policy.fields import (
+    DEFAULT_CLUSTER,
+    MAX_PORT,
+    AddressField,
+    ClusterName,
+    InterfaceName,
+    NodeName,
+    UserLabels,
+)
 from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.validation import Items, Part, validate
 from nfq_enforcer.policy.yaml_source import Place, Position, YamlDocument
@@ -184,6 +192,7 @@ class NodeSection(_Section):
     ips: Items[AddressField] = ()
     cluster_interfaces: Items[InterfaceName] = ()
     cluster_cidrs: Items[Annotated[IPv4Network | IPv6Network, PlainValidator(_network)]] = ()
+    labels: UserLabels = Field(default_factory=dict)  # by which rules with nodeSelector select it
 
 
 class StampSection(_Section):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.cluster.records import Address
 from nfq_enforcer.cluster.replica import NodeSettings
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Driver, IdentitySource
 from nfq_enforcer.core.wire import stamp
 from nfq_enforcer.dataplane.interfaces import host_addresses, mtu
@@ -42,6 +43,7 @@ def read(config: Config) -> NodeSettings:
         datapath=config.datapath,
         cluster=config.cluster,
         kube_apiserver=frozenset(config.kube_apiserver),
+        labels=Labels.parse(config.node.labels),
     )
 
 

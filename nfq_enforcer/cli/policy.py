@@ -3,9 +3,8 @@
 import gc
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +15,11 @@ from nfq_enforcer import input_file
 from nfq_enforcer.agent import client, config, defaults
 from nfq_enforcer.cli import output, rollout, tables
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Socket
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.l7 import DnsQuestion, HttpRequest, TlsHello
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
 from nfq_enforcer.input_file import DOCUMENTS_SIZE
-from nfq_enforcer.policy import enforceable, loader, yaml_source
+from nfq_enforcer.policy import loader, yaml_source
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import trace as explain
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, Address, address, cluster_name
@@ -81,7 +81,7 @@ def validate(
     paths: DocumentPaths,
     ignore_other_kinds: IgnoreOtherKinds = False,
     syntax_only: Annotated[
-        bool, typer.Option("--syntax-only", help="Accept valid documents that an agent of this version refuses.")
+        bool, typer.Option("--syntax-only", hidden=True, help="No effect: an agent accepts every valid document.")
     ] = False,
     cluster: Cluster = None,
     kube_apiserver: KubeApiserver = None,
@@ -92,15 +92,13 @@ def validate(
     """
     inspection = loader.inspect(paths, ignore_other_kinds=ignore_other_kinds)
     valid = [item.document for item in inspection.parsed]
-    refusals = [] if syntax_only else list(filter(None, map(enforceable.refusals, valid)))
     documents = loader.group_documents(valid)
     _warn(warnings(documents.policies, _facts(documents, cluster, kube_apiserver)))
     _warn(endpoint_warnings(documents.endpoints))
     _tell_ignored(inspection.ignored)
-    errors = [*inspection.errors, *chain.from_iterable(refusals)]
-    if errors:
-        refused = inspection.refused + len(refusals)
-        raise BadInput(f"{DocumentErrors(errors)}\n{refused} of {inspection.total} documents refused")
+    if inspection.errors:
+        refused = f"{inspection.refused} of {inspection.total} documents refused"
+        raise BadInput(f"{DocumentErrors(inspection.errors)}\n{refused}")
     output.line(
         f"valid: {sum(one.has_rules for one in documents.policies)} policies, {len(documents.endpoints)} endpoints"
     )
@@ -330,6 +328,7 @@ def _simulation(
     cluster: str | None,
     kube_apiserver: list[str] | None,
     ignore_other_kinds: bool,
+    node_labels: Mapping[str, str] | None = None,
 ) -> Simulation:
     return Simulation(
         loader.load(paths, ignore_other_kinds=ignore_other_kinds),
@@ -337,6 +336,7 @@ def _simulation(
         allow_localhost=allow_localhost is Localhost.ALWAYS,
         cluster=_cluster(cluster),
         kube_apiserver=_addresses(kube_apiserver),
+        node_labels=Labels.parse(node_labels or {}),
     )
 
 
@@ -365,6 +365,7 @@ def _traced(
         cluster=_cluster(cluster or running["cluster"]),
         kube_apiserver=_addresses(kube_apiserver or running["kube_apiserver"]),
         relevant=LabelFilter(running["identity_labels"]),
+        node_labels=Labels.parse(running.get("node_labels", {})),
     )
     return simulation, f"the running agent of node {running['node']}, revision {running['revision']}"
 
@@ -376,13 +377,13 @@ def _configured_simulation(
     kube_apiserver: list[str] | None,
     ignore_other_kinds: bool,
 ) -> Simulation:
-    """Return the simulation of the documents in the agent's configuration, with its cluster and API server."""
+    """Return the simulation of the documents in the agent's configuration, with its cluster, API server and labels."""
     configured = config.load(None, os.environ)
     if not configured.documents:
         raise BadInput(f"which documents? name them with -f, or as 'documents' in {defaults.DEFAULT_PATH}")
     addresses = kube_apiserver or list(map(str, configured.kube_apiserver))
     paths = map(Path, configured.documents)
-    options = (cluster or configured.cluster, addresses, ignore_other_kinds)
+    options = (cluster or configured.cluster, addresses, ignore_other_kinds, configured.node.labels)
     return _simulation(paths, enforcement, allow_localhost, *options)
 
 

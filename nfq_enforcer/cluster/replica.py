@@ -19,7 +19,7 @@ from nfq_enforcer.cluster.compilation import Compilation
 from nfq_enforcer.cluster.endpoint_index import EndpointIndex
 from nfq_enforcer.cluster.names import Names
 from nfq_enforcer.cluster.records import Address, Change, EndpointRecord, Kind, NodeRecord
-from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.identity import HOST, RESERVED, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables import identities as identity_table
@@ -27,7 +27,7 @@ from nfq_enforcer.core.tables.identities import IdentityChange
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.tables.prefixes import NO_PREFIXES, Network, Prefixes
-from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
+from nfq_enforcer.core.tables.snapshot import HOST_NAME, LocalEndpoint, Snapshot
 from nfq_enforcer.core.wire.scopes import has_only_groups
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
@@ -56,6 +56,7 @@ class NodeSettings:
     cluster: str = DEFAULT_CLUSTER  # label of every endpoint of this node
     kube_apiserver: frozenset[Address] = frozenset()
     datapath: Datapath = Datapath.PER_PACKET
+    labels: Labels = field(default_factory=Labels)  # of the node itself
 
     @property
     def registered_addresses(self) -> tuple[Address, ...]:
@@ -254,10 +255,19 @@ class Replica:
 
     def _local_endpoints(self) -> dict[bytes, LocalEndpoint]:
         made: dict[str, LocalEndpoint] = {}
-        return {
+        return self._host_endpoints() | {
             address: made.get(record.full_name) or made.setdefault(record.full_name, self._local_endpoint(record))
             for address, record in self._index.local.items()
         }
+
+    def _host_endpoints(self) -> dict[bytes, LocalEndpoint]:
+        """Return this host as an endpoint at each of its addresses, if a rule selects it; without one it is none.
+
+        An endpoint with a document at an address of the host has that address for itself.
+        """
+        ingress, egress = self._compiled.policy.maps_for(RESERVED[HOST].union(self.settings.labels))
+        host = LocalEndpoint(HOST_NAME, HOST, None, ingress, egress, is_host=True)
+        return dict.fromkeys(self._own, host) if host.guarded else {}
 
     def _local_endpoint(self, record: EndpointRecord) -> LocalEndpoint:
         maps = self._maps(record)

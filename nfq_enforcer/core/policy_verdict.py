@@ -335,8 +335,11 @@ def _checks_stamps(snapshot: Snapshot, receiver: bytes) -> bool:
 
 
 def stamp_toward(snapshot: Snapshot, asked: Opening, source: LocalEndpoint | None) -> Stamp | None:
-    """Return the stamp for packets of ``source``: its identity, if the packet goes to another node of the cluster."""
-    if source is None or asked.to_host or asked.dst in snapshot.endpoints:
+    """Return the stamp for packets of ``source``: its identity, if the packet goes to another node of the cluster.
+
+    Packets of the host itself bear none: other nodes know the host by its address.
+    """
+    if source is None or not travels(source.identity) or asked.to_host or asked.dst in snapshot.endpoints:
         return None
     return Stamp(source.identity) if snapshot.ipcache.lookup(asked.dst).remote else None
 
@@ -362,7 +365,7 @@ def _reply_stamp(
     source: LocalEndpoint | None,
     destination: LocalEndpoint | None,
 ) -> Stamp | None:
-    if source is not None or destination is None or origin.interface is None:
+    if source is not None or destination is None or origin.interface is None or not travels(destination.identity):
         return None
     if origin.identity == WORLD:  # at any address: a stamp would leave the cluster
         return None

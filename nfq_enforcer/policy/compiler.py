@@ -10,7 +10,7 @@ from copy import copy
 from enum import StrEnum
 from typing import NamedTuple
 
-from nfq_enforcer.core.identity import ANY, HOST, RESERVED, Identity
+from nfq_enforcer.core.identity import ANY, RESERVED, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.policymap import PORT_BITS, L7Rule, PolicyEntry, PolicyKey, PolicyMap, RuleRef
 from nfq_enforcer.core.verdict import Direction
@@ -18,7 +18,7 @@ from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.local_identities import LocalIdentities
 from nfq_enforcer.policy.rules import L4Filter, NamedPortRef, PortBlock, PortSet, Rule
 from nfq_enforcer.policy.rules_index import NO_PORTS, ContributionKey, EndpointSide, RulesIndex
-from nfq_enforcer.policy.selectors import Selector, SelectorIndex
+from nfq_enforcer.policy.selectors import RESERVED_SOURCE, Selector, SelectorIndex
 
 
 class Enforcement(StrEnum):
@@ -233,7 +233,7 @@ class Policy:
 
     def _default_deny(self, side: EndpointSide, rules: Iterable[Rule]) -> tuple[bool, tuple[RuleRef, ...]]:
         """Return whether an endpoint side is in default deny, and the rules that put it there."""
-        if side.labels != _HOST:  # only a rule that selects a node isolates it: no mode may lock the operator out
+        if not is_host(side.labels):  # only a rule that selects a node isolates it: no mode may lock the operator out
             if self._enforcement is Enforcement.ALWAYS:
                 return True, ()
             if self._enforcement is Enforcement.AUTO:
@@ -316,7 +316,11 @@ class Policy:
 
 
 _RESERVED = {labels: identity for identity, labels in RESERVED.items()}
-_HOST = RESERVED[HOST]
+
+
+def is_host(labels: Labels) -> bool:
+    """Return whether labels are those of a node."""
+    return bool(labels.find(RESERVED_SOURCE, "host"))
 
 
 def _with_keys_replaced(

@@ -102,7 +102,7 @@ def _rule_traces(
         for rule in rules:
             mismatch = _mismatch(rule, side, traffic)
             explanation = mismatch or _effect(rule, side, traffic)
-            selects = rule.subject.matches(side.subject.labels)
+            selects = rule.subject.matches(side.subject.subject_labels)
             yield RuleTrace(rule.ref, not mismatch, rule.ref in result.rules, explanation, selects)
 
 
@@ -113,8 +113,8 @@ def _effect(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
 
 def _mismatch(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
     """Return the first condition of a rule that the connection does not meet; empty if the rule matches."""
-    if not rule.subject.matches(side.subject.labels):
-        return f"does not select {side.subject.name}: {_unmet(rule.subject, side.subject)}"
+    if not rule.subject.matches(side.subject.subject_labels):
+        return f"does not select {side.subject.name}: {_unmet(rule.subject, side.subject.subject_labels)}"
     if rule.ref.number == WHOLE or not rule.filters:
         return f"closes {side} and opens nothing" if rule.isolates else "opens nothing"
     if rule.peers == ():
@@ -147,7 +147,7 @@ def _is_outside(end: ConnectionEnd) -> bool:
 
 def _peer_mismatch(peer: RulePeer, end: ConnectionEnd) -> str:
     if isinstance(peer, Selector):
-        return _unmet(peer, end)
+        return _unmet(peer, end.labels)
     if isinstance(peer, NamePeer):
         return f"wants an address that DNS has for {peer.pattern}"
     excluded = f" without {', '.join(map(str, sorted(peer.excluded, key=str)))}" if peer.excluded else ""
@@ -156,10 +156,10 @@ def _peer_mismatch(peer: RulePeer, end: ConnectionEnd) -> str:
     return f"wants an address in {peer.prefix}{excluded}"
 
 
-def _unmet(selector: Selector, end: ConnectionEnd) -> str:
-    unmet = sorted(requirement for requirement in selector.requirements if not requirement.matches(end.labels))
+def _unmet(selector: Selector, labels: Labels) -> str:
+    unmet = sorted(requirement for requirement in selector.requirements if not requirement.matches(labels))
     return " and ".join(
-        f"wants {_render_requirement(requirement)}, and it has {_labels_of_key(requirement, end.labels)}"
+        f"wants {_render_requirement(requirement)}, and it has {_labels_of_key(requirement, labels)}"
         for requirement in unmet
     )
 

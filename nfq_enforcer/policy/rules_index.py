@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cached_property
 from typing import NamedTuple
 
-from nfq_enforcer.core.identity import HOST, RESERVED
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction
@@ -22,7 +21,6 @@ from nfq_enforcer.policy.rules import NamedPortRef, PortSet, Rule
 from nfq_enforcer.policy.selectors import WILDCARD, Selector
 
 NO_PORTS: PortSet = frozenset()
-_HOST = RESERVED[HOST]
 
 
 class EndpointSide(NamedTuple):
@@ -115,7 +113,7 @@ class RulesIndex:
     @cached_property
     def _isolating(self) -> dict[Direction, tuple[RuleRef, ...]]:
         return {
-            direction: tuple(rule.ref for rule in rules if rule.isolates and not rule.subject.matches(_HOST))
+            direction: tuple(rule.ref for rule in rules if rule.isolates and not rule.subject.selects_nodes)
             for direction, rules in self._by_direction.items()
         }
 

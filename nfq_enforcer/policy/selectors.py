@@ -68,6 +68,11 @@ class Selector:
         """Return whether the selector selects the labels."""
         return all(requirement.matches(labels) for requirement in self.requirements)
 
+    @property
+    def selects_nodes(self) -> bool:
+        """Return whether it selects nodes, and no endpoint."""
+        return _HOST in self.requirements
+
 
 _NAMESPACED = Requirement(DEFAULT_SOURCE, NAMESPACE_KEY, Operator.EXISTS)
 _HOST = Requirement(RESERVED_SOURCE, "host", Operator.EXISTS)

@@ -45,6 +45,12 @@ class ConnectionEnd(NamedTuple):
     maps: EndpointMaps | None  # None: it has no policy of its own
     ports: PortSet = frozenset()
     fqdn: str | None = None  # of an address outside that DNS answers have given
+    node_labels: Labels = Labels()  # of the host, for rules that select nodes
+
+    @property
+    def subject_labels(self) -> Labels:
+        """Return the labels by which rules select it as their subject."""
+        return self.labels.union(self.node_labels) if self.node_labels else self.labels
 
     def supports(self, family: Family) -> bool:
         """Return whether the end has an address of this family, or no known address."""
@@ -143,11 +149,13 @@ class Simulation:
         cluster: str = DEFAULT_CLUSTER,
         kube_apiserver: Iterable[Address] = (),
         relevant: LabelFilter | None = None,
+        node_labels: Labels | None = None,
     ) -> None:
         """Compile the documents; the other arguments are as in the configuration of the agent.
 
-        ``relevant`` selects the labels of an identity.
+        ``relevant`` selects the labels of an identity; ``node_labels`` are those of the host.
         """
+        self._node_labels = node_labels or Labels()
         self._enforcement = enforcement
         self._allow_localhost = allow_localhost
         self._model = build_model(documents, enforcement, cluster, kube_apiserver, relevant)
@@ -163,10 +171,12 @@ class Simulation:
             for ip in endpoint.document.spec.ips:
                 yield f"ip:{ip}", end._replace(addresses={_FAMILIES[ip.version]: ip_network(ip)})
         for identity, labels in RESERVED.items():
-            maps = self._model.policy.maps_for(labels)
+            node_labels = self._node_labels if identity == HOST else Labels()
+            maps = self._model.policy.maps_for(labels.union(node_labels))
             has_policy = identity == HOST and any(policy.can_refuse for policy in maps)  # of rules that select nodes
             addresses = _EVERY_ADDRESS if identity == WORLD else {}
-            yield str(labels), ConnectionEnd(str(labels), identity, labels, addresses, maps if has_policy else None)
+            end = ConnectionEnd(str(labels), identity, labels, addresses, maps if has_policy else None)
+            yield end.name, end._replace(node_labels=node_labels)
 
     def _endpoint_end(self, endpoint: EndpointModel) -> ConnectionEnd:
         ips = reversed(endpoint.document.spec.ips)  # the first of each family counts

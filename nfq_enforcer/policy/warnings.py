@@ -12,6 +12,7 @@ from typing import NamedTuple
 from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE
 from nfq_enforcer.core.tables.dns_names import matches
 from nfq_enforcer.core.tables.l7 import DnsMatch
+from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.cilium import CiliumPolicy, ServicePeer
 from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
 from nfq_enforcer.policy.fields import ACCOUNT_KEY, CLUSTER_KEY, DEFAULT_CLUSTER, NAMESPACE_KEY
@@ -56,7 +57,8 @@ def warnings(
     queried = [pattern for rule in all_rules for pattern in _queried(rule)]
     for document, rules in resolved:
         of_rules = (text for rule in rules for text in (*_of_rule(rule, facts), *_unlearned(rule, queried)))
-        found = (*_without_effect(document), *_dangling(document, references), *of_rules)
+        of_document = (*_without_effect(document), *_dangling(document, references), *_closes_nodes(document, rules))
+        found = (*of_document, *of_rules)
         yield from (f"{document.origin}: {document.title}: {text}" for text in dict.fromkeys(found))
 
 
@@ -83,6 +85,16 @@ def _without_effect(document: PolicyDocument) -> Iterator[str]:
         for section, entries in (("ingress", rule.ingress), ("egress", rule.egress)):
             if section in rule.model_fields_set and not entries:
                 yield f"{section}: [] has no effect; for default deny write {section}: [{{}}]"
+
+
+def _closes_nodes(document: PolicyDocument, rules: Iterable[Rule]) -> Iterator[str]:
+    """Yield a sentence if a document closes nodes themselves to all peers that it does not name."""
+    closing = (rule for rule in rules if rule.subject.selects_nodes and rule.isolates and not rule.ref.deny)
+    if any(rule.ref.direction is Direction.INGRESS for rule in closing):
+        yield (
+            "closes the nodes that it selects, SSH and every other service of the host, to all peers and ports that no "
+            "such rule opens"
+        )
 
 
 def _dangling(document: PolicyDocument, references: References) -> Iterator[str]:
@@ -126,7 +138,8 @@ def _unlearned(rule: Rule, queried: Collection[str]) -> Iterator[str]:
 
 def _of_rule(rule: Rule, facts: ClusterFacts) -> Iterator[str]:
     section = "spec" if not rule.ref.spec else f"specs[{rule.ref.spec}]"
-    yield from (f"{section} selects no endpoint: {reason}" for reason in _reasons(rule.subject, facts))
+    if not rule.subject.selects_nodes:  # labels of nodes have no filter
+        yield from (f"{section} selects no endpoint: {reason}" for reason in _reasons(rule.subject, facts))
     reasons = {
         peer: () if isinstance(peer, AddressBlock | NamePeer) else tuple(_reasons(peer, facts))
         for peer in rule.peers or ()

@@ -31,7 +31,7 @@ from nfq_enforcer.cluster.replica import NodeSettings
 from nfq_enforcer.cluster.source import Applied, ChangeBatch, NodeStatus, Started
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.policy import enforceable, loader
+from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
 from nfq_enforcer.policy.file_cache import FileCache
 from nfq_enforcer.policy.inspection import ParsedDocument
@@ -283,7 +283,6 @@ class FileStore:
         parsed = [one.parsed for one in applied.values()]
         documents = loader.load(self._paths, parsed, cache=self._cache, progress=self.progress)
         self.progress.stage("comparing documents")
-        enforceable.check(documents.policies)
         node = {(Kind.NODE, self._settings.name): self._record}
         settings, sources = self._settings, {key: one.source for key, one in applied.items()}
         state = {**node, **records_of(documents, settings.name, settings.relevant, settings.cluster, sources)}

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 from nfq_enforcer import __version__
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
+from nfq_enforcer.core.tables.snapshot import HOST_NAME
 from nfq_enforcer.core.verdict import DropReason
 from nfq_enforcer.dataplane.queue.protocol import backlog
 from nfq_enforcer.dataplane.rules.iptables import RuleCounts
@@ -93,7 +94,7 @@ class StatusHandlers:
             compilations=view.compilations,
             documents=DocumentCounts(sum(policy.has_rules for policy in view.policies), len(names)),
             refused=self._refusal(),
-            endpoints=len({endpoint.name for endpoint in view.snapshot.endpoints.values()}),
+            endpoints=len({endpoint.name for endpoint in view.snapshot.endpoints.values()} - {HOST_NAME}),
             identities=len(names.identities) + len(names.cidrs),
             store=store_status,
             worker=await self._workers_in_sum(sum(forged.values())),

@@ -15,12 +15,14 @@ from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import PolicyMap
 from nfq_enforcer.core.wire.scopes import depends_on_link, is_link_local, is_unspecified
 
+HOST_NAME = "host"  # of the local endpoint that is the host itself; an endpoint with a document has a namespace
+
 
 @dataclass(frozen=True, slots=True)
 class LocalEndpoint:
     """Local endpoint: an endpoint of this node, with its policy maps."""
 
-    name: str  # namespace/name; empty: several endpoints behind one interface
+    name: str  # namespace/name, or HOST_NAME; empty: several endpoints behind one interface
     identity: Identity
     interface: str | None  # its interface on this host; None: not given, or the host itself
     ingress: PolicyMap

@@ -11,7 +11,6 @@ from typing import Any
 from nfq_enforcer.cluster.records import EndpointRecord, Kind, NodeRecord, Record
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.policy import enforceable
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.store.redis import schema
 from nfq_enforcer.store.redis.commands import Request
@@ -110,8 +109,7 @@ def _decoded(exported: Iterable[Any]) -> tuple[dict[Key, Record], dict[Key, str]
             raise BadInput(f"entry {number} is not one of an export: it has no kind, name and value") from None
         try:
             record = schema.decode(*key, value)
-            enforceable.check([record] if isinstance(record, PolicyDocument) else [])
-        except (SchemaError, BadInput) as error:
+        except SchemaError as error:
             refused[key] = str(error)
         else:
             if not isinstance(record, NodeRecord):

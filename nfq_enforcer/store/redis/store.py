@@ -23,7 +23,7 @@ from nfq_enforcer.cluster.records import (
 from nfq_enforcer.cluster.source import Applied, ChangeBatch, NodeStatus, Started
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.policy import enforceable, loader
+from nfq_enforcer.policy import loader
 from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.policy.progress import Progress
@@ -90,7 +90,6 @@ class RedisStore:
                 loader.parse_all, files, ignore_other_kinds=ignore_other_kinds, progress=self.progress
             )
         documents = loader.group_documents(item.document for item in parsed)
-        enforceable.check(documents.policies)
         namespaces = self._mirror.namespaces | {document_name(document): document for document in documents.namespaces}
         records = [
             EndpointRecord.of(document, Identity(0), self._session.node, source) for document in documents.endpoints

@@ -20,7 +20,7 @@ from nfq_enforcer.store.address import MEMORY, HostPort, StoreAddress
 SECRET = "geheim-s3cret"
 
 DEFAULTS: dict[str, object] = {
-    "node": {"name": socket.gethostname(), "ips": (), "cluster_interfaces": (), "cluster_cidrs": ()},
+    "node": {"name": socket.gethostname(), "ips": (), "cluster_interfaces": (), "cluster_cidrs": (), "labels": {}},
     "cluster": "default",
     "kube_apiserver": (),
     "store": "memory:",  # in a dump
@@ -58,6 +58,7 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("node.name", "n1", "n1"),
     ("node.ips", "[192.0.2.1, 'fd00::1']", (ip_address("192.0.2.1"), ip_address("fd00::1"))),
     ("node.cluster_interfaces", "[eth0, eth1]", ("eth0", "eth1")),
+    ("node.labels", "{role: gateway}", {"role": "gateway"}),
     ("node.cluster_cidrs", "[10.0.0.0/8, 'fd00::/8']", (ip_network("10.0.0.0/8"), ip_network("fd00::/8"))),
     ("cluster", "east-1", "east-1"),
     ("kube_apiserver", "[192.0.2.9, 'fd00::9']", (ip_address("192.0.2.9"), ip_address("fd00::9"))),

@@ -5,6 +5,7 @@ from ipaddress import ip_address
 
 import pytest
 
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.explain import trace
@@ -41,9 +42,14 @@ def policy(body: str, name: str = "p", app: str = "db") -> str:
     )
 
 
-def simulate(*policies: str, mode: Enforcement = Enforcement.AUTO, allow_localhost: bool = True) -> Simulation:
-    documents = parse(ENDPOINTS + "".join(policies), "f")
-    return Simulation(group_documents(one.document for one in documents), mode, allow_localhost=allow_localhost)
+def simulate(
+    *policies: str,
+    mode: Enforcement = Enforcement.AUTO,
+    allow_localhost: bool = True,
+    node_labels: Labels | None = None,
+) -> Simulation:
+    documents = group_documents(one.document for one in parse(ENDPOINTS + "".join(policies), "f"))
+    return Simulation(documents, mode, allow_localhost=allow_localhost, node_labels=node_labels)
 
 
 def evaluate(simulation: Simulation, source: str, target: str, **probe: object) -> ConnectionResult:
@@ -474,3 +480,16 @@ def test_a_deny_of_the_world_holds_for_the_api_server_too() -> None:
     documents = group_documents(one.document for one in parse(ENDPOINTS + text, "f"))
 
     assert not evaluate(Simulation(documents, kube_apiserver=APISERVER), "default/db", "ip:192.0.2.9").allowed
+
+
+def test_labels_of_the_node_select_the_host() -> None:
+    nodes = (
+        "\n---\napiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: 'n'}\n"
+        "spec: {nodeSelector: {matchLabels: {role: gateway}}, ingress: [{fromEntities: [world]}]}\n"
+    )
+
+    def verdict(labels: dict[str, str]) -> str:
+        simulation = simulate(nodes, node_labels=Labels.parse(labels))
+        return str(evaluate(simulation, "default/web", "reserved:host", port=22).verdict)
+
+    assert [verdict(labels) for labels in ({"role": "gateway"}, {"role": "store"}, {})] == ["deny", "allow", "allow"]

@@ -62,7 +62,9 @@ def test_a_peer_that_can_never_match_is_named(entry: str, reason: str) -> None:
         HEAD + ENTRY.format("fromEndpoints: [{matchLabels: {'any:a': b, 'k8s:io.kubernetes.pod.namespace': c}}]"),
         HEAD
         + ENTRY.format("fromEndpoints: [{matchExpressions: [{key: io.cilium.k8s.policy.cluster, operator: Exists}]}]"),
-        CLUSTERWIDE + "{nodeSelector: {}, ingress: [{}]}",
+        CLUSTERWIDE + "{nodeSelector: {}, egress: [{}]}",
+        CLUSTERWIDE + "{nodeSelector: {}, ingressDeny: [{}]}",
+        CLUSTERWIDE + "{nodeSelector: {matchLabels: {pod-template-hash: a}}, egress: [{}]}",
         KUBERNETES + "{podSelector: {}, ingress: [], policyTypes: [Ingress, Egress]}",
         KUBERNETES
         + "{podSelector: {}, egress: [{to: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: a}}}]}]}",
@@ -121,6 +123,13 @@ def test_a_name_that_can_be_queried_gets_no_warning(selector: str, queried: str)
     other = f"{HEAD.replace('name: p', 'name: q')}{{endpointSelector: {{}}, egress: [{DNS.format(queried)}]}}"
     assert warned(f"{HEAD}{FQDN.format(selector, '')}\n---\n{other}") == []
     assert warned(f"{HEAD}{FQDN.format(selector, '')}", in_force=other) == []
+
+
+@pytest.mark.parametrize("entries", ["[{}]", "[{fromEntities: [cluster]}]"])
+def test_a_rule_that_closes_nodes_is_named(entries: str) -> None:
+    (sentence,) = warned(f"{CLUSTERWIDE}{{nodeSelector: {{}}, ingress: {entries}}}")
+
+    assert sentence.startswith("f:1: CiliumClusterwideNetworkPolicy p: closes the nodes that it selects, SSH and every")
 
 
 SERVICE = "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop, labels: {tier: data}}\n"

@@ -423,16 +423,12 @@ def test_what_is_refused_changes_nothing(folder: Path) -> None:
     assert delivered(store) == [("endpoint", "default/db", False)]
 
 
-def test_what_cannot_be_enforced_is_refused(folder: Path) -> None:
+def test_rules_for_nodes_are_taken(folder: Path) -> None:
     store = loaded(folder)
     of_nodes = POLICY.replace("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy").replace("endpointS", "nodeS")
-    refusal = r"mine.yaml:2: CiliumClusterwideNetworkPolicy closed: rules with nodeSelector are understood"
-    with pytest.raises(BadInput, match=refusal):
-        apply(store, ("mine.yaml", of_nodes))
+    apply(store, ("mine.yaml", of_nodes))
 
-    assert delivered(store) == []
-    run(store.start())
-    assert delivered(store) == []
+    assert delivered(store) == [("document", "CiliumClusterwideNetworkPolicy//closed", True)]
 
 
 def test_only_relevant_labels_make_identities(folder: Path) -> None:
