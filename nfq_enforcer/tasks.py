@@ -5,12 +5,23 @@ from collections.abc import Coroutine
 from typing import Any
 
 
+_AGAIN = 1.0  # s until a task that has not ended is cancelled again
+
+
 async def cancel(*tasks: "asyncio.Task[Any] | None") -> None:
-    """Cancel tasks, and return when they have ended; their results and errors are ignored, and None is no task."""
+    """Cancel tasks, and return when they have ended; their results and errors are ignored, and None is no task.
+
+    A task that goes on is cancelled again: redis-py can swallow a cancellation that meets an arriving answer.
+    """
     cancelled = [task for task in tasks if task is not None]
+    pending = set(cancelled)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_AGAIN)
     for task in cancelled:
-        task.cancel()
-    await asyncio.gather(*cancelled, return_exceptions=True)
+        if not task.cancelled():
+            task.exception()  # asyncio would log that nobody retrieved it
 
 
 class Works:

@@ -1,9 +1,11 @@
 """Tasks are cancelled and awaited, or run to their end without regard to their caller."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
+from nfq_enforcer import tasks
 from nfq_enforcer.tasks import Works, cancel
 
 
@@ -78,3 +80,26 @@ def test_an_error_without_a_caller_is_retrieved() -> None:
         assert unretrieved == []
 
     asyncio.run(scenario())
+
+
+def test_a_task_that_swallows_a_cancellation_is_cancelled_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_AGAIN", 0.01)
+
+    async def scenario() -> None:
+        async def go_on() -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+            await asyncio.sleep(3600)
+
+        task = asyncio.create_task(go_on())
+        await asyncio.sleep(0)
+        await cancel(task)
+
+        assert task.cancelled()
+
+    asyncio.run(scenario())
+
+
+def test_nothing_to_cancel_is_cancelled_at_once() -> None:
+    asyncio.run(cancel())
+    asyncio.run(cancel(None))
