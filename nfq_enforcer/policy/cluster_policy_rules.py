@@ -55,7 +55,8 @@ def resolve(document: ClusterNetworkPolicy) -> Iterator[Rule]:
     }
     for direction, entries in sections.items():
         for number, entry in enumerate(entries):
-            order = RuleOrder(*spec.place, Action(entry.action), entry.name)
+            title = "".join(character if character.isprintable() else " " for character in entry.name)
+            order = RuleOrder(*spec.place, Action(entry.action), title)
             ref = RuleRef(document.kind, "", document.name, direction, number, order=order)
             peers = tuple(dict.fromkeys(peer for one in entry.peers for peer in _peers(one)))
             yield Rule(ref, subject, peers, _filters(entry.protocols), isolates=False)

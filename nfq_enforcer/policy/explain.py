@@ -4,7 +4,7 @@ The verdict is that of the compiled policy map, as on the data path; the explana
 The policy map determines which rules decide, so tests compare the map with the explanations.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
 
 from nfq_enforcer.core.labels import ANY_SOURCE, Labels
@@ -107,12 +107,19 @@ def _rule_traces(
                 continue  # its document has another rule with the same reference
             decides = rule.ref in result.rules and not rule.learns
             explanation = mismatch or _effect(rule, side, traffic)
-            if rule.ref.order and not mismatch and not rule.learns:
-                in_turn = decides or (rule.ref.order.action is Action.PASS and rule.ref.order.tier not in tiers)
-                explanation += "" if in_turn else ", without effect: a rule or policy of higher precedence matches"
+            if not (mismatch or decides or rule.learns or _takes_turn(rule.ref, result, tiers)):
+                explanation += ", without effect: a rule or policy of higher precedence matches"
+            if rule.ref.order and not mismatch:
                 tiers.add(rule.ref.order.tier)
             selects = rule.subject.matches(side.subject.subject_labels)
             yield RuleTrace(rule.ref, not mismatch, decides, explanation, selects)
+
+
+def _takes_turn(ref: RuleRef, result: SideResult, tiers: Set[Tier]) -> bool:
+    """Return whether a matching rule that does not decide has an effect; ``tiers``: those with a match before it."""
+    if ref.order is None:
+        return not (result.rules and result.rules[0].order)
+    return ref.order.action is Action.PASS and ref.order.tier not in tiers
 
 
 def _by_tier(rule: Rule) -> tuple[int, tuple[int, str, int]]:
@@ -126,7 +133,7 @@ def _effect(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
     preposition = "to" if side.direction is Direction.EGRESS else "from"
     opening = f"{traffic} {preposition} {side.peer.name}"
     if rule.learns:
-        return f"reads the answers of {side.peer.name} on {traffic}, for the addresses of its domainNames"
+        return f"reads the answers of {side.peer.name} on {traffic}, if policy allows it, for its domainNames"
     match rule.ref.order:
         case RuleOrder(action=Action.PASS, tier=Tier.ADMIN):
             return f"passes {opening} to the rules outside the tier"

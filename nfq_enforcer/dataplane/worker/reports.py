@@ -365,7 +365,8 @@ def _read_rule(rule: Any) -> RuleRef:
         raise InvalidReport("name of a rule")
     if not all(map(_is_number, (number, spec))) or type(deny) is not bool:
         raise InvalidReport("number of a rule")
-    return RuleRef(kind, namespace, name, Direction(direction), number, spec, deny, order and _read_order(*order))
+    order = None if order is None else _read_order(*order)
+    return RuleRef(kind, namespace, name, Direction(direction), number, spec, deny, order)
 
 
 def _read_order(tier: Any, priority: Any, action: Any, title: Any) -> RuleOrder:

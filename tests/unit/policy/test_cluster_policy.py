@@ -1,7 +1,5 @@
 """ClusterNetworkPolicy: every field of a document, its error messages, and the order in which its rules decide."""
 
-from typing import Any
-
 import pytest
 
 from nfq_enforcer.core.tables.policymap import LookupResult
@@ -40,7 +38,8 @@ class TestFields:
             "spec:\n  tier: Baseline\n  priority: 1000\n  subject: {namespaces: {matchLabels: {a: b}}}\n"
             f"  ingress: [{{name: some words, action: Pass, from: [{{namespaces: {{}}}}], protocols: {protocols}}}]\n"
             "  egress:\n"
-            "  - {action: Accept, to: [{networks: [10.0.0.0/8, 'fd00::/8']}, {nodes: {}}, {domainNames: [a.b, '*.c.d']}]}\n"
+            "  - action: Accept\n"
+            "    to: [{networks: [10.0.0.0/8, 'fd00::/8']}, {nodes: {}}, {domainNames: [a.b, '*.c.d']}]\n"
             "status: {conditions: []}\n"
         )
         found = document(f"{HEAD}a, namespace: x}}\n{text}")
@@ -217,13 +216,13 @@ class TestFields:
             (
                 "ClusterNetworkPolicy",
                 "policy.networking.k8s.io/v1alpha1",
-                "the apiVersion of ClusterNetworkPolicy is policy.networking.k8s.io/v1alpha2, not policy.networking.k8s.io/v1",
+                "the apiVersion of ClusterNetworkPolicy is policy.networking.k8s.io/v1alpha2, not policy.networking.",
             ),
             (
                 "AdminNetworkPolicy",
                 "policy.networking.k8s.io/v1alpha1",
-                "AdminNetworkPolicy is not supported by this version; upstream has replaced it by ClusterNetworkPolicy of "
-                "policy.networking.k8s.io/v1alpha2, with tier: Admin, action: Accept in place of Allow",
+                "AdminNetworkPolicy is not supported by this version; upstream has replaced it by ClusterNetworkPolicy "
+                "of policy.networking.k8s.io/v1alpha2, with tier: Admin, action: Accept in place of Allow",
             ),
             (
                 "BaselineAdminNetworkPolicy",
@@ -305,7 +304,8 @@ class TestOrder:
         assert decided(cluster.lookup(cluster.ingress("shop/twin1"), "shop/db")) == (default, [])
 
     def test_an_allow_rule_that_does_not_isolate_decides_before_baseline(self) -> None:
-        opening = f"{CILIUM}{{endpointSelector: {DB}, ingress: [{{fromEndpoints: [{WEB}]}}], enableDefaultDeny: {{ingress: false}}}}"
+        rest = f"ingress: [{{fromEndpoints: [{WEB}]}}], enableDefaultDeny: {{ingress: false}}"
+        opening = f"{CILIUM}{{endpointSelector: {DB}, {rest}}}"
         cluster = PolicyCluster(policy(ingress("Deny", "from: [{namespaces: {}}]"), tier="Baseline"), opening)
 
         assert cluster.ingress_allowed("shop/web", "shop/twin1") == [True, False]
@@ -462,10 +462,9 @@ class TestDomainNames:
         assert cluster.lookup(cluster.egress(), "198.51.100.7", "53/UDP").dns is None
 
     def test_an_admin_accept_of_dns_still_teaches_the_names_of_other_policies(self) -> None:
-        rules: dict[str, Any] = {"matchPattern": "*.example.com"}
         dns = (
             f"{CILIUM}{{endpointSelector: {DB}, egress: [{{toEntities: [all], toPorts: [{{ports: [{{port: '53'}}], "
-            f"rules: {{dns: [{{matchPattern: '{rules['matchPattern']}'}}]}}}}]}}]}}"
+            f"rules: {{dns: [{{matchPattern: '*.example.com'}}]}}}}]}}]}}"
         )
         accept = egress("Accept", "to: [{networks: [0.0.0.0/0]}], protocols: [{udp: {destinationPort: {number: 53}}}]")
         cluster = PolicyCluster(policy(accept), dns)
