@@ -77,9 +77,10 @@ def policies(policies: Iterable[Mapping[str, Any]]) -> Table:
 
 def _kind(policy: Mapping[str, Any]) -> str:
     """Return the kind of a policy, that of an ordered one with its tier and priority."""
-    spec = policy["document"].get("spec")
-    ordered = policy["kind"] == "ClusterNetworkPolicy" and isinstance(spec, Mapping)
-    return f"{policy['kind']} ({spec['tier']} {spec['priority']})" if ordered else policy["kind"]
+    if policy["kind"] != "ClusterNetworkPolicy":
+        return str(policy["kind"])
+    spec = policy["document"]["spec"]
+    return f"{policy['kind']} ({spec['tier']} {spec['priority']})"
 
 
 def trace(trace: Trace, *, all_documents: bool = True) -> Text:

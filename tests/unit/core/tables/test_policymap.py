@@ -303,7 +303,7 @@ def among(*refs: RuleRef, isolated: bool | None = None, enforced: bool = False, 
 
 @pytest.mark.parametrize("enforced", [True, False])
 def test_the_first_rule_of_admin_decides_over_all_others(enforced: bool) -> None:
-    others = {"allowed_by": (ref("allow"),), "denied_by": (ref("deny"),), "enforced": enforced}
+    others: dict[str, Any] = {"allowed_by": (ref("allow"),), "denied_by": (ref("deny"),), "enforced": enforced}
     later = ordered("later", Tier.ADMIN, Action.DENY, 11)
 
     accept, deny, leave = (ADMIN[action] for action in Action)
