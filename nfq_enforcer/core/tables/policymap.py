@@ -131,11 +131,6 @@ class PolicyEntry(NamedTuple):
     ordered: tuple[RuleRef, ...] = ()  # rules of ClusterNetworkPolicies, in no order
     learned_by: tuple[RuleRef, ...] = ()  # rules for whose names the DNS answers on these ports are read
 
-    @property
-    def can_deny(self) -> bool:
-        """Tell whether any of the rules denies."""
-        return bool(self.denied_by) or any(rule.order and rule.order.action is Action.DENY for rule in self.ordered)
-
 
 class LookupResult(NamedTuple):
     """Look-up result: the answer of a policy map to an opening."""
@@ -193,7 +188,7 @@ class PolicyMap:
         self.enforced_by = enforced_by
         self.isolated = enforced if isolated is None else isolated
         self.closes_host = enforced and (not enforced_by or any(rule.kind != "NetworkPolicy" for rule in enforced_by))
-        self.can_refuse = enforced or any(entry.can_deny for entry in entries.values())
+        self.can_refuse = enforced or _any_denies(entries)
         shapes = {(proto, bits) for proto, bits in set(map(_SHAPE, entries)) if proto}
         self._masks: dict[int, tuple[tuple[int, int], ...]] = {
             proto: tuple(_mask(bits) for other, bits in sorted(shapes, reverse=True) if other == proto)
@@ -232,7 +227,7 @@ class PolicyMap:
         """
         if any(_mask(bits) not in self._masks.get(proto, ()) for proto, bits in set(map(_SHAPE, changed)) if proto):
             return PolicyMap(entries, enforced=enforced, enforced_by=enforced_by, isolated=isolated)
-        can_refuse = enforced or any(entry.can_deny for entry in entries.values())
+        can_refuse = enforced or _any_denies(entries)
         return _remake(entries, (enforced, enforced_by, isolated), self._masks, can_refuse)
 
     @property
@@ -316,6 +311,15 @@ def _remake(
     made = PolicyMap({}, enforced=enforced, enforced_by=enforced_by, isolated=isolated)
     made.entries, made._masks, made.can_refuse = entries, masks, can_refuse
     return made
+
+
+def _any_denies(entries: Mapping[PolicyKey, PolicyEntry]) -> bool:
+    # The loop runs over each key of a map with many, so it reads fields, and calls nothing where no rule is ordered.
+    return any(entry.denied_by or (entry.ordered and any(map(_denies, entry.ordered))) for entry in entries.values())
+
+
+def _denies(rule: RuleRef) -> bool:
+    return rule.order is not None and rule.order.action is Action.DENY
 
 
 def _first(rules: Iterable[RuleRef], tier: Tier) -> LookupResult | None:
