@@ -114,7 +114,7 @@ class EgressPeer(_OneOf):
     def _every_node(cls, nodes: KubernetesSelector | None) -> KubernetesSelector | None:
         if nodes is not None and (nodes.match_labels or nodes.match_expressions):
             raise ValueError(
-                "labels of nodes are not supported by this version, which knows nodes by their names and addresses; "
+                "labels of nodes are not supported by this version, in which a node has those of no other node; "
                 "allowed: {} for every node, or networks with the addresses of nodes"
             )
         return nodes
