@@ -87,7 +87,7 @@ class IngressPeer(_OneOf):
 
 
 def _domain_name(name: str) -> str:
-    if not _DOMAIN_NAME.fullmatch(name) or len(name) > _MAX_DOMAIN_NAME:
+    if len(name) > _MAX_DOMAIN_NAME or not _DOMAIN_NAME.fullmatch(name):
         raise ValueError(
             f"'{name}' is not a domain name; allowed: labels of letters, digits, '-' and '_', at least two, and a "
             "leading '*.' for one or more labels"

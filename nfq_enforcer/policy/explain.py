@@ -109,7 +109,7 @@ def _rule_traces(
             explanation = mismatch or _effect(rule, side, traffic)
             if not (mismatch or decides or rule.learns or _takes_turn(rule.ref, result, tiers)):
                 explanation += ", without effect: a rule or policy of higher precedence matches"
-            if rule.ref.order and not mismatch:
+            if rule.ref.order and not (mismatch or rule.learns):
                 tiers.add(rule.ref.order.tier)
             selects = rule.subject.matches(side.subject.subject_labels)
             yield RuleTrace(rule.ref, not mismatch, decides, explanation, selects)

@@ -337,14 +337,15 @@ def test_the_reason_of_an_accepted_connection_is_the_rule(mode: str) -> None:
 
 
 def test_the_reading_of_dns_answers_is_told_on_port_53_only() -> None:
-    rules = "egress: [{action: Accept, to: [{domainNames: [a.example.com]}]}]"
+    rules = "egress: [{action: Accept, to: [{domainNames: [a.example.com]}]}, {action: Pass, to: [{namespaces: {}}]}]"
     documents = TIERS.format(name="names", tier="Admin", rules=rules)
 
-    (name, answers) = told(trace_tiers(documents, port=53).egress)
+    name, answers, leave = told(trace_tiers(documents, port=53).egress)
     assert name[2] == "default/db is none of its peers: wants an address that DNS has for a.example.com"
     assert answers == (
         "names",
         False,
         "reads the answers of default/db on 53/TCP, if policy allows it, for its domainNames",
     )
-    assert told(trace_tiers(documents, port=80).egress) == [name]
+    assert leave[2] == "passes 53/TCP to default/db to the rules outside the tier"
+    assert [one[0:1] for one in told(trace_tiers(documents, port=80).egress)] == [("names",)] * 2
