@@ -71,8 +71,16 @@ def _change(change: VerdictChange) -> Sequence[object]:
 
 def policies(policies: Iterable[Mapping[str, Any]]) -> Table:
     """Return a table of policies with their origin."""
-    fields = ("namespace", "name", "kind", "origin")
-    return output.table(("NAMESPACE", "NAME", "KIND", "FROM"), ([one[field] for field in fields] for one in policies))
+    rows = ([one["namespace"], one["name"], _kind(one), one["origin"]] for one in policies)
+    return output.table(("NAMESPACE", "NAME", "KIND", "FROM"), rows)
+
+
+def _kind(policy: Mapping[str, Any]) -> str:
+    """Return the kind of a policy, that of an ordered one with its tier and priority."""
+    if policy["kind"] != "ClusterNetworkPolicy":
+        return str(policy["kind"])
+    spec = policy["document"]["spec"]
+    return f"{policy['kind']} ({spec['tier']} {spec['priority']})"
 
 
 def trace(trace: Trace, *, all_documents: bool = True) -> Text:

@@ -154,8 +154,16 @@ def _end(identity: Identity, names: End) -> HubbleFlow:
 
 
 def _rules(field: str, rules: Iterable[RuleRef]) -> HubbleFlow:
-    refs = [{"kind": rule.kind, "namespace": rule.namespace, "name": rule.name, "rule": rule.place} for rule in rules]
+    refs = [_rule(rule) for rule in rules]
     return {field: refs[:_MAX_RULES]} if refs else {}
+
+
+def _rule(rule: RuleRef) -> HubbleFlow:
+    ref: HubbleFlow = {"kind": rule.kind, "namespace": rule.namespace, "name": rule.name, "rule": rule.place}
+    if rule.order is not None:
+        tier, priority, action, title = rule.order
+        ref |= {"tier": tier, "priority": priority, "action": action} | ({"rule_name": title} if title else {})
+    return ref
 
 
 def _flag_names(flags: int) -> list[str]:
@@ -249,5 +257,10 @@ def _explanation(flow: Mapping[str, Any]) -> list[str]:
 
 
 def _documents(rules: Iterable[Mapping[str, str]]) -> str:
-    names = (f"{rule['namespace']}/{rule['name']}" if rule["namespace"] else rule["name"] for rule in rules)
-    return ", ".join(dict.fromkeys(names))
+    return ", ".join(dict.fromkeys(map(_document, rules)))
+
+
+def _document(rule: Mapping[str, str]) -> str:
+    if "tier" in rule:
+        return f"{rule['name']} {rule['rule']} ({rule['tier']}, {rule['action']})"
+    return f"{rule['namespace']}/{rule['name']}" if rule["namespace"] else rule["name"]

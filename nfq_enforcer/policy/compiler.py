@@ -1,8 +1,8 @@
 """Policy compiler: resolved rules and identities in, one policy map for each kind of endpoint and direction out.
 
 A kind of endpoint is its labels, for ingress with its named ports: endpoints of one kind share their policy maps, and
-maps share the entries that one rule contributes to them. ``cilium_rules`` and ``kubernetes_rules`` define which traffic
-an entry of a document allows or denies.
+maps share the entries that one rule contributes to them. ``cilium_rules``, ``kubernetes_rules`` and
+``cluster_policy_rules`` define which traffic an entry of a document allows or denies.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Set
@@ -194,12 +194,12 @@ class Policy:
         keys = set[PolicyKey]().union(*(changed_keys.get(key, ()) for key in contribution_keys))
         if rules is not old:
             keys.update(before._keys_of(old, rules, side.ports), self._keys_of(rules, old, side.ports))
-        enforced, enforced_by = self._default_deny(side, rules)
+        enforced, enforced_by, isolated = self._default_deny(side, rules)
         if keys:
             entries = self._replaced_entries(policy_map, rules, side.ports, keys)
-            return policy_map.revised(entries, keys, enforced=enforced, enforced_by=enforced_by)
-        if (enforced, enforced_by) != (policy_map.enforced, policy_map.enforced_by):
-            return policy_map.with_enforcement(enforced_by, enforced=enforced)
+            return policy_map.revised(entries, keys, enforced=enforced, enforced_by=enforced_by, isolated=isolated)
+        if (enforced, enforced_by, isolated) != (policy_map.enforced, policy_map.enforced_by, policy_map.isolated):
+            return policy_map.with_enforcement(enforced_by, enforced=enforced, isolated=isolated)
         return policy_map
 
     def _keys_of(self, rules: Iterable[Rule], others: Iterable[Rule], ports: PortSet) -> set[PolicyKey]:
@@ -228,19 +228,24 @@ class Policy:
         if self._enforcement is Enforcement.NEVER:
             return PolicyMap({}, enforced=False)
         rules = self._rules_index.selecting(side)
-        enforced, enforced_by = self._default_deny(side, rules)
-        return PolicyMap(self._entries(rules, side.ports), enforced=enforced, enforced_by=enforced_by)
+        enforced, enforced_by, isolated = self._default_deny(side, rules)
+        return PolicyMap(
+            self._entries(rules, side.ports), enforced=enforced, enforced_by=enforced_by, isolated=isolated
+        )
 
-    def _default_deny(self, side: EndpointSide, rules: Iterable[Rule]) -> tuple[bool, tuple[RuleRef, ...]]:
-        """Return whether an endpoint side is in default deny, and the rules that put it there."""
+    def _default_deny(self, side: EndpointSide, rules: Iterable[Rule]) -> tuple[bool, tuple[RuleRef, ...], bool]:
+        """Return whether an endpoint side is in default deny, the rules that put it there, and whether it is isolated.
+
+        A side is isolated by a rule that selects it. One in default deny by the mode alone is not.
+        """
+        isolating = tuple(rule.ref for rule in rules if rule.isolates)
         if not is_host(side.labels):  # only a rule that selects a node isolates it: no mode may lock the operator out
             if self._enforcement is Enforcement.ALWAYS:
-                return True, ()
+                return True, (), bool(isolating)
             if self._enforcement is Enforcement.AUTO:
-                isolating = self._rules_index.isolating(side.direction)
-                return bool(isolating), isolating
-        isolating = tuple(rule.ref for rule in rules if rule.isolates)
-        return bool(isolating), isolating
+                of_any = self._rules_index.isolating(side.direction)
+                return bool(of_any), of_any, bool(isolating)
+        return bool(isolating), isolating, bool(isolating)
 
     def _entries(
         self, rules: Iterable[Rule], ports: PortSet, only: Set[PolicyKey] | None = None
@@ -343,6 +348,10 @@ def _resolve_named(named: Iterable[NamedPortRef], ports: PortSet) -> list[PortBl
 
 def _entry(rule: Rule, l4_filter: L4Filter) -> PolicyEntry:
     refs = (rule.ref,)
+    if rule.learns:
+        return PolicyEntry(learned_by=refs)
+    if rule.ref.order is not None:
+        return PolicyEntry(ordered=refs)
     if rule.ref.deny:
         return PolicyEntry(denied_by=refs)
     if l4_filter.l7:
@@ -352,7 +361,11 @@ def _entry(rule: Rule, l4_filter: L4Filter) -> PolicyEntry:
 
 def _merge(one: PolicyEntry, other: PolicyEntry) -> PolicyEntry:
     return PolicyEntry(
-        _merge_refs(one.allowed_by, other.allowed_by), _merge_refs(one.denied_by, other.denied_by), one.l7 + other.l7
+        _merge_refs(one.allowed_by, other.allowed_by),
+        _merge_refs(one.denied_by, other.denied_by),
+        one.l7 + other.l7,
+        _merge_refs(one.ordered, other.ordered),
+        _merge_refs(one.learned_by, other.learned_by),
     )
 
 

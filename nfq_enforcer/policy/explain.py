@@ -4,13 +4,13 @@ The verdict is that of the compiled policy map, as on the data path; the explana
 The policy map determines which rules decide, so tests compare the map with the explanations.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from typing import NamedTuple
 
 from nfq_enforcer.core.labels import ANY_SOURCE, Labels
 from nfq_enforcer.core.tables import dns_names
 from nfq_enforcer.core.tables.l7 import DnsMatch, L7Match, SniMatch
-from nfq_enforcer.core.tables.policymap import PORT_BITS, WHOLE, RuleRef
+from nfq_enforcer.core.tables.policymap import PORT_BITS, WHOLE, Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.l7_match import matches, refusal, wrong_protocol
 from nfq_enforcer.policy.ports import LAST, PortSpan, TrafficSpec, merge_spans
@@ -27,6 +27,7 @@ from nfq_enforcer.policy.simulation import (
 )
 
 _PEERS = 5  # that one explanation names
+_ACTIONS = {Action.ACCEPT: "accepts", Action.DENY: "denies"}
 
 
 class RuleTrace(NamedTuple):
@@ -99,16 +100,48 @@ def _rule_traces(
     rules: Iterable[Rule], side: ConnectionSide, result: SideResult, traffic: TrafficSpec
 ) -> Iterator[RuleTrace]:
     if side.policy is not None:
-        for rule in rules:
+        tiers: set[Tier] = set()  # those with a matching rule before this one
+        for rule in sorted(rules, key=_by_tier):
             mismatch = _mismatch(rule, side, traffic)
+            if mismatch and rule.learns:
+                continue  # its document has another rule with the same reference
+            decides = rule.ref in result.rules and not rule.learns
             explanation = mismatch or _effect(rule, side, traffic)
+            if not (mismatch or decides or rule.learns or _takes_turn(rule.ref, result, tiers)):
+                explanation += ", without effect: a rule or policy of higher precedence matches"
+            if rule.ref.order and not (mismatch or rule.learns):
+                tiers.add(rule.ref.order.tier)
             selects = rule.subject.matches(side.subject.subject_labels)
-            yield RuleTrace(rule.ref, not mismatch, rule.ref in result.rules, explanation, selects)
+            yield RuleTrace(rule.ref, not mismatch, decides, explanation, selects)
+
+
+def _takes_turn(ref: RuleRef, result: SideResult, tiers: Set[Tier]) -> bool:
+    """Return whether a matching rule that does not decide has an effect; ``tiers``: those with a match before it."""
+    if ref.order is None:
+        return not (result.rules and result.rules[0].order)
+    return ref.order.action is Action.PASS and ref.order.tier not in tiers
+
+
+def _by_tier(rule: Rule) -> tuple[int, tuple[int, str, int]]:
+    """Return the sort key of a rule: Admin in its order, the rules without order as they are, Baseline in its order."""
+    if rule.ref.order is None:
+        return 1, (0, "", 0)
+    return (0 if rule.ref.order.tier is Tier.ADMIN else 2), rule.ref.precedence
 
 
 def _effect(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
     preposition = "to" if side.direction is Direction.EGRESS else "from"
-    return f"{'denies' if rule.ref.deny else 'allows'} {traffic} {preposition} {side.peer.name}"
+    opening = f"{traffic} {preposition} {side.peer.name}"
+    if rule.learns:
+        return f"reads the answers of {side.peer.name} on {traffic}, if policy allows it, for its domainNames"
+    match rule.ref.order:
+        case RuleOrder(action=Action.PASS, tier=Tier.ADMIN):
+            return f"passes {opening} to the rules outside the tier"
+        case RuleOrder(action=Action.PASS):
+            return f"passes {opening} to the default"
+        case RuleOrder(action=action):
+            return f"{_ACTIONS[action]} {opening}"
+    return f"{'denies' if rule.ref.deny else 'allows'} {opening}"
 
 
 def _mismatch(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:

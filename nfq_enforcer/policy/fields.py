@@ -174,7 +174,7 @@ def _cidr(value: object) -> IPv4Network | IPv6Network:
 
 def _kubernetes_key(key: str) -> str:
     if ":" in key:
-        raise ValueError(f"'{key}' is not a label key; a NetworkPolicy knows no label sources: [prefix/]name")
+        raise ValueError(f"'{key}' is not a label key; selectors of Kubernetes have no label sources: [prefix/]name")
     if not is_key(key):
         raise ValueError(f"'{key}' is not a label key: a key is [prefix/]name; {NAME_SYNTAX}")
     return key

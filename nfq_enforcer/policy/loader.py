@@ -32,6 +32,7 @@ from nfq_enforcer.policy.registry import (
     LISTS,
     is_other_kind,
     is_unsupported,
+    replacement,
     similar_kinds,
     versions,
     wrong_version,
@@ -351,7 +352,9 @@ def _model(source: YamlDocument, base: yaml_source.FieldPath, data: dict[str, ob
     if kind in KINDS:
         return KINDS[kind][1]
     if is_unsupported(kind):
-        raise source.error((*base, "kind"), f"{kind} is not supported by this version; allowed: {_ALLOWED}")
+        raise source.error(
+            (*base, "kind"), f"{kind} is not supported by this version; {replacement(kind)}allowed: {_ALLOWED}"
+        )
     if kind in LISTS:
         raise source.error((*base, "kind"), f"a {kind} in a list is not read; write its items into the outer list")
     close = similar_kinds(kind, data.get("apiVersion"))

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from nfq_enforcer.policy.cilium import CiliumCIDRGroup, CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from nfq_enforcer.policy.cluster_policy import ClusterNetworkPolicy
 from nfq_enforcer.policy.documents import Document, Endpoint, Namespace
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
 from nfq_enforcer.policy.services import Endpoints, EndpointSlice, Service
@@ -18,6 +19,7 @@ KINDS: Mapping[str, tuple[str, type[Document]]] = {
     "Service": ("v1", Service),
     "EndpointSlice": ("discovery.k8s.io/v1", EndpointSlice),
     "Endpoints": ("v1", Endpoints),
+    "ClusterNetworkPolicy": ("policy.networking.k8s.io/v1alpha2", ClusterNetworkPolicy),
 }
 _OLDER = {
     "CiliumCIDRGroup": "cilium.io/v2alpha1",
@@ -29,6 +31,9 @@ LISTS: Mapping[str, tuple[str, str]] = {
 }
 """apiVersion of each kind of list, and the kind of an item that does not name its own, as for kubectl."""
 
+_REPLACED = {"AdminNetworkPolicy": "Admin", "BaselineAdminNetworkPolicy": "Baseline"}
+"""Kinds of v1alpha1 that upstream has replaced by ClusterNetworkPolicy, with the tier that stands for each."""
+
 UNSUPPORTED_KINDS = frozenset(
     (
         "AdminNetworkPolicy",
@@ -37,12 +42,12 @@ UNSUPPORTED_KINDS = frozenset(
         "CiliumEgressGatewayPolicy",
         "CiliumEnvoyConfig",
         "CiliumLocalRedirectPolicy",
-        "ClusterNetworkPolicy",
         "GlobalNetworkPolicy",
     )
 )
 _REFERRED = frozenset(("Service", "EndpointSlice", "Endpoints"))  # other products have kinds of these names
 _OTHER_KINDS = frozenset(("CiliumEndpoint", "CiliumEndpointSlice"))
+_OTHER_GROUPS = frozenset(("networking.k8s.aws",))  # of other products, though similar to a group of Kubernetes
 _POLICY_WORDS = ("networkpolicy", "cidrgroup")
 _SIMILAR = 0.8  # a kind or group that differs less than this from one of ours is a mistyped one, not another kind
 
@@ -59,11 +64,24 @@ def is_unsupported(kind: str) -> bool:
     return item in UNSUPPORTED_KINDS or (item not in KINDS and item.endswith("NetworkPolicy"))
 
 
+def replacement(kind: str) -> str:
+    """Return the sentence about the kind that has replaced an unsupported one, with a blank; empty without any."""
+    tier = _REPLACED.get(kind.removesuffix("List"))
+    if tier is None:
+        return ""
+    version = KINDS["ClusterNetworkPolicy"][0]
+    return (
+        f"upstream has replaced it by ClusterNetworkPolicy of {version}, with tier: {tier}, action: Accept in place of "
+        "Allow and protocols in place of ports; "
+    )
+
+
 def wrong_version(kind: str, version: object) -> str:
     """Return the message about another apiVersion of a kind: another product's, or a wrong one of the same product."""
     group, allowed = _group(str(version)), " or ".join(versions(kind))
     own = [_group(known) for known, _ in KINDS.values()]
-    if "." in group and not group.endswith(".k8s.io") and not get_close_matches(group, own, 1, _SIMILAR):
+    mistyped = group not in _OTHER_GROUPS and get_close_matches(group, own, 1, _SIMILAR)
+    if "." in group and not group.endswith(".k8s.io") and not mistyped:
         return f"a {kind} of {group} belongs to another product and has another meaning; allowed: {kind} of {allowed}"
     return f"the apiVersion of {kind} is {allowed}, not {version}"
 

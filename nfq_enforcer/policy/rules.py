@@ -1,7 +1,8 @@
 """Resolved rules: the common form of every entry of every policy document.
 
-``cilium_rules`` and ``kubernetes_rules`` resolve documents to these rules: selectors are scoped to their namespace, and
-port ranges are blocks of port numbers. The compiler and the trace read resolved rules only, never documents.
+``cilium_rules``, ``kubernetes_rules`` and ``cluster_policy_rules`` resolve documents to these rules: selectors are
+scoped to their namespace, and port ranges are blocks of port numbers. The compiler and the trace read resolved rules
+only, never documents.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -103,6 +104,7 @@ class Rule:
     peers: tuple[RulePeer, ...] | None  # None: any peer
     filters: tuple[L4Filter, ...]  # the allowed ports, of a deny rule the denied ports
     isolates: bool  # whether the rule puts its subjects into default deny in its direction
+    learns: bool = False  # it decides nothing; the DNS answers that its subjects get from its peers are read
 
     @property
     def matches_any_peer(self) -> bool:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction
-from nfq_enforcer.policy import cilium_rules, kubernetes_rules
+from nfq_enforcer.policy import cilium_rules, cluster_policy_rules, kubernetes_rules
 from nfq_enforcer.policy.cilium import CiliumPolicy
+from nfq_enforcer.policy.cluster_policy import ClusterNetworkPolicy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
 from nfq_enforcer.policy.local_identities import is_prefix
@@ -42,6 +43,8 @@ def resolve(document: PolicyDocument, references: References) -> Iterator[Rule]:
         yield from kubernetes_rules.resolve(document)
     elif isinstance(document, CiliumPolicy):
         yield from cilium_rules.resolve(document, references)
+    elif isinstance(document, ClusterNetworkPolicy):
+        yield from cluster_policy_rules.resolve(document)
     else:
         assert not document.has_rules
 

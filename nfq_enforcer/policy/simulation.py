@@ -310,6 +310,8 @@ class Simulation:
             return SideResult(False, result.rules, reason)
         if side.exemption:
             return SideResult(True, (), side.exemption)
+        if result.rules and result.rules[0].order:
+            return SideResult(True, result.rules, f"{limited_list(result.rules)} accepts {traffic} {_with_peer(side)}")
         if not policy.enforced:
             return SideResult(True, result.rules, f"nothing closes {side}")
         if not result.allowed:

@@ -13,7 +13,9 @@ from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE
 from nfq_enforcer.core.tables.dns_names import matches
 from nfq_enforcer.core.tables.l7 import DnsMatch
 from nfq_enforcer.core.verdict import Direction
+from nfq_enforcer.policy import cluster_policy_rules
 from nfq_enforcer.policy.cilium import CiliumPolicy, ServicePeer
+from nfq_enforcer.policy.cluster_policy import ClusterNetworkPolicy
 from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
 from nfq_enforcer.policy.fields import ACCOUNT_KEY, CLUSTER_KEY, DEFAULT_CLUSTER, NAMESPACE_KEY
 from nfq_enforcer.policy.label_filter import LabelFilter
@@ -55,10 +57,13 @@ def warnings(
     if any(isinstance(peer, NamePeer) for rule in all_rules for peer in rule.peers or ()):
         all_rules += [rule for document in others for rule in resolve(document, references)]
     queried = [pattern for rule in all_rules for pattern in _queried(rule)]
+    ordered = {one.name: one for one in (*others, *documents) if isinstance(one, ClusterNetworkPolicy)}
+    loaded = {document.name for document in documents if isinstance(document, ClusterNetworkPolicy)}
     for document, rules in resolved:
         of_rules = (text for rule in rules for text in (*_of_rule(rule, facts), *_unlearned(rule, queried)))
+        before = [one for name, one in ordered.items() if name < document.name or name not in loaded]
         of_document = (*_without_effect(document), *_dangling(document, references), *_closes_nodes(document, rules))
-        found = (*of_document, *of_rules)
+        found = (*of_document, *_of_equals(document, before, facts), *of_rules)
         yield from (f"{document.origin}: {document.title}: {text}" for text in dict.fromkeys(found))
 
 
@@ -80,6 +85,8 @@ def endpoint_warnings(endpoints: Iterable[Endpoint]) -> Iterator[str]:
 
 
 def _without_effect(document: PolicyDocument) -> Iterator[str]:
+    if isinstance(document, ClusterNetworkPolicy) and not (document.spec.ingress or document.spec.egress):
+        yield "it has no rules, so it has no effect"
     rules = document.rules if isinstance(document, CiliumPolicy) else ()
     for rule in rules:
         for section, entries in (("ingress", rule.ingress), ("egress", rule.egress)):
@@ -116,6 +123,28 @@ def _service_name(peer: ServicePeer) -> str:
         return "with the labels of a k8sServiceSelector"
     namespace, name = peer.k8s_service.namespace, peer.k8s_service.service_name
     return f"named {namespace}/{name}" if namespace else f"named {name}"
+
+
+def _of_equals(document: PolicyDocument, others: Iterable[ClusterNetworkPolicy], facts: ClusterFacts) -> Iterator[str]:
+    """Yield a sentence for each other policy of the same tier and priority that can decide about the same traffic."""
+    if not isinstance(document, ClusterNetworkPolicy):
+        return
+    for other in others:
+        if document.spec.place == other.spec.place and _overlap(document, other, facts):
+            tier, priority = document.spec.place
+            yield (
+                f"{other.title} has the priority {priority} of the tier {tier}, too, and can select the same "
+                "endpoints: the first by name precedes here, and upstream leaves the order open"
+            )
+
+
+def _overlap(one: ClusterNetworkPolicy, other: ClusterNetworkPolicy, facts: ClusterFacts) -> bool:
+    """Tell whether both policies have rules of one direction for subjects that one endpoint can be."""
+    if not ((one.spec.ingress and other.spec.ingress) or (one.spec.egress and other.spec.egress)):
+        return False
+    subjects = (next(iter(cluster_policy_rules.resolve(policy))).subject for policy in (one, other))
+    both = Selector(frozenset[Requirement]().union(*(subject.requirements for subject in subjects)))
+    return not any(_reasons(both, facts))
 
 
 def _queried(rule: Rule) -> Iterator[str]:

@@ -75,6 +75,18 @@ metadata: {{name: partner-{family}, namespace: far, labels: {{kubernetes.io/serv
 addressType: IPv{family}
 endpoints: [{{addresses: ["{address}"]}}]
 """
+NO_FRONTENDS = """
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: no-frontends}
+spec:
+  tier: Admin
+  priority: 10
+  subject: {namespaces: {}}
+  ingress:
+    - action: Deny
+      from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: frontend}}}}]
+"""
 GRPC_REFUSED = 7  # PERMISSION_DENIED
 
 
@@ -161,6 +173,22 @@ class TestCommands:
         assert "default/front-to-back deleted\nrevision " in self.ask(guarded, "delete", "default/front-to-back")
         assert await outcomes(guarded, open_again) == open_again
         assert json.loads(self.ask(guarded, "list", "-o", "json")) == []
+
+    async def test_an_admin_tier_precedes_the_policies_of_namespaces(self, guarded: Lab, tmp_path: Path) -> None:
+        files = tmp_path / "mine.yaml", tmp_path / "tier.yaml"
+        files[0].write_text(FRONT_TO_BACK)
+        files[1].write_text(NO_FRONTENDS)
+        opened, closed = passes(["front1"], ["back2"]), dropped(["front1"], ["back2"])
+
+        self.ask(guarded, "load", "--wait", str(files[0]))
+        assert await outcomes(guarded, opened) == opened
+        self.ask(guarded, "load", "--wait", str(files[1]))
+        assert await outcomes(guarded, closed) == closed
+        assert "ClusterNetworkPolicy (Admin 10)" in self.ask(guarded, "list", "-o", "table")
+
+        self.ask(guarded, "delete", "--wait", "no-frontends")
+        assert await outcomes(guarded, opened) == opened
+        self.ask(guarded, "delete", "--wait", "default/front-to-back")
 
     async def test_a_policy_that_names_a_cidr_group_follows_the_group(self, guarded: Lab, tmp_path: Path) -> None:
         opened = passes(["world"], ["back2"]) | dropped(["front1"], ["back2"])

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from nfq_enforcer.core.identity import RESERVED, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.policy.cilium import CiliumCIDRGroup, CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from nfq_enforcer.policy.cluster_policy import ClusterNetworkPolicy
 from nfq_enforcer.policy.compiler import EndpointMaps, Enforcement, Policy, compile_policy
 from nfq_enforcer.policy.documents import PolicyDocument
 from nfq_enforcer.policy.kubernetes import NetworkPolicy
@@ -126,10 +127,61 @@ def backends(name: str, namespace: str, cidrs: list[str]) -> PolicyDocument:
     return Endpoints.model_validate(data | {"subsets": [{"addresses": addresses}]})
 
 
+def ordered(name: str, tier: str, priority: int, spec: dict[str, Any]) -> PolicyDocument:
+    data: dict[str, Any] = {"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy"}
+    whole = {"tier": tier, "priority": priority, **spec}
+    return ClusterNetworkPolicy.model_validate(data | {"metadata": {"name": name}, "spec": whole})
+
+
+PODS: list[dict[str, Any]] = [
+    {"namespaces": {}},
+    {
+        "pods": {
+            "namespaceSelector": {},
+            "podSelector": {"matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]},
+        }
+    },
+    {"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "a"}}}},
+]
+OUTSIDE: list[dict[str, Any]] = [{"nodes": {}}, *({"networks": [one]} for one in CIDRS)]
+PROTOCOLS: list[dict[str, Any]] = [
+    {},
+    {"protocols": [{"tcp": {"destinationPort": {"number": 80}}}]},
+    {"protocols": [{"udp": {"destinationPort": {"range": {"start": 80, "end": 90}}}}]},
+]
+NAMED_PORT = {"protocols": [{"destinationNamedPort": "http"}]}
+
+
+def ordered_entries(side: str) -> st.SearchStrategy[list[dict[str, Any]]]:
+    def entry(action: str, peers: list[dict[str, Any]], ports: dict[str, Any]) -> dict[str, Any]:
+        return {"action": action, side: peers, **ports}
+
+    actions = st.sampled_from(["Accept", "Deny", "Pass"])
+    pods = st.builds(
+        entry,
+        actions,
+        st.lists(st.sampled_from(PODS), min_size=1, max_size=2),
+        st.sampled_from([*PROTOCOLS, NAMED_PORT]),
+    )
+    if side == "from":
+        return st.lists(pods, max_size=2)
+    others = st.builds(
+        entry, actions, st.lists(st.sampled_from(OUTSIDE), min_size=1, max_size=2), st.sampled_from(PROTOCOLS)
+    )
+    names = st.sampled_from([["a.b.example"], ["*.b.example"], ["a.b.example", "b.b.example"]])
+    named = st.builds(lambda one: entry("Accept", [{"domainNames": one}], {}), names)
+    return st.lists(pods | others | named, max_size=2)
+
+
+ORDERED_SPECS = st.fixed_dictionaries(
+    {"subject": st.sampled_from(PODS)}, optional={"ingress": ordered_entries("from"), "egress": ordered_entries("to")}
+)
+
 NAMES = st.sampled_from(["p", "q", "r"])
 DOCUMENTS = st.one_of(
     st.builds(cilium, NAMES, st.sampled_from(["", "one", "two"]), SPECS),
     st.builds(plain, NAMES, st.sampled_from(["one", "two"]), PLAIN_SPECS),
+    st.builds(ordered, NAMES, st.sampled_from(["Admin", "Baseline"]), st.sampled_from([1, 2]), ORDERED_SPECS),
     st.builds(
         group,
         NAMES,
@@ -151,11 +203,11 @@ DOCUMENTS = st.one_of(
     ),
 )
 
-MapValues = tuple[tuple[dict[Any, Any], bool, tuple[Any, ...]], ...]
+MapValues = tuple[tuple[dict[Any, Any], bool, tuple[Any, ...], bool, bool], ...]
 
 
 def map_values(maps: EndpointMaps) -> MapValues:
-    return tuple((dict(one.entries), one.enforced, one.enforced_by) for one in maps)
+    return tuple((dict(one.entries), one.enforced, one.enforced_by, one.isolated, one.can_refuse) for one in maps)
 
 
 class Changes(RuleBasedStateMachine):

@@ -309,13 +309,84 @@ def read_document(
     return any_closes, mine_closes, results
 
 
+class OrderedResult(NamedTuple):
+    """OrderedResult: a rule of a ClusterNetworkPolicy that matches a probe."""
+
+    tier: str
+    priority: int
+    name: str
+    number: int
+    action: str
+
+
+def is_in_scope(scope: Spec, labels: Labels) -> bool:
+    """Return whether a subject or peer of a ClusterNetworkPolicy selects pods with these labels."""
+    if namespace_of(labels) is None:
+        return False
+    if "namespaces" in scope:
+        return matches(scope["namespaces"], labels, f"k8s:{PREFIX}")
+    pods = scope["pods"]
+    return matches(pods["namespaceSelector"], labels, f"k8s:{PREFIX}") and matches(pods["podSelector"], labels, "k8s:")
+
+
+def is_ordered_peer(peer: Spec, other: ProbeEnd) -> bool:
+    if "networks" in peer:
+        return any(within(other.address, block, []) for block in peer["networks"])
+    if "nodes" in peer:
+        return is_reserved(other.labels, "host") or is_reserved(other.labels, "remote-node")
+    return is_in_scope(peer, other.labels)
+
+
+def is_ordered_port(protocol: Spec, destination: ProbeEnd, proto: int, number: int) -> bool:
+    name, one = next(iter(protocol.items()))
+    if name == "destinationNamedPort":
+        return (one, proto, number) in destination.ports
+    port = one["destinationPort"]
+    bounds = (port["number"], port["number"]) if "number" in port else (port["range"]["start"], port["range"]["end"])
+    return PROTOCOLS[name.upper()] == proto and bounds[0] <= number <= bounds[1]
+
+
+def ordered_results(
+    document: Spec, direction: str, subject: ProbeEnd, peer: ProbeEnd, port: tuple[int, int]
+) -> list[OrderedResult]:
+    """Return the rules of a ClusterNetworkPolicy that match a probe."""
+    spec, name = document["spec"], document["metadata"]["name"]
+    destination = subject if direction == "ingress" else peer
+    if not is_in_scope(spec["subject"], subject.labels):
+        return []
+    return [
+        OrderedResult(spec["tier"], spec["priority"], name, number, rule["action"])
+        for number, rule in enumerate(spec.get(direction, []))
+        if any(is_ordered_peer(one, peer) for one in rule.get("from") or rule["to"])
+        and ("protocols" not in rule or any(is_ordered_port(one, destination, *port) for one in rule["protocols"]))
+    ]
+
+
+def tier_verdict(results: list[OrderedResult], tier: str) -> OrderedResult | None:
+    """Return the rule that decides in a tier, None if the tier leaves the decision to others."""
+    first = min((one for one in results if one.tier == tier), key=lambda one: one[1:4], default=None)
+    return None if first is None or first.action == "Pass" else first
+
+
 def expected(
     documents: list[Spec], mode: Enforcement, direction: str, subject: ProbeEnd, peer: ProbeEnd, port: tuple[int, int]
 ) -> tuple[bool, set[tuple[str, int, int, bool]], list[Spec]]:
     """Return the expected verdict, the deciding rules, and the allowed requests if only some are allowed."""
     if mode is Enforcement.NEVER:
         return True, set(), []
-    readings = [read_document(document, direction, subject, peer, port) for document in documents]
+    ordered = [
+        result
+        for document in documents
+        if document["kind"] == "ClusterNetworkPolicy"
+        for result in ordered_results(document, direction, subject, peer, port)
+    ]
+    if first := tier_verdict(ordered, "Admin"):
+        return first.action == "Accept", {(first.name, 0, first.number, False)}, []
+    readings = [
+        read_document(document, direction, subject, peer, port)
+        for document in documents
+        if document["kind"] != "ClusterNetworkPolicy"
+    ]
     closed = {
         Enforcement.AUTO: any(anyone for anyone, _, _ in readings),
         Enforcement.PER_ENDPOINT: any(selects_subject for _, selects_subject, _ in readings),
@@ -326,11 +397,16 @@ def expected(
     allowed = {result.ref for result in results if result.covered and not result.ref[3]}
     if denied:
         return False, denied, []
-    if allowed or not closed:
+    if allowed:
         return True, allowed, []
-    restricted = [result for result in results if result.requests]
-    requests = [request for result in restricted for request in result.requests]
-    return bool(restricted), {result.ref for result in restricted}, requests
+    restricted = [result for result in results if result.requests] if closed else []
+    if restricted:
+        requests = [request for result in restricted for request in result.requests]
+        return True, {result.ref for result in restricted}, requests
+    last = tier_verdict(ordered, "Baseline")
+    if last and not any(selects_subject for _, selects_subject, _ in readings):
+        return last.action == "Accept", {(last.name, 0, last.number, False)}, []
+    return not closed, set(), []
 
 
 PROBE_COUNT = int(os.environ.get("NFQ_ENFORCER_TEST_PROBES", "50000"))  # a longer run sets a larger number
@@ -499,7 +575,56 @@ PLAIN = st.builds(
         },
     ),
 )
-DOCUMENTS = st.lists(CILIUM | PLAIN, max_size=3)
+
+POD_SCOPES = st.fixed_dictionaries({"namespaces": SCOPES}) | st.fixed_dictionaries(
+    {"pods": st.fixed_dictionaries({"namespaceSelector": SCOPES, "podSelector": PODS})}
+)
+NETWORKS = st.fixed_dictionaries({"networks": st.lists(CIDRS, min_size=1, max_size=2, unique=True)})
+ORDERED_PORTS = st.sampled_from(
+    [{"number": 80}, {"number": 443}, {"range": {"start": 80, "end": 443}}, {"range": {"start": 81, "end": 8079}}]
+)
+NUMBERED_PROTOCOLS = st.builds(
+    lambda name, port: {name: {"destinationPort": port}}, st.sampled_from(["tcp", "udp", "sctp"]), ORDERED_PORTS
+)
+NAMED_PROTOCOLS = st.builds(lambda name: {"destinationNamedPort": name}, st.sampled_from(["http", "web"]))
+
+
+def ordered_rules(
+    side: str, peers: st.SearchStrategy[Spec], protocols: st.SearchStrategy[Spec]
+) -> st.SearchStrategy[Spec]:
+    return st.fixed_dictionaries(
+        {
+            "action": st.sampled_from(["Accept", "Deny", "Pass"]),
+            side: st.lists(peers, min_size=1, max_size=2),
+        },
+        optional={"protocols": st.lists(protocols, min_size=1, max_size=2)},
+    )
+
+
+ORDERED = st.builds(
+    lambda spec: {
+        "apiVersion": "policy.networking.k8s.io/v1alpha2",
+        "kind": "ClusterNetworkPolicy",
+        "metadata": {},
+        "spec": spec,
+    },
+    st.fixed_dictionaries(
+        {
+            "tier": st.sampled_from(["Admin", "Baseline"]),
+            "priority": st.integers(0, 2),
+            "subject": POD_SCOPES,
+        },
+        optional={
+            "ingress": st.lists(ordered_rules("from", POD_SCOPES, NUMBERED_PROTOCOLS | NAMED_PROTOCOLS), max_size=3),
+            "egress": st.lists(
+                ordered_rules("to", POD_SCOPES, NUMBERED_PROTOCOLS | NAMED_PROTOCOLS)
+                | ordered_rules("to", POD_SCOPES | NETWORKS | st.just({"nodes": {}}), NUMBERED_PROTOCOLS),
+                max_size=3,
+            ),
+        },
+    ),
+)
+DOCUMENTS = st.lists(CILIUM | PLAIN | ORDERED, max_size=4)
 
 
 def cluster_of(documents: list[Spec], mode: Enforcement) -> ClusterModel:

@@ -46,6 +46,7 @@ metadata: {name: far, labels: {team: red}}
 CILIUM = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: "
 CLUSTERWIDE = "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: c}\nspec: "
 PLAIN = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: 'n', namespace: shop}\nspec: "
+ORDERED = "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: o}\nspec: "
 DB, WEB = "{matchLabels: {app: db}}", "{matchLabels: {app: web}}"
 
 _PROTOCOLS = {"TCP": TCP, "UDP": UDP, "SCTP": SCTP, "ICMP": ICMP, "ICMPv6": ICMPV6}

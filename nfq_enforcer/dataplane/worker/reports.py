@@ -21,7 +21,7 @@ from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.l7 import EVERY_PROTOCOL, ProxyProtocols
-from nfq_enforcer.core.tables.policymap import RuleRef
+from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.tables.slots import SlotKey
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
@@ -360,12 +360,23 @@ def _is_text(text: Any, at_most: int) -> bool:
 
 
 def _read_rule(rule: Any) -> RuleRef:
-    kind, namespace, name, direction, number, spec, deny = rule
+    kind, namespace, name, direction, number, spec, deny, order = rule
     if not all(map(_is_name, rule[:3])):
         raise InvalidReport("name of a rule")
-    if not all(type(value) is int and -1 <= value < _MAX_NUMBER for value in (number, spec)) or type(deny) is not bool:
+    if not all(map(_is_number, (number, spec))) or type(deny) is not bool:
         raise InvalidReport("number of a rule")
-    return RuleRef(kind, namespace, name, Direction(direction), number, spec, deny)
+    order = None if order is None else _read_order(*order)
+    return RuleRef(kind, namespace, name, Direction(direction), number, spec, deny, order)
+
+
+def _read_order(tier: Any, priority: Any, action: Any, title: Any) -> RuleOrder:
+    if not _is_number(priority) or not _is_name(title):
+        raise InvalidReport("order of a rule")
+    return RuleOrder(Tier(tier), priority, Action(action), title)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is int and -1 <= value < _MAX_NUMBER
 
 
 def _choose(values: Sequence[Any], place: int, field: str) -> Any:

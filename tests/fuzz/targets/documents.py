@@ -11,6 +11,7 @@ from pathlib import Path
 import nfq_enforcer
 from nfq_enforcer.cluster.records import Kind, document_name
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, WORLD
+from nfq_enforcer.core.tables.policymap import Action, RuleRef
 from nfq_enforcer.core.wire.packet import ICMP, SCTP, TCP, UDP
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.policy import loader, yaml_source
@@ -18,7 +19,7 @@ from nfq_enforcer.policy.compiler import Enforcement
 from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
 from nfq_enforcer.policy.model import build_model
 from nfq_enforcer.store.redis import schema
-from tests.support.clusters import CILIUM, CLUSTERWIDE, ENDPOINTS, PLAIN
+from tests.support.clusters import CILIUM, CLUSTERWIDE, ENDPOINTS, ORDERED, PLAIN
 
 _POLICIES = Path(nfq_enforcer.__file__).parents[1] / "policies"
 _ODD = [
@@ -62,6 +63,18 @@ specs:
     ports: [{{port: 5, endPort: 9, protocol: SCTP}}]}}
   egress: [{{to: [{{ipBlock: {{cidr: "::/0"}}}}]}}, {{ports: [{{protocol: UDP}}]}}]
 """,
+    f"""{ORDERED}
+  tier: Baseline
+  priority: 7
+  subject: {{namespaces: {{matchExpressions: [{{key: team, operator: Exists}}]}}}}
+  ingress:
+  - {{name: a, action: Pass, from: [{{pods: {{namespaceSelector: {{}}, podSelector: {{matchLabels: {{app: db}}}}}}}}]}}
+  - {{action: Deny, from: [{{namespaces: {{}}}}], protocols: [{{destinationNamedPort: http}},
+    {{tcp: {{destinationPort: {{number: 80}}}}}}, {{sctp: {{destinationPort: {{range: {{start: 1, end: 9}}}}}}}}]}}
+  egress:
+  - {{action: Accept, to: [{{domainNames: ["*.a.b"]}}, {{nodes: {{}}}}]}}
+  - {{action: Deny, to: [{{networks: [0.0.0.0/0, "::/0"]}}]}}
+""",
 ]
 _INVALID = [
     f"""{CILIUM}
@@ -86,6 +99,14 @@ _INVALID = [
   ingress: [{{ports: [{{port: true}}, {{port: "80"}}, {{port: 0}}, {{endPort: 5}}], from: [{{}}]}}]
   egress: [{{to: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [10.0.0.0/8]}}}},
     {{podSelector: {{}}, ipBlock: {{cidr: x/y}}}}]}}]
+""",
+    f"""{ORDERED}
+  tier: Platform
+  priority: 1001
+  subject: {{namespaces: {{}}, pods: {{}}}}
+  ingress: [{{name: {"x" * 101}, action: Allow, from: [{{}}], protocols: [{{tcp: {{}}}}, {{}}]}}]
+  egress: [{{action: Deny, to: [{{domainNames: [a]}}, {{nodes: {{matchLabels: {{a: b}}}}}}, {{networks: [x]}}],
+    protocols: [{{udp: {{destinationPort: {{range: {{start: 5, end: 5}}}}}}}}, {{destinationNamedPort: 1}}]}}]
 """,
     """
 apiVersion: nfq-enforcer.io/v1
@@ -146,4 +167,8 @@ def _check_compiled(documents: loader.Documents) -> None:
                 result = at_once.lookup(identity, *port)
                 assert result == grew.lookup(identity, *port)
                 assert result.allowed or at_once.enforced or result.denied
-                assert result.denied == any(rule.deny for rule in result.rules)
+                assert result.denied == any(map(_denies, result.rules))
+
+
+def _denies(rule: RuleRef) -> bool:
+    return rule.deny if rule.order is None else rule.order.action is Action.DENY

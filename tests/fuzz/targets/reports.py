@@ -7,7 +7,7 @@ from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
-from nfq_enforcer.core.tables.policymap import RuleRef
+from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker import flow_list
@@ -28,11 +28,14 @@ from nfq_enforcer.observe.flow import compact, render
 from tests.support.packets import packed
 
 _RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
+_ORDER = RuleOrder(Tier.ADMIN, 10, Action.DENY, "no telnet")
+_ORDERED = RuleRef("ClusterNetworkPolicy", "", "admin", Direction.INGRESS, 0, order=_ORDER)
 _OPENING = Opening(packed("10.2.0.10"), packed("10.1.0.10"), 6, 40_000, 80, -1, -1, False, Identity(500), Identity(300))
 _EVENT = FlowEvent(
     *(5.0, FlowVerdict.DROPPED, DropReason.POLICY_DENIED, Direction.INGRESS, _OPENING, 2),
     is_reply=False,
     enforced_by=(_RULE,),
+    denied_by=(_ORDERED,),
 )
 _NAMES = Ends(End(None), End(None))
 _EVENTS = [_EVENT, _EVENT._replace(opening=_OPENING._replace(src=packed("fd00::1"), dst=packed("fd00::2"), proto=58))]

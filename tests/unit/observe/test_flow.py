@@ -11,7 +11,7 @@ from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, TlsMess
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, RESERVED, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.conntrack import Opening
-from nfq_enforcer.core.tables.policymap import RuleRef
+from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.observe import flow
@@ -147,6 +147,17 @@ def test_a_drop_by_a_deny_rule_names_it_under_its_direction() -> None:
         {"kind": "CiliumNetworkPolicy", "namespace": "shop", "name": "no-telnet", "rule": "ingressDeny[0]"}
     ]
     assert compact(seen).endswith("a deny rule forbids it: shop/no-telnet")
+
+
+@pytest.mark.parametrize(("title", "named"), [("no telnet", {"rule_name": "no telnet"}), ("", {})])
+def test_an_ordered_rule_has_its_tier_priority_action_and_name(title: str, named: dict[str, str]) -> None:
+    order = RuleOrder(Tier.ADMIN, 10, Action.DENY, title)
+    deny = RuleRef("ClusterNetworkPolicy", "", "admin", Direction.EGRESS, 1, order=order)
+    seen = render(dropped(DropReason.POLICY_DENY, direction=Direction.EGRESS, denied_by=(deny,)))
+
+    place = {"kind": "ClusterNetworkPolicy", "namespace": "", "name": "admin", "rule": "egress[1]"}
+    assert seen["egress_denied_by"] == [{**place, "tier": "Admin", "priority": 10, "action": "Deny", **named}]
+    assert compact(seen).endswith("a deny rule forbids it: admin egress[1] (Admin, Deny)")
 
 
 def test_what_audit_lets_pass_has_the_reason_for_which_it_would_be_dropped() -> None:

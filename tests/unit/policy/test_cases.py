@@ -143,8 +143,6 @@ def test_a_list_of_clusterwide_policies_is_read() -> None:
     [
         ("AdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1"),
         ("BaselineAdminNetworkPolicy", "policy.networking.k8s.io/v1alpha1"),
-        ("ClusterNetworkPolicy", "policy.networking.k8s.io/v1alpha2"),
-        ("ClusterNetworkPolicyList", "policy.networking.k8s.io/v1alpha2"),
         ("AdminNetworkPolicyList", "policy.networking.k8s.io/v1alpha1"),
         ("GlobalNetworkPolicy", "projectcalico.org/v3"),
         ("CiliumLocalRedirectPolicy", "cilium.io/v2"),

@@ -893,7 +893,7 @@ WRONG = {
             ),
             "a label source in Kubernetes": (
                 "spec: {podSelector: {matchLabels: {'k8s:app': a}}}",
-                "matchLabels[\"k8s:app\"]: 'k8s:app' is not a label key; a NetworkPolicy knows no label sources",
+                "matchLabels[\"k8s:app\"]: 'k8s:app' is not a label key; selectors of Kubernetes have no label sources",
                 "[prefix/]name",
             ),
             **{

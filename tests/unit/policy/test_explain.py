@@ -241,6 +241,10 @@ def agrees(side: SideTrace, traffic: TrafficSpec) -> bool:
     if policy is None or outcome is None:
         return not side.rules
     fitting = {one.rule for one in side.rules if one.matches}
+    if any(rule.order for rule in outcome.rules):
+        (decides,) = (one.rule for one in side.rules if one.decides)
+        return outcome.rules == (decides,) and decides in fitting
+    fitting = {rule for rule in fitting if rule.order is None}
     denying = {rule for rule in fitting if rule.deny}
     if denying or outcome.denied:
         return denying == set(outcome.rules) and not side.result.allowed
@@ -262,3 +266,86 @@ def test_words_and_maps_agree(example: Path, mode: Enforcement) -> None:
             found = trace(simulation, pair, traffic)
             assert agrees(found.egress, traffic), (source, target, str(traffic))
             assert agrees(found.ingress, traffic), (source, target, str(traffic))
+
+
+TIERS = """
+---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {{name: {name}}}
+spec: {{tier: {tier}, priority: 10, subject: {{namespaces: {{}}}}, {rules}}}
+"""
+FROM_PODS = "from: [{namespaces: {}}]"
+OVERRULED = ", without effect: a rule or policy of higher precedence matches"
+
+
+def trace_tiers(*policies: str, port: int = 80, target: str = "default/db", mode: str = "per-endpoint") -> Trace:
+    text = "".join(policies) + ENDPOINTS
+    simulation = Simulation(group_documents(one.document for one in parse(text, "f")), Enforcement(mode))
+    return trace(simulation, simulation.pair("default/web", target), TrafficSpec(6, port))
+
+
+def tier(name: str, *actions: str) -> str:
+    rules = ", ".join(f"{{action: {action}, {FROM_PODS}}}" for action in actions)
+    return TIERS.format(name=name.lower(), tier=name, rules=f"ingress: [{rules}]")
+
+
+def told(side: SideTrace) -> list[tuple[str, bool, str]]:
+    return [(one.rule.name, one.decides, one.explanation) for one in side.rules]
+
+
+OPENS = (
+    "\n---\napiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n"
+    "spec: {endpointSelector: {}, ingress: [{fromEndpoints: [{}]}]}\n"
+)
+
+
+def test_rules_are_told_in_the_order_in_which_they_decide() -> None:
+    found = trace_tiers(tier("Baseline", "Deny"), OPENS, tier("Admin", "Pass", "Accept"))
+
+    way = "80/TCP from default/web"
+    assert told(found.ingress) == [
+        ("admin", False, f"passes {way} to the rules outside the tier"),
+        ("admin", False, f"accepts {way}{OVERRULED}"),
+        ("p", True, f"allows {way}"),
+        ("baseline", False, f"denies {way}{OVERRULED}"),
+    ]
+
+
+def test_a_rule_that_decides_leaves_the_others_without_effect() -> None:
+    found = trace_tiers(tier("Baseline", "Pass"), OPENS, tier("Admin", "Deny", "Pass"))
+
+    way = "80/TCP from default/web"
+    assert told(found.ingress) == [
+        ("admin", True, f"denies {way}"),
+        ("admin", False, f"passes {way} to the rules outside the tier{OVERRULED}"),
+        ("p", False, f"allows {way}{OVERRULED}"),
+        ("baseline", False, f"passes {way} to the default"),
+    ]
+    assert (
+        found.result.reason
+        == "admin ingress[0] (Admin 10, Deny) denies 80/TCP from default/web (ingress of default/db)"
+    )
+
+
+@pytest.mark.parametrize("mode", ["per-endpoint", "always"])
+def test_the_reason_of_an_accepted_connection_is_the_rule(mode: str) -> None:
+    found = trace_tiers(tier("Baseline", "Accept"), tier("Admin", "Pass"), mode=mode)
+
+    assert found.ingress.explanation == "baseline ingress[0] (Baseline 10, Accept) accepts 80/TCP from default/web"
+    assert found.ingress.result.allowed
+
+
+def test_the_reading_of_dns_answers_is_told_on_port_53_only() -> None:
+    rules = "egress: [{action: Accept, to: [{domainNames: [a.example.com]}]}, {action: Pass, to: [{namespaces: {}}]}]"
+    documents = TIERS.format(name="names", tier="Admin", rules=rules)
+
+    name, answers, leave = told(trace_tiers(documents, port=53).egress)
+    assert name[2] == "default/db is none of its peers: wants an address that DNS has for a.example.com"
+    assert answers == (
+        "names",
+        False,
+        "reads the answers of default/db on 53/TCP, if policy allows it, for its domainNames",
+    )
+    assert leave[2] == "passes 53/TCP to default/db to the rules outside the tier"
+    assert [one[0:1] for one in told(trace_tiers(documents, port=80).egress)] == [("names",)] * 2

@@ -219,3 +219,58 @@ def test_a_peer_of_a_network_policy_is_named() -> None:
 def test_the_facts_of_the_cluster_decide(entry: str, facts: ClusterFacts) -> None:
     assert warned(HEAD + ENTRY.format(entry)) != []
     assert warned(HEAD + ENTRY.format(entry), facts) == []
+
+
+ORDERED = (
+    "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {{name: {name}}}\n"
+    "spec: {{tier: {tier}, priority: {priority}, subject: {{namespaces: {{{subject}}}}}, {rules}}}\n---\n"
+)
+INGRESS = "ingress: [{action: Deny, from: [{namespaces: {}}]}]"
+EGRESS = INGRESS.replace("in", "e", 1).replace("from", "to")
+
+
+def ordered(name: str, tier: str = "Admin", priority: int = 5, subject: str = "", rules: str = INGRESS) -> str:
+    return ORDERED.format(name=name, tier=tier, priority=priority, subject=subject, rules=rules)
+
+
+@pytest.mark.parametrize("in_force", [True, False])
+def test_two_policies_of_one_priority_that_may_select_one_endpoint_are_named(in_force: bool) -> None:
+    both = ordered("b", subject="matchLabels: {team: red}"), ordered("a")
+    (sentence,) = warned(both[0], None, both[1]) if in_force else warned("".join(both))
+
+    assert sentence == (
+        "f:1: ClusterNetworkPolicy b: ClusterNetworkPolicy a has the priority 5 of the tier Admin, too, and can select "
+        "the same endpoints: the first by name precedes here, and upstream leaves the order open"
+    )
+
+
+def test_a_policy_in_force_with_a_later_name_is_named_too() -> None:
+    (sentence,) = warned(ordered("a"), None, ordered("b"))
+
+    assert "ClusterNetworkPolicy a: ClusterNetworkPolicy b has the priority 5" in sentence
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ordered("b", tier="Baseline"),
+        ordered("b", priority=6),
+        ordered("b", rules=EGRESS),
+        ordered("b", subject="matchLabels: {team: blue}"),
+        ordered("a"),
+    ],
+)
+def test_policies_that_never_decide_about_the_same_traffic_are_not_named(other: str) -> None:
+    assert warned(ordered("a", subject="matchLabels: {team: red}"), None, other) == []
+
+
+def test_an_ordered_policy_without_rules_is_named() -> None:
+    assert warned(ordered("a", rules="ingress: []")) == [
+        "f:1: ClusterNetworkPolicy a: it has no rules, so it has no effect"
+    ]
+
+
+def test_domain_names_are_learned_without_a_dns_rule() -> None:
+    rules = "egress: [{action: Accept, to: [{domainNames: [a.example.com]}]}]"
+
+    assert warned(ordered("a", rules=rules)) == []

@@ -2,6 +2,7 @@
 
 import pickle
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -10,12 +11,15 @@ from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch, ProxyProtocols
 from nfq_enforcer.core.tables.policymap import (
     PORT_BITS,
     WHOLE,
+    Action,
     L7Rule,
     LookupResult,
     PolicyEntry,
     PolicyKey,
     PolicyMap,
+    RuleOrder,
     RuleRef,
+    Tier,
     port_blocks,
 )
 from nfq_enforcer.core.verdict import Direction
@@ -37,6 +41,11 @@ def opening(**keys: tuple[int, int, int]) -> PolicyMap:
     return PolicyMap({key(*one): PolicyEntry((ref(name),)) for name, one in keys.items()}, enforced=True)
 
 
+def ordered(name: str, tier: Tier, action: Action, priority: int = 10) -> RuleRef:
+    order = RuleOrder(tier, priority, action)
+    return RuleRef("ClusterNetworkPolicy", "", name, Direction.INGRESS, 2, order=order)
+
+
 def rules(found: LookupResult) -> list[str]:
     assert found.allowed is bool(found.rules)
     return [rule.name for rule in found.rules]
@@ -47,6 +56,15 @@ def test_a_rule_reads_as_its_document_and_the_place_in_it() -> None:
     assert str(ref("web", namespace="")) == "web ingress[2]"
     assert str(ref("web")._replace(deny=True)) == "shop/web ingressDeny[2]"
     assert str(ref("web")._replace(number=WHOLE)) == "shop/web ingress"
+
+
+def test_an_ordered_rule_reads_with_its_tier_priority_action_and_name() -> None:
+    place = "name ingress[2]"
+    assert str(ordered("name", Tier.ADMIN, Action.DENY)) == f"{place} (Admin 10, Deny)"
+    named = RuleOrder(Tier.BASELINE, 0, Action.PASS, "to the default")
+    assert str(ordered("name", Tier.ADMIN, Action.DENY)._replace(order=named)) == (
+        f"{place} (Baseline 0, Pass 'to the default')"
+    )
 
 
 def test_an_entry_opens_one_port_of_one_protocol_to_one_peer() -> None:
@@ -272,3 +290,76 @@ def test_a_map_revised_to_deny_refuses_even_where_nothing_is_closed() -> None:
     denying = {key(WEB, 0, 0): PolicyEntry(denied_by=(ref("deny"),))}
 
     assert open_map.revised(denying, denying, enforced=False, enforced_by=()).can_refuse
+
+
+ADMIN = {action: ordered(f"admin-{action}", Tier.ADMIN, action) for action in Action}
+BASELINE = {action: ordered(f"baseline-{action}", Tier.BASELINE, action) for action in Action}
+
+
+def among(*refs: RuleRef, isolated: bool | None = None, enforced: bool = False, **more: Any) -> LookupResult:
+    entry = PolicyEntry(ordered=refs, **more)
+    return PolicyMap({key(ANY, TCP, 80): entry}, enforced=enforced, isolated=isolated).lookup(WEB, TCP, 80)
+
+
+@pytest.mark.parametrize("enforced", [True, False])
+def test_the_first_rule_of_admin_decides_over_all_others(enforced: bool) -> None:
+    others: dict[str, Any] = {"allowed_by": (ref("allow"),), "denied_by": (ref("deny"),), "enforced": enforced}
+    later = ordered("later", Tier.ADMIN, Action.DENY, 11)
+
+    accept, deny, leave = (ADMIN[action] for action in Action)
+    assert among(later, accept, BASELINE[Action.DENY], **others) == LookupResult(True, (accept,))
+    assert among(later, deny, BASELINE[Action.ACCEPT], **others) == LookupResult(False, (deny,))
+    assert among(later, leave, BASELINE[Action.ACCEPT], **others) == LookupResult(False, (ref("deny"),))
+
+
+def test_baseline_decides_where_no_rule_matches_and_none_isolates() -> None:
+    accept, deny, leave = (BASELINE[action] for action in Action)
+
+    for enforced in (True, False):
+        assert among(accept, enforced=enforced, isolated=False) == LookupResult(True, (accept,))
+        assert among(deny, enforced=enforced, isolated=False) == LookupResult(False, (deny,))
+        assert among(leave, enforced=enforced, isolated=False) == LookupResult(not enforced)
+    assert among(accept) == LookupResult(True, (accept,))
+    assert among(accept, enforced=True) == among(accept, enforced=True, isolated=True) == LookupResult(False)
+    assert among(deny, allowed_by=(ref("allow"),)) == LookupResult(True, (ref("allow"),))
+
+
+def test_only_a_rule_that_denies_makes_an_open_map_refuse() -> None:
+    refs = (*ADMIN.values(), *BASELINE.values())
+
+    refusing = [
+        one for one in refs if PolicyMap({key(ANY, TCP, 80): PolicyEntry(ordered=(one,))}, enforced=False).can_refuse
+    ]
+    assert refusing == [ADMIN[Action.DENY], BASELINE[Action.DENY]]
+
+
+def test_a_map_over_other_entries_leaves_baseline_as_it_was() -> None:
+    first = PolicyMap(
+        {key(ANY, TCP, 80): PolicyEntry(ordered=(BASELINE[Action.ACCEPT],))}, enforced=True, isolated=False
+    )
+
+    for again in (first.with_entries(first.entries), pickle.loads(pickle.dumps(first))):
+        assert again.lookup(WEB, TCP, 80).allowed
+    isolated = first.with_enforcement((ref("np"),), enforced=True, isolated=True)
+    assert (isolated.isolated, isolated.lookup(WEB, TCP, 80).allowed) == (True, False)
+
+
+NAMES = L7Rule(ref("names"), DnsMatch("*.example.com"))
+
+
+@pytest.mark.parametrize("enforced", [True, False])
+def test_answers_are_read_for_the_rules_that_learn_from_them(enforced: bool) -> None:
+    found = among(ADMIN[Action.ACCEPT], enforced=enforced, learned_by=(ref("learns"),), l7=(NAMES,))
+
+    assert (found.allowed, found.l7, found.rules) == (True, (), (ADMIN[Action.ACCEPT],))
+    assert found.dns
+    assert [rule.name for rule in found.dns.find("a.name")] == ["learns", "names"]
+    assert among(ADMIN[Action.DENY], learned_by=(ref("learns"),)).dns is None
+
+
+def test_dns_rules_that_decide_keep_their_patterns() -> None:
+    found = among(enforced=True, learned_by=(ref("learns"),), l7=(NAMES,))
+
+    assert found.l7 == (NAMES,)
+    assert found.dns
+    assert not found.dns.find("a.name")

@@ -10,7 +10,7 @@ from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, TlsMess
 from nfq_enforcer.core.identity import ANY, WORLD, Identity
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
-from nfq_enforcer.core.tables.policymap import RuleRef
+from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.tables.slots import SlotKey
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
@@ -34,6 +34,8 @@ from tests.support.packets import packed
 
 RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
 DENY = RuleRef("CiliumClusterwideNetworkPolicy", "", "ünï", Direction.EGRESS, 7, 2, deny=True)
+ORDER = RuleOrder(Tier.ADMIN, 1000, Action.DENY, "no telnet")
+ORDERED = RuleRef("ClusterNetworkPolicy", "", "admin", Direction.EGRESS, 24, order=ORDER)
 OPENING = Opening(packed("10.2.0.10"), packed("10.1.0.10"), 6, 40_000, 80, -1, -1, False, WORLD, Identity(300))
 EVENT = FlowEvent(
     *(5.0, FlowVerdict.DROPPED, DropReason.POLICY_DENIED, Direction.INGRESS, OPENING, 2),
@@ -45,7 +47,7 @@ EVENTS = [
     EVENT,
     EVENT._replace(reason=None, allowed_by=(RULE, DENY), enforced_by=(), verdict=FlowVerdict.FORWARDED),
     EVENT._replace(opening=OPENING._replace(src=packed("fd00::1"), dst=packed("fd00::2"), proto=58, icmp_type=255)),
-    EVENT._replace(direction=Direction.EGRESS, is_reply=True, denied_by=(DENY,), tcp_flags=0x1FF),
+    EVENT._replace(direction=Direction.EGRESS, is_reply=True, denied_by=(DENY, ORDERED), tcp_flags=0x1FF),
     UNREADABLE,
     EVENT._replace(l7=DnsMessage(False, "www.example.com", 1)),
     EVENT._replace(l7=DnsMessage(True, "a\\046b", 28, 3, 60, (packed("fd00::1"), packed("192.0.2.1")), ("b", "c"))),
@@ -227,17 +229,32 @@ def test_an_event_whose_message_has_a_value_out_of_its_range_is_left_out(
         b"7",
         b"[7]",
         b"[" * 100_000,
-        json.dumps([[["kind", "ns", "name", "sideways", 0, 0, False]]]).encode(),
-        json.dumps([[["kind", "ns", "name", "ingress", "0", 0, False]]]).encode(),
-        json.dumps([[["kind", "ns", "name", "ingress", 0, True, False]]]).encode(),
-        json.dumps([[["kind", "ns", "name", "ingress", 0, 0, 1]]]).encode(),
-        json.dumps([[["kind", "ns", "name", "ingress", 1 << 31, 0, False]]]).encode(),
-        json.dumps([[["kind", "ns", "name", "ingress", 0, -2, False]]]).encode(),
-        b'[[["kind", "ns", "name", "ingress", ' + b"9" * 4000 + b", 0, false]]]",
-        json.dumps([[["kind", "ns", "na\x1bme", "ingress", 0, 0, False]]]).encode(),
-        json.dumps([[["kind", "n" * 2000, "name", "ingress", 0, 0, False]]]).encode(),
-        json.dumps([[["kind", None, "name", "ingress", 0, 0, False]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "sideways", 0, 0, False, None]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", "0", 0, False, None]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", 0, True, False, None]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", 0, 0, 1, None]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", 1 << 31, 0, False, None]]]).encode(),
+        json.dumps([[["kind", "ns", "name", "ingress", 0, -2, False, None]]]).encode(),
+        b'[[["kind", "ns", "name", "ingress", ' + b"9" * 4000 + b", 0, false, null]]]",
+        json.dumps([[["kind", "ns", "na\x1bme", "ingress", 0, 0, False, None]]]).encode(),
+        json.dumps([[["kind", "n" * 2000, "name", "ingress", 0, 0, False, None]]]).encode(),
+        json.dumps([[["kind", None, "name", "ingress", 0, 0, False, None]]]).encode(),
         json.dumps([[["kind", "ns", "name", "ingress", 0]]]).encode(),
+        *(
+            json.dumps([[["kind", "", "name", "ingress", 0, 0, False, order]]]).encode()
+            for order in (
+                7,
+                "Admin",
+                [],
+                ["Admin", 1, "Deny"],
+                ["Platform", 1, "Deny", ""],
+                ["Admin", "1", "Deny", ""],
+                ["Admin", 1 << 31, "Deny", ""],
+                ["Admin", 1, "Drop", ""],
+                ["Admin", 1, "Deny", "a\x1b"],
+                ["Admin", 1, "Deny", None],
+            )
+        ),
     ],
 )
 def test_rules_that_are_not_valid_take_their_events_with_them(rules: bytes) -> None:
