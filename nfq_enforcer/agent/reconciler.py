@@ -20,13 +20,13 @@ not, and cannot be repaired, the store learns that this node enforces nothing.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from nfq_enforcer.agent import epoch
 from nfq_enforcer.agent.rules_guard import RulesGuard
 from nfq_enforcer.agent.timings import ReconcilerTimings
 from nfq_enforcer.cluster.records import Change, NodeRecord
-from nfq_enforcer.cluster.replica import NodeSettings, Replica, View
+from nfq_enforcer.cluster.replica import Cgroup, NodeSettings, Replica, View
 from nfq_enforcer.cluster.source import ChangeBatch, Store
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.ipcache import PeerChange
@@ -94,6 +94,7 @@ class Reconciler:
         snapshot = self.view.snapshot.with_revision(self._number, self._epoch.number)
         await self._workers.start(snapshot, self._replica.peers, self._replica.identities)
         self._rules.set_remote_networks(self.view.remote_networks)
+        self._rules.set_cgroups(self.view.sockets)
         await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
         while not await self.guard.keep():
             await asyncio.sleep(self._timings.failure_check)
@@ -136,6 +137,16 @@ class Reconciler:
         """Enforce policy with other addresses of this node; after a failure ``run`` goes on trying."""
         async with self._lock:
             self._replica.use(settings)
+            self._readdressed = True
+        try:
+            await self.reconcile()
+        except NfqError as error:
+            self._failures.add(self._number, str(error))
+
+    async def use_cgroups(self, cgroups: Mapping[str, tuple[Cgroup, ...]]) -> None:
+        """Enforce policy on the sockets of these cgroups; after a failure ``run`` goes on trying."""
+        async with self._lock:
+            self._replica.use_cgroups(cgroups)
             self._readdressed = True
         try:
             await self.reconcile()
@@ -190,7 +201,9 @@ class Reconciler:
     async def _apply_to_dataplane(self, view: View, *, epoch_ends: bool, retry: bool) -> None:
         if view.remote_networks != self._rules.remote_networks:
             await asyncio.to_thread(self._rules.set_remote_networks, view.remote_networks)
+        await self._set_cgroups(self._rules.cgroups | view.sockets)  # unknown to the workers: their packets are dropped
         if not (view.changed or retry):
+            await self._set_cgroups(view.sockets)
             if epoch_ends:
                 await self._recheck_flows(hold=False)
             return
@@ -202,9 +215,14 @@ class Reconciler:
             await self._workers.enforce(view.snapshot.with_revision(self._number, number))
             self.progress.stage("updating rules and sets")
             await asyncio.to_thread(self._rules.update, view.snapshot)
+            await self._set_cgroups(view.sockets)
         self.progress.stage("updating the rules of the proxy")
         await self.update_proxy()
         _log.info("revision %d is in force", self._number)
+
+    async def _set_cgroups(self, cgroups: frozenset[Cgroup]) -> None:
+        if cgroups != self._rules.cgroups:
+            await asyncio.to_thread(self._rules.set_cgroups, cgroups)
 
     def _change_peers(self, changes: Sequence[PeerChange]) -> None:
         self._workers.change_peers(changes)

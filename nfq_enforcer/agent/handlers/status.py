@@ -94,7 +94,10 @@ class StatusHandlers:
             compilations=view.compilations,
             documents=DocumentCounts(sum(policy.has_rules for policy in view.policies), len(names)),
             refused=self._refusal(),
-            endpoints=len({endpoint.name for endpoint in view.snapshot.endpoints.values()} - {HOST_NAME}),
+            endpoints=len(
+                {one.name for one in (*view.snapshot.endpoints.values(), *view.snapshot.processes.values())}
+                - {HOST_NAME}
+            ),
             identities=len(names.identities) + len(names.cidrs),
             store=store_status,
             worker=await self._workers_in_sum(sum(forged.values())),
