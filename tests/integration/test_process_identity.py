@@ -91,6 +91,12 @@ async def test_a_process_is_listed_until_it_has_ended(host: Lab) -> None:
         ):
             pass
 
+        await check(host, "n1", "frontend", own(host), "ok")
+        flows = client.call(host.nodes["n1"].socket, "conntrack", to="store")["flows"]
+        assert {one["destination"]["port"] for one in flows} == {BACKEND_PORT}
+        assert {one["destination"]["identity"] for one in flows} == {entry["identity"]}
+        assert host.nodes["n1"].status()["endpoints"] >= 1
+
     await until(lambda: "store" not in listed(host), timeout=3 * PATIENT)
     assert not cgroups().folder(str(entry["cgroup"])).exists()
 
