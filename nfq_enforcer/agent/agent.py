@@ -131,7 +131,7 @@ class Agent:
         registrar = Registrar(self._settings.name, self._store, lambda: replica.endpoints, self._reconciler.reconcile)
         self._processes = processes.source(config, registrar)
         self._processes.on_trees = self._reconciler.use_cgroups
-        self._processes.is_enforced = lambda number: number in self._reconciler.view.snapshot.processes
+        self._processes.is_enforced = self._reconciler.enforces_process
         self._run_server = RunServer(config.run_socket, self._processes)
         self._workloads = Workloads(registrar, self._make_sources())
         self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)

@@ -30,6 +30,7 @@ from nfq_enforcer.cluster.replica import Cgroup, NodeSettings, Replica, View
 from nfq_enforcer.cluster.source import ChangeBatch, Store
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.ipcache import PeerChange
+from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.rules.iptables import Rules
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
@@ -76,6 +77,7 @@ class Reconciler:
         self._offload_recheck: asyncio.Task[None] | None = None
         self.before_change: Callable[[], None] = lambda: None  # called while the names are still those of before
         self.update_proxy: Callable[[], Awaitable[None]] = _no_proxy  # called with a new snapshot in force
+        self.process_problem: str | None = None  # reason why process endpoints are not enforced
         self.revision = 0  # the newest one that all workers and the rules enforce
         self.view = replica.view(self._number)
 
@@ -94,14 +96,25 @@ class Reconciler:
         snapshot = self.view.snapshot.with_revision(self._number, self._epoch.number)
         await self._workers.start(snapshot, self._replica.peers, self._replica.identities)
         self._rules.set_remote_networks(self.view.remote_networks)
-        self._rules.set_cgroups(self.view.sockets)
-        await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
+        await self._install(snapshot)
         while not await self.guard.keep():
             await asyncio.sleep(self._timings.failure_check)
         self._guarding = asyncio.create_task(self.guard.run())
         self._acknowledge(batch)
         if self._datapath is Datapath.PER_FLOW:
             self._offload_recheck = asyncio.create_task(self._recheck_offloaded_flows())
+
+    async def _install(self, snapshot: Snapshot) -> None:
+        """Install the rules; without those of process endpoints if the kernel refuses these."""
+        self._rules.set_cgroups(self.view.sockets)
+        try:
+            await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
+        except NfqError as error:
+            if not self.view.sockets:
+                raise
+            self._rules.set_cgroups(frozenset())
+            await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
+            self._note_process_problem(error)
 
     async def run(self) -> None:
         """Reconcile whenever the store has changes, and retry after a failure; never return."""
@@ -221,8 +234,27 @@ class Reconciler:
         _log.info("revision %d is in force", self._number)
 
     async def _set_cgroups(self, cgroups: frozenset[Cgroup]) -> None:
-        if cgroups != self._rules.cgroups:
+        """Have the kernel classify packets by sockets of these cgroups.
+
+        A kernel that cannot do so has no process endpoints; everything else is enforced all the same.
+        """
+        if cgroups == self._rules.cgroups:
+            return
+        try:
             await asyncio.to_thread(self._rules.set_cgroups, cgroups)
+        except NfqError as error:
+            self._note_process_problem(error)
+        else:
+            self.process_problem = None
+
+    def _note_process_problem(self, error: NfqError) -> None:
+        if self.process_problem is None:
+            _log.error("process endpoints are not enforced: %s", error)
+        self.process_problem = str(error)
+
+    def enforces_process(self, cgroup: int) -> bool:
+        """Return whether policy is enforced on the sockets of a cgroup."""
+        return cgroup in self.view.snapshot.processes and self.view.sockets == self._rules.cgroups
 
     def _change_peers(self, changes: Sequence[PeerChange]) -> None:
         self._workers.change_peers(changes)

@@ -103,7 +103,7 @@ class StatusHandlers:
             worker=await self._workers_in_sum(sum(forged.values())),
             workers=[_worker_status(worker) for worker in parts.workers.processes],
             log=LogCounts(parts.log.seen),
-            problems=[*parts.interfaces.problems(), *parts.workloads.problems()],
+            problems=[*parts.interfaces.problems(), *parts.workloads.problems(), *self._process_problems()],
             rules=self._rules(),
             stuck=list(self._stuck_parts(store_status)),
             working=[
@@ -117,6 +117,10 @@ class StatusHandlers:
             names=NamesStatus(learned.names, learned.addresses, learned.evicted, parts.learner.held),
             workloads=parts.workloads.status(),
         )
+
+    def _process_problems(self) -> Iterator[str]:
+        if reason := self._parts.reconciler.process_problem:
+            yield f"process endpoints are not enforced: {reason}"
 
     def _rules(self) -> RulesStatus:
         state = self._parts.reconciler.guard.state
