@@ -130,7 +130,8 @@ class Agent:
         self._interfaces = InterfaceCheck(self._local_endpoints)
         registrar = Registrar(self._settings.name, self._store, lambda: replica.endpoints, self._reconciler.reconcile)
         self._processes = processes.source(config, registrar)
-        self._processes.on_trees = self._reconciler.use_cgroups
+        self._processes.note_trees = self._reconciler.note_cgroups
+        self._processes.reconcile = self._reconciler.enforce_cgroups
         self._processes.is_enforced = self._reconciler.enforces_process
         self._run_server = RunServer(config.run_socket, self._processes)
         self._workloads = Workloads(registrar, self._make_sources())

@@ -71,6 +71,7 @@ class Reconciler:
         self._lock = asyncio.Lock()  # one reconciliation or recheck at a time
         self._number = 1  # the newest revision, enforced or not
         self._incomplete = False  # a worker or the rules may not have the newest revision
+        self._cgroups: Mapping[str, tuple[Cgroup, ...]] | None = None  # noted since the newest revision
         self._readdressed = False  # the replica has other addresses of this node than the newest revision
         self._works = Works()  # reconciliations and flushes
         self._recheck: asyncio.Task[None] | None = None
@@ -137,6 +138,9 @@ class Reconciler:
     async def _reconcile(self) -> None:
         async with self._lock:
             batch = self._store.poll()
+            if self._cgroups is not None:
+                self._replica.use_cgroups(self._cgroups)
+                self._cgroups, self._readdressed = None, True
             if not (batch.changes or self._incomplete or self._readdressed):
                 await self._require_intact_rules()
                 self._store.acknowledge(batch)
@@ -156,11 +160,12 @@ class Reconciler:
         except NfqError as error:
             self._failures.add(self._number, str(error))
 
-    async def use_cgroups(self, cgroups: Mapping[str, tuple[Cgroup, ...]]) -> None:
-        """Enforce policy on the sockets of these cgroups; after a failure ``run`` goes on trying."""
-        async with self._lock:
-            self._replica.use_cgroups(cgroups)
-            self._readdressed = True
+    def note_cgroups(self, cgroups: Mapping[str, tuple[Cgroup, ...]]) -> None:
+        """Enforce policy on the sockets of these cgroups from the next reconciliation on."""
+        self._cgroups = cgroups
+
+    async def enforce_cgroups(self) -> None:
+        """Enforce the cgroups that were noted last; after a failure ``run`` goes on trying."""
         try:
             await self.reconcile()
         except NfqError as error:

@@ -208,7 +208,7 @@ class Enforcer:
         """
         try:
             self._read(context)
-            if self._snapshot.processes and any(self._sockets_of(context)):
+            if self._snapshot.processes and self._has_process_end(context):
                 return _UNDECIDED  # none of its layer-7 rules can be checked
             verdict = self._evaluate(
                 self._opening(context), context.origin, None, self._identities_of(self._names_of(context)), proxied=True
@@ -401,6 +401,14 @@ class Enforcer:
         sender = self._find_socket(packet.proto, source, destination, link) if context.indev is None else None
         receiver = self._find_socket(packet.proto, destination, source, link) if context.to_host else None
         return self._known_process(sender), self._known_process(receiver)
+
+    def _has_process_end(self, context: PacketContext) -> bool:
+        """Tell whether a packet that is not routed yet comes from, or goes to, a process endpoint.
+
+        Only this host's own addresses count: a listener on all addresses would be found for any other one as well.
+        """
+        sender, receiver = self._sockets_of(context)
+        return bool(sender or (receiver and context.packet.dst in self._snapshot.own_addresses))
 
     def _known_process(self, cgroup: int | None) -> int:
         return cgroup if cgroup is not None and cgroup in self._snapshot.processes else 0

@@ -109,7 +109,8 @@ class Processes:
         self._lock = asyncio.Lock()  # one change at a time
         self._enforcing = asyncio.Event()
         self.trees: Trees = {}
-        self.on_trees: Callable[[Trees], Awaitable[None]] = _ignore  # puts changed cgroups in force
+        self.note_trees: Callable[[Trees], None] = lambda trees: None  # for the next reconciliation
+        self.reconcile: Callable[[], Awaitable[None]] = _reconcile_nothing
         self.is_enforced: Callable[[int], bool] = lambda number: True  # whether a cgroup has its endpoint in force
 
     def begin(self) -> None:
@@ -174,7 +175,7 @@ class Processes:
         try:
             self._runs[run.full_name] = run
             self._save()
-            await self._put_trees()
+            self._note_trees()
             self._registrar.put(PROCESS, endpoint)
             await self._registrar.settle()
             if problem := self._registrar.problems.get(run.full_name):
@@ -209,7 +210,9 @@ class Processes:
                     run.ended = now
                 elif now - run.ended >= self._linger:
                     self._forget(self._cgroups, run)
-            await self._put_trees()
+            if self._note_trees():
+                await self._registrar.settle()
+                await self.reconcile()
 
     @property
     def _lingering(self) -> bool:
@@ -226,11 +229,14 @@ class Processes:
         cgroups.remove(run.cgroup)
         self._registrar.remove(PROCESS, run.full_name)
 
-    async def _put_trees(self) -> None:
+    def _note_trees(self) -> bool:
+        """Note the present cgroups for the next reconciliation; return whether they have changed."""
         trees = self._read_trees()
-        if trees != self.trees:
-            self.trees = trees
-            await self.on_trees(trees)
+        if trees == self.trees:
+            return False
+        self.trees = trees
+        self.note_trees(trees)
+        return True
 
     def _read_trees(self) -> Trees:
         """Return the cgroups of all endpoints; that above those of ``run`` only while it has any."""
@@ -281,7 +287,7 @@ class Processes:
             raise NfqError(f"{self._file} cannot be written: {error.strerror}") from None
 
 
-async def _ignore(_trees: Trees) -> None:
+async def _reconcile_nothing() -> None:
     """Enforce nothing."""
 
 

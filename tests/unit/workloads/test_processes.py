@@ -45,12 +45,12 @@ class Host:
             linger,
         )
         self.trees = 0
-        self.processes.on_trees = self._count
+        self.processes.note_trees = self._count
 
     async def _reconcile(self) -> None:
         return
 
-    async def _count(self, _trees: object) -> None:
+    def _count(self, _trees: object) -> None:
         self.trees += 1
 
     def named(self) -> set[str]:

@@ -289,6 +289,11 @@ def test_a_connection_of_a_process_is_not_redirected(host: Node, at: Addresses) 
     assert host.send(syn(at.host, at.web), VETH_WEB, skb=ASKS_SLOT).verdict is Verdict.UNDECIDED
     assert sent(host, syn(at.host, at.web), VETH_WEB) is DropReason.PROCESS_L7
     host.sockets[TCP, at.host, 40_000] = PLAIN
+    host.sockets[TCP, at.client, 80] = 8  # a listener on all addresses
+    host.load_http("web", CLIENT, Direction.EGRESS, own_addresses=frozenset({packed(at.host)}))
+    asking = tcp(at.web, at.client, 40_000, 80, 2), tcp(at.web, at.host, 40_000, 80, 2)
+    verdicts = [host.receive(payload, VETH_WEB, skb=ASKS_SLOT).verdict for payload in asking]
+    assert verdicts == [Verdict.REDIRECT, Verdict.UNDECIDED]
     host.load_http("web", HOST, allow_localhost=False)
     assert host.send(syn(at.host, at.web), VETH_WEB, skb=ASKS_SLOT).verdict is Verdict.REDIRECT
 
