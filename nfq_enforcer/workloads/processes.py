@@ -180,6 +180,8 @@ class Processes:
             await self._registrar.settle()
             if problem := self._registrar.problems.get(run.full_name):
                 raise NfqError(f"endpoint {run.full_name} is refused: {problem}")
+            if not self.is_enforced(run.number):  # the endpoint is that of before, with another cgroup
+                await self.reconcile()
             if not self.is_enforced(run.number):
                 raise NfqError(f"endpoint {run.full_name} is not in force on this node: see 'nfq-enforcer status'")
             cgroups.move(pid, run.cgroup)

@@ -170,6 +170,22 @@ def test_an_endpoint_that_is_not_in_force_is_taken_back(tmp_path: Path, refused:
     play(Host(tmp_path, linger=60), scene)
 
 
+def test_an_endpoint_that_comes_back_with_another_cgroup_is_put_in_force(tmp_path: Path) -> None:
+    async def scene(host: Host) -> None:
+        enforced: list[int] = []
+
+        async def reconcile() -> None:
+            enforced.append(host.processes.trees["/nfqe/default.web"][0].number)
+
+        host.processes.reconcile = reconcile
+        host.processes.is_enforced = lambda number: number in enforced
+        host.end(await begin(host, role="db"))
+        await begin(host, role="db")
+        assert len(enforced) >= 2
+
+    play(Host(tmp_path, linger=60), scene)
+
+
 async def _settled() -> None:
     return
 
