@@ -77,6 +77,9 @@ class Cgroups:
             if self.find(path) is not None:
                 self.folder(path).rmdir()  # the next one has another number, so no socket of before belongs to it
             self.folder(path).mkdir(parents=True, mode=0o755)
+        except PermissionError:
+            hint = "an agent without CAP_DAC_OVERRIDE needs the cgroup above it, which its service makes at the start"
+            raise NfqError(f"the cgroup {path} cannot be made: permission denied; {hint}") from None
         except OSError as error:
             raise NfqError(f"the cgroup {path} cannot be made: {error.strerror}") from None
         found = self.find(path)

@@ -1,10 +1,13 @@
 """Identity of a process: given by root's configuration alone, kept for the life of a socket, ended with the process."""
 
+import configparser
 import shlex
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -51,8 +54,19 @@ def lab(make_lab: MakeLab) -> Lab:
 
 
 @pytest.fixture
-def host(lab: Lab) -> Iterator[Lab]:
-    """Run the agent of one node, whose user ``nobody`` may start frontends."""
+def host(lab: Lab, tmp_path: Path) -> Iterator[Lab]:
+    """Run the agent of one node with the privileges of the service; its user ``nobody`` may start frontends."""
+    service = configparser.RawConfigParser(strict=False)
+    service.read_string((files("nfq_enforcer.systemd") / "nfq-enforcer.service").read_text())
+    names = service["Service"]["CapabilityBoundingSet"].lower().replace("cap_", "+").split()
+    confined = tmp_path / "python"
+    bounding = ",".join(("-all", *names))
+    confined.write_text(
+        f'#!/bin/sh\numask 077\nexec setpriv --bounding-set={bounding} --no-new-privs {sys.executable} "$@"\n'
+    )
+    confined.chmod(0o755)
+    lab.nodes["n1"].python = str(confined)
+    cgroups().folder(lab.nodes["n1"].cgroup).mkdir(exist_ok=True)  # as the service does
     allow = [{"user": USER, "labels": {"role": "frontend"}}]
     units = [{"cgroup": f"/nfqe-unit-{lab.topology.run_id}", "name": "unit", "labels": {"role": "backend"}}]
     settings = {"allow_localhost": "policy", "enforcement": "per-endpoint", "queues": 1}

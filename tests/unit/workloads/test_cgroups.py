@@ -80,6 +80,17 @@ def test_a_cgroup_that_cannot_be_made_or_entered_is_said(cgroups: Cgroups, tmp_p
         cgroups.move(5, "/none")
 
 
+def test_a_cgroup_that_the_agent_may_not_make_is_said(cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(
+        NfqError, match="/nfqe/x cannot be made: permission denied; an agent without CAP_DAC"
+    ):
+        cgroups.make("/nfqe/x")
+
+
 def test_a_removed_cgroup_is_gone_and_a_missing_one_ignored(cgroups: Cgroups) -> None:
     cgroups.make("/nfqe/x")
 
