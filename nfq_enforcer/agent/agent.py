@@ -252,7 +252,7 @@ class Agent:
         await self._reconciler.start()
         self._names.begin()
         self._processes.begin()
-        await self._run_server.start()
+        await self._listen_to_run()
         await self._slots.begin()
         _warn(node_settings.driver_warnings(self._settings, self._workers.driver))
         if self._predecessor.workers:
@@ -270,6 +270,13 @@ class Agent:
             await self._unless_stopped(self._reconciler.run())
         finally:
             await cancel(*background)
+
+    async def _listen_to_run(self) -> None:
+        """Accept ``nfq-enforcer run``; without its socket, everything else is enforced all the same."""
+        try:
+            await self._run_server.start()
+        except NfqError as error:
+            _log.error("'nfq-enforcer run' cannot be used: %s", error)
 
     async def _release_predecessor(self) -> None:
         """Let the predecessor's workers end; import the flows that they have accepted until then."""

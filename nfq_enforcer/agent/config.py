@@ -308,7 +308,7 @@ class ProcessesSection(_Section):
     """Section processes: processes of this host with an identity of their own (docs: processes.md)."""
 
     cgroup: CgroupPath = "/nfqe"  # path below the root of cgroup2: above the cgroups of ``nfq-enforcer run``
-    socket: str | None = None  # of ``nfq-enforcer run``; None: run.sock in the folder of api.socket
+    socket: str | None = None  # of ``nfq-enforcer run``; None: NAME-run.sock beside api.socket NAME.sock
     allow: Items[PermissionSection] = ()  # besides root
     units: Items[UnitSection] = ()
 
@@ -382,7 +382,8 @@ class Config(_Section):
     @property
     def run_socket(self) -> Path:
         """Return the path of the socket of ``nfq-enforcer run``."""
-        return Path(self.processes.socket or Path(self.api.socket).with_name(defaults.RUN_SOCKET))
+        api = Path(self.api.socket)
+        return Path(self.processes.socket or api.with_name(f"{api.stem}{defaults.RUN_SOCKET}"))
 
     @property
     def mode(self) -> Enforcement:

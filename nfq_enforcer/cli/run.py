@@ -24,10 +24,10 @@ Options:
   -l, --label KEY=VALUE     a label that enters its identity; repeatable
       --name NAME           name of the endpoint (default: the command's, with the process id)
   -n, --namespace NAMESPACE (default: default)
-      --socket PATH         socket of the agent for this command (default: /run/nfq-enforcer/run.sock)
+      --socket PATH         socket of the agent for this command (default: /run/nfq-enforcer/agent-run.sock)
       --help                show this message
 """
-_DEFAULT = "/run/nfq-enforcer/run.sock"  # as ``agent.defaults`` says, without the import of it
+_DEFAULT = "/run/nfq-enforcer/agent-run.sock"  # as ``agent.defaults`` says, without the import of it
 _VARIABLE = "NFQ_ENFORCER_PROCESSES__SOCKET"
 _API_VARIABLE = "NFQ_ENFORCER_API__SOCKET"
 _OPTIONS = {
@@ -100,7 +100,7 @@ def parse(arguments: Sequence[str]) -> Order | None:
 
 
 def _beside(path: str | None) -> str | None:
-    return str(Path(path).with_name("run.sock")) if path else None
+    return str(Path(path).with_name(f"{Path(path).stem}-run.sock")) if path else None
 
 
 def _labels(options: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import pytest
 
 from nfq_enforcer.agent import config, processes
 from nfq_enforcer.agent.run_server import RunServer
+from nfq_enforcer.cli import run
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.workloads.processes import Caller, Permission, Processes, Unit
 from nfq_enforcer.workloads.registrar import Registrar
@@ -79,6 +80,12 @@ def test_a_request_that_is_not_valid_is_refused(tmp_path: Path, line: bytes, say
 
     assert says in answer["error"]
     assert answer["exit_code"] == status
+
+
+def test_the_socket_is_beside_that_of_the_api_where_the_command_looks_for_it() -> None:
+    assert str(config.Config().run_socket) == run._DEFAULT
+    own = config.Config(api=config.ApiSection(socket="/run/x/n1.sock"))
+    assert str(own.run_socket) == run._beside("/run/x/n1.sock") == "/run/x/n1-run.sock"
 
 
 def test_the_configuration_names_users_groups_and_units(tmp_path: Path) -> None:

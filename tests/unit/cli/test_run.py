@@ -38,7 +38,7 @@ def test_the_socket_is_beside_that_of_the_api(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("NFQ_ENFORCER_API__SOCKET", "/run/x/agent.sock")
     order = run.parse(["true"])
     assert order is not None
-    assert order.socket == "/run/x/run.sock"
+    assert order.socket == "/run/x/agent-run.sock"
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,7 @@ def test_a_cgroup_that_the_agent_may_not_make_is_said(cgroups: Cgroups, monkeypa
         raise PermissionError
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(
-        NfqError, match="/nfqe/x cannot be made: permission denied; an agent without CAP_DAC"
-    ):
+    with pytest.raises(NfqError, match="/nfqe/x cannot be made: permission denied; an agent without CAP_DAC"):
         cgroups.make("/nfqe/x")
 
 
