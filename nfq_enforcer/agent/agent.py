@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nfq_enforcer import __version__
-from nfq_enforcer.agent import flood_log, handover, node_settings, notify, program_log
+from nfq_enforcer.agent import flood_log, handover, node_settings, notify, processes, program_log
 from nfq_enforcer.agent.address_watch import AddressWatch
 from nfq_enforcer.agent.api import ApiServer
 from nfq_enforcer.agent.bridge_watch import BridgeWatch
@@ -27,6 +27,7 @@ from nfq_enforcer.agent.interface_check import InterfaceCheck
 from nfq_enforcer.agent.name_learner import NameLearner
 from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.agent.request_log import RequestLog
+from nfq_enforcer.agent.run_server import RunServer
 from nfq_enforcer.agent.slot_keeper import SlotKeeper
 from nfq_enforcer.agent.source_log import SourceLog
 from nfq_enforcer.agent.watch import Watch
@@ -105,7 +106,7 @@ class Agent:
         )
         self._watch = Watch(self._worker_pids)
         self._store = self._make_store()
-        replica = Replica(self._settings)
+        self._replica = replica = Replica(self._settings)
         self._reconciler = Reconciler(
             self._store, replica, self._workers, self._rules, config.datapath, previous_epoch=self._predecessor.epoch
         )
@@ -128,6 +129,11 @@ class Agent:
         self._bridges = BridgeWatch(self._rules)
         self._interfaces = InterfaceCheck(self._local_endpoints)
         registrar = Registrar(self._settings.name, self._store, lambda: replica.endpoints, self._reconciler.reconcile)
+        self._processes = processes.source(config, registrar)
+        self._processes.note_trees = self._reconciler.note_cgroups
+        self._processes.reconcile = self._reconciler.enforce_cgroups
+        self._processes.is_enforced = self._reconciler.enforces_process
+        self._run_server = RunServer(config.run_socket, self._processes)
         self._workloads = Workloads(registrar, self._make_sources())
         self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)
         handlers = Handlers(
@@ -149,6 +155,7 @@ class Agent:
                 self._slots,
                 self._requests,
                 self._workloads,
+                self._processes,
             )
         )
         self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
@@ -176,7 +183,7 @@ class Agent:
 
     def _make_sources(self) -> list[WorkloadSource]:
         """Make the sources of workloads that the configuration names."""
-        return []
+        return [self._processes]
 
     def _make_slots(self) -> SlotKeeper:
         folder, settings = Path(self._config.api.socket).with_suffix(".proxy"), self._config.proxy
@@ -225,6 +232,7 @@ class Agent:
                 notify.stopping()
             if self._exporter:
                 await self._exporter.stop()
+            await self._run_server.stop()
             await self._workloads.stop()
             await self._reconciler.stop()
             await self._names.stop()
@@ -240,8 +248,11 @@ class Agent:
     async def _enforce(self) -> None:
         await self._names.start()
         await self._workloads.start()
+        self._replica.use_cgroups(self._processes.trees)
         await self._reconciler.start()
         self._names.begin()
+        self._processes.begin()
+        await self._listen_to_run()
         await self._slots.begin()
         _warn(node_settings.driver_warnings(self._settings, self._workers.driver))
         if self._predecessor.workers:
@@ -259,6 +270,13 @@ class Agent:
             await self._unless_stopped(self._reconciler.run())
         finally:
             await cancel(*background)
+
+    async def _listen_to_run(self) -> None:
+        """Accept ``nfq-enforcer run``; without its socket, everything else is enforced all the same."""
+        try:
+            await self._run_server.start()
+        except NfqError as error:
+            _log.error("'nfq-enforcer run' cannot be used: %s", error)
 
     async def _release_predecessor(self) -> None:
         """Let the predecessor's workers end; import the flows that they have accepted until then."""

@@ -36,15 +36,22 @@ class ApiServer:
     """API server: calls a method for each request and sends its result or its error."""
 
     def __init__(
-        self, path: Path, methods: Mapping[str, Method], limits: Limits = LIMITS, group: str | None = None
+        self,
+        path: Path,
+        methods: Mapping[str, Method],
+        limits: Limits = LIMITS,
+        group: str | None = None,
+        *,
+        mode: int = 0o600,
     ) -> None:
         """Set the path of the socket, the methods by name, and the group that may open the socket besides root.
 
-        ``group`` None is the default one, if the host has it; an empty one is root alone.
+        ``group`` None is the default one, if the host has it; an empty one is root alone, or others by ``mode``.
         """
         self._path = path
         self._methods = methods
         self._group = group
+        self._mode = mode
         self._server = StreamServer(self._handle, _error, limits, "a request to the API")
         self._streams = 0
         self._max_streams = max(1, limits.clients // 2)  # the other half of the clients is left for single results
@@ -62,7 +69,7 @@ class ApiServer:
                 raise NfqError(f"cannot listen on {self._path}: it is there and is not a socket")
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.unlink(missing_ok=True)
-            umask = os.umask(0o177)
+            umask = os.umask(0o777 & ~self._mode)
             try:
                 await self._server.listen_unix(self._path)
             finally:
@@ -117,14 +124,14 @@ class ApiServer:
         line = await connection.receive(b"\n")
         if not line:
             return
-        result = self._call(line)
+        result = self._call(line, connection)
         if isinstance(result, AsyncIterator):
             await self._stream(result, connection)
         else:
             await _send(connection, {"result": await result})
 
-    def _call(self, line: bytes) -> Awaitable[Any] | AsyncIterator[Any]:
-        name, params = _parse(line)
+    def _call(self, line: bytes, connection: Connection) -> Awaitable[Any] | AsyncIterator[Any]:
+        name, params = parse(line)
         if name not in self._methods:
             raise BadInput(f"unknown method '{shorten(name)}'; allowed: {', '.join(sorted(self._methods))}")
         return self._methods[name](params)
@@ -141,7 +148,8 @@ class ApiServer:
                 await items.aclose()
 
 
-def _parse(line: bytes) -> tuple[str, Params]:
+def parse(line: bytes) -> tuple[str, Params]:
+    """Return the method and the parameters of a request; raise BadInput."""
     try:
         request = read_json(line)
     except ValueError as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 from pydantic_core import PydanticCustomError, PydanticKnownError
@@ -30,7 +30,10 @@ from nfq_enforcer.policy.fields import (
     DEFAULT_CLUSTER,
     MAX_PORT,
     AddressField,
+    CgroupPath,
     ClusterName,
+    DnsLabel,
+    DnsName,
     InterfaceName,
     NodeName,
     UserLabels,
@@ -43,6 +46,7 @@ from nfq_enforcer.store.address import MEMORY, StoreAddress
 
 _AS_STRING = PlainSerializer(str)
 _MAX_WORKERS = 256
+_UNIT = re.compile(r"[A-Za-z0-9_.:\\-]{1,200}(?:@[A-Za-z0-9_.:\\-]{0,40})?\.service")
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^]:[]+)):(?P<port>[0-9]{1,5})")
 
 
@@ -240,6 +244,75 @@ class ProxySection(_Section):
     first_port: Annotated[int, AfterValidator(_first_port)] = 20_000  # of the loopback addresses; it needs MAX_SLOTS
 
 
+def _unit(name: str) -> str:
+    if not _UNIT.fullmatch(name):
+        allowed = "allowed: a service, as in nginx.service, or give the path of another cgroup as 'cgroup'"
+        raise ValueError(f"'{name}' is not a unit; {allowed}")
+    return name
+
+
+class UnitSection(_Section):
+    """Section of one entry of processes.units: a systemd service, or another cgroup, as an endpoint."""
+
+    unit: Annotated[str, AfterValidator(_unit)] | None = None  # a service of the system
+    cgroup: CgroupPath | None = None  # in place of unit: the path below the root of cgroup2
+    name: DnsName | None = None  # of the endpoint; by default that of the unit
+    namespace: DnsLabel = "default"
+    labels: UserLabels = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.unit is None) is (self.cgroup is None):
+            raise ValueError("one of 'unit' and 'cgroup' is needed; allowed: either")
+        if self.unit is None and self.name is None:
+            raise ValueError("a cgroup needs a 'name' for its endpoint")
+        return self
+
+    @property
+    def path(self) -> str:
+        """Return the path of the cgroup: of a service, as systemd.unit(5) and systemd.slice(5) say."""
+        if self.cgroup is not None:
+            return self.cgroup
+        assert self.unit is not None  # see ``_one_of_two``
+        template, _, instance = self.unit.partition("@")
+        return f"/system.slice/{f'system-{_escaped(template)}.slice/' if instance else ''}{self.unit}"
+
+    @property
+    def endpoint(self) -> str:
+        """Return the name of the endpoint."""
+        found = self.name or re.sub(r"[^a-z0-9.-]+", "-", (self.unit or "").removesuffix(".service").lower())
+        return found.strip(".-")
+
+
+def _escaped(name: str) -> str:
+    """Return a part of the name of a slice: a dash would separate two slices."""
+    return name.replace("-", r"\x2d")
+
+
+class PermissionSection(_Section):
+    """Section of one entry of processes.allow: these labels, exactly, for the processes of a user or a group."""
+
+    user: str | int | None = None
+    group: str | int | None = None
+    namespace: DnsLabel = "default"
+    labels: UserLabels = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.user is None) is (self.group is None):
+            raise ValueError("one of 'user' and 'group' is needed; allowed: either")
+        return self
+
+
+class ProcessesSection(_Section):
+    """Section processes: processes of this host with an identity of their own (docs: processes.md)."""
+
+    cgroup: CgroupPath = "/nfqe"  # path below the root of cgroup2: above the cgroups of ``nfq-enforcer run``
+    socket: str | None = None  # of ``nfq-enforcer run``; None: NAME-run.sock beside api.socket NAME.sock
+    allow: Items[PermissionSection] = ()  # besides root
+    units: Items[UnitSection] = ()
+
+
 class ApiSection(_Section):
     """Section api: the socket on which the command line reaches the agent."""
 
@@ -303,7 +376,14 @@ class Config(_Section):
     proxy: ProxySection = ProxySection()
     api: ApiSection = ApiSection()
     metrics: MetricsSection = MetricsSection()
+    processes: ProcessesSection = ProcessesSection()
     log: LogSection = LogSection()
+
+    @property
+    def run_socket(self) -> Path:
+        """Return the path of the socket of ``nfq-enforcer run``."""
+        api = Path(self.api.socket)
+        return Path(self.processes.socket or api.with_name(f"{api.stem}{defaults.RUN_SOCKET}"))
 
     @property
     def mode(self) -> Enforcement:

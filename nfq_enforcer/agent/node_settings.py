@@ -44,6 +44,7 @@ def read(config: Config) -> NodeSettings:
         cluster=config.cluster,
         kube_apiserver=frozenset(config.kube_apiserver),
         labels=Labels.parse(config.node.labels),
+        process_cgroup=config.processes.cgroup,
     )
 
 

@@ -20,16 +20,17 @@ not, and cannot be repaired, the store learns that this node enforces nothing.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from nfq_enforcer.agent import epoch
 from nfq_enforcer.agent.rules_guard import RulesGuard
 from nfq_enforcer.agent.timings import ReconcilerTimings
 from nfq_enforcer.cluster.records import Change, NodeRecord
-from nfq_enforcer.cluster.replica import NodeSettings, Replica, View
+from nfq_enforcer.cluster.replica import Cgroup, NodeSettings, Replica, View
 from nfq_enforcer.cluster.source import ChangeBatch, Store
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.ipcache import PeerChange
+from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.rules.iptables import Rules
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
@@ -70,12 +71,14 @@ class Reconciler:
         self._lock = asyncio.Lock()  # one reconciliation or recheck at a time
         self._number = 1  # the newest revision, enforced or not
         self._incomplete = False  # a worker or the rules may not have the newest revision
+        self._cgroups: Mapping[str, tuple[Cgroup, ...]] | None = None  # noted since the newest revision
         self._readdressed = False  # the replica has other addresses of this node than the newest revision
         self._works = Works()  # reconciliations and flushes
         self._recheck: asyncio.Task[None] | None = None
         self._offload_recheck: asyncio.Task[None] | None = None
         self.before_change: Callable[[], None] = lambda: None  # called while the names are still those of before
         self.update_proxy: Callable[[], Awaitable[None]] = _no_proxy  # called with a new snapshot in force
+        self.process_problem: str | None = None  # reason why process endpoints are not enforced
         self.revision = 0  # the newest one that all workers and the rules enforce
         self.view = replica.view(self._number)
 
@@ -94,13 +97,25 @@ class Reconciler:
         snapshot = self.view.snapshot.with_revision(self._number, self._epoch.number)
         await self._workers.start(snapshot, self._replica.peers, self._replica.identities)
         self._rules.set_remote_networks(self.view.remote_networks)
-        await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
+        await self._install(snapshot)
         while not await self.guard.keep():
             await asyncio.sleep(self._timings.failure_check)
         self._guarding = asyncio.create_task(self.guard.run())
         self._acknowledge(batch)
         if self._datapath is Datapath.PER_FLOW:
             self._offload_recheck = asyncio.create_task(self._recheck_offloaded_flows())
+
+    async def _install(self, snapshot: Snapshot) -> None:
+        """Install the rules; without those of process endpoints if the kernel refuses these."""
+        self._rules.set_cgroups(self.view.sockets)
+        try:
+            await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
+        except NfqError as error:
+            if not self.view.sockets:
+                raise
+            self._rules.set_cgroups(frozenset())
+            await asyncio.to_thread(self._rules.install, snapshot, self._workers.queues)
+            self._note_process_problem(error)
 
     async def run(self) -> None:
         """Reconcile whenever the store has changes, and retry after a failure; never return."""
@@ -123,6 +138,9 @@ class Reconciler:
     async def _reconcile(self) -> None:
         async with self._lock:
             batch = self._store.poll()
+            if self._cgroups is not None:
+                self._replica.use_cgroups(self._cgroups)
+                self._cgroups, self._readdressed = None, True
             if not (batch.changes or self._incomplete or self._readdressed):
                 await self._require_intact_rules()
                 self._store.acknowledge(batch)
@@ -137,6 +155,17 @@ class Reconciler:
         async with self._lock:
             self._replica.use(settings)
             self._readdressed = True
+        try:
+            await self.reconcile()
+        except NfqError as error:
+            self._failures.add(self._number, str(error))
+
+    def note_cgroups(self, cgroups: Mapping[str, tuple[Cgroup, ...]]) -> None:
+        """Enforce policy on the sockets of these cgroups from the next reconciliation on."""
+        self._cgroups = cgroups
+
+    async def enforce_cgroups(self) -> None:
+        """Enforce the cgroups that were noted last; after a failure ``run`` goes on trying."""
         try:
             await self.reconcile()
         except NfqError as error:
@@ -190,7 +219,9 @@ class Reconciler:
     async def _apply_to_dataplane(self, view: View, *, epoch_ends: bool, retry: bool) -> None:
         if view.remote_networks != self._rules.remote_networks:
             await asyncio.to_thread(self._rules.set_remote_networks, view.remote_networks)
+        await self._set_cgroups(self._rules.cgroups | view.sockets)  # unknown to the workers: their packets are dropped
         if not (view.changed or retry):
+            await self._set_cgroups(view.sockets)
             if epoch_ends:
                 await self._recheck_flows(hold=False)
             return
@@ -202,9 +233,33 @@ class Reconciler:
             await self._workers.enforce(view.snapshot.with_revision(self._number, number))
             self.progress.stage("updating rules and sets")
             await asyncio.to_thread(self._rules.update, view.snapshot)
+            await self._set_cgroups(view.sockets)
         self.progress.stage("updating the rules of the proxy")
         await self.update_proxy()
         _log.info("revision %d is in force", self._number)
+
+    async def _set_cgroups(self, cgroups: frozenset[Cgroup]) -> None:
+        """Have the kernel classify packets by sockets of these cgroups.
+
+        A kernel that cannot do so has no process endpoints; everything else is enforced all the same.
+        """
+        if cgroups == self._rules.cgroups:
+            return
+        try:
+            await asyncio.to_thread(self._rules.set_cgroups, cgroups)
+        except NfqError as error:
+            self._note_process_problem(error)
+        else:
+            self.process_problem = None
+
+    def _note_process_problem(self, error: NfqError) -> None:
+        if self.process_problem is None:
+            _log.error("process endpoints are not enforced: %s", error)
+        self.process_problem = str(error)
+
+    def enforces_process(self, cgroup: int) -> bool:
+        """Return whether policy is enforced on the sockets of a cgroup."""
+        return cgroup in self.view.snapshot.processes and self.view.sockets == self._rules.cgroups
 
     def _change_peers(self, changes: Sequence[PeerChange]) -> None:
         self._workers.change_peers(changes)

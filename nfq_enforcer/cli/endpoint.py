@@ -23,6 +23,7 @@ app = typer.Typer(help="Endpoints.", no_args_is_help=True)
 
 _DEFAULT_NAMESPACE = "default"
 _COLUMNS = ("ENDPOINT", "IDENTITY", "NODE", "ADDRESSES", "LABELS", "STATE")
+_MAX_PIDS = 5  # in a table
 _PORT = re.compile(r"(?P<name>[^=]*)=(?P<number>[0-9]{1,9})(?:/(?P<protocol>[A-Za-z]+))?")
 _OPTIONS = {  # the option that sets a field of the document
     "metadata.name": "NAME",
@@ -116,8 +117,17 @@ def delete(
 def _row(endpoint: Mapping[str, Any]) -> list[object]:
     problem = endpoint.get("problem")
     state = Text(printable(problem), "red") if problem else "ok"
-    columns = [_name(endpoint), endpoint["identity"], endpoint["node"], endpoint["addresses"], endpoint["labels"]]
+    columns = [_name(endpoint), endpoint["identity"], endpoint["node"], _ends(endpoint), endpoint["labels"]]
     return [*columns, state]
+
+
+def _ends(endpoint: Mapping[str, Any]) -> list[str]:
+    """Return the addresses of an endpoint; of a process endpoint, its cgroup and its processes."""
+    if endpoint.get("cgroup") is None:
+        return list(endpoint["addresses"])
+    pids = endpoint["pids"]
+    shown = [*map(str, pids[:_MAX_PIDS]), *(["…"] if len(pids) > _MAX_PIDS else [])]
+    return [f"cgroup {endpoint['cgroup']}", *([f"process {' '.join(shown)}"] if pids else [])]
 
 
 def _name(endpoint: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from nfq_enforcer.cli import (
     observe,
     output,
     policy,
+    run,
     status,
     store,
 )
@@ -42,6 +43,12 @@ app.add_typer(conntrack.app, name="conntrack")
 app.add_typer(fqdn.app, name="fqdn")
 app.add_typer(store.app, name="store")
 app.add_typer(lab.app, name="lab")
+
+
+@app.command("run", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
+def run_command(context: typer.Context) -> None:
+    """Run a command with an identity of its own: nfq-enforcer run --label role=batch -- COMMAND."""
+    run.main(context.args)
 
 
 @app.command()

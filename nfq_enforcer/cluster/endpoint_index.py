@@ -5,7 +5,8 @@ held once. The index records the addresses that have changed owners, so that no 
 
 Two endpoints can claim one address for a while, because the new owner may become known before the old one is deleted.
 An endpoint of this node wins over those of other nodes (its packets pass here, and none of them may pass unjudged),
-otherwise the last one does; when that one is deleted, the address goes back to an endpoint that still claims it.
+otherwise the last one does; when that one is deleted, the address goes back to an endpoint that still claims it. Of two
+process endpoints of this node with one cgroup, the older one keeps it.
 """
 
 import operator
@@ -63,7 +64,9 @@ class EndpointIndex:
         self.endpoints: dict[str, EndpointRecord] = {}  # by full name
         self.owners: dict[bytes, EndpointRecord] = {}  # by address
         self.local: dict[bytes, EndpointRecord] = {}  # the owners on this node, by address
+        self.processes: dict[str, EndpointRecord] = {}  # process endpoints on this node, by cgroup
         self.ports: dict[Identity, frozenset[PortSet]] = {}  # of identities with named ports
+        self._cgroup_claims: dict[str, list[EndpointRecord]] = {}  # of process endpoints on this node, by cgroup
         self._contested: dict[bytes, list[EndpointRecord]] = {}  # claims of addresses with more than one
         self._hosts: Counter[bytes] = Counter()  # number of other nodes with an address
         self._templates: dict[_Template, tuple[_Template, int]] = {}  # each with the number of its endpoints
@@ -99,12 +102,31 @@ class EndpointIndex:
             for address in old.addresses:
                 self._set_claims(address, [claim for claim in self._claims(address) if claim is not old])
             self._release_template(old)
+            self._release_cgroup(old)
         if new is not None:
             for address in new.addresses:
                 self._set_claims(address, [*self._claims(address), new])
             self.endpoints[name] = new
+            self._claim_cgroup(new)
         else:
             del self.endpoints[name]
+
+    def _claim_cgroup(self, record: EndpointRecord) -> None:
+        if record.cgroup is not None and record.node == self._node:
+            self._set_cgroup_claims(record.cgroup, [*self._cgroup_claims.get(record.cgroup, ()), record])
+
+    def _release_cgroup(self, record: EndpointRecord) -> None:
+        if record.cgroup is not None and record.node == self._node:
+            claims = [claim for claim in self._cgroup_claims[record.cgroup] if claim is not record]
+            self._set_cgroup_claims(record.cgroup, claims)
+
+    def _set_cgroup_claims(self, cgroup: str, claims: list[EndpointRecord]) -> None:
+        """Set the claims of a cgroup, oldest first."""
+        self._local_changed = True
+        if claims:
+            self._cgroup_claims[cgroup], self.processes[cgroup] = claims, claims[0]
+        else:
+            del self._cgroup_claims[cgroup], self.processes[cgroup]
 
     def remote(self, address: bytes) -> Remote | None:
         """Return the peer on another node with this address; None for an unknown address or one of this node."""

@@ -56,6 +56,10 @@ class EndpointView(Protocol):
     def interface(self) -> str | None:
         """Return its interface on its node."""
 
+    @property
+    def cgroup(self) -> str | None:
+        """Return the path of its cgroup, None for an endpoint with addresses."""
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointName:
@@ -68,6 +72,7 @@ class EndpointName:
     labels: Labels  # all of them, also those that are not part of the identity
     addresses: tuple[str, ...]
     interface: str | None
+    cgroup: str | None
 
 
 class End(NamedTuple):
@@ -116,6 +121,7 @@ class Names:
         self.nodes = nodes
         self.cidrs: Mapping[Identity, Labels] = {}  # of identities of this node only; the replica replaces it
         self.cidr_of: Callable[[Network], Labels | None] = lambda address: None  # the replica replaces it, too
+        self.processes: Mapping[int, EndpointView] = {}  # process endpoints of this node, by cgroup; replaced as well
         self.kube_apiserver: frozenset[bytes] = frozenset()  # addresses of the Kubernetes API server
         self._endpoints = endpoints
         self._owners = owners
@@ -136,7 +142,15 @@ class Names:
 
     def ends(self, opening: Opening) -> Ends:
         """Return the current names of both ends of a connection, to be kept with an event."""
-        return Ends(self._end(opening.src, opening.source), self._end(opening.dst, opening.destination))
+        return Ends(
+            self._end(opening.src, opening.source, opening.sender),
+            self._end(opening.dst, opening.destination, opening.receiver),
+        )
+
+    def process(self, cgroup: int, identity: Identity) -> EndpointName | None:
+        """Return the process endpoint of this node with this cgroup if it also has this identity."""
+        owner = self.processes.get(cgroup)
+        return self._named(owner) if owner is not None and owner.identity == identity else None
 
     def addresses(self) -> Iterator[KnownAddress]:
         """Yield every address of an endpoint, a node or the API server; for an address of several, only the first."""
@@ -164,8 +178,8 @@ class Names:
         """Return the number of endpoints."""
         return len(self._endpoints)
 
-    def _end(self, address: bytes, identity: Identity) -> End:
-        labels, owner = self.labels(identity), self._owners.get(address)
+    def _end(self, address: bytes, identity: Identity, cgroup: int) -> End:
+        labels, owner = self.labels(identity), self.processes.get(cgroup) or self._owners.get(address)
         if identity in self.cidrs:  # of several prefixes; the log names that of the address
             labels = self.cidr_of(ip_network(address)) or labels
         if owner is None or owner.identity != identity:
@@ -182,4 +196,5 @@ class Names:
             labels,
             tuple(str(ip_address(address)) for address in endpoint.addresses),
             endpoint.interface,
+            endpoint.cgroup,
         )

@@ -58,6 +58,7 @@ class EndpointRecord(NamedTuple):
     account: str
     ports: PortSet
     source: str = ""  # source of workloads that it comes from; empty: a document of a person
+    cgroup: str | None = None  # of a process endpoint, which has no addresses: its path below the root of cgroup2
 
     @property
     def full_name(self) -> str:
@@ -82,6 +83,7 @@ class EndpointRecord(NamedTuple):
             spec.service_account,
             named_ports(document),
             source,
+            spec.cgroup,
         )
 
     def all_labels(self, namespaces: Mapping[str, Namespace], cluster: str) -> Labels:
@@ -92,6 +94,8 @@ class EndpointRecord(NamedTuple):
     def document(self) -> dict[str, Any]:
         """Return the Endpoint document of the record, as data."""
         spec: dict[str, Any] = {"node": self.node, "ips": [str(ip_address(address)) for address in self.addresses]}
+        if self.cgroup is not None:
+            spec = {"node": self.node, "cgroup": self.cgroup}
         if self.interface is not None:
             spec["interface"] = self.interface
         if self.account != "default":

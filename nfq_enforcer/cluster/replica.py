@@ -14,6 +14,7 @@ dropped.
 from collections.abc import Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
 
 from nfq_enforcer.cluster.compilation import Compilation
 from nfq_enforcer.cluster.endpoint_index import EndpointIndex
@@ -39,6 +40,13 @@ _SHUT = EndpointMaps(PolicyMap({}, enforced=True), PolicyMap({}, enforced=True))
 _OPEN = EndpointMaps(PolicyMap({}, enforced=False), PolicyMap({}, enforced=False))
 
 
+class Cgroup(NamedTuple):
+    """Cgroup: a group of processes of this host; a socket belongs to that of the process that has made it, for good."""
+
+    level: int  # below the root of cgroup2, which has 0
+    number: int  # inode of its folder; a later one under the same path has another
+
+
 @dataclass(frozen=True)
 class NodeSettings:
     """NodeSettings: the configuration of this node that its records and snapshots depend on."""
@@ -57,6 +65,7 @@ class NodeSettings:
     kube_apiserver: frozenset[Address] = frozenset()
     datapath: Datapath = Datapath.PER_PACKET
     labels: Labels = field(default_factory=Labels)  # of the node itself
+    process_cgroup: str = "/nfqe"  # the path of the cgroup above all that the agent makes for processes
 
     @property
     def registered_addresses(self) -> tuple[Address, ...]:
@@ -79,6 +88,7 @@ class View:
     remote_networks: frozenset[Network]  # with all endpoints of other nodes
     policies: tuple[PolicyDocument, ...]  # in the order of their names
     names: Names  # live: one object for all views
+    sockets: frozenset[Cgroup]  # the kernel classifies packets by sockets of these cgroups
     compilations: int  # number of compilations and incremental revisions of the policy so far
 
 
@@ -102,6 +112,7 @@ class Replica:
         self._local_numbers = self._compiled.policy.local_identities  # of the last view
         self._outside, self._blocks, self._sites = NO_PREFIXES, NO_PREFIXES, dict[bytes, Identity]()
         self._groups = NO_PREFIXES  # the part of ``_outside`` that has nothing but groups
+        self._cgroups: Mapping[str, tuple[Cgroup, ...]] = {}
         self._snapshot: Snapshot | None = None
         index = self._index
         self._names = Names(
@@ -155,6 +166,14 @@ class Replica:
         self._own = frozenset(address.packed for address in settings.own_addresses)
         self._snapshot = None
 
+    def use_cgroups(self, cgroups: Mapping[str, tuple[Cgroup, ...]]) -> None:
+        """Use these cgroups from the next view on; not to be called concurrently with ``view``.
+
+        Each path has its cgroup, and those below that belong to the same endpoint. That of the settings is above
+        all that the agent has made: packets of a process below it without an endpoint are dropped.
+        """
+        self._cgroups, self._snapshot = cgroups, None
+
     def identity_changes(self) -> tuple[IdentityChange, ...]:
         """Return the changes of the cluster's identities since the last call; nothing is compiled for them.
 
@@ -178,8 +197,9 @@ class Replica:
             self._compile()
         different = self._update_local_identities(changes.touched) or policies is not self._compiled.policies
         endpoints = self._local_endpoints() if old is None or stale or changes.local else old.endpoints
-        if old is None or different or not _equal(endpoints, old.endpoints):
-            snapshot = self._new_snapshot(revision, endpoints)
+        processes = self._process_endpoints() if old is None or stale or changes.local else old.processes
+        if old is None or different or not (_equal(endpoints, old.endpoints) and processes == old.processes):
+            snapshot = self._new_snapshot(revision, endpoints, processes)
         else:
             snapshot = old
         remotes = ((address, before, self._index.remote(address)) for address, before in changes.touched.items())
@@ -188,7 +208,8 @@ class Replica:
         self._index.reset_changes()
         networks = self._index.remote_networks.union(self.settings.cluster_networks)
         return View(
-            snapshot, snapshot is not old, peer_changes, networks, self._sorted, self._names, self._compilations
+            *(snapshot, snapshot is not old, peer_changes, networks, self._sorted, self._names),
+            *(self._sockets(), self._compilations),
         )
 
     def ipcache(self, peers: Mapping[bytes, Peer]) -> Ipcache:
@@ -271,8 +292,22 @@ class Replica:
 
     def _local_endpoint(self, record: EndpointRecord) -> LocalEndpoint:
         maps = self._maps(record)
-        is_host = not self._own.isdisjoint(record.addresses)
-        return LocalEndpoint(record.full_name, record.identity, record.interface, maps.ingress, maps.egress, is_host)
+        is_process = record.cgroup is not None
+        is_host = is_process or not self._own.isdisjoint(record.addresses)
+        ends = record.full_name, record.identity, record.interface
+        return LocalEndpoint(*ends, maps.ingress, maps.egress, is_host, is_process)
+
+    def _process_endpoints(self) -> dict[int, LocalEndpoint]:
+        """Return this node's process endpoints by the numbers of their cgroups, as far as these exist."""
+        made = {path: self._local_endpoint(record) for path, record in self._index.processes.items()}
+        found = {cgroup.number: endpoint for path, endpoint in made.items() for cgroup in self._cgroups.get(path, ())}
+        self._names.processes = {number: self._index.endpoints[endpoint.name] for number, endpoint in found.items()}
+        return found
+
+    def _sockets(self) -> frozenset[Cgroup]:
+        parent = self.settings.process_cgroup
+        paths = {parent, *(path for path in self._index.processes if not path.startswith(f"{parent}/"))}
+        return frozenset(found[0] for path in paths if (found := self._cgroups.get(path)))
 
     def _maps(self, record: EndpointRecord) -> EndpointMaps:
         labels = self._names.labels(record.identity)
@@ -284,7 +319,9 @@ class Replica:
         )
         return _SHUT if closed else _OPEN
 
-    def _new_snapshot(self, revision: int, endpoints: Mapping[bytes, LocalEndpoint]) -> Snapshot:
+    def _new_snapshot(
+        self, revision: int, endpoints: Mapping[bytes, LocalEndpoint], processes: Mapping[int, LocalEndpoint]
+    ) -> Snapshot:
         settings = self.settings
         return Snapshot(
             revision,
@@ -297,6 +334,7 @@ class Replica:
             trust_ipcache=settings.trust_ipcache,
             own_addresses=self._own,
             name_identities=self._local_numbers.by_name,
+            processes=processes,
         )
 
     def _labels_of(self, full_name: str) -> Labels:

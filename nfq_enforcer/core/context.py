@@ -9,6 +9,7 @@ from nfq_enforcer.core.wire.packet import Packet
 from nfq_enforcer.core.wire.skb import FLOW_OPENER, FLOW_REPLIER, GSO, PROXIED, PROXY_LEG, SLOT_SHIFT
 
 _UNRESOLVED = Identity(0)
+LOOPBACK = "lo"
 
 
 class Interface(NamedTuple):
@@ -30,6 +31,8 @@ class PacketContext:
     skb: int  # SkbFlags
     origin: Origin
     stamped: bool = False  # arrived with a valid stamp
+    sender: int = 0  # cgroup of the socket that sent it, if it is that of a process endpoint
+    receiver: int = 0  # cgroup of the socket that receives it, if it is that of a process endpoint
 
     @property
     def gso(self) -> bool:
@@ -40,6 +43,11 @@ class PacketContext:
     def offloaded_before(self) -> bool:
         """Tell whether the kernel has passed the packet's flow before without verdicts."""
         return bool(self.skb & (FLOW_OPENER | FLOW_REPLIER))
+
+    @property
+    def to_host(self) -> bool:
+        """Tell whether this host receives the packet, also by its loopback interface."""
+        return self.outdev is None or self.outdev.name == LOOPBACK
 
     @property
     def slot(self) -> int:
@@ -65,4 +73,5 @@ class PacketContext:
         """Return the opening that the packet would make; both identities are unresolved."""
         packet = self.packet
         ends = packet.src, packet.dst, packet.proto, packet.sport, packet.dport
-        return Opening(*ends, packet.icmp_type, packet.icmp_code, self.outdev is None, _UNRESOLVED, _UNRESOLVED)
+        icmp, processes = (packet.icmp_type, packet.icmp_code), (self.sender, self.receiver)
+        return Opening(*ends, *icmp, self.to_host, _UNRESOLVED, _UNRESOLVED, *processes)

@@ -15,7 +15,7 @@ the fast path only on their way to or from the proxy.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nfq_enforcer.core.context import Interface, PacketContext
+from nfq_enforcer.core.context import LOOPBACK, Interface, PacketContext
 from nfq_enforcer.core.dns import DnsInspector, Inspected
 from nfq_enforcer.core.dns_stream import Part
 from nfq_enforcer.core.events import ACCEPT, Decision, FlowEvent
@@ -34,6 +34,7 @@ from nfq_enforcer.core.policy_verdict import (
     stamp_toward,
     transit_stamp,
 )
+from nfq_enforcer.core.process_sockets import FindSocket, find_nothing
 from nfq_enforcer.core.rewrite import rewrite
 from nfq_enforcer.core.tables.conntrack import (
     ORIGIN_UNKNOWN,
@@ -58,9 +59,10 @@ from nfq_enforcer.core.wire import icmp, stamp, tcp, udp
 from nfq_enforcer.core.wire.fast_parse import FastPacket, insert_fast, parse_fast
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, UDP, Packet, parse, parse_quoted
 from nfq_enforcer.core.wire.scopes import depends_on_link, is_link_local
-from nfq_enforcer.core.wire.skb import ASKS_SLOT, GSO, OF_PROXY, PROXIED, PROXY_LEG
+from nfq_enforcer.core.wire.skb import ASKS_SLOT, GSO, OF_PROCESS, OF_PROXY, PROXIED, PROXY_LEG, SENT_BY_PROCESS
 from nfq_enforcer.core.wire.stamp import Stamp, StampTemplate, stamp_template
 
+_UNUSUAL = OF_PROXY | OF_PROCESS
 _MAX_RULES = 8  # rules named in one event
 _ICMP_REPLIES = {ICMP: frozenset({0, 14, 16, 18}), ICMPV6: frozenset({129})}
 _IPV4_KEY = 13
@@ -132,12 +134,14 @@ class Enforcer:
         has_next: bool = False,
         names: NameTable | None = None,
         slots: SlotTable | None = None,
+        find_socket: FindSocket = find_nothing,
     ) -> None:
         """Start with a snapshot and a table of flows.
 
         ``can_requeue``: the driver has further queues, which deliver packets whole or in segments. ``has_next``:
         another worker, with flows of its own, may know the flow that an ICMP error quotes. ``names``: of addresses;
-        ``slots``: of the proxy; their owner may continue to change both between packets.
+        ``slots``: of the proxy; their owner may continue to change both between packets. ``find_socket``: finds the
+        socket of this host at an end of a packet, for process endpoints.
         """
         self.flows = flows
         self._can_requeue = can_requeue
@@ -146,6 +150,7 @@ class Enforcer:
         self._dns = DnsInspector()
         self.names = NameTable() if names is None else names
         self.slots = SlotTable() if slots is None else slots
+        self._find_socket = find_socket
         self._answers: dict[tuple[bytes, bytes], None] = {}  # sent by the worker itself: flow key and rest of each
         self.snapshot = snapshot
 
@@ -173,10 +178,19 @@ class Enforcer:
         sent by this host itself, ``outdev`` for one delivered to it. ``now`` is in seconds and never decreases. ``skb``
         has the bits of ``SkbFlags``.
         """
-        if skb & OF_PROXY:
-            return self._decide_proxied(payload, indev, outdev, now, skb)
+        if skb & _UNUSUAL:
+            if skb & OF_PROXY:
+                return self._decide_proxied(payload, indev, outdev, now, skb)
+            if self._is_of_host(payload, now):
+                return self.slow_path(payload, indev, outdev, now, skb)
         decision = self._fast_path(payload, indev, outdev, now, skb)
         return decision or self.slow_path(payload, indev, outdev, now, skb)
+
+    def _is_of_host(self, payload: bytes, now: float) -> bool:
+        """Tell whether a packet of a process endpoint belongs to a flow of the host itself, by an earlier owner."""
+        fast = parse_fast(payload)
+        flow = self.flows.lookup(fast[0], now) if fast is not None else None
+        return flow is not None and not (flow.sender or flow.receiver)
 
     def _decide_proxied(
         self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int
@@ -194,6 +208,8 @@ class Enforcer:
         """
         try:
             self._read(context)
+            if self._snapshot.processes and self._has_process_end(context):
+                return _UNDECIDED  # none of its layer-7 rules can be checked
             verdict = self._evaluate(
                 self._opening(context), context.origin, None, self._identities_of(self._names_of(context)), proxied=True
             )
@@ -280,7 +296,12 @@ class Enforcer:
     def slow_path(
         self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int
     ) -> Decision:
-        """Decide any packet: the decision that the fast path reaches for its packets, with a full parse."""
+        """Decide any packet: the decision that the fast path reaches for its packets, with a full parse.
+
+        A packet that this host receives by its loopback interface is one of its own.
+        """
+        if indev is not None and indev.name == LOOPBACK:
+            indev = None
         context = PacketContext(payload, _UNREADABLE, indev, outdev, now, skb, _NO_ORIGIN)
         try:
             self._read(context)
@@ -342,6 +363,8 @@ class Enforcer:
         packet, outdev, endpoints = context.packet, context.outdev, self._snapshot.endpoints
         if outdev is None or outdev.name not in self._snapshot.cluster_interfaces or packet.dst in endpoints:
             return False
+        if context.skb & OF_PROCESS:
+            return False
         return source_endpoint(self._snapshot, packet.src, context.origin) is None
 
     def _classify(self, context: PacketContext) -> _Accepted:
@@ -349,12 +372,46 @@ class Enforcer:
         packet = context.packet
         flow = self._mode.find_flow(context, self.flows.lookup(packet.key, context.now))
         if flow is None or flow.is_reopened_by(packet):
+            self._find_processes(context)
             return self._evaluate_stateless(context) if _is_stray_reply(packet) else self._evaluate_new(context, flow)
         if flow.revision != REVISION_NONE and _role(flow) != context.proxy_role(flow.key):
             raise PacketError(DropReason.PROXY_SLOT)
-        if flow.evaluated != self._snapshot.revision or context.origin != flow.origin_of(packet):
+        is_new_process = context.skb & OF_PROCESS and not (flow.sender or flow.receiver)
+        if is_new_process or flow.evaluated != self._snapshot.revision or context.origin != flow.origin_of(packet):
             return self._reevaluate(context, flow)
         return _Accepted(flow.stamp_on(packet), flow)
+
+    def _find_processes(self, context: PacketContext) -> None:
+        """Find the process endpoints at the ends of a packet; raise PacketError if it should have one and has none.
+
+        Only a packet that the kernel has classified by its socket, or by its connection, costs a look-up.
+        """
+        if not context.skb & OF_PROCESS:
+            return
+        context.sender, context.receiver = self._sockets_of(context)
+        if not (context.sender or (context.receiver and not context.skb & SENT_BY_PROCESS)):
+            raise PacketError(DropReason.UNKNOWN_PROCESS)
+
+    def _sockets_of(self, context: PacketContext) -> tuple[int, int]:
+        """Return the cgroups of the process endpoints that send and receive a packet, 0 for any other end."""
+        packet = context.packet
+        source, destination = (packet.src, packet.sport), (packet.dst, packet.dport)
+        interface = context.outdev or context.indev
+        link = interface.name if interface else None
+        sender = self._find_socket(packet.proto, source, destination, link) if context.indev is None else None
+        receiver = self._find_socket(packet.proto, destination, source, link) if context.to_host else None
+        return self._known_process(sender), self._known_process(receiver)
+
+    def _has_process_end(self, context: PacketContext) -> bool:
+        """Tell whether a packet that is not routed yet comes from, or goes to, a process endpoint.
+
+        Only this host's own addresses count: a listener on all addresses would be found for any other one as well.
+        """
+        sender, receiver = self._sockets_of(context)
+        return bool(sender or (receiver and context.packet.dst in self._snapshot.own_addresses))
+
+    def _known_process(self, cgroup: int | None) -> int:
+        return cgroup if cgroup is not None and cgroup in self._snapshot.processes else 0
 
     def _evaluate(
         self,
@@ -444,17 +501,22 @@ class Enforcer:
         if flow.revision == REVISION_NONE:  # the kernel's conntrack does not record them
             flow.to_host = context.indev is None if reply else self._opening(context).to_host
             flow.slot = context.proxy_role(flow.key) * (context.slot or UNKNOWN_SLOT)
+        is_new_process = context.skb & OF_PROCESS and not (flow.sender or flow.receiver)
+        if is_new_process:
+            self._find_processes(context)
+            ends = context.sender, context.receiver
+            flow.sender, flow.receiver = ends[::-1] if reply else ends
         accepted = _Accepted(flow.stamp_on(packet), flow, is_reply=reply)
         if reply and _is_on_other_link(packet.src, flow.reply_origin, origin):
             raise PacketError(DropReason.INVALID_SOURCE_IP)
         stranger = not reply and origin != flow.origin
-        if stranger or flow.evaluated != self._snapshot.revision:
+        if stranger or is_new_process or flow.evaluated != self._snapshot.revision:
             opener = self._opener_origin(flow, from_host=context.outdev is None) if reply else origin
             verdict = self._evaluate_opener(flow, opener, context.link(reply=reply), stranger=stranger)
             template = _template(verdict.reply_stamp if reply else verdict.stamp, packet.key)
             accepted = _Accepted(template, flow, verdict, replaces=True, is_reply=reply)
         if reply:
-            check_reply(self._snapshot, packet.src, packet.dst, flow.to_host, origin)
+            check_reply(self._snapshot, packet.src, packet.dst, flow.to_host, origin, flow.sender)
         return accepted
 
     def _opener_origin(self, flow: Flow, *, from_host: bool) -> Origin:
@@ -506,7 +568,8 @@ class Enforcer:
             flow = None if _is_on_other_link(quoted.dst, receiver, context.origin) else flow
         if flow is None or flow.origin.interface == ORIGIN_UNKNOWN.interface:
             return None if self._has_next else self._evaluate_stateless(context)
-        check_identity(self._snapshot, packet.dst, context.origin)
+        process = flow.sender if quoted.key == flow.key else flow.receiver
+        check_identity(self._snapshot, packet.dst, context.origin, process)
         template = _template(stamp_toward(self._snapshot, context.opening, source), packet.key)
         stamped = flow.stamp_on(quoted) is not None
         if flow.revision == self._snapshot.revision:
@@ -666,6 +729,7 @@ class Enforcer:
         opening = verdict.opening
         every_packet = depends_on_link(opening.dst)
         flow.to_host, flow.source, flow.destination = opening.to_host, opening.source, opening.destination
+        flow.sender, flow.receiver = opening.sender, opening.receiver
         flow.origin = verdict.origin
         flow.stamp = _template(verdict.stamp, flow.key)
         flow.reply_stamp = _template(verdict.reply_stamp, flow.key)
@@ -710,7 +774,8 @@ class Enforcer:
 
     def _forwarded(self, context: PacketContext, verdict: PolicyVerdict) -> FlowEvent:
         """Return the event of a new flow, or of a denial that audit mode accepts."""
-        last_side = Direction.INGRESS if verdict.opening.dst in self._snapshot.endpoints else Direction.EGRESS
+        opening, endpoints = verdict.opening, self._snapshot.endpoints
+        last_side = Direction.INGRESS if opening.receiver or opening.dst in endpoints else Direction.EGRESS
         return FlowEvent(
             context.now,
             FlowVerdict.AUDIT if verdict.refused else FlowVerdict.FORWARDED,
@@ -729,7 +794,9 @@ class Enforcer:
         packet = context.packet
         unevaluated = PolicyVerdict(context.opening, context.origin)
         verdict = error.policy_verdict if isinstance(error, PolicyDenied) else unevaluated
-        leaves = self._snapshot.is_from_endpoint(packet.src, context.indev.name if context.indev else None)
+        leaves = bool(context.sender) or self._snapshot.is_from_endpoint(
+            packet.src, context.indev.name if context.indev else None
+        )
         return FlowEvent(
             context.now,
             FlowVerdict.DROPPED,

@@ -4,7 +4,7 @@ Beside the evaluation, this module has the checks of a packet's origin: source a
 address, reply against the flow's other end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 from nfq_enforcer.core.host_traffic import exempt_sides
@@ -67,13 +67,15 @@ def evaluate(
     packet is a stray reply or an ICMP error without a flow. It never opens a flow, and is accepted only if policy
     enforces neither end. ``proxied``: the proxy receives the flow, and checks its content.
     """
-    source = _opener_endpoint(snapshot, asked, origin)
-    destination = snapshot.destination_endpoint(asked.dst, link)
+    source = _process(snapshot, asked.sender) or _opener_endpoint(snapshot, asked, origin)
+    destination = _process(snapshot, asked.receiver) or snapshot.destination_endpoint(asked.dst, link)
     if source is None and destination is None:
         raise PacketError(DropReason.NO_ENDPOINT)
     peers = _source_identity(snapshot, source, asked.src, origin), _destination_identity(snapshot, destination, asked)
-    opening = Opening(*asked[:-2], *peers)
-    exempt = exempt_sides(opening, source, destination, from_host=origin.interface is None)
+    opening = Opening(*asked[:-4], *peers, *asked[-2:])
+    exempt: Set[Direction] = frozenset()  # host traffic is that of the host itself, and of endpoints with an address
+    if not (asked.sender or asked.receiver):
+        exempt = exempt_sides(opening, source, destination, from_host=origin.interface is None)
     opens_flow = not exempt or len(exempt) < (source is not None) + (destination is not None)
     stamp = stamp_toward(snapshot, asked, source)
     reply_stamp = _reply_stamp(snapshot, asked, origin, source, destination)
@@ -89,7 +91,9 @@ def evaluate(
             also += names
         result = policy.lookup(peer, opening.proto, _port(opening), also)
         reason = _denial(snapshot, result, policy, opening, direction, origin, stateless=stateless)
-        if reason is DropReason.PROXY_MISSING:
+        if _cannot_check(reason, result, direction, source, destination):
+            reason = DropReason.PROCESS_L7
+        elif reason is DropReason.PROXY_MISSING:
             needs_proxy = True
             protocols = result.protocols if protocols is EVERY_PROTOCOL else protocols & result.protocols
             reason = None if proxied else reason
@@ -151,7 +155,7 @@ def evaluate_leg(
     if key is None or not _are_ends(snapshot, asked, source, destination, key):
         raise PacketError(DropReason.PROXY_SLOT)
     return PolicyVerdict(
-        Opening(*asked[:-2], key.source, key.destination),
+        Opening(*asked[:-4], key.source, key.destination, *asked[-2:]),
         origin,
         stamp=stamp_toward(snapshot, asked, source),
         reply_origin=_reply_origin(asked, destination),
@@ -182,6 +186,16 @@ def _are_ends(
     return asked.dport == key.port and _destination_identity(snapshot, destination, asked) == key.destination
 
 
+def _process(snapshot: Snapshot, cgroup: int) -> LocalEndpoint | None:
+    """Return the process endpoint with this cgroup, None without a cgroup; raise PacketError if it is gone."""
+    if not cgroup:
+        return None
+    endpoint = snapshot.processes.get(cgroup)
+    if endpoint is None:
+        raise PacketError(DropReason.UNKNOWN_PROCESS)
+    return endpoint
+
+
 def _opener_endpoint(snapshot: Snapshot, asked: Opening, origin: Origin) -> LocalEndpoint | None:
     """Return the local endpoint that sends an opening, None for a remote one; raise PacketError if forged.
 
@@ -203,6 +217,26 @@ def _local_identities(snapshot: Snapshot, address: bytes, peer: Identity) -> tup
 def _is_outside(identity: Identity) -> bool:
     """Tell whether an identity is neither of an endpoint nor of a node: DNS decides about neither."""
     return not travels(identity) and identity not in {HOST, REMOTE_NODE}
+
+
+def _cannot_check(
+    reason: DropReason | None,
+    result: LookupResult,
+    direction: Direction,
+    source: LocalEndpoint | None,
+    destination: LocalEndpoint | None,
+) -> bool:
+    """Tell whether layer-7 rules would allow the opening, but its messages cannot be checked.
+
+    Neither the proxy nor the inspector of DNS messages knows the process endpoints that share an address.
+    """
+    if reason is DropReason.PROXY_MISSING:
+        return _is_process(source) or _is_process(destination)
+    return reason is None and result.dns is not None and direction is Direction.EGRESS and _is_process(source)
+
+
+def _is_process(endpoint: LocalEndpoint | None) -> bool:
+    return endpoint is not None and endpoint.is_process
 
 
 def _port(opening: Opening) -> int:
@@ -300,12 +334,15 @@ def _reply_origin(asked: Opening, destination: LocalEndpoint | None) -> Origin |
     return Origin(destination.interface, None) if destination is not None and destination.interface else None
 
 
-def check_reply(snapshot: Snapshot, replier: bytes, opener: bytes, to_host: bool, origin: Origin) -> None:
+def check_reply(
+    snapshot: Snapshot, replier: bytes, opener: bytes, to_host: bool, origin: Origin, process: int = 0
+) -> None:
     """Raise PacketError for a reply that does not come from the other end of its flow.
 
-    ``replier`` and ``opener`` are the addresses of the flow's ends; ``to_host``: the flow was opened to this host
-    itself, so no interface delivers its replies. A reply of another node's endpoint bears that node's stamp; one that
-    is unstamped, or has a stamp with an unknown identity, is forged. Stamps are checked where policy guards the opener.
+    ``replier`` and ``opener`` are the addresses of the flow's ends, ``process`` the opener's cgroup. ``to_host``: the
+    flow was opened to this host itself, so no interface delivers its replies. A reply of another node's endpoint bears
+    that node's stamp; one that is unstamped, or has a stamp with an unknown identity, is forged. Stamps are checked
+    where policy guards the opener.
     """
     if origin.interface is None:
         return
@@ -313,24 +350,24 @@ def check_reply(snapshot: Snapshot, replier: bytes, opener: bytes, to_host: bool
         raise PacketError(DropReason.INVALID_SOURCE_IP)
     if source_endpoint(snapshot, replier, origin):
         return
-    check_identity(snapshot, opener, origin)
-    if origin.endpoint is not None or snapshot.trust_ipcache or not _checks_stamps(snapshot, opener):
+    check_identity(snapshot, opener, origin, process)
+    if origin.endpoint is not None or snapshot.trust_ipcache or not _checks_stamps(snapshot, opener, process):
         return
     if travels(snapshot.ipcache.lookup(replier).identity):
         raise PacketError(DropReason.STAMP_MISSING)
 
 
-def check_identity(snapshot: Snapshot, receiver: bytes, origin: Origin) -> None:
+def check_identity(snapshot: Snapshot, receiver: bytes, origin: Origin, process: int = 0) -> None:
     """Raise PacketError for a packet of a known flow with an identity that nobody in the cluster has.
 
-    Policy guards its receiver.
+    Policy guards its receiver, an address or a ``process`` endpoint by its cgroup.
     """
-    if _is_unknown(snapshot, origin) and _checks_stamps(snapshot, receiver):
+    if _is_unknown(snapshot, origin) and _checks_stamps(snapshot, receiver, process):
         raise PacketError(DropReason.INVALID_IDENTITY)
 
 
-def _checks_stamps(snapshot: Snapshot, receiver: bytes) -> bool:
-    endpoint = snapshot.endpoints.get(receiver)
+def _checks_stamps(snapshot: Snapshot, receiver: bytes, process: int) -> bool:
+    endpoint = snapshot.processes.get(process) or snapshot.endpoints.get(receiver)
     return endpoint is not None and endpoint.guarded and not snapshot.audit
 
 

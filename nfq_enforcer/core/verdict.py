@@ -90,6 +90,11 @@ class DropReason(StrEnum):
         "HTTP rules or server names apply to it, and no proxy runs on this node to check them",
     )
     PROXY_SLOT = "PROXY_SLOT", "it is not of a connection that the proxy of this node has for these ends"
+    UNKNOWN_PROCESS = (
+        "UNKNOWN_PROCESS",
+        "it is of a process with an identity, and its socket belongs to no process endpoint of this node",
+    )
+    PROCESS_L7 = "PROCESS_L7", "layer-7 rules apply to it, which cannot be checked for process endpoints"
     PAYLOAD_TOO_LONG = "PAYLOAD_TOO_LONG", "it is longer than the queue can copy, so it cannot be stamped"
     INTERNAL_ERROR = "INTERNAL_ERROR", "the engine failed on it; this is a bug"
 

@@ -32,6 +32,7 @@ from nfq_enforcer.lab.topology import (
     Topology,
     namespace_prefix,
 )
+from nfq_enforcer.workloads.cgroups import find_root
 
 STATE = Path("/run/nfq-enforcer-lab")
 _IPV6 = Path("/proc/sys/net/ipv6")
@@ -207,9 +208,23 @@ def remove(run_id: str) -> None:
     for _ in range(_ROUNDS):
         _end(pid for namespace in namespaces for pid in _pids(namespace))
     _batch([f"netns del {namespace}" for namespace in namespaces])
+    _remove_cgroups(processes_of(run_id))
     shutil.rmtree(STATE / run_id, ignore_errors=True)
     with suppress(OSError):  # it holds the folders of other labs, or does not exist
         STATE.rmdir()
+
+
+def processes_of(run_id: str) -> str:
+    """Return the start of the paths of the cgroups that the nodes of a lab make for processes."""
+    return f"/nfqe-lab-{run_id}"
+
+
+def _remove_cgroups(start: str) -> None:
+    root = find_root()
+    for folder in root.glob(f"{start.lstrip('/')}-*") if root else ():
+        for each in (*folder.glob("*/"), folder):
+            with suppress(OSError):  # it has processes that the lab has not started
+                each.rmdir()
 
 
 def _check_prerequisites() -> None:

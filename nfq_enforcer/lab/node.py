@@ -9,8 +9,11 @@ from typing import Any
 import yaml
 
 from nfq_enforcer.agent import client
-from nfq_enforcer.lab.network import LabNetwork
+from nfq_enforcer.lab.network import LabNetwork, processes_of
 from nfq_enforcer.lab.process import LabProcess
+
+# ``ip netns exec`` mounts a new /sys, without the cgroups of this host
+_WITH_CGROUPS = ("sh", "-c", 'mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"', "sh")
 
 
 class LabNode:
@@ -21,6 +24,8 @@ class LabNode:
         self.name = name
         self.socket = network.state / f"{name}.sock"
         self.python = sys.executable  # of an installation of nfq_enforcer
+        self.run_socket = network.state / f"{name}-run.sock"  # of ``nfq-enforcer run``
+        self.cgroup = f"{processes_of(network.topology.run_id)}-{name}"
         self.log = network.state / f"{name}-agent.log"
         self.state = network.state / f"{name}-state"
         self._configuration = network.state / f"{name}.yaml"
@@ -35,11 +40,12 @@ class LabNode:
             **self._store,
             "api": {"socket": str(self.socket)},
             **settings,
+            "processes": {"cgroup": self.cgroup, "socket": str(self.run_socket), **settings.pop("processes", {})},
         }
         self._configuration.write_text(yaml.safe_dump(configuration))
         program = [self.python, "-P", "-m", "nfq_enforcer.cli", "agent", "--config", str(self._configuration)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("NFQ_ENFORCER_")}
-        self._agent.start([*program, *options], environment)
+        self._agent.start([*_WITH_CGROUPS, *program, *options], environment)
 
     def wait_until_ready(self) -> None:
         """Wait until the agent enforces policy on every packet of the node; raise NfqError with the log if it ends."""

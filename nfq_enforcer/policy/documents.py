@@ -14,6 +14,7 @@ from nfq_enforcer.policy.fields import (
     AccountName,
     AddressField,
     Annotation,
+    CgroupPath,
     DnsLabel,
     DnsName,
     InterfaceName,
@@ -122,9 +123,10 @@ class EndpointPort(Part):
 
 
 class EndpointSpec(Part):
-    """EndpointSpec: the addresses, node, interface, service account and named ports of an endpoint."""
+    """EndpointSpec: the addresses (or cgroup), node, interface, service account and named ports of an endpoint."""
 
-    ips: Items[AddressField]
+    cgroup: CgroupPath | None = None  # of a process endpoint, in place of addresses: whose sockets are its own
+    ips: Items[AddressField] = Field((), validate_default=True)
     node: NodeName | None = None  # None: the node that loads the document
     interface: InterfaceName | None = None  # None: not specified
     service_account: AccountName = "default"
@@ -132,10 +134,23 @@ class EndpointSpec(Part):
 
     @field_validator("ips")
     @classmethod
-    def _at_least_one(cls, ips: tuple[AddressField, ...]) -> tuple[AddressField, ...]:
-        if not ips:
-            raise ValueError("an endpoint has at least one address; allowed: a list of IPv4 and IPv6 addresses")
+    def _at_least_one(cls, ips: tuple[AddressField, ...], info: ValidationInfo) -> tuple[AddressField, ...]:
+        if "cgroup" not in info.data:  # it has an error of its own
+            return ips
+        is_process = info.data["cgroup"] is not None
+        if not ips and not is_process:
+            allowed = "a list of IPv4 and IPv6 addresses, or a cgroup in place of them"
+            raise ValueError(f"an endpoint has at least one address; allowed: {allowed}")
+        if ips and is_process:
+            raise ValueError("an endpoint with a cgroup has the addresses of its node; allowed: no others")
         return ips
+
+    @field_validator("interface")
+    @classmethod
+    def _none_of_process(cls, interface: str | None, info: ValidationInfo) -> str | None:
+        if interface is not None and info.data.get("cgroup") is not None:
+            raise ValueError("an endpoint with a cgroup is on its node itself; allowed: no interface")
+        return interface
 
     @field_validator("ports")
     @classmethod

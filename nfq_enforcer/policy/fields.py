@@ -27,6 +27,7 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _CLUSTER_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?")  # as upstream
 _NODE_NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,251}[A-Za-z0-9])?")
+_CGROUP = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9_.:@\\-]{1,255}){1,32}")
 _INTERFACE = re.compile(
     r"[A-Za-z0-9_][A-Za-z0-9_.@-]{0,14}"
 )  # at most IFNAMSIZ - 1 bytes, and only characters that iptables reads as part of a name
@@ -200,6 +201,11 @@ def is_interface_name(text: str) -> bool:
     return _INTERFACE.fullmatch(text) is not None
 
 
+def is_cgroup_path(text: str) -> bool:
+    """Return whether a text is the path of a cgroup."""
+    return _CGROUP.fullmatch(text) is not None
+
+
 def is_service_name(text: str) -> bool:
     """Return whether a text is the name of a port."""
     return _SERVICE_NAME.fullmatch(text) is not None
@@ -236,6 +242,14 @@ InterfaceName = Annotated[
         _INTERFACE,
         "an interface's name",
         "1 to 15 letters, digits, '_', '.', '@' and '-', a letter, digit or '_' first",
+    ),
+]
+CgroupPath = Annotated[
+    str,
+    _matching(
+        _CGROUP,
+        "the path of a cgroup",
+        "absolute below the root of cgroup2, as in /system.slice/nginx.service, of 1 to 32 names without '..'",
     ),
 ]
 PortName = Annotated[

@@ -20,12 +20,14 @@ class ParsedDocument:
         return self.source.error(self.base + path, message)
 
     def compact(self) -> "ParsedDocument":
-        """Return the document with the places of its kind, name and addresses only, those that later errors refer to.
+        """Return the document with the places of its kind, name and ends only, those that later errors refer to.
 
         All places take several times the memory of the document.
         """
         addresses = len(self.document.spec.ips) if isinstance(self.document, Endpoint) else 0
         paths = [(), ("kind",), ("metadata", "name"), *(("spec", "ips", number) for number in range(addresses))]
+        if isinstance(self.document, Endpoint) and self.document.spec.cgroup is not None:
+            paths.append(("spec", "cgroup"))
         places = {self.base + path: self.source.place(self.base + path) for path in paths}
         return ParsedDocument(self.document, YamlDocument(self.source.file, None, places), self.base)
 

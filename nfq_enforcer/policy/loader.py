@@ -368,7 +368,7 @@ _ALLOWED = ", ".join(f"{kind} ({version})" for kind, (version, _) in KINDS.items
 
 def _conflicts(parsed: Iterable[ParsedDocument]) -> Iterator[DocumentError]:
     by_key: dict[DocumentKey, ParsedDocument] = {}
-    owners: dict[AddressField, ParsedDocument] = {}
+    owners: dict[AddressField | tuple[str | None, str], ParsedDocument] = {}
     for item in parsed:
         document = item.document
         first = by_key.setdefault(document.key, item)
@@ -381,7 +381,7 @@ def _conflicts(parsed: Iterable[ParsedDocument]) -> Iterator[DocumentError]:
 
 
 def _address_conflicts(
-    parsed: ParsedDocument, endpoint: Endpoint, owners: dict[AddressField, ParsedDocument]
+    parsed: ParsedDocument, endpoint: Endpoint, owners: dict[AddressField | tuple[str | None, str], ParsedDocument]
 ) -> Iterator[DocumentError]:
     for number, address in enumerate(endpoint.spec.ips):
         if address in owners:
@@ -389,3 +389,9 @@ def _address_conflicts(
             message = f"{address} already belongs to {owner.document.title}, defined in {owner.document.origin}"
             yield parsed.error(("spec", "ips", number), message)
         owners.setdefault(address, parsed)
+    if endpoint.spec.cgroup is not None:
+        cgroup = endpoint.spec.node, endpoint.spec.cgroup
+        if owners.setdefault(cgroup, parsed) is not parsed:
+            other = owners[cgroup].document
+            message = f"{cgroup[1]} already belongs to {other.title}, defined in {other.origin}"
+            yield parsed.error(("spec", "cgroup"), message)

@@ -79,7 +79,11 @@ def without_interface(names: Collection[str]) -> str:
 
 def endpoint_warnings(endpoints: Iterable[Endpoint]) -> Iterator[str]:
     """Yield a sentence about the endpoints without an interface, if there are any."""
-    names = {f"{endpoint.namespace}/{endpoint.name}" for endpoint in endpoints if endpoint.spec.interface is None}
+    names = {
+        f"{endpoint.namespace}/{endpoint.name}"
+        for endpoint in endpoints
+        if endpoint.spec.interface is None and endpoint.spec.cgroup is None
+    }
     if names:
         yield without_interface(names)
 

@@ -11,9 +11,11 @@ wait cannot lock others out. If every client has sent its request, the new one i
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.tasks import cancel
@@ -60,6 +62,11 @@ class Connection:
         self.has_request = False
         self._limits = limits
         self._large = large
+
+    @property
+    def peer(self) -> socket.socket:
+        """Return the socket, whose other end is the client."""
+        return cast(socket.socket, self.writer.get_extra_info("socket"))
 
     async def receive(self, end: bytes) -> bytes:
         """Return the request up to and with ``end``, or up to the end of what the client sends.

@@ -17,14 +17,18 @@ def make_endpoint(
     *,
     interface: str | None = None,
     service_account: str = "default",
+    cgroup: str | None = None,
     ports: Iterable[tuple[str, int, str]] = (),
 ) -> Endpoint:
     """Return an endpoint; raise BadInput with a sentence for a value that no Endpoint document may have.
 
-    ``ports``: name, number and protocol (TCP, UDP or SCTP) of each named port.
+    ``cgroup``: of a process endpoint, in place of addresses; ``ports``: name, number and protocol (TCP, UDP or SCTP) of
+    each named port.
     """
     spec: dict[str, Any] = {"ips": list(ips), "serviceAccount": service_account, "interface": interface}
     spec["ports"] = [{"name": port, "port": number, "protocol": protocol} for port, number, protocol in ports]
+    if cgroup is not None:
+        spec = {**spec, "cgroup": cgroup}
     data = {
         "apiVersion": "nfq-enforcer.io/v1",
         "kind": "Endpoint",

@@ -86,8 +86,8 @@ def test_a_worker_has_no_descriptors_of_the_agent(shared: Lab, worker: int) -> N
         "nfq",  # the counters
         "",  # [eventpoll], if the interpreter has one
     }
-    # the channel, the queues of known flows, openings and excess, and one raw socket for each IP family
-    assert len(sockets) <= 1 + KNOWN_QUEUES + 2 + 2
+    # the channel, the queues of known flows, openings and excess, one raw socket for each IP family, and sock_diag
+    assert len(sockets) <= 1 + KNOWN_QUEUES + 2 + 2 + 1
     assert set(descriptors(agent).values()) & set(sockets) == set()
 
 

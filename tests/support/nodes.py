@@ -11,13 +11,14 @@ allows.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.context import Interface
 from nfq_enforcer.core.enforcer import Enforcer
 from nfq_enforcer.core.events import Decision, FlowEvent
 from nfq_enforcer.core.identity import LOCAL, REMOTE_NODE, Identity
+from nfq_enforcer.core.process_sockets import End
 from nfq_enforcer.core.tables.conntrack import Conntrack, FlowState, KernelFlow
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.l7 import DnsMatch, HttpMatch
@@ -105,12 +106,16 @@ class Node:
         self.flows = Conntrack(maximum_flows, self.now)
         self.names = NameTable()
         self.slots = SlotTable()
+        self.processes: dict[int, tuple[str, Identity]] = {}  # name and identity by cgroup, from the next ``load`` on
+        self.sockets: dict[tuple[int, str, int], int] = {}  # cgroup by protocol, address and port
+        self.lookups = 0
         self._enforcer = Enforcer(
             *(self.snapshot(0), self.flows),
             can_requeue=can_requeue,
             has_next=has_next,
             names=self.names,
             slots=self.slots,
+            find_socket=self._find_socket,
         )
         self._decide = self._enforcer.decide if fast else self._enforcer.slow_path
 
@@ -141,7 +146,21 @@ class Node:
             "identities": frozenset({WEB, DB, CLIENT, OTHER}),
             "node_addresses": {at.version: packed(at.host) for at in FAMILIES},
         }
+        fields["processes"] = {
+            cgroup: LocalEndpoint(
+                *(f"default/{name}", identity, None),
+                _policy(name, Direction.INGRESS, ingress or {}, deny_ingress or {}, closed_by),
+                _policy(name, Direction.EGRESS, egress or {}, deny_egress or {}, closed_by),
+                is_host=True,
+                is_process=True,
+            )
+            for cgroup, (name, identity) in self.processes.items()
+        }
         return Snapshot(revision, **fields | changed)
+
+    def _find_socket(self, proto: int, local: End, remote: End, link: str | None) -> int | None:
+        self.lookups += 1
+        return self.sockets.get((proto, str(ip_address(local[0])), local[1]))
 
     @property
     def enforced(self) -> Snapshot:
@@ -182,7 +201,11 @@ class Node:
             address: replace(endpoint, **side) if endpoint.name == f"default/{mine}" else endpoint
             for address, endpoint in snapshot.endpoints.items()
         }
-        self._enforcer.snapshot = replace(snapshot, endpoints=endpoints)
+        processes = {
+            cgroup: replace(endpoint, **side) if endpoint.name == f"default/{mine}" else endpoint
+            for cgroup, endpoint in snapshot.processes.items()
+        }
+        self._enforcer.snapshot = replace(snapshot, endpoints=endpoints, processes=processes)
 
     def load_names(self, *patterns: str, **changed: Any) -> None:
         """Let web open port 80 of the addresses of these names, and query every name on port 53 of the client."""

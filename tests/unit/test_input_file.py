@@ -216,6 +216,7 @@ def test_the_standard_input_is_read_where_it_is_allowed(monkeypatch: pytest.Monk
 
 OWN_FILES = {  # modules that open files which no user names, or open without reading
     "agent/name_learner.py",  # its own state, replaced whole
+    "agent/run_server.py",  # /proc
     "agent/slot_keeper.py",  # its own state, replaced whole
     "agent/watch.py",  # /proc
     "cli/main.py",  # /dev/null, to write
@@ -237,6 +238,8 @@ OWN_FILES = {  # modules that open files which no user names, or open without re
     "store/redis/commands.py",  # part of the package
     "store/redis/last_state.py",  # O_CREAT
     "store/redis/session.py",  # opens a feed
+    "workloads/cgroups.py",  # /proc, and files of cgroups
+    "workloads/processes.py",  # its own state, replaced whole
 }
 
 

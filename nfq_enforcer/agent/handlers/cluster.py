@@ -7,6 +7,7 @@ from typing import Any
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.params import texts
+from nfq_enforcer.cluster.names import EndpointName
 from nfq_enforcer.cluster.source import NodeStatus
 from nfq_enforcer.core.identity import RESERVED
 from nfq_enforcer.observe.status import NodeReport
@@ -33,11 +34,19 @@ class ClusterHandlers:
                 "labels": [str(label) for label in endpoint.labels],
                 "addresses": list(endpoint.addresses),
                 "interface": endpoint.interface,
+                "cgroup": endpoint.cgroup,
+                "pids": self._pids(endpoint),
                 "problem": _problem(f"{endpoint.namespace}/{endpoint.name}", missing, interfaces.unnamed),
                 "document": self._parts.replica.endpoints[f"{endpoint.namespace}/{endpoint.name}"].document(),
             }
             for endpoint in self._parts.names
         ]
+
+    def _pids(self, endpoint: EndpointName) -> list[int]:
+        """Return the processes of a process endpoint of this node."""
+        if endpoint.cgroup is None or endpoint.node != self._parts.settings.name:
+            return []
+        return self._parts.processes.pids(endpoint.cgroup)
 
     async def delete_endpoints(self, params: Params) -> dict[str, Any]:
         """Delete endpoints; return the deleted and the missing names once this node enforces the deletion."""

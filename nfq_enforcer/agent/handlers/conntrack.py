@@ -7,6 +7,7 @@ from typing import Any
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.params import text
+from nfq_enforcer.cluster.records import EndpointRecord
 from nfq_enforcer.core.tables.conntrack import FlowState, Offload
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP, read_key
 from nfq_enforcer.dataplane.worker import flow_list
@@ -31,6 +32,7 @@ class ConntrackHandlers:
         """
         answers = await self._parts.workers.list_flows(self._addresses(params, "from"), self._addresses(params, "to"))
         flows: list[dict[str, Any]] = []
+        processes = self._process(params, "from"), self._process(params, "to")
         total = searched = 0
         for worker, found in zip(self._parts.workers.processes, answers, strict=True):
             if found is None:
@@ -38,7 +40,11 @@ class ConntrackHandlers:
             total += found.total
             searched += min(found.total, flow_list.SEARCHED)
             try:
-                flows += [self._flow(row, worker.queues.headers) for row in flow_list.unpack(found.packed)]
+                flows += [
+                    self._flow(row, worker.queues.headers)
+                    for row in flow_list.unpack(found.packed)
+                    if processes[0] in {None, row.source} and processes[1] in {None, row.destination}
+                ]
             except (ValueError, struct.error):
                 raise NfqError(f"the worker of queue {worker.queues.headers} gave an invalid answer") from None
         return {"flows": flows, "total": total, "searched": searched}
@@ -56,15 +62,23 @@ class ConntrackHandlers:
         written = text(params, name)
         if not written:
             return None
-        record = self._parts.replica.endpoints.get(written if "/" in written else f"default/{written}")
+        record = self._endpoint(written)
         if record is not None:
-            return frozenset(record.addresses)
+            return frozenset(record.addresses) if record.cgroup is None else None
         try:
             return frozenset((ip_address(written).packed,))
         except ValueError:
             raise BadInput(
                 f"{name}: '{shorten(written)}' is neither an endpoint of the cluster nor an address"
             ) from None
+
+    def _endpoint(self, written: str) -> EndpointRecord | None:
+        return self._parts.replica.endpoints.get(written if "/" in written else f"default/{written}")
+
+    def _process(self, params: Params, name: str) -> int | None:
+        """Return the identity of a process endpoint, whose flows no address tells apart; None for any other end."""
+        record = self._endpoint(text(params, name))
+        return record.identity if record is not None and record.cgroup is not None else None
 
     def _flow(self, row: FlowRow, queue: int) -> dict[str, Any]:
         src, dst, proto, sport, dport, *_ = read_key(row.key)

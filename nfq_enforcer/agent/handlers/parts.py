@@ -20,6 +20,7 @@ from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError, OutcomeUnknown
 from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.log import FlowLog
+from nfq_enforcer.workloads.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Parts:
     slots: SlotKeeper
     requests: RequestLog
     workloads: Workloads
+    processes: Processes
 
     async def reconcile(self, done: str) -> None:
         """Enforce the store's changes; raise OutcomeUnknown if that fails now: the reconciler goes on trying.

@@ -94,13 +94,16 @@ class StatusHandlers:
             compilations=view.compilations,
             documents=DocumentCounts(sum(policy.has_rules for policy in view.policies), len(names)),
             refused=self._refusal(),
-            endpoints=len({endpoint.name for endpoint in view.snapshot.endpoints.values()} - {HOST_NAME}),
+            endpoints=len(
+                {one.name for one in (*view.snapshot.endpoints.values(), *view.snapshot.processes.values())}
+                - {HOST_NAME}
+            ),
             identities=len(names.identities) + len(names.cidrs),
             store=store_status,
             worker=await self._workers_in_sum(sum(forged.values())),
             workers=[_worker_status(worker) for worker in parts.workers.processes],
             log=LogCounts(parts.log.seen),
-            problems=[*parts.interfaces.problems(), *parts.workloads.problems()],
+            problems=[*parts.interfaces.problems(), *parts.workloads.problems(), *self._process_problems()],
             rules=self._rules(),
             stuck=list(self._stuck_parts(store_status)),
             working=[
@@ -114,6 +117,10 @@ class StatusHandlers:
             names=NamesStatus(learned.names, learned.addresses, learned.evicted, parts.learner.held),
             workloads=parts.workloads.status(),
         )
+
+    def _process_problems(self) -> Iterator[str]:
+        if reason := self._parts.reconciler.process_problem:
+            yield f"process endpoints are not enforced: {reason}"
 
     def _rules(self) -> RulesStatus:
         state = self._parts.reconciler.guard.state

@@ -112,6 +112,8 @@ class Opening(NamedTuple):
     to_host: bool  # delivered to this host itself
     source: Identity
     destination: Identity
+    sender: int = 0  # cgroup of the opener's socket, if it is that of a process endpoint of this node
+    receiver: int = 0  # the same of the replier's socket
 
 
 class FlowL7(NamedTuple):
@@ -137,10 +139,12 @@ class Flow:
         "names",
         "offload",
         "origin",
+        "receiver",
         "reply_key",
         "reply_origin",
         "reply_stamp",
         "revision",
+        "sender",
         "slot",
         "source",
         "stamp",
@@ -170,6 +174,7 @@ class Flow:
         self.offload = Offload.NONE
         self.l7: FlowL7 | None = None
         self.names: tuple[str, ...] = ()  # of its destination, when it was evaluated: those that policy names
+        self.sender = self.receiver = 0  # cgroups of process endpoints, as in ``Opening``
         self.slot = 0  # of the proxy, which receives the flow; negative: which has opened it
         self.masqueraded = False  # the opener's stamp came from an address of no endpoint: a router rewrote the address
         self.fits = False  # TCP: the SYN passed here and had its MSS clamped, so every segment has room for a stamp
@@ -177,7 +182,10 @@ class Flow:
     @property
     def opening(self) -> Opening:
         """Return the opening that policy evaluated."""
-        return Opening(*read_key(self.key), self.to_host, self.source, self.destination)
+        return Opening(
+            *(*read_key(self.key), self.to_host, self.source, self.destination),
+            *(self.sender, self.receiver),
+        )
 
     @property
     def evaluated(self) -> int:
@@ -211,6 +219,7 @@ class KernelFlow(NamedTuple):
     key: bytes  # of its opener's packets
     state: FlowState
     expires_in: float  # seconds
+    of_process: bool = False  # one of its ends is a process endpoint of this node
 
 
 class _AgeList:

@@ -28,6 +28,7 @@ class LocalEndpoint:
     ingress: PolicyMap
     egress: PolicyMap
     is_host: bool = False  # its addresses belong to the host
+    is_process: bool = False  # it has sockets of this host, and no address of its own
 
     @property
     def guarded(self) -> bool:
@@ -60,6 +61,7 @@ class Snapshot:
     identities: Set[Identity] = frozenset()  # all that endpoints of the cluster have
     own_addresses: frozenset[bytes] = frozenset()  # all addresses of this host
     name_identities: Mapping[str, Identity] = field(default_factory=dict)  # by the patterns in toFQDNs
+    processes: Mapping[int, LocalEndpoint] = field(default_factory=dict)  # process endpoints, by cgroup
     epoch: int | None = None  # of the connmarks that offload flows (per-flow); None: per-packet
     _behind: Behind = field(init=False)  # without cluster interfaces, which other hosts use as well
 
@@ -83,12 +85,19 @@ class Snapshot:
         """Return the same snapshot under another revision, so that known flows are evaluated again."""
         return self._with(revision=revision, epoch=epoch)
 
-    def with_endpoints(self, endpoints: Mapping[bytes, LocalEndpoint], behind: Behind, ipcache: Ipcache) -> "Snapshot":
+    def with_endpoints(
+        self,
+        endpoints: Mapping[bytes, LocalEndpoint],
+        behind: Behind,
+        ipcache: Ipcache,
+        processes: Mapping[int, LocalEndpoint],
+    ) -> "Snapshot":
         """Return the same snapshot with other endpoints, their interfaces, and another ipcache.
 
         It takes no copy of the interfaces, unless one of them is a cluster interface.
         """
-        return self._with(endpoints=endpoints, _behind=self._without_cluster(behind), ipcache=ipcache)
+        behind = self._without_cluster(behind)
+        return self._with(endpoints=endpoints, _behind=behind, ipcache=ipcache, processes=processes)
 
     def _without_cluster(self, behind: Behind) -> Behind:
         if self.cluster_interfaces.isdisjoint(behind):

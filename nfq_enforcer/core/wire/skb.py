@@ -19,6 +19,8 @@ class SkbFlags(IntFlag):
     ASKS_SLOT = 1 << 18  # queued before routing: the only question is to which slot of the proxy it is redirected
     PROXIED = 1 << 19  # on its way to the proxy, from a client, or from a server to which the proxy has connected
     PROXY_LEG = 1 << 20  # sent by the proxy
+    OF_PROCESS = 1 << 21  # the kernel found a socket of a process endpoint of this node at an end of its flow
+    SENT_BY_PROCESS = 1 << 22  # with OF_PROCESS: such a socket has sent it
 
 
 CHECKSUM_UNFINISHED: int = SkbFlags.CHECKSUM_UNFINISHED.value
@@ -28,5 +30,7 @@ FLOW_REPLIER: int = SkbFlags.FLOW_REPLIER.value
 ASKS_SLOT: int = SkbFlags.ASKS_SLOT.value
 PROXIED: int = SkbFlags.PROXIED.value
 PROXY_LEG: int = SkbFlags.PROXY_LEG.value
+OF_PROCESS: int = SkbFlags.OF_PROCESS.value
+SENT_BY_PROCESS: int = SkbFlags.SENT_BY_PROCESS.value
 OF_PROXY = ASKS_SLOT | PROXIED | PROXY_LEG
 SLOT_SHIFT = 24  # the slot's number is above all flags

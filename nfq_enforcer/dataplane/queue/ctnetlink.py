@@ -120,7 +120,8 @@ def read_flow(body: bytes) -> KernelFlow | None:
         state, timeout = _state(opener.proto, entry), int.from_bytes(entry[_TIMEOUT], "big")  # timeout in seconds
     except (KeyError, IndexError):
         raise MessageError("a required attribute of the entry is missing") from None
-    return None if key is None else KernelFlow(key, state, timeout)
+    of_process = bool(int.from_bytes(entry.get(_MARK, b""), "big") & connmark.OF_PROCESS)
+    return None if key is None else KernelFlow(key, state, timeout, of_process)
 
 
 class _Sender(NamedTuple):

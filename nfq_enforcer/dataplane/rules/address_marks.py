@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Set
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 
 from nfq_enforcer.core.tables.prefixes import Network
+from nfq_enforcer.dataplane.rules import process_rules
 from nfq_enforcer.dataplane.rules.filter_table import FAMILIES, Chain, Members
 from nfq_enforcer.dataplane.rules.packet_mark import ASKING, FROM_ENDPOINT, KNOWN_SOURCE, MASK, TO_ENDPOINT
 
@@ -91,13 +92,22 @@ def chains(cluster_interfaces: Iterable[str], security: Collection[int]) -> dict
         for state in ("ct state new,related", "ct status snat,dnat")
         for version, ip in FAMILIES
     ]
+    switch_in, switch_out = f"jump {process_rules.SWITCH_IN}", f"jump {process_rules.SWITCH_OUT}"
     rules = {
-        "input": [*exempt_in, 'iifname "lo" goto others', *sources, *arrived, *destinations],
+        "input": [
+            switch_in,
+            *exempt_in,
+            'iifname "lo" goto others',
+            *sources,
+            *arrived,
+            *destinations,
+        ],
         "forward": [*sources, *arrived, *destinations, *leaving, *transit],
-        "output": [*exempt_out, *sources, *destinations, *leaving],
+        "output": [switch_out, *exempt_out, *sources, *destinations, *leaving],
     }
     hook, before, after = "type filter hook {} priority {}; policy accept;", min(security) - 1, max(security) + 1
-    clear = f"meta mark & {MASK:#x} != 0 meta mark set meta mark & {_OTHERS:#x}"
+    classified = f"meta mark & {MASK:#x} != 0"
+    clear = f"{classified} meta mark set meta mark & {_OTHERS:#x}"
     return {
         "others": Chain("", [clear]),
         "from_endpoint": Chain("", [_set(FROM_ENDPOINT)]),
@@ -114,8 +124,10 @@ def chains(cluster_interfaces: Iterable[str], security: Collection[int]) -> dict
                 *(f"add @seen{version} {{ {source} }}" for version, source in _SOURCES.items()),
             ],
         ),
+        **process_rules.chains(),
+        "clear": process_rules.clear_chain(_OTHERS),
         **{f"mark_{name}": Chain(hook.format(name, before), [*each, "goto others"]) for name, each in rules.items()},
-        **{f"clear_{name}": Chain(hook.format(name, after), [clear]) for name in rules},
+        **{f"clear_{name}": Chain(hook.format(name, after), [f"{classified} goto clear"]) for name in rules},
     }
 
 

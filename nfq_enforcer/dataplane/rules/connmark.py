@@ -27,6 +27,7 @@ _FIRST, _EPOCHS = 2, (1 << _EPOCH_BITS) - 2
 # Bits of a connmark that no verdict changes (see ``redirect_rules``).
 REDIRECTED = 0x40000000  # the connection of a client, redirected to the proxy
 FROM_PROXY = 0x80000000  # a connection of the proxy, to a server
+OF_PROCESS = 0x20000000  # a connection of a process endpoint (see ``process_rules``)
 
 _REQUEST_WHOLE_FLOW, _REQUEST_ODD_EPOCH = 0x20000000, 0x10000000  # with REQUEST
 

@@ -54,6 +54,19 @@ class QueueRule(NamedTuple):
         return f"NFQUEUE {self.first}:{self.first + self.number - 1}{' bypass' if self.bypass else ''}"
 
 
+class SocketRule(NamedTuple):
+    """Socket rule: packets with a socket of a cgroup, or of one below it, continue in a chain."""
+
+    target: str  # the chain
+    level: int = 0  # of the cgroup below the root of cgroup2; 0: every packet
+    cgroup: int = 0  # its number
+
+    @property
+    def text(self) -> str:
+        """Return the rule, for its checksum."""
+        return f"socket cgroupv2 level {self.level} {self.cgroup} goto {self.target}"
+
+
 @dataclass(frozen=True)
 class Content:
     """Content of the table."""
@@ -62,7 +75,10 @@ class Content:
     chains: Mapping[str, Chain]  # a chain follows those that it jumps to
     members: Members  # the kernel adds those of other sets
     family: str = FAMILY
-    queue_rules: tuple[QueueRule, ...] = ()  # of chains without other rules, made by ``queue_rules.replace``
+    queue_rules: tuple[QueueRule, ...] = ()  # of chains without other rules, made by ``made_rules.replace``
+    socket_rules: Mapping[str, tuple[SocketRule, ...]] = field(
+        default_factory=dict
+    )  # by chain, of chains without others
     timeouts: Mapping[str, str] = field(default_factory=dict)  # declaration of each object of kind ``ct timeout``
 
     @property
@@ -74,6 +90,11 @@ class Content:
     def place(self) -> str:
         """Return the place of faults in the table."""
         return f"table {self.table}"
+
+    @property
+    def made_rules(self) -> dict[str, tuple[QueueRule | SocketRule, ...]]:
+        """Return the rules that nft cannot write, by chain; such a chain has no others."""
+        return {**{rule.chain: (rule,) for rule in self.queue_rules}, **self.socket_rules}
 
     def changed(self, members: Members) -> "Content":
         """Return the same table with these members in place of those of the same sets."""
@@ -87,13 +108,13 @@ def render_structure(wanted: Content) -> str:
     queue (nf_queue_nf_hook_drop, net/netfilter/nf_queue.c). nft refuses it if a set or chain of the same name is of
     another kind.
     """
-    queued = {rule.chain for rule in wanted.queue_rules}
+    made = wanted.made_rules
     lines = (
         f"add table {wanted.table}",
         *(f"add ct timeout {wanted.table} {name} {{ {text} }}" for name, text in wanted.timeouts.items()),
         *(f"add {kind(text)} {wanted.table} {name} {{ {text} }}" for name, text in wanted.sets.items()),
         *(f"add chain {wanted.table} {name} {{ {chain.hook} }}" for name, chain in wanted.chains.items()),
-        *(f"flush chain {wanted.table} {name}" for name in wanted.chains if name not in queued),
+        *(f"flush chain {wanted.table} {name}" for name in wanted.chains if name not in made),
         *(
             f'add rule {wanted.table} {name} {rule} comment "{tag(rule)}"'
             for name, chain in wanted.chains.items()
@@ -189,7 +210,7 @@ def structure_faults(listed: str, wanted: Content) -> Iterator[Fault]:
     if re.search(r"^\tflags .*dormant", table[1], re.MULTILINE):
         yield Fault(wanted.place, "is switched off")
     found = dict(re.findall(r"^\tchain (\S+) {\n(.*?)^\t}", table[1], re.MULTILINE | re.DOTALL))
-    queued = {rule.chain: rule.text for rule in wanted.queue_rules}
+    made = {name: [rule.text for rule in rules] for name, rules in wanted.made_rules.items()}
     for name, (hook, rules) in wanted.chains.items():
         lines = [line.strip() for line in found.get(name, "").splitlines()]
         actual_hook = lines.pop(0) if lines and lines[0].startswith("type ") else ""
@@ -197,17 +218,13 @@ def structure_faults(listed: str, wanted: Content) -> Iterator[Fault]:
             yield Fault(wanted.place, f"chain {name} is missing")
         elif actual_hook != hook:
             yield Fault(wanted.place, f"chain {name} has another hook")
-        elif [_COMMENT.findall(line) for line in lines] != [[tag(rule)] for rule in (*rules, *_one(queued.get(name)))]:
+        elif [_COMMENT.findall(line) for line in lines] != [[tag(rule)] for rule in (*rules, *made.get(name, ()))]:
             yield Fault(wanted.place, f"chain {name} has other rules")
     hooked = (name for name, text in found.items() if text.startswith("\t\ttype ") and name not in wanted.chains)
     yield from (Fault(wanted.place, f"chain {name} is none of this version") for name in hooked)
     sets = set(re.findall(r"^\t((?:set|map) \S+) {", table[1], re.MULTILINE))
     named = (f"{kind(text)} {name}" for name, text in wanted.sets.items())
     yield from (Fault(wanted.place, f"{one} is missing") for one in named if one not in sets)
-
-
-def _one(text: str | None) -> tuple[str, ...]:
-    return () if text is None else (text,)
 
 
 def member_fault(name: str, listed: str | None, wanted: frozenset[Member], place: str = PLACE) -> Fault | None:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from nfq_enforcer.cluster.replica import Cgroup
 from nfq_enforcer.core.tables.ipcache import Ipcache
 from nfq_enforcer.core.tables.prefixes import Network
 from nfq_enforcer.core.tables.snapshot import Snapshot
@@ -29,6 +30,7 @@ from nfq_enforcer.dataplane.rules import (
     kernel_table,
     kernel_watch,
     policy_routing,
+    process_rules,
     redirect_rules,
     ruleset,
     source_filter,
@@ -113,6 +115,7 @@ class Rules:
         self._bridge_ports: Members = {redirect_rules.PORTS: frozenset()}  # as last read
         self._br_netfilter = False  # it was loaded, as of the last read
         self._bridged = False  # and it has its hooks here
+        self._cgroups: frozenset[Cgroup] = frozenset()  # whose sockets classify packets
         self._store: Members = address_marks.store(())
         self.remote_networks: frozenset[Network] = frozenset()
         self._queues: Sequence[QueueNumbers] | None = None  # None: the rules are not installed
@@ -193,6 +196,18 @@ class Rules:
             self.remote_networks = networks
             if self._in_force:
                 self._table.change(address_marks.remote(networks))
+
+    @property
+    def cgroups(self) -> frozenset[Cgroup]:
+        """Return the cgroups of process endpoints by whose sockets packets are classified."""
+        return self._cgroups
+
+    def set_cgroups(self, cgroups: frozenset[Cgroup]) -> None:
+        """Set the cgroups of process endpoints; before ``install``, nothing changes in the kernel."""
+        with self._lock:
+            if self._in_force:
+                self._table.change_sockets(process_rules.socket_rules(cgroups))
+            self._cgroups = cgroups
 
     def set_proxied(self, proxied: bool) -> None:
         """Begin or end the redirection of new connections, when the proxy has started or is gone."""
@@ -370,6 +385,7 @@ class Rules:
             {**source_filter.SETS, **address_marks.SETS},
             {**source_filter.chains(snapshot.cluster_interfaces), **marks},
             {**_members(snapshot), **address_marks.remote(self.remote_networks), **self._store},
+            socket_rules=process_rules.socket_rules(self._cgroups),
         )
 
     def _redirecting(self, content: Content, snapshot: Snapshot, queues: Sequence[QueueNumbers]) -> Content:

@@ -1,13 +1,23 @@
 """The tables of nftables in the kernel: applied, checked and removed with nft."""
 
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from nfq_enforcer.dataplane.rules import filter_table, kernel_watch, queue_rules
+from nfq_enforcer.dataplane.rules import filter_table, kernel_watch, made_rules
 from nfq_enforcer.dataplane.rules.commands import run
 from nfq_enforcer.dataplane.rules.comparison import Fault
-from nfq_enforcer.dataplane.rules.filter_table import BRIDGE, FAMILY, NAME, Chain, Content, Members, read_counters
+from nfq_enforcer.dataplane.rules.filter_table import (
+    BRIDGE,
+    FAMILY,
+    NAME,
+    Chain,
+    Content,
+    Members,
+    SocketRule,
+    read_counters,
+)
 from nfq_enforcer.dataplane.rules.source_filter import DROPS
 from nfq_enforcer.errors import NfqError
 
@@ -79,6 +89,21 @@ class KernelTable:
         except NfqError:
             self._restore(self._wanted)
 
+    def change_sockets(self, rules: Mapping[str, tuple[SocketRule, ...]]) -> None:
+        """Change the rules of cgroups; raise NfqError if the kernel refuses. Does nothing before install."""
+        if self._wanted is None or rules == self._wanted.socket_rules:
+            return
+        before, self._wanted = self._wanted, replace(self._wanted, socket_rules=rules)
+        try:
+            made_rules.replace(rules)
+        except NfqError:
+            try:
+                self._restore(self._wanted)
+            except NfqError:  # a kernel without the expression
+                self._wanted = before
+                self._restore(before)
+                raise
+
     def faults(self) -> list[Fault]:
         """Return the differences between the kernel's table and the wanted one; raise NfqError if unreadable.
 
@@ -116,13 +141,13 @@ class KernelTable:
     def _restore(self, wanted: Content) -> None:
         try:
             run(["nft", "-f", "-"], filter_table.render_structure(wanted))
-            queue_rules.replace(wanted.queue_rules)
+            made_rules.replace(wanted.made_rules)
             restored = not _structure_faults(wanted)
         except NfqError:  # a set or chain of another kind
             restored = False
         if not restored:
             run(["nft", "-f", "-"], filter_table.render_replacement(wanted))
-            queue_rules.replace(wanted.queue_rules)
+            made_rules.replace(wanted.made_rules)
         run(["nft", "-f", "-"], filter_table.render_members(wanted, wanted.members))
 
     def drops(self) -> dict[str, int]:

@@ -4,10 +4,14 @@ A packet has the bits of ``MASK`` only between the chains of ``address_marks``, 
 of table ``security``. Its class comes first, from its addresses. A rule may replace it by the sender, for a known flow
 whose connmark is of another epoch, and the verdict of a worker by a request (see ``connmark``).
 
+The bits of ``WAY`` also have values without a meaning for the proxy: two for packets of process endpoints, between the
+same chains, and one for packets to this host itself that have been decided in OUTPUT (see ``process_rules``).
+
 The bits of ``WAY`` say that the packet goes to the proxy or comes from it (see ``redirect_rules``). The low 16 bits
 then have the number of a slot, if it is a SYN.
 """
 
+from nfq_enforcer.core.wire import skb
 from nfq_enforcer.core.wire.skb import ASKS_SLOT, FLOW_OPENER, FLOW_REPLIER, PROXIED, PROXY_LEG, SLOT_SHIFT
 
 MASK = 0xF0000000
@@ -28,8 +32,19 @@ ASKING = 0x01000000  # a SYN, queued for a slot
 REDIRECTED = 0x02000000  # a SYN that got a slot
 TO_PROXY = 0x04000000  # of a redirected connection: delivered to this host
 FROM_PROXY = 0x08000000
+# No packet of the proxy has these values.
+OF_PROCESS = TO_PROXY | FROM_PROXY
+SENT_BY_PROCESS = OF_PROCESS | REDIRECTED
+DECIDED = REDIRECTED | FROM_PROXY
 _SLOT = 0xFFFF
-_WAY_FLAGS = {ASKING: ASKS_SLOT, REDIRECTED: PROXIED, TO_PROXY: PROXIED, FROM_PROXY: PROXY_LEG}
+_WAY_FLAGS = {
+    ASKING: ASKS_SLOT,
+    REDIRECTED: PROXIED,
+    TO_PROXY: PROXIED,
+    FROM_PROXY: PROXY_LEG,
+    OF_PROCESS: skb.OF_PROCESS,
+    SENT_BY_PROCESS: skb.OF_PROCESS | skb.SENT_BY_PROCESS,
+}
 
 
 def match(bits: int, mask: int = MASK, *, negated: bool = False) -> str:

@@ -22,7 +22,7 @@ priority), and IP removes the socket that TPROXY has assigned in the first one (
 before that hook (``bridged_chain``) assigns a socket once more, and one of the table of family ``bridge`` turns frames
 to other hosts up to this one (``bridge_chains``). A SYN without a socket never reaches one of another program.
 
-The kernel's rule for a queue belongs to ``xt_NFQUEUE``, as in table ``security`` (see ``queue_rules``).
+The kernel's rule for a queue belongs to ``xt_NFQUEUE``, as in table ``security`` (see ``made_rules``).
 """
 
 from collections.abc import Sequence

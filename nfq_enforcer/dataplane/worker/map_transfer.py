@@ -21,6 +21,7 @@ _FREED = 2000  # rows at a time
 
 Entries = Mapping[PolicyKey, PolicyEntry]
 Endpoints = Mapping[bytes, LocalEndpoint]
+Processes = Mapping[int, LocalEndpoint]
 _NO_MAP = PolicyMap({}, enforced=False)
 
 
@@ -40,9 +41,9 @@ class MapHead(NamedTuple):
 
 
 class EndpointRow(NamedTuple):
-    """EndpointRow: an endpoint without its maps, their numbers, and its addresses."""
+    """EndpointRow: an endpoint without its maps, their numbers, and its addresses (of a process: its cgroups)."""
 
-    addresses: tuple[bytes, ...]
+    addresses: tuple[bytes | int, ...]
     endpoint: LocalEndpoint
     ingress: int
     egress: int
@@ -69,6 +70,7 @@ class SnapshotReference(NamedTuple):
     endpoints: int = -1
     outside: int = -1
     blocks: int = -1
+    processes: int = -1
 
 
 class MapRemoval(NamedTuple):
@@ -78,7 +80,7 @@ class MapRemoval(NamedTuple):
 
 
 Chunk = MapChunk | MapHead | EndpointChunk | PrefixChunk
-_Table = Entries | PolicyMap | Endpoints | Prefixes
+_Table = Entries | PolicyMap | Endpoints | Processes | Prefixes
 
 
 class MapSender:
@@ -104,8 +106,10 @@ class MapSender:
     def refer(self, snapshot: Snapshot) -> SnapshotReference:
         """Return the reference to a snapshot whose tables have all been added."""
         outside, blocks = snapshot.ipcache.prefixes
-        empty = snapshot.with_endpoints({}, {}, snapshot.ipcache.with_prefixes(NO_PREFIXES, NO_PREFIXES))
-        return SnapshotReference(empty, self._number(snapshot.endpoints), self._number(outside), self._number(blocks))
+        empty = snapshot.with_endpoints({}, {}, snapshot.ipcache.with_prefixes(NO_PREFIXES, NO_PREFIXES), {})
+        processes = self._number(snapshot.processes) if snapshot.processes else -1
+        tables = self._number(snapshot.endpoints), self._number(outside), self._number(blocks), processes
+        return SnapshotReference(empty, *tables)
 
     def retain(self, snapshot: Snapshot) -> MapRemoval:
         """Forget all tables that this snapshot does not use; return the message that removes them from workers."""
@@ -120,13 +124,13 @@ class MapSender:
             return (PrefixChunk(number, part) for part in table.parts())
         if isinstance(table, PolicyMap):
             return iter([MapHead(number, self._number(table.entries), table.with_entries({}))])
-        if isinstance(next(iter(table), None), bytes):
+        if isinstance(next(iter(table), None), bytes | int):
             rows = portions(self._rows(table), _ENDPOINTS)  # type: ignore[arg-type]
             return (EndpointChunk(number, portion) for portion in rows)
         return (MapChunk(number, portion) for portion in portions(table.items(), _CHUNK))  # type: ignore[arg-type]
 
-    def _rows(self, endpoints: Endpoints) -> Iterator[EndpointRow]:
-        addresses: dict[int, list[bytes]] = {}  # by ``id`` of the endpoint
+    def _rows(self, endpoints: Endpoints | Processes) -> Iterator[EndpointRow]:
+        addresses: dict[int, list[bytes | int]] = {}  # by ``id`` of the endpoint
         for address, endpoint in endpoints.items():
             addresses.setdefault(id(endpoint), []).append(address)
         for endpoint in {id(endpoint): endpoint for endpoint in endpoints.values()}.values():
@@ -142,7 +146,7 @@ class MapReceiver:
         """Start with no tables."""
         self._entries: dict[int, dict[PolicyKey, PolicyEntry]] = {}
         self._maps: dict[int, PolicyMap] = {}
-        self._endpoints: dict[int, dict[bytes, LocalEndpoint]] = {}
+        self._endpoints: dict[int, dict[Any, LocalEndpoint]] = {}  # by address, or by cgroup
         self._behind: dict[int, dict[str, dict[str, bytes]]] = {}  # the interfaces of the endpoints with this number
         self._prefixes: dict[int, Prefixes] = {}
         self._removed: list[dict[Any, Any]] = []
@@ -159,7 +163,8 @@ class MapReceiver:
             for row in chunk.rows:
                 endpoint = replace(row.endpoint, ingress=self._maps[row.ingress], egress=self._maps[row.egress])
                 endpoints.update(dict.fromkeys(row.addresses, endpoint))
-                add_behind(behind, endpoint, row.addresses[0])
+                if isinstance(address := row.addresses[0], bytes):
+                    add_behind(behind, endpoint, address)
         else:
             self._prefixes.setdefault(chunk.number, Prefixes({})).append(chunk.part)
 
@@ -168,7 +173,10 @@ class MapReceiver:
         prefixes = (self._prefixes.get(number, NO_PREFIXES) for number in (reference.outside, reference.blocks))
         ipcache = reference.snapshot.ipcache.with_prefixes(*prefixes)
         number = reference.endpoints
-        return reference.snapshot.with_endpoints(self._endpoints.get(number, {}), self._behind.get(number, {}), ipcache)
+        processes = self._endpoints.get(reference.processes, {})
+        return reference.snapshot.with_endpoints(
+            self._endpoints.get(number, {}), self._behind.get(number, {}), ipcache, processes
+        )
 
     def remove(self, removal: MapRemoval) -> None:
         """Remove tables, to be freed later; no snapshot in use may refer to them."""
@@ -191,12 +199,14 @@ class MapReceiver:
 
 def _tables(snapshot: Snapshot) -> Iterator[_Table]:
     """Yield all tables of a snapshot, each after those that it refers to, some of them repeatedly."""
-    endpoints = {id(endpoint): endpoint for endpoint in snapshot.endpoints.values()}.values()
-    for endpoint in endpoints:
+    endpoints = (*snapshot.endpoints.values(), *snapshot.processes.values())
+    for endpoint in {id(endpoint): endpoint for endpoint in endpoints}.values():
         for policy in (endpoint.ingress, endpoint.egress):
             yield policy.entries
             yield policy
     yield snapshot.endpoints
+    if snapshot.processes:
+        yield snapshot.processes
     yield from snapshot.ipcache.prefixes
 
 

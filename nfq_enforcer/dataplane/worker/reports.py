@@ -43,7 +43,7 @@ _LATEST = 1e10  # s, of a clock that begins with the machine
 
 # time, verdict, reason, direction, length and bytes of both addresses, protocol, ports, ICMP type and code, to_host,
 # identities, TCP flags, is_reply, places of the three tuples of rules, and of the message, counted from 1 (0: none)
-_EVENT = struct.Struct("!dBBBB16sB16sBHHhh?IIH?HHHH")
+_EVENT = struct.Struct("!dBBBB16sB16sBHHhh?IIQQH?HHHH")
 _PACK = struct.Struct("!HI")  # number of events, bytes of rules and messages
 _BOUND = struct.Struct("!BHHHHH")
 _REVISION = struct.Struct("!q")
@@ -276,16 +276,15 @@ def unpack(packed: bytes) -> Iterator[FlowEvent]:
 
 def _read_event(row: tuple[Any, ...], tuples: Sequence[Rules], messages: Sequence[Message]) -> FlowEvent:
     time, verdict, reason, direction, src_size, src, dst_size, dst, *fields = row
-    proto, sport, dport, icmp_type, icmp_code, to_host, source, destination, tcp_flags, is_reply, *places, message = (
-        fields
-    )
+    proto, sport, dport, icmp_type, icmp_code, to_host, source, destination, *fields = fields
+    sender, receiver, tcp_flags, is_reply, *places, message = fields
     if not (math.isfinite(time) and 0 <= time < _LATEST):
         raise InvalidReport("time")
     if src_size not in _ADDRESS_LENGTHS or src_size != dst_size:
         raise InvalidReport("address")
     if not (-1 <= icmp_type <= 0xFF and -1 <= icmp_code <= 0xFF):
         raise InvalidReport("ICMP type")
-    ends = Identity(source), Identity(destination)
+    ends = Identity(source), Identity(destination), sender, receiver
     opening = Opening(src[:src_size], dst[:dst_size], proto, sport, dport, icmp_type, icmp_code, to_host, *ends)
     allowed_by, enforced_by, denied_by = (_choose(tuples, place, "rules") for place in places)
     return FlowEvent(

@@ -55,6 +55,7 @@ from nfq_enforcer.dataplane.worker.counters import (
 from nfq_enforcer.dataplane.worker.flow_list import FlushFlows, ListFlows
 from nfq_enforcer.dataplane.worker.map_transfer import Chunk, MapReceiver, MapRemoval, SnapshotReference
 from nfq_enforcer.dataplane.worker.name_learning import NameLearning
+from nfq_enforcer.dataplane.worker.process_sockets import ProcessSockets
 from nfq_enforcer.dataplane.worker.reports import MAX_EVENTS, Applied, Bound, Enforced, Events, Failed, pack
 from nfq_enforcer.dataplane.worker.sampling import DropSample
 from nfq_enforcer.dataplane.worker.slot_requests import SlotRequests
@@ -96,6 +97,7 @@ class Worker:
         self._names = NameLearning(setup, channel)
         self._slots = SlotRequests(setup, channel)
         self._interfaces = Interfaces()
+        self._sockets = ProcessSockets()
         self._events: deque[FlowEvent] = deque()
         self._sample = DropSample()
         self._to_forget: list[Flow] = []  # flows that a flush has not forgotten yet
@@ -118,6 +120,7 @@ class Worker:
             has_next=self._queues.requeues and setup.next_worker is not None,
             names=self._names.table,
             slots=self._slots.table,
+            find_socket=self._sockets.find,
         )
         self._use(snapshot)
         # epoll, not poll: its cost does not grow with the number of queues
@@ -144,7 +147,7 @@ class Worker:
                 if self._clock() - now > limit:
                     return
                 src, dst, *_ = read_key(flow.key)
-                if src in snapshot.endpoints or dst in snapshot.endpoints:
+                if flow.of_process or src in snapshot.endpoints or dst in snapshot.endpoints:
                     self._flows.import_flow(flow, now)
 
     def run(self) -> None:
@@ -168,6 +171,7 @@ class Worker:
 
     def _close(self) -> None:
         self._queues.close()
+        self._sockets.close()
         for raw in filter(None, self._raw_sockets.values()):
             raw.close()
         self._epoll.close()

@@ -41,6 +41,7 @@ from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.policy.fields import (
     MAX_PORT,
     check_user_label_key,
+    is_cgroup_path,
     is_dns_label,
     is_dns_name,
     is_interface_name,
@@ -235,15 +236,16 @@ def _endpoint(name: str, data: Mapping[str, Any]) -> EndpointRecord:
         own_name,
         _node_name(_string(spec["node"])),
         _cluster_identity(data["identity"]),
-        tuple(_packed(ip) for ip in _strings(spec["ips"])),
+        tuple(_packed(ip) for ip in _strings(spec.get("ips", []))),
         None if "interface" not in spec else _interface(_string(spec["interface"])),
         _written_labels(tuple(sorted(metadata["labels"].items()))),
         _account(_string(spec.get("serviceAccount", "default"))),
         _ports(tuple((p["name"], p["protocol"], p["port"]) for p in spec.get("ports", ()))),
         _source(metadata["annotations"].get(SOURCE_ANNOTATION, "")) if "annotations" in metadata else "",
+        None if "cgroup" not in spec else _cgroup(_string(spec["cgroup"])),
     )
-    if record.full_name != name or not record.addresses:
-        raise ValueError("it is not the endpoint that its name says, or has no address")
+    if record.full_name != name or bool(record.addresses) is (record.cgroup is not None):
+        raise ValueError("it is not the endpoint that its name says, or has neither address nor cgroup, or both")
     return record
 
 
@@ -275,6 +277,11 @@ def _source(written: object) -> str:
     source = _string(written)
     _match(_SOURCE.fullmatch, source, "the name of a source of workloads")
     return intern(source)
+
+
+def _cgroup(text: str) -> str:
+    _match(is_cgroup_path, text, "the path of a cgroup")
+    return text
 
 
 @lru_cache(maxsize=1 << 16)

@@ -50,6 +50,7 @@ DEFAULTS: dict[str, object] = {
     },
     "api": {"socket": "/run/nfq-enforcer/agent.sock", "group": None},
     "metrics": {"address": "127.0.0.1:9962"},
+    "processes": {"cgroup": "/nfqe", "socket": None, "allow": (), "units": ()},
     "log": {"level": "info", "format": "text"},
 }
 
@@ -85,6 +86,10 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("dns.min_ttl", "3600", 3600),
     ("proxy.user", "65000", 65_000),
     ("proxy.first_port", "30000", 30_000),
+    ("processes.cgroup", "/nfqe/here", "/nfqe/here"),
+    ("processes.socket", "/run/x.sock", "/run/x.sock"),
+    ("processes.allow", "[{user: 0, labels: {a: b}}]", (config.PermissionSection(user=0, labels={"a": "b"}),)),
+    ("processes.units", "[{unit: a.service}]", (config.UnitSection(unit="a.service"),)),
     ("openings.budgets", "false", False),
     ("openings.per_endpoint", "1", 1),
     ("openings.per_source", "1000000", 1_000_000),

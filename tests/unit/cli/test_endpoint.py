@@ -292,3 +292,13 @@ def test_endpoints_that_are_not_there_are_named_and_the_others_are_deleted(
         "shop/front1 deleted\n",
         "nfq-enforcer: there is no endpoint default/x, default/y; 'nfq-enforcer endpoint list' shows those there are\n",
     )
+
+
+def test_a_process_endpoint_is_listed_with_its_cgroup_and_processes(run: RunProgram, answering: Answering) -> None:
+    entry = {**ENDPOINTS[0], "addresses": [], "cgroup": "/nfqe/shop.front1", "pids": list(range(11, 18))}
+    many, none = {**entry, "name": "many"}, {**entry, "name": "none", "pids": []}
+    done = run("endpoint", "list", "--socket", answering(endpoints=[{**entry, "pids": [7]}, many, none]).socket)
+
+    cgroup = "cgroup /nfqe/shop.front1"
+    shown = [f"{cgroup},process 7 ", f"{cgroup},process 11 12 13 14 15 … ", f"{cgroup} "]
+    assert all(text in line for text, line in zip(shown, done.lines[-3:], strict=True))

@@ -10,6 +10,7 @@ import pytest
 
 import nfq_enforcer
 from nfq_enforcer.agent import defaults
+from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.watch import WatchTimings
 
 UNIT = Path(nfq_enforcer.__file__).parent / "systemd" / "nfq-enforcer.service"
@@ -77,6 +78,14 @@ def test_the_socket_is_where_the_agent_puts_it(settings: Mapping[str, list[str]]
 def test_the_last_known_state_is_in_a_folder_of_its_own(settings: Mapping[str, list[str]]) -> None:
     assert settings["Service.StateDirectory"] == ["nfq-enforcer"]
     assert settings["Service.StateDirectoryMode"] == ["0700"]
+
+
+def test_a_program_with_all_privileges_makes_the_cgroup_of_processes(settings: Mapping[str, list[str]]) -> None:
+    (command,) = settings["Service.ExecStartPre"]
+
+    assert command.startswith("-+")  # a failure stops no agent; all privileges
+    assert f'{Config().processes.cgroup}"' in command
+    assert "Service.ProtectControlGroups" not in settings
 
 
 def test_it_may_no_more_than_it_needs(settings: Mapping[str, list[str]]) -> None:

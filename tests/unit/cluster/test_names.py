@@ -29,6 +29,7 @@ class Workload(NamedTuple):
     identity: Identity
     addresses: tuple[bytes, ...]
     interface: str | None = None
+    cgroup: str | None = None
 
 
 class Cluster:
@@ -55,7 +56,7 @@ def cluster() -> Cluster:
     return cluster
 
 
-NAME = EndpointName("shop", "front1", "n1", WEB, ALL, ("10.1.0.10", "fd01::10"), "veth1")
+NAME = EndpointName("shop", "front1", "n1", WEB, ALL, ("10.1.0.10", "fd01::10"), "veth1", None)
 
 
 def test_an_identity_has_the_labels_that_make_it(cluster: Cluster) -> None:

@@ -317,11 +317,30 @@ WRONG = {
         "x.yaml:3:29: metadata.labels: must be a mapping, not a list",
         "",
     ),
-    "no addresses": (f"{ENDPOINT}{PLACE}node: a", "x.yaml:5:3: spec.ips: required field is missing", ""),
+    "no addresses": (
+        f"{ENDPOINT}{PLACE}node: a",
+        "x.yaml:5:3: spec.ips: an endpoint has at least one address; allowed: a list of",
+        "or a cgroup",
+    ),
     "an empty list of addresses": (
         f"{ENDPOINT}{PLACE}ips: []",
         "x.yaml:5:8: spec.ips: an endpoint has at",
         "allowed: ",
+    ),
+    "addresses beside a cgroup": (
+        f"{ENDPOINT}{PLACE}cgroup: /a.slice/b.service\n  ips: [10.0.0.1]",
+        "x.yaml:6:8: spec.ips: an endpoint with a cgroup has the addresses of its node",
+        "allowed: no others",
+    ),
+    "an interface beside a cgroup": (
+        f"{ENDPOINT}{PLACE}cgroup: /a.slice/b.service\n  interface: eth0",
+        "x.yaml:6:14: spec.interface: an endpoint with a cgroup is on its node itself",
+        "allowed: no interface",
+    ),
+    "a cgroup that is no path": (
+        f"{ENDPOINT}{PLACE}cgroup: /a/../b",
+        "x.yaml:5:11: spec.cgroup: '/a/../b' is not the path of a cgroup",
+        "allowed: absolute",
     ),
     "an address that is no list": (
         f"{ENDPOINT}{PLACE}ips: 10.0.0.1",
@@ -397,7 +416,7 @@ WRONG = {
     ),
     "an unknown field": (
         f"{PLACED}color: red",
-        "x.yaml:6:3: spec.color: unknown field 'color'; allowed: ips, node, interface, serviceAccount, ports",
+        "x.yaml:6:3: spec.color: unknown field 'color'; allowed: cgroup, ips, node, interface, serviceAccount,",
         "",
     ),
     "an unknown field that is null": (
@@ -408,7 +427,7 @@ WRONG = {
     "a misspelt field": (
         f"{ENDPOINT}{PLACE}ip: [10.0.0.1]\n  ips: [10.0.0.1]",
         "x.yaml:5:3: spec.ip: unknown field 'ip'; did you mean 'ips'?",
-        "allowed: ips, node",
+        "allowed: cgroup, ips, node",
     ),
     "a field in Python's spelling": (
         f"{PLACED}service_account: a",

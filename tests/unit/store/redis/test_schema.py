@@ -230,7 +230,7 @@ class TestRefused:
             (Kind.ENDPOINT, "shop/web", changed(ENDPOINT_VALUE, identity=7e4), "70000.0 is not the number"),
             (Kind.ENDPOINT, "shop/web", changed(ENDPOINT_VALUE, document=[]), "it is not a value of kind endpoint"),
             (Kind.ENDPOINT, "shop/web", spec(node=None), "it has no 'node'"),
-            (Kind.ENDPOINT, "shop/web", spec(ips=[]), "it is not the endpoint that its name says, or has no address"),
+            (Kind.ENDPOINT, "shop/web", spec(ips=[]), "or has neither address nor cgroup, or both"),
             (Kind.ENDPOINT, "shop/web", spec(ips=["10.0.0.1/8"]), "value of kind endpoint: '10.0.0.1/8'"),
             (Kind.ENDPOINT, "shop/web", spec(ports=[{"name": "a", "protocol": "ICMP", "port": 1}]), "it has no 'ICMP'"),
             (Kind.ENDPOINT, "shop/web", spec(ports=[{"name": "a", "protocol": "TCP", "port": 0}]), "are not ports"),
