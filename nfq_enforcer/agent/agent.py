@@ -128,7 +128,7 @@ class Agent:
         self._bridges = BridgeWatch(self._rules)
         self._interfaces = InterfaceCheck(self._local_endpoints)
         registrar = Registrar(self._settings.name, self._store, lambda: replica.endpoints, self._reconciler.reconcile)
-        self._workloads = Workloads(registrar, self._make_sources())
+        self._workloads = Workloads(registrar, self._make_sources(registrar, replica))
         self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)
         handlers = Handlers(
             Parts(
@@ -174,9 +174,23 @@ class Agent:
         session.exempt = self._exempt
         return RedisStore(session)
 
-    def _make_sources(self) -> list[WorkloadSource]:
+    def _make_sources(self, registrar: Registrar, replica: Replica) -> list[WorkloadSource]:
         """Make the sources of workloads that the configuration names."""
-        return []
+        sources: list[WorkloadSource] = []
+        if (section := self._config.kubernetes).enabled:
+            from nfq_enforcer.agent import kubernetes_source  # its HTTP client takes 20 MB
+
+            sources.append(
+                kubernetes_source.make(
+                    section, self._settings, self._store, replica, registrar, self._reconcile_documents
+                )
+            )
+        return sources
+
+    async def _reconcile_documents(self) -> None:
+        """Enforce documents of a source; those that come before the first state are enforced with it."""
+        if self._enforcing:
+            await self._reconciler.reconcile()
 
     def _make_slots(self) -> SlotKeeper:
         folder, settings = Path(self._config.api.socket).with_suffix(".proxy"), self._config.proxy

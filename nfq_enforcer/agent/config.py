@@ -65,6 +65,12 @@ def _folder(path: str) -> str:
     return path
 
 
+def _file(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"'{path}' is not allowed; allowed: the absolute path of a file")
+    return path
+
+
 def _sign(mode: str) -> str:
     if mode in ("prefer", "required"):
         raise ValueError("signed stamps are not supported by this version; allowed: 'off'")
@@ -240,6 +246,15 @@ class ProxySection(_Section):
     first_port: Annotated[int, AfterValidator(_first_port)] = 20_000  # of the loopback addresses; it needs MAX_SLOTS
 
 
+class KubernetesSection(_Section):
+    """Section kubernetes: the API server that has the pods of this node and the policies of the cluster."""
+
+    enabled: bool = False
+    kubeconfig: Annotated[str, AfterValidator(_file)] | None = None  # None: the service account of the agent's pod
+    context: str | None = None  # of the kubeconfig; None: its current one
+    node: NodeName | None = None  # name of this node for Kubernetes; None: node.name
+
+
 class ApiSection(_Section):
     """Section api: the socket on which the command line reaches the agent."""
 
@@ -285,6 +300,7 @@ class Config(_Section):
         "/var/lib/nfq-enforcer"  # folder of the last known state of the store
     )
     documents: Items[str] = ()  # files and folders, watched; only with the store memory:
+    # with kubernetes.enabled, the default is per-endpoint
     enforcement: Literal["auto", "per-endpoint", "always", "never"] = "auto"
     audit: bool = False
     allow_localhost: Literal["always", "policy"] = "always"
@@ -301,9 +317,19 @@ class Config(_Section):
     openings: OpeningsSection = OpeningsSection()
     dns: DnsSection = DnsSection()
     proxy: ProxySection = ProxySection()
+    kubernetes: KubernetesSection = KubernetesSection()
     api: ApiSection = ApiSection()
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _enforce_as_kubernetes(cls, data: object) -> object:
+        """Make per-endpoint the default of ``enforcement`` with Kubernetes: that is the meaning of its policies."""
+        section = data.get("kubernetes") if isinstance(data, dict) else None
+        if isinstance(data, dict) and isinstance(section, dict) and section.get("enabled") is True:
+            return {**data, "enforcement": data.get("enforcement") or "per-endpoint"}
+        return data
 
     @property
     def mode(self) -> Enforcement:
@@ -336,6 +362,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
             "documents are watched with the store 'memory:' only; allowed: none, "
             "and to load them into the store once with 'nfq-enforcer policy load'",
         )
+    if not config.kubernetes.enabled and config.kubernetes != KubernetesSection():
+        yield "kubernetes", "keys of Kubernetes have no effect without enabled; allowed: with 'enabled: true', or none"
     queues = 1 if config.queues == "auto" else config.queues
     if queues > 1 and config.driver is Driver.NETFILTERQUEUE:
         yield "queues", f"{queues} is not supported by the driver 'netfilterqueue'; allowed: 'auto' or 1"

@@ -63,8 +63,8 @@ def from_kubeconfig(path: Path, context: str | None = None) -> Access:
         raise BadInput(f"{path}: server '{url}' is not an address; allowed: https://HOST:PORT")
     if cluster.get("insecure-skip-tls-verify"):
         raise BadInput(
-            f"{path}: insecure-skip-tls-verify is not supported: anyone on the way to the API server could write policy; "
-            "allowed: certificate-authority or certificate-authority-data"
+            f"{path}: insecure-skip-tls-verify is not supported: anyone on the way to the API server could write "
+            "policy; allowed: certificate-authority or certificate-authority-data"
         )
     for way in ("exec", "auth-provider", "username"):
         if way in user:

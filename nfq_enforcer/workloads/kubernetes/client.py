@@ -5,7 +5,6 @@ An API server that is gone without a word (its host lost power, a firewall forgo
 keepalive within a minute: a watch may be silent for minutes without being broken.
 """
 
-import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -100,10 +99,10 @@ class ApiClient:
                 if response.status >= 300:
                     raise _refusal(response, await response.content.read(1 << 16))
                 yield response
-        except (aiohttp.ClientError, OSError) as error:
+        except TimeoutError as error:
+            raise ApiError(f"{access.url}: no answer in time") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiError(f"{access.url}: {_reason(error)}") from error
-        except (asyncio.TimeoutError, ValueError) as error:
-            raise ApiError(f"{access.url}: {str(error) or 'no answer in time'}") from error
 
 
 def _make_socket(address: aiohttp.AddrInfoType) -> socket.socket:

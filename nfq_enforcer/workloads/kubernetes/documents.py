@@ -7,7 +7,7 @@ from nfq_enforcer.workloads.endpoints import usable_labels
 from nfq_enforcer.workloads.kubernetes.client import Json
 
 _OWN_ANNOTATIONS = "nfq-enforcer.io/"
-_NAMESPACE = "Namespace"
+NAMESPACE = "Namespace"
 
 
 class WatchedKind(NamedTuple):
@@ -20,12 +20,10 @@ class WatchedKind(NamedTuple):
 
 _CILIUM = "/apis/cilium.io"
 KINDS = (
-    WatchedKind(_NAMESPACE, "v1", ("/api/v1/namespaces",)),
+    WatchedKind(NAMESPACE, "v1", ("/api/v1/namespaces",)),
     WatchedKind("NetworkPolicy", "networking.k8s.io/v1", ("/apis/networking.k8s.io/v1/networkpolicies",)),
     WatchedKind("CiliumNetworkPolicy", "cilium.io/v2", (f"{_CILIUM}/v2/ciliumnetworkpolicies",)),
-    WatchedKind(
-        "CiliumClusterwideNetworkPolicy", "cilium.io/v2", (f"{_CILIUM}/v2/ciliumclusterwidenetworkpolicies",)
-    ),
+    WatchedKind("CiliumClusterwideNetworkPolicy", "cilium.io/v2", (f"{_CILIUM}/v2/ciliumclusterwidenetworkpolicies",)),
     WatchedKind(
         "CiliumCIDRGroup",
         "cilium.io/v2",
@@ -46,7 +44,7 @@ def project(watched: WatchedKind, item: Json) -> dict[str, Any]:
     if own:
         kept["annotations"] = own
     document: dict[str, Any] = {"apiVersion": watched.api_version, "kind": watched.kind, "metadata": kept}
-    if watched.kind == _NAMESPACE:
+    if watched.kind == NAMESPACE:
         kept["labels"] = usable_labels(meta.get("labels") or {})
         return document
     return document | {key: item[key] for key in ("spec", "specs") if item.get(key) is not None}

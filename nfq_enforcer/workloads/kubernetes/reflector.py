@@ -1,9 +1,10 @@
 """Reflector: mirrors one kind of objects from the API server, by a paged list and then by watches.
 
-Each object is projected to a small value on arrival, and only this value is kept. A watch continues at the version where
-the last one ended, so nothing is missed; where the server no longer has that version (410, as a status or as an event
-within a stream), the objects are listed again and the differences are found, deletions among them. Faults of the server
-and of the way to it are met by further attempts, with growing pauses and jitter: the last state stays meanwhile.
+Each object is projected to a small value on arrival, and only this value is kept. A watch continues at the version
+where the last one ended, so nothing is missed; where the server no longer has that version (410, as a status or as an
+event within a stream), the objects are listed again and the differences are found, deletions among them. After faults
+of the server, or of the way to it, further attempts follow with growing pauses and jitter: the last state stays
+meanwhile.
 """
 
 import asyncio
@@ -163,7 +164,7 @@ class Reflector(Generic[T]):
         if failures >= 2 and error.status:
             # for example 504 "too large resource version", after a restore of etcd: a list is right after any fault
             self._version = None
-        pause = min(self._timings.longest_pause, self._timings.first_pause * 2 ** min(failures, 20))
+        pause: float = min(self._timings.longest_pause, self._timings.first_pause * 2.0 ** min(failures, 20))
         return max(min(error.pause, self._timings.longest_pause), pause * random.uniform(0.5, 1))
 
     def _on_not_found(self, error: ApiError) -> float:
