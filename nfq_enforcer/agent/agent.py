@@ -180,17 +180,8 @@ class Agent:
         if (section := self._config.kubernetes).enabled:
             from nfq_enforcer.agent import kubernetes_source  # its HTTP client takes 20 MB
 
-            sources.append(
-                kubernetes_source.make(
-                    section, self._settings, self._store, replica, registrar, self._reconcile_documents
-                )
-            )
+            sources.append(kubernetes_source.make(section, self._settings, self._store, replica, registrar))
         return sources
-
-    async def _reconcile_documents(self) -> None:
-        """Enforce documents of a source; those that come before the first state are enforced with it."""
-        if self._enforcing:
-            await self._reconciler.reconcile()
 
     def _make_slots(self) -> SlotKeeper:
         folder, settings = Path(self._config.api.socket).with_suffix(".proxy"), self._config.proxy

@@ -1,7 +1,6 @@
 """Kubernetes as a source of workloads, as the configuration describes it."""
 
 import os
-from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -22,13 +21,12 @@ def make(
     store: Store,
     replica: Replica,
     registrar: Registrar,
-    reconcile: Callable[[], Awaitable[None]],
 ) -> KubernetesSource:
     """Return the source of this node's pods; raise BadInput if the access to the API server is not valid."""
     if section.kubeconfig is None:
         entry = access.in_cluster(os.environ)
     else:
         entry = access.from_kubeconfig(Path(section.kubeconfig), section.context)
-    publisher = Publisher(KUBERNETES, store, lambda: (replica.policies, replica.namespaces), reconcile)
+    registrar.publisher = publisher = Publisher(KUBERNETES, store, lambda: replica.documents, registrar.note_change)
     find_interface = partial(routes.find_interface, excluded=settings.cluster_interfaces)
     return KubernetesSource(section.node or settings.name, ApiClient(entry), registrar, publisher, find_interface)

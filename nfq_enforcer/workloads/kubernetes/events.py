@@ -8,12 +8,13 @@ import hashlib
 from typing import Any
 
 from nfq_enforcer.text import shorten
+from nfq_enforcer.workloads.publisher import Data
 
 _MAX_NAME = 200  # characters of the object's name in the event's; a name has at most 253
 _MAX_MESSAGE = 1000  # characters; the API server takes 1,024
 
 
-def refused(document: dict[str, Any], reason: str, now: str) -> dict[str, Any]:
+def refused(document: Data, reason: str, now: str) -> dict[str, Any]:
     """Return the event about a refused document; ``now`` is the time in RFC 3339."""
     meta = document["metadata"]
     version = meta.get("generation") or meta.get("resourceVersion")  # objects without a generation have no status
@@ -37,6 +38,6 @@ def refused(document: dict[str, Any], reason: str, now: str) -> dict[str, Any]:
     }
 
 
-def namespace_of(document: dict[str, Any]) -> str:
+def namespace_of(document: Data) -> str:
     """Return the namespace of the event: the object's, or ``default`` for an object of the whole cluster."""
     return str(document["metadata"].get("namespace") or "default")

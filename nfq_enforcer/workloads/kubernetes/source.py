@@ -21,7 +21,7 @@ from nfq_enforcer.workloads.kubernetes.client import ApiClient, ApiError, Json
 from nfq_enforcer.workloads.kubernetes.documents import WatchedKind
 from nfq_enforcer.workloads.kubernetes.pods import Pod, PodSet
 from nfq_enforcer.workloads.kubernetes.reflector import Name, Progress, Reflector, State, Timings
-from nfq_enforcer.workloads.publisher import Data, Publisher, Refusal
+from nfq_enforcer.workloads.publisher import Data, Publisher
 from nfq_enforcer.workloads.registrar import KUBERNETES, Registrar
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,8 @@ class DocumentSink:
 
     def remove(self, name: Name, version: str) -> None:
         """Remove a document."""
-        self._publisher.remove(self._kind, name.namespace, name.name, version)
+        meta = {"name": name.name, "namespace": name.namespace, "resourceVersion": version}
+        self._publisher.remove({"kind": self._kind, "metadata": meta})
 
 
 class KubernetesSource:
@@ -165,14 +166,14 @@ class KubernetesSource:
         self._pod_reflector.on_change = self._on_change
         for reflector in self._document_reflectors.values():
             reflector.on_change = self._on_change
-        self._refusals: asyncio.Queue[Refusal] = asyncio.Queue(_MAX_EVENTS)
+        self._refusals: asyncio.Queue[tuple[Data, str]] = asyncio.Queue(_MAX_EVENTS)
         self._event_error: str | None = None
         publisher.on_refused = self._on_refused
 
     async def run(self) -> None:
         """Watch; never return."""
         watches = [asyncio.create_task(reflector.run()) for reflector in self._document_reflectors.values()]
-        works = [self._publisher.run(), self._watch_pods(), self._look_at_interfaces(), self._send_events()]
+        works = [self._watch_pods(), self._look_at_interfaces(), self._send_events()]
         tasks = [*watches, *map(asyncio.create_task, works)]
         try:
             await asyncio.gather(*tasks)
@@ -185,7 +186,6 @@ class KubernetesSource:
             async with asyncio.timeout(_DOCUMENTS_FIRST):
                 for reflector in self._document_reflectors.values():
                     await reflector.synced.wait()
-                await self._publisher.settle()
         except TimeoutError:
             _log.warning(
                 "not all namespaces and policies are known yet: the pods of this node are endpoints before them"
@@ -208,9 +208,9 @@ class KubernetesSource:
         kinds = {kind: reflector.progress for kind, reflector in self._document_reflectors.items()}
         return {"Pod": self._pod_reflector.progress, **kinds}
 
-    def _on_refused(self, refusal: Refusal) -> None:
+    async def _on_refused(self, document: Data, reason: str) -> None:
         if not self._refusals.full():  # the status has all of them
-            self._refusals.put_nowait(refusal)
+            self._refusals.put_nowait((document, reason))
 
     async def _send_events(self) -> None:
         """Create an event about each refused document; never return."""
@@ -235,7 +235,6 @@ class KubernetesSource:
         }
 
     def _problems(self) -> Iterable[str]:
-        yield from self._publisher.problems()
         for name, reason in self._pods.invalid.items():
             yield f"pod {name} is no endpoint: {reason}"
         if self._event_error:
