@@ -131,7 +131,10 @@ REFUSED = [
         "2:1: documents: documents are watched with the store 'memory:' only; allowed: none, and to load them ",
     ),
     ("documents: /etc/a", "1:12: documents: must be a list, not a string"),
-    ("kubernetes: {kubeconfig: config}", "1:26: kubernetes.kubeconfig: 'config' is not allowed; allowed: the absolute "),
+    (
+        "kubernetes: {kubeconfig: config}",
+        "1:26: kubernetes.kubeconfig: 'config' is not allowed; allowed: the absolute ",
+    ),
     ("enforcement: strict", "1:14: enforcement: 'strict' is not allowed; allowed: 'auto', 'per-endpoint', "),
     ('audit: "yes"', "1:8: audit: must be true or false, not a string"),
     ("audit: 1", "1:8: audit: must be true or false, not a number"),
