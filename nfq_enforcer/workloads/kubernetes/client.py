@@ -5,6 +5,7 @@ An API server that is gone without a word (its host lost power, a firewall forgo
 keepalive within a minute: a watch may be silent for minutes without being broken.
 """
 
+import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -57,6 +58,8 @@ class ApiClient:
         """Close all connections."""
         if self._session is not None:
             await self._session.close()
+            for _ in range(2):  # turns of the event loop, in which the transports close
+                await asyncio.sleep(0)
 
     async def get(self, path: str, params: Mapping[str, str]) -> Json:
         """Return the object at a path; raise ApiError."""
