@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -202,9 +202,9 @@ class Api(Place):
         """Have etcd forget the history until now."""
 
         def ask(path: str, body: object) -> str:
-            connection = http.client.HTTPConnection("127.0.0.1", 2379, timeout=10)
-            connection.request("POST", path, json.dumps(body))
-            return str(json.loads(connection.getresponse().read())["header"]["revision"])
+            with closing(http.client.HTTPConnection("127.0.0.1", 2379, timeout=10)) as connection:
+                connection.request("POST", path, json.dumps(body))
+                return str(json.loads(connection.getresponse().read())["header"]["revision"])
 
         revision = call_in(self.namespace, lambda: ask("/v3/kv/range", {"key": "AA=="}))
         call_in(self.namespace, lambda: ask("/v3/kv/compaction", {"revision": revision, "physical": True}))
