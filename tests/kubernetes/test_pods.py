@@ -253,3 +253,34 @@ def test_an_agent_that_starts_enforces_before_it_is_ready(cluster: Cluster) -> N
 
     assert not other.connects(db.addresses[0], 80, BRIEF)
     assert web.connects(db.addresses[0], 80)
+
+
+def test_services_are_peers(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    node.start_agent(MEMORY)
+    service = """
+apiVersion: v1
+kind: Service
+metadata: {name: db, namespace: default}
+spec: {selector: {role: db}, ports: [{port: 80}]}
+"""
+    policy = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {role: web}}
+  egress: [{toServices: [{k8sService: {serviceName: db, namespace: default}}]}]
+"""
+    cluster.apply(service, policy)
+    try:
+        web, db = node.pod("web").start({"role": "web"}), node.pod("db").start({"role": "db"})
+        other = node.pod("other").start({"role": "other"})
+        for one in (db, other):
+            one.listen(80)
+        eventually(lambda: has(node, "default/web", "default/db", "default/other"), "all are endpoints")
+        eventually(lambda: not web.connects(other.addresses[0], 80, BRIEF), "the policy is enforced")
+
+        assert web.connects(db.addresses[0], 80)
+    finally:
+        cluster.api.kubectl("delete", "service", "db")

@@ -110,20 +110,21 @@ class Reflector(Generic[T]):
         project: Callable[[Json], T],
         sink: Sink[T],
         *,
-        selector: str = "",
+        field_selector: str = "",
+        label_selector: str = "",
         timings: Timings | None = None,
     ) -> None:
         """Take the paths of the collection: several are those of several versions, tried in turn.
 
         ``project`` returns the value to keep of an object, and raises ValueError for an object that it cannot read.
-        ``selector`` is a fieldSelector.
         """
         self._client = client
         self._paths = tuple(paths)
         self._path = self._paths[0]
         self._project = project
         self._sink = sink
-        self._params = {"fieldSelector": selector} if selector else {}
+        selectors = {"fieldSelector": field_selector, "labelSelector": label_selector}
+        self._params = {name: selector for name, selector in selectors.items() if selector}
         self._timings = timings or Timings()
         self._version: str | None = None  # None: the next step is a list
         self.objects: dict[Name, T] = {}

@@ -155,11 +155,16 @@ class KubernetesSource:
         self._publisher = publisher
         self._pods = PodSink(registrar, find_interface)
         self._pod_reflector = Reflector(
-            client, [_PODS], pods.project, self._pods, selector=f"spec.nodeName={node}", timings=timings
+            client, [_PODS], pods.project, self._pods, field_selector=f"spec.nodeName={node}", timings=timings
         )
         self._document_reflectors = {
             watched.kind: Reflector(
-                client, watched.paths, _projection(watched), DocumentSink(watched.kind, publisher), timings=timings
+                client,
+                watched.paths,
+                _projection(watched),
+                DocumentSink(watched.kind, publisher),
+                label_selector=watched.selector,
+                timings=timings,
             )
             for watched in documents.KINDS
         }
