@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.kubernetes_cluster import BRIEF, PATIENT, Cluster, Node, connects, eventually
+from tests.support.kubernetes_cluster import BRIEF, PATIENT, TUNNEL, Cluster, Node, connects, eventually
 
 MEMORY = "memory:"
 POLICY = """
@@ -80,6 +80,25 @@ def test_pods_of_two_nodes_meet_by_the_store(cluster: Cluster) -> None:
             for node in cluster.nodes
             for name, place in (("web", "n1"), ("other", "n1"), ("db", "n2"))
         }
+
+
+def test_identities_travel_through_the_tunnel_of_flannel(cluster: Cluster) -> None:
+    with cluster.api.redis as redis, cluster.tunnel():
+        one, two = cluster.nodes
+        for node in cluster.nodes:
+            node.start_agent(redis.url(), node={"cluster_interfaces": [TUNNEL]})
+        cluster.apply(CILIUM)
+        web, other = one.pod("web").start({"role": "web"}), one.pod("other").start({"role": "other"})
+        db = two.pod("db").start({"role": "db"})
+        db.listen(80)
+        names = ("default/web", "default/db", "default/other")
+        eventually(lambda: all(has(node, *names) for node in cluster.nodes), "both have all pods")
+        eventually(lambda: not other.connects(db.addresses[0], 80, BRIEF), "the policy is enforced")
+
+        assert web.connects(db.addresses[0], 80)
+        before = int(two.run("cat", f"/sys/class/net/{TUNNEL}/statistics/rx_packets"))
+        assert web.connects(db.addresses[0], 80)
+        assert int(two.run("cat", f"/sys/class/net/{TUNNEL}/statistics/rx_packets")) > before
 
 
 def test_a_later_pod_with_the_address_of_an_ended_one_has_its_own_identity(cluster: Cluster) -> None:
@@ -284,3 +303,51 @@ spec:
         assert web.connects(db.addresses[0], 80)
     finally:
         cluster.api.kubectl("delete", "service", "db")
+
+
+SERVICE = "10.96.0.10"
+PROXIES = {
+    # the rules that kube-proxy writes in its two modes, without its bookkeeping of endpoints
+    "iptables": """
+iptables -t nat -N KUBE-SEP
+iptables -t nat -A KUBE-SEP -s {pod}/32 -j KUBE-MARK
+iptables -t nat -A KUBE-SEP -p tcp -j DNAT --to-destination {pod}:80
+iptables -t nat -A PREROUTING -d {service}/32 -p tcp --dport 80 -j KUBE-SEP
+iptables -t nat -A OUTPUT -d {service}/32 -p tcp --dport 80 -j KUBE-SEP
+""",
+    "nftables": r"""
+nft add table ip kube-proxy
+nft add chain ip kube-proxy prerouting {{ type nat hook prerouting priority dstnat\; }}
+nft add chain ip kube-proxy output {{ type nat hook output priority -100\; }}
+nft add rule ip kube-proxy prerouting ip daddr {service} tcp dport 80 dnat to {pod}:80
+nft add rule ip kube-proxy output ip daddr {service} tcp dport 80 dnat to {pod}:80
+""",
+}
+CLEAN = {
+    "iptables": "iptables -t nat -F; iptables -t nat -X KUBE-SEP; iptables -t nat -X KUBE-MARK",
+    "nftables": "nft delete table ip kube-proxy",
+}
+
+
+@pytest.mark.parametrize("mode", PROXIES)
+@pytest.mark.parametrize("place", [0, 1], ids=["same-node", "other-node"])
+def test_through_a_service_the_identity_is_that_of_the_origin(cluster: Cluster, mode: str, place: int) -> None:
+    with cluster.api.redis as redis:
+        one, two = cluster.nodes[0], cluster.nodes[place]
+        for node in cluster.nodes:
+            node.start_agent(redis.url())
+        cluster.apply(CILIUM)
+        web, other = one.pod("web").start({"role": "web"}), one.pod("other").start({"role": "other"})
+        db = two.pod("db").start({"role": "db"})
+        db.listen(80)
+        names = ("default/web", "default/db", "default/other")
+        eventually(lambda: all(has(node, *names) for node in cluster.nodes), "both have all pods")
+        eventually(lambda: not other.connects(db.addresses[0], 80, BRIEF), "the policy is enforced")
+        if mode == "iptables":
+            one.run("iptables", "-t", "nat", "-N", "KUBE-MARK")
+        one.run("sh", "-ec", PROXIES[mode].format(pod=db.addresses[0], service=SERVICE))
+        try:
+            assert web.connects(SERVICE, 80)
+            assert not other.connects(SERVICE, 80, BRIEF)
+        finally:
+            one.run("sh", "-c", CLEAN[mode])

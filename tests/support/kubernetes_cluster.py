@@ -19,8 +19,8 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from tests.support.redis_servers import RedisServer, wait_until
 
 API_ADDRESS, API_PORT = "192.0.2.2", 6443
 MANIFEST = Path(nfq_enforcer.workloads.kubernetes.__file__).with_name("manifest.yaml")
+TUNNEL = "flannel.1"
 PATIENT, BRIEF = 10.0, 0.4  # s, for a connection that should be accepted, or dropped
 ACCOUNT = "/api/v1/namespaces/nfq-enforcer/serviceaccounts/nfq-enforcer/token"
 _CRDS = (("ciliumnetworkpolicies", "CiliumNetworkPolicy", "Namespaced"),)
@@ -351,7 +352,7 @@ class Node(Place):
         """Start the agent; return when it enforces."""
         self.folder.mkdir(parents=True, exist_ok=True)
         configuration = {
-            "node": {"name": self.name},
+            "node": {"name": self.name, **settings.pop("node", {})},
             "store": store,
             "state": str(self.folder / "state"),
             "kubernetes": {"enabled": True, "kubeconfig": str(self.api.agent_kubeconfig())},
@@ -486,6 +487,28 @@ class Cluster:
         place.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
         place.run("ip", "address", "add", f"fd00::{address.rpartition('.')[2]}/64", "dev", "eth0", "nodad")
         place.run("ip", "link", "set", "eth0", "up")
+
+    @contextmanager
+    def tunnel(self) -> Iterator[None]:
+        """Lead the pods' networks through VXLAN instead of routes, as flannel does."""
+        for node in self.nodes:
+            vxlan = ("type", "vxlan", "id", "1", "dstport", "8472", "local", node.address, "dev", "eth0", "nolearning")
+            node.run("ip", "link", "add", TUNNEL, *vxlan)
+            node.run("ip", "address", "add", f"10.78.{node.number}.0/32", "dev", TUNNEL)
+            node.run("ip", "link", "set", TUNNEL, "up")
+            for other in self.nodes:
+                if other is not node:
+                    node.run("bridge", "fdb", "append", "00:00:00:00:00:00", "dev", TUNNEL, "dst", other.address)
+                    via = f"10.78.{other.number}.0"
+                    node.run("ip", "route", "replace", other.networks[0], "via", via, "dev", TUNNEL, "onlink")
+        try:
+            yield
+        finally:
+            for node in self.nodes:
+                node.run("ip", "link", "del", TUNNEL)
+                for other in self.nodes:
+                    if other is not node:
+                        node.run("ip", "route", "replace", other.networks[0], "via", other.address)
 
     def remove(self) -> None:
         """Remove all of it."""
