@@ -305,6 +305,35 @@ spec:
         cluster.api.kubectl("delete", "service", "db")
 
 
+def test_an_agent_that_was_away_finds_what_has_ended_meanwhile(cluster: Cluster) -> None:
+    with cluster.api.redis as redis:
+        node = cluster.nodes[0]
+        node.start_agent(redis.url())
+        cluster.apply(CILIUM)
+        web, other, gone = (node.pod(name).start({"role": role}) for name, role in NAMED)
+        db = node.pod("db").start({"role": "db"})
+        db.listen(80)
+        eventually(lambda: len(node.endpoints()) == 4, "all are endpoints")
+        eventually(lambda: not other.connects(db.addresses[0], 80, BRIEF), "the policy is enforced")
+
+        node.stop_agent()
+        gone.delete()
+        cluster.api.kill_server()
+        try:
+            node.start_agent(redis.url())
+            assert not other.connects(db.addresses[0], 80, BRIEF)  # by the state of the store
+            assert web.connects(db.addresses[0], 80)
+            assert len(node.endpoints()) == 4
+        finally:
+            cluster.api.start_server()
+        eventually(lambda: len(node.endpoints()) == 3, "the ended pod is no endpoint")
+        node.stop_agent()
+        cluster.api.kubectl("delete", "ciliumnetworkpolicy", "db")
+        node.start_agent(redis.url())
+        eventually(lambda: other.connects(db.addresses[0], 80, BRIEF), "the deleted policy is not enforced")
+
+
+NAMED = (("web", "web"), ("other", "other"), ("gone", "web"))
 SERVICE = "10.96.0.10"
 PROXIES = {
     # the rules that kube-proxy writes in its two modes, without its bookkeeping of endpoints

@@ -162,13 +162,15 @@ class Api(Place):
         path.write_text(yaml.safe_dump(document))
 
     def agent_kubeconfig(self) -> Path:
-        """Return a kubeconfig with a token of the manifest's service account."""
+        """Return a kubeconfig with a token of the manifest's service account, which is valid for an hour."""
+        path = self.folder / "agent.kubeconfig"
+        if path.exists():
+            return path
         token = self.ask(
             "POST", ACCOUNT, {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
         )
         assert token.status == 201, token
         (self.folder / "token").write_text(token.body["status"]["token"])
-        path = self.folder / "agent.kubeconfig"
         self._write_kubeconfig(path, {"tokenFile": "token"})
         return path
 
