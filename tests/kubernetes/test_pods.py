@@ -334,6 +334,22 @@ def test_an_agent_that_was_away_finds_what_has_ended_meanwhile(cluster: Cluster)
 
 
 NAMED = (("web", "web"), ("other", "other"), ("gone", "web"))
+
+
+def test_a_node_that_kubernetes_does_not_have_is_named(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    kubeconfig = str(cluster.api.agent_kubeconfig())
+    node.start_agent(MEMORY, kubernetes={"enabled": True, "kubeconfig": kubeconfig, "node": "n9"})
+    sentence = "Kubernetes has no node 'n9', so no pods of this host: kubernetes.node is its name there"
+
+    eventually(lambda: node.status()["problems"] == [sentence], "the status names it")
+    try:
+        assert cluster.api.ask("POST", "/api/v1/nodes", {"metadata": {"name": "n9"}}).status == 201
+        eventually(lambda: node.status()["problems"] == [], "the node exists now")
+    finally:
+        cluster.api.ask("DELETE", "/api/v1/nodes/n9")
+
+
 SERVICE = "10.96.0.10"
 PROXIES = {
     # the rules that kube-proxy writes in its two modes, without its bookkeeping of endpoints

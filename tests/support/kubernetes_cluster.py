@@ -478,6 +478,8 @@ class Cluster:
         self.api.start()
         self.api.install_crds()
         self.api.kubectl("apply", "-f", str(MANIFEST))
+        for node in self.nodes:
+            assert self.api.ask("POST", "/api/v1/nodes", {"metadata": {"name": node.name}}).status == 201
 
     def _join(self, place: Place, address: str) -> None:
         place.make()

@@ -244,7 +244,7 @@ class Reflector(Generic[T]):
             if kind == "DELETED":
                 if self.objects.pop(name, None) is not None:
                     self._sink.remove(name, str(version))
-            elif self.objects.get(name) != value:
+            elif name not in self.objects or self.objects[name] != value:
                 self.objects[name] = value
                 self._sink.put(name, value)
         self._version = str(version)

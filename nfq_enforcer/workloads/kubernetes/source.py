@@ -26,7 +26,7 @@ from nfq_enforcer.workloads.registrar import KUBERNETES, Registrar
 
 _log = logging.getLogger(__name__)
 
-_PODS = "/api/v1/pods"
+_PODS, _NODES = "/api/v1/pods", "/api/v1/nodes"
 _DOCUMENTS_FIRST = 2.0  # s that the pods wait for namespaces and policies
 _LOOK, _LOOK_AGAIN = 5.0, 0.2  # s between two looks at the interfaces of pods; while one is missing
 _MAX_EVENTS = 200  # that wait for the API server
@@ -113,6 +113,31 @@ class PodSink:
         return next((interface for interface in found if interface is not None), None)
 
 
+class NodeSink:
+    """Node sink: knows whether Kubernetes has this node: under a wrong name it has no pods, without an error."""
+
+    def __init__(self) -> None:
+        """Start without knowledge."""
+        self._names: set[Name] | None = None  # None: not listed yet
+
+    @property
+    def is_missing(self) -> bool:
+        """Return whether Kubernetes is known not to have the node."""
+        return self._names is not None and not self._names
+
+    def replace(self, objects: Mapping[Name, None], _version: str) -> None:
+        """Set the node, if it exists."""
+        self._names = set(objects)
+
+    def put(self, name: Name, _value: None) -> None:
+        """Add the node."""
+        self._names = {name}
+
+    def remove(self, _name: Name, _version: str) -> None:
+        """Remove the node."""
+        self._names = set()
+
+
 class DocumentSink:
     """Document sink: gives the documents of one kind to the publisher."""
 
@@ -157,6 +182,11 @@ class KubernetesSource:
         self._pod_reflector = Reflector(
             client, [_PODS], pods.project, self._pods, field_selector=f"spec.nodeName={node}", timings=timings
         )
+        self._node = node
+        self._nodes = NodeSink()
+        self._node_reflector = Reflector(
+            client, [_NODES], _nothing, self._nodes, field_selector=f"metadata.name={node}", timings=timings
+        )
         self._document_reflectors = {
             watched.kind: Reflector(
                 client,
@@ -168,7 +198,7 @@ class KubernetesSource:
             )
             for watched in documents.KINDS
         }
-        self._pod_reflector.on_change = self._on_change
+        self._pod_reflector.on_change = self._node_reflector.on_change = self._on_change
         for reflector in self._document_reflectors.values():
             reflector.on_change = self._on_change
         self._refusals: asyncio.Queue[tuple[Data, str]] = asyncio.Queue(_MAX_EVENTS)
@@ -178,7 +208,7 @@ class KubernetesSource:
     async def run(self) -> None:
         """Watch; never return."""
         watches = [asyncio.create_task(reflector.run()) for reflector in self._document_reflectors.values()]
-        works = [self._watch_pods(), self._look_at_interfaces(), self._send_events()]
+        works = [self._node_reflector.run(), self._watch_pods(), self._look_at_interfaces(), self._send_events()]
         tasks = [*watches, *map(asyncio.create_task, works)]
         try:
             await asyncio.gather(*tasks)
@@ -211,7 +241,7 @@ class KubernetesSource:
 
     def _progress(self) -> dict[str, Progress]:
         kinds = {kind: reflector.progress for kind, reflector in self._document_reflectors.items()}
-        return {"Pod": self._pod_reflector.progress, **kinds}
+        return {"Pod": self._pod_reflector.progress, "Node": self._node_reflector.progress, **kinds}
 
     async def _on_refused(self, document: Data, reason: str) -> None:
         if not self._refusals.full():  # the status has all of them
@@ -242,8 +272,14 @@ class KubernetesSource:
     def _problems(self) -> Iterable[str]:
         for name, reason in self._pods.invalid.items():
             yield f"pod {name} is no endpoint: {reason}"
+        if self._nodes.is_missing:
+            yield f"Kubernetes has no node '{self._node}', so no pods of this host: kubernetes.node is its name there"
         if self._event_error:
             yield f"no events about refused documents: {self._event_error}"
+
+
+def _nothing(_item: Json) -> None:
+    """Keep nothing of an object but its name."""
 
 
 def _projection(watched: WatchedKind) -> Callable[[Json], Data]:
