@@ -92,7 +92,6 @@ def first_packets(cluster: Cluster, node: Node, target: Pod, number: int) -> lis
             while not answered(sender, target.addresses[0]):
                 time.sleep(0.0005)
             results.append(milliseconds_since(begin))
-            print("T probe", pod.name, begin, time.monotonic())
         pod.delete()
         pod.detach()
         node.pods.remove(pod)
@@ -251,7 +250,6 @@ def main() -> None:
                 eventually(lambda: all(len(node.endpoints()) == 10_004 for node in cluster.nodes), "all are known")
                 print(f"agents with 10,000 endpoints: {', '.join(memory(node.pid) for node in cluster.nodes)}")
     finally:
-        print(cluster.nodes[0].log.read_text())
         cluster.remove()
 
 
