@@ -258,7 +258,7 @@ def test_without_the_api_server_the_last_state_is_enforced_and_told(cluster: Clu
         cluster.api.start_server()
     late = node.pod("late").start({"role": "web"})
     eventually(lambda: late.connects(db.addresses[0], 80, BRIEF), "a pod of after the restart is an endpoint")
-    assert node.status()["problems"] == []
+    eventually(lambda: node.status()["problems"] == [], "all watches are back")
 
 
 def test_an_agent_that_starts_enforces_before_it_is_ready(cluster: Cluster) -> None:

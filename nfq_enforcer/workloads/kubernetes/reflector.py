@@ -127,6 +127,7 @@ class Reflector(Generic[T]):
         self._params = {name: selector for name, selector in selectors.items() if selector}
         self._timings = timings or Timings()
         self._version: str | None = None  # None: the next step is a list
+        self._was_gone = False  # the last failure was an expired version
         self.objects: dict[Name, T] = {}
         self.progress = Progress()
         self.synced = asyncio.Event()  # set once a list is complete, or the server does not have the kind
@@ -141,7 +142,7 @@ class Reflector(Generic[T]):
                 if self._version is None:
                     await self._list()
                 await self._watch(self._version)
-                failures = 0
+                failures, self._was_gone = 0, False
                 continue
             except Gone as gone:
                 self.progress.counts.expired += 1
@@ -150,14 +151,15 @@ class Reflector(Generic[T]):
             except ApiError as failure:
                 error = failure
             if self.progress.counts.events > events:
-                failures = 0  # it has worked since
+                failures, self._was_gone = 0, False  # it has worked since
             await asyncio.sleep(self._pause_after(error, failures))
             failures += 1
 
     def _pause_after(self, error: ApiError, failures: int) -> float:
         """Record a failure; return the seconds until the next attempt."""
-        if isinstance(error, Gone) and not failures:
-            return 0.0
+        repeated, self._was_gone = self._was_gone, isinstance(error, Gone)
+        if self._was_gone and not repeated:
+            return 0.0  # a list is what is needed, and no failure
         self.progress.counts.failures += 1
         if error.status == _NOT_FOUND:
             return self._on_not_found(error)
