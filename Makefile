@@ -71,6 +71,11 @@ test: _static ## Run everything: check with all examples, then (as root) the tes
 test-faults: _root setup ## Inject faults under real traffic; print forbidden accepted, allowed cut and gaps (root); ARGS=--help
 	$(BIN)/python -m tests.faults $(ARGS)
 
+# The API server is built once for a machine, from Debian's source package (tests/kubernetes/build_apiserver.sh).
+.PHONY: test-kubernetes
+test-kubernetes: _root setup ## Test with a real kube-apiserver and CNI plugins; the first run builds them (root); ARGS=-k...
+	$(BIN)/pytest tests/kubernetes $(ARGS)
+
 .PHONY: _static
 _static: setup
 	$(call timed,ruff,$(BIN)/ruff format --check .; $(BIN)/ruff check .)

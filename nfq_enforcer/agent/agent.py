@@ -134,7 +134,7 @@ class Agent:
         self._processes.reconcile = self._reconciler.enforce_cgroups
         self._processes.is_enforced = self._reconciler.enforces_process
         self._run_server = RunServer(config.run_socket, self._processes)
-        self._workloads = Workloads(registrar, self._make_sources())
+        self._workloads = Workloads(registrar, self._make_sources(registrar, replica))
         self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)
         handlers = Handlers(
             Parts(
@@ -181,9 +181,14 @@ class Agent:
         session.exempt = self._exempt
         return RedisStore(session)
 
-    def _make_sources(self) -> list[WorkloadSource]:
+    def _make_sources(self, registrar: Registrar, replica: Replica) -> list[WorkloadSource]:
         """Make the sources of workloads that the configuration names."""
-        return [self._processes]
+        sources: list[WorkloadSource] = [self._processes]
+        if (section := self._config.kubernetes).enabled:
+            from nfq_enforcer.agent import kubernetes_source  # its HTTP client takes 20 MB
+
+            sources.append(kubernetes_source.make(section, self._settings, self._store, replica, registrar))
+        return sources
 
     def _make_slots(self) -> SlotKeeper:
         folder, settings = Path(self._config.api.socket).with_suffix(".proxy"), self._config.proxy

@@ -69,6 +69,12 @@ def _folder(path: str) -> str:
     return path
 
 
+def _file(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"'{path}' is not allowed; allowed: the absolute path of a file")
+    return path
+
+
 def _sign(mode: str) -> str:
     if mode in ("prefer", "required"):
         raise ValueError("signed stamps are not supported by this version; allowed: 'off'")
@@ -313,6 +319,15 @@ class ProcessesSection(_Section):
     units: Items[UnitSection] = ()
 
 
+class KubernetesSection(_Section):
+    """Section kubernetes: the API server that has the pods of this node and the policies of the cluster."""
+
+    enabled: bool = False
+    kubeconfig: Annotated[str, AfterValidator(_file)] | None = None  # None: the service account of the agent's pod
+    context: str | None = None  # of the kubeconfig; None: its current one
+    node: NodeName | None = None  # name of this node for Kubernetes; None: node.name
+
+
 class ApiSection(_Section):
     """Section api: the socket on which the command line reaches the agent."""
 
@@ -358,6 +373,7 @@ class Config(_Section):
         "/var/lib/nfq-enforcer"  # folder of the last known state of the store
     )
     documents: Items[str] = ()  # files and folders, watched; only with the store memory:
+    # with kubernetes.enabled, the default is per-endpoint
     enforcement: Literal["auto", "per-endpoint", "always", "never"] = "auto"
     audit: bool = False
     allow_localhost: Literal["always", "policy"] = "always"
@@ -374,10 +390,20 @@ class Config(_Section):
     openings: OpeningsSection = OpeningsSection()
     dns: DnsSection = DnsSection()
     proxy: ProxySection = ProxySection()
+    kubernetes: KubernetesSection = KubernetesSection()
     api: ApiSection = ApiSection()
     metrics: MetricsSection = MetricsSection()
     processes: ProcessesSection = ProcessesSection()
     log: LogSection = LogSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _enforce_as_kubernetes(cls, data: object) -> object:
+        """Make per-endpoint the default of ``enforcement`` with Kubernetes: that is the meaning of its policies."""
+        section = data.get("kubernetes") if isinstance(data, dict) else None
+        if isinstance(data, dict) and isinstance(section, dict) and section.get("enabled") is True:
+            return {**data, "enforcement": data.get("enforcement") or "per-endpoint"}
+        return data
 
     @property
     def run_socket(self) -> Path:

@@ -67,10 +67,12 @@ class Workloads:
         return self.registrar.publisher.problems if self.registrar.publisher else {}
 
     def problems(self) -> Iterator[str]:
-        """Yield a sentence for each source that is away, and for each endpoint and document that is not in force."""
+        """Yield a sentence for each source that is away, each endpoint or document not in force, and of the sources."""
         for source, reason in self.registrar.away.items():
             yield f"source {source} of workloads is away, its last endpoints stay in force: {reason}"
         for name, reason in sorted(self.registrar.problems.items()):
             yield f"endpoint {name} is not in force: {reason}"
         for title, reason in sorted(self._document_problems().items()):
             yield f"{title} is not in force in its present form: {reason}"
+        for one in self._sources:
+            yield from one.status().get("problems", ())

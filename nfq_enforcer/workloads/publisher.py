@@ -9,7 +9,9 @@ is alive; equal values are not written twice. A node may be late, and must not u
 - Only an event or a list of the API server leads to a write: a node that the API server does not answer writes nothing,
   and cannot bring back a document that has been deleted. A write that fails is repeated until it succeeds or the
   document changes again.
-- A list takes out the stored documents of its kind that it does not have, so deletions are found after any gap.
+- A stored document of a listed kind that the API server no longer has, up to the newest version seen of that kind, is
+  deleted. This is compared with each write, not only with the list: an agent that starts has its first list before it
+  has the state of the store.
 - A version without another content (a change of the object's status) is not written.
 
 A document that this version refuses is named with the reason (``on_refused``); the version before it, if the store has
@@ -53,6 +55,10 @@ class Publisher:
         self._documents = documents
         self._changed = changed
         self._due: dict[str, _Due] = {}  # by the names of records
+        self._names: dict[
+            str, set[str]
+        ] = {}  # of the records that the API server has, by their kind, once it is listed
+        self._seen: dict[str, int | None] = {}  # newest version of each of these kinds
         self.problems: dict[str, str] = {}  # reason for each refused document, by the title of the document
         self.on_refused: Callable[[Data, str], Awaitable[None]] = _ignore  # gets the data, and the reason
 
@@ -60,37 +66,56 @@ class Publisher:
 
     def put(self, data: Data) -> None:
         """Publish a document, as the API server has it, with ``apiVersion`` and ``kind``."""
-        self._due[_record_name(data)] = _Due(_version(data), _without_status(data))
+        name = _record_name(data)
+        self._due[name] = _Due(_version(data), _without_status(data))
+        self._names.get(data["kind"], set()).add(name)
+        self._see(data)
         self._changed()
 
     def remove(self, data: Data) -> None:
         """Delete a document; ``data`` is its last state, with the version of the deletion."""
-        self._due[_record_name(data)] = _Due(_version(data), None)
+        name = _record_name(data)
+        self._due[name] = _Due(_version(data), None)
+        self._names.get(data["kind"], set()).discard(name)
+        self._see(data)
         self.problems.pop(_title(data), None)
         self._changed()
 
     def replace(self, kind: str, items: Iterable[Data], version: str) -> None:
         """Publish a list of all documents of a kind, of this ``resourceVersion``."""
         due = {_record_name(data): _Due(_version(data), _without_status(data)) for data in items}
-        for name, document in self._documents().items():
-            if document.kind == kind and document.source == self._source and name not in due:
-                due[name] = _Due(_number(version), None)
+        self._names[kind], self._seen[kind] = set(due), _number(version)
         self._due |= due
         self._changed()
+
+    def _see(self, data: Data) -> None:
+        kind, version = data["kind"], _version(data)
+        seen = self._seen.get(kind)
+        self._seen[kind] = version if seen is None or version is None else max(seen, version)
 
     # -- by the agent -------------------------------------------------------------------------------------------------
 
     async def write(self) -> bool:
         """Write all that is due; return whether anything was written. A write that fails stays due."""
+        stored = self._documents()
+        for name, document in stored.items():
+            if self._has_ended(name, document):
+                self._due.setdefault(name, _Due(self._seen[document.kind], None))
         if not self._due:
             return False
-        stored = self._documents()
         for name in [name for name, due in self._due.items() if self._is_older(due, stored.get(name))]:
             self.problems.pop(_title(self._due.pop(name).data), None)
         ended = {name: due for name, due in self._due.items() if due.data is None}
         new = {name: due for name, due in self._due.items() if due.data is not None}
         deleted = bool(ended) and await self._delete(ended)
         return await self._apply(new) or deleted if new else deleted
+
+    def _has_ended(self, name: str, document: PolicyDocument | Namespace) -> bool:
+        """Tell whether the API server no longer has a stored document of this source; a newer one is not seen yet."""
+        if document.source != self._source or name in self._names.get(document.kind, {name}):
+            return False
+        held, seen = _version(document.data), self._seen[document.kind]
+        return held is None or seen is None or held <= seen
 
     def _is_older(self, due: _Due, stored: PolicyDocument | Namespace | None) -> bool:
         """Tell whether the store has a newer version than a write that is due, or the same content."""

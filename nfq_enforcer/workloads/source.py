@@ -14,4 +14,4 @@ class WorkloadSource(Protocol):
         """Name all endpoints, then each change, and report problems to the registrar; never return."""
 
     def status(self) -> dict[str, Any]:
-        """Return further fields of the source's status."""
+        """Return further fields of the source's status; ``problems`` are sentences, which stand among the agent's."""

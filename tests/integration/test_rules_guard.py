@@ -343,6 +343,44 @@ def test_the_kernel_has_what_was_installed_and_each_removal_is_found_and_repaire
         assert (wanted[name] in missing) if name in wanted else (missing == ""), f"{name}: {missing}"
 
 
+def test_rules_are_read_again_only_after_changes_of_others(
+    root: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = tmp_path / "reads"
+    for family in ("iptables", "ip6tables"):
+        script = tmp_path / f"{family}-save"
+        script.write_text(f'#!/bin/sh\necho {family} >> {reads}\nexec xtables-nft-multi {family}-save "$@"\n')
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    async def scenario() -> list[tuple[bool, str]]:
+        seen = []
+        rules = Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})
+        rules.install(snapshot(None), allocate_queues(100, 1))
+        rules.check()
+
+        async def change(*foreign: str) -> None:
+            reads.unlink(missing_ok=True)
+            if foreign:
+                await output(*foreign)
+            rules.update(replace(snapshot(None), endpoints={}))
+            rules.update(snapshot(None))
+            faults = describe(rules.check())
+            seen.append((reads.exists(), faults))
+
+        await change()
+        await change("nft", "add", "table", "ip", "foreign")
+        await change()
+        await change("iptables", "-t", "security", "-F")
+        return seen
+
+    alone, beside, again, flushed = run_apart(scenario())
+
+    assert (alone, beside, again) == ((False, ""), (True, ""), (False, ""))
+    assert flushed[0]
+    assert "INPUT" in flushed[1]
+
+
 def test_the_addresses_of_endpoints_are_in_ipsets_for_the_administrator(root: None) -> None:
     async def scenario() -> list[set[str]]:
         rules = Rules((IPV4, IPV6), fail_open=False, cluster_mtus={})

@@ -32,9 +32,14 @@ class Bridges(NamedTuple):
     loaded: bool  # br_netfilter is
 
 
+def filters_frames() -> bool:
+    """Return whether br_netfilter is loaded."""
+    return _LOADED.exists()
+
+
 def read() -> Bridges:
     """Return the present state; raise OSError if the kernel does not tell the ports."""
-    loaded = _LOADED.exists()
+    loaded = filters_frames()
     return Bridges(frozenset(_ports()), loaded)
 
 

@@ -314,9 +314,12 @@ class Rules:
                 self._change({**coming, **self._redirected})
 
     def _change(self, members: Members) -> None:
-        before = self._table.members
-        self._bridge.change(_of_bridge(members))
-        self._table.change(members)
+        before, generation = self._table.members, kernel_watch.generation()
+        transactions = self._bridge.change(_of_bridge(members)) + self._table.change(members)
+        if generation is not None and generation == self._intact_generation:
+            # Rules that were intact stay so with no other transaction than these. To read them takes 50 ms and more.
+            expected = generation + transactions
+            self._intact_generation = expected if kernel_watch.generation() == expected else None
         address_sets.change(before, self._table.members)
 
     def check(self) -> list[Fault]:

@@ -66,17 +66,23 @@ class KernelTable:
             return False
         return True
 
-    def change(self, members: Members) -> None:
-        """Change the members; replace the table if the kernel has others than expected. Does nothing before install."""
+    def change(self, members: Members) -> int:
+        """Change the members; replace the table if the kernel has others than expected. Does nothing before install.
+
+        Return the number of transactions by which the members were changed: 0 if the table was replaced.
+        """
         if self._wanted is None:
-            return
+            return 0
         wanted = self._wanted.changed(members)
         change, self._wanted = filter_table.render_change(self._wanted, wanted), wanted
-        if change:
-            try:
-                run(["nft", "-f", "-"], change)
-            except NfqError:
-                self._restore(wanted)
+        if not change:
+            return 0
+        try:
+            run(["nft", "-f", "-"], change)
+        except NfqError:
+            self._restore(wanted)
+            return 0
+        return 1
 
     def change_base_chain(self, name: str, chain: Chain | None) -> None:
         """Add a base chain, before all others of its priority, or remove it (None). Does nothing before install."""

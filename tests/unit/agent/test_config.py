@@ -48,6 +48,7 @@ DEFAULTS: dict[str, object] = {
         "guaranteed": 5000,
         "excess": 20_000,
     },
+    "kubernetes": {"enabled": False, "kubeconfig": None, "context": None, "node": None},
     "api": {"socket": "/run/nfq-enforcer/agent.sock", "group": None},
     "metrics": {"address": "127.0.0.1:9962"},
     "processes": {"cgroup": "/nfqe", "socket": None, "allow": (), "units": ()},
@@ -96,6 +97,10 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("openings.per_prefix", "500", 500),
     ("openings.guaranteed", "100", 100),
     ("openings.excess", "7", 7),
+    ("kubernetes.enabled", "true", True),
+    ("kubernetes.kubeconfig", "/root/.kube/config", "/root/.kube/config"),
+    ("kubernetes.context", "admin@east", "admin@east"),
+    ("kubernetes.node", "worker-1", "worker-1"),
     ("api.socket", "/tmp/agent.sock", "/tmp/agent.sock"),
     ("api.group", "wheel", "wheel"),
     ("metrics.address", "'[fd00::1]:80'", "[fd00::1]:80"),
@@ -131,6 +136,10 @@ REFUSED = [
         "2:1: documents: documents are watched with the store 'memory:' only; allowed: none, and to load them ",
     ),
     ("documents: /etc/a", "1:12: documents: must be a list, not a string"),
+    (
+        "kubernetes: {kubeconfig: config}",
+        "1:26: kubernetes.kubeconfig: 'config' is not allowed; allowed: the absolute ",
+    ),
     ("enforcement: strict", "1:14: enforcement: 'strict' is not allowed; allowed: 'auto', 'per-endpoint', "),
     ('audit: "yes"', "1:8: audit: must be true or false, not a string"),
     ("audit: 1", "1:8: audit: must be true or false, not a number"),
@@ -424,3 +433,16 @@ def test_a_host_name_that_no_document_could_bear_is_taken_as_it_is() -> None:
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
     assert (run.stdout, run.stderr) == ("(none)\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ("kubernetes: {enabled: true}", "per-endpoint"),
+        ("kubernetes: {enabled: true}\nenforcement: ", "per-endpoint"),
+        ("kubernetes: {enabled: true}\nenforcement: always", "always"),
+        ("kubernetes: {enabled: false}", "auto"),
+    ],
+)
+def test_with_kubernetes_enforcement_is_that_of_kubernetes_by_default(text: str, mode: str, tmp_path: Path) -> None:
+    assert config.load(write(tmp_path, text), {}).enforcement == mode

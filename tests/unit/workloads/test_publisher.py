@@ -105,6 +105,28 @@ def test_a_document_comes_changes_and_ends() -> None:
     run(scene)
 
 
+def test_a_list_that_comes_before_the_state_of_the_store_takes_out_what_has_ended() -> None:
+    """An agent that starts has its first list before it has the state of the store."""
+
+    async def scene(node: Node) -> None:
+        node.one.replace("NetworkPolicy", [policy(5, name="a"), policy(6, name="b"), policy(30, name="c")], "30")
+        await node.write()
+        starting = Replica(NodeSettings("n1"))
+        publisher = Publisher("kubernetes", node.store, lambda: starting.documents, node.registrar.note_change)
+
+        publisher.replace("NetworkPolicy", [policy(6, name="b")], "20")
+        await publisher.write()
+        await node.reconcile()
+        assert set(node.roles) == {"a", "b", "c"}
+        starting = node.replica
+        await publisher.write()
+        await node.reconcile()
+
+        assert set(node.roles) == {"b", "c"}  # c is newer than the list
+
+    run(scene)
+
+
 def test_a_late_node_does_not_undo_a_newer_change() -> None:
     async def scene(node: Node) -> None:
         node.one.put(policy(5))

@@ -1,0 +1,1 @@
+"""Kubernetes: the pods of this node and the policies of the cluster, watched at the API server."""
