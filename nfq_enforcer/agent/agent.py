@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nfq_enforcer import __version__
-from nfq_enforcer.agent import flood_log, handover, node_settings, notify, program_log
+from nfq_enforcer.agent import containers, flood_log, handover, node_settings, notify, program_log
 from nfq_enforcer.agent.address_watch import AddressWatch
 from nfq_enforcer.agent.api import ApiServer
 from nfq_enforcer.agent.bridge_watch import BridgeWatch
@@ -128,7 +128,7 @@ class Agent:
         self._bridges = BridgeWatch(self._rules)
         self._interfaces = InterfaceCheck(self._local_endpoints)
         registrar = Registrar(self._settings.name, self._store, lambda: replica.endpoints, self._reconciler.reconcile)
-        self._workloads = Workloads(registrar, self._make_sources())
+        self._workloads = Workloads(registrar, self._make_sources(registrar))
         self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)
         handlers = Handlers(
             Parts(
@@ -174,9 +174,9 @@ class Agent:
         session.exempt = self._exempt
         return RedisStore(session)
 
-    def _make_sources(self) -> list[WorkloadSource]:
+    def _make_sources(self, registrar: Registrar) -> list[WorkloadSource]:
         """Make the sources of workloads that the configuration names."""
-        return []
+        return [*containers.watches(self._config.containers, self._settings.name, registrar)]
 
     def _make_slots(self) -> SlotKeeper:
         folder, settings = Path(self._config.api.socket).with_suffix(".proxy"), self._config.proxy

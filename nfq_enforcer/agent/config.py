@@ -65,6 +65,15 @@ def _folder(path: str) -> str:
     return path
 
 
+def _daemon_socket(address: str) -> str:
+    path = address.removeprefix("unix://")
+    if path == address or not path.startswith("/"):
+        raise ValueError(
+            f"'{address}' is not allowed; allowed: the socket of the daemon, as in unix:///run/docker.sock"
+        )
+    return path
+
+
 def _sign(mode: str) -> str:
     if mode in ("prefer", "required"):
         raise ValueError("signed stamps are not supported by this version; allowed: 'off'")
@@ -240,6 +249,13 @@ class ProxySection(_Section):
     first_port: Annotated[int, AfterValidator(_first_port)] = 20_000  # of the loopback addresses; it needs MAX_SLOTS
 
 
+class ContainersSection(_Section):
+    """Section containers: the daemons whose containers are endpoints of this node; none by default."""
+
+    docker: Annotated[str, AfterValidator(_daemon_socket)] | None = None  # as in unix:///run/docker.sock
+    podman: Annotated[str, AfterValidator(_daemon_socket)] | None = None  # as in unix:///run/podman/podman.sock
+
+
 class ApiSection(_Section):
     """Section api: the socket on which the command line reaches the agent."""
 
@@ -301,6 +317,7 @@ class Config(_Section):
     openings: OpeningsSection = OpeningsSection()
     dns: DnsSection = DnsSection()
     proxy: ProxySection = ProxySection()
+    containers: ContainersSection = ContainersSection()
     api: ApiSection = ApiSection()
     metrics: MetricsSection = MetricsSection()
     log: LogSection = LogSection()

@@ -74,3 +74,5 @@ class Workloads:
             yield f"endpoint {name} is not in force: {reason}"
         for title, reason in sorted(self._document_problems().items()):
             yield f"{title} is not in force in its present form: {reason}"
+        for each in self._sources:
+            yield from each.status().get("problems", ())

@@ -45,10 +45,10 @@ class Attachment(NamedTuple):
 
 
 class _Link(NamedTuple):
-    index: int
+    place: int  # its index in its namespace
     name: str
     kind: str
-    peer: int  # index of the other end
+    peer: int  # place of the other end
     number: int | None  # of the namespace of the other end
     master: int
     calls: frozenset[int]  # IP versions for which this bridge passes frames to the hooks of IP
@@ -66,9 +66,9 @@ def attachments(process: int) -> Mapping[bytes, Attachment]:
             number = _number(connection, namespace)
             if number is None:
                 return {}
-            inner = {link.index: link for link in _links(connection, number)}
+            inner = {link.place: link for link in _links(connection, number)}
             addresses = list(_addresses(connection, number))
-            here = {link.index: link for link in _links(connection)}
+            here = {link.place: link for link in _links(connection)}
     outer = {link.peer: link for link in here.values() if link.number == number}
     return {
         address: _attachment(4 if len(address) == 4 else 6, inner[index], outer.get(index), here)

@@ -69,7 +69,7 @@ def project(
     """
     if not _has_own_network(container.mode):
         return Projection()
-    endpoints, problems, unseen = [], [], set()
+    endpoints, problems, unseen = list[Endpoint](), list[str](), set[str]()
     names = frozenset(taken)
     for network in container.networks:
         if not network.addresses:
