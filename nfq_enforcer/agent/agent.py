@@ -126,7 +126,7 @@ class Agent:
             self._store,
         )
         self._bridges = BridgeWatch(self._rules)
-        self._interfaces = InterfaceCheck(self._local_endpoints)
+        self._interfaces = InterfaceCheck(self._local_endpoints, starting=self._starting)
         registrar = Registrar(self._settings.name, self._store, lambda: replica.endpoints, self._reconciler.reconcile)
         self._workloads = Workloads(registrar, self._make_sources(registrar))
         self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)
@@ -176,7 +176,7 @@ class Agent:
 
     def _make_sources(self, registrar: Registrar) -> list[WorkloadSource]:
         """Make the sources of workloads that the configuration names."""
-        return [*containers.watches(self._config.containers, self._settings.name, registrar)]
+        return [*containers.watches(self._config, self._settings.name, registrar)]
 
     def _make_slots(self) -> SlotKeeper:
         folder, settings = Path(self._config.api.socket).with_suffix(".proxy"), self._config.proxy
@@ -192,6 +192,9 @@ class Agent:
 
     def _local_endpoints(self) -> Iterable[LocalEndpoint]:
         return self._reconciler.view.snapshot.endpoints.values()
+
+    def _starting(self) -> frozenset[str]:
+        return self._workloads.starting()
 
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
         self._exempting = asyncio.create_task(asyncio.to_thread(self._rules.exempt, addresses))

@@ -9,7 +9,7 @@ can then send from the endpoint's addresses, unless these are the host's own.
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Set
 
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint
 from nfq_enforcer.policy.simulation import limited_list
@@ -39,10 +39,15 @@ class InterfaceCheck:
         self,
         endpoints: Callable[[], Iterable[LocalEndpoint]],
         interfaces: Callable[[], frozenset[str]] = interface_names,
+        starting: Callable[[], Set[str]] = frozenset,
     ) -> None:
-        """Set the functions that return the node's endpoints, and the names of the host's interfaces."""
+        """Set the functions that return the node's endpoints, and the names of the host's interfaces.
+
+        ``starting`` returns the endpoints without an interface that get one in a moment.
+        """
         self._endpoints = endpoints
         self._interfaces = interfaces
+        self._starting = starting
         self._missing: Named = frozenset()
         self.unnamed: frozenset[str] = frozenset()  # endpoints without an interface, as of the last check
 
@@ -51,6 +56,7 @@ class InterfaceCheck:
         endpoints = list(self._endpoints())
         named = {(one.name, one.interface) for one in endpoints if one.interface is not None}
         unnamed = frozenset(one.name for one in endpoints if one.interface is None and not one.is_host)
+        unnamed -= self._starting()
         if unnamed and not self.unnamed:
             _log.warning("%s", without_interface(unnamed))
         self.unnamed = unnamed

@@ -66,6 +66,10 @@ class Workloads:
     def _document_problems(self) -> dict[str, str]:
         return self.registrar.publisher.problems if self.registrar.publisher else {}
 
+    def starting(self) -> frozenset[str]:
+        """Return the endpoints of workloads that start, and so have no interface yet."""
+        return frozenset(name for source in self._sources for name in source.status().get("starting", ()))
+
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each source that is away, and for each endpoint and document that is not in force."""
         for source, reason in self.registrar.away.items():

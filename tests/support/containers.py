@@ -11,15 +11,14 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.lab import Lab
-from tests.support.labs import BRIEF, PATIENT
+from tests.support.labs import PATIENT, kill
 
 _IMAGE = "box"
 _BUSYBOX = Path("/bin/busybox")
@@ -44,6 +43,7 @@ class ContainerDaemon:
         self.log = folder / "daemon.log"
         self._namespace = f"/run/netns/{lab.topology.namespace(node)}"
         self._process: subprocess.Popen[bytes] | None = None
+        self._launched: list[str] = []  # ids
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -59,16 +59,19 @@ class ContainerDaemon:
 
     def start(self) -> None:
         """Start the daemon, and return once it answers; raise DaemonFailed if it does not."""
-        argv = ["nsenter", f"--net={self._namespace}", *self._argv()]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment(), start_new_session=True
-            )
+        self._process = self._spawn(self._argv())
         deadline = time.monotonic() + _START
         while self._ask("version").returncode:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise DaemonFailed(f"{self.program} does not run here: {self.log.read_text()[-500:]}")
             time.sleep(0.05)
+
+    def _spawn(self, argv: list[str]) -> "subprocess.Popen[bytes]":
+        argv = ["nsenter", f"--net={self._namespace}", *argv]
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment(), start_new_session=True
+            )
 
     def load_image(self) -> None:
         """Make the image of the containers: Busybox alone."""
@@ -94,12 +97,32 @@ class ContainerDaemon:
             self._process.wait(_START)
             self._process = None
 
+    def clear(self) -> None:
+        """Remove all containers, and the networks that nobody uses then."""
+        if names := self.run("ps", "-aq").split():
+            self.run("rm", "-f", *names)
+        self.run("network", "prune", "-f")
+
     def remove(self) -> None:
-        """Remove all containers, then stop the daemon."""
-        with suppress(subprocess.CalledProcessError):
-            if names := self.run("ps", "-aq").split():
-                self.run("rm", "-f", *names)
+        """Remove all containers, stop the daemon, and end everything that a daemon which failed has left."""
+        with suppress(AssertionError, subprocess.TimeoutExpired):
+            self.clear()
         self.stop()
+        for process in Path("/proc").iterdir():
+            if process.name.isdecimal() and self._is_left(process):
+                kill(int(process.name))
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for mount in reversed([one for one in mounts if one.startswith(f"{self.folder}/")]):
+            subprocess.run(["umount", "--lazy", mount], capture_output=True, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _is_left(self, process: Path) -> bool:
+        """Tell whether a process belongs to one of the containers."""
+        try:
+            text = (process / "cgroup").read_text() + (process / "cmdline").read_text(errors="replace")
+        except OSError:
+            return False
+        return any(one in text for one in self._launched)
 
     def run(self, *arguments: str, data: bytes | None = None) -> str:
         """Run a command of the client, and return its output."""
@@ -111,12 +134,20 @@ class ContainerDaemon:
         argv = ["docker", "--host", self.address, *arguments]
         return subprocess.run(argv, input=data, capture_output=True, check=False, timeout=_START)
 
+    def succeeds(self, *arguments: str) -> bool:
+        """Run a command of the client, and return whether it succeeds."""
+        return self._ask(*arguments).returncode == 0
+
+    def exit_status(self, name: str) -> int:
+        """Return the exit status of a container once its program has ended."""
+        return int(self.run("wait", name))
+
     def launch(
         self, name: str, *options: str, labels: Mapping[str, str] | None = None, command: tuple[str, ...] = SERVER
-    ) -> str:
-        """Run a container in the background, by default a server; return its id."""
+    ) -> None:
+        """Run a container in the background, by default a server."""
         given = [f"--label={key}={value}" for key, value in (labels or {}).items()]
-        return self.run("run", "--detach", "--name", name, *given, *options, _IMAGE, *command).strip()
+        self._launched.append(self.run("run", "--detach", "--name", name, *given, *options, _IMAGE, *command).strip())
 
     def inspect(self, name: str) -> dict[str, Any]:
         """Return the description of a container."""
@@ -141,7 +172,7 @@ class ContainerDaemon:
 
 
 class Docker(ContainerDaemon):
-    """Docker: dockerd, with containerd and runc."""
+    """Docker: dockerd with a containerd of its own, which outlives it as on any host."""
 
     program = "dockerd"
 
@@ -150,12 +181,36 @@ class Docker(ContainerDaemon):
         super().__init__(lab, node, folder)
         self._options = options
         self._subnet = subnet
+        self._containerd: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start containerd, unless it runs, and dockerd; raise DaemonFailed."""
+        if self._containerd is None:
+            settings = self.folder / "containerd.toml"
+            settings.write_text('version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n')
+            folders = (f"--root={self.folder}/containerd", f"--state={self.folder}/containerd-state")
+            self._containerd = self._spawn(
+                ["containerd", f"--config={settings}", f"--address={self._containerd_socket}", *folders]
+            )
+        super().start()
+
+    def remove(self) -> None:
+        """Remove everything, containerd as well."""
+        super().remove()
+        if self._containerd is not None:
+            self._containerd.terminate()
+            self._containerd.wait(_START)
+
+    @property
+    def _containerd_socket(self) -> Path:
+        return self.folder / "containerd.sock"
 
     def _argv(self) -> list[str]:
         base = f"10.{self._subnet}.0.0/16"
         folders = (f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/pid")
         networks = (f"--bip=10.{self._subnet}.0.1/24", f"--default-address-pool=base={base},size=24")
-        return [self.program, f"--host={self.address}", *folders, *networks, "--log-level=warn", *self._options]
+        general = (f"--host={self.address}", f"--containerd={self._containerd_socket}", "--log-level=warn")
+        return [self.program, *general, *folders, *networks, *self._options]
 
 
 def daemon_missing(program: str) -> str | None:

@@ -29,6 +29,7 @@ class Container(NamedTuple):
     mode: str  # network mode: host, none, container:ID, or the name of the network that it was created in
     process: int  # process id of its first process; 0: none
     networks: tuple[Network, ...]
+    published: tuple[str, ...] = ()  # ports that the host has for it, as in 80/tcp
 
 
 class Summary(NamedTuple):
@@ -63,6 +64,7 @@ def inspected(data: Any) -> Container:
         _mode(data),
         process,
         _networks(settings),
+        tuple(str(port) for port, bindings in _object(settings, "Ports", default={}).items() if bindings),
     )
 
 

@@ -104,6 +104,8 @@ class Daemon:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if isinstance(error, TimeoutError):
             reason = "no answer in time"
+        elif isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+            reason = "the daemon has ended the connection"
         return DaemonError(f"{self._socket}: {shorten(reason or type(error).__name__)}")
 
 

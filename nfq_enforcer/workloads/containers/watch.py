@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from nfq_enforcer.policy.documents import Endpoint
+from nfq_enforcer.policy.simulation import limited_list
 from nfq_enforcer.tasks import cancel
 from nfq_enforcer.text import printable
 from nfq_enforcer.workloads.containers.container import AnswerError, Container, inspected, joined, summaries
@@ -59,6 +60,7 @@ class WatchTimings:
 
     interval: float = 5.0  # between two lists
     starting: float = 60.0  # longest from the addresses of a container to its start
+    new: float = 3.0  # longest from the addresses of a started container to its interface in force
     first_pause: float = 0.2  # until the first attempt to reach the daemon again; doubled by each further failure
     longest_pause: float = 5.0
     overlap: float = 2.0  # events are asked for from this long before the subscription on
@@ -71,6 +73,11 @@ class _Known:
     container: Container
     projection: Projection
     since: float  # monotonic time of its first addresses
+
+    @property
+    def starts(self) -> bool:
+        """Tell whether it has addresses but no process yet."""
+        return not self.container.process
 
 
 @dataclass
@@ -98,16 +105,22 @@ class ContainerWatch:
         node: str,
         registrar: Registrar,
         attachments: ReadAttachments,
+        runs_proxies: Callable[[], bool] = lambda: False,
         *,
         timings: WatchTimings | None = None,
         connect: Callable[[str], AbstractAsyncContextManager[DaemonClient]] = connected,
     ) -> None:
-        """Set the source's name (docker or podman), the daemon's socket, this node, and the parts to use."""
+        """Set the source's name (docker or podman), the daemon's socket, this node, and the parts to use.
+
+        ``runs_proxies`` tells whether processes connect to published ports as the host, to which policy allows that.
+        """
         self.name = name
         self._socket = socket
         self._node = node
         self._registrar = registrar
         self._attachments = attachments
+        self._runs_proxies = runs_proxies
+        self._proxied = False  # as of the last list
         self._timings = timings or WatchTimings()
         self._connect = connect
         self._known: dict[str, _Known] = {}  # by id
@@ -259,11 +272,12 @@ class ContainerWatch:
     async def _list(self, daemon: DaemonClient) -> None:
         """Look at the active containers that are not as before, and at those that are active no more."""
         active = {one.id: one for one in summaries(await daemon.running()) if one.is_active}
+        self._proxied = await asyncio.to_thread(self._runs_proxies)
         if not self._complete:
             await self._list_first(daemon, active)
             return
         for container, known in list(self._known.items()):
-            starts = not known.container.process and time.monotonic() - known.since < self._timings.starting
+            starts = known.starts and time.monotonic() - known.since < self._timings.starting
             if container not in active and not starts:
                 self._joining.pop(container, None)
                 self._look(daemon, container)
@@ -333,16 +347,32 @@ class ContainerWatch:
     # -- status -------------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Return the socket, the number of containers with an endpoint, and sentences about the others."""
-        with_endpoints = sum(bool(known.projection.endpoints) for known in self._known.values())
-        return {"socket": self._socket, "containers": with_endpoints, "problems": list(self._problems())}
+        """Return the socket, the number of containers with an endpoint, those that start, and sentences."""
+        known = self._known.values()
+        return {
+            "socket": self._socket,
+            "containers": sum(bool(one.projection.endpoints) for one in known),
+            "starting": [_full_name(each) for one in known if self._is_new(one) for each in one.projection.endpoints],
+            "problems": list(self._problems()),
+        }
+
+    def _is_new(self, known: _Known) -> bool:
+        """Tell whether the interface of a container may not be in force yet."""
+        return known.starts or time.monotonic() - known.since < self._timings.new
 
     def _problems(self) -> Iterator[str]:
         projections = [known.projection for known in self._known.values()]
         yield from sorted(problem for one in projections for problem in one.problems)
+        publishing = sorted(known.container.name for known in self._known.values() if known.container.published)
+        if self._proxied and publishing:
+            yield (
+                f"containers of this host reach published ports of others ({limited_list(publishing)}) as the host, by "
+                "Docker's userland proxy, and policy allows that: set userland-proxy to false in Docker's daemon.json, "
+                "or allow_localhost to policy"
+            )
         if bridges := sorted({bridge for one in projections for bridge in one.unseen}):
             yield (
-                f"no policy applies between containers on one bridge ({', '.join(bridges)}), because their traffic "
+                f"no policy applies between containers on one bridge ({limited_list(bridges)}), because their traffic "
                 "does not pass the rules of this host: load br_netfilter, and set net.bridge.bridge-nf-call-iptables "
                 "and net.bridge.bridge-nf-call-ip6tables to 1"
             )
