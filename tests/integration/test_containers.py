@@ -6,19 +6,16 @@ The node has no other endpoints. ``docker run --label role=frontend …`` is all
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
 from tests.integration.conftest import MakeLab
 from tests.support.bridges import pass_frames
-from tests.support.containers import PORT, DaemonFailed, Docker, daemon_missing
+from tests.support.containers import BACKEND, FRONTEND, OTHER, PORT, Docker, endpoints, known, running
 from tests.support.labs import FRONT_TO_BACK, policy, run_in, stop_agents, until
 
-FRONTEND, BACKEND, OTHER = ({"role": role} for role in ("frontend", "backend", "other"))
 WITHIN_SHOP = policy("within-shop", "backend", ingress=[{"fromEndpoints": [{}]}]).replace(
     "name: within-shop", "name: within-shop\n  namespace: shop"
 )
@@ -36,18 +33,9 @@ def host(make_lab: MakeLab) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def daemon(host: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     """Give a daemon whose containers outlive it, with userland proxies switched off."""
-    if missing := daemon_missing(Docker.program):
-        pytest.skip(missing)
     folder = tmp_path_factory.mktemp("docker")
-    docker = Docker(host, "n1", folder, "--live-restore", "--userland-proxy=false", subnet=201)
-    try:
-        docker.start()
-        docker.load_image()
+    with running(Docker(host, "n1", folder, "--live-restore", "--userland-proxy=false", subnet=201)) as docker:
         yield docker
-    except DaemonFailed as error:
-        pytest.skip(str(error))
-    finally:
-        docker.remove()
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +53,6 @@ def docker(daemon: Docker, node: LabNode) -> Iterator[Docker]:
     """Give the daemon; all containers are removed after the test."""
     yield daemon
     daemon.clear()
-
-
-def endpoints(node: LabNode) -> dict[str, dict[str, Any]]:
-    """Return the endpoints of the node, by full name."""
-    return {f"{one['namespace']}/{one['name']}": one for one in client.call(node.socket, "endpoints")}
-
-
-async def known(node: LabNode, *names: str) -> dict[str, dict[str, Any]]:
-    """Return the node's endpoints once they are these, each with its interface."""
-    await until(lambda: endpoints(node).keys() == set(names) and all(e["interface"] for e in endpoints(node).values()))
-    return endpoints(node)
 
 
 async def test_a_label_of_a_container_is_selected_by_policy(node: LabNode, docker: Docker) -> None:
@@ -245,7 +222,7 @@ async def test_a_container_with_the_hosts_network_is_no_endpoint(node: LabNode, 
 
 
 async def test_a_network_outside_of_enforcement_is_named(host: Lab, node: LabNode, docker: Docker) -> None:
-    run_in(host, "n1", "ip", "link", "add", "parent0", "type", "dummy")
+    run_in(host, "n1", "ip", "link", "add", "parent0", "type", "veth", "peer", "name", "parent1")
     options = ("--driver", "macvlan", "--subnet", "10.209.0.0/24", "--opt", "parent=parent0")
     docker.run("network", "create", *options, "direct")
     docker.launch("web", "--network", "direct", labels=BACKEND)

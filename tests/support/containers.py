@@ -11,14 +11,18 @@ import signal
 import subprocess
 import tarfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pytest
+
+from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
-from tests.support.labs import PATIENT, kill
+from nfq_enforcer.lab.node import LabNode
+from tests.support.labs import PATIENT, kill, until
 
 _IMAGE = "box"
 _BUSYBOX = Path("/bin/busybox")
@@ -26,6 +30,9 @@ _APPLETS = ("sh", "sleep", "nc", "httpd", "ping", "ip", "cat", "printf", "true")
 _START = 60.0  # s
 PORT = 8080
 SERVER = ("httpd", "-f", "-p", str(PORT), "-h", "/www")  # serves as soon as the container runs
+
+
+FRONTEND, BACKEND, OTHER = ({"role": role} for role in ("frontend", "backend", "other"))
 
 
 class DaemonFailed(Exception):
@@ -180,7 +187,8 @@ class Docker(ContainerDaemon):
         """Choose the addresses of the daemon's networks by a number."""
         super().__init__(lab, node, folder)
         self._options = options
-        self._subnet = subnet
+        self._number = subnet
+        self.subnet = f"10.{subnet}.0.0/24"  # of its first network
         self._containerd: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -206,11 +214,55 @@ class Docker(ContainerDaemon):
         return self.folder / "containerd.sock"
 
     def _argv(self) -> list[str]:
-        base = f"10.{self._subnet}.0.0/16"
+        base = f"10.{self._number}.0.0/16"
         folders = (f"--data-root={self.folder}/data", f"--exec-root={self.folder}/exec", f"--pidfile={self.folder}/pid")
-        networks = (f"--bip=10.{self._subnet}.0.1/24", f"--default-address-pool=base={base},size=24")
+        networks = (f"--bip=10.{self._number}.0.1/24", f"--default-address-pool=base={base},size=24")
         general = (f"--host={self.address}", f"--containerd={self._containerd_socket}", "--log-level=warn")
         return [self.program, *general, *folders, *networks, *self._options]
+
+
+class Podman(ContainerDaemon):
+    """Podman: its service, which speaks Docker's API, with networks by netavark; containers run without it."""
+
+    program = "podman"
+
+    def _argv(self) -> list[str]:
+        return [self.program, "system", "service", "--time=0", self.address]
+
+    def _environment(self) -> dict[str, str]:
+        """Return an environment by which this service shares nothing with a Podman of the host."""
+        settings, storage = self.folder / "containers.conf", self.folder / "storage.conf"
+        # the limits of a container are at most those of the test
+        limits = '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n'
+        network = f'[network]\nnetwork_backend = "netavark"\nnetwork_config_dir = "{self.folder}/networks"\n'
+        engine = (
+            f'tmp_dir = "{self.folder}/tmp"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\nruntime = "runc"\n'
+        )
+        settings.write_text(f"{limits}{network}[engine]\n{engine}")
+        storage.write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{self.folder}/graph"\nrunroot = "{self.folder}/run"\n'
+        )
+        own = {"CONTAINERS_CONF": str(settings), "CONTAINERS_STORAGE_CONF": str(storage)}
+        return {**super()._environment(), **own}
+
+
+DaemonT = TypeVar("DaemonT", bound=ContainerDaemon)
+
+
+@contextmanager
+def running(daemon: DaemonT) -> Iterator[DaemonT]:
+    """Give a daemon that runs, with its image; skip the test where it cannot run; remove everything at the end."""
+    if missing := daemon_missing(daemon.program):
+        pytest.skip(missing)
+    try:
+        try:
+            daemon.start()
+        except DaemonFailed as error:
+            pytest.skip(str(error))
+        daemon.load_image()
+        yield daemon
+    finally:
+        daemon.remove()
 
 
 def daemon_missing(program: str) -> str | None:
@@ -218,3 +270,14 @@ def daemon_missing(program: str) -> str | None:
     missing = [name for name in (program, "docker") if shutil.which(name) is None]
     missing += [] if _BUSYBOX.exists() else ["a static Busybox"]
     return f"{' and '.join(missing)} not installed (make setup)" if missing else None
+
+
+def endpoints(node: LabNode) -> dict[str, dict[str, Any]]:
+    """Return the endpoints that a node knows, by full name."""
+    return {f"{one['namespace']}/{one['name']}": one for one in client.call(node.socket, "endpoints")}
+
+
+async def known(node: LabNode, *names: str) -> dict[str, dict[str, Any]]:
+    """Return the endpoints once the node knows just these, each with its interface."""
+    await until(lambda: endpoints(node).keys() == set(names) and all(e["interface"] for e in endpoints(node).values()))
+    return endpoints(node)
