@@ -16,6 +16,7 @@ from tests.support.bridges import pass_frames
 from tests.support.containers import BACKEND, FRONTEND, OTHER, PORT, Docker, endpoints, known, running
 from tests.support.labs import FRONT_TO_BACK, policy, run_in, stop_agents, until
 
+ROOT = Path(__file__).parents[2]
 WITHIN_SHOP = policy("within-shop", "backend", ingress=[{"fromEndpoints": [{}]}]).replace(
     "name: within-shop", "name: within-shop\n  namespace: shop"
 )
@@ -70,6 +71,21 @@ async def test_a_label_of_a_container_is_selected_by_policy(node: LabNode, docke
     assert node.status()["workloads"]["sources"][0]["details"]["containers"] == 3
 
 
+def test_the_commands_of_the_readme(node: LabNode, docker: Docker) -> None:
+    _, _, after = (ROOT / "README.md").read_text().partition("## Docker\n")
+    section, _, _ = after.partition("\n## ")
+    _, _, rest = section.partition("```sh\n")
+    *steps, refused = rest.partition("```")[0].replace("nginx:alpine", "box").splitlines()
+    assert "# refused" in refused
+
+    script = "\n".join(["set -e", *steps, f"if {refused.partition('#')[0]}; then exit 9; fi"])
+    done = docker.shell(script, str(node.socket))
+    docker.shell("nfq-enforcer policy delete frontend-to-backend", str(node.socket))
+
+    assert done.returncode == 0, done.stdout
+    assert "front.n1" in done.stdout
+
+
 async def test_the_first_packet_of_a_container_has_its_identity(node: LabNode, docker: Docker) -> None:
     """Its addresses are registered before its first process runs."""
     docker.launch("web", labels=BACKEND)
@@ -114,6 +130,18 @@ async def test_a_container_has_an_endpoint_in_each_of_its_networks(node: LabNode
 
     docker.run("network", "disconnect", "back", "web")
     await known(node, "default/web.n1", "default/front.n1", "default/other.n1")
+
+
+async def test_a_network_with_ipv6_has_both_addresses(node: LabNode, docker: Docker) -> None:
+    docker.run("network", "create", "--ipv6", "--subnet", "fd00:201:1::/64", "six")
+    for name, labels in (("web", BACKEND), ("front", FRONTEND), ("other", OTHER)):
+        docker.launch(name, "--network", "six", labels=labels)
+    found = await known(node, "default/web.n1", "default/front.n1", "default/other.n1")
+    _, six = found["default/web.n1"]["addresses"]
+
+    assert six.startswith("fd00:201:1:")
+    assert docker.succeeds("exec", "front", "ping", "-c", "1", "-W", "5", six)
+    assert not docker.succeeds("exec", "other", "ping", "-c", "1", "-W", "1", six)
 
 
 async def test_a_container_cannot_send_from_the_address_of_another(node: LabNode, docker: Docker) -> None:

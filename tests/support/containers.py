@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
 from tests.support.labs import PATIENT, kill, until
 
+_ROOT = Path(__file__).parents[2]
 _IMAGE = "box"
 _BUSYBOX = Path("/bin/busybox")
 _APPLETS = ("sh", "sleep", "nc", "httpd", "ping", "ip", "cat", "printf", "true")
@@ -94,7 +96,8 @@ class ContainerDaemon:
                 link = tarfile.TarInfo(f"bin/{applet}")
                 link.type, link.linkname = tarfile.SYMTYPE, "busybox"
                 archive.addfile(link)
-        self.run("import", "-", _IMAGE, data=buffer.getvalue())
+        default = f"CMD {json.dumps(SERVER)}"
+        self.run("import", "--change", default, "-", _IMAGE, data=buffer.getvalue())
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Stop the daemon; its containers stay, unless the daemon ends them."""
@@ -140,6 +143,25 @@ class ContainerDaemon:
     def _ask(self, *arguments: str, data: bytes | None = None) -> "subprocess.CompletedProcess[bytes]":
         argv = ["docker", "--host", self.address, *arguments]
         return subprocess.run(argv, input=data, capture_output=True, check=False, timeout=_START)
+
+    def shell(self, script: str, agent: str) -> "subprocess.CompletedProcess[str]":
+        """Run the lines of a user, with this daemon and with the agent on a socket, in the folder of the project."""
+        environment = {
+            **os.environ,
+            "DOCKER_HOST": self.address,
+            "NFQ_ENFORCER_API__SOCKET": agent,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        return subprocess.run(
+            ["sh", "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=_START,
+            env=environment,
+            cwd=_ROOT,
+        )
 
     def succeeds(self, *arguments: str) -> bool:
         """Run a command of the client, and return whether it succeeds."""

@@ -44,7 +44,8 @@ class Summary(NamedTuple):
 
     def describes(self, container: Container) -> bool:
         """Tell whether this is all the same as an earlier answer about the container."""
-        return self.is_active and self[:4] == container[:4] and set(self.networks) == set(container.networks)
+        same = self[:3] == container[:3] and self.mode in ("", container.mode)  # Podman's list has no mode
+        return self.is_active and same and set(self.networks) == set(container.networks)
 
 
 class AnswerError(ValueError):

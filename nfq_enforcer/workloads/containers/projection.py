@@ -28,7 +28,6 @@ _DEFAULT_NETWORKS = {"default": ("bridge",), "bridge": ("bridge", "podman")}  # 
 _MAX_NAME = 100  # characters of a container's name that an endpoint's name has; both it and the node's fit in 253
 _ID_CHARACTERS = 12  # by which the command line of Docker shows a container
 _OTHER = re.compile(r"[^a-z0-9.-]+")
-_EDGES = re.compile(r"(?<![a-z0-9])[-.]+|[-.]+(?![a-z0-9])")
 
 
 class Attached(Protocol):
@@ -187,7 +186,8 @@ def _is_of_runtime(key: str) -> bool:
 
 def _dns_name(text: str) -> str:
     """Return a text as a DNS name (RFC 1123); empty if nothing of it can be in one."""
-    return _EDGES.sub("", _OTHER.sub("-", text.lower()))
+    parts = (part.strip("-") for part in _OTHER.sub("-", text.lower()).split("."))
+    return ".".join(filter(None, parts))
 
 
 def _shown(text: str) -> str:

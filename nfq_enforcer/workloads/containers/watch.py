@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, Protocol
 from nfq_enforcer.policy.documents import Endpoint
 from nfq_enforcer.policy.simulation import limited_list
 from nfq_enforcer.tasks import cancel
-from nfq_enforcer.text import printable
-from nfq_enforcer.workloads.containers.container import AnswerError, Container, inspected, joined, summaries
+from nfq_enforcer.text import printable, shorten
+from nfq_enforcer.workloads.containers.container import AnswerError, Container, Summary, inspected, joined, summaries
 from nfq_enforcer.workloads.containers.daemon import DaemonError, connected
 from nfq_enforcer.workloads.containers.projection import Attached, Projection, project
 from nfq_enforcer.workloads.registrar import PODMAN, Registrar
@@ -29,7 +29,8 @@ from nfq_enforcer.workloads.registrar import PODMAN, Registrar
 _log = logging.getLogger(__name__)
 _ENDED = {"die", "died", "destroy", "remove"}  # the container has no process any more
 _CHANGED = {"init", "start", "restart", "rename", "update", "unpause", "connect", "disconnect"}
-_AT_ONCE = 16  # inspections
+_AT_ONCE = 16  # looks
+_ID_CHARACTERS = 12  # by which the command line of Docker shows a container
 
 ReadAttachments = Callable[[int], Mapping[bytes, Attached]]
 """Returns the attachments of a process's addresses; raises OSError for a process that has ended."""
@@ -128,7 +129,8 @@ class ContainerWatch:
         self._joining: dict[str, set[str]] = {}  # networks of each container that starts
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._complete = False  # a list has been registered
-        self._failure: DaemonError | AnswerError | None = None  # of a look
+        self._unreadable: dict[str, str] = {}  # sentence by id
+        self._failure: DaemonError | None = None  # of a look
         self._broken = asyncio.Event()
 
     async def run(self) -> None:
@@ -142,8 +144,6 @@ class ContainerWatch:
                 reason = f"{self._socket}: the daemon has ended the stream of events"
             except DaemonError as error:
                 reason = str(error)
-            except AnswerError as error:
-                reason = f"{self._socket}: {error}"
             finally:
                 await cancel(*(look.task for look in self._looks.values()))
                 self._looks.clear()
@@ -218,19 +218,24 @@ class ContainerWatch:
                 if not look.again:
                     break
             self._take(container, seen)
-        except (DaemonError, AnswerError) as error:
-            self._fail(error)
+        except AnswerError as error:
+            self._note_unreadable(container, error)
+        except DaemonError as error:
+            self._failure = error
+            self._broken.set()
         finally:
             del self._looks[container]
 
-    def _fail(self, error: DaemonError | AnswerError) -> None:
-        """End the session because of an answer."""
-        self._failure = self._failure or error
-        self._broken.set()
+    def _note_unreadable(self, container: str, error: AnswerError) -> None:
+        """Record that a container cannot be read; its last endpoints stay."""
+        problem = f"container {shorten(container, _ID_CHARACTERS)} cannot be read: {error}"
+        if self._unreadable.get(container) != problem:
+            _log.warning("%s", problem)
+        self._unreadable[container] = problem
 
     async def _see(self, daemon: DaemonClient, container: str) -> _Seen | None:
         """Return a container that is active or starts, None for any other."""
-        found = [one for one in summaries(await daemon.summary(container) or []) if one.id == container]
+        found = [one for one in self._summaries(await daemon.summary(container)) if one.id == container]
         if not found:
             return None
         summary = found[0]
@@ -271,7 +276,7 @@ class ContainerWatch:
 
     async def _list(self, daemon: DaemonClient) -> None:
         """Look at the active containers that are not as before, and at those that are active no more."""
-        active = {one.id: one for one in summaries(await daemon.running()) if one.is_active}
+        active = {one.id: one for one in self._summaries(await daemon.running()) if one.is_active}
         self._proxied = await asyncio.to_thread(self._runs_proxies)
         if not self._complete:
             await self._list_first(daemon, active)
@@ -291,10 +296,20 @@ class ContainerWatch:
             elif self._known.get(container) is before:
                 self._take(container, seen)
 
+    def _summaries(self, answer: Any) -> list[Summary]:
+        try:
+            return summaries(answer)
+        except AnswerError as error:
+            raise DaemonError(f"{self._socket}: {error}") from None
+
     async def _list_first(self, daemon: DaemonClient, active: Iterable[str]) -> None:
         async def inspect(container: str) -> _Seen | None:
-            async with self._slots:
-                return await self._inspect(daemon, container)
+            try:
+                async with self._slots:
+                    return await self._inspect(daemon, container)
+            except AnswerError as error:
+                self._note_unreadable(container, error)
+                return None
 
         for seen in await asyncio.gather(*map(inspect, sorted(active))):
             if seen is not None:
@@ -306,6 +321,7 @@ class ContainerWatch:
 
     def _take(self, container: str, seen: _Seen | None) -> None:
         """Register the endpoints of a container as it is now; None: it has ended."""
+        self._unreadable.pop(container, None)
         if seen is None:
             self._forget(container)
             return
@@ -327,6 +343,7 @@ class ContainerWatch:
     def _forget(self, container: str) -> None:
         """Remove the endpoints of a container that has ended."""
         self._joining.pop(container, None)
+        self._unreadable.pop(container, None)
         known = self._known.pop(container, None)
         for endpoint in known.projection.endpoints if known else ():
             self._registrar.remove(self.name, _full_name(endpoint))
@@ -363,6 +380,7 @@ class ContainerWatch:
     def _problems(self) -> Iterator[str]:
         projections = [known.projection for known in self._known.values()]
         yield from sorted(problem for one in projections for problem in one.problems)
+        yield from sorted(self._unreadable.values())
         publishing = sorted(known.container.name for known in self._known.values() if known.container.published)
         if self._proxied and publishing:
             yield (
