@@ -43,6 +43,7 @@ from nfq_enforcer.store.address import MEMORY, StoreAddress
 
 _AS_STRING = PlainSerializer(str)
 _MAX_WORKERS = 256
+_UNIX = "unix://"
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^]:[]+)):(?P<port>[0-9]{1,5})")
 
 
@@ -66,12 +67,9 @@ def _folder(path: str) -> str:
 
 
 def _daemon_socket(address: str) -> str:
-    path = address.removeprefix("unix://")
-    if path == address or not path.startswith("/"):
-        raise ValueError(
-            f"'{address}' is not allowed; allowed: the socket of the daemon, as in unix:///run/docker.sock"
-        )
-    return path
+    if not address.startswith(f"{_UNIX}/"):
+        raise ValueError(f"'{address}' is not allowed; allowed: a socket of the daemon, as in unix:///run/docker.sock")
+    return address
 
 
 def _sign(mode: str) -> str:
@@ -254,6 +252,12 @@ class ContainersSection(_Section):
 
     docker: Annotated[str, AfterValidator(_daemon_socket)] | None = None  # as in unix:///run/docker.sock
     podman: Annotated[str, AfterValidator(_daemon_socket)] | None = None  # as in unix:///run/podman/podman.sock
+
+    @property
+    def sockets(self) -> dict[str, str]:
+        """Return the path of the socket of each daemon."""
+        named = {"docker": self.docker, "podman": self.podman}
+        return {name: address.removeprefix(_UNIX) for name, address in named.items() if address is not None}
 
 
 class ApiSection(_Section):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.dataplane import namespace_links
-from nfq_enforcer.workloads.registrar import DOCKER, PODMAN, Registrar
+from nfq_enforcer.workloads.registrar import Registrar
 from nfq_enforcer.workloads.source import WorkloadSource
 
 _PROXY = "docker-proxy"  # the process by which Docker publishes a port to this host, one for each
@@ -14,13 +14,11 @@ _PROXY = "docker-proxy"  # the process by which Docker publishes a port to this 
 
 def watches(config: Config, node: str, registrar: Registrar) -> Iterator[WorkloadSource]:
     """Yield the watches; the client of the daemons takes memory and is imported for the first of them."""
-    sockets = {DOCKER: config.containers.docker, PODMAN: config.containers.podman}
     proxies = runs_proxies if config.allow_localhost == "always" else lambda: False
-    for source, path in sockets.items():
-        if path is not None:
-            from nfq_enforcer.workloads.containers.watch import ContainerWatch
+    for source, path in config.containers.sockets.items():
+        from nfq_enforcer.workloads.containers.watch import ContainerWatch
 
-            yield ContainerWatch(source, path, node, registrar, namespace_links.attachments, proxies)
+        yield ContainerWatch(source, path, node, registrar, namespace_links.attachments, proxies)
 
 
 def runs_proxies() -> bool:

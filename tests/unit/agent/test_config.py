@@ -40,6 +40,7 @@ DEFAULTS: dict[str, object] = {
     "conntrack": {"max": 262_144},
     "dns": {"min_ttl": 0},
     "proxy": {"user": 64_931, "first_port": 20_000},
+    "containers": {"docker": None, "podman": None},
     "openings": {
         "budgets": True,
         "per_endpoint": 1000,
@@ -85,6 +86,8 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("dns.min_ttl", "3600", 3600),
     ("proxy.user", "65000", 65_000),
     ("proxy.first_port", "30000", 30_000),
+    ("containers.docker", "unix:///run/docker.sock", "unix:///run/docker.sock"),
+    ("containers.podman", "unix:///run/podman/podman.sock", "unix:///run/podman/podman.sock"),
     ("openings.budgets", "false", False),
     ("openings.per_endpoint", "1", 1),
     ("openings.per_source", "1000000", 1_000_000),
@@ -157,6 +160,14 @@ REFUSED = [
     ),
     ("first_queue: 65532", "1:14: first_queue: 65532 is out of range; allowed: 0 to 65486"),
     ("first_queue: -1", "1:14: first_queue: -1 is out of range; allowed: 0 to 65486"),
+    *(
+        (
+            f"containers: {{docker: '{wrong}'}}",
+            f"1:22: containers.docker: '{wrong}' is not allowed; allowed: a socket of the daemon, as in unix:///run/",
+        )
+        for wrong in ("/run/docker.sock", "tcp://127.0.0.1:2375", "unix://docker.sock", "")
+    ),
+    ("containers: {containerd: x}", "1:14: containers.containerd: unknown field 'containerd'; allowed: docker, podman"),
     ("openings: {excess: 0}", "1:20: openings.excess: 0 is out of range; allowed: 1 to 1000000"),
     ("conntrack: {max: 0}", "1:18: conntrack.max: 0 is out of range; allowed: 1 to 100000000"),
     ("conntrack: {max: 1.5}", "1:18: conntrack.max: must be a number, not a fraction"),
