@@ -86,13 +86,6 @@ def _attachment(version: int, inner: _Link, outer: _Link | None, here: Mapping[i
     return Attachment(inner.kind, outer.name, bridge.name, passed=version in bridge.calls | _called())
 
 
-def passes(bridge: str) -> Mapping[int, bool]:
-    """Return for each IP version whether frames of a bridge traverse the hooks of IP; raise OSError."""
-    with _open_socket() as connection:
-        calls = next((link.calls for link in _links(connection) if link.name == bridge), frozenset[int]())
-    return {version: version in calls | _called() for version in _SYSCTLS}
-
-
 def _called() -> frozenset[int]:
     """Return the IP versions for which all bridges of this namespace pass frames to the hooks of IP."""
     return frozenset(version for version, name in _SYSCTLS.items() if _is_set(_PASSED / name))

@@ -294,6 +294,24 @@ async def test_without_br_netfilter_the_status_names_the_bridge(host: Lab, node:
     assert not docker.fetch("other", address, expected=False)
 
 
+async def test_a_bridge_can_pass_its_frames_by_itself(host: Lab, node: LabNode, docker: Docker) -> None:
+    """The options of a bridge stand beside those of all bridges."""
+    calls = ("ip", "link", "set", "docker0", "type", "bridge")
+    pass_frames(host, "n1", on=False)
+    run_in(host, "n1", *calls, "nf_call_iptables", "1", "nf_call_ip6tables", "1")
+    try:
+        docker.launch("web", labels=BACKEND)
+        docker.launch("other", labels=OTHER)
+        found = await known(node, "default/web.n1", "default/other.n1")
+
+        assert found["default/web.n1"]["interface"] != "docker0"
+        assert not docker.fetch("other", docker.address_of("web"), expected=False)
+        assert node.status()["problems"] == []
+    finally:
+        run_in(host, "n1", *calls, "nf_call_iptables", "0", "nf_call_ip6tables", "0")
+        pass_frames(host, "n1", on=True)
+
+
 def test_a_missing_socket_is_reported_and_the_node_enforces(host: Lab, node: LabNode, docker: Docker) -> None:
     missing = Path(host.network.state / "none.sock")
 
