@@ -126,7 +126,7 @@ class Agent:
             self._store,
         )
         self._bridges = BridgeWatch(self._rules)
-        self._interfaces = InterfaceCheck(self._local_endpoints, starting=self._starting)
+        self._interfaces = InterfaceCheck(self._local_endpoints, changing=self._changing)
         registrar = Registrar(self._settings.name, self._store, lambda: replica.endpoints, self._reconciler.reconcile)
         self._workloads = Workloads(registrar, self._make_sources(registrar))
         self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)
@@ -193,8 +193,8 @@ class Agent:
     def _local_endpoints(self) -> Iterable[LocalEndpoint]:
         return self._reconciler.view.snapshot.endpoints.values()
 
-    def _starting(self) -> frozenset[str]:
-        return self._workloads.starting()
+    def _changing(self) -> frozenset[str]:
+        return self._workloads.changing()
 
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
         self._exempting = asyncio.create_task(asyncio.to_thread(self._rules.exempt, addresses))

@@ -66,9 +66,9 @@ class Workloads:
     def _document_problems(self) -> dict[str, str]:
         return self.registrar.publisher.problems if self.registrar.publisher else {}
 
-    def starting(self) -> frozenset[str]:
-        """Return the endpoints of workloads that start, and so have no interface yet."""
-        return frozenset(name for source in self._sources for name in source.status().get("starting", ()))
+    def changing(self) -> frozenset[str]:
+        """Return the endpoints of workloads that start or have just ended: their interfaces come and go."""
+        return frozenset(name for source in self._sources for name in source.status().get("changing", ()))
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each source that is away, and for each endpoint and document that is not in force."""

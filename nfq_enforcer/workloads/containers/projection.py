@@ -17,7 +17,7 @@ from nfq_enforcer.workloads.endpoints import make_endpoint, usable_labels
 
 NAMESPACE_LABEL = "nfq-enforcer.io/namespace"
 _PROJECT_LABELS = (NAMESPACE_LABEL, "com.docker.compose.project", "io.podman.compose.project")
-_KEPT = {"com.docker.compose.project", "com.docker.compose.service", "com.docker.compose.oneoff"}
+_KEPT = {"com.docker.compose.project", "com.docker.compose.service"}
 # Labels that builders and runtimes write: they change with each build, or differ between replicas of one service.
 _OF_RUNTIME = re.compile(
     r"(com|io|desktop)\.docker\.|io\.podman\.|io\.buildah\.|org\.opencontainers\.|org\.label-schema\.|PODMAN_SYSTEMD_UNIT"

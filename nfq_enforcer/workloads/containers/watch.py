@@ -61,7 +61,7 @@ class WatchTimings:
 
     interval: float = 5.0  # between two lists
     starting: float = 60.0  # longest from the addresses of a container to its start
-    new: float = 3.0  # longest from the addresses of a started container to its interface in force
+    changing: float = 3.0  # longest from a change of a container to its endpoint in force
     first_pause: float = 0.2  # until the first attempt to reach the daemon again; doubled by each further failure
     longest_pause: float = 5.0
     overlap: float = 2.0  # events are asked for from this long before the subscription on
@@ -129,6 +129,7 @@ class ContainerWatch:
         self._joining: dict[str, set[str]] = {}  # networks of each container that starts
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._complete = False  # a list has been registered
+        self._ended: dict[str, float] = {}  # monotonic time of the end of endpoints, for a while
         self._unreadable: dict[str, str] = {}  # sentence by id
         self._failure: DaemonError | None = None  # of a look
         self._broken = asyncio.Event()
@@ -333,7 +334,7 @@ class ContainerWatch:
         old = {_full_name(one): one for one in before.projection.endpoints} if before else {}
         new = {_full_name(one): one for one in projection.endpoints}
         for name in old.keys() - new.keys():
-            self._registrar.remove(self.name, name)
+            self._remove(name)
         for name, endpoint in new.items():
             if old.get(name) != endpoint:
                 self._registrar.put(self.name, endpoint)
@@ -346,7 +347,14 @@ class ContainerWatch:
         self._unreadable.pop(container, None)
         known = self._known.pop(container, None)
         for endpoint in known.projection.endpoints if known else ():
-            self._registrar.remove(self.name, _full_name(endpoint))
+            self._remove(_full_name(endpoint))
+
+    def _remove(self, name: str) -> None:
+        now = time.monotonic()
+        self._ended = {other: at for other, at in self._ended.items() if now - at < self._timings.changing} | {
+            name: now
+        }
+        self._registrar.remove(self.name, name)
 
     def _project(self, seen: _Seen) -> Projection:
         taken = {
@@ -364,18 +372,22 @@ class ContainerWatch:
     # -- status -------------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Return the socket, the number of containers with an endpoint, those that start, and sentences."""
+        """Return the socket, the number of containers with an endpoint, those that change, and sentences."""
         known = self._known.values()
         return {
             "socket": self._socket,
             "containers": sum(bool(one.projection.endpoints) for one in known),
-            "starting": [_full_name(each) for one in known if self._is_new(one) for each in one.projection.endpoints],
+            "changing": list(self._changing()),
             "problems": list(self._problems()),
         }
 
-    def _is_new(self, known: _Known) -> bool:
-        """Tell whether the interface of a container may not be in force yet."""
-        return known.starts or time.monotonic() - known.since < self._timings.new
+    def _changing(self) -> Iterator[str]:
+        """Yield the endpoints whose interface is not in force yet, or gone already."""
+        now = time.monotonic()
+        for known in self._known.values():
+            if known.starts or now - known.since < self._timings.changing:
+                yield from map(_full_name, known.projection.endpoints)
+        yield from (name for name, at in self._ended.items() if now - at < self._timings.changing)
 
     def _problems(self) -> Iterator[str]:
         projections = [known.projection for known in self._known.values()]

@@ -203,7 +203,7 @@ def test_a_container_is_registered_before_its_first_process_runs() -> None:
         daemon.members["new"] = "172.17.0.3"
         daemon.tell("connect", "new", "network")
         await scene.until(lambda: "default/new.n1" in scene.names)
-        assert scene.watch.status()["starting"]
+        assert "default/new.n1" in scene.watch.status()["changing"]
 
         daemon.set("new", "172.17.0.3", role="db")
         daemon.tell("start", "new")
