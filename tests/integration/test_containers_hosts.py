@@ -89,20 +89,23 @@ async def test_a_userland_proxy_hides_the_identity_and_the_status_says_so(
     containers["n2"].run("rm", "--force", "neighbour")
 
 
-async def test_one_address_on_two_hosts_is_refused_and_the_status_says_so(
-    hosts: Lab, containers: dict[str, Docker]
-) -> None:
-    """The limit: daemons have networks with different addresses, as dockerd's options bip and default-address-pools."""
-    subnet = "10.209.0.0/24"
+async def test_hosts_can_have_networks_with_the_same_addresses(hosts: Lab, containers: dict[str, Docker]) -> None:
+    """As Docker's default network is on every host: each host judges its own containers, and keeps their identities."""
     for node in HOSTS:
-        containers[node].run("network", "create", "--subnet", subnet, "same")
-    containers["n1"].launch("first", "--network", "same", labels=FRONTEND)
-    await until(lambda: "default/first.n1" in endpoints(hosts.nodes["n2"]))
-    containers["n2"].launch("second", "--network", "same", labels=OTHER)
+        containers[node].run("network", "create", "--subnet", "10.209.0.0/24", "same")
+        containers[node].launch("twin", "--network", "same", "--publish", "9090:8080", labels=BACKEND)
+    for node, labels in zip(HOSTS, (OTHER, FRONTEND), strict=True):
+        containers[node].launch("client", "--network", "same", labels=labels)
+    assert containers["n1"].address_of("client") == containers["n2"].address_of("client")
+    pairs = {f"default/{name}.{node}" for name in ("twin", "client") for node in HOSTS}
+    for node in HOSTS:
+        await until(lambda node=node: pairs <= endpoints(hosts.nodes[node]).keys())
+    address = containers["n1"].address_of("twin")
 
-    refused = "endpoint default/second.n2 is not in force: "
-    await until(lambda: any(one.startswith(refused) for one in hosts.nodes["n2"].status()["problems"]))
-
-    containers["n1"].run("rm", "--force", "first")
-    await until(lambda: "default/second.n2" in endpoints(hosts.nodes["n1"]))
-    containers["n2"].run("rm", "--force", "second")
+    assert not containers["n1"].fetch("client", address, expected=False)
+    assert containers["n2"].fetch("client", address, expected=True)
+    assert not containers["n1"].fetch("client", str(hosts.address("n2")), port=9090, expected=False)
+    assert containers["n2"].fetch("client", str(hosts.address("n1")), port=9090, expected=True)
+    for node in HOSTS:
+        assert not [one for one in hosts.nodes[node].status()["problems"] if "not in force" in one]
+        containers[node].run("rm", "--force", "twin", "client")
