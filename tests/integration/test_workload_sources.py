@@ -214,8 +214,11 @@ def test_containers_of_two_nodes_with_one_address_are_restored(server: RedisServ
         await until(lambda: not (one.node.connected or two.node.connected), "both nodes have lost the store")
         server.start()  # empty
 
-        names = {"shop/web.n1", "shop/web.n2"}
-        await until(lambda: set(server.ask("HKEYS", "nfqe:endpoints").split()) == names, "the store has both again")
+        async def has_both() -> bool:
+            stored = await asyncio.to_thread(server.ask, "HKEYS", "nfqe:endpoints")
+            return set(stored.split()) == {"shop/web.n1", "shop/web.n2"}
+
+        await until(has_both, "the store has both containers again")
         assert (one.registrar.problems, two.registrar.problems) == ({}, {})
 
     play(scene, server, tmp_path)
