@@ -92,6 +92,19 @@ async def test_a_container_has_an_endpoint_in_each_of_its_networks(node: LabNode
     assert both["default/web.back.n1"]["addresses"] == [podman.addresses("web")["back"]]
 
 
+async def test_a_pod_is_one_endpoint_with_its_labels(node: LabNode, podman: Podman) -> None:
+    podman.pod("duo", labels=BACKEND)
+    podman.launch("member", "--pod", "duo", labels=OTHER)
+    podman.launch("front", labels=FRONTEND)
+    podman.launch("other", labels=OTHER)
+    await until(lambda: len(endpoints(node)) == 3)
+    (infra,) = (one for name, one in endpoints(node).items() if name.endswith("-infra.n1"))
+
+    assert "k8s:role=backend" in infra["labels"]
+    assert podman.fetch("front", infra["addresses"][0], expected=True)
+    assert not podman.fetch("other", infra["addresses"][0], expected=False)
+
+
 async def test_the_last_state_stays_while_the_service_is_away(node: LabNode, podman: Podman) -> None:
     podman.launch("web", labels=BACKEND)
     before = await known(node, "default/web.n1")

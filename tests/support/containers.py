@@ -251,6 +251,36 @@ class Podman(ContainerDaemon):
     def _argv(self) -> list[str]:
         return [self.program, "system", "service", "--time=0", self.address]
 
+    def native(self, *arguments: str) -> str:
+        """Run a command of Podman that Docker's API lacks, and return its output."""
+        argv = ["nsenter", f"--net={self._namespace}", self.program, *arguments]
+        done = subprocess.run(
+            argv, env=self._environment(), capture_output=True, text=True, check=False, timeout=_START
+        )
+        assert done.returncode == 0, f"podman {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def pod(self, name: str, labels: Mapping[str, str]) -> None:
+        """Make a pod with these labels."""
+        given = [f"--label={key}={value}" for key, value in labels.items()]
+        infra = (f"--infra-image={_IMAGE}", "--infra-command=/bin/sleep 1000")
+        self.native("pod", "create", "--name", name, *infra, *given)
+
+    def launch(
+        self, name: str, *options: str, labels: Mapping[str, str] | None = None, command: tuple[str, ...] = SERVER
+    ) -> None:
+        """Run a container in the background; one of a pod by Podman's own command."""
+        if "--pod" not in options:
+            super().launch(name, *options, labels=labels, command=command)
+            return
+        given = [f"--label={key}={value}" for key, value in (labels or {}).items()]
+        self.native("run", "--detach", "--name", name, *given, *options, _IMAGE, *command)
+
+    def clear(self) -> None:
+        """Remove pods first: the infra container of a pod cannot be removed alone."""
+        self.native("pod", "rm", "--all", "--force", "--time", "0")
+        super().clear()
+
     def _environment(self) -> dict[str, str]:
         """Return an environment by which this service shares nothing with a Podman of the host."""
         settings, storage = self.folder / "containers.conf", self.folder / "storage.conf"
