@@ -215,11 +215,10 @@ def test_containers_of_two_nodes_with_one_address_are_restored(server: RedisServ
         server.start()  # empty
 
         async def has_both() -> bool:
-            for host in both:
-                await host.settle()
             stored = await asyncio.to_thread(server.ask, "HKEYS", "nfqe:endpoints")
             return set(stored.split()) == {"shop/web.n1", "shop/web.n2"}
 
+        await until(lambda: one.node.connected and two.node.connected, "both nodes are connected again")
         await until(has_both, "the store has both containers again")
         assert (one.registrar.problems, two.registrar.problems) == ({}, {})
 
