@@ -11,6 +11,7 @@ PACKAGES := build-essential conntrack ethtool iproute2 ipset iptables iputils-pi
 	libnfnetlink-dev nftables openssh-client openssl procps python3-dev python3-venv redis-server tcpdump
 PACKAGES += dnsmasq-base isc-dhcp-client  # a DHCP server and a client, for tests
 PACKAGES += nginx-light  # an HTTP server, for tests of the proxy
+PACKAGES += busybox-static docker.io podman netavark runc  # daemons of containers, and the image of these, for tests
 PACKAGES += dnsperf wrk  # clients of DNS and of HTTP, for make bench
 
 PYTHON ?= $(shell for python in /usr/bin/python3 python3; do \
@@ -137,6 +138,7 @@ $(STAMP): setup.cfg pyproject.toml $(LOCKS) $(STALE) | _packages _python
 .PHONY: _stale
 _stale:
 
+# policy-rc.d: installed daemons are not started; Docker's would change the rules and the forwarding of the host.
 # RUNLEVEL=1: without systemd, a Redis server that cannot start would fail its installation; tests start their own.
 .PHONY: _packages
 _packages:
@@ -149,6 +151,10 @@ _packages:
 		exit 0; \
 	fi; \
 	export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	policy=/usr/sbin/policy-rc.d; \
+	if [ ! -e $$policy ]; then \
+		trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' >$$policy; chmod +x $$policy; \
+	fi; \
 	apt-get -q -o DPkg::Lock::Timeout=300 update; \
 	apt-get -q -o DPkg::Lock::Timeout=300 install --yes --no-install-recommends $$missing
 

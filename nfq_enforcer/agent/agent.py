@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nfq_enforcer import __version__
-from nfq_enforcer.agent import flood_log, handover, node_settings, notify, processes, program_log
+from nfq_enforcer.agent import containers, flood_log, handover, node_settings, notify, processes, program_log
 from nfq_enforcer.agent.address_watch import AddressWatch
 from nfq_enforcer.agent.api import ApiServer
 from nfq_enforcer.agent.bridge_watch import BridgeWatch
@@ -127,7 +127,7 @@ class Agent:
             self._store,
         )
         self._bridges = BridgeWatch(self._rules)
-        self._interfaces = InterfaceCheck(self._local_endpoints)
+        self._interfaces = InterfaceCheck(self._local_endpoints, changing=self._changing)
         registrar = Registrar(self._settings.name, self._store, lambda: replica.endpoints, self._reconciler.reconcile)
         self._processes = processes.source(config, registrar)
         self._processes.note_trees = self._reconciler.note_cgroups
@@ -184,6 +184,7 @@ class Agent:
     def _make_sources(self, registrar: Registrar, replica: Replica) -> list[WorkloadSource]:
         """Make the sources of workloads that the configuration names."""
         sources: list[WorkloadSource] = [self._processes]
+        sources += containers.watches(self._config, self._settings.name, registrar)
         if (section := self._config.kubernetes).enabled:
             from nfq_enforcer.agent import kubernetes_source  # its HTTP client takes 20 MB
 
@@ -204,6 +205,9 @@ class Agent:
 
     def _local_endpoints(self) -> Iterable[LocalEndpoint]:
         return self._reconciler.view.snapshot.endpoints.values()
+
+    def _changing(self) -> frozenset[str]:
+        return self._workloads.changing()
 
     async def _exempt(self, addresses: Iterable[tuple[IPv4Address | IPv6Address, int]]) -> None:
         self._exempting = asyncio.create_task(asyncio.to_thread(self._rules.exempt, addresses))

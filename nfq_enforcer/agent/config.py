@@ -47,6 +47,7 @@ from nfq_enforcer.store.address import MEMORY, StoreAddress
 _AS_STRING = PlainSerializer(str)
 _MAX_WORKERS = 256
 _UNIT = re.compile(r"[A-Za-z0-9_.:\\-]{1,200}(?:@[A-Za-z0-9_.:\\-]{0,40})?\.service")
+_UNIX = "unix://"
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^]:[]+)):(?P<port>[0-9]{1,5})")
 
 
@@ -73,6 +74,12 @@ def _file(path: str) -> str:
     if not path.startswith("/"):
         raise ValueError(f"'{path}' is not allowed; allowed: the absolute path of a file")
     return path
+
+
+def _daemon_socket(address: str) -> str:
+    if not address.startswith(f"{_UNIX}/"):
+        raise ValueError(f"'{address}' is not allowed; allowed: a socket of the daemon, as in unix:///run/docker.sock")
+    return address
 
 
 def _sign(mode: str) -> str:
@@ -328,6 +335,19 @@ class KubernetesSection(_Section):
     node: NodeName | None = None  # name of this node for Kubernetes; None: node.name
 
 
+class ContainersSection(_Section):
+    """Section containers: the daemons whose containers are endpoints of this node; none by default."""
+
+    docker: Annotated[str, AfterValidator(_daemon_socket)] | None = None  # as in unix:///run/docker.sock
+    podman: Annotated[str, AfterValidator(_daemon_socket)] | None = None  # as in unix:///run/podman/podman.sock
+
+    @property
+    def sockets(self) -> dict[str, str]:
+        """Return the path of the socket of each daemon."""
+        named = {"docker": self.docker, "podman": self.podman}
+        return {name: address.removeprefix(_UNIX) for name, address in named.items() if address is not None}
+
+
 class ApiSection(_Section):
     """Section api: the socket on which the command line reaches the agent."""
 
@@ -391,6 +411,7 @@ class Config(_Section):
     dns: DnsSection = DnsSection()
     proxy: ProxySection = ProxySection()
     kubernetes: KubernetesSection = KubernetesSection()
+    containers: ContainersSection = ContainersSection()
     api: ApiSection = ApiSection()
     metrics: MetricsSection = MetricsSection()
     processes: ProcessesSection = ProcessesSection()

@@ -9,7 +9,7 @@ can then send from the endpoint's addresses, unless these are the host's own.
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Set
 
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint
 from nfq_enforcer.policy.simulation import limited_list
@@ -39,16 +39,22 @@ class InterfaceCheck:
         self,
         endpoints: Callable[[], Iterable[LocalEndpoint]],
         interfaces: Callable[[], frozenset[str]] = interface_names,
+        changing: Callable[[], Set[str]] = frozenset,
     ) -> None:
-        """Set the functions that return the node's endpoints, and the names of the host's interfaces."""
+        """Set the functions that return the node's endpoints, and the names of the host's interfaces.
+
+        ``changing`` returns the endpoints that get their interface in a moment, or have just lost it with their end.
+        """
         self._endpoints = endpoints
         self._interfaces = interfaces
+        self._changing = changing
         self._missing: Named = frozenset()
         self.unnamed: frozenset[str] = frozenset()  # endpoints without an interface, as of the last check
 
     def check(self) -> dict[str, str]:
         """Return the interface of each endpoint whose interface does not exist; log the differences."""
-        endpoints = list(self._endpoints())
+        changing = self._changing()
+        endpoints = [one for one in self._endpoints() if one.name not in changing]
         named = {(one.name, one.interface) for one in endpoints if one.interface is not None}
         unnamed = frozenset(one.name for one in endpoints if one.interface is None and not one.is_host)
         if unnamed and not self.unnamed:

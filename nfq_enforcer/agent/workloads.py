@@ -66,6 +66,10 @@ class Workloads:
     def _document_problems(self) -> dict[str, str]:
         return self.registrar.publisher.problems if self.registrar.publisher else {}
 
+    def changing(self) -> frozenset[str]:
+        """Return the endpoints of workloads that start or have just ended: their interfaces come and go."""
+        return frozenset(name for source in self._sources for name in source.status().get("changing", ()))
+
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each source that is away, each endpoint or document not in force, and of the sources."""
         for source, reason in self.registrar.away.items():
@@ -74,5 +78,5 @@ class Workloads:
             yield f"endpoint {name} is not in force: {reason}"
         for title, reason in sorted(self._document_problems().items()):
             yield f"{title} is not in force in its present form: {reason}"
-        for one in self._sources:
-            yield from one.status().get("problems", ())
+        for each in self._sources:
+            yield from each.status().get("problems", ())

@@ -22,7 +22,15 @@ MakeLab = Callable[..., Lab]
 LONG_FILES = (
     *("test_datapath", "test_http_rules", "test_perflow", "test_rules_guard", "test_source_filter", "test_remote_lab"),
     *("test_stamping", "test_dns_learning", "test_agent", "test_store_members", "test_offload", "test_document_bombs"),
-    *("test_redirect", "test_handover", "test_xtables_lock", "test_learning", "test_cluster", "test_provision"),
+    *(
+        "test_containers",
+        "test_redirect",
+        "test_handover",
+        "test_xtables_lock",
+        "test_learning",
+        "test_cluster",
+        "test_provision",
+    ),
     *("test_store", "test_hostile_store", "test_policies", "test_workers", "test_dns", "test_worker_liveness"),
 )
 

@@ -169,6 +169,62 @@ def test_an_endpoint_that_ended_without_the_store_survives_its_move_meanwhile(
     play(scene, server, tmp_path)
 
 
+def test_containers_of_two_nodes_can_have_one_address(server: RedisServer, tmp_path: Path) -> None:
+    """Each is behind its host. Within a node, and beside any other endpoint, an address belongs to one endpoint."""
+
+    async def scene(both: list[Host]) -> None:
+        one, two = both
+        one.registrar.replace(DOCKER, [pod("web.n1", "172.17.0.2")])
+        await one.settle()
+        two.registrar.replace(DOCKER, [pod("web.n2", "172.17.0.2")])
+        await two.settle()
+        await until(lambda: one.seen("shop/web.n2", "n2"), "the first node has the container of the other")
+        assert (one.registrar.problems, two.registrar.problems) == ({}, {})
+
+        one.registrar.put(DOCKER, pod("other.n1", "172.17.0.2"))
+        await one.settle()
+        belongs = "172.17.0.2 already belongs to endpoint shop/web.n"
+        assert one.registrar.problems["shop/other.n1"].startswith(f"{belongs}1")
+        with pytest.raises(BadInput, match=f"{belongs}2"):
+            await one.node.apply(endpoint_text("host", "172.17.0.2"))
+
+        one.registrar.remove(DOCKER, "shop/web.n1")
+        await one.settle()
+        await until(lambda: two.seen("shop/other.n1", "n1"), "the other node has the next container")
+        assert one.registrar.problems == {}
+        two.registrar.remove(DOCKER, "shop/web.n2")
+        await two.settle()
+        two.registrar.replace(KUBERNETES, [pod("web-0", "172.17.0.3")])
+        await two.settle()
+        one.registrar.put(DOCKER, pod("third.n1", "172.17.0.3"))
+        await one.settle()
+        assert one.registrar.problems["shop/third.n1"] == "172.17.0.3 already belongs to endpoint shop/web-0"
+
+    play(scene, server, tmp_path)
+
+
+def test_containers_of_two_nodes_with_one_address_are_restored(server: RedisServer, tmp_path: Path) -> None:
+    async def scene(both: list[Host]) -> None:
+        one, two = both
+        for host in both:
+            host.registrar.replace(DOCKER, [pod(f"web.{host.node.name}", "172.17.0.2")])
+            await host.settle()
+        await until(lambda: one.seen("shop/web.n2", "n2"), "the first node has the container of the other")
+        server.stop()
+        await until(lambda: not (one.node.connected or two.node.connected), "both nodes have lost the store")
+        server.start()  # empty
+
+        async def has_both() -> bool:
+            stored = await asyncio.to_thread(server.ask, "HKEYS", "nfqe:endpoints")
+            return set(stored.split()) == {"shop/web.n1", "shop/web.n2"}
+
+        await until(lambda: one.node.connected and two.node.connected, "both nodes are connected again")
+        await until(has_both, "the store has both containers again")
+        assert (one.registrar.problems, two.registrar.problems) == ({}, {})
+
+    play(scene, server, tmp_path)
+
+
 def test_an_address_of_another_node_is_refused_until_it_is_free(server: RedisServer, tmp_path: Path) -> None:
     async def scene(both: list[Host]) -> None:
         one, two = both

@@ -7,7 +7,7 @@ Every key begins with the cluster's prefix and a colon (``nfqe:`` by default), s
 | meta | hash | schema (this version), clock (time of the last heartbeat of any node, ms), run (the run id, from INFO, of the server that a node has joined last), serial (of the last change), revision (of the policy), collected (time of the last garbage collection, ms) |
 | nodes, documents, identities, endpoints | hash | name → entry; ``records.Kind`` has the form of the names |
 | numbers | hash | canonical labels → number of their identity |
-| ipcache | hash | address → endpoint with it |
+| ipcache | hash | address → endpoint with it; for a container also ``ADDRESS@NODE``: containers of two nodes can have one address, and the field of the address has the last one |
 | references:NUMBER | set | the endpoints with this identity; each lives as long as its node's lease |
 | hosted:NODE | set | the endpoints of this node |
 | seen | sorted set | node → time of its last heartbeat, ms |

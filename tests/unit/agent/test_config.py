@@ -40,6 +40,7 @@ DEFAULTS: dict[str, object] = {
     "conntrack": {"max": 262_144},
     "dns": {"min_ttl": 0},
     "proxy": {"user": 64_931, "first_port": 20_000},
+    "containers": {"docker": None, "podman": None},
     "openings": {
         "budgets": True,
         "per_endpoint": 1000,
@@ -91,6 +92,8 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("processes.socket", "/run/x.sock", "/run/x.sock"),
     ("processes.allow", "[{user: 0, labels: {a: b}}]", (config.PermissionSection(user=0, labels={"a": "b"}),)),
     ("processes.units", "[{unit: a.service}]", (config.UnitSection(unit="a.service"),)),
+    ("containers.docker", "unix:///run/docker.sock", "unix:///run/docker.sock"),
+    ("containers.podman", "unix:///run/podman/podman.sock", "unix:///run/podman/podman.sock"),
     ("openings.budgets", "false", False),
     ("openings.per_endpoint", "1", 1),
     ("openings.per_source", "1000000", 1_000_000),
@@ -171,6 +174,14 @@ REFUSED = [
     ),
     ("first_queue: 65532", "1:14: first_queue: 65532 is out of range; allowed: 0 to 65486"),
     ("first_queue: -1", "1:14: first_queue: -1 is out of range; allowed: 0 to 65486"),
+    *(
+        (
+            f"containers: {{docker: '{wrong}'}}",
+            f"1:22: containers.docker: '{wrong}' is not allowed; allowed: a socket of the daemon, as in unix:///run/",
+        )
+        for wrong in ("/run/docker.sock", "tcp://127.0.0.1:2375", "unix://docker.sock", "")
+    ),
+    ("containers: {containerd: x}", "1:14: containers.containerd: unknown field 'containerd'; allowed: docker, podman"),
     ("openings: {excess: 0}", "1:20: openings.excess: 0 is out of range; allowed: 1 to 1000000"),
     ("conntrack: {max: 0}", "1:18: conntrack.max: 0 is out of range; allowed: 1 to 100000000"),
     ("conntrack: {max: 1.5}", "1:18: conntrack.max: must be a number, not a fraction"),

@@ -101,3 +101,13 @@ def test_endpoints_without_an_interface_are_one_problem_and_one_line_of_the_log(
     endpoints.clear()
     assert check.problems() == []
     assert [record.message for record in caplog.records] == [sentence]
+
+
+def test_endpoints_of_workloads_that_start_or_have_just_ended_are_no_problem(caplog: pytest.LogCaptureFixture) -> None:
+    endpoints, changing = [endpoint("new", None), endpoint("old", "veth-old")], {"default/new", "default/old"}
+    check = InterfaceCheck(lambda: endpoints, frozenset, lambda: changing)
+
+    assert check.problems() == []
+    assert caplog.records == []
+    changing.clear()
+    assert len(check.problems()) == 2

@@ -124,7 +124,6 @@ local function set(kind, name, id, value)
     redis.call('HSET', HASH[kind], name, id .. ' ' .. value)
 end
 
--- Delete an endpoint's entry and its indexes. Of a value that cannot be decoded, only the entry is deleted.
 -- The endpoint in a value, and the spec of its document, empty for another one; nil for a value that is none.
 local function endpoint_of(value)
     local readable, endpoint = pcall(cjson.decode, value)
@@ -134,6 +133,40 @@ local function endpoint_of(value)
     return endpoint, type(endpoint.document.spec) == 'table' and endpoint.document.spec or {}
 end
 
+-- Return the node of a container, nil for any other endpoint. Containers of two hosts often have the same addresses, each
+-- behind its host: such an address belongs to one endpoint of each node. So it has a field of its own in IPCACHE, beside
+-- the field of the address, which has the last one.
+local SOURCE, CONTAINERS = 'nfq-enforcer.io/source', { docker = true, podman = true } -- as in workloads/registrar.py
+local function node_of_container(document, node)
+    local metadata = document.metadata
+    local annotations = type(metadata) == 'table' and metadata.annotations
+    if type(annotations) == 'table' and CONTAINERS[annotations[SOURCE]] then
+        return tostring(node)
+    end
+end
+
+local function field_on(ip, node)
+    return ip .. '@' .. node
+end
+
+-- Return the endpoint that has an address, if it is another one than this: for a container, of its node or of no container.
+local function other_owner(ip, name, node)
+    local owner = node and redis.call('HGET', IPCACHE, field_on(ip, node))
+    if owner and owner ~= name then
+        return owner
+    end
+    owner = redis.call('HGET', IPCACHE, ip)
+    if not owner or owner == name then
+        return nil
+    end
+    local endpoint, spec = endpoint_of(node and value_of('endpoint', owner) or '')
+    local other = endpoint and node_of_container(endpoint.document, spec.node)
+    if not other or other == node then
+        return owner
+    end
+end
+
+-- Delete an endpoint's entry and its indexes. Of a value that cannot be decoded, only the entry is deleted.
 local function delete_endpoint(name)
     local value = value_of('endpoint', name)
     if not value then
@@ -144,9 +177,12 @@ local function delete_endpoint(name)
     if not endpoint then
         return
     end
+    local container = node_of_container(endpoint.document, spec.node)
     for _, ip in ipairs(type(spec.ips) == 'table' and spec.ips or {}) do
-        if redis.call('HGET', IPCACHE, ip) == name then
-            redis.call('HDEL', IPCACHE, ip)
+        for _, field in ipairs({ ip, container and field_on(ip, container) }) do
+            if redis.call('HGET', IPCACHE, field) == name then
+                redis.call('HDEL', IPCACHE, field)
+            end
         end
     end
     redis.call('SREM', PREFIX .. 'hosted:' .. tostring(spec.node), name)
@@ -159,8 +195,13 @@ end
 local function set_endpoint(name, id, value, node, identity, ips)
     delete_endpoint(name)
     set('endpoint', name, id, value)
+    local endpoint = string.find(value, SOURCE, 1, true) and endpoint_of(value)
+    local container = endpoint and node_of_container(endpoint.document, node)
     for _, ip in ipairs(ips) do
         redis.call('HSET', IPCACHE, ip, name)
+        if container then
+            redis.call('HSET', IPCACHE, field_on(ip, container), name)
+        end
     end
     redis.call('SADD', PREFIX .. 'hosted:' .. node, name)
     redis.call('SADD', PREFIX .. 'references:' .. identity, name)

@@ -29,18 +29,19 @@ local function newer(name, kind, id)
     return stored and not later(id, stored)
 end
 
-local function conflict(kind, name, more)
+local function conflict(kind, name, value, more)
     if kind == 'identity' then
         local number = redis.call('HGET', NUMBERS, more)
-        local value = value_of('identity', name)
-        return (number and number ~= name) or (value and number ~= name)
+        local stored = value_of('identity', name)
+        return (number and number ~= name) or (stored and number ~= name)
     elseif kind == 'endpoint' then
         if type(more[4]) == 'string' and redis.call('HGET', NUMBERS, more[4]) ~= tostring(more[2]) then
             return true
         end
+        local endpoint = string.find(value, SOURCE, 1, true) and endpoint_of(value)
+        local container = endpoint and node_of_container(endpoint.document, more[1])
         for _, ip in ipairs(more[3]) do
-            local owner = redis.call('HGET', IPCACHE, ip)
-            if owner and owner ~= name then
+            if other_owner(ip, name, container) then
                 return true
             end
         end
@@ -64,7 +65,7 @@ for _, one in ipairs(cjson.decode(ARGV[3])) do
         end
     elseif newer(name, kind, id) or (survived and not later(id, survived)) then
         -- present already, written anew meanwhile, or deleted before the fork
-    elseif conflict(kind, name, more) then
+    elseif conflict(kind, name, value, more) then
         left[#left + 1] = { kind, name }
     else
         restored[#restored + 1] = { kind, name, value, id }

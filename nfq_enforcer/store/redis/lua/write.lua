@@ -33,11 +33,13 @@ for _, endpoint in ipairs(request.endpoints) do
 end
 local taken, claimed = {}, {}
 for _, endpoint in ipairs(request.endpoints) do
+    local container = string.find(endpoint.document, SOURCE, 1, true)
+        and node_of_container(cjson.decode(endpoint.document), endpoint.node)
     for _, ip in ipairs(endpoint.ips) do
-        local owner = redis.call('HGET', IPCACHE, ip)
+        local owner = other_owner(ip, endpoint.name, container)
         if claimed[ip] and claimed[ip] ~= endpoint.name then
             taken[#taken + 1] = { ip, claimed[ip], endpoint.name }
-        elseif owner and owner ~= endpoint.name and not leaving['endpoint ' .. owner]
+        elseif owner and not leaving['endpoint ' .. owner]
             and (not after[owner] or after[owner][ip]) then
             taken[#taken + 1] = { ip, owner, endpoint.name }
         end

@@ -1,0 +1,1 @@
+"""Containers of Docker and Podman, each an endpoint with the labels of the container."""
