@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-
 _AGAIN = 1.0  # s until a task that has not ended is cancelled again
 
 
