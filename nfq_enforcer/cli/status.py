@@ -14,9 +14,9 @@ from nfq_enforcer.observe.status import (
     RulesStatus,
     WorkersStatus,
     WorkerStatus,
-    WorkloadSourceStatus,
 )
 from nfq_enforcer.text import printable
+from nfq_enforcer.workloads.registrar import PROCESS
 
 
 def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
@@ -66,8 +66,8 @@ def _rows(status: AgentStatus) -> Iterator[tuple[str, object]]:
         yield "names by DNS", f"{names.names} with {names.addresses} addresses{evicted}{held}"
     if status.proxy:
         yield from _proxy(status.proxy)
-    if status.workloads:
-        yield "workloads", [_source(source) for source in status.workloads.sources]
+    if sources := list(_sources(status)):
+        yield "workloads", sources
     if status.problems:
         yield "problems", [Text(printable(problem), "red") for problem in status.problems]
     yield "log", f"{status.log.seen} events, {counts.events_lost} lost"
@@ -95,9 +95,14 @@ def _proxy(proxy: ProxyStatus) -> Iterator[tuple[str, object]]:
         yield "", Text(f"{proxy.refused} connections found all slots in use", "red")
 
 
-def _source(source: WorkloadSourceStatus) -> Text:
-    number = f"{source.source}: {source.endpoints} endpoint{'' if source.endpoints == 1 else 's'}"
-    return Text(number) if source.away is None else Text(f"{number}, away", "red")
+def _sources(status: AgentStatus) -> Iterator[Text]:
+    """Yield the sources of workloads; that of processes, which needs no configuration, only if it has any."""
+    for one in status.workloads.sources if status.workloads else ():
+        number = f"{one.source}: {one.endpoints} endpoint{'' if one.endpoints == 1 else 's'}"
+        if one.away is not None:
+            yield Text(f"{number}, away", "red")
+        elif one.endpoints or one.source != PROCESS:
+            yield Text(number)
 
 
 def _workers(total: WorkersStatus, each: Sequence[WorkerStatus]) -> Iterator[tuple[str, object]]:

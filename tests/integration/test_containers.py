@@ -15,6 +15,7 @@ from tests.integration.conftest import MakeLab
 from tests.support.bridges import pass_frames
 from tests.support.containers import BACKEND, FRONTEND, OTHER, PORT, Docker, endpoints, known, running
 from tests.support.labs import FRONT_TO_BACK, policy, run_in, stop_agents, until
+from tests.support.workloads import source
 
 ROOT = Path(__file__).parents[2]
 WITHIN_SHOP = policy("within-shop", "backend", ingress=[{"fromEndpoints": [{}]}]).replace(
@@ -68,7 +69,7 @@ async def test_a_label_of_a_container_is_selected_by_policy(node: LabNode, docke
     assert "k8s:role=backend" in known_now["default/web.n1"]["labels"]
     assert known_now["default/web.n1"]["addresses"] == [address]
     assert known_now["default/web.n1"]["interface"].startswith("veth")
-    assert node.status()["workloads"]["sources"][0]["details"]["containers"] == 3
+    assert source(node.status(), "docker")["details"]["containers"] == 3
 
 
 def test_the_commands_of_the_readme(node: LabNode, docker: Docker) -> None:
@@ -210,13 +211,13 @@ async def test_the_last_state_stays_while_the_daemon_is_away(host: Lab, node: La
     gone = docker.inspect("gone")["State"]["Pid"]
 
     docker.stop(signal.SIGKILL)
-    await until(lambda: node.status()["workloads"]["sources"][0]["away"])
+    await until(lambda: source(node.status(), "docker")["away"])
     assert any("source docker of workloads is away" in problem for problem in node.status()["problems"])
     assert endpoints(node) == before
 
     run_in(host, "n1", "kill", "-9", str(gone))  # nobody tells of it
     docker.start()
-    await until(lambda: node.status()["workloads"]["sources"][0]["away"] is None)
+    await until(lambda: source(node.status(), "docker")["away"] is None)
     await known(node, "default/web.n1", "default/front.n1")
     assert docker.fetch("front", docker.address_of("web"), expected=True)
 
@@ -319,8 +320,7 @@ def test_a_missing_socket_is_reported_and_the_node_enforces(host: Lab, node: Lab
     node.start(containers={"docker": f"unix://{missing}"})
     node.wait_until_ready()
 
-    (source,) = node.status()["workloads"]["sources"]
-    assert source["away"] == f"{missing}: No such file or directory"
+    assert source(node.status(), "docker")["away"] == f"{missing}: No such file or directory"
     node.stop()
     node.start(containers={"docker": docker.address})
     node.wait_until_ready()

@@ -10,6 +10,7 @@ from nfq_enforcer.lab.node import LabNode
 from tests.integration.conftest import MakeLab
 from tests.support.containers import BACKEND, FRONTEND, OTHER, Podman, endpoints, known, running
 from tests.support.labs import FRONT_TO_BACK, stop_agents, until
+from tests.support.workloads import source
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +111,10 @@ async def test_the_last_state_stays_while_the_service_is_away(node: LabNode, pod
     before = await known(node, "default/web.n1")
 
     podman.stop(signal.SIGKILL)
-    await until(lambda: node.status()["workloads"]["sources"][0]["away"])
+    await until(lambda: source(node.status(), "podman")["away"])
     assert endpoints(node) == before
 
     podman.start()
-    await until(lambda: node.status()["workloads"]["sources"][0]["away"] is None)
+    await until(lambda: source(node.status(), "podman")["away"] is None)
     podman.launch("other", labels=OTHER)
     await known(node, "default/web.n1", "default/other.n1")

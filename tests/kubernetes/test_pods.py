@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support.kubernetes_cluster import BRIEF, PATIENT, TUNNEL, Cluster, Node, connects, eventually
+from tests.support.workloads import source
 
 MEMORY = "memory:"
 POLICY = """
@@ -147,7 +148,7 @@ def test_a_terminating_pod_stays_an_endpoint_until_it_is_deleted(cluster: Cluste
     eventually(lambda: web.connects(db.addresses[0], 80, BRIEF), "both are endpoints")
 
     web.delete(grace=30)
-    seen = node.status()["workloads"]["sources"][0]["details"]["watches"]["Pod"]["events"]
+    seen = source(node.status(), "kubernetes")["details"]["watches"]["Pod"]["events"]
     marker = node.pod("marker").start({"role": "marker"})
     eventually(lambda: has(node, "default/marker"), f"later events than {seen} have arrived")
     assert web.connects(db.addresses[0], 80)
@@ -213,12 +214,12 @@ spec:
   endpointSelector: {matchLabels: {role: db}}
   ingress:
     - fromEndpoints: [{matchLabels: {io.cilium.k8s.namespace.labels.team: blue}}]
-    - fromCIDRSet: [{cidrGroupRef: outside}]
+    - fromCIDRSet: [{cidrGroupSelector: {matchLabels: {kind: office}}}]
 """,
             """
 apiVersion: cilium.io/v2
 kind: CiliumCIDRGroup
-metadata: {name: outside}
+metadata: {name: outside, labels: {kind: office}}
 spec: {externalCIDRs: [192.0.2.2/32]}
 """,
         )
@@ -238,6 +239,34 @@ spec: {externalCIDRs: [192.0.2.2/32]}
     finally:
         node.clear()
         cluster.api.kubectl("delete", "namespace", "shop", "--wait=false")
+
+
+def test_a_tier_of_the_administrator_precedes_the_policies_of_namespaces(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    node.start_agent(MEMORY)
+    cluster.apply(CILIUM)
+    web = node.pod("web").start({"role": "web"})
+    db = node.pod("db").start({"role": "db"})
+    db.listen(80)
+    eventually(lambda: web.connects(db.addresses[0], 80, BRIEF), "the pods are endpoints")
+
+    cluster.apply(
+        """
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: no-web}
+spec:
+  tier: Admin
+  priority: 10
+  subject: {pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: db}}}}
+  ingress:
+    - action: Deny
+      from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {role: web}}}}]
+"""
+    )
+    eventually(lambda: not web.connects(db.addresses[0], 80, BRIEF), "the tier is enforced")
+    cluster.api.kubectl("delete", "clusternetworkpolicy", "no-web")
+    eventually(lambda: web.connects(db.addresses[0], 80, BRIEF), "the tier is gone")
 
 
 def test_without_the_api_server_the_last_state_is_enforced_and_told(cluster: Cluster) -> None:

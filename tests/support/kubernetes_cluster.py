@@ -37,11 +37,14 @@ MANIFEST = Path(nfq_enforcer.workloads.kubernetes.__file__).with_name("manifest.
 TUNNEL = "flannel.1"
 PATIENT, BRIEF = 10.0, 0.4  # s, for a connection that should be accepted, or dropped
 ACCOUNT = "/api/v1/namespaces/nfq-enforcer/serviceaccounts/nfq-enforcer/token"
-_CRDS = (("ciliumnetworkpolicies", "CiliumNetworkPolicy", "Namespaced"),)
+_CILIUM, _TIERS = ("cilium.io", "v2"), ("policy.networking.k8s.io", "v1alpha2")
+_CRDS = ((_CILIUM, "ciliumnetworkpolicies", "CiliumNetworkPolicy", "Namespaced"),)
 _CLUSTER_CRDS = (
-    ("ciliumclusterwidenetworkpolicies", "CiliumClusterwideNetworkPolicy", "Cluster"),
-    ("ciliumcidrgroups", "CiliumCIDRGroup", "Cluster"),
+    (_CILIUM, "ciliumclusterwidenetworkpolicies", "CiliumClusterwideNetworkPolicy", "Cluster"),
+    (_CILIUM, "ciliumcidrgroups", "CiliumCIDRGroup", "Cluster"),
+    (_TIERS, "clusternetworkpolicies", "ClusterNetworkPolicy", "Cluster"),
 )
+_APPROVED = "api-approved.kubernetes.io"  # annotation that groups of Kubernetes need
 _SYSCTLS = (
     *("net/ipv4/ip_forward=1", "net/ipv6/conf/all/forwarding=1", "net/ipv4/conf/all/rp_filter=0"),
     *("net/ipv6/conf/default/accept_dad=0", "net/ipv6/conf/all/accept_dad=0"),
@@ -213,12 +216,12 @@ class Api(Place):
         call_in(self.namespace, lambda: ask("/v3/kv/compaction", {"revision": revision, "physical": True}))
 
     def install_crds(self, *, only: Iterable[str] = ()) -> None:
-        """Install the CRDs of Cilium, without schemas."""
-        for plural, kind, scope in (*_CRDS, *_CLUSTER_CRDS):
+        """Install the CRDs of policies, without schemas."""
+        for (group, served), plural, kind, scope in (*_CRDS, *_CLUSTER_CRDS):
             if only and kind not in only:
                 continue
             version = {
-                "name": "v2",
+                "name": served,
                 "served": True,
                 "storage": True,
                 "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
@@ -226,9 +229,9 @@ class Api(Place):
             document = {
                 "apiVersion": "apiextensions.k8s.io/v1",
                 "kind": "CustomResourceDefinition",
-                "metadata": {"name": f"{plural}.cilium.io"},
+                "metadata": {"name": f"{plural}.{group}", "annotations": {_APPROVED: "unapproved, for tests"}},
                 "spec": {
-                    "group": "cilium.io",
+                    "group": group,
                     "scope": scope,
                     "names": {"plural": plural, "singular": kind.lower(), "kind": kind},
                     "versions": [version],
@@ -236,7 +239,7 @@ class Api(Place):
             }
             answer = self.ask("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", document)
             assert answer.status in (201, 409), answer
-            path = f"/apis/cilium.io/v2/{plural}"
+            path = f"/apis/{group}/{served}/{plural}"
             wait_until(lambda path=path: self.ask("GET", path).status == 200, f"{plural} are served")  # type: ignore[misc]
 
 
@@ -536,7 +539,8 @@ class Cluster:
             node.clear()
         everything = "networkpolicies.networking.k8s.io,ciliumnetworkpolicies.cilium.io"
         self.api.kubectl("delete", everything, "--all", "--all-namespaces", "--wait=false")
-        self.api.kubectl("delete", "ciliumclusterwidenetworkpolicies,ciliumcidrgroups", "--all", "--wait=false")
+        of_cluster = ",".join(plural for _, plural, *_ in _CLUSTER_CRDS)
+        self.api.kubectl("delete", of_cluster, "--all", "--wait=false")
         for node in self.nodes:
             node.stop_agent()
             shutil.rmtree(node.folder / "state", ignore_errors=True)

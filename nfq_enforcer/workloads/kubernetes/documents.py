@@ -39,9 +39,9 @@ def _backends(item: Json) -> dict[str, Any]:
     return {"addressType": item.get("addressType"), "endpoints": backends}
 
 
-def _cilium(kind: str, plural: str, *versions: str) -> WatchedKind:
+def _cilium(kind: str, plural: str, *versions: str, labels: bool = False) -> WatchedKind:
     paths = tuple(f"/apis/cilium.io/{version}/{plural}" for version in versions)
-    return WatchedKind(kind, "cilium.io/v2", paths, _spec)
+    return WatchedKind(kind, "cilium.io/v2", paths, _spec, labels)
 
 
 _DISCOVERY = "/apis/discovery.k8s.io"
@@ -50,7 +50,13 @@ KINDS = (
     WatchedKind("NetworkPolicy", "networking.k8s.io/v1", ("/apis/networking.k8s.io/v1/networkpolicies",), _spec),
     _cilium("CiliumNetworkPolicy", "ciliumnetworkpolicies", "v2"),
     _cilium("CiliumClusterwideNetworkPolicy", "ciliumclusterwidenetworkpolicies", "v2"),
-    _cilium("CiliumCIDRGroup", "ciliumcidrgroups", "v2", "v2alpha1"),
+    _cilium("CiliumCIDRGroup", "ciliumcidrgroups", "v2", "v2alpha1", labels=True),
+    WatchedKind(
+        "ClusterNetworkPolicy",
+        "policy.networking.k8s.io/v1alpha2",
+        ("/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies",),
+        _spec,
+    ),
     WatchedKind("Service", "v1", ("/api/v1/services",), _selector, labels=True),
     # The slices of services with a selector change with each of their pods, and mean the same as the selector.
     WatchedKind(

@@ -313,3 +313,25 @@ def test_the_proxy_is_shown_once_it_has_been_needed(
 
 def test_no_proxy_is_shown_before_it_has_been_needed(run: RunProgram, answering: Answering) -> None:
     assert "Envoy" not in run("status", "--socket", answering(status=status()).socket).out
+
+
+def source(name: str, endpoints: int, away: str | None = None) -> dict[str, Any]:
+    return {"source": name, "endpoints": endpoints, "away": away, "details": {}}
+
+
+def test_sources_of_workloads_are_shown(run: RunProgram, answering: Answering) -> None:
+    sources = [source("docker", 1), source("kubernetes", 30, "no answer"), source("podman", 0), source("process", 0)]
+    seen = status(workloads={"sources": sources, "refused": {}})
+
+    shown = run("status", "--socket", answering(status=seen).socket).out.split("workloads")[1].split("log")[0]
+
+    assert " ".join(shown.split()) == "docker: 1 endpoint kubernetes: 30 endpoints, away podman: 0 endpoints"
+
+
+@pytest.mark.parametrize("sources", [[], [source("process", 0)]])
+def test_without_workloads_there_is_no_row_of_them(
+    run: RunProgram, answering: Answering, sources: list[dict[str, Any]]
+) -> None:
+    seen = status(workloads={"sources": sources, "refused": {}})
+
+    assert "workloads" not in run("status", "--socket", answering(status=seen).socket).out

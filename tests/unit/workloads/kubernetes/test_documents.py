@@ -123,3 +123,7 @@ def test_an_event_of_a_clusterwide_object_is_short_and_in_the_default_namespace(
     assert len(event["metadata"]["name"]) <= 253
     assert len(event["message"]) <= 1024
     assert "namespace" not in event["involvedObject"]
+
+
+def test_a_group_of_prefixes_keeps_the_labels_by_which_rules_select_it() -> None:
+    assert document("CiliumCIDRGroup", spec={"externalCIDRs": []})["metadata"]["labels"] == {"a": "b"}
