@@ -13,6 +13,8 @@ is alive; equal values are not written twice. A node may be late, and must not u
   deleted. This is compared with each write, not only with the list: an agent that starts has its first list before it
   has the state of the store.
 - A version without another content (a change of the object's status) is not written.
+- A node that lags has the newer version soon. If it has not, the versions of the API server have gone back (etcd was
+  restored from a backup), and ``problems`` says so.
 
 A document that this version refuses is named with the reason (``on_refused``); the version before it, if the store has
 one, stays in force.
@@ -20,6 +22,7 @@ one, stays in force.
 
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,6 +34,7 @@ from nfq_enforcer.policy.loader import File
 _log = logging.getLogger(__name__)
 _METADATA = ("name", "namespace", "labels", "uid", "generation", "resourceVersion")
 _ANNOTATIONS = "nfq-enforcer.io/"  # prefix of those that have an effect
+_LATE = 60.0  # s for which the API server may have an older version than the store
 Data = Mapping[str, Any]
 Documents = Mapping[str, PolicyDocument | Namespace]
 """Documents by the names of their records."""
@@ -59,6 +63,7 @@ class Publisher:
             str, set[str]
         ] = {}  # of the records that the API server has, by their kind, once it is listed
         self._seen: dict[str, int | None] = {}  # newest version of each of these kinds
+        self._overtaken: dict[str, tuple[float, Data]] = {}  # writes that were older than the store, with their times
         self.problems: dict[str, str] = {}  # reason for each refused document, by the title of the document
         self.on_refused: Callable[[Data, str], Awaitable[None]] = _ignore  # gets the data, and the reason
 
@@ -101,14 +106,33 @@ class Publisher:
         for name, document in stored.items():
             if self._has_ended(name, document):
                 self._due.setdefault(name, _Due(self._seen[document.kind], None))
+        self._note_overtaken()
         if not self._due:
             return False
         for name in [name for name, due in self._due.items() if self._is_older(due, stored.get(name))]:
-            self.problems.pop(_title(self._due.pop(name).data), None)
+            self._drop(name, stored.get(name))
         ended = {name: due for name, due in self._due.items() if due.data is None}
         new = {name: due for name, due in self._due.items() if due.data is not None}
         deleted = bool(ended) and await self._delete(ended)
         return await self._apply(new) or deleted if new else deleted
+
+    def _drop(self, name: str, stored: PolicyDocument | Namespace | None) -> None:
+        """Drop a write: the store has this content already, or a newer version."""
+        data = self._due.pop(name).data
+        self.problems.pop(_title(data), None)
+        if data is not None and stored is not None and _content(data) != _content(stored.data):
+            self._overtaken[name] = time.monotonic(), data
+
+    def _note_overtaken(self) -> None:
+        """Name the documents of which the API server has had an older version than the store for long."""
+        for name in self._overtaken.keys() & self._due.keys():
+            del self._overtaken[name]
+        for since, data in self._overtaken.values():
+            if time.monotonic() - since >= _LATE:
+                self.problems[_title(data)] = (
+                    "the store has a newer version of it than the API server: after a restore of etcd without "
+                    "--bump-revision, delete it with 'policy delete --force' and change it at the API server"
+                )
 
     def _has_ended(self, name: str, document: PolicyDocument | Namespace) -> bool:
         """Tell whether the API server no longer has a stored document of this source; a newer one is not seen yet."""

@@ -12,6 +12,7 @@ from nfq_enforcer.cluster.source import Applied
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.files import FileStore
+from nfq_enforcer.workloads import publisher
 from nfq_enforcer.workloads.publisher import Data, Publisher
 from nfq_enforcer.workloads.registrar import Registrar
 
@@ -153,6 +154,26 @@ def test_a_version_without_another_content_is_not_written() -> None:
         await node.write()
 
         assert not changed and node.roles == {}
+
+    run(scene)
+
+
+def test_versions_that_have_gone_back_are_a_problem_once_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(node: Node) -> None:
+        node.one.put(policy(50))
+        await node.write()
+        node.one.replace("NetworkPolicy", [policy(7, "web")], "8")
+        await node.write()
+        at_once = dict(node.one.problems)
+        monkeypatch.setattr(publisher, "_LATE", 0.0)
+        await node.write()
+        later = dict(node.one.problems)
+        node.one.put(policy(51, "web"))
+        await node.write()
+
+        assert at_once == {} and node.one.problems == {}
+        assert "newer version of it than the API server" in later["NetworkPolicy shop/p"]
+        assert node.roles == {"p": "web"}
 
     run(scene)
 
