@@ -5,20 +5,16 @@ import json
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Set
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from nfq_enforcer.core.context import Interface
-from nfq_enforcer.dataplane.queue.netlink import HEADER, MessageError, attributes
-from nfq_enforcer.dataplane.queue.requests import RECEIVE_BYTES, REQUEST, split_messages
+from nfq_enforcer.dataplane import rtnetlink
+from nfq_enforcer.dataplane.queue.netlink import MessageError, attributes
+from nfq_enforcer.dataplane.rtnetlink import GET_LINK, LINK, LINK_INFO, MASTER, NETLINK_ROUTE
 from nfq_enforcer.errors import NfqError
 
-NETLINK_ROUTE = 0  # rtnetlink(7)
-NEW_LINK, GET_LINK = 16, 18  # RTM_NEWLINK, RTM_GETLINK
-LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
-MASTER = 10  # IFLA_MASTER
-_LINK_INFO, _PORT_KIND = 18, 4  # IFLA_LINKINFO, IFLA_INFO_SLAVE_KIND
+_PORT_KIND = 4  # IFLA_INFO_SLAVE_KIND
 _ADDRESS_GROUPS = 0x10 | 0x100  # RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR (linux/rtnetlink.h)
 _LINK_GROUP = 0x1  # RTMGRP_LINK
 _SIOCGIFMTU = 0x8921  # linux/sockios.h
@@ -68,15 +64,13 @@ def _read(index: int) -> Interface:
 
 def bridge_of(index: int) -> str | None:
     """Return the bridge of which an interface is a port, None for any other interface."""
-    message = LINK.pack(0, 0, index, 0, 0)
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as connection:
-            connection.send(HEADER.pack(HEADER.size + len(message), GET_LINK, REQUEST, 0, 0) + message)
-            ((_, body),) = split_messages(connection.recv(RECEIVE_BYTES))
+        with rtnetlink.open_socket() as connection:
+            _, body = rtnetlink.get(connection, GET_LINK, LINK.pack(0, 0, index, 0, 0))
         link = attributes(body[LINK.size :])
-        if attributes(link.get(_LINK_INFO, b"")).get(_PORT_KIND) != b"bridge\0":
+        if attributes(link.get(LINK_INFO, b"")).get(_PORT_KIND) != b"bridge\0":
             return None
-        return socket.if_indextoname(int.from_bytes(link[MASTER], sys.byteorder))
+        return socket.if_indextoname(rtnetlink.number(link[MASTER]))
     except (OSError, ValueError, KeyError, MessageError):  # it is gone
         return None
 

@@ -13,26 +13,36 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from nfq_enforcer.dataplane.interfaces import GET_LINK, LINK, MASTER, NETLINK_ROUTE, NEW_LINK
-from nfq_enforcer.dataplane.queue.netlink import ATTRIBUTE, HEADER, attributes
-from nfq_enforcer.dataplane.queue.requests import DUMP, RECEIVE_BYTES, REQUEST, split_messages
+from nfq_enforcer.dataplane import rtnetlink
+from nfq_enforcer.dataplane.queue.netlink import attribute, attributes
+from nfq_enforcer.dataplane.rtnetlink import (
+    ADDRESS,
+    GET_ADDRESS,
+    GET_LINK,
+    IFA_ADDRESS,
+    IFA_LOCAL,
+    IFA_TARGET,
+    LINK,
+    LINK_INFO,
+    LINK_KIND,
+    LINK_NAME,
+    LINK_NAMESPACE,
+    LINK_PEER,
+    MASTER,
+    NEW_ADDRESS,
+    NEW_LINK,
+)
 
-_DONE = 3  # NLMSG_DONE
-_SOL_NETLINK, _STRICT = 270, 12  # NETLINK_GET_STRICT_CHK: without it, a dump of addresses ignores its attributes
-_NEW_ADDRESS, _GET_ADDRESS = 20, 22  # RTM_NEWADDR, RTM_GETADDR
 _GET_NUMBER = 90  # RTM_GETNSID
+_INTEGER_BYTES = 4
 _GENERAL = struct.Struct("=B3x")  # struct rtgenmsg
-_ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, interface
 _NUMBER, _DESCRIPTOR = 1, 3  # NETNSA_NSID, NETNSA_FD
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_TARGET = 1, 2, 10  # IFA_TARGET_NETNSID
-_NAME, _LINK, _LINK_INFO, _LINK_NUMBER, _TARGET = 3, 5, 18, 37, 46  # IFLA_LINKINFO, IFLA_LINK_NETNSID, …
-_KIND, _DATA = 1, 2  # IFLA_INFO_KIND, IFLA_INFO_DATA
+_TARGET = 46  # IFLA_TARGET_NETNSID
+_DATA = 2  # IFLA_INFO_DATA
 _CALLS = {4: 36, 6: 37}  # IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES
 _SYSCTLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
 _PASSED = Path("/proc/sys/net/bridge")  # a directory of br_netfilter
 _OWN = Path("/proc/self/ns/net")
-_INTEGER = struct.Struct("=i")
-_TIMEOUT = 5.0  # s
 
 
 class Attachment(NamedTuple):
@@ -62,7 +72,7 @@ def attachments(process: int) -> Mapping[bytes, Attachment]:
     with _opened(process) as namespace:
         if os.path.samestat(os.fstat(namespace), _OWN.stat()):
             return {}
-        with _open_socket() as connection:
+        with rtnetlink.open_socket(strict=True) as connection:
             number = _number(connection, namespace)
             if number is None:
                 return {}
@@ -108,37 +118,29 @@ def _opened(process: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _open_socket() -> socket.socket:
-    connection = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
-    connection.settimeout(_TIMEOUT)
-    connection.setsockopt(_SOL_NETLINK, _STRICT, 1)
-    return connection
-
-
 def _number(connection: socket.socket, namespace: int) -> int | None:
     """Return this namespace's number of another one, None if it has none."""
-    body = _GENERAL.pack(0) + _attribute(_DESCRIPTOR, namespace)
-    connection.send(HEADER.pack(HEADER.size + len(body), _GET_NUMBER, REQUEST, 0, 0) + body)
-    ((_, answer),) = split_messages(connection.recv(RECEIVE_BYTES))
+    body = _GENERAL.pack(0) + attribute(_DESCRIPTOR, rtnetlink.numbered(namespace))
+    _, answer = rtnetlink.get(connection, _GET_NUMBER, body)
     number = _integer(attributes(answer[_GENERAL.size :]).get(_NUMBER))
     return None if number is None or number < 0 else number
 
 
 def _links(connection: socket.socket, number: int | None = None) -> Iterator[_Link]:
     """Yield the links of this namespace, or of another one by its number."""
-    body = LINK.pack(0, 0, 0, 0, 0) + (b"" if number is None else _attribute(_TARGET, number))
-    for kind, found in _dump(connection, GET_LINK, body):
+    body = LINK.pack(0, 0, 0, 0, 0) + (b"" if number is None else attribute(_TARGET, rtnetlink.numbered(number)))
+    for kind, found in rtnetlink.dump(connection, GET_LINK, body):
         if kind != NEW_LINK or len(found) < LINK.size:
             continue
         link = attributes(found[LINK.size :])
-        info = attributes(link.get(_LINK_INFO, b""))
-        data = attributes(info.get(_DATA, b"")) if info.get(_KIND) == b"bridge\0" else {}
+        info = attributes(link.get(LINK_INFO, b""))
+        data = attributes(info.get(_DATA, b"")) if info.get(LINK_KIND) == b"bridge\0" else {}
         yield _Link(
             LINK.unpack_from(found)[2],
-            link.get(_NAME, b"").rstrip(b"\0").decode(errors="surrogateescape"),
-            info.get(_KIND, b"").rstrip(b"\0").decode(errors="replace"),
-            _integer(link.get(_LINK)) or 0,
-            _integer(link.get(_LINK_NUMBER)),
+            rtnetlink.text(link.get(LINK_NAME, b"")),
+            info.get(LINK_KIND, b"").rstrip(b"\0").decode(errors="replace"),
+            _integer(link.get(LINK_PEER)) or 0,
+            _integer(link.get(LINK_NAMESPACE)),
             _integer(link.get(MASTER)) or 0,
             frozenset(version for version, call in _CALLS.items() if data.get(call) == b"\x01"),
         )
@@ -146,26 +148,14 @@ def _links(connection: socket.socket, number: int | None = None) -> Iterator[_Li
 
 def _addresses(connection: socket.socket, number: int) -> Iterator[tuple[bytes, int]]:
     """Yield each address of another namespace, with the index of its link."""
-    for kind, found in _dump(connection, _GET_ADDRESS, _ADDRESS.pack(0, 0, 0, 0, 0) + _attribute(_IFA_TARGET, number)):
-        if kind == _NEW_ADDRESS and len(found) >= _ADDRESS.size:
-            address = attributes(found[_ADDRESS.size :])
-            packed = address.get(_IFA_LOCAL) or address.get(_IFA_ADDRESS)
+    body = ADDRESS.pack(0, 0, 0, 0, 0) + attribute(IFA_TARGET, rtnetlink.numbered(number))
+    for kind, found in rtnetlink.dump(connection, GET_ADDRESS, body):
+        if kind == NEW_ADDRESS and len(found) >= ADDRESS.size:
+            address = attributes(found[ADDRESS.size :])
+            packed = address.get(IFA_LOCAL) or address.get(IFA_ADDRESS)
             if packed is not None:
-                yield bytes(packed), _ADDRESS.unpack_from(found)[4]
-
-
-def _dump(connection: socket.socket, kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-    connection.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST | DUMP, 0, 0) + body)
-    while True:
-        for found, answer in split_messages(connection.recv(RECEIVE_BYTES)):
-            if found == _DONE:
-                return
-            yield found, answer
-
-
-def _attribute(kind: int, number: int) -> bytes:
-    return ATTRIBUTE.pack(ATTRIBUTE.size + _INTEGER.size, kind) + _INTEGER.pack(number)
+                yield bytes(packed), ADDRESS.unpack_from(found)[4]
 
 
 def _integer(value: bytes | None) -> int | None:
-    return _INTEGER.unpack(value)[0] if value is not None and len(value) == _INTEGER.size else None
+    return rtnetlink.number(value) if value is not None and len(value) == _INTEGER_BYTES else None

@@ -43,11 +43,16 @@ def dump(
     """
     with open_socket(timeout) as connection:
         connection.send(request(kind, REQUEST | DUMP, family, attributes=attributes))
-        while True:
-            for found, body in split_messages(connection.recv(RECEIVE_BYTES)):
-                if found == _DONE:
-                    return
-                yield found, body
+        yield from read_dump(connection)
+
+
+def read_dump(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
+    """Yield type and body of each message of a dump that was requested; raise OSError if the kernel refuses it."""
+    while True:
+        for found, body in split_messages(connection.recv(RECEIVE_BYTES)):
+            if found == _DONE:
+                return
+            yield found, body
 
 
 def split_messages(received: bytes) -> Iterator[tuple[int, bytes]]:

@@ -5,24 +5,21 @@ namespace with the first bridge of it, or when it is loaded later than that. Mes
 """
 
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from nfq_enforcer.dataplane.interfaces import GET_LINK, LINK, MASTER, NETLINK_ROUTE, NEW_LINK
+from nfq_enforcer.dataplane import rtnetlink
 from nfq_enforcer.dataplane.queue import netlink
-from nfq_enforcer.dataplane.queue.netlink import ATTRIBUTE, HEADER
-from nfq_enforcer.dataplane.queue.requests import DUMP, RECEIVE_BYTES, REQUEST, split_messages
+from nfq_enforcer.dataplane.queue.netlink import ATTRIBUTE
+from nfq_enforcer.dataplane.rtnetlink import GET_LINK, LINK, LINK_NAME, MASTER, NEW_LINK
 
 _LOADED = Path("/proc/sys/net/bridge")  # a directory of br_netfilter
-_DONE = 3  # NLMSG_DONE
 _BRIDGE = 7  # AF_BRIDGE: the kernel lists ports only
-_ADDRESS, _NAME, _PORT = 1, 3, 12  # IFLA_ADDRESS, IFLA_IFNAME, IFLA_PROTINFO
+_ADDRESS, _PORT = 1, 12  # IFLA_ADDRESS, IFLA_PROTINFO
 _STATE = 1  # IFLA_BRPORT_STATE, the first attribute of a port; network cards with a switch have others
 _ETHERNET = 6  # bytes
 _NFT_NAME = re.compile(rb"[!#-)+-\[\]-~]+")  # a name that nft reads between quotation marks as it is
-_TIMEOUT = 5.0  # s
 
 
 class Bridges(NamedTuple):
@@ -48,18 +45,16 @@ def _ports() -> Iterator[tuple[str, str]]:
         link = netlink.attributes(body[LINK.size :])
         port, address = link.get(_PORT, b""), link.get(_ADDRESS, b"")
         is_port = MASTER in link and len(port) >= ATTRIBUTE.size and ATTRIBUTE.unpack_from(port)[1] == _STATE
-        if is_port and len(address) == _ETHERNET and _NFT_NAME.fullmatch(name := link.get(_NAME, b"").rstrip(b"\0")):
+        if (
+            is_port
+            and len(address) == _ETHERNET
+            and _NFT_NAME.fullmatch(name := link.get(LINK_NAME, b"").rstrip(b"\0"))
+        ):
             yield name.decode(), address.hex(":")
 
 
 def _dump() -> Iterator[bytes]:
-    body = LINK.pack(_BRIDGE, 0, 0, 0, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as connection:
-        connection.settimeout(_TIMEOUT)
-        connection.send(HEADER.pack(HEADER.size + len(body), GET_LINK, REQUEST | DUMP, 0, 0) + body)
-        while True:
-            for kind, found in split_messages(connection.recv(RECEIVE_BYTES)):
-                if kind == _DONE:
-                    return
-                if kind == NEW_LINK:
-                    yield found
+    with rtnetlink.open_socket() as connection:
+        for kind, found in rtnetlink.dump(connection, GET_LINK, LINK.pack(_BRIDGE, 0, 0, 0, 0)):
+            if kind == NEW_LINK:
+                yield found

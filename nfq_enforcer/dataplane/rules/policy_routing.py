@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from nfq_enforcer.dataplane import rtnetlink
 from nfq_enforcer.dataplane.queue import netlink
 from nfq_enforcer.dataplane.queue.netlink import HEADER
 from nfq_enforcer.dataplane.queue.requests import ACK, RECEIVE_BYTES, REQUEST, split_messages
@@ -23,8 +24,6 @@ MARKS = (TO_PROXY, REDIRECTED)
 
 _FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}  # addresses of documentation, which no host has
-_ROUTING = 0  # NETLINK_ROUTE
-_TIMEOUT = 5.0  # s
 _NEW_ROUTE, _DELETE_ROUTE, _GET_ROUTE, _NEW_RULE, _DELETE_RULE = 24, 25, 26, 32, 33  # RTM_*
 _EXCLUSIVE, _CREATE, _REPLACE = 0x200, 0x400, 0x100  # NLM_F_EXCL, NLM_F_CREATE, NLM_F_REPLACE
 _BODY = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr, struct rtmsg
@@ -76,8 +75,7 @@ def _remove_all(connection: socket.socket, message: bytes) -> int:
 @contextmanager
 def _connection() -> Iterator[socket.socket]:
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _ROUTING) as connection:
-            connection.settimeout(_TIMEOUT)
+        with rtnetlink.open_socket() as connection:
             yield connection
     except OSError as error:
         raise NfqError(f"routing rules cannot be read or changed: {error.strerror}") from error
