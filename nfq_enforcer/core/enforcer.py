@@ -181,16 +181,10 @@ class Enforcer:
         if skb & _UNUSUAL:
             if skb & OF_PROXY:
                 return self._decide_proxied(payload, indev, outdev, now, skb)
-            if self._is_of_host(payload, now):
-                return self.slow_path(payload, indev, outdev, now, skb)
-        decision = self._fast_path(payload, indev, outdev, now, skb)
+            decision = self._fast_path(payload, indev, outdev, now, skb, of_process=True)
+        else:
+            decision = self._fast_path(payload, indev, outdev, now, skb)
         return decision or self.slow_path(payload, indev, outdev, now, skb)
-
-    def _is_of_host(self, payload: bytes, now: float) -> bool:
-        """Tell whether a packet of a process endpoint belongs to a flow of the host itself, by an earlier owner."""
-        fast = parse_fast(payload)
-        flow = self.flows.lookup(fast[0], now) if fast is not None else None
-        return flow is not None and not (flow.sender or flow.receiver)
 
     def _decide_proxied(
         self, payload: bytes, indev: Interface | None, outdev: Interface | None, now: float, skb: int
@@ -230,8 +224,13 @@ class Enforcer:
         skb: int,
         *,
         proxied: bool = False,
+        of_process: bool = False,
     ) -> Decision | None:
-        """Decide a plain packet of a known flow; return None for every other packet."""
+        """Decide a plain packet of a known flow; return None for every other packet.
+
+        ``of_process``: the kernel has classified it as one of a process endpoint. Its flow may be the host's, by an
+        earlier owner of the ports.
+        """
         fast = parse_fast(payload)
         if fast is None:
             return None
@@ -243,6 +242,8 @@ class Enforcer:
         if proxied:
             if flow.evaluated != self._snapshot.revision or _role(flow) != (-1 if reply is bool(skb & PROXIED) else 1):
                 return None
+        elif of_process and not (flow.sender or flow.receiver):
+            return None
         elif flow.revision != self._snapshot.revision:
             return self._fast_message(payload, fast, flow, indev, outdev, now, skb)
         origin, template = (flow.reply_origin, flow.reply_stamp) if reply else (flow.origin, flow.stamp)
