@@ -128,7 +128,7 @@ class Agent:
         )
         self._bridges = BridgeWatch(self._rules)
         self._interfaces = InterfaceCheck(self._local_endpoints, changing=self._changing)
-        registrar = Registrar(self._settings.name, self._store, lambda: replica.endpoints, self._reconciler.reconcile)
+        registrar = Registrar(self._settings.name, self._store, lambda: replica.hosted, self._reconciler.reconcile)
         self._processes = processes.source(config, registrar)
         self._processes.note_trees = self._reconciler.note_cgroups
         self._processes.reconcile = self._reconciler.enforce_cgroups

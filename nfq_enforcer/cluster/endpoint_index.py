@@ -62,6 +62,7 @@ class EndpointIndex:
         self._node = node
         self.nodes: dict[str, NodeRecord] = {}
         self.endpoints: dict[str, EndpointRecord] = {}  # by full name
+        self.hosted: dict[str, EndpointRecord] = {}  # those on this node, by full name
         self.owners: dict[bytes, EndpointRecord] = {}  # by address
         self.local: dict[bytes, EndpointRecord] = {}  # the owners on this node, by address
         self.processes: dict[str, EndpointRecord] = {}  # process endpoints on this node, by cgroup
@@ -102,21 +103,25 @@ class EndpointIndex:
             for address in old.addresses:
                 self._set_claims(address, [claim for claim in self._claims(address) if claim is not old])
             self._release_template(old)
-            self._release_cgroup(old)
+            if old.node == self._node:
+                del self.hosted[name]
+                self._release_cgroup(old)
         if new is not None:
             for address in new.addresses:
                 self._set_claims(address, [*self._claims(address), new])
             self.endpoints[name] = new
-            self._claim_cgroup(new)
+            if new.node == self._node:
+                self.hosted[name] = new
+                self._claim_cgroup(new)
         else:
             del self.endpoints[name]
 
     def _claim_cgroup(self, record: EndpointRecord) -> None:
-        if record.cgroup is not None and record.node == self._node:
+        if record.cgroup is not None:
             self._set_cgroup_claims(record.cgroup, [*self._cgroup_claims.get(record.cgroup, ()), record])
 
     def _release_cgroup(self, record: EndpointRecord) -> None:
-        if record.cgroup is not None and record.node == self._node:
+        if record.cgroup is not None:
             claims = [claim for claim in self._cgroup_claims[record.cgroup] if claim is not record]
             self._set_cgroup_claims(record.cgroup, claims)
 

@@ -136,6 +136,11 @@ class Replica:
         return self._index.endpoints
 
     @property
+    def hosted(self) -> Mapping[str, EndpointRecord]:
+        """Return every endpoint on this node by its full name."""
+        return self._index.hosted
+
+    @property
     def namespaces(self) -> Mapping[str, Namespace]:
         """Return every Namespace document by the name of its record."""
         return self._namespaces

@@ -40,15 +40,15 @@ class Registrar:
     """Registrar: the endpoints that sources of this node name, written to the store."""
 
     def __init__(
-        self, node: str, store: Store, endpoints: Callable[[], Records], reconcile: Callable[[], Awaitable[None]]
+        self, node: str, store: Store, hosted: Callable[[], Records], reconcile: Callable[[], Awaitable[None]]
     ) -> None:
-        """Take this node's name, the store, its endpoints as this node has them, and the reconciliation of a change.
+        """Take this node's name, the store, the endpoints on this node, and the reconciliation of a change.
 
         Nothing is written before ``write``.
         """
         self._node = node
         self._store = store
-        self._endpoints = endpoints
+        self._hosted = hosted
         self._reconcile = reconcile
         self._wanted: dict[str, dict[str, EndpointRecord]] = {}  # by source, of those that have named their endpoints
         self._changed = asyncio.Event()
@@ -147,27 +147,21 @@ class Registrar:
         """Write the difference between sources and store; return whether anything was written."""
         self._changed.clear()
         present, wanted = self._present(), self._all_wanted()
-        ended = [record for record in present.values() if self._has_ended(record, wanted)]
-        due = [record for name, record in wanted.items() if present.get(name) != record]
+        ended = {name: record for name, record in present.items() if self._has_ended(record, wanted)}
+        due = {name: record for name, record in wanted.items() if present.get(name) != record}
+        self.problems = {name: reason for name, reason in self.problems.items() if name in ended or name in due}
         written = False
-        for source in dict.fromkeys(record.source for record in ended):
-            written |= await self._delete([record.full_name for record in ended if record.source == source], source)
-        refused = {name: reason for name, reason in self.problems.items() if name in wanted}
-        for record in wanted.values():
-            if record not in due:
-                refused.pop(record.full_name, None)
-        self.problems = refused
-        for source in dict.fromkeys(record.source for record in due):
-            written |= await self._apply([record for record in due if record.source == source], source)
+        for source, records in _by_source(ended.values()).items():
+            written |= await self._delete([record.full_name for record in records], source)
+        not_deleted = self.problems.keys() & ended.keys()  # their successors wait
+        ready = (record for name, record in due.items() if name not in not_deleted)
+        for source, records in _by_source(ready).items():
+            written |= await self._apply(records, source)
         return written
 
     def _present(self) -> dict[str, EndpointRecord]:
-        """Return the store's endpoints of this node, as this node has them, without their identities."""
-        return {
-            name: record._replace(identity=_UNKNOWN)
-            for name, record in self._endpoints().items()
-            if record.node == self._node
-        }
+        """Return the endpoints on this node, without their identities."""
+        return {name: record._replace(identity=_UNKNOWN) for name, record in self._hosted().items()}
 
     def _all_wanted(self) -> dict[str, EndpointRecord]:
         """Return the endpoints that the sources name; an endpoint of two sources is the first one's."""
@@ -187,11 +181,14 @@ class Registrar:
 
     async def _delete(self, names: Sequence[str], source: str) -> bool:
         try:
-            return bool(await self._store.delete_endpoints(names, source=source))
+            deleted = await self._store.delete_endpoints(names, source=source)
         except NfqError as error:
             for name in names:
                 self._refuse(name, f"it has ended, and is not deleted yet: {error}")
             return False
+        for name in names:
+            self.problems.pop(name, None)
+        return bool(deleted)
 
     async def _apply(self, records: Sequence[EndpointRecord], source: str) -> bool:
         """Write endpoints together or, if any is refused, in two halves; return whether any was written."""
@@ -215,3 +212,10 @@ class Registrar:
         if self.problems.get(name) != reason:
             _log.error("endpoint %s is not in force: %s", name, reason)
         self.problems[name] = reason
+
+
+def _by_source(records: Iterable[EndpointRecord]) -> dict[str, list[EndpointRecord]]:
+    groups: dict[str, list[EndpointRecord]] = {}
+    for record in records:
+        groups.setdefault(record.source, []).append(record)
+    return groups

@@ -30,7 +30,7 @@ class Host:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.replica = Replica(NodeSettings(node.name))
-        self.registrar = Registrar(node.name, node.store, lambda: self.replica.endpoints, self.reconcile)
+        self.registrar = Registrar(node.name, node.store, lambda: self.replica.hosted, self.reconcile)
         self.registrar.sources = (KUBERNETES, DOCKER)
         self.publisher = Publisher(KUBERNETES, node.store, lambda: self.replica.documents, self.registrar.note_change)
         self.registrar.publisher = self.publisher

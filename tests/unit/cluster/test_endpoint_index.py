@@ -65,6 +65,17 @@ def test_it_notes_what_has_changed_until_it_forgets(index: EndpointIndex) -> Non
     assert (list(changes.touched), changes.local, changes.ports) == ([packed("10.3.0.1")], True, False)
 
 
+def test_hosted_endpoints_are_those_on_this_node(index: EndpointIndex) -> None:
+    assert index.hosted == {}
+
+    index.put("shop/e1", record(1, node="n1"))
+    index.put("shop/e9", record(9, node="n1", cgroup="/nfqe/e9", addresses=()))
+    assert index.hosted == {"shop/e1": index.endpoints["shop/e1"], "shop/e9": index.endpoints["shop/e9"]}
+    index.put("shop/e1", record(1))
+    index.put("shop/e9", None)
+    assert index.hosted == {} and index.processes == {}
+
+
 def test_remote_networks_have_the_endpoints_of_other_nodes_and_no_others(index: EndpointIndex) -> None:
     assert index.remote_networks == {ip_network("10.3.0.0/24")}
 

@@ -24,7 +24,7 @@ class Node:
         settings = NodeSettings("n1")
         self.store = FileStore(files, settings)
         self.replica = Replica(settings)
-        self.registrar = Registrar("n1", self.store, lambda: self.replica.endpoints, self.reconcile)
+        self.registrar = Registrar("n1", self.store, lambda: self.replica.hosted, self.reconcile)
         self.one, self.late = self.publisher(), self.publisher()
         self.registrar.publisher = self.one
         self.refused: list[tuple[str, str]] = []

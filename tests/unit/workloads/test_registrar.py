@@ -26,7 +26,7 @@ class Node:
         settings = NodeSettings("n1")
         self.store = FileStore(files, settings)
         self.replica = Replica(settings)
-        self.registrar = Registrar("n1", self.store, lambda: self.replica.endpoints, self.reconcile)
+        self.registrar = Registrar("n1", self.store, lambda: self.replica.hosted, self.reconcile)
         self.registrar.sources = (DOCKER, KUBERNETES)
 
     async def reconcile(self) -> None:
@@ -187,6 +187,33 @@ def test_a_document_that_was_printed_as_that_of_a_source_is_a_persons() -> None:
     run(scene)
 
 
+def test_a_deletion_that_fails_is_a_problem_that_is_logged_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> list[str]:
+        raise NfqError("the store is away")
+
+    async def scene(node: Node) -> None:
+        node.registrar.replace(DOCKER, [web(), web(DB, name="db")])
+        await node.registrar.settle()
+        node.registrar.replace(DOCKER, [])
+        node.registrar.replace(KUBERNETES, [web()])
+        with monkeypatch.context() as patch:
+            patch.setattr(node.store, "delete_endpoints", fail)
+            await node.registrar.settle()
+            await node.registrar.settle()
+            problems, sources = dict(node.registrar.problems), node.sources
+        await node.registrar.settle()
+
+        reason = "it has ended, and is not deleted yet: the store is away"
+        assert problems == {"default/web": reason, "default/db": reason}
+        assert sources == {"default/web": "docker", "default/db": "docker"}
+        assert caplog.text.count("the store is away") == len(problems)
+        assert node.sources == {"default/web": "kubernetes"} and node.registrar.problems == {}
+
+    run(scene)
+
+
 def test_a_source_that_is_away_leaves_its_endpoints() -> None:
     async def scene(node: Node) -> None:
         node.registrar.replace(DOCKER, [web()])
@@ -266,7 +293,7 @@ def test_a_failed_reconciliation_is_logged(caplog: pytest.LogCaptureFixture) -> 
         async def fail() -> None:
             raise NfqError("a worker does not answer")
 
-        registrar = Registrar("n1", node.store, lambda: node.replica.endpoints, fail)
+        registrar = Registrar("n1", node.store, lambda: node.replica.hosted, fail)
         registrar.sources = (DOCKER,)
         registrar.replace(DOCKER, [web()])
         await registrar.settle()

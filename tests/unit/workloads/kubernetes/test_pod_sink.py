@@ -34,7 +34,7 @@ class Scene:
         settings = NodeSettings("n1")
         self.store = FileStore((), settings)
         self.replica = Replica(settings)
-        self.registrar = Registrar("n1", self.store, lambda: self.replica.endpoints, self._reconcile)
+        self.registrar = Registrar("n1", self.store, lambda: self.replica.hosted, self._reconcile)
         self.registrar.sources = (KUBERNETES,)
         self.interfaces: dict[str, str] = {"10.0.0.1": "veth1", "10.0.0.2": "veth2"}
         self.sink = PodSink(self.registrar, self._find)
