@@ -68,7 +68,7 @@ class Workloads:
 
     def changing(self) -> frozenset[str]:
         """Return the endpoints of workloads that start or have just ended: their interfaces come and go."""
-        return frozenset(name for source in self._sources for name in source.status().get("changing", ()))
+        return frozenset(name for source in self._sources for name in source.changing())
 
     def problems(self) -> Iterator[str]:
         """Yield a sentence for each source that is away, each endpoint or document not in force, and of the sources."""
@@ -79,4 +79,4 @@ class Workloads:
         for title, reason in sorted(self._document_problems().items()):
             yield f"{title} is not in force in its present form: {reason}"
         for each in self._sources:
-            yield from each.status().get("problems", ())
+            yield from each.problems()

@@ -141,6 +141,14 @@ class Processes:
         """Return the cgroup above those of ``run``; None without cgroup2."""
         return {"cgroup": self._parent if self._cgroups else None}
 
+    def problems(self) -> Iterable[str]:
+        """Return no sentences: the caller of ``run`` has its problem as an answer."""
+        return ()
+
+    def changing(self) -> Iterable[str]:
+        """Return no endpoints: a process has no interface of its own."""
+        return ()
+
     def pids(self, cgroup: str) -> list[int]:
         """Return the processes of an endpoint's cgroup."""
         return self._cgroups.pids(cgroup) if self._cgroups is not None else []

@@ -1,5 +1,6 @@
 """Source of workloads: the interface of all programs that name endpoints of this node."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 
@@ -14,4 +15,10 @@ class WorkloadSource(Protocol):
         """Name all endpoints, then each change, and report problems to the registrar; never return."""
 
     def status(self) -> dict[str, Any]:
-        """Return further fields of the source's status; ``problems`` are sentences, which stand among the agent's."""
+        """Return further fields of the source's status."""
+
+    def problems(self) -> Iterable[str]:
+        """Return sentences about everything that is not in force; they stand among the agent's problems."""
+
+    def changing(self) -> Iterable[str]:
+        """Return the endpoints that start or have just ended, by full name: their interfaces come and go."""

@@ -377,11 +377,11 @@ class ContainerWatch:
         return {
             "socket": self._socket,
             "containers": sum(bool(one.projection.endpoints) for one in known),
-            "changing": list(self._changing()),
-            "problems": list(self._problems()),
+            "changing": list(self.changing()),
+            "problems": list(self.problems()),
         }
 
-    def _changing(self) -> Iterator[str]:
+    def changing(self) -> Iterator[str]:
         """Yield the endpoints whose interface is not in force yet, or gone already."""
         now = time.monotonic()
         for known in self._known.values():
@@ -389,7 +389,8 @@ class ContainerWatch:
                 yield from map(_full_name, known.projection.endpoints)
         yield from (name for name, at in self._ended.items() if now - at < self._timings.changing)
 
-    def _problems(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
+        """Yield the reasons for which containers are no endpoints, or policy does not see some of their traffic."""
         projections = [known.projection for known in self._known.values()]
         yield from sorted(problem for one in projections for problem in one.problems)
         yield from sorted(self._unreadable.values())

@@ -266,16 +266,21 @@ class KubernetesSource:
         return {
             "server": self._client.url,
             "watches": {kind: _status(progress) for kind, progress in self._progress().items()},
-            "problems": list(self._problems()),
+            "problems": list(self.problems()),
         }
 
-    def _problems(self) -> Iterable[str]:
+    def problems(self) -> Iterable[str]:
+        """Yield the reasons for which pods are no endpoints, and faults of this node's view of the cluster."""
         for name, reason in self._pods.invalid.items():
             yield f"pod {name} is no endpoint: {reason}"
         if self._nodes.is_missing:
             yield f"Kubernetes has no node '{self._node}', so no pods of this host: kubernetes.node is its name there"
         if self._event_error:
             yield f"no events about refused documents: {self._event_error}"
+
+    def changing(self) -> Iterable[str]:
+        """Return no endpoints: the source looks up the interfaces of its pods itself."""
+        return ()
 
 
 def _nothing(_item: Json) -> None:

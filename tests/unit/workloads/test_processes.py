@@ -94,6 +94,7 @@ def test_root_may_start_any_process(tmp_path: Path) -> None:
         assert host.named() == {"default/web"}
         assert host.processes.pids(cgroup) == [10]
         assert host.processes.status() == {"cgroup": "/nfqe"}
+        assert (*host.processes.problems(), *host.processes.changing()) == ()
 
     play(Host(tmp_path, linger=60), scene)
 
