@@ -13,7 +13,7 @@ from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.wire.packet import SCTP, TCP, UDP
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument
+from nfq_enforcer.policy.documents import Endpoint, Namespace, PolicyDocument, title_of
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
 from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import DocumentKey, Documents, compose_labels
@@ -112,14 +112,22 @@ class EndpointRecord(NamedTuple):
 
 def check_source(record: "EndpointRecord | PolicyDocument | Namespace | None", source: str) -> None:
     """Raise BadInput for a change of an endpoint or document that comes from another source; None is neither."""
-    if record is None or record.source == source:
-        return
     if isinstance(record, EndpointRecord):
-        name, place = f"endpoint {record.full_name}", f" on node {record.node}"
-    else:
-        name, place = record.title, ""
-    origin = f"comes from {record.source}{place}" if record.source else "has a document of its own"
-    raise BadInput(f"{name} {origin}: it changes and ends there only")
+        _check_source(f"endpoint {record.full_name}", record.source, source, f" on node {record.node}")
+    elif record is not None:
+        _check_source(record.title, record.source, source)
+
+
+def check_document_source(name: str, stored: str | None, source: str) -> None:
+    """Check a document by the name of its record, and by its source only; None: it does not exist."""
+    if stored is not None:
+        _check_source(title_of(*name.split("/")), stored, source)
+
+
+def _check_source(title: str, stored: str, source: str, place: str = "") -> None:
+    if stored != source:
+        origin = f"comes from {stored}{place}" if stored else "has a document of its own"
+        raise BadInput(f"{title} {origin}: it changes and ends there only")
 
 
 class EndpointRequest(NamedTuple):

@@ -94,7 +94,7 @@ class Document(Part):
     @property
     def title(self) -> str:
         """Return ``Kind namespace/name``, or ``Kind name`` for a document of the whole cluster."""
-        return f"{self.kind} {self.namespace}/{self.name}".replace(" /", " ")
+        return title_of(*self.key)
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -106,6 +106,11 @@ class Document(Part):
         self._origin = origin
         self._data = data
         self._source = source
+
+
+def title_of(kind: str, namespace: str, name: str) -> str:
+    """Return ``Kind namespace/name``, or ``Kind name`` for a document of the whole cluster (no namespace)."""
+    return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
 
 
 class EndpointMetadata(Metadata):

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from nfq_enforcer.cluster.records import Change, EndpointRecord, EndpointRequest, Kind, Record
 from nfq_enforcer.core.identity import Identity, derive
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.policy.documents import Namespace, PolicyDocument
+from nfq_enforcer.policy.documents import Namespace
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
 from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.redis import schema
@@ -176,11 +176,10 @@ class Mirror:
         record = self.own.get(name) or (schema.decode(Kind.ENDPOINT, name, entry.value) if entry is not None else None)
         return record if isinstance(record, EndpointRecord) else None
 
-    def document(self, name: str) -> PolicyDocument | Namespace | None:
-        """Return a document by the name of its record; None for an unknown one."""
+    def document_source(self, name: str) -> str | None:
+        """Return the source of a document, by the name of its record; None for an unknown one."""
         entry = self.entries.get((Kind.DOCUMENT, name))
-        record = schema.decode(Kind.DOCUMENT, name, entry.value) if entry is not None else None
-        return record if isinstance(record, PolicyDocument | Namespace) else None
+        return schema.document_source(entry.value) if entry is not None else None
 
     def counts(self) -> dict[Kind, int]:
         """Return the number of entries of each kind."""

@@ -154,6 +154,12 @@ def encode_document(document: PolicyDocument | Namespace) -> str:
     return _encode({"origin": document.origin, **source, "document": document.data})
 
 
+def document_source(value: bytes) -> str:
+    """Return the source that brought a document, by a value that has been decoded before; empty: a person."""
+    source: str = read_json(value).get("source", "")
+    return source
+
+
 def encode_endpoint(record: EndpointRecord) -> str:
     """Return the value of an endpoint, byte for byte as ``lua/write.lua`` makes it."""
     return f'{{"v":1,"identity":{record.identity},"document":{endpoint_document(record)}}}'

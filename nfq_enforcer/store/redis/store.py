@@ -17,6 +17,7 @@ from nfq_enforcer.cluster.records import (
     EndpointRecord,
     EndpointRequest,
     Kind,
+    check_document_source,
     check_source,
     document_name,
 )
@@ -99,7 +100,7 @@ class RedisStore:
         endpoints = [self._mirror.endpoint_request(record, namespaces) for record in records]
         others: tuple[Namespace | PolicyDocument, ...] = (*documents.namespaces, *documents.policies)
         for document in others:
-            check_source(self._mirror.document(document_name(document)), source)
+            self._check_document(document_name(document), source)
             document.set_origin(document.origin, document.data, source)
         values = [(Kind.DOCUMENT, document_name(document), schema.encode_document(document)) for document in others]
         if self._session.commands is None and endpoints and not values:
@@ -113,6 +114,10 @@ class RedisStore:
         )
         names = tuple("/".join(filter(None, item.document.key)) for item in parsed)
         return Applied(names, tuple(started), documents.policies)
+
+    def _check_document(self, name: str, source: str) -> None:
+        """Raise BadInput if a document comes from another source. Its content is not decoded for that."""
+        check_document_source(name, self._mirror.document_source(name), source)
 
     async def _start_without_store(self, endpoints: Sequence[EndpointRequest]) -> tuple[Identity, ...]:
         """Start endpoints of this node with an identity that the mirror has a number for."""
@@ -147,14 +152,14 @@ class RedisStore:
             full_name = f"{namespace}/{name}" if namespace else name
             raise BadInput(f"there is no policy {full_name}; 'nfq-enforcer policy list' shows those there are")
         for key in keys if not force else ():
-            check_source(self._mirror.document(key[1]), "")
+            self._check_document(key[1], "")
         await self._session.writer.write(Request(deleted=keys))
 
     async def delete_documents(self, names: Sequence[str], *, source: str) -> None:
         """Delete documents of a source; raise BadInput for one that comes from another source."""
         existing = [name for name in names if (Kind.DOCUMENT, name) in self._mirror.entries]
         for name in existing:
-            check_source(self._mirror.document(name), source)
+            self._check_document(name, source)
         if existing:
             await self._session.writer.write(Request(deleted=[(Kind.DOCUMENT, name) for name in existing]))
 
