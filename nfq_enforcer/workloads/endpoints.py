@@ -1,4 +1,4 @@
-"""Endpoint documents of workloads, and the labels of workloads that can be labels of endpoints. Pure."""
+"""Endpoint documents of workloads, and the labels and metadata of workloads that have an effect. Pure."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,6 +7,9 @@ from pydantic import ValidationError
 
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.policy.documents import Endpoint, EndpointMetadata
+
+_METADATA = ("name", "namespace", "labels", "uid", "generation", "resourceVersion")
+_ANNOTATIONS = "nfq-enforcer.io/"  # prefix of those that have an effect
 
 
 def make_endpoint(
@@ -50,6 +53,15 @@ def usable_labels(labels: Mapping[str, str]) -> dict[str, str]:
     could claim the identity of another namespace.
     """
     return {key: value for key, value in labels.items() if _is_usable(key, value)}
+
+
+def effective_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of an object of Kubernetes that have an effect, or tell its version."""
+    effective = {key: metadata[key] for key in _METADATA if metadata.get(key) is not None}
+    annotations = metadata.get("annotations") or {}
+    if own := {key: value for key, value in annotations.items() if key.startswith(_ANNOTATIONS)}:
+        effective["annotations"] = own
+    return effective
 
 
 def _is_usable(key: str, value: str) -> bool:

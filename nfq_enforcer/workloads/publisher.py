@@ -28,12 +28,11 @@ from typing import Any, NamedTuple
 
 from nfq_enforcer.cluster.source import Store
 from nfq_enforcer.errors import BadInput, DocumentError, DocumentErrors, NfqError
-from nfq_enforcer.policy.documents import Namespace, PolicyDocument
+from nfq_enforcer.policy.documents import Namespace, PolicyDocument, title_of
 from nfq_enforcer.policy.loader import File
+from nfq_enforcer.workloads.endpoints import effective_metadata
 
 _log = logging.getLogger(__name__)
-_METADATA = ("name", "namespace", "labels", "uid", "generation", "resourceVersion")
-_ANNOTATIONS = "nfq-enforcer.io/"  # prefix of those that have an effect
 _LATE = 60.0  # s for which the API server may have an older version than the store
 Data = Mapping[str, Any]
 Documents = Mapping[str, PolicyDocument | Namespace]
@@ -59,11 +58,9 @@ class Publisher:
         self._documents = documents
         self._changed = changed
         self._due: dict[str, _Due] = {}  # by the names of records
-        self._names: dict[
-            str, set[str]
-        ] = {}  # of the records that the API server has, by their kind, once it is listed
+        self._names: dict[str, set[str]] = {}  # of the records that the API server has, by kind, once it is listed
         self._seen: dict[str, int | None] = {}  # newest version of each of these kinds
-        self._overtaken: dict[str, tuple[float, Data]] = {}  # writes that were older than the store, with their times
+        self._overtaken: dict[str, float] = {}  # times of writes that were older than the store
         self.problems: dict[str, str] = {}  # reason for each refused document, by the title of the document
         self.on_refused: Callable[[Data, str], Awaitable[None]] = _ignore  # gets the data, and the reason
 
@@ -83,7 +80,7 @@ class Publisher:
         self._due[name] = _Due(_version(data), None)
         self._names.get(data["kind"], set()).discard(name)
         self._see(data)
-        self.problems.pop(_title(data), None)
+        self.problems.pop(_title(name), None)
         self._changed()
 
     def replace(self, kind: str, items: Iterable[Data], version: str) -> None:
@@ -119,17 +116,17 @@ class Publisher:
     def _drop(self, name: str, stored: PolicyDocument | Namespace | None) -> None:
         """Drop a write: the store has this content already, or a newer version."""
         data = self._due.pop(name).data
-        self.problems.pop(_title(data), None)
+        self.problems.pop(_title(name), None)
         if data is not None and stored is not None and _content(data) != _content(stored.data):
-            self._overtaken[name] = time.monotonic(), data
+            self._overtaken[name] = time.monotonic()
 
     def _note_overtaken(self) -> None:
         """Name the documents of which the API server has had an older version than the store for long."""
         for name in self._overtaken.keys() & self._due.keys():
             del self._overtaken[name]
-        for since, data in self._overtaken.values():
+        for name, since in self._overtaken.items():
             if time.monotonic() - since >= _LATE:
-                self.problems[_title(data)] = (
+                self.problems[_title(name)] = (
                     "the store has a newer version of it than the API server: after a restore of etcd without "
                     "--bump-revision, delete it with 'policy delete --force' and change it at the API server"
                 )
@@ -168,7 +165,7 @@ class Publisher:
 
     async def _apply(self, new: Mapping[str, _Due]) -> bool:
         """Write documents together or, if any is refused, in two halves; return whether any was written."""
-        files = [File(f"{self._source} {_title(due.data)}", json.dumps(due.data)) for due in new.values() if due.data]
+        files = [File(f"{self._source} {_title(name)}", json.dumps(due.data)) for name, due in new.items()]
         try:
             await self._store.apply(files, source=self._source)
         except BadInput as error:
@@ -177,13 +174,13 @@ class Publisher:
                 return any([await self._apply(dict(part)) for part in (items[:half], items[half:])])
             ((name, due),) = new.items()
             self._settle({name: due})
-            await self._refuse(due.data or {}, _reason(error))
+            await self._refuse(name, due.data or {}, _reason(error))
             return False
         except NfqError as error:
             _log.warning("%d documents of %s are to be written: %s", len(new), self._source, error)
             return False
-        for due in new.values():
-            self.problems.pop(_title(due.data or {}), None)
+        for name in new:
+            self.problems.pop(_title(name), None)
         self._settle(new)
         return True
 
@@ -193,8 +190,8 @@ class Publisher:
             if self._due.get(name) is due:
                 del self._due[name]
 
-    async def _refuse(self, data: Data, reason: str) -> None:
-        title = _title(data)
+    async def _refuse(self, name: str, data: Data, reason: str) -> None:
+        title = _title(name)
         if self.problems.get(title) != reason:
             _log.error("%s of %s is not in force in its present form: %s", title, self._source, reason)
             self.problems[title] = reason
@@ -210,10 +207,8 @@ def _record_name(data: Data) -> str:
     return f"{data['kind']}/{metadata.get('namespace') or ''}/{metadata['name']}"
 
 
-def _title(data: Data | None) -> str:
-    metadata = (data or {}).get("metadata", {})
-    name = "/".join(filter(None, (metadata.get("namespace"), metadata.get("name"))))
-    return f"{(data or {}).get('kind')} {name}"
+def _title(name: str) -> str:
+    return title_of(*name.split("/"))
 
 
 def _version(data: Mapping[str, Any]) -> int | None:
@@ -238,9 +233,5 @@ def _number(version: object) -> int | None:
 
 def _without_status(data: Data) -> Data:
     """Return a document with the fields that have an effect, and those that tell its version."""
-    metadata = {key: data["metadata"][key] for key in _METADATA if key in data["metadata"]}
-    annotations = data["metadata"].get("annotations") or {}
-    effective = {key: value for key, value in annotations.items() if key.startswith(_ANNOTATIONS)}
-    if effective:
-        metadata["annotations"] = effective
-    return {**{key: value for key, value in data.items() if key not in ("metadata", "status")}, "metadata": metadata}
+    fields = {key: value for key, value in data.items() if key != "status"}
+    return {**fields, "metadata": effective_metadata(data["metadata"])}

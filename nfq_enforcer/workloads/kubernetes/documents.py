@@ -1,12 +1,11 @@
 """Objects of the Kubernetes API as documents, without the fields that have no effect on policy. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from nfq_enforcer.workloads.endpoints import usable_labels
+from nfq_enforcer.workloads.endpoints import effective_metadata, usable_labels
 from nfq_enforcer.workloads.kubernetes.client import Json
 
-_OWN_ANNOTATIONS = "nfq-enforcer.io/"
 _OF_SELECTORS = "endpointslice.kubernetes.io/managed-by!=endpointslice-controller.k8s.io"
 
 
@@ -76,11 +75,8 @@ def project(watched: WatchedKind, item: Json) -> dict[str, Any]:
     Left out are fields of the server (managedFields, status) and metadata without effect, and labels that no endpoint
     can have. ``resourceVersion`` and ``uid`` stay: they tell the newer of two versions.
     """
-    meta: Mapping[str, Any] = item["metadata"]
-    kept = {key: meta[key] for key in ("name", "namespace", "uid", "resourceVersion", "generation") if meta.get(key)}
-    own = {key: value for key, value in (meta.get("annotations") or {}).items() if key.startswith(_OWN_ANNOTATIONS)}
-    if own:
-        kept["annotations"] = own
+    metadata = effective_metadata(item["metadata"])
+    labels = metadata.pop("labels", {})
     if watched.labels:
-        kept["labels"] = usable_labels(meta.get("labels") or {})
-    return {"apiVersion": watched.api_version, "kind": watched.kind, "metadata": kept, **watched.fields(item)}
+        metadata["labels"] = usable_labels(labels)
+    return {"apiVersion": watched.api_version, "kind": watched.kind, "metadata": metadata, **watched.fields(item)}
