@@ -141,7 +141,7 @@ $(STAMP): setup.cfg pyproject.toml $(LOCKS) $(STALE) | _packages _python
 .PHONY: _stale
 _stale:
 
-# $(call install,PACKAGES) installs what is missing of them as root; another user is told how.
+# $(call install,PACKAGES) installs the missing ones as root; another user is told how.
 # policy-rc.d: installed daemons are not started; Docker's would change the rules and the forwarding of the host.
 # RUNLEVEL=1: without systemd, a Redis server that cannot start would fail its installation; tests start their own.
 define install

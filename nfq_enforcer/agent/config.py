@@ -336,7 +336,7 @@ class KubernetesSection(_Section):
 
 
 class ContainersSection(_Section):
-    """Section containers: the daemons whose containers are endpoints of this node; none by default."""
+    """Section containers: daemons that run endpoints of this node; none by default."""
 
     docker: Annotated[str, AfterValidator(_daemon_socket)] | None = None  # as in unix:///run/docker.sock
     podman: Annotated[str, AfterValidator(_daemon_socket)] | None = None  # as in unix:///run/podman/podman.sock

@@ -1,7 +1,7 @@
 """Server of ``nfq-enforcer run``: a socket of its own, which every user of this host can open.
 
-It has one method, and the kernel names the caller (SO_PEERCRED), so a caller cannot claim to be another one. Who may
-start which processes is in the configuration (``processes.allow``).
+It has one method, and the kernel names the caller (SO_PEERCRED), so a caller cannot claim to be another one. The
+permissions are in the configuration (``processes.allow``).
 """
 
 import os

@@ -115,7 +115,7 @@ def _labels(options: Sequence[str]) -> dict[str, str]:
 
 
 def default_name(command: str) -> str:
-    """Return the name of an endpoint whose user gives none."""
+    """Return the name of an endpoint without one on the command line."""
     base = re.sub(r"[^a-z0-9.-]+", "-", Path(command).name.lower())[:100].strip(".-")
     return f"{base or 'process'}-{os.getpid()}"
 

@@ -199,7 +199,7 @@ class ClusterIngressRule(ClusterPolicyRule):
 
     @property
     def peers(self) -> tuple[IngressPeer, ...]:
-        """Return the peers whose traffic the rule is about."""
+        """Return the peers at the other end of the traffic."""
         return self.from_
 
 
@@ -210,7 +210,7 @@ class ClusterEgressRule(ClusterPolicyRule):
 
     @property
     def peers(self) -> tuple[EgressPeer, ...]:
-        """Return the peers whose traffic the rule is about."""
+        """Return the peers at the other end of the traffic."""
         return self.to
 
     @model_validator(mode="after")

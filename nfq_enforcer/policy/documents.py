@@ -130,7 +130,7 @@ class EndpointPort(Part):
 class EndpointSpec(Part):
     """EndpointSpec: the addresses (or cgroup), node, interface, service account and named ports of an endpoint."""
 
-    cgroup: CgroupPath | None = None  # of a process endpoint, in place of addresses: whose sockets are its own
+    cgroup: CgroupPath | None = None  # of a process endpoint, in place of addresses: the endpoint has its sockets
     ips: Items[AddressField] = Field((), validate_default=True)
     node: NodeName | None = None  # None: the node that loads the document
     interface: InterfaceName | None = None  # None: not specified

@@ -65,7 +65,7 @@ class Connection:
 
     @property
     def peer(self) -> socket.socket:
-        """Return the socket, whose other end is the client."""
+        """Return the socket of the connection to the client."""
         return cast(socket.socket, self.writer.get_extra_info("socket"))
 
     async def receive(self, end: bytes) -> bytes:

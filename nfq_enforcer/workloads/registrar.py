@@ -139,7 +139,7 @@ class Registrar:
         self._changed.set()
 
     async def _write_all(self) -> bool:
-        """Write documents, then endpoints, whose identities depend on the labels of namespaces."""
+        """Write documents, then endpoints: identities depend on the labels of namespaces."""
         published = self.publisher is not None and await self.publisher.write()
         return await self._write() or published
 

@@ -25,7 +25,7 @@ WITHIN_SHOP = policy("within-shop", "backend", ingress=[{"fromEndpoints": [{}]}]
 
 @pytest.fixture(scope="module")
 def host(make_lab: MakeLab) -> Iterator[Lab]:
-    """Give a lab whose node n1 has containers; no log of an agent may contain a traceback."""
+    """Give a lab with containers on node n1; no log of an agent may contain a traceback."""
     lab = make_lab(memory=True)
     lab.documents.mkdir(exist_ok=True)
     yield lab
@@ -34,7 +34,7 @@ def host(make_lab: MakeLab) -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def daemon(host: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
-    """Give a daemon whose containers outlive it, with userland proxies switched off."""
+    """Give a daemon without userland proxies, which its containers outlive."""
     folder = tmp_path_factory.mktemp("docker")
     with running(Docker(host, "n1", folder, "--live-restore", "--userland-proxy=false", subnet=201)) as docker:
         yield docker

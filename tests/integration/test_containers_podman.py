@@ -15,7 +15,7 @@ from tests.support.workloads import source
 
 @pytest.fixture(scope="module")
 def host(make_lab: MakeLab) -> Iterator[Lab]:
-    """Give a lab whose node n1 has containers; no log of an agent may contain a traceback."""
+    """Give a lab with containers on node n1; no log of an agent may contain a traceback."""
     lab = make_lab(memory=True)
     lab.documents.mkdir(exist_ok=True)
     yield lab

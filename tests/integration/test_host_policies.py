@@ -53,7 +53,7 @@ class TestIngress:
         assert await outcomes(guarded, expected) == expected
 
     async def test_endpoints_and_their_own_openings_stay_as_they_are(self, guarded: Lab, policies: Policies) -> None:
-        """Nothing of a node's own is closed but its ports: it opens what it likes, and replies pass."""
+        """Only the ports of the node itself are closed: it opens any connection, and replies pass."""
         await policies.apply("file", of_nodes("closed", ingress=[{}]))
 
         expected = (

@@ -30,7 +30,7 @@ class FakeApi:
         self.requests: list[dict[str, str]] = []
         self.created: list[dict[str, Any]] = []
         self.faults: list[web.Response] = []  # answers to the next requests
-        self.raw: list[bytes] = []  # what the next watches send, before they are cut
+        self.raw: list[bytes] = []  # sent by the next watches, before they are cut
         self._pages: dict[str, list[dict[str, Any]]] = {}
         self._changed = asyncio.Condition()
         self._streams: list[web.Request] = []

@@ -5,7 +5,7 @@
      n2 (agent) ── pods by a CNI plugin ─┘
 
 The test is the kubelet: it makes a pod's network namespace with the node's CNI plugin, and writes the pod's status. No
-container runtime is needed: what runs in a pod are the test's own sockets.
+container runtime is needed: the test opens the sockets of a pod itself.
 """
 
 import base64
@@ -452,7 +452,7 @@ class Node(Place):
 
 
 class Cluster:
-    """Cluster: an API server and two nodes, whose agents are not started."""
+    """Cluster: an API server and two nodes without running agents."""
 
     def __init__(self, prefix: str, binaries: Path, folder: Path, plugins: tuple[str, ...]) -> None:
         self.prefix = prefix

@@ -19,7 +19,7 @@ BACKEND_PORT, OTHER_PORT = 8080, 8081
 
 
 def run_options(lab: Lab, node: str, role: str, name: str = "") -> list[str]:
-    """Return the command line that gives what follows an identity."""
+    """Return the command line that gives the following command an identity."""
     named = ["--name", name] if name else []
     return [*PROGRAM, "run", "--socket", str(lab.nodes[node].run_socket), "--label", f"role={role}", *named, "--"]
 

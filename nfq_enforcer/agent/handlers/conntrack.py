@@ -76,7 +76,7 @@ class ConntrackHandlers:
         return self._parts.replica.endpoints.get(written if "/" in written else f"default/{written}")
 
     def _process(self, params: Params, name: str) -> int | None:
-        """Return the identity of a process endpoint, whose flows no address tells apart; None for any other end."""
+        """Return the identity of a process endpoint, which shares its address; None for any other end."""
         record = self._endpoint(text(params, name))
         return record.identity if record is not None and record.cgroup is not None else None
 

@@ -129,7 +129,7 @@ class PolicyEntry(NamedTuple):
     denied_by: tuple[RuleRef, ...] = ()
     l7: tuple[L7Rule, ...] = ()  # rules that allow it for matching requests only
     ordered: tuple[RuleRef, ...] = ()  # rules of ClusterNetworkPolicies, in no order
-    learned_by: tuple[RuleRef, ...] = ()  # rules for whose names the DNS answers on these ports are read
+    learned_by: tuple[RuleRef, ...] = ()  # rules with names, for which the DNS answers on these ports are read
 
 
 class LookupResult(NamedTuple):

@@ -115,7 +115,7 @@ class Rules:
         self._bridge_ports: Members = {redirect_rules.PORTS: frozenset()}  # as last read
         self._br_netfilter = False  # it was loaded, as of the last read
         self._bridged = False  # and it has its hooks here
-        self._cgroups: frozenset[Cgroup] = frozenset()  # whose sockets classify packets
+        self._cgroups: frozenset[Cgroup] = frozenset()  # their sockets classify packets
         self._store: Members = address_marks.store(())
         self.remote_networks: frozenset[Network] = frozenset()
         self._queues: Sequence[QueueNumbers] | None = None  # None: the rules are not installed
@@ -199,7 +199,7 @@ class Rules:
 
     @property
     def cgroups(self) -> frozenset[Cgroup]:
-        """Return the cgroups of process endpoints by whose sockets packets are classified."""
+        """Return the cgroups of process endpoints: packets are classified by their sockets."""
         return self._cgroups
 
     def set_cgroups(self, cgroups: frozenset[Cgroup]) -> None:

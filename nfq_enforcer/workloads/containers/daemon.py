@@ -30,7 +30,7 @@ class Daemon:
     """Daemon: one client session, from ``connected`` on."""
 
     def __init__(self, session: aiohttp.ClientSession, socket: str) -> None:
-        """Take the session, whose connections lead to the socket."""
+        """Take a session with connections to the socket."""
         self._session = session
         self._socket = socket
 

@@ -1,7 +1,7 @@
 """Watch of a daemon's containers: a list, then events, each of which is only a reason to look at one container.
 
 The events are subscribed to before the list is read, so no change between both is lost. A list at an interval finds
-what no event tells: lost events, and bridges that pass their frames to the hooks of IP from now on, or no longer.
+the rest: lost events, and bridges that pass their frames to the hooks of IP from now on, or no longer.
 
 A container that starts is an endpoint before its first process runs: Docker assigns its addresses some tenths of a
 second earlier. Docker answers questions about it only when it has started, so its labels then come from the list of
@@ -382,7 +382,7 @@ class ContainerWatch:
         }
 
     def changing(self) -> Iterator[str]:
-        """Yield the endpoints whose interface is not in force yet, or gone already."""
+        """Yield the endpoints with an interface that is not in force yet, or gone already."""
         now = time.monotonic()
         for known in self._known.values():
             if known.starts or now - known.since < self._timings.changing:

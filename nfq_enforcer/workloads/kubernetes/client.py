@@ -28,7 +28,7 @@ _USER_AGENT = "nfq-enforcer"
 
 
 class ApiError(NfqError):
-    """API error: a request that failed; the last state of what was watched stays in force."""
+    """API error: a request that failed; the last state of the watched objects stays in force."""
 
     def __init__(self, message: str, status: int = 0, pause: float = 0.0) -> None:
         """Set the sentence, the HTTP status (0: no answer), and the seconds that the server asks to wait."""

@@ -72,13 +72,13 @@ class Timings:
 
 @dataclass
 class Counts:
-    """Counts: what a reflector has met so far."""
+    """Counts: events and failures of a reflector so far."""
 
     lists: int = 0
     watches: int = 0
     events: int = 0
     bookmarks: int = 0
-    expired: int = 0  # versions whose history the server no longer had
+    expired: int = 0  # versions with a history that the server no longer had
     failures: int = 0
 
 
@@ -159,7 +159,7 @@ class Reflector(Generic[T]):
         """Record a failure; return the seconds until the next attempt."""
         repeated, self._was_gone = self._was_gone, isinstance(error, Gone)
         if self._was_gone and not repeated:
-            return 0.0  # a list is what is needed, and no failure
+            return 0.0  # a list is due, and no failure
         self.progress.counts.failures += 1
         if error.status == _NOT_FOUND:
             return self._on_not_found(error)

@@ -262,7 +262,7 @@ class KubernetesSource:
                 self._event_error = None
 
     def status(self) -> dict[str, Any]:
-        """Return the state of each watch, and the sentences about what is not in force."""
+        """Return the state of each watch, and the problems."""
         return {
             "server": self._client.url,
             "watches": {kind: _status(progress) for kind, progress in self._progress().items()},

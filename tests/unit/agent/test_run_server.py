@@ -19,7 +19,7 @@ from nfq_enforcer.workloads.registrar import Registrar
 
 
 class Source:
-    """Source of processes that records who has asked for what."""
+    """Source of processes that records requests and their callers."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Caller, str, str, Mapping[str, str]]] = []

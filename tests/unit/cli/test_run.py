@@ -63,7 +63,7 @@ def test_wrong_arguments_are_said(arguments: list[str], says: str) -> None:
 
 @contextmanager
 def agent(path: Path, answer: bytes) -> Iterator[list[bytes]]:
-    """Answer one request on a socket; give what was asked."""
+    """Answer one request on a socket; give the requests."""
     asked: list[bytes] = []
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))

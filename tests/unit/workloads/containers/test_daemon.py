@@ -1,4 +1,4 @@
-"""Client of a daemon: each answer that is none becomes a sentence. A server on a socket answers what a test says."""
+"""Client of a daemon: an invalid answer becomes a sentence. A server on a socket sends the answers of a test."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -28,7 +28,7 @@ Handler = Callable[[asyncio.StreamReader], Coroutine[Any, Any, bytes]]
 
 @asynccontextmanager
 async def serving(socket: Path, handler: Handler) -> AsyncIterator[Daemon]:
-    """Give a client of a server whose handler returns the answer to a connection; all connections end."""
+    """Give a client of a server; its handler returns the answer to a connection; all connections end."""
     ended: list[asyncio.StreamWriter] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""Watch of containers: list, events, looks; a daemon in memory whose answers a test holds back or changes."""
+"""Watch of containers: list, events, looks; a test holds back or changes the answers of a daemon in memory."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
