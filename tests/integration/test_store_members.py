@@ -14,14 +14,20 @@ import pytest
 import yaml
 
 from nfq_enforcer.cluster.records import Kind
+from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.errors import BadInput
+from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.store.address import parse
+from nfq_enforcer.store.redis import schema
+from nfq_enforcer.store.redis.catch_up import bring_up_to_date
 from nfq_enforcer.store.redis.commands import Commands, Request
 from nfq_enforcer.store.redis.connection import CLIENT_NAME, Connection, StoreError, Unanswered
+from nfq_enforcer.store.redis.mirror import Mirror
 from nfq_enforcer.store.redis.timings import SessionTimings
 from tests.support.members import (
     Node,
     agreed,
+    endpoint,
     endpoint_text,
     held_by,
     namespace_text,
@@ -376,6 +382,26 @@ class TestWithoutTheStore:
             new = {(Kind.ENDPOINT, f"default/new{place}") for place in range(3)}
             old = {(Kind.ENDPOINT, f"default/{name}-2") for name in NAMES}
             assert {key for key in held.keys() ^ before.keys() if key[0] is not Kind.IDENTITY} == new | old
+
+    @pytest.mark.parametrize("resumed", [True, False], ids=["resumed", "all read anew"])
+    @pytest.mark.parametrize("node", ["n1", "n2"])
+    async def test_a_catch_up_keeps_the_endpoints_that_this_node_has_changed_meanwhile(
+        self, server: RedisServer, resumed: bool, node: str
+    ) -> None:
+        """An endpoint of the name on another node (n2) is another one: its end here is none there."""
+        mirror = Mirror("n1", LabelFilter())
+        async with store(server.url()) as commands:
+            if resumed:
+                await bring_up_to_date(mirror, commands, await commands.join("n1", 0, 0), dict)
+            for name, ip in (("started", "10.0.0.1"), ("stopped", "10.0.0.2")):
+                await commands.write(Request([placed(name, ip, node=node)]))
+            started = endpoint("started", "10.9.0.1")._replace(identity=Identity(1000))
+            pending = {"default/started": schema.encode_endpoint(started).encode(), "default/stopped": b""}
+            await bring_up_to_date(mirror, commands, await commands.join("n1", 0, 0), lambda: pending)
+
+        ended = mirror.endpoint("default/stopped")
+        assert mirror.endpoint("default/started") == started
+        assert (ended and ended.node) == (None if node == "n1" else "n2")
 
     async def test_what_needs_the_store_is_refused_with_a_sentence(self, server: RedisServer, tmp_path: Path) -> None:
         async with cluster(server.url(), tmp_path) as nodes:

@@ -108,13 +108,18 @@ def pod(name: str = "web-0", ip: str = "10.0.1.1", role: str = "web") -> Endpoin
     return make_endpoint("shop", name, {"role": role}, [ip])
 
 
+async def register_pod(one: Host, two: Host) -> None:
+    """Register the pod on the first node; return when the second one has its endpoint."""
+    one.registrar.replace(KUBERNETES, [pod()])
+    await one.settle()
+    await until(lambda: two.seen("shop/web-0", "n1"), "the other node has the endpoint")
+
+
 def test_an_endpoint_of_a_source_is_known_on_all_nodes_with_its_source(server: RedisServer, tmp_path: Path) -> None:
     async def scene(both: list[Host]) -> None:
         one, two = both
-        one.registrar.replace(KUBERNETES, [pod()])
-        await one.settle()
+        await register_pod(one, two)
 
-        await until(lambda: two.seen("shop/web-0", "n1"), "the other node has the endpoint")
         assert two.record("shop/web-0").source == one.record("shop/web-0").source == "kubernetes"
         with pytest.raises(BadInput, match="shop/web-0 comes from kubernetes on node n1"):
             await two.node.apply(
@@ -133,9 +138,7 @@ def test_an_endpoint_that_is_on_another_node_by_now_survives_its_end_on_the_firs
 
     async def scene(both: list[Host]) -> None:
         one, two = both
-        one.registrar.replace(KUBERNETES, [pod()])
-        await one.settle()
-        await until(lambda: two.seen("shop/web-0", "n1"), "the other node has the endpoint")
+        await register_pod(one, two)
         two.registrar.replace(KUBERNETES, [pod(ip="10.0.2.1")])
         await two.settle()
         one.registrar.remove(KUBERNETES, "shop/web-0")
@@ -148,20 +151,23 @@ def test_an_endpoint_that_is_on_another_node_by_now_survives_its_end_on_the_firs
     play(scene, server, tmp_path)
 
 
+@pytest.mark.parametrize("later", [0, 1], ids=["old-node-comes-back-later", "new-node-comes-back-later"])
 def test_an_endpoint_that_ended_without_the_store_survives_its_move_meanwhile(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, tmp_path: Path, later: int
 ) -> None:
     async def scene(both: list[Host]) -> None:
         one, two = both
-        one.registrar.replace(KUBERNETES, [pod()])
-        await one.settle()
-        await until(lambda: two.seen("shop/web-0", "n1"), "the other node has the endpoint")
+        await register_pod(one, two)
         server.stop()
         await until(lambda: not (one.node.connected or two.node.connected), "both nodes have lost the store")
         one.registrar.replace(KUBERNETES, [])
         two.registrar.replace(KUBERNETES, [pod(ip="10.0.2.1")])
         await asyncio.gather(one.settle(), two.settle())
+        await both[later].node.stop()
         server.start()
+        await until(lambda: both[1 - later].node.connected, "one node is connected again")
+        await both[later].node.start()
+        await both[later].start()
 
         await until(lambda: one.seen("shop/web-0", "n2"), "the first node has the endpoint on the other")
         assert await two.seen("shop/web-0", "n2")

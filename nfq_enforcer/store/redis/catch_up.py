@@ -7,7 +7,7 @@ that read, so that writes during it are not missed. A store that has lost entrie
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from nfq_enforcer.cluster.records import Kind
 from nfq_enforcer.store.redis.commands import Commands, Joined, NotJoined, StreamEntry
@@ -19,13 +19,15 @@ _log = logging.getLogger(__name__)
 _MAX_STEP = 1 << 32  # revisions between two entries: one each, or as many as a store has lost
 _MANY = 100  # changes in one stream entry after which other tasks get to run
 
+Pending = Callable[[], Mapping[str, bytes]]
+"""The endpoints of this node, by now, that were not written yet or that the store refused: values, empty if stopped."""
 
-async def bring_up_to_date(mirror: Mirror, commands: Commands, joined: Joined, pending: Mapping[str, bytes]) -> None:
+
+async def bring_up_to_date(mirror: Mirror, commands: Commands, joined: Joined, pending: Pending) -> None:
     """Bring the mirror to the state of the store.
 
-    ``pending`` are endpoints of this node that were not written yet or that the store refused: their values, empty for
-    stopped ones. They are written after the catch-up, as new changes, because no other node has ever had them. Raise
-    StoreError or NotJoined if it fails; the mirror is then as complete as before.
+    Pending endpoints are written after the catch-up, as new changes, because no other node has ever had them; they can
+    change during the catch-up. Raise StoreError or NotJoined if it fails; the mirror is then as complete as before.
     """
     new_forks = unseen(joined.forks, mirror.forks)
     if new_forks or not await _can_resume(mirror, commands, joined):
@@ -33,6 +35,7 @@ async def bring_up_to_date(mirror: Mirror, commands: Commands, joined: Joined, p
     while stream_entries := await commands.read(mirror.position, None):
         for entry in stream_entries:
             await apply(mirror, entry)
+    _override_with_pending(mirror, pending())
 
 
 def may_lack_own_endpoints(mirror: Mirror, joined: Joined) -> bool:
@@ -74,30 +77,38 @@ async def _replace_all(
     commands: Commands,
     joined: Joined,
     new_forks: Sequence[Fork],
-    pending: Mapping[str, bytes],
+    pending: Pending,
 ) -> None:
     """Read all entries of the store into the mirror, after restoring those that the store has lost."""
     stored, bad = await commands.scan()
     # An empty mirror has nothing to restore, and need not read the whole stream.
     rewritten = await commands.written_since(new_forks[0].marker) if new_forks and mirror.entries else None
     if rewritten is not None and mirror.last_id > min(fork.survived for fork in new_forks):
-        uncertain = mirror.refused.keys() | {(Kind.ENDPOINT, name) for name in pending}
+        uncertain = mirror.refused.keys() | {(Kind.ENDPOINT, name) for name in pending()}
         await _restore(mirror, commands, stored, new_forks, rewritten | uncertain)
         stored, bad = await _without_deleted(mirror, commands, new_forks, uncertain)
     for name in mirror.own if may_lack_own_endpoints(mirror, joined) else ():
         key = Kind.ENDPOINT, name
         if key not in stored and key not in (rewritten or ()):
             stored[key] = mirror.entries[key]
-    for name, value in pending.items():
-        stored.pop((Kind.ENDPOINT, name), None)
+    for name, value in pending().items():
         if value:
             stored[Kind.ENDPOINT, name] = StoreEntry(mirror.position, value)
     for _ in mirror.replace_all(stored, bad):
         await asyncio.sleep(0)
-    for name, value in pending.items():  # including those that became pending during the replacement
-        mirror.override((Kind.ENDPOINT, name), StoreEntry(mirror.position, value) if value else None)
     mirror.position, mirror.serial, mirror.revision = joined.last, joined.serial, joined.revision
     mirror.forks = frozenset(fork.name for fork in joined.forks)  # with the position, which is after these forks now
+
+
+def _override_with_pending(mirror: Mirror, pending: Mapping[str, bytes]) -> None:
+    """Set the pending endpoints as they are on this node, where the catch-up has brought an older state of them."""
+    for name, value in pending.items():
+        key = Kind.ENDPOINT, name
+        held = mirror.entries.get(key)
+        if value and (held is None or held.value != value):
+            mirror.override(key, StoreEntry(mirror.position, value))
+        elif not value and name in mirror.own:  # one of this name on another node is another endpoint, and stays
+            mirror.override(key, None)
 
 
 async def _restore(

@@ -54,7 +54,6 @@ class PendingEndpoints:
         """Return all pending endpoints, and for a conflict the store's reason."""
         return {name: self._conflicts.get(name) for name in {**self._values, **self._conflicts}}
 
-    @property
     def unwritten(self) -> dict[str, bytes]:
         """Return the values of all pending endpoints and of those in conflict, empty for a stopped one."""
         refused = (name for name in self._conflicts if name in self._mirror.own)

@@ -173,11 +173,11 @@ class TestPendingEndpoints:
         mirror.position = 7
         await pending.start([WEB])
         assert mirror.entries == {KEY: StoreEntry(7, VALUE)}
-        assert (pending.reasons, pending.unwritten) == ({NAME: None}, {NAME: VALUE})
+        assert (pending.reasons, pending.unwritten()) == ({NAME: None}, {NAME: VALUE})
 
         await pending.stop([NAME])
         assert mirror.entries == {}
-        assert pending.unwritten == {NAME: b""}
+        assert pending.unwritten() == {NAME: b""}
         await saver.close()
         assert LastState(tmp_path, "cluster").load() == SavedState({}, {}, [(NAME, b"")])
 
@@ -208,7 +208,7 @@ class TestPendingEndpoints:
         mirror.accept(KEY, 5, VALUE)
         pending.note_conflict(NAME, "r")
 
-        assert pending.unwritten == {NAME: VALUE}
+        assert pending.unwritten() == {NAME: VALUE}
 
 
 class TestStateSaver:
