@@ -94,19 +94,29 @@ def lab(make_lab: MakeLab) -> Lab:
 
 
 @pytest.fixture(scope="module")
-def make_served(make_lab: MakeLab, runner: asyncio.Runner) -> Iterator[MakeLab]:
-    """Build labs with servers on all hosts, but without agents; no log of an agent may contain a traceback."""
+def make_bare(make_lab: MakeLab) -> Iterator[MakeLab]:
+    """Build labs without servers and agents; no log of an agent may contain a traceback."""
     labs: list[Lab] = []
 
     def make(**options: Any) -> Lab:
-        lab = make_lab(**options)
-        labs.append(lab)
-        runner.run(serve(lab))
-        return lab
+        labs.append(make_lab(**options))
+        return labs[-1]
 
     yield make
     for lab in labs:
         stop_agents(lab)
+
+
+@pytest.fixture(scope="module")
+def make_served(make_bare: MakeLab, runner: asyncio.Runner) -> MakeLab:
+    """Build labs with servers on all hosts, but without agents; no log of an agent may contain a traceback."""
+
+    def make(**options: Any) -> Lab:
+        lab = make_bare(**options)
+        runner.run(serve(lab))
+        return lab
+
+    return make
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

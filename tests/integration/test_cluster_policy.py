@@ -29,6 +29,7 @@ from tests.support.labs import (
 from tests.support.namespaces import within
 
 NAME = "deep.api.example.com"
+DATAPATH_SETTINGS = DATAPATHS
 DNS, PORT = 53, 5353  # the lab's own servers use port 53, so packets to it go to the other port
 
 HEAD = """
@@ -66,12 +67,6 @@ def server(lab: Lab) -> Iterator[DnsServer]:
     server = DnsServer(lab, "world", lambda _: [], PORT)
     yield server
     server.close()
-
-
-@pytest.fixture(params=DATAPATHS, ids=str)
-def datapath(request: pytest.FixtureRequest) -> DatapathSettings:
-    settings: DatapathSettings = request.param
-    return settings
 
 
 @pytest.fixture

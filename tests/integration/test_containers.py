@@ -13,8 +13,18 @@ from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
 from tests.integration.conftest import MakeLab
 from tests.support.bridges import pass_frames
-from tests.support.containers import BACKEND, FRONTEND, OTHER, PORT, Docker, endpoints, known, running
-from tests.support.labs import FRONT_TO_BACK, policy, run_in, stop_agents, until
+from tests.support.containers import (
+    BACKEND,
+    FRONTEND,
+    OTHER,
+    PORT,
+    Docker,
+    endpoints,
+    known,
+    ping_as_first_action,
+    running,
+)
+from tests.support.labs import FRONT_TO_BACK, policy, run_in, until
 from tests.support.workloads import source
 
 ROOT = Path(__file__).parents[2]
@@ -24,12 +34,9 @@ WITHIN_SHOP = policy("within-shop", "backend", ingress=[{"fromEndpoints": [{}]}]
 
 
 @pytest.fixture(scope="module")
-def host(make_lab: MakeLab) -> Iterator[Lab]:
-    """Give a lab with containers on node n1; no log of an agent may contain a traceback."""
-    lab = make_lab(memory=True)
-    lab.documents.mkdir(exist_ok=True)
-    yield lab
-    stop_agents(lab)
+def host(make_bare: MakeLab) -> Lab:
+    """Give a lab with containers on node n1."""
+    return make_bare(memory=True)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +50,7 @@ def daemon(host: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dock
 @pytest.fixture(scope="module")
 def node(host: Lab, daemon: Docker) -> LabNode:
     """Run the agent of the node, with the containers of the daemon as its only endpoints."""
+    host.documents.mkdir()
     (host.documents / "policies.yaml").write_text(FRONT_TO_BACK + WITHIN_SHOP)
     node = host.nodes["n1"]
     node.start(containers={"docker": daemon.address})
@@ -89,15 +97,10 @@ def test_the_commands_of_the_readme(node: LabNode, docker: Docker) -> None:
 
 async def test_a_container_that_sends_as_its_first_action_is_judged_by_its_label(node: LabNode, docker: Docker) -> None:
     """On a busy host the registration may take longer than the start; until then the container is the world."""
-    docker.launch("web", labels=BACKEND)
-    address = docker.address_of("web")
-    until_answered = ("sh", "-c", f"until ping -c 1 -W 1 {address}; do true; done")
+    front, other = ping_as_first_action(docker)
 
-    docker.launch("front", labels=FRONTEND, command=until_answered)
-    docker.launch("other", labels=OTHER, command=("ping", "-c", "3", "-W", "1", address))
-
-    assert docker.exit_status("front") == 0
-    assert docker.exit_status("other") == 1
+    assert front == 0
+    assert other == 1
 
 
 async def test_a_compose_project_is_a_namespace(node: LabNode, docker: Docker) -> None:

@@ -9,19 +9,18 @@ from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
 from tests.integration.conftest import MakeLab
 from tests.support.containers import BACKEND, FRONTEND, OTHER, PORT, Docker, endpoints, running
-from tests.support.labs import FRONT_TO_BACK, PATIENT, run_in, stop_agents, until
+from tests.support.labs import FRONT_TO_BACK, PATIENT, run_in, until
 
 HOSTS = "n1", "n2"
 NAMES = {"default/web.n2", "default/front.n1", "default/other.n1"}
 
 
 @pytest.fixture(scope="module")
-def hosts(make_lab: MakeLab) -> Iterator[Lab]:
-    """Give a lab with a store; no log of an agent may contain a traceback."""
-    lab = make_lab()
+def hosts(make_bare: MakeLab) -> Lab:
+    """Give a lab with a store."""
+    lab = make_bare()
     lab.store.start()
-    yield lab
-    stop_agents(lab)
+    return lab
 
 
 @pytest.fixture(scope="module")

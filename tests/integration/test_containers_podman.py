@@ -8,18 +8,24 @@ import pytest
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
 from tests.integration.conftest import MakeLab
-from tests.support.containers import BACKEND, FRONTEND, OTHER, Podman, endpoints, known, running
-from tests.support.labs import FRONT_TO_BACK, stop_agents, until
+from tests.support.containers import (
+    BACKEND,
+    FRONTEND,
+    OTHER,
+    Podman,
+    endpoints,
+    known,
+    ping_as_first_action,
+    running,
+)
+from tests.support.labs import FRONT_TO_BACK, until
 from tests.support.workloads import source
 
 
 @pytest.fixture(scope="module")
-def host(make_lab: MakeLab) -> Iterator[Lab]:
-    """Give a lab with containers on node n1; no log of an agent may contain a traceback."""
-    lab = make_lab(memory=True)
-    lab.documents.mkdir(exist_ok=True)
-    yield lab
-    stop_agents(lab)
+def host(make_bare: MakeLab) -> Lab:
+    """Give a lab with containers on node n1."""
+    return make_bare(memory=True)
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +37,7 @@ def service(host: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pod
 @pytest.fixture(scope="module")
 def node(host: Lab, service: Podman) -> LabNode:
     """Run the agent of the node, with the containers of the service as its only endpoints."""
+    host.documents.mkdir()
     (host.documents / "policies.yaml").write_text(FRONT_TO_BACK)
     node = host.nodes["n1"]
     node.start(containers={"podman": service.address})
@@ -59,15 +66,10 @@ async def test_a_label_of_a_container_is_selected_by_policy(node: LabNode, podma
 
 
 async def test_a_container_that_sends_as_its_first_action_is_judged_by_its_label(node: LabNode, podman: Podman) -> None:
-    podman.launch("web", labels=BACKEND)
-    address = podman.address_of("web")
-    until_answered = ("sh", "-c", f"until ping -c 1 -W 1 {address}; do true; done")
+    front, other = ping_as_first_action(podman)
 
-    podman.launch("front", labels=FRONTEND, command=until_answered)
-    podman.launch("other", labels=OTHER, command=("ping", "-c", "3", "-W", "1", address))
-
-    assert podman.exit_status("front") == 0
-    assert podman.exit_status("other") == 1
+    assert front == 0
+    assert other == 1
 
 
 async def test_an_ended_container_is_no_endpoint(node: LabNode, podman: Podman) -> None:

@@ -317,6 +317,19 @@ def running(daemon: DaemonT) -> Iterator[DaemonT]:
         daemon.remove()
 
 
+def ping_as_first_action(daemon: ContainerDaemon) -> tuple[int, int]:
+    """Start a backend, then two containers that ping it at once; return their exit codes.
+
+    A frontend pings until an answer arrives, a container of another role three times.
+    """
+    daemon.launch("web", labels=BACKEND)
+    address = daemon.address_of("web")
+    until_answered = ("sh", "-c", f"until ping -c 1 -W 1 {address}; do true; done")
+    daemon.launch("front", labels=FRONTEND, command=until_answered)
+    daemon.launch("other", labels=OTHER, command=("ping", "-c", "3", "-W", "1", address))
+    return daemon.exit_status("front"), daemon.exit_status("other")
+
+
 def daemon_missing(program: str) -> str | None:
     """Return the reason for which tests with a daemon are skipped, None if it is installed."""
     missing = [name for name in (program, "docker") if shutil.which(name) is None]
