@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -106,13 +106,14 @@ def guarded(make_served: MakeLab, datapath: DatapathSettings, kept_sets: Path) -
 
 @pytest.fixture
 def exempt(guarded: Lab) -> Iterator[Exempt]:
-    """Yield a function that exempts n3's connections to these ports of the world, besides those to the store.
+    """Yield a function that exempts n3's connections to these ports of the world, or of other addresses.
 
-    The exemptions end after the test.
+    Those to the store stay exempt. The exemptions end after the test.
     """
 
-    def exempt(*ports: int) -> None:
-        services = [f"{guarded.address('world', family)},{port}" for family in FAMILIES for port in ports]
+    def exempt(*ports: int, at: Mapping[int, str] | None = None) -> None:
+        addresses = at or {family: str(guarded.address("world", family)) for family in FAMILIES}
+        services = [f"{addresses[family]},{port}" for family in FAMILIES for port in ports]
         services.append(f"{guarded.address('store')},{STORE}")
         run_in(guarded, "n3", sys.executable, "-P", "-c", EXEMPT, *services)
 
@@ -153,6 +154,30 @@ async def test_the_host_reaches_what_is_exempt_and_nothing_else(
         | dropped(["n3"], ["n1"], ways=("80/TCP",))
     )
     assert await outcomes(guarded, expected) == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_an_exempt_address_may_be_that_of_a_service(
+    guarded: Lab, policies: Policies, exempt: Exempt, family: int
+) -> None:
+    """The rules of the host translate it, as those of kube-proxy do. Its server itself is not exempt."""
+    services = {4: "10.96.0.1", 6: "fd00:96::1"}
+    service, target = services[family], guarded.address("world", family)
+    command, route = "iptables" if family == 4 else "ip6tables", ["ip", f"-{family}", "route"]
+    rule = [command, "-t", "nat", "OUTPUT", "-d", service, "-j", "DNAT", "--to-destination", str(target)]
+    run_in(guarded, "n3", *route, "add", service, "dev", "eth0")
+    run_in(guarded, "n3", *rule[:3], "-A", *rule[3:])
+    try:
+        await policies.apply("closed", MONITOR)
+        exempt(HTTP, at=services)
+
+        host = guarded.host("n3")
+        assert (await host.connect(ip_address(service), HTTP, PATIENT)).ok
+        assert (await host.connect(ip_address(service), HTTPS, BRIEF)).status == "timeout"
+        assert (await host.connect(target, HTTP, BRIEF)).status == "timeout"
+    finally:
+        run_in(guarded, "n3", *rule[:3], "-D", *rule[3:])
+        run_in(guarded, "n3", *route, "del", service)
 
 
 async def test_endpoints_behind_the_host_are_not_exempt(guarded: Lab, policies: Policies, exempt: Exempt) -> None:

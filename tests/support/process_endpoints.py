@@ -86,7 +86,7 @@ async def check(
     attempts = list(attempts)
     found = await statuses(lab, node, role, attempts, patient=expected == "ok", name=name)
     wrong = {str(one): status for one, status in zip(attempts, found, strict=True) if status != expected}
-    assert wrong == {}, (node, role, expected)
+    assert wrong == {}, f"process of role {role} on {node}: not {expected}, but {wrong}"
 
 
 def cgroups() -> Cgroups:

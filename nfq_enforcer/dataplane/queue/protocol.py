@@ -27,7 +27,7 @@ A driver is a class with the methods of ``Queue``: ``netlink_queue.py`` exchange
 itself, ``library_queue.py`` uses the library NetfilterQueue.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -143,6 +143,11 @@ def allocate_queues(first: int, workers: int) -> tuple[QueueNumbers, ...]:
         QueueNumbers(headers, headers + kind, headers + 2 * kind, openings + worker, openings + workers + worker)
         for worker, headers in enumerate(known)
     )
+
+
+def all_queues(firsts: Sequence[int]) -> range:
+    """Return all queues of a kind for known flows, from the first one of each worker."""
+    return range(firsts[0], firsts[-1] + KNOWN_QUEUES)
 
 
 def max_workers(first: int) -> int:

@@ -7,7 +7,9 @@ the mark. The first ones set all our bits, so no bit of a packet from elsewhere 
 rule of others meets one.
 
 Connections from the host itself to the store, and their replies, have no class, even if the host is an endpoint: a
-policy must not cut the agent off from its source of policy.
+policy must not cut the agent off from its source of policy. The address that counts is the one that the host connects
+to, also if its rules translate it. Replies of servers with a translated address have chains of their own
+(``translated_replies``).
 
 A packet that this node only routes to an endpoint of another node (*in transit*) has the class of packets to an
 endpoint if its source may be translated later (SNAT comes after our hooks): the first packets of a connection, and all
@@ -18,7 +20,7 @@ from collections.abc import Collection, Iterable, Set
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 
 from nfq_enforcer.core.tables.prefixes import Network
-from nfq_enforcer.dataplane.rules import process_rules
+from nfq_enforcer.dataplane.rules import process_rules, translated_replies
 from nfq_enforcer.dataplane.rules.filter_table import FAMILIES, Chain, Members
 from nfq_enforcer.dataplane.rules.packet_mark import ASKING, FROM_ENDPOINT, KNOWN_SOURCE, MASK, TO_ENDPOINT
 
@@ -27,7 +29,6 @@ Service = tuple[IPv4Address | IPv6Address, int]
 
 STORE = ("store4", "store6")  # the sets of the store's addresses and ports
 ENDS = ("ends4", "ends6")  # the sets of the endpoints' addresses
-LEGACY, NFT = 50, 150  # priority of table security: NF_IP_PRI_SECURITY, and that of iptables-nft
 _SEEN = "size 524288; flags dynamic,timeout; timeout 5s;"  # the kernel adds the members: sources of openings
 SETS = {
     "ends4": "type ipv4_addr;",
@@ -73,15 +74,17 @@ def store(services: Iterable[Service]) -> Members:
     }
 
 
-def chains(cluster_interfaces: Iterable[str], security: Collection[int]) -> dict[str, Chain]:
-    """Return the chains; ``security``: the priorities of table security in all IP families."""
-    exempt_out = [
-        f"{ip} daddr . tcp dport @store{version} ct direction original goto others" for version, ip in FAMILIES
+def chains(cluster_interfaces: Iterable[str], security: Collection[int], *, uses_marks: bool) -> dict[str, Chain]:
+    """Return the chains.
+
+    ``security``: the priorities of table security in all IP families; ``uses_marks``: flows have connmarks of ours.
+    """
+    to_store = [
+        f"meta l4proto tcp ct original {ip} daddr . ct original proto-dst @store{version}" for version, ip in FAMILIES
     ]
-    exempt_in = [
-        f"{ip} saddr . tcp sport @store{version} ct state established ct direction reply goto others"
-        for version, ip in FAMILIES
-    ]
+    exempt_out = [f"{match} ct direction original goto others" for match in to_store]
+    exempt_in = [f"{match} ct state established ct direction reply" for match in to_store]
+    late = translated_replies.are_late(security)
     sources = [f"{ip} saddr @ends{version} goto from_endpoint" for version, ip in FAMILIES]
     arrived = ["iifname @end_interfaces goto from_endpoint"]
     destinations = [f"{ip} daddr @ends{version} goto to_endpoint" for version, ip in FAMILIES]
@@ -95,8 +98,9 @@ def chains(cluster_interfaces: Iterable[str], security: Collection[int]) -> dict
     switch_in, switch_out = f"jump {process_rules.SWITCH_IN}", f"jump {process_rules.SWITCH_OUT}"
     rules = {
         "input": [
+            *([translated_replies.decided_rule()] if late else []),
             switch_in,
-            *exempt_in,
+            *(f"{match} goto others" for match in exempt_in),
             'iifname "lo" goto others',
             *sources,
             *arrived,
@@ -125,6 +129,7 @@ def chains(cluster_interfaces: Iterable[str], security: Collection[int]) -> dict
             ],
         ),
         **process_rules.chains(),
+        **(translated_replies.chains(exempt_in, uses_marks=uses_marks) if late else {}),
         "clear": process_rules.clear_chain(_OTHERS),
         **{f"mark_{name}": Chain(hook.format(name, before), [*each, "goto others"]) for name, each in rules.items()},
         **{f"clear_{name}": Chain(hook.format(name, after), [f"{classified} goto clear"]) for name in rules},

@@ -34,8 +34,9 @@ from nfq_enforcer.dataplane.rules import (
     redirect_rules,
     ruleset,
     source_filter,
+    translated_replies,
 )
-from nfq_enforcer.dataplane.rules.address_marks import LEGACY, NFT, Service
+from nfq_enforcer.dataplane.rules.address_marks import Service
 from nfq_enforcer.dataplane.rules.base_chain import target
 from nfq_enforcer.dataplane.rules.commands import run as _run
 from nfq_enforcer.dataplane.rules.comparison import ChainName, Chains, Fault, parse_chains
@@ -43,6 +44,7 @@ from nfq_enforcer.dataplane.rules.filter_table import Chain, Content, Members
 from nfq_enforcer.dataplane.rules.kernel_table import KernelTable
 from nfq_enforcer.dataplane.rules.offload_rules import PER_PACKET, OffloadRules, PerFlowRules, offload_rules
 from nfq_enforcer.dataplane.rules.opening_rules import QUEUED, Budgets
+from nfq_enforcer.dataplane.rules.packet_mark import LEGACY, NFT
 from nfq_enforcer.dataplane.rules.redirect_rules import ProxyRules
 from nfq_enforcer.dataplane.rules.ruleset import IPV4, IPV6, AddressFamily, Ruleset
 from nfq_enforcer.errors import NfqError
@@ -149,7 +151,7 @@ class Rules:
             if self._table.installed:
                 self._table.change(self._store)
                 return
-            wanted = self._content(Snapshot(0, {}, Ipcache({})))
+            wanted = self._content(Snapshot(0, {}, Ipcache({})), PER_PACKET)
             # Without any jump of ours, neither an earlier ``install`` nor an earlier agent has left rules.
             self.only_exempt = not any(_hooked(_read(family)) for family in self._families)
             if self.only_exempt or not self._table.adopt(address_marks.STORE, wanted):
@@ -174,7 +176,7 @@ class Rules:
                     self._retire_marks()
                 if not self._bridged:
                     kernel_table.discard_chain(redirect_rules.BRIDGED)
-                wanted = self._redirecting(self._content(snapshot), snapshot, queues)
+                wanted = self._queueing(self._content(snapshot, offload), snapshot, queues)
                 self._table.install(wanted)  # first: the rules match the marks of its chains
                 self._route()
                 self._install_bridge(wanted.members)
@@ -380,10 +382,10 @@ class Rules:
         proxied = self._proxy is not None
         return Ruleset(queues, self._fail_open, self._cluster_mtus, offload, self._budgets, proxied)
 
-    def _content(self, snapshot: Snapshot) -> Content:
-        """Return the table for a snapshot."""
+    def _content(self, snapshot: Snapshot, offload: OffloadRules) -> Content:
+        """Return the table for a snapshot, without rules that queue."""
         self._security = self._security or set(map(_security_priority, self._families))
-        marks = address_marks.chains(self._cluster_mtus, self._security)
+        marks = address_marks.chains(self._cluster_mtus, self._security, uses_marks=offload.uses_marks)
         return Content(
             {**source_filter.SETS, **address_marks.SETS},
             {**source_filter.chains(snapshot.cluster_interfaces), **marks},
@@ -391,8 +393,10 @@ class Rules:
             socket_rules=process_rules.socket_rules(self._cgroups),
         )
 
-    def _redirecting(self, content: Content, snapshot: Snapshot, queues: Sequence[QueueNumbers]) -> Content:
-        """Return the table with the redirection of connections to the proxy, if this host has one."""
+    def _queueing(self, content: Content, snapshot: Snapshot, queues: Sequence[QueueNumbers]) -> Content:
+        """Return the table with the rules that queue, and with the redirection to the proxy, if this host has one."""
+        if translated_replies.are_late(self._security):
+            content = replace(content, queue_rules=translated_replies.queue_rules(queues, bypass=self._fail_open))
         if self._proxy is None:
             return content
         self._targets = redirect_rules.targets(snapshot)
@@ -402,7 +406,7 @@ class Rules:
             sets={**content.sets, **redirect_rules.SETS},
             chains={**content.chains, **redirect_rules.chains(self._proxy, budgets), **self._bridged_chains},
             members={**content.members, **self._redirected, **redirect_rules.slots(self._proxy)},
-            queue_rules=redirect_rules.queue_rules(queues, bypass=self._fail_open),
+            queue_rules=content.queue_rules + redirect_rules.queue_rules(queues, bypass=self._fail_open),
             timeouts=redirect_rules.TIMEOUTS,
         )
 

@@ -14,6 +14,7 @@ then have the number of a slot, if it is a SYN.
 from nfq_enforcer.core.wire import skb
 from nfq_enforcer.core.wire.skb import ASKS_SLOT, FLOW_OPENER, FLOW_REPLIER, PROXIED, PROXY_LEG, SLOT_SHIFT
 
+LEGACY, NFT = 50, 150  # priority of table security: NF_IP_PRI_SECURITY, and that of iptables-nft
 MASK = 0xF0000000
 
 # Classes. Other packets (0) pass.

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from nfq_enforcer.core.wire import stamp
-from nfq_enforcer.dataplane.queue.protocol import KNOWN_QUEUES, QueueNumbers
+from nfq_enforcer.dataplane.queue.protocol import QueueNumbers, all_queues
 from nfq_enforcer.dataplane.rules import opening_rules, packet_mark
 from nfq_enforcer.dataplane.rules.base_chain import place_jump
 from nfq_enforcer.dataplane.rules.link_rules import CLASSIFIED, DISCOVERY, REPORTS, exempt_rules
@@ -187,14 +187,14 @@ def _queue_rules(rules: Ruleset, family: AddressFamily) -> list[str]:
     # track connections.
     budgets = rules.budgets.times(len(rules.queues)) if rules.budgets else None
     whole = (
-        f"-A {KNOWN} -o {name} {_nfqueue(rules, _all_places([queues.whole for queues in rules.queues]))}"
+        f"-A {KNOWN} -o {name} {_nfqueue(rules, all_queues([queues.whole for queues in rules.queues]))}"
         for name in sorted(rules.cluster_mtus)
         if rules.unsegmented
     )
     return [
         *opening_rules.split_rules(QUEUE, budgets, family.version),
         *whole,
-        f"-A {KNOWN} {_nfqueue(rules, _all_places([queues.headers for queues in rules.queues]))}",
+        f"-A {KNOWN} {_nfqueue(rules, all_queues([queues.headers for queues in rules.queues]))}",
         *_opening_queue_rules(rules, family, OPENINGS, [queues.openings for queues in rules.queues]),
         *(opening_rules.excess_rules(budgets) if budgets else ()),
         *_opening_queue_rules(rules, family, EXCESS, [queues.excess for queues in rules.queues]),
@@ -208,11 +208,6 @@ def _opening_queue_rules(rules: Ruleset, family: AddressFamily, chain: str, queu
         *(f"-A {chain} -p {proto} -m {match} {kind} {_nfqueue(rules, queues[:1])}" for kind in errors),
         f"-A {chain} {_nfqueue(rules, queues)}",
     ]
-
-
-def _all_places(firsts: Sequence[int]) -> range:
-    """Return all queues of a kind for known flows, from the first one of each worker."""
-    return range(firsts[0], firsts[-1] + KNOWN_QUEUES)
 
 
 def _nfqueue(rules: Ruleset, numbers: Sequence[int]) -> str:
