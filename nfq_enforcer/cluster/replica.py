@@ -35,6 +35,7 @@ from nfq_enforcer.policy.documents import Namespace, PolicyDocument
 from nfq_enforcer.policy.fields import DEFAULT_CLUSTER
 from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.local_identities import LocalIdentities
+from nfq_enforcer.policy.services import api_servers
 
 _SHUT = EndpointMaps(PolicyMap({}, enforced=True), PolicyMap({}, enforced=True))
 _OPEN = EndpointMaps(PolicyMap({}, enforced=False), PolicyMap({}, enforced=False))
@@ -99,7 +100,8 @@ class Replica:
         """Start with an empty cluster."""
         self.settings = settings
         self._own = frozenset(address.packed for address in settings.own_addresses)
-        self._apiserver = frozenset(address.packed for address in settings.kube_apiserver)
+        self._configured_apiserver = frozenset(address.packed for address in settings.kube_apiserver)
+        self._apiserver = self._configured_apiserver  # and the addresses that documents name
         self._index = EndpointIndex(settings.name)
         self._identities: dict[Identity, Labels] = {}
         self._known: set[Identity] = set()  # as of the last ``identity_changes``
@@ -197,10 +199,12 @@ class Replica:
         and a new snapshot.
         """
         old, self._snapshot = self._snapshot, None
-        changes, policies = self._index.changes(), self._compiled.policies
+        changes, policies, apiserver = self._index.changes(), self._compiled.policies, self._apiserver
         if stale := self._stale or changes.ports:
             self._compile()
         different = self._update_local_identities(changes.touched) or policies is not self._compiled.policies
+        different |= apiserver != self._apiserver
+        self._names.kube_apiserver = self._apiserver
         endpoints = self._local_endpoints() if old is None or stale or changes.local else old.endpoints
         processes = self._process_endpoints() if old is None or stale or changes.local else old.processes
         if old is None or different or not (_equal(endpoints, old.endpoints) and processes == old.processes):
@@ -252,6 +256,7 @@ class Replica:
         if compiled is not self._compiled:
             self._compiled = compiled
             self._compilations += 1
+        self._apiserver = self._configured_apiserver | api_servers(self._sorted)
 
     def _update_local_identities(self, touched: Collection[bytes]) -> bool:
         """Update this node's own identities of addresses (CIDRs and sites); return whether any is different."""

@@ -20,6 +20,7 @@ from nfq_enforcer.policy.fields import DEFAULT_CLUSTER, Address
 from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents, endpoint_labels
 from nfq_enforcer.policy.rules import PROTOCOL_NUMBERS, NamedPort, PortSet
+from nfq_enforcer.policy.services import api_servers
 
 
 class EndpointModel(NamedTuple):
@@ -74,7 +75,7 @@ def build_model(
 ) -> ClusterModel:
     """Return the cluster model of the documents, its policy compiled in this enforcement mode.
 
-    ``cluster`` is the cluster's name, ``kube_apiserver`` are the addresses of the entity kube-apiserver, and
+    ``cluster`` is the cluster's name, ``kube_apiserver`` are further addresses of the entity kube-apiserver, and
     ``label_filter`` selects the labels that determine an identity.
     """
     endpoints = model_endpoints(documents, label_filter, cluster=cluster)
@@ -83,7 +84,8 @@ def build_model(
         ports[endpoint.identity].add(endpoint.ports)
     identities = {endpoint.identity_labels: endpoint.identity for endpoint in endpoints}
     policy = compile_policy(documents.policies, identities, enforcement, ports)
-    return ClusterModel(endpoints, policy, frozenset(address.packed for address in kube_apiserver))
+    configured = frozenset(address.packed for address in kube_apiserver)
+    return ClusterModel(endpoints, policy, configured | api_servers(documents.policies))
 
 
 def model_endpoints(

@@ -144,6 +144,19 @@ class Endpoints(_Referred):
         return (one.ip for subset in self.subsets for one in subset.addresses)
 
 
+_APISERVER = ("default", "kubernetes")  # namespace and name of the API server's own service
+
+
+def api_servers(documents: Iterable[Document]) -> frozenset[bytes]:
+    """Return the addresses of the Kubernetes API server: the backends of its own service, ``default/kubernetes``."""
+    return frozenset(
+        backend.packed
+        for document in documents
+        if isinstance(document, EndpointSlice | Endpoints) and (document.namespace, document.service) == _APISERVER
+        for backend in document.backends
+    )
+
+
 class Services:
     """Services: all services among some documents with their backends, in their order."""
 

@@ -23,6 +23,7 @@ from nfq_enforcer.policy.references import References
 from nfq_enforcer.policy.rules import AddressBlock, NamePeer, Rule
 from nfq_enforcer.policy.rules_index import resolve
 from nfq_enforcer.policy.selectors import RESERVED_SOURCE, Operator, Requirement, Selector, reserved_selector
+from nfq_enforcer.policy.services import api_servers
 
 _NAMED = 5  # endpoints of one warning
 _WITH_ADDRESSES = frozenset(("host", "remote-node", "world"))
@@ -51,6 +52,7 @@ def warnings(
     ``others``: further policies in force. Their DNS rules count where a document has names.
     """
     documents, others = tuple(documents), tuple(others)
+    facts = facts._replace(has_apiserver=facts.has_apiserver or bool(api_servers((*documents, *others))))
     references = References.among((*documents, *others))
     resolved = [(document, tuple(resolve(document, references))) for document in documents]
     all_rules = [rule for _, rules in resolved for rule in rules]
@@ -233,5 +235,8 @@ def _of_entity(name: str, facts: ClusterFacts) -> str:
     if name in _WITH_ADDRESSES or name in _NOBODY or (name == "kube-apiserver" and facts.has_apiserver):
         return ""
     if name == "kube-apiserver":
-        return "the entity kube-apiserver has no addresses; kube_apiserver in the configuration sets them"
+        return (
+            "the entity kube-apiserver has no addresses; the EndpointSlice of the service default/kubernetes, "
+            "or kube_apiserver in the configuration, sets them"
+        )
     return f"the entity {name} has no addresses in this version"

@@ -2,7 +2,17 @@
 
 import pytest
 
-from tests.support.kubernetes_cluster import BRIEF, PATIENT, TUNNEL, Cluster, Node, connects, eventually
+from tests.support.kubernetes_cluster import (
+    API_ADDRESS,
+    API_PORT,
+    BRIEF,
+    PATIENT,
+    TUNNEL,
+    Cluster,
+    Node,
+    connects,
+    eventually,
+)
 from tests.support.workloads import source
 
 MEMORY = "memory:"
@@ -379,6 +389,33 @@ def test_a_node_that_kubernetes_does_not_have_is_named(cluster: Cluster) -> None
         cluster.api.ask("DELETE", "/api/v1/nodes/n9")
 
 
+TO_API = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: web, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {role: web}}
+  egress:
+    - toEntities: [kube-apiserver]
+"""
+
+
+def test_the_entity_of_the_api_server_is_known_by_its_service(cluster: Cluster) -> None:
+    node = cluster.nodes[0]
+    cluster.api.run("ip", "route", "replace", node.networks[0], "via", node.address)
+    try:
+        node.start_agent(MEMORY)
+        web, db = node.pod("web").start({"role": "web"}), node.pod("db").start({"role": "db"})
+        db.listen(80)
+        eventually(lambda: has(node, "default/web", "default/db"), "the pods are endpoints")
+        cluster.apply(TO_API)
+        eventually(lambda: not web.connects(db.addresses[0], 80, BRIEF), "the policy is enforced")
+
+        assert web.connects(API_ADDRESS, API_PORT)
+    finally:
+        cluster.api.run("ip", "route", "del", node.networks[0])
+
+
 SERVICE = "10.96.0.10"
 PROXIES = {
     # the rules that kube-proxy writes in its two modes, without its bookkeeping of endpoints
@@ -423,5 +460,8 @@ def test_through_a_service_the_identity_is_that_of_the_origin(cluster: Cluster, 
         try:
             assert web.connects(SERVICE, 80)
             assert not other.connects(SERVICE, 80, BRIEF)
+            if place == 0:  # the host, and pods of its network, may reach the node's own pods
+                one.run("ip", "route", "add", SERVICE, "dev", "eth0")  # as any default route does
+                assert connects(one.namespace, SERVICE, 80, PATIENT)
         finally:
-            one.run("sh", "-c", CLEAN[mode])
+            one.run("sh", "-c", f"{CLEAN[mode]}; ip route flush {SERVICE}")

@@ -8,6 +8,13 @@ from nfq_enforcer.cluster.replica import NodeSettings, Replica
 from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.policy.loader import Documents
 
+API_SERVER = """
+---
+apiVersion: v1
+kind: Endpoints
+metadata: {name: kubernetes, namespace: default}
+subsets: [{addresses: [{ip: 198.51.100.1}, {ip: '2001:db8::1'}]}]
+"""
 NOBODY: Mapping[str, tuple[Address, ...]] = {}
 
 

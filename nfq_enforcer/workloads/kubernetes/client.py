@@ -7,9 +7,11 @@ keepalive within a minute: a watch may be silent for minutes without being broke
 
 import asyncio
 import json
+import os
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import aiohttp
@@ -101,11 +103,23 @@ class ApiClient:
             ) as response:
                 if response.status >= 300:
                     raise _refusal(response, await response.content.read(1 << 16))
-                yield response
+                with _aborting(response):
+                    yield response
         except TimeoutError as error:
             raise ApiError(f"{access.url}: no answer in time") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ApiError(f"{access.url}: {_reason(error)}") from error
+
+
+@contextmanager
+def _aborting(response: aiohttp.ClientResponse) -> Iterator[None]:
+    """Abort the connection if the rest of the answer is not wanted: TLS would first wait for the server's farewell."""
+    try:
+        yield
+    except BaseException:
+        if response.connection is not None and response.connection.transport is not None:
+            response.connection.transport.abort()
+        raise
 
 
 def _make_socket(address: aiohttp.AddrInfoType) -> socket.socket:
@@ -146,4 +160,13 @@ def _refusal(response: aiohttp.ClientResponse, body: bytes) -> ApiError:
 def _reason(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not accepted: {error.certificate_error}"
+    if isinstance(error, aiohttp.ClientConnectorError):  # its own text has the objects of the connection
+        return f"it cannot be reached: {_cause(error.os_error)}"
     return shorten(str(error) or type(error).__name__, 300)
+
+
+def _cause(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {str(error.reason or 'the handshake has failed').replace('_', ' ').lower()}"
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else "the connection was closed"

@@ -247,7 +247,8 @@ def test_a_part_that_can_never_match_gets_a_warning(run: RunProgram, tmp_path: P
     assert (done.status, done.err) == (
         0,
         f"nfq-enforcer: warning: {file}:1: CiliumNetworkPolicy default/web: ingress[0] has a peer that never matches: "
-        "the entity kube-apiserver has no addresses; kube_apiserver in the configuration sets them\n",
+        "the entity kube-apiserver has no addresses; the EndpointSlice of the service default/kubernetes, or "
+        "kube_apiserver in the configuration, sets them\n",
     )
     assert run("policy", "validate", tmp_path, "--kube-apiserver", "192.0.2.1").err == ""
     assert "--kube-apiserver: 'x' is not an address" in run("policy", "validate", tmp_path, "--kube-apiserver", "x").err

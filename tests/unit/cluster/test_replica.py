@@ -23,7 +23,7 @@ from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.rules import NamedPort
 from tests.support.packets import packed
-from tests.support.replicas import replica_of, with_peers
+from tests.support.replicas import API_SERVER, replica_of, with_peers
 
 ENDPOINTS = """
 apiVersion: nfq-enforcer.io/v1
@@ -738,6 +738,24 @@ def test_the_api_server_is_known_by_its_configured_addresses() -> None:
         KnownAddress("192.0.2.9", KUBE_APISERVER, "", ""),
         KnownAddress(str(N2), KUBE_APISERVER, "n2", ""),
     }
+
+
+def test_the_api_server_is_known_by_the_backends_of_its_own_service_too() -> None:
+    settings = NodeSettings("n1", kube_apiserver=frozenset((ip_address("192.0.2.9"),)))
+    replica = replica_of(documents(ENDPOINTS, TO_APISERVER, API_SERVER), settings, NODES)
+    backends = "Endpoints/default/kubernetes"
+
+    def servers(revision: int) -> list[bool]:
+        ipcache = replica.view(revision).snapshot.ipcache
+        addresses = ("192.0.2.9", "198.51.100.1", "2001:db8::1")
+        return [ipcache.lookup(packed(address)).identity == KUBE_APISERVER for address in addresses]
+
+    assert servers(1) == [True, True, True]
+    assert KnownAddress("198.51.100.1", KUBE_APISERVER, "", "") in set(replica.view(2).names.addresses())
+    replica.apply([Change(Kind.DOCUMENT, backends, None)])
+    assert servers(3) == [True, False, False]
+    replica.apply([document(API_SERVER.replace("198.51.100.1", "198.51.100.2"))])
+    assert servers(4) == [True, False, True]
 
 
 TO_APISERVER = """

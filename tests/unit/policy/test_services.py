@@ -9,6 +9,8 @@ from nfq_enforcer.policy.registry import is_other_kind
 from nfq_enforcer.policy.rules import AddressBlock
 from nfq_enforcer.policy.rules_index import RulesIndex
 from nfq_enforcer.policy.selectors import Selector
+from nfq_enforcer.policy.services import api_servers
+from tests.support.packets import packed
 
 POLICY = """
 apiVersion: cilium.io/v2
@@ -187,3 +189,16 @@ def test_services_of_other_products_are_other_kinds(version: str, kind: str, oth
 def test_documents_that_only_others_refer_to_have_no_rules() -> None:
     assert [one.has_rules for one in documents(DB, OLD, endpoint_slice("a", "10.0.0.1", OF_OUTSIDE))] == [False] * 3
     assert RulesIndex(documents(DB, OLD)).rules == ()
+
+
+def test_the_api_server_has_the_addresses_of_its_own_service_only() -> None:
+    named = "kubernetes.io/service-name: kubernetes"
+    own = endpoint_slice("kubernetes", "192.0.2.1, 192.0.2.2", named).replace("namespace: shop", "namespace: default")
+    own_v6 = own.replace("kubernetes,", "kubernetes-v6,", 1).replace("192.0.2.1, 192.0.2.2", "'2001:db8::1'")
+    old = OLD.replace("outside", "kubernetes")
+    others = (endpoint_slice("kubernetes", "192.0.2.3", named), old, service("kubernetes", namespace="default"))
+
+    assert api_servers(documents(*others)) == frozenset()
+    expected = {"192.0.2.1", "192.0.2.2", "2001:db8::1"}
+    assert api_servers(documents(own, own_v6.replace("IPv4", "IPv6"), *others)) == set(map(packed, expected))
+    assert api_servers(documents(old.replace("shop", "default"))) == {packed("192.0.2.7")}

@@ -13,6 +13,7 @@ from nfq_enforcer.policy.loader import group_documents, parse
 from nfq_enforcer.policy.ports import TrafficSpec
 from nfq_enforcer.policy.probes import ProbeFile
 from nfq_enforcer.policy.simulation import ConnectionResult, Simulation
+from tests.support.replicas import API_SERVER
 
 ENDPOINTS = """
 ---
@@ -473,6 +474,15 @@ def test_addresses_of_the_api_server_are_that_entity_and_what_they_were(entry: s
     pair = simulation.pair("default/db", target)
     (rule,) = trace(simulation, pair, TrafficSpec(TCP, 80)).egress.rules
     assert rule.matches is allowed
+
+
+@pytest.mark.parametrize("target", ["198.51.100.1", "2001:db8::1"])
+def test_backends_of_the_service_of_the_api_server_are_that_entity(target: str) -> None:
+    text = policy("egress: [{toEntities: [kube-apiserver]}]") + API_SERVER
+    documents = group_documents(one.document for one in parse(ENDPOINTS + text, "f"))
+
+    assert evaluate(Simulation(documents), "default/db", f"ip:{target}").allowed
+    assert not evaluate(Simulation(documents), "default/db", "ip:198.51.100.2").allowed
 
 
 def test_a_deny_of_the_world_holds_for_the_api_server_too() -> None:

@@ -5,6 +5,7 @@ import pytest
 from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.loader import group_documents, parse
 from nfq_enforcer.policy.warnings import ClusterFacts, warnings
+from tests.support.replicas import API_SERVER
 
 HEAD = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: shop}\nspec: "
 CLUSTERWIDE = "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: p}\nspec: "
@@ -27,7 +28,7 @@ def warned(text: str, facts: ClusterFacts | None = None, in_force: str = "") -> 
         ("fromEntities: [host, kube-apiserver]", "the entity kube-apiserver has no addresses"),
         ("fromEntities: [init]", "the entity init has no addresses"),
         ("fromEntities: [unmanaged]", "the entity unmanaged has no addresses"),
-        ("fromEntities: [kube-apiserver]", "kube_apiserver in the configuration sets them"),
+        ("fromEntities: [kube-apiserver]", "or kube_apiserver in the configuration, sets them"),
         ("fromEndpoints: [{matchLabels: {'reserved:kube-apiserver': ''}}]", "the entity kube-apiserver has no"),
         ("fromEndpoints: [{matchLabels: {'container:app': a}}]", "labels of the source 'container'"),
         ("fromEndpoints: [{matchLabels: {pod-template-hash: a}}]", "the label pod-template-hash is not part of"),
@@ -202,6 +203,14 @@ def test_a_peer_of_a_network_policy_is_named() -> None:
     )
 
     assert "egress[0] has a peer that never matches: the label kubernetes.io/os is not part of identities" in sentence
+
+
+def test_the_service_of_the_api_server_gives_its_entity_addresses() -> None:
+    policy = HEAD + ENTRY.format("fromEntities: [kube-apiserver]")
+    backends = API_SERVER.replace("default", "other")
+
+    assert len(warned(policy + backends)) == 1
+    assert warned(policy + API_SERVER) == []
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ async def test_a_server_that_cannot_be_reached_is_named() -> None:
     await cancel(task)
     await client.close()
 
-    assert str(s.reflector.progress.error).startswith("http://127.0.0.1:1: Cannot connect")
+    assert str(s.reflector.progress.error).startswith("http://127.0.0.1:1: it cannot be reached: Connection refused")
 
 
 async def test_after_repeated_failures_of_watches_the_objects_are_listed() -> None:
