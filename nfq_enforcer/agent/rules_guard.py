@@ -100,7 +100,14 @@ class RulesGuard:
                     pass
                 self._changed.clear()
                 await self.keep()
+                await asyncio.to_thread(self._update_ipsets)
                 await asyncio.sleep(self._timings.pause)
+
+    def _update_ipsets(self) -> None:
+        try:
+            self._rules.update_ipsets()
+        except (NfqError, OSError) as error:
+            _log.warning("the ipsets cannot be changed, which concerns no verdict: %s", error)
 
 
 class RepairLog:

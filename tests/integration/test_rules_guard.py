@@ -387,6 +387,7 @@ def test_the_addresses_of_endpoints_are_in_ipsets_for_the_administrator(root: No
         seen = []
 
         async def note() -> None:
+            rules.update_ipsets()
             lines = (await output("ipset", "save")).splitlines()
             seen.append({line.removeprefix("add ") for line in lines if line.startswith("add ")})
 

@@ -1,6 +1,9 @@
 """Measure Kubernetes as a source: from the API server's event to the first allowed packet, churn, memory (root).
 
-.venv/bin/python -m tests.kubernetes.measure [--pods 200] [--rate 100] [--seconds 60]
+.venv/bin/python -m tests.kubernetes.measure [--pods 200] [--rate 100] [--seconds 60] [--population 10000]
+
+During the churn each pod sends datagrams as long as it lives, and after its end: those with the role web must be
+answered while they live, and no others, ever.
 """
 
 import argparse
@@ -9,20 +12,30 @@ import http.client
 import itertools
 import json
 import socket
+import struct
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
 
 import aiohttp
 
 from tests.kubernetes.conftest import BUILD
 from tests.support.apart import call_in
-from tests.support.kubernetes_cluster import API_ADDRESS, API_PORT, Cluster, Node, Pod, eventually, milliseconds_since
+from tests.support.kubernetes_cluster import (
+    API_ADDRESS,
+    API_PORT,
+    Cluster,
+    Node,
+    Place,
+    Pod,
+    eventually,
+    milliseconds_since,
+)
 
 POLICY = """
 apiVersion: networking.k8s.io/v1
@@ -125,15 +138,76 @@ def report(title: str, values: list[float]) -> None:
     )
 
 
-async def churn(cluster: Cluster, rate: float, seconds: float) -> int:
-    """Create pods with a status at a rate, and delete each after a second; return their number."""
+class Crowd(Place):
+    """Crowd: the addresses of all pods of the churn on one node, behind one interface in a namespace of their own."""
+
+    def __init__(self, cluster: Cluster, node: Node) -> None:
+        super().__init__(f"{node.namespace}-crowd")
+        self._network = f"10.200.{128 * (node.number - 1)}.0/17"
+        self._base = int(ip_network(self._network)[256])
+        self.answered: set[str] = set()  # addresses whose datagrams were answered
+        self.make()
+        node.run("ip", "link", "add", "crowd", "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        node.run("ip", "link", "set", "crowd", "up")
+        node.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/conf/crowd/proxy_arp")
+        node.run("ip", "route", "add", self._network, "dev", "crowd")
+        for other in cluster.nodes:
+            if other is not node:
+                other.run("ip", "route", "add", self._network, "via", node.address)
+        self.run("ip", "link", "set", "eth0", "up")
+        self.run("ip", "route", "add", "local", self._network, "dev", "lo")  # every address of it is one of the crowd's
+        self.run("ip", "route", "add", "default", "dev", "eth0")
+        self._socket = call_in(self.namespace, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.IPPROTO_IP, _PKTINFO, 1)
+        self._socket.bind(("", 0))
+
+    def address(self, number: int) -> str:
+        """Return the address of the pod with this number; it is used again after 200 pods, some seconds later.
+
+        The kernel holds 1,024 neighbours, of all network namespaces together.
+        """
+        return str(ip_address(self._base + number % 200))
+
+    def send(self, address: str, target: str) -> None:
+        """Send a datagram from one of the addresses to the port ECHO of a target."""
+        info = _INFO.pack(0, ip_address(address).packed, bytes(4))
+        with suppress(BlockingIOError):  # the next one is sent soon
+            self._socket.sendmsg([b"x"], [(socket.IPPROTO_IP, _PKTINFO, info)], 0, (target, ECHO))
+
+    def receive(self) -> None:
+        """Note all answers that have arrived."""
+        with suppress(BlockingIOError):
+            while True:
+                _, ((_, _, info),), _, _ = self._socket.recvmsg(10, 64)
+                self.answered.add(str(ip_address(_INFO.unpack(info)[2])))
+
+    def close(self) -> None:
+        """Remove the namespace, and with it the interface and its routes."""
+        self._socket.close()
+        self.remove()
+
+
+_PKTINFO = 8  # IP_PKTINFO
+_INFO = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, source of a sent packet, destination of a received one
+
+
+async def churn(
+    cluster: Cluster, crowds: list[Crowd], target: str, rate: float, seconds: float
+) -> tuple[dict[str, int], list[float]]:
+    """Create pods with a status at a rate, and delete each after a second, all under traffic to a target.
+
+    Return the number of pods and of wrong outcomes, and the ms from a pod's status to its first answer.
+    """
     access = cluster.api.access()
-    done = 0
+    counts = {"pods": 0, "allowed not answered": 0, "forbidden answered": 0, "answered after the end": 0}
+    delays: list[float] = []
 
     async def live(session: aiohttp.ClientSession, number: int) -> None:
-        nonlocal done
-        path, ip = f"{access.url}/api/v1/namespaces/default/pods", f"10.200.{number // 250 % 250}.{number % 250 + 1}"
-        name, labels = f"churn{number}", {"role": "web" if number % 2 else "other", "app": f"a{number % 50}"}
+        crowd = crowds[number % 2]
+        ip, allowed = crowd.address(number // 2), number % 4 < 2
+        path, name = f"{access.url}/api/v1/namespaces/default/pods", f"churn{number}"
+        labels = {"role": "web" if allowed else "other", "app": f"a{number % 50}"}
         spec = {"nodeName": f"n{number % 2 + 1}", "containers": [{"name": "c", "image": "none"}]}
         body = {"metadata": {"name": name, "labels": labels}, "spec": spec}
         status = {"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}}
@@ -142,11 +216,29 @@ async def churn(cluster: Cluster, rate: float, seconds: float) -> int:
             assert answer.status == 201, await answer.text()
         async with session.patch(f"{path}/{name}/status", data=json.dumps(status), headers=patch) as answer:
             assert answer.status == 200, await answer.text()
-        await asyncio.sleep(1)
+        crowd.answered.discard(ip)
+        begin, noted = time.monotonic(), False
+        while (age := time.monotonic() - begin) < 1:
+            if ip not in crowd.answered:
+                crowd.send(ip, target)
+            elif not noted:
+                noted = True
+                delays.append(1000 * age)
+            await asyncio.sleep(0.01 if allowed else 0.1)
         async with session.delete(f"{path}/{name}", json={"gracePeriodSeconds": 0}) as answer:
             assert answer.status == 200, await answer.text()
-        done += 1
+        counts["pods"] += 1
+        counts["allowed not answered"] += allowed and ip not in crowd.answered
+        counts["forbidden answered"] += not allowed and ip in crowd.answered
+        await asyncio.sleep(0.5)
+        crowd.answered.discard(ip)
+        for _ in range(3):
+            crowd.send(ip, target)
+            await asyncio.sleep(0.05)
+        counts["answered after the end"] += ip in crowd.answered
 
+    for crowd in crowds:
+        asyncio.get_running_loop().add_reader(crowd._socket, crowd.receive)
     connector = aiohttp.TCPConnector(limit=64, ssl=access.tls or False)
     async with aiohttp.ClientSession(headers=access.headers(), connector=connector) as session:
         end, tasks = time.monotonic() + seconds, []
@@ -156,7 +248,30 @@ async def churn(cluster: Cluster, rate: float, seconds: float) -> int:
             tasks.append(asyncio.create_task(live(session, number)))
             await asyncio.sleep(max(0.0, end - seconds + (number + 1) / rate - time.monotonic()))
         await asyncio.gather(*tasks)
-    return done
+    return counts, delays
+
+
+async def populate(cluster: Cluster, number: int) -> None:
+    """Create pods with a status on both nodes."""
+    access = cluster.api.access()
+    limit = asyncio.Semaphore(32)
+
+    async def create(session: aiohttp.ClientSession, place: int) -> None:
+        path, name = f"{access.url}/api/v1/namespaces/default/pods", f"many{place}"
+        ip = f"10.201.{place // 250}.{place % 250 + 1}"
+        labels = {"app": f"web-{place % 200}", "tier": f"t{place % 7}", "pod-template-hash": f"{place % 200:x}"}
+        spec = {"nodeName": f"n{place % 2 + 1}", "containers": [{"name": "c", "image": "none"}]}
+        status = {"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}}
+        patch = {"Content-Type": "application/merge-patch+json"}
+        async with limit:
+            async with session.post(path, json={"metadata": {"name": name, "labels": labels}, "spec": spec}) as answer:
+                assert answer.status == 201, await answer.text()
+            async with session.patch(f"{path}/{name}/status", data=json.dumps(status), headers=patch) as answer:
+                assert answer.status == 200, await answer.text()
+
+    connector = aiohttp.TCPConnector(limit=32, ssl=access.tls or False)
+    async with aiohttp.ClientSession(headers=access.headers(), connector=connector) as session:
+        await asyncio.gather(*(create(session, place) for place in range(number)))
 
 
 def probe(allowed: Pod, forbidden: Pod, target: str, stop: threading.Event, results: dict[str, int]) -> None:
@@ -185,35 +300,18 @@ def memory(pid: int) -> str:
     return f"{int(fields['VmRSS'].split()[0]) / 1024:.0f} MiB"
 
 
-def population(number: int) -> list[tuple[str, str]]:
-    """Return a file of Endpoint documents on a hundred other nodes."""
-    items: list[dict[str, Any]] = [
-        {
-            "apiVersion": "nfq-enforcer.io/v1",
-            "kind": "Endpoint",
-            "metadata": {
-                "name": f"e{n}",
-                "namespace": f"ns{n % 20}",
-                "labels": {"app": f"web-{n % 200}", "tier": f"t{n % 7}"},
-            },
-            "spec": {"node": f"far{n % 100}", "ips": [f"10.{100 + n // 62500}.{n // 250 % 250}.{n % 250 + 1}"]},
-        }
-        for n in range(number)
-    ]
-    return [("population.json", json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pods", type=int, default=200, help="for the time to the first packet")
     parser.add_argument("--rate", type=float, default=100, help="pods a second of the churn")
     parser.add_argument("--seconds", type=float, default=60, help="of churn")
+    parser.add_argument("--population", type=int, default=10_000, help="pods at the API server, for the memory")
     options = parser.parse_args()
     binaries = Path(subprocess.run([BUILD], stdout=subprocess.PIPE, text=True, check=True).stdout.strip())
     cluster = Cluster("nkm", binaries, Path("/tmp/nkm"), ("ptp", "bridge"))
     try:
         cluster.start()
-        with cluster.api.redis as redis:
+        with cluster.api.redis as redis, ExitStack() as stack:
             one, two = cluster.nodes
             for node in cluster.nodes:
                 node.start_agent(redis.url())
@@ -230,25 +328,31 @@ def main() -> None:
                     "status written to first allowed packet, two nodes", first_packets(cluster, one, far, options.pods)
                 )
                 stop, results = threading.Event(), {"attempts": 0, "allowed refused": 0, "forbidden answered": 0}
-                thread = threading.Thread(target=probe, args=(web, other, far.addresses[0], stop, results))
+                thread = threading.Thread(target=probe, args=(web, other, far.addresses[0], stop, results), daemon=True)
                 thread.start()
+                crowds = [stack.enter_context(closing(Crowd(cluster, node))) for node in cluster.nodes]
                 begin = time.monotonic()
-                number = call_in(
-                    cluster.api.namespace, lambda: asyncio.run(churn(cluster, options.rate, options.seconds))
-                )
+
+                async def scene() -> tuple[dict[str, int], list[float]]:
+                    return await churn(cluster, crowds, near.addresses[0], options.rate, options.seconds)
+
+                counts, delays = call_in(cluster.api.namespace, lambda: asyncio.run(scene()))
                 elapsed = time.monotonic() - begin
                 settling = time.monotonic()
                 eventually(lambda: all(len(node.endpoints()) == 4 for node in cluster.nodes), "the churn has settled")
-                print(f"churn: {number} pods in {elapsed:.1f} s, settled {time.monotonic() - settling:.1f} s later")
+                print(f"churn of {elapsed:.1f} s, settled {time.monotonic() - settling:.1f} s later: {counts}")
+                report("status written to first answer, during churn", delays)
                 stop.set()
                 thread.join()
                 print(
                     f"probes during churn: {results}; problems: {one.status()['problems'] + two.status()['problems']}"
                 )
                 print(f"agents after churn: {', '.join(memory(node.pid) for node in cluster.nodes)}", flush=True)
-                one.ask("apply", timeout=300, files=population(10_000))
-                eventually(lambda: all(len(node.endpoints()) == 10_004 for node in cluster.nodes), "all are known")
-                print(f"agents with 10,000 endpoints: {', '.join(memory(node.pid) for node in cluster.nodes)}")
+            call_in(cluster.api.namespace, lambda: asyncio.run(populate(cluster, options.population)))
+            known = options.population + 4
+            eventually(lambda: all(len(node.endpoints()) == known for node in cluster.nodes), "all are known")
+            sizes = ", ".join(memory(node.pid) for node in cluster.nodes)
+            print(f"agents with {options.population} pods at the API server: {sizes}")
     finally:
         cluster.remove()
 

@@ -145,17 +145,32 @@ def render_base_chain(wanted: Content, name: str) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def render_change(old: Content, new: Content) -> str:
-    """Return the input of ``nft -f`` that changes the members of the sets; empty if none differs."""
+class MemberChange(NamedTuple):
+    """Member change: the members that sets lose and receive."""
+
+    gone: Members
+    added: Members
+
+    def __bool__(self) -> bool:
+        """Return whether a set changes."""
+        return bool(self.gone or self.added)
+
+
+def member_change(old: Content, new: Content) -> MemberChange:
+    """Return the change of the members from one content to another, with the sets that differ only."""
     differing = [name for name, members in new.members.items() if members != old.members[name]]
-    ranges = [name for name in differing if "interval" in new.sets[name]]
+    gone = {name: old.members[name] - new.members[name] for name in differing}
+    return MemberChange(gone, {name: new.members[name] - old.members[name] for name in differing})
+
+
+def render_change(new: Content, change: MemberChange) -> str:
+    """Return the input of ``nft -f`` that makes a change, to the members of this content."""
     # Ranges that overlap, an old one and a new one, cannot be exchanged one by one.
-    gone = {name: old.members[name] - new.members[name] for name in differing if name not in ranges}
-    added = {name: new.members[name] - (old.members[name] if name in gone else frozenset()) for name in differing}
+    ranges = [name for name in change.gone if "interval" in new.sets[name]]
     lines = (
-        *_elements("delete", new, gone),
+        *_elements("delete", new, {name: members for name, members in change.gone.items() if name not in ranges}),
         *(f"flush set {new.table} {name}" for name in ranges),
-        *_elements("add", new, added),
+        *_elements("add", new, {**change.added, **{name: new.members[name] for name in ranges}}),
     )
     return "".join(f"{line}\n" for line in lines)
 

@@ -124,10 +124,12 @@ class Rules:
         self._offload: OffloadRules = PER_PACKET
         self._removed = False  # for good: a change that is still under way must not create anything again
         self._lock = threading.RLock()
+        self._ipset_lock = threading.Lock()  # one update of the ipsets at a time
         self._security: set[int] = set()  # priorities of table security; empty: not known yet
         self._intact_generation: int | None = None  # of nf_tables, at which the rules were found intact
         self._forms: dict[AddressFamily, dict[str, str]] = {}  # see ``comparison.learn``
         self.only_exempt = False  # only the exemption of the store is installed
+        self._ipsets: Members = {}  # the members that the ipsets have
         self._table = KernelTable()
         self._bridge = KernelTable()  # of family bridge; not installed if the kernel does not have the family
         self._coming: tuple[Snapshot, Members] | None = None  # of the last ``release_addresses``, until ``update``
@@ -181,6 +183,7 @@ class Rules:
                 self._route()
                 self._install_bridge(wanted.members)
                 address_sets.install(wanted.members)
+                self._ipsets = wanted.members
                 for family in self._families:
                     _restore(family, ruleset.render(rules, family, chains[family]))
                     _remove_stale(family, chains[family])
@@ -316,13 +319,25 @@ class Rules:
                 self._change({**coming, **self._redirected})
 
     def _change(self, members: Members) -> None:
-        before, generation = self._table.members, kernel_watch.generation()
+        generation = kernel_watch.generation()
         transactions = self._bridge.change(_of_bridge(members)) + self._table.change(members)
         if generation is not None and generation == self._intact_generation:
             # Rules that were intact stay so with no other transaction than these. To read them takes 50 ms and more.
             expected = generation + transactions
             self._intact_generation = expected if kernel_watch.generation() == expected else None
-        address_sets.change(before, self._table.members)
+
+    def update_ipsets(self) -> None:
+        """Bring the ipsets for the administrator to the endpoints' addresses. No change of rules waits for them."""
+        with self._ipset_lock:
+            with self._lock:
+                if not self._in_force:
+                    return
+                before, self._ipsets = self._ipsets, self._table.members
+                after = self._ipsets
+            address_sets.change(before, after)
+            with self._lock:
+                if self._removed:  # meanwhile
+                    address_sets.remove()
 
     def check(self) -> list[Fault]:
         """Return the differences between the kernel and the installed rules and sets; raise NfqError if unreadable.

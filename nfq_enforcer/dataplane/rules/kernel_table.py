@@ -1,11 +1,11 @@
-"""The tables of nftables in the kernel: applied, checked and removed with nft."""
+"""The tables of nftables in the kernel: applied, checked and removed with nft, small changes by netlink."""
 
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 
-from nfq_enforcer.dataplane.rules import filter_table, kernel_watch, made_rules
+from nfq_enforcer.dataplane.rules import filter_table, kernel_watch, made_members, made_rules
 from nfq_enforcer.dataplane.rules.commands import run
 from nfq_enforcer.dataplane.rules.comparison import Fault
 from nfq_enforcer.dataplane.rules.filter_table import (
@@ -74,11 +74,14 @@ class KernelTable:
         if self._wanted is None:
             return 0
         wanted = self._wanted.changed(members)
-        change, self._wanted = filter_table.render_change(self._wanted, wanted), wanted
+        change, self._wanted = filter_table.member_change(self._wanted, wanted), wanted
         if not change:
             return 0
         try:
-            run(["nft", "-f", "-"], change)
+            if made_members.can_make(wanted, change):
+                made_members.make(wanted, change)
+            else:
+                run(["nft", "-f", "-"], filter_table.render_change(wanted, change))
         except NfqError:
             self._restore(wanted)
             return 0

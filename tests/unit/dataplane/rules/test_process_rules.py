@@ -6,7 +6,7 @@ from nfq_enforcer.cluster.replica import Cgroup
 from nfq_enforcer.core.wire import skb
 from nfq_enforcer.dataplane.queue.netlink import attributes
 from nfq_enforcer.dataplane.queue.requests import FAMILY, split_messages
-from nfq_enforcer.dataplane.rules import connmark, filter_table, made_rules, packet_mark, process_rules
+from nfq_enforcer.dataplane.rules import connmark, filter_table, made_rules, packet_mark, process_rules, transaction
 from nfq_enforcer.dataplane.rules.comparison import Fault
 from nfq_enforcer.dataplane.rules.filter_table import PLACE, Chain, Content, QueueRule, SocketRule, tag
 
@@ -73,7 +73,7 @@ def test_a_transaction_empties_each_chain_first_and_asks_for_one_acknowledgement
         "b": (),
         "c": (QueueRule("c", 100, 2, bypass=True),),
     }
-    messages = list(made_rules._messages(rules))
+    _, *messages, _ = transaction._batch("inet", list(made_rules._requests(rules)))
 
     kinds = [kind & 0xFF for message in messages for kind, _ in split_messages(message)]
     assert kinds == [8, 6, 6, 8, 8, 6]  # NFT_MSG_DELRULE, NFT_MSG_NEWRULE
