@@ -25,6 +25,7 @@ from nfq_enforcer.agent.handlers import Handlers
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.interface_check import InterfaceCheck
 from nfq_enforcer.agent.name_learner import NameLearner
+from nfq_enforcer.agent.node_labels import NodeLabels
 from nfq_enforcer.agent.reconciler import Reconciler
 from nfq_enforcer.agent.request_log import RequestLog
 from nfq_enforcer.agent.run_server import RunServer
@@ -126,6 +127,8 @@ class Agent:
             self._reconciler,
             self._store,
         )
+        file = Path(config.state) / "node-labels.json" if config.kubernetes.enabled else None
+        self._node_labels = NodeLabels(config.node.labels, file)
         self._bridges = BridgeWatch(self._rules)
         self._interfaces = InterfaceCheck(self._local_endpoints, changing=self._changing)
         registrar = Registrar(self._settings.name, self._store, lambda: replica.hosted, self._reconciler.reconcile)
@@ -188,7 +191,8 @@ class Agent:
         if (section := self._config.kubernetes).enabled:
             from nfq_enforcer.agent import kubernetes_source  # its HTTP client takes 20 MB
 
-            sources.append(kubernetes_source.make(section, self._settings, self._store, replica, registrar))
+            labels = self._node_labels.note
+            sources.append(kubernetes_source.make(section, self._settings, self._store, replica, registrar, labels))
         return sources
 
     def _make_slots(self) -> SlotKeeper:
@@ -258,6 +262,7 @@ class Agent:
         await self._names.start()
         await self._workloads.start()
         self._replica.use_cgroups(self._processes.trees)
+        self._replica.use_labels(self._node_labels.present())
         await self._reconciler.start()
         self._names.begin()
         self._processes.begin()
@@ -271,7 +276,7 @@ class Agent:
         notify.ready()
         works = (
             *(self._addresses.run(), self._bridges.run(), self._interfaces.run(), self._source_log.run()),
-            self._workloads.run(),
+            *(self._workloads.run(), self._node_labels.run(self._reconciler.use_labels)),
             flood_log.run(self._workers, self._rules),
         )
         background = [asyncio.create_task(work) for work in works]

@@ -1,6 +1,7 @@
 """Kubernetes as a source of workloads, as the configuration describes it."""
 
 import os
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def make(
     store: Store,
     replica: Replica,
     registrar: Registrar,
+    on_node_labels: Callable[[Mapping[str, str]], None],
 ) -> KubernetesSource:
     """Return the source of this node's pods; raise BadInput if the access to the API server is not valid."""
     if section.kubeconfig is None:
@@ -29,4 +31,5 @@ def make(
         entry = access.from_kubeconfig(Path(section.kubeconfig), section.context)
     registrar.publisher = publisher = Publisher(KUBERNETES, store, lambda: replica.documents, registrar.note_change)
     find_interface = partial(routes.find_interface, excluded=settings.cluster_interfaces)
-    return KubernetesSource(section.node or settings.name, ApiClient(entry), registrar, publisher, find_interface)
+    node = section.node or settings.name
+    return KubernetesSource(node, ApiClient(entry), registrar, publisher, find_interface, on_node_labels)

@@ -8,7 +8,6 @@ that they outlive the agent.
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -24,6 +23,7 @@ from nfq_enforcer.dataplane.worker.process import WorkerProcess
 from nfq_enforcer.dataplane.worker.reports import NamesLearned
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.state_file import replace_text
 from nfq_enforcer.tasks import Works, cancel
 
 _log = logging.getLogger(__name__)
@@ -101,14 +101,8 @@ class NameLearner:
         text = json.dumps(rows)
         if text == self._saved or not (rows or self._saved):
             return
-        temporary = self._file.with_suffix(".new")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self._file)
+            replace_text(self._file, text)
         except OSError as error:
             if not self._failing:
                 _log.warning("the names learned from DNS cannot be saved in %s: %s", self._file, error.strerror)

@@ -28,6 +28,7 @@ from nfq_enforcer.agent.timings import ReconcilerTimings
 from nfq_enforcer.cluster.records import Change, NodeRecord
 from nfq_enforcer.cluster.replica import Cgroup, NodeSettings, Replica, View
 from nfq_enforcer.cluster.source import ChangeBatch, Store
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.modes import Datapath
 from nfq_enforcer.core.tables.ipcache import PeerChange
 from nfq_enforcer.core.tables.snapshot import Snapshot
@@ -154,6 +155,16 @@ class Reconciler:
         """Enforce policy with other addresses of this node; after a failure ``run`` goes on trying."""
         async with self._lock:
             self._replica.use(settings)
+            self._readdressed = True
+        try:
+            await self.reconcile()
+        except NfqError as error:
+            self._failures.add(self._number, str(error))
+
+    async def use_labels(self, labels: Labels) -> None:
+        """Enforce policy with other labels of this node; after a failure ``run`` goes on trying."""
+        async with self._lock:
+            self._replica.use_labels(labels)
             self._readdressed = True
         try:
             await self.reconcile()

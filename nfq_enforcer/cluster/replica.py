@@ -99,6 +99,7 @@ class Replica:
     def __init__(self, settings: NodeSettings) -> None:
         """Start with an empty cluster."""
         self.settings = settings
+        self.node_labels = settings.labels
         self._own = frozenset(address.packed for address in settings.own_addresses)
         self._configured_apiserver = frozenset(address.packed for address in settings.kube_apiserver)
         self._apiserver = self._configured_apiserver  # and the addresses that documents name
@@ -172,6 +173,10 @@ class Replica:
         self.settings = settings
         self._own = frozenset(address.packed for address in settings.own_addresses)
         self._snapshot = None
+
+    def use_labels(self, labels: Labels) -> None:
+        """Use other labels of this node from the next view on; not to be called concurrently with ``view``."""
+        self.node_labels, self._snapshot = labels, None
 
     def use_cgroups(self, cgroups: Mapping[str, tuple[Cgroup, ...]]) -> None:
         """Use these cgroups from the next view on; not to be called concurrently with ``view``.
@@ -296,7 +301,7 @@ class Replica:
 
         An endpoint with a document at an address of the host has that address for itself.
         """
-        ingress, egress = self._compiled.policy.maps_for(RESERVED[HOST].union(self.settings.labels))
+        ingress, egress = self._compiled.policy.maps_for(RESERVED[HOST].union(self.node_labels))
         host = LocalEndpoint(HOST_NAME, HOST, None, ingress, egress, is_host=True)
         return dict.fromkeys(self._own, host) if host.guarded else {}
 

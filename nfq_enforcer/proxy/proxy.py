@@ -23,6 +23,7 @@ from nfq_enforcer.proxy.access_log import LoggedHello, LoggedRequest, PipeReader
 from nfq_enforcer.proxy.envoy import EnvoyError
 from nfq_enforcer.proxy.rule_set import NO_REQUEST, RuleSet
 from nfq_enforcer.proxy.xds import Key, XdsServer
+from nfq_enforcer.state_file import replace_text
 from nfq_enforcer.tasks import cancel
 
 _log = logging.getLogger(__name__)
@@ -357,10 +358,8 @@ class Proxy:
 
 def save(path: Path, value: object) -> None:
     """Save a value as JSON for the next agent; without it that agent makes slots anew, so an error is only logged."""
-    new = path.with_suffix(".new")
     try:
-        new.write_text(json.dumps(value))
-        new.replace(path)
+        replace_text(path, json.dumps(value))
     except OSError as error:
         _log.error("slots of the proxy are not saved for the next agent: %s: %s", path, error.strerror)
 

@@ -19,6 +19,7 @@ from typing import Any
 from nfq_enforcer.cluster.replica import Cgroup
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.policy.documents import Endpoint
+from nfq_enforcer.state_file import replace_text
 from nfq_enforcer.text import printable
 from nfq_enforcer.workloads.cgroup_watch import CgroupWatch
 from nfq_enforcer.workloads.cgroups import Cgroups
@@ -288,11 +289,8 @@ class Processes:
 
     def _save(self) -> None:
         runs = [{name: value for name, value in asdict(run).items() if name != "ended"} for run in self._runs.values()]
-        draft = self._file.with_suffix(".draft")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(runs))
-            draft.replace(self._file)
+            replace_text(self._file, json.dumps(runs))
         except OSError as error:
             raise NfqError(f"{self._file} cannot be written: {error.strerror}") from None
 

@@ -1,7 +1,10 @@
 """Pods and policies of a real API server, enforced on real traffic between the network namespaces of pods."""
 
+import socket
+
 import pytest
 
+from tests.support.apart import call_in
 from tests.support.kubernetes_cluster import (
     API_ADDRESS,
     API_PORT,
@@ -387,6 +390,52 @@ def test_a_node_that_kubernetes_does_not_have_is_named(cluster: Cluster) -> None
         eventually(lambda: node.status()["problems"] == [], "the node exists now")
     finally:
         cluster.api.ask("DELETE", "/api/v1/nodes/n9")
+
+
+OF_EDGES = """
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: edges}
+spec:
+  nodeSelector: {matchLabels: {tier: edge}}
+  ingress: [{}]
+"""
+
+
+def test_labels_of_a_node_select_it(cluster: Cluster) -> None:
+    """The node has its labels again after a restart of its agent without the API server."""
+    node, other = cluster.nodes
+    node.start_agent(MEMORY)
+    cluster.apply(OF_EDGES)
+    server = call_in(node.namespace, lambda: socket.create_server(("", 80)))
+
+    def reached() -> bool:
+        return connects(other.namespace, node.address, 80, BRIEF)
+
+    def label(value: str | None) -> None:
+        body = {"metadata": {"labels": {"tier": value}}}
+        answer = cluster.api.ask("PATCH", f"/api/v1/nodes/{node.name}", body, "application/merge-patch+json")
+        assert answer.status == 200
+
+    with server:
+        eventually(lambda: "edges" in str(node.ask("policies")), "the node has the rule")
+        assert reached()
+        label("edge")
+        eventually(lambda: not reached(), "the rule selects the node")
+        label(None)
+        eventually(reached, "the rule selects the node no longer")
+        label("edge")
+        eventually(lambda: not reached(), "the rule selects the node again")
+        assert node.ask("documents")["node_labels"]["k8s:tier"] == "edge"
+        node.stop_agent()
+        cluster.api.kill_server()
+        try:
+            (node.folder / "edges.yaml").write_text(OF_EDGES)
+            node.start_agent(MEMORY, documents=[str(node.folder / "edges.yaml")])
+            assert not reached()
+        finally:
+            cluster.api.start_server()
+            label(None)
 
 
 TO_API = """

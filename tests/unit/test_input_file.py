@@ -219,6 +219,7 @@ OWN_FILES = {  # modules that open files which no user names, or open without re
     "agent/name_learner.py",  # its own state, replaced whole
     "agent/run_server.py",  # /proc
     "agent/slot_keeper.py",  # its own state, replaced whole
+    "agent/node_labels.py",  # its own labels
     "agent/watch.py",  # /proc
     "cli/main.py",  # /dev/null, to write
     "dataplane/namespace_links.py",  # /proc
@@ -237,6 +238,7 @@ OWN_FILES = {  # modules that open files which no user names, or open without re
     "lab/traffic_host.py",  # its own log; part of the package
     "proxy/envoy.py",  # its own pipes and process; O_PATH
     "proxy/proxy.py",  # its own slots
+    "state_file.py",
     "store/redis/commands.py",  # part of the package
     "store/redis/last_state.py",  # O_CREAT
     "store/redis/session.py",  # opens a feed

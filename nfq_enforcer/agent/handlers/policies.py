@@ -44,7 +44,7 @@ class PolicyHandlers:
             "allow_localhost": parts.config.allow_localhost,
             "cluster": parts.config.cluster,
             "kube_apiserver": [str(address) for address in parts.config.kube_apiserver],
-            "node_labels": dict(parts.config.node.labels),
+            "node_labels": {f"{label.source}:{label.key}": label.value for label in parts.replica.node_labels},
             "identity_labels": list(parts.config.identity_labels),
             "documents": [
                 *(record.document() for record in parts.replica.endpoints.values()),

@@ -114,10 +114,14 @@ class PodSink:
 
 
 class NodeSink:
-    """Node sink: knows whether Kubernetes has this node: under a wrong name it has no pods, without an error."""
+    """Node sink: knows whether Kubernetes has this node, and hands its labels over.
 
-    def __init__(self) -> None:
+    Under a wrong name a node has no pods, without an error. A node that was deleted keeps its last labels.
+    """
+
+    def __init__(self, on_labels: Callable[[Mapping[str, str]], None]) -> None:
         """Start without knowledge."""
+        self._on_labels = on_labels
         self._names: set[Name] | None = None  # None: not listed yet
 
     @property
@@ -125,13 +129,16 @@ class NodeSink:
         """Return whether Kubernetes is known not to have the node."""
         return self._names is not None and not self._names
 
-    def replace(self, objects: Mapping[Name, None], _version: str) -> None:
+    def replace(self, objects: Mapping[Name, Mapping[str, str]], _version: str) -> None:
         """Set the node, if it exists."""
         self._names = set(objects)
+        for labels in objects.values():
+            self._on_labels(labels)
 
-    def put(self, name: Name, _value: None) -> None:
-        """Add the node."""
+    def put(self, name: Name, value: Mapping[str, str]) -> None:
+        """Add the node, or change its labels."""
         self._names = {name}
+        self._on_labels(value)
 
     def remove(self, _name: Name, _version: str) -> None:
         """Remove the node."""
@@ -172,9 +179,10 @@ class KubernetesSource:
         registrar: Registrar,
         publisher: Publisher,
         find_interface: FindInterface,
+        on_node_labels: Callable[[Mapping[str, str]], None],
         timings: Timings | None = None,
     ) -> None:
-        """Take the node's name as Kubernetes has it, the client, and the parts that receive endpoints and documents."""
+        """Take the node's name as Kubernetes has it, the client, and the receivers of endpoints, documents, labels."""
         self._client = client
         self._registrar = registrar
         self._publisher = publisher
@@ -183,9 +191,9 @@ class KubernetesSource:
             client, [_PODS], pods.project, self._pods, field_selector=f"spec.nodeName={node}", timings=timings
         )
         self._node = node
-        self._nodes = NodeSink()
+        self._nodes = NodeSink(on_node_labels)
         self._node_reflector = Reflector(
-            client, [_NODES], _nothing, self._nodes, field_selector=f"metadata.name={node}", timings=timings
+            client, [_NODES], _node_labels, self._nodes, field_selector=f"metadata.name={node}", timings=timings
         )
         self._document_reflectors = {
             watched.kind: Reflector(
@@ -283,8 +291,8 @@ class KubernetesSource:
         return ()
 
 
-def _nothing(_item: Json) -> None:
-    """Keep nothing of an object but its name."""
+def _node_labels(item: Json) -> dict[str, str]:
+    return usable_labels(item["metadata"].get("labels") or {})
 
 
 def _projection(watched: WatchedKind) -> Callable[[Json], Data]:

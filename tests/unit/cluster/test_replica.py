@@ -758,6 +758,26 @@ def test_the_api_server_is_known_by_the_backends_of_its_own_service_too() -> Non
     assert servers(4) == [True, False, True]
 
 
+OF_GATEWAYS = """
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: gateways}
+spec: {nodeSelector: {matchLabels: {role: gateway}}, ingress: [{fromEntities: [remote-node]}]}
+"""
+
+
+def test_labels_of_the_node_may_change() -> None:
+    settings = NodeSettings("n1", NODES["n1"], own_addresses=frozenset(NODES["n1"]))
+    replica = replica_of(documents(OF_GATEWAYS), settings, NODES)
+    snapshots = [replica.view(1).snapshot]
+    for revision, labels in ((2, {"role": "gateway"}), (3, {"role": "other"})):
+        replica.use_labels(Labels.parse(labels))
+        snapshots.append(replica.view(revision).snapshot)
+
+    assert [N1.packed in snapshot.endpoints for snapshot in snapshots] == [False, True, False]
+    assert [snapshot.revision for snapshot in snapshots] == [1, 2, 3]
+
+
 TO_APISERVER = """
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
