@@ -222,6 +222,7 @@ OWN_FILES = {  # modules that open files which no user names, or open without re
     "agent/node_labels.py",  # its own labels
     "agent/watch.py",  # /proc
     "cli/main.py",  # /dev/null, to write
+    "dataplane/ipvs.py",  # /proc
     "dataplane/namespace_links.py",  # /proc
     "dataplane/queue/protocol.py",  # /proc
     "dataplane/rules/iptables.py",  # /proc

@@ -10,6 +10,7 @@ from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.core.tables.snapshot import HOST_NAME
 from nfq_enforcer.core.verdict import DropReason
+from nfq_enforcer.dataplane import ipvs
 from nfq_enforcer.dataplane.queue.protocol import backlog
 from nfq_enforcer.dataplane.rules.iptables import RuleCounts
 from nfq_enforcer.dataplane.worker.process import WorkerProcess
@@ -103,7 +104,7 @@ class StatusHandlers:
             worker=await self._workers_in_sum(sum(forged.values())),
             workers=[_worker_status(worker) for worker in parts.workers.processes],
             log=LogCounts(parts.log.seen),
-            problems=[*parts.interfaces.problems(), *parts.workloads.problems(), *self._process_problems()],
+            problems=[*parts.interfaces.problems(), *parts.workloads.problems(), *self._host_problems()],
             rules=self._rules(),
             stuck=list(self._stuck_parts(store_status)),
             working=[
@@ -118,7 +119,12 @@ class StatusHandlers:
             workloads=parts.workloads.status(),
         )
 
-    def _process_problems(self) -> Iterator[str]:
+    def _host_problems(self) -> Iterator[str]:
+        if ipvs.has_services():
+            yield (
+                "this host has services of IPVS (kube-proxy in mode ipvs): packets of its endpoints to them are "
+                "dropped (INVALID_SOURCE_IP), because IPVS sends them as the host; the modes iptables and nftables work"
+            )
         if reason := self._parts.reconciler.process_problem:
             yield f"process endpoints are not enforced: {reason}"
 
