@@ -73,7 +73,7 @@ class Reconciler:
         self._number = 1  # the newest revision, enforced or not
         self._incomplete = False  # a worker or the rules may not have the newest revision
         self._cgroups: Mapping[str, tuple[Cgroup, ...]] | None = None  # noted since the newest revision
-        self._readdressed = False  # the replica has other addresses of this node than the newest revision
+        self._node_changed = False  # the replica has other addresses, labels or cgroups of this node than the newest revision
         self._works = Works()  # reconciliations and flushes
         self._recheck: asyncio.Task[None] | None = None
         self._offload_recheck: asyncio.Task[None] | None = None
@@ -127,10 +127,7 @@ class Reconciler:
             except TimeoutError:
                 if not self._incomplete:
                     continue
-            try:
-                await self.reconcile()
-            except NfqError as error:
-                self._failures.add(self._number, str(error))
+            await self._try()
 
     async def reconcile(self) -> None:
         """Enforce the store's changes; raise NfqError if a worker or the rules could not take them."""
@@ -141,13 +138,13 @@ class Reconciler:
             batch = self._store.poll()
             if self._cgroups is not None:
                 self._replica.use_cgroups(self._cgroups)
-                self._cgroups, self._readdressed = None, True
-            if not (batch.changes or self._incomplete or self._readdressed):
+                self._cgroups, self._node_changed = None, True
+            if not (batch.changes or self._incomplete or self._node_changed):
                 await self._require_intact_rules()
                 self._store.acknowledge(batch)
                 return
             self._number += 1
-            retry, self._incomplete, self._readdressed = self._incomplete, True, False
+            retry, self._incomplete, self._node_changed = self._incomplete, True, False
             with self.progress.working("applying changes", time.time()):
                 await self._enforce(batch, retry=retry)
 
@@ -155,17 +152,18 @@ class Reconciler:
         """Enforce policy with other addresses of this node; after a failure ``run`` goes on trying."""
         async with self._lock:
             self._replica.use(settings)
-            self._readdressed = True
-        try:
-            await self.reconcile()
-        except NfqError as error:
-            self._failures.add(self._number, str(error))
+            self._node_changed = True
+        await self._try()
 
     async def use_labels(self, labels: Labels) -> None:
         """Enforce policy with other labels of this node; after a failure ``run`` goes on trying."""
         async with self._lock:
             self._replica.use_labels(labels)
-            self._readdressed = True
+            self._node_changed = True
+        await self._try()
+
+    async def _try(self) -> None:
+        """Reconcile; record a failure, after which ``run`` goes on trying."""
         try:
             await self.reconcile()
         except NfqError as error:
@@ -177,10 +175,7 @@ class Reconciler:
 
     async def enforce_cgroups(self) -> None:
         """Enforce the cgroups that were noted last; after a failure ``run`` goes on trying."""
-        try:
-            await self.reconcile()
-        except NfqError as error:
-            self._failures.add(self._number, str(error))
+        await self._try()
 
     async def _enforce(self, batch: ChangeBatch, *, retry: bool) -> None:
         await self._apply_to_replica(batch.changes)
