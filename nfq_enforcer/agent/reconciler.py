@@ -73,7 +73,7 @@ class Reconciler:
         self._number = 1  # the newest revision, enforced or not
         self._incomplete = False  # a worker or the rules may not have the newest revision
         self._cgroups: Mapping[str, tuple[Cgroup, ...]] | None = None  # noted since the newest revision
-        self._node_changed = False  # the replica has other addresses, labels or cgroups of this node than the newest revision
+        self._node_changed = False  # the replica has other addresses, labels or cgroups of this node than the revision
         self._works = Works()  # reconciliations and flushes
         self._recheck: asyncio.Task[None] | None = None
         self._offload_recheck: asyncio.Task[None] | None = None
