@@ -392,6 +392,43 @@ def test_a_node_that_kubernetes_does_not_have_is_named(cluster: Cluster) -> None
         cluster.api.ask("DELETE", "/api/v1/nodes/n9")
 
 
+ROLE = "/apis/rbac.authorization.k8s.io/v1/clusterroles/nfq-enforcer"
+
+
+def test_a_kind_that_may_not_be_watched_leaves_the_others_as_they_are(cluster: Cluster) -> None:
+    """The role is that of an older version, which did not watch CIDR groups."""
+    node = cluster.nodes[0]
+    role = cluster.api.ask("GET", ROLE).body
+    older = [
+        {**rule, "resources": [one for one in rule["resources"] if one != "ciliumcidrgroups"]} for rule in role["rules"]
+    ]
+
+    def grant(rules: list[dict[str, object]]) -> None:
+        answer = cluster.api.ask("PATCH", ROLE, {"rules": rules}, "application/merge-patch+json")
+        assert answer.status == 200
+
+    def problems() -> list[str]:
+        return [str(problem) for problem in node.status()["problems"]]
+
+    grant(older)
+    try:
+        node.start_agent(MEMORY)
+        web, db = node.pod("web").start({"role": "web"}), node.pod("db").start({"role": "db"})
+        db.listen(5432)
+        cluster.apply(CILIUM)
+        eventually(lambda: has(node, "default/web", "default/db"), "the pods are endpoints")
+        (problem,) = problems()
+        assert problem.startswith(
+            "CiliumCIDRGroup of Kubernetes is not watched, what is known of it stays in force: GET "
+        )
+        assert "ciliumcidrgroups" in problem
+        assert source(node.status(), "kubernetes")["away"] is None
+        assert web.connects(db.addresses[0], 5432)
+    finally:
+        grant(role["rules"])
+    eventually(lambda: problems() == [], "the kind is watched")
+
+
 OF_EDGES = """
 apiVersion: cilium.io/v2
 kind: CiliumClusterwideNetworkPolicy

@@ -26,7 +26,7 @@ from nfq_enforcer.workloads.registrar import KUBERNETES, Registrar
 
 _log = logging.getLogger(__name__)
 
-_PODS, _NODES = "/api/v1/pods", "/api/v1/nodes"
+_PODS, _NODES, _POD = "/api/v1/pods", "/api/v1/nodes", "Pod"
 _DOCUMENTS_FIRST = 2.0  # s that the pods wait for namespaces and policies
 _LOOK, _LOOK_AGAIN = 5.0, 0.2  # s between two looks at the interfaces of pods; while one is missing
 _MAX_EVENTS = 200  # that wait for the API server
@@ -211,6 +211,7 @@ class KubernetesSource:
             reflector.on_change = self._on_change
         self._refusals: asyncio.Queue[tuple[Data, str]] = asyncio.Queue(_MAX_EVENTS)
         self._event_error: str | None = None
+        self._unwatched: dict[str, str] = {}  # errors of single kinds, while the others are watched
         publisher.on_refused = self._on_refused
 
     async def run(self) -> None:
@@ -244,12 +245,19 @@ class KubernetesSource:
                 _log.warning("the interfaces of pods cannot be read: %s", error)
 
     def _on_change(self) -> None:
-        errors = [progress.error for progress in self._progress().values() if progress.state is State.AWAY]
-        self._registrar.note_problem(KUBERNETES, "; ".join(dict.fromkeys(filter(None, errors))) or None)
+        """Tell the registrar whether the source is away: without its pods, or without any kind."""
+        progress = self._progress()
+        away = {kind: str(one.error) for kind, one in progress.items() if one.state is State.AWAY}
+        is_away = bool(away) and (_POD in away or all(one.state is not State.WATCHING for one in progress.values()))
+        self._registrar.note_problem(KUBERNETES, "; ".join(dict.fromkeys(away.values())) if is_away else None)
+        before, self._unwatched = self._unwatched, {} if is_away else away
+        for kind, error in self._unwatched.items():
+            if before.get(kind) != error:
+                _log.error("%s of Kubernetes is not watched: %s", kind, error)
 
     def _progress(self) -> dict[str, Progress]:
         kinds = {kind: reflector.progress for kind, reflector in self._document_reflectors.items()}
-        return {"Pod": self._pod_reflector.progress, "Node": self._node_reflector.progress, **kinds}
+        return {_POD: self._pod_reflector.progress, "Node": self._node_reflector.progress, **kinds}
 
     async def _on_refused(self, document: Data, reason: str) -> None:
         if not self._refusals.full():  # the status has all of them
@@ -283,6 +291,8 @@ class KubernetesSource:
             yield f"pod {name} is no endpoint: {reason}"
         if self._nodes.is_missing:
             yield f"Kubernetes has no node '{self._node}', so no pods of this host: kubernetes.node is its name there"
+        for kind, error in self._unwatched.items():
+            yield f"{kind} of Kubernetes is not watched, what is known of it stays in force: {error}"
         if self._event_error:
             yield f"no events about refused documents: {self._event_error}"
 
