@@ -212,6 +212,10 @@ async def test_ipsets_that_are_gone_concern_no_verdict_and_come_back(
         targets = [guarded.address("back1", family) for family in FAMILIES]
         return [(await host.connect(target, HTTP, time)).ok for host, time in pairs for target in targets]
 
+    def listed(family: int) -> set[str]:
+        saved = run_in(guarded, "n1", "ipset", "save").splitlines()
+        return {words[2] for words in map(str.split, saved) if words[:2] == ["add", IPSETS[family]]}
+
     run_in(guarded, "n1", "sh", "-c", loss)
     assert await answered() == [False] * 4 + [True] * 2
     assert not (await late.connect(guarded.address("back1", 4), HTTP, BRIEF)).ok
@@ -221,8 +225,7 @@ async def test_ipsets_that_are_gone_concern_no_verdict_and_come_back(
     for family in FAMILIES:
         assert (await late.connect(guarded.address("back1", family), HTTP, PATIENT)).ok
         members = {str(guarded.address(one, family)) for one in ("front1", "back1", name)}
-        listed = run_in(guarded, "n1", "ipset", "save", IPSETS[family]).splitlines()
-        assert {line.split()[2] for line in listed if line.startswith("add ")} == members
+        await until(lambda family=family, members=members: listed(family) == members)  # no change waits for ipset
     assert await answered() == [False] * 4 + [True] * 2
     assert (rules_status(guarded)["intact"], rules_status(guarded)["repairs"]) == (True, before)
     await asyncio.to_thread(client.call, guarded.nodes["n1"].socket, "delete_endpoints", names=[f"default/{name}"])
