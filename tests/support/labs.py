@@ -367,10 +367,10 @@ async def flood(lab: Lab, source: str, target: str, family: int, datagrams: int)
     address = str(lab.address(target, family))
     domain = int(socket.AF_INET if family == 4 else socket.AF_INET6)
     run_in(lab, source, sys.executable, "-c", _FLOOD, str(domain), address, str(datagrams))
-    await until(lambda: not _unread(lab, target))
+    await until(lambda: not unread(lab, target))
 
 
-def _unread(lab: Lab, machine: str) -> int:
+def unread(lab: Lab, machine: str) -> int:
     """Return the bytes that wait in the receive buffers of a machine's UDP sockets (udp4_seq_show, net/ipv4/udp.c)."""
     lines = [
         line.split()
