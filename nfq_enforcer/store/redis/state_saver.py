@@ -86,5 +86,9 @@ class StateSaver:
         self._thread.shutdown()
 
     async def _run(self, call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Return the result of a call in the thread; calls run one after the other, also if a caller is cancelled."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *arguments, **options))
+        """Return the result of a call in the thread; calls run one after the other, also if a caller is cancelled.
+
+        The shield is for a call that waits for its turn: with its caller's cancellation its entries would be lost.
+        """
+        called = asyncio.get_running_loop().run_in_executor(self._thread, partial(call, *arguments, **options))
+        return await asyncio.shield(called)

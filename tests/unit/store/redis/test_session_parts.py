@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from functools import wraps
@@ -222,6 +223,24 @@ class TestStateSaver:
 
         saved = await StateSaver(Mirror("n1", LabelFilter()), LastState(tmp_path, "cluster"), 0.01).load()
         assert saved == SavedState({KEY: StoreEntry(5, VALUE)}, mirror.marks, [])
+
+    @in_loop
+    async def test_a_save_that_waits_for_its_turn_is_made_though_its_caller_is_cancelled(
+        self, mirror: Mirror, tmp_path: Path
+    ) -> None:
+        saver, turn = StateSaver(mirror, LastState(tmp_path, "cluster"), 0.01), threading.Event()
+        await saver.load()
+        mirror.accept(KEY, 5, VALUE)
+        mirror.position = 5
+        saver._thread.submit(turn.wait)
+        saving = asyncio.create_task(saver.save())
+        await asyncio.sleep(0.05)
+        saving.cancel()
+        await asyncio.gather(saving, return_exceptions=True)
+        turn.set()
+        await saver.close()
+
+        assert LastState(tmp_path, "cluster").load() == SavedState({KEY: StoreEntry(5, VALUE)}, mirror.marks, [])
 
     @in_loop
     async def test_nothing_is_saved_before_the_load_or_during_a_replacement(
