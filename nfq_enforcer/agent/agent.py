@@ -134,7 +134,7 @@ class Agent:
         registrar = Registrar(self._settings.name, self._store, lambda: replica.hosted, self._reconciler.reconcile)
         self._processes = processes.source(config, registrar)
         self._processes.note_trees = self._reconciler.note_cgroups
-        self._processes.reconcile = self._reconciler.enforce_cgroups
+        self._processes.reconcile = self._reconciler.try_reconcile
         self._processes.is_enforced = self._reconciler.enforces_process
         self._run_server = RunServer(config.run_socket, self._processes)
         self._workloads = Workloads(registrar, self._make_sources(registrar, replica))

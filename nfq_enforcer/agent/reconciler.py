@@ -127,7 +127,7 @@ class Reconciler:
             except TimeoutError:
                 if not self._incomplete:
                     continue
-            await self._try()
+            await self.try_reconcile()
 
     async def reconcile(self) -> None:
         """Enforce the store's changes; raise NfqError if a worker or the rules could not take them."""
@@ -153,17 +153,17 @@ class Reconciler:
         async with self._lock:
             self._replica.use(settings)
             self._node_changed = True
-        await self._try()
+        await self.try_reconcile()
 
     async def use_labels(self, labels: Labels) -> None:
         """Enforce policy with other labels of this node; after a failure ``run`` goes on trying."""
         async with self._lock:
             self._replica.use_labels(labels)
             self._node_changed = True
-        await self._try()
+        await self.try_reconcile()
 
-    async def _try(self) -> None:
-        """Reconcile; record a failure, after which ``run`` goes on trying."""
+    async def try_reconcile(self) -> None:
+        """Enforce the store's changes, and the cgroups that were noted; after a failure ``run`` goes on trying."""
         try:
             await self.reconcile()
         except NfqError as error:
@@ -172,10 +172,6 @@ class Reconciler:
     def note_cgroups(self, cgroups: Mapping[str, tuple[Cgroup, ...]]) -> None:
         """Enforce policy on the sockets of these cgroups from the next reconciliation on."""
         self._cgroups = cgroups
-
-    async def enforce_cgroups(self) -> None:
-        """Enforce the cgroups that were noted last; after a failure ``run`` goes on trying."""
-        await self._try()
 
     async def _enforce(self, batch: ChangeBatch, *, retry: bool) -> None:
         await self._apply_to_replica(batch.changes)

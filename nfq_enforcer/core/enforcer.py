@@ -389,18 +389,18 @@ class Enforcer:
         """
         if not context.skb & OF_PROCESS:
             return
-        context.sender, context.receiver = self._sockets_of(context)
+        context.sender, context.receiver = self._sockets_of(context, to_host=context.to_host)
         if not (context.sender or (context.receiver and not context.skb & SENT_BY_PROCESS)):
             raise PacketError(DropReason.UNKNOWN_PROCESS)
 
-    def _sockets_of(self, context: PacketContext) -> tuple[int, int]:
+    def _sockets_of(self, context: PacketContext, *, to_host: bool) -> tuple[int, int]:
         """Return the cgroups of the process endpoints that send and receive a packet, 0 for any other end."""
         packet = context.packet
         source, destination = (packet.src, packet.sport), (packet.dst, packet.dport)
         interface = context.outdev or context.indev
         link = interface.name if interface else None
         sender = self._find_socket(packet.proto, source, destination, link) if context.indev is None else None
-        receiver = self._find_socket(packet.proto, destination, source, link) if context.to_host else None
+        receiver = self._find_socket(packet.proto, destination, source, link) if to_host else None
         return self._known_process(sender), self._known_process(receiver)
 
     def _has_process_end(self, context: PacketContext) -> bool:
@@ -408,8 +408,8 @@ class Enforcer:
 
         Only this host's own addresses count: a listener on all addresses would be found for any other one as well.
         """
-        sender, receiver = self._sockets_of(context)
-        return bool(sender or (receiver and context.packet.dst in self._snapshot.own_addresses))
+        to_host = context.to_host and context.packet.dst in self._snapshot.own_addresses
+        return any(self._sockets_of(context, to_host=to_host))
 
     def _known_process(self, cgroup: int | None) -> int:
         return cgroup if cgroup is not None and cgroup in self._snapshot.processes else 0

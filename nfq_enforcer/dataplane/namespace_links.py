@@ -16,28 +16,20 @@ from typing import NamedTuple
 from nfq_enforcer.dataplane import rtnetlink
 from nfq_enforcer.dataplane.queue.netlink import attribute, attributes
 from nfq_enforcer.dataplane.rtnetlink import (
-    ADDRESS,
-    GET_ADDRESS,
-    GET_LINK,
     IFA_ADDRESS,
     IFA_LOCAL,
-    IFA_TARGET,
-    LINK,
     LINK_INFO,
     LINK_KIND,
     LINK_NAME,
     LINK_NAMESPACE,
     LINK_PEER,
     MASTER,
-    NEW_ADDRESS,
-    NEW_LINK,
 )
 
 _GET_NUMBER = 90  # RTM_GETNSID
 _INTEGER_BYTES = 4
 _GENERAL = struct.Struct("=B3x")  # struct rtgenmsg
 _NUMBER, _DESCRIPTOR = 1, 3  # NETNSA_NSID, NETNSA_FD
-_TARGET = 46  # IFLA_TARGET_NETNSID
 _DATA = 2  # IFLA_INFO_DATA
 _CALLS = {4: 36, 6: 37}  # IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES
 _SYSCTLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
@@ -128,15 +120,11 @@ def _number(connection: socket.socket, namespace: int) -> int | None:
 
 def _links(connection: socket.socket, number: int | None = None) -> Iterator[_Link]:
     """Yield the links of this namespace, or of another one by its number."""
-    body = LINK.pack(0, 0, 0, 0, 0) + (b"" if number is None else attribute(_TARGET, rtnetlink.numbered(number)))
-    for kind, found in rtnetlink.dump(connection, GET_LINK, body):
-        if kind != NEW_LINK or len(found) < LINK.size:
-            continue
-        link = attributes(found[LINK.size :])
+    for place, link in rtnetlink.links(connection, namespace=number):
         info = attributes(link.get(LINK_INFO, b""))
         data = attributes(info.get(_DATA, b"")) if info.get(LINK_KIND) == b"bridge\0" else {}
         yield _Link(
-            LINK.unpack_from(found)[2],
+            place,
             rtnetlink.text(link.get(LINK_NAME, b"")),
             info.get(LINK_KIND, b"").rstrip(b"\0").decode(errors="replace"),
             _integer(link.get(LINK_PEER)) or 0,
@@ -148,13 +136,10 @@ def _links(connection: socket.socket, number: int | None = None) -> Iterator[_Li
 
 def _addresses(connection: socket.socket, number: int) -> Iterator[tuple[bytes, int]]:
     """Yield each address of another namespace, with the index of its link."""
-    body = ADDRESS.pack(0, 0, 0, 0, 0) + attribute(IFA_TARGET, rtnetlink.numbered(number))
-    for kind, found in rtnetlink.dump(connection, GET_ADDRESS, body):
-        if kind == NEW_ADDRESS and len(found) >= ADDRESS.size:
-            address = attributes(found[ADDRESS.size :])
-            packed = address.get(IFA_LOCAL) or address.get(IFA_ADDRESS)
-            if packed is not None:
-                yield bytes(packed), ADDRESS.unpack_from(found)[4]
+    for place, address in rtnetlink.addresses(connection, number):
+        packed = address.get(IFA_LOCAL) or address.get(IFA_ADDRESS)
+        if packed is not None:
+            yield bytes(packed), place
 
 
 def _integer(value: bytes | None) -> int | None:

@@ -16,12 +16,9 @@ from typing import NamedTuple
 from nfq_enforcer.dataplane import rtnetlink
 from nfq_enforcer.dataplane.queue.netlink import attribute, attributes
 from nfq_enforcer.dataplane.rtnetlink import (
-    ADDRESS,
-    GET_ADDRESS,
     GET_LINK,
     IFA_ADDRESS,
     IFA_LOCAL,
-    IFA_TARGET,
     LINK,
     LINK_INFO,
     LINK_KIND,
@@ -29,8 +26,6 @@ from nfq_enforcer.dataplane.rtnetlink import (
     LINK_NAMESPACE,
     LINK_PEER,
     MASTER,
-    NEW_ADDRESS,
-    NEW_LINK,
 )
 from nfq_enforcer.dataplane.rules import bridge_ports
 
@@ -105,25 +100,21 @@ def _port_of(bridge: int, address: Address) -> str | None:
 
 def _ports(bridge: int) -> Iterator[_Port]:
     """Yield the ports of a bridge that lead into other network namespaces."""
-    for kind, body in _dump(GET_LINK, LINK.pack(0, 0, 0, 0, 0)):
-        link = attributes(body[LINK.size :])
-        if (
-            kind == NEW_LINK
-            and rtnetlink.number(link.get(MASTER, bytes(4))) == bridge
-            and {LINK_PEER, LINK_NAMESPACE} <= set(link)
-        ):
-            ends = rtnetlink.number(link[LINK_PEER]), rtnetlink.number(link[LINK_NAMESPACE])
-            yield _Port(rtnetlink.text(link[LINK_NAME]), *ends)
+    with rtnetlink.open_socket(strict=True) as connection:
+        for _, link in rtnetlink.links(connection):
+            master = rtnetlink.number(link.get(MASTER, bytes(4)))
+            if master == bridge and {LINK_PEER, LINK_NAMESPACE} <= set(link):
+                ends = rtnetlink.number(link[LINK_PEER]), rtnetlink.number(link[LINK_NAMESPACE])
+                yield _Port(rtnetlink.text(link[LINK_NAME]), *ends)
 
 
 def _holders(namespace: int, address: Address) -> Iterator[int]:
     """Yield the indexes of the interfaces with an address in another network namespace."""
-    target = attribute(IFA_TARGET, rtnetlink.numbered(namespace))
     try:
-        for kind, found in _dump(GET_ADDRESS, ADDRESS.pack(_FAMILIES[address.version], 0, 0, 0, 0) + target):
-            held = attributes(found[ADDRESS.size :])
-            if kind == NEW_ADDRESS and address.packed in (held.get(IFA_LOCAL), held.get(IFA_ADDRESS)):
-                yield int(ADDRESS.unpack_from(found)[4])
+        with rtnetlink.open_socket(strict=True) as connection:
+            for index, held in rtnetlink.addresses(connection, namespace, family=_FAMILIES[address.version]):
+                if address.packed in (held.get(IFA_LOCAL), held.get(IFA_ADDRESS)):
+                    yield index
     except OSError:  # the network namespace is gone
         return
 
@@ -131,8 +122,3 @@ def _holders(namespace: int, address: Address) -> Iterator[int]:
 def _get(kind: int, body: bytes) -> tuple[int, bytes]:
     with rtnetlink.open_socket(strict=True) as connection:
         return rtnetlink.get(connection, kind, body)
-
-
-def _dump(kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-    with rtnetlink.open_socket(strict=True) as connection:
-        yield from rtnetlink.dump(connection, kind, body)

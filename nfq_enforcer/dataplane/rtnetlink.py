@@ -8,18 +8,19 @@ import struct
 import sys
 from collections.abc import Iterator
 
-from nfq_enforcer.dataplane.queue.netlink import HEADER
+from nfq_enforcer.dataplane.queue.netlink import HEADER, attribute, attributes
 from nfq_enforcer.dataplane.queue.requests import DUMP, RECEIVE_BYTES, REQUEST, read_dump, split_messages
 
 NETLINK_ROUTE = 0
-NEW_LINK, GET_LINK = 16, 18  # RTM_NEWLINK, RTM_GETLINK
-NEW_ADDRESS, GET_ADDRESS = 20, 22  # RTM_NEWADDR, RTM_GETADDR
+GET_LINK = 18  # RTM_GETLINK
+_NEW_LINK, _NEW_ADDRESS, _GET_ADDRESS = 16, 20, 22  # RTM_NEWLINK, RTM_NEWADDR, RTM_GETADDR
 LINK = struct.Struct("=BxHiII")  # struct ifinfomsg
-ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, interface
+_ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, interface
 LINK_NAME, LINK_PEER, MASTER = 3, 5, 10  # IFLA_IFNAME, IFLA_LINK, IFLA_MASTER
 LINK_INFO, LINK_NAMESPACE = 18, 37  # IFLA_LINKINFO, IFLA_LINK_NETNSID
 LINK_KIND = 1  # IFLA_INFO_KIND
-IFA_ADDRESS, IFA_LOCAL, IFA_TARGET = 1, 2, 10  # IFA_TARGET_NETNSID
+IFA_ADDRESS, IFA_LOCAL = 1, 2
+_LINK_TARGET, _ADDRESS_TARGET = 46, 10  # IFLA_TARGET_NETNSID, IFA_TARGET_NETNSID
 TIMEOUT = 5.0  # s
 _SOL_NETLINK, _STRICT = 270, 12  # NETLINK_GET_STRICT_CHK
 
@@ -44,6 +45,30 @@ def dump(connection: socket.socket, kind: int, body: bytes) -> Iterator[tuple[in
     """Yield type and body of each message of a dump; raise OSError if the kernel refuses it."""
     _send(connection, kind, body, REQUEST | DUMP)
     return read_dump(connection)
+
+
+def links(
+    connection: socket.socket, *, family: int = 0, namespace: int | None = None
+) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Yield index and attributes of each link, of this namespace or (with ``strict``) of another one by its number.
+
+    Raise OSError if the kernel refuses.
+    """
+    target = b"" if namespace is None else attribute(_LINK_TARGET, numbered(namespace))
+    for kind, body in dump(connection, GET_LINK, LINK.pack(family, 0, 0, 0, 0) + target):
+        if kind == _NEW_LINK and len(body) >= LINK.size:
+            yield LINK.unpack_from(body)[2], attributes(body[LINK.size :])
+
+
+def addresses(connection: socket.socket, namespace: int, *, family: int = 0) -> Iterator[tuple[int, dict[int, bytes]]]:
+    """Yield for each address of another namespace, by its number, the index of its link, and its attributes.
+
+    ``connection`` is a strict one. Raise OSError if the kernel refuses.
+    """
+    target = attribute(_ADDRESS_TARGET, numbered(namespace))
+    for kind, body in dump(connection, _GET_ADDRESS, _ADDRESS.pack(family, 0, 0, 0, 0) + target):
+        if kind == _NEW_ADDRESS and len(body) >= _ADDRESS.size:
+            yield _ADDRESS.unpack_from(body)[4], attributes(body[_ADDRESS.size :])
 
 
 def number(data: bytes) -> int:

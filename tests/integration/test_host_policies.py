@@ -3,10 +3,6 @@
 n1 and n2 are plain hosts; n3 is an endpoint with a document at its address, which these rules do not concern.
 """
 
-from typing import Any
-
-import yaml
-
 from nfq_enforcer.agent import client
 from nfq_enforcer.lab.lab import Lab
 from tests.support.labs import (
@@ -15,6 +11,7 @@ from tests.support.labs import (
     PATIENT,
     Policies,
     dropped,
+    of_nodes,
     outcomes,
     passes,
     run_in,
@@ -23,16 +20,6 @@ from tests.support.labs import (
 DATAPATH_SETTINGS = DATAPATHS
 PLAIN, OTHERS = ("n1", "n2"), ("front1", "back1", "back2", "n3", "world")
 WEB = {"toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}]}]}
-
-
-def of_nodes(name: str, selector: dict[str, Any] | None = None, **sections: list[dict[str, Any]]) -> str:
-    document = {
-        "apiVersion": "cilium.io/v2",
-        "kind": "CiliumClusterwideNetworkPolicy",
-        "metadata": {"name": name},
-        "spec": {"nodeSelector": selector or {}, **sections},
-    }
-    return yaml.safe_dump(document, explicit_start=True)
 
 
 class TestIngress:

@@ -12,7 +12,6 @@ import pytest
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.topology import IPAddress
 from tests.integration.conftest import MakeLab
-from tests.integration.test_host_policies import of_nodes
 from tests.support.labs import (
     BRIEF,
     DATAPATHS,
@@ -22,6 +21,7 @@ from tests.support.labs import (
     Policies,
     await_flow,
     now,
+    of_nodes,
     policy,
     run_in,
 )

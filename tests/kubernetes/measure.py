@@ -145,7 +145,7 @@ class Crowd(Place):
         super().__init__(f"{node.namespace}-crowd")
         self._network = f"10.200.{128 * (node.number - 1)}.0/17"
         self._base = int(ip_network(self._network)[256])
-        self.answered: set[str] = set()  # addresses whose datagrams were answered
+        self.answered: set[str] = set()  # addresses with an answered datagram
         self.make()
         node.run("ip", "link", "add", "crowd", "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
         node.run("ip", "link", "set", "crowd", "up")
@@ -192,6 +192,19 @@ _PKTINFO = 8  # IP_PKTINFO
 _INFO = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, source of a sent packet, destination of a received one
 
 
+async def run_pod(
+    session: aiohttp.ClientSession, path: str, name: str, node: int, ip: str, labels: dict[str, str]
+) -> None:
+    """Create a pod in a collection, and write its status, as the kubelet does."""
+    spec = {"nodeName": f"n{node}", "containers": [{"name": "c", "image": "none"}]}
+    status = {"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}}
+    patch = {"Content-Type": "application/merge-patch+json"}
+    async with session.post(path, json={"metadata": {"name": name, "labels": labels}, "spec": spec}) as answer:
+        assert answer.status == 201, await answer.text()
+    async with session.patch(f"{path}/{name}/status", data=json.dumps(status), headers=patch) as answer:
+        assert answer.status == 200, await answer.text()
+
+
 async def churn(
     cluster: Cluster, crowds: list[Crowd], target: str, rate: float, seconds: float
 ) -> tuple[dict[str, int], list[float]]:
@@ -208,14 +221,7 @@ async def churn(
         ip, allowed = crowd.address(number // 2), number % 4 < 2
         path, name = f"{access.url}/api/v1/namespaces/default/pods", f"churn{number}"
         labels = {"role": "web" if allowed else "other", "app": f"a{number % 50}"}
-        spec = {"nodeName": f"n{number % 2 + 1}", "containers": [{"name": "c", "image": "none"}]}
-        body = {"metadata": {"name": name, "labels": labels}, "spec": spec}
-        status = {"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}}
-        patch = {"Content-Type": "application/merge-patch+json"}
-        async with session.post(path, json=body) as answer:
-            assert answer.status == 201, await answer.text()
-        async with session.patch(f"{path}/{name}/status", data=json.dumps(status), headers=patch) as answer:
-            assert answer.status == 200, await answer.text()
+        await run_pod(session, path, name, number % 2 + 1, ip, labels)
         crowd.answered.discard(ip)
         begin, noted = time.monotonic(), False
         while (age := time.monotonic() - begin) < 1:
@@ -260,14 +266,8 @@ async def populate(cluster: Cluster, number: int) -> None:
         path, name = f"{access.url}/api/v1/namespaces/default/pods", f"many{place}"
         ip = f"10.201.{place // 250}.{place % 250 + 1}"
         labels = {"app": f"web-{place % 200}", "tier": f"t{place % 7}", "pod-template-hash": f"{place % 200:x}"}
-        spec = {"nodeName": f"n{place % 2 + 1}", "containers": [{"name": "c", "image": "none"}]}
-        status = {"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}}
-        patch = {"Content-Type": "application/merge-patch+json"}
         async with limit:
-            async with session.post(path, json={"metadata": {"name": name, "labels": labels}, "spec": spec}) as answer:
-                assert answer.status == 201, await answer.text()
-            async with session.patch(f"{path}/{name}/status", data=json.dumps(status), headers=patch) as answer:
-                assert answer.status == 200, await answer.text()
+            await run_pod(session, path, name, place % 2 + 1, ip, labels)
 
     connector = aiohttp.TCPConnector(limit=32, ssl=access.tls or False)
     async with aiohttp.ClientSession(headers=access.headers(), connector=connector) as session:

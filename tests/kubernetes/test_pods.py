@@ -419,7 +419,7 @@ def test_a_kind_that_may_not_be_watched_leaves_the_others_as_they_are(cluster: C
         eventually(lambda: has(node, "default/web", "default/db"), "the pods are endpoints")
         (problem,) = problems()
         assert problem.startswith(
-            "CiliumCIDRGroup of Kubernetes is not watched, what is known of it stays in force: GET "
+            "CiliumCIDRGroup of Kubernetes is not watched, its last known objects stay in force: GET "
         )
         assert "ciliumcidrgroups" in problem
         assert source(node.status(), "kubernetes")["away"] is None

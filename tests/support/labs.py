@@ -86,6 +86,17 @@ def policy(name: str, role: str, **sections: list[dict[str, Any]]) -> str:
     return yaml.safe_dump(document, sort_keys=False, explicit_start=True)
 
 
+def of_nodes(name: str, selector: dict[str, Any] | None = None, **sections: list[dict[str, Any]]) -> str:
+    """Return a CiliumClusterwideNetworkPolicy for the nodes that a selector selects; None: all."""
+    document = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"nodeSelector": selector or {}, **sections},
+    }
+    return yaml.safe_dump(document, explicit_start=True)
+
+
 def from_role(role: str, *ports: tuple[int, str]) -> dict[str, Any]:
     """Return an entry of ``ingress``: from this role to these ports, without ports to all."""
     return {"fromEndpoints": [{"matchLabels": {"role": role}}]} | _to_ports(ports)

@@ -20,7 +20,7 @@ from nfq_enforcer.core.tables.conntrack import FlowState, KernelFlow
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, flow_key, has_ports, query_key
 from nfq_enforcer.dataplane.queue import netlink, requests
 from nfq_enforcer.dataplane.queue.netlink import ATTRIBUTE, HEADER, MessageError, attributes
-from nfq_enforcer.dataplane.queue.requests import ACK, FAMILY, REQUEST
+from nfq_enforcer.dataplane.queue.requests import ACK, FAMILY, REQUEST, four_bytes
 from nfq_enforcer.dataplane.rules import connmark
 
 _NEW, _GET = 0x100, 0x101  # NFNL_SUBSYS_CTNETLINK: IPCTNL_MSG_CT_NEW, IPCTNL_MSG_CT_GET
@@ -90,17 +90,13 @@ def retire_message(body: bytes) -> bytes | None:
         raise MessageError("a required attribute of the entry is missing")
     change = {
         _ORIGINAL | _NESTED: entry[_ORIGINAL],
-        _MARK: _four_bytes(connmark.RETIRED),
-        _MARK_MASK: _four_bytes(connmark.MASK),
+        _MARK: four_bytes(connmark.RETIRED),
+        _MARK_MASK: four_bytes(connmark.MASK),
     }
     if _ZONE in entry:
         change[_ZONE] = entry[_ZONE]
     data = body[: FAMILY.size] + b"".join(netlink.attribute(kind, value) for kind, value in change.items())
     return HEADER.pack(HEADER.size + len(data), _NEW, REQUEST | ACK, 0, 0) + data
-
-
-def _four_bytes(number: int) -> bytes:
-    return number.to_bytes(4, "big")
 
 
 def read_flow(body: bytes) -> KernelFlow | None:

@@ -33,6 +33,16 @@ def request(kind: int, flags: int = REQUEST, family: int = 0, number: int = 0, a
     return HEADER.pack(HEADER.size + len(body), kind, flags, 0, 0) + body
 
 
+def four_bytes(number: int) -> bytes:
+    """Return the data of an attribute with a number of 32 bits; netfilter has it in network order."""
+    return number.to_bytes(4, "big")
+
+
+def nul_terminated(text: str) -> bytes:
+    """Return the data of an attribute with a text."""
+    return text.encode() + b"\0"
+
+
 def dump(
     kind: int, family: int = 0, attributes: bytes = b"", timeout: float | None = None
 ) -> Iterator[tuple[int, bytes]]:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nfq_enforcer.dataplane import rtnetlink
-from nfq_enforcer.dataplane.queue import netlink
 from nfq_enforcer.dataplane.queue.netlink import ATTRIBUTE
-from nfq_enforcer.dataplane.rtnetlink import GET_LINK, LINK, LINK_NAME, MASTER, NEW_LINK
+from nfq_enforcer.dataplane.rtnetlink import LINK_NAME, MASTER
 
 _LOADED = Path("/proc/sys/net/bridge")  # a directory of br_netfilter
 _BRIDGE = 7  # AF_BRIDGE: the kernel lists ports only
@@ -41,20 +40,10 @@ def read() -> Bridges:
 
 
 def _ports() -> Iterator[tuple[str, str]]:
-    for body in _dump():
-        link = netlink.attributes(body[LINK.size :])
-        port, address = link.get(_PORT, b""), link.get(_ADDRESS, b"")
-        is_port = MASTER in link and len(port) >= ATTRIBUTE.size and ATTRIBUTE.unpack_from(port)[1] == _STATE
-        if (
-            is_port
-            and len(address) == _ETHERNET
-            and _NFT_NAME.fullmatch(name := link.get(LINK_NAME, b"").rstrip(b"\0"))
-        ):
-            yield name.decode(), address.hex(":")
-
-
-def _dump() -> Iterator[bytes]:
     with rtnetlink.open_socket() as connection:
-        for kind, found in rtnetlink.dump(connection, GET_LINK, LINK.pack(_BRIDGE, 0, 0, 0, 0)):
-            if kind == NEW_LINK:
-                yield found
+        for _, link in rtnetlink.links(connection, family=_BRIDGE):
+            port, address = link.get(_PORT, b""), link.get(_ADDRESS, b"")
+            is_port = MASTER in link and len(port) >= ATTRIBUTE.size and ATTRIBUTE.unpack_from(port)[1] == _STATE
+            name = link.get(LINK_NAME, b"").rstrip(b"\0")
+            if is_port and len(address) == _ETHERNET and _NFT_NAME.fullmatch(name):
+                yield name.decode(), address.hex(":")

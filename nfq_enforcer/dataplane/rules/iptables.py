@@ -332,8 +332,10 @@ class Rules:
             with self._lock:
                 if not self._in_force:
                     return
-                before, self._ipsets = self._ipsets, self._table.members
-                after = self._ipsets
+                before, after = self._ipsets, self._table.members
+                if after is before:  # each change makes new members
+                    return
+                self._ipsets = after
             address_sets.change(before, after)
             with self._lock:
                 if self._removed:  # meanwhile

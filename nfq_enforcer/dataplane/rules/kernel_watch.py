@@ -14,12 +14,12 @@ from contextlib import suppress
 from nfq_enforcer.dataplane.queue import netlink, requests
 from nfq_enforcer.dataplane.queue.netlink import ATTRIBUTE
 from nfq_enforcer.dataplane.queue.requests import FAMILY
+from nfq_enforcer.dataplane.rules.transaction import FAMILIES
 
 _NFTABLES_GROUP = 1 << 6  # NFNLGRP_NFTABLES
 _NEW_GENERATION, _GET_GENERATION = 10 << 8 | 15, 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES: NFT_MSG_NEWGEN, NFT_MSG_GETGEN
 _GET_MEMBERS = 10 << 8 | 13  # NFT_MSG_GETSETELEM
 _TABLE_NAME, _SET_NAME = 1, 2  # NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET
-_FAMILIES = {"inet": 1, "bridge": 7}  # NFPROTO_INET, NFPROTO_BRIDGE
 _TIMEOUT = 1.0  # s
 _DISCARDED = 256  # messages at a time; a transaction has one for each object
 
@@ -67,11 +67,11 @@ def set_digest(family: str, table: str, name: str) -> bytes | None:
 
     Equal members may have different hashes, because their order may change.
     """
-    attributes = netlink.attribute(_TABLE_NAME, table.encode() + b"\0")
-    attributes += netlink.attribute(_SET_NAME, name.encode() + b"\0")
+    attributes = netlink.attribute(_TABLE_NAME, requests.nul_terminated(table))
+    attributes += netlink.attribute(_SET_NAME, requests.nul_terminated(name))
     digest = hashlib.blake2b(digest_size=16)
     try:
-        for _, body in requests.dump(_GET_MEMBERS, _FAMILIES[family], attributes, _TIMEOUT):
+        for _, body in requests.dump(_GET_MEMBERS, FAMILIES[family], attributes, _TIMEOUT):
             digest.update(body[FAMILY.size :])
     except OSError:
         return None

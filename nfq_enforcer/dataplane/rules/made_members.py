@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 
 from nfq_enforcer.dataplane.queue.netlink import attribute
+from nfq_enforcer.dataplane.queue.requests import nul_terminated
 from nfq_enforcer.dataplane.rules import transaction
 from nfq_enforcer.dataplane.rules.filter_table import NAME, Content, Member, MemberChange
-from nfq_enforcer.dataplane.rules.transaction import CREATE, NESTED, Request, nul_terminated
+from nfq_enforcer.dataplane.rules.transaction import CREATE, NESTED, Request
 from nfq_enforcer.errors import NfqError
 
 MOST = 200  # members of one change: one message of netlink has at most 64 KiB

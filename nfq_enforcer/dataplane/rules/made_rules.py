@@ -12,9 +12,10 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 from nfq_enforcer.dataplane.queue.netlink import attribute
+from nfq_enforcer.dataplane.queue.requests import four_bytes, nul_terminated
 from nfq_enforcer.dataplane.rules import transaction
 from nfq_enforcer.dataplane.rules.filter_table import FAMILY, NAME, QueueRule, SocketRule, tag
-from nfq_enforcer.dataplane.rules.transaction import CREATE, NESTED, Request, nul_terminated, numbered
+from nfq_enforcer.dataplane.rules.transaction import CREATE, NESTED, Request
 from nfq_enforcer.errors import NfqError
 
 _NEW_RULE, _DELETE_RULE = 6, 8  # NFT_MSG_NEWRULE, NFT_MSG_DELRULE
@@ -70,7 +71,7 @@ def _body(rule: Rule) -> bytes:
 def _of_queue(rule: QueueRule) -> bytes:
     info = _INFO.pack(rule.first, rule.number, _BYPASS if rule.bypass else 0)
     target = attribute(_TARGET_NAME, nul_terminated(_TARGET))
-    target += attribute(_TARGET_REVISION, numbered(_REVISION)) + attribute(_TARGET_INFO, info)
+    target += attribute(_TARGET_REVISION, four_bytes(_REVISION)) + attribute(_TARGET_INFO, info)
     return _expression("target", target)
 
 
@@ -78,13 +79,13 @@ def _of_socket(rule: SocketRule) -> bytes:
     verdict = attribute(_VERDICT_CODE, struct.pack("!i", _GOTO)) + attribute(
         _VERDICT_CHAIN, nul_terminated(rule.target)
     )
-    goto = attribute(_IMMEDIATE_REGISTER, numbered(_VERDICT_REGISTER))
+    goto = attribute(_IMMEDIATE_REGISTER, four_bytes(_VERDICT_REGISTER))
     goto += attribute(_IMMEDIATE_DATA | NESTED, attribute(_VERDICT | NESTED, verdict))
     if not rule.level:
         return _expression("immediate", goto)
-    load = attribute(_SOCKET_KEY, numbered(_CGROUP2)) + attribute(_SOCKET_REGISTER, numbered(_REGISTER))
-    load += attribute(_SOCKET_LEVEL, numbered(rule.level))
-    compare = attribute(_CMP_REGISTER, numbered(_REGISTER)) + attribute(_CMP_OPERATION, numbered(0))
+    load = attribute(_SOCKET_KEY, four_bytes(_CGROUP2)) + attribute(_SOCKET_REGISTER, four_bytes(_REGISTER))
+    load += attribute(_SOCKET_LEVEL, four_bytes(rule.level))
+    compare = attribute(_CMP_REGISTER, four_bytes(_REGISTER)) + attribute(_CMP_OPERATION, four_bytes(0))
     compare += attribute(_CMP_DATA | NESTED, attribute(_VALUE, struct.pack("=Q", rule.cgroup)))
     return _expression("socket", load) + _expression("cmp", compare) + _expression("immediate", goto)
 

@@ -3,19 +3,17 @@
 Messages: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h (batches).
 """
 
-import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from nfq_enforcer.dataplane.queue import netlink, requests
-from nfq_enforcer.dataplane.queue.netlink import HEADER
-from nfq_enforcer.dataplane.queue.requests import ACK, FAMILY, REQUEST
+from nfq_enforcer.dataplane.queue.requests import ACK, REQUEST
 
 CREATE = 0x400  # NLM_F_CREATE
 NESTED = 0x8000  # NLA_F_NESTED
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BEGIN, _END = 16, 17  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
-_FAMILIES = {"inet": 1, "bridge": 7}  # NFPROTO_*
+FAMILIES = {"inet": 1, "bridge": 7}  # NFPROTO_*
 _TIMEOUT = 5.0  # s
 
 
@@ -43,30 +41,15 @@ def _batch(family: str, changes: Sequence[Request]) -> list[bytes]:
     """Return the messages; the kernel acknowledges the last request, or names the first one that it refuses."""
     acknowledged = len(changes) - 1
     return [
-        _message(_BEGIN, REQUEST, 0, _SUBSYSTEM),
+        requests.request(_BEGIN, number=_SUBSYSTEM),
         *(
-            _message(
+            requests.request(
                 _SUBSYSTEM << 8 | change.kind,
                 REQUEST | change.flags | (ACK if place == acknowledged else 0),
-                _FAMILIES[family],
+                FAMILIES[family],
                 attributes=change.attributes,
             )
             for place, change in enumerate(changes)
         ),
-        _message(_END, REQUEST, 0, _SUBSYSTEM),
+        requests.request(_END, number=_SUBSYSTEM),
     ]
-
-
-def numbered(number: int) -> bytes:
-    """Return the data of an attribute with a number of 32 bits."""
-    return struct.pack("!I", number)
-
-
-def nul_terminated(text: str) -> bytes:
-    """Return the data of an attribute with a text."""
-    return text.encode() + b"\0"
-
-
-def _message(kind: int, flags: int, family: int, number: int = 0, attributes: bytes = b"") -> bytes:
-    body = FAMILY.pack(family, 0, number) + attributes
-    return HEADER.pack(HEADER.size + len(body), kind, flags, 0, 0) + body

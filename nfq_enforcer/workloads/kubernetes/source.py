@@ -292,7 +292,7 @@ class KubernetesSource:
         if self._nodes.is_missing:
             yield f"Kubernetes has no node '{self._node}', so no pods of this host: kubernetes.node is its name there"
         for kind, error in self._unwatched.items():
-            yield f"{kind} of Kubernetes is not watched, what is known of it stays in force: {error}"
+            yield f"{kind} of Kubernetes is not watched, its last known objects stay in force: {error}"
         if self._event_error:
             yield f"no events about refused documents: {self._event_error}"
 
