@@ -47,7 +47,7 @@ from nfq_enforcer.dataplane.worker.reports import Events, pack, unpack
 from nfq_enforcer.dataplane.worker.workers import Workers, default_number
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.exporter import Exporter
-from nfq_enforcer.observe.flow import Logged
+from nfq_enforcer.observe.flow import EventIds, Logged
 from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.proxy.access_log import LoggedHello, LoggedRequest
 from nfq_enforcer.proxy.proxy import Proxy
@@ -94,6 +94,7 @@ class Agent:
         )
         self._rules.set_proxied(True)
         self._log: FlowLog[Logged] = FlowLog()
+        self._event_ids = EventIds()
         self._predecessor = predecessor or handover.Predecessor()
         queues = None if config.queues == "auto" else config.queues
         self._workers = Workers(
@@ -369,9 +370,9 @@ class Agent:
     def _name_events(self, packed: bytes) -> Iterator[Logged]:
         """Yield packed events with the current names of their ends."""
         epoch = time.time() - time.monotonic()  # of the workers' clock
-        names = self._reconciler.view.names
+        names, node = self._reconciler.view.names, self._settings.name
         for event in unpack(packed):
-            yield Logged(event, names.ends(event.opening), event.time + epoch)
+            yield Logged(event, names.ends(event.opening), event.time + epoch, node, self._event_ids.next())
 
 
 def _warn(sentences: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ from nfq_enforcer.cli import (
     status,
     store,
 )
+from nfq_enforcer.cli.filter_options import FilterCommand
 from nfq_enforcer.errors import NfqError
 
 app = typer.Typer(
@@ -33,7 +34,7 @@ app = typer.Typer(
 )
 app.command("agent")(agent.agent)
 app.command("status")(status.status)
-app.command("observe")(observe.observe)
+app.command("observe", cls=FilterCommand)(observe.observe)
 app.add_typer(policy.app, name="policy")
 app.add_typer(endpoint.app, name="endpoint")
 app.add_typer(identity.app, name="identity")

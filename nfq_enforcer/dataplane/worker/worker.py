@@ -242,6 +242,14 @@ class Worker:
         if decision.answer is not None:
             self._send_packet(decision.answer)
 
+    def _log_ends(self, now: float) -> None:
+        """Keep the events of flows that are over for the log; count those that are too many."""
+        for event in self._enforcer.ended(now):
+            self._log(event)
+        ends = self._flows.ends
+        self._counts[EVENTS_LOST] += ends.lost
+        ends.lost = 0
+
     def _log(self, event: FlowEvent) -> None:
         logged = event.verdict is not _DROPPED or self._sample.admits(event)
         if logged and len(self._events) < _MAX_EVENTS:
@@ -284,6 +292,7 @@ class Worker:
             self._stop(now)
         self._queues.divide_room(now)
         self._flows.expire(now)
+        self._log_ends(now)
         self._settle(self._names.overdue(now))
         for packet in self._slots.overdue(now):
             packet.settle(_UNDECIDED)

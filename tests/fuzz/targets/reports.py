@@ -3,10 +3,11 @@
 import json
 
 from nfq_enforcer.cluster.names import End, Ends
-from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage
+from nfq_enforcer.core.events import DnsMessage, FlowEnd, FlowEvent, HttpMessage
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.flow_ends import EndCause, Traffic
 from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
@@ -24,7 +25,8 @@ from nfq_enforcer.dataplane.worker.reports import (
     pack,
     unpack,
 )
-from nfq_enforcer.observe.flow import compact, render
+from nfq_enforcer.observe.flow import Logged, render
+from nfq_enforcer.observe.text import compact
 from tests.support.packets import packed
 
 _RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
@@ -42,6 +44,7 @@ _EVENTS = [_EVENT, _EVENT._replace(opening=_OPENING._replace(src=packed("fd00::1
 _MESSAGES = [
     _EVENT._replace(l7=DnsMessage(True, "a.example", 1, 0, 60, (packed("192.0.2.1"),), ("b",))),
     _EVENT._replace(l7=HttpMessage(True, "GET", "http://a/b", "HTTP/1.1", 200, 5, (("x", "y"),), 7)),
+    _EVENT._replace(end=FlowEnd(EndCause.CLOSED, 1.5, Traffic(1, 40), Traffic(0, 0))),
 ]
 SEEDS = [
     encode_report(Bound(Driver.NETLINK, QueueNumbers(100, 101, 102, 103, 104))),
@@ -74,6 +77,6 @@ def check(data: bytes) -> None:
 
 
 def _check_event(event: FlowEvent) -> None:
-    flow = render(event, _NAMES, "n1", event.time)
+    flow = render(Logged(event, _NAMES, event.time, "n1", ""))
     assert json.dumps(flow, ensure_ascii=False).isprintable()
     assert compact(flow).isprintable()

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, TlsMessage
+from nfq_enforcer.core.events import DnsMessage, FlowEnd, FlowEvent, HttpMessage, TlsMessage
 from nfq_enforcer.core.identity import ANY, WORLD, Identity
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.flow_ends import EndCause, Traffic
 from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.tables.slots import SlotKey
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
@@ -49,6 +50,8 @@ EVENTS = [
     EVENT._replace(opening=OPENING._replace(src=packed("fd00::1"), dst=packed("fd00::2"), proto=58, icmp_type=255)),
     EVENT._replace(direction=Direction.EGRESS, is_reply=True, denied_by=(DENY, ORDERED), tcp_flags=0x1FF),
     UNREADABLE,
+    EVENT._replace(end=FlowEnd(EndCause.CLOSED, 1.5, Traffic(3, 180), Traffic(2, 1 << 47))),
+    EVENT._replace(end=FlowEnd(EndCause.EXPIRED, None, Traffic(1, 60), Traffic(0, 0))),
     EVENT._replace(l7=DnsMessage(False, "www.example.com", 1)),
     EVENT._replace(l7=DnsMessage(True, "a\\046b", 28, 3, 60, (packed("fd00::1"), packed("192.0.2.1")), ("b", "c"))),
     EVENT._replace(l7=HttpMessage(False, "GET", "http://a.example/b?c", "HTTP/1.1", 403, 1, (("x", "1"), ("x", "2")))),
@@ -218,6 +221,26 @@ def test_an_event_whose_message_has_a_value_out_of_its_range_is_left_out(
 
     assert next(iter(event.l7 or ())) is True
     assert list(unpack(with_message(*message[:place], value, *message[place + 1 :]))) == []
+
+
+END = ("end", "closed", 1.5, 3, 180, 2, 120)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((1, value) for value in ("over", None, 1)),
+        *((2, value) for value in (-1.0, 1, True, "1", 1e11)),
+        *((place, value) for place in (3, 4, 5, 6) for value in (-1, 0.5, True, "1", None, 1 << 63)),
+    ],
+)
+def test_an_end_of_a_flow_with_a_value_out_of_its_range_is_left_out(place: int, value: Any) -> None:
+    (event,) = unpack(with_message(*END))
+
+    assert event.end == FlowEnd(EndCause.CLOSED, 1.5, Traffic(3, 180), Traffic(2, 120))
+    assert event.l7 is None
+    assert list(unpack(with_message(*END[:place], value, *END[place + 1 :]))) == []
+    assert list(unpack(with_message(*END, 1))) == []
 
 
 @pytest.mark.parametrize(
