@@ -80,8 +80,11 @@ def capture(
         first = next(items, None)
         if first is None:
             raise NfqError("the agent ended before the capture began")
-        with _open(write) as file:
-            _Recording(file, first["begun"]).record(items)
+        try:
+            with _open(write) as file:
+                _Recording(file, first["begun"]).record(items)
+        except BrokenPipeError:  # the reader of the standard output, or of a FIFO, ended it
+            return
 
 
 def _open(path: Path) -> BinaryIO:

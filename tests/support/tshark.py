@@ -11,6 +11,7 @@ import pytest
 from nfq_enforcer.captures import pcapng
 
 DISSECTOR = str(files("nfq_enforcer.captures").joinpath("nfq_enforcer.lua"))
+_LUA_ERROR = "_ws.lua.error"
 _AGGREGATOR = "|"  # between the values of a field that occurs several times in a packet
 
 
@@ -29,11 +30,15 @@ def run_tshark(file: Path, *arguments: str) -> str:
 def read_fields(file: Path, fields: Sequence[str], *arguments: str) -> list[dict[str, list[str]]]:
     """Return the values of fields for each packet of a file."""
     options = ["-T", "fields", "-E", "separator=/t", "-E", "occurrence=a", "-E", f"aggregator={_AGGREGATOR}"]
-    lines = run_tshark(file, *options, *(word for field in fields for word in ("-e", field)), *arguments).splitlines()
-    return [
-        {field: text.split(_AGGREGATOR) if text else [] for field, text in zip(fields, line.split("\t"), strict=True)}
-        for line in lines
-    ]
+    columns = (*fields, _LUA_ERROR)
+    lines = run_tshark(file, *options, *(word for field in columns for word in ("-e", field)), *arguments).splitlines()
+    rows = [dict(zip(columns, map(_values, line.split("\t")), strict=True)) for line in lines]
+    assert not any(row.pop(_LUA_ERROR) for row in rows)
+    return rows
+
+
+def _values(text: str) -> list[str]:
+    return text.split(_AGGREGATOR) if text else []
 
 
 def write_packets(file: Path, packets: Iterable[bytes], length: int = 0) -> None:
