@@ -94,8 +94,8 @@ def file(tmp_path: Path) -> Path:
 
 async def send(lab: Lab, sender: str, source: str, family: int, options: bytes = b"") -> int:
     """Send a datagram with options from the address of an endpoint to back2; return its port."""
-    port, ends = next(_ports), (str(lab.address(name, family)) for name in (source, "back2"))
-    packet = packets.udp(*ends, port, b"a payload")
+    port = next(_ports)
+    packet = packets.udp(str(lab.address(source, family)), str(lab.address("back2", family)), port, b"a payload")
     await lab.host(sender).send_raw(packets.with_options(packet, options) if options else packet)
     return port
 
