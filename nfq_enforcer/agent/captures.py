@@ -10,12 +10,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from itertools import count
-from typing import NamedTuple
 
 from nfq_enforcer.core.events import FlowEvent
-from nfq_enforcer.dataplane.worker.packet_reports import PacketFilter, Packets, unpack_rows, wire_length
+from nfq_enforcer.dataplane.worker.packet_reports import PacketFilter, PacketRow, Packets, unpack_rows, wire_length
 from nfq_enforcer.dataplane.worker.process import WorkerProcess
-from nfq_enforcer.dataplane.worker.reports import unpack
+from nfq_enforcer.dataplane.worker.reports import pack
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.tasks import cancel
@@ -24,17 +23,8 @@ MAX_CAPTURES = 4  # at a time
 RATE = 2000  # packets a second, of all workers together
 _RENEWAL, _LEASE = 1.0, 5.0  # s
 _CONFIRMATION = 5.0  # s for all workers to begin
-_BEHIND, _BEHIND_BYTES = 10_000, 8 << 20  # packets and their bytes that may wait for a reader
-
-
-class CapturedPacket(NamedTuple):
-    """Captured packet: a dropped packet, or one that would be dropped without audit mode."""
-
-    event: FlowEvent
-    indev: int  # index of the interface by which it arrived, 0: none
-    outdev: int  # index of the interface by which it would have left, 0: none
-    length: int  # bytes on the wire
-    data: bytes  # its first bytes, from the IP header on
+_BEHIND_BYTES = 4 << 20  # bytes of packets and events that may wait for a reader
+_EMPTY = 500  # bytes of a waiting packet besides these
 
 
 class Capture:
@@ -45,7 +35,7 @@ class Capture:
         self.filter = packet_filter
         self.snaplen = snaplen
         self.lost = 0  # packets that the filter admits and that no reader receives
-        self._waiting: deque[CapturedPacket] = deque()
+        self._waiting: deque[PacketRow] = deque()
         self._bytes = 0
         self._changed = asyncio.Event()
         self._unconfirmed = set(workers)  # those that have not begun yet
@@ -72,18 +62,17 @@ class Capture:
     def _waits_for_worker(self) -> bool:
         return any(worker.pid is not None for worker in self._unconfirmed)
 
-    def add(self, packet: CapturedPacket) -> None:
-        """Add a packet if the filter admits it; count it as lost if too many wait."""
-        if not self.filter.admits(packet.event):
-            return
-        if len(self._waiting) >= _BEHIND or self._bytes + len(packet.data) > _BEHIND_BYTES:
+    def add(self, packet: PacketRow) -> None:
+        """Add a packet, or count it as lost if too many wait."""
+        size = _size(packet)
+        if self._bytes + size > _BEHIND_BYTES:
             self.lost += 1
             return
         self._waiting.append(packet)
-        self._bytes += len(packet.data)
+        self._bytes += size
         self._changed.set()
 
-    async def next(self, timeout: float) -> CapturedPacket | None:
+    async def next(self, timeout: float) -> PacketRow | None:
         """Wait for the next packet, at most ``timeout`` seconds; then return None."""
         if not self._waiting:
             self._changed.clear()
@@ -93,7 +82,7 @@ class Capture:
             except TimeoutError:
                 return None
         packet = self._waiting.popleft()
-        self._bytes -= len(packet.data)
+        self._bytes -= _size(packet)
         return packet
 
 
@@ -126,7 +115,9 @@ class Captures:
     def add_sample(self, event: FlowEvent, payload: bytes, interface: int) -> None:
         """Add a packet that the kernel has dropped and of which it has sent a sample."""
         for capture in self._captures.values():
-            capture.add(CapturedPacket(event, interface, 0, wire_length(payload), payload[: capture.snaplen]))
+            if capture.filter.admits(event):
+                data = payload[: capture.snaplen]
+                capture.add(PacketRow(pack((event,)), interface, 0, wire_length(payload), data))
 
     async def _renew(self, number: int, capture: Capture) -> None:
         while True:
@@ -141,5 +132,8 @@ class Captures:
         capture.confirm(worker)
         capture.lost += report.lost
         for row in unpack_rows(report.packed):
-            for event in unpack(row.event):
-                capture.add(CapturedPacket(event, row.indev, row.outdev, row.length, row.data[: capture.snaplen]))
+            capture.add(row._replace(data=row.data[: capture.snaplen]))
+
+
+def _size(packet: PacketRow) -> int:
+    return _EMPTY + len(packet.event) + len(packet.data)

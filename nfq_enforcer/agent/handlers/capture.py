@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from nfq_enforcer.agent.api import Params
-from nfq_enforcer.agent.captures import Capture, CapturedPacket
+from nfq_enforcer.agent.captures import Capture
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.params import count, seconds, texts
+from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict
-from nfq_enforcer.dataplane.worker.packet_reports import MAX_SNAPLEN, PacketFilter
+from nfq_enforcer.dataplane.worker.packet_reports import MAX_SNAPLEN, PacketFilter, PacketRow
+from nfq_enforcer.dataplane.worker.reports import unpack
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.observe import flow
 from nfq_enforcer.text import shorten
@@ -55,14 +57,15 @@ class CaptureHandlers:
                 yield {"counts": {"lost": lost}}
             packet = await capture.next(min(left, _COUNTS_INTERVAL))
             if packet is not None:
-                sent += 1
-                yield {"packet": self._render(packet)}
+                for event in unpack(packet.event):
+                    sent += 1
+                    yield {"packet": self._render(event, packet)}
 
-    def _render(self, packet: CapturedPacket) -> Mapping[str, Any]:
-        wall_time = packet.event.time + time.time() - time.monotonic()  # the event's is on the clock of the workers
-        names = self._parts.names.ends(packet.event.opening)
+    def _render(self, event: FlowEvent, packet: PacketRow) -> Mapping[str, Any]:
+        wall_time = event.time + time.time() - time.monotonic()  # the event's is on the clock of the workers
+        names = self._parts.names.ends(event.opening)
         return {
-            "flow": flow.render(packet.event, names, self._parts.settings.name, wall_time),
+            "flow": flow.render(event, names, self._parts.settings.name, wall_time),
             "arrived_by": _interface_name(packet.indev),
             "leaves_by": _interface_name(packet.outdev),
             "length": packet.length,
