@@ -29,7 +29,7 @@ local fields = {
     flags = ProtoField.uint8("nfqe.flags", "Flags", base.HEX, nil, 0x0F),
     signed = ProtoField.bool("nfqe.flags.signed", "Signed", 8, nil, SIGNED),
     key_id = ProtoField.uint8("nfqe.key_id", "Key id", base.DEC),
-    identity = ProtoField.uint32("nfqe.identity", "Identity", base.DEC, RESERVED),
+    identity = ProtoField.uint32("nfqe.identity", "Identity", base.DEC),
     tag = ProtoField.bytes("nfqe.tag", "Tag"),
     labels = ProtoField.string("nfqe.labels", "Labels"),
 }

@@ -34,7 +34,7 @@ class Packet(NamedTuple):
     time_us: int  # microseconds since the epoch
     length: int  # bytes on the wire
     data: bytes  # its first bytes
-    comment: str
+    comment: str  # empty: none
 
 
 def section(application: str, system: str) -> bytes:
@@ -53,7 +53,8 @@ def packet(record: Packet) -> bytes:
     """Return the Enhanced Packet Block of a packet."""
     time = _time(record.time_us)
     body = _BLOCK_TAIL.pack(_ONLY_INTERFACE) + time + struct.pack("<II", len(record.data), record.length)
-    return _block(_PACKET, _padded(body + record.data), ((_COMMENT, _text(record.comment)),))
+    comment = ((_COMMENT, _text(record.comment)),) if record.comment else ()
+    return _block(_PACKET, _padded(body + record.data), comment)
 
 
 def statistics(time_us: int, received: int, dropped: int, comment: str) -> bytes:

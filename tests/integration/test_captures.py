@@ -6,7 +6,7 @@ import os
 import signal
 import stat
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from tests.support.labs import (
     flood,
     identities,
     kill,
+    run_in,
     start_all,
     stop_agents,
     until,
@@ -54,9 +55,9 @@ class RunningCapture:
         self.file = file
         self.notes = b""
 
-    def read(self, *fields: str, shown: str = "") -> list[dict[str, list[str]]]:
-        """Return fields of the packets in the file; ``shown`` is a display filter."""
-        return read_fields(self.file, ("frame.comment", *fields), *(["-Y", shown] if shown else []))
+    def read(self, *fields: str, options: Sequence[str] = ()) -> list[dict[str, list[str]]]:
+        """Return fields of the packets in the file; ``options`` are those of tshark."""
+        return read_fields(self.file, ("frame.comment", *fields), *options)
 
     async def wait(self) -> int:
         """Wait for its end; return its exit status."""
@@ -105,6 +106,9 @@ async def test_a_refused_connection_is_there_with_the_reason_and_the_document(
 ) -> None:
     await policies.apply("first", FRONT_TO_BACK)
     names = identities(guarded)
+    labels = file.with_name("identities.json")
+    socket = str(guarded.nodes["n2"].socket)
+    labels.write_text(run_in(guarded, "n2", *PROGRAM, "identity", "list", "-o", "json", "--socket", socket))
 
     async with capturing(guarded, "n2", file, "--count", "2") as running:
         for family in FAMILIES:
@@ -113,7 +117,8 @@ async def test_a_refused_connection_is_there_with_the_reason_and_the_document(
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert running.notes.endswith(b"nfq-enforcer: 2 packets captured\n")
-    found = running.read("ip.dst", "ipv6.dst", "tcp.dstport", "nfqe.identity", "frame.interface_name")
+    fields = "ip.dst", "ipv6.dst", "tcp.dstport", "nfqe.identity", "nfqe.labels", "frame.interface_name"
+    found = running.read(*fields, options=["-o", f"nfqe.identities:{labels}"])
     assert [(row["ip.dst"], row["ipv6.dst"]) for row in found] == [
         ([str(guarded.address("back2", 4))], []),
         ([], [str(guarded.address("back2", 6))]),
@@ -122,6 +127,7 @@ async def test_a_refused_connection_is_there_with_the_reason_and_the_document(
         (comment,) = row["frame.comment"]
         assert row["tcp.dstport"] == [str(HTTP)]
         assert row["nfqe.identity"] == [str(names["db3"])]  # as it arrived, with the stamp of its node
+        assert "k8s:role=db" in row["nfqe.labels"][0].split(", ")
         assert row["frame.interface_name"] == ["nfq-enforcer"]
         assert comment.startswith("DROPPED POLICY_DENIED: no rule allows it; ingress on node n2 arrived by ")
         assert f"from default/db3 identity {names['db3']} (k8s:role=db" in comment
@@ -153,7 +159,7 @@ async def test_a_refused_stamp_is_shown_as_such(guarded: Lab, reason: str, famil
         port = await send(guarded, "world", "world", family, options)
         assert await running.wait() == 0
 
-    (found,) = running.read(f"nfqe.{reason.lower()}", "udp.dstport", shown=f"nfqe.{reason.lower()}")
+    (found,) = running.read(f"nfqe.{reason.lower()}", "udp.dstport", options=["-Y", f"nfqe.{reason.lower()}"])
     assert found["frame.comment"][0].startswith(f"DROPPED {reason}: ")
     assert found["udp.dstport"] == [str(port)]
 

@@ -1,6 +1,7 @@
 """Wireshark's dissector of stamps, in tshark: fields of both families, and the same verdicts on stamps as a node's."""
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,18 @@ def test_labels_come_from_the_list_of_identities(file: Path) -> None:
     known, unknown = read_fields(file, FIELDS, "-o", f"nfqe.identities:{identities}")
 
     assert (known["nfqe.labels"], unknown["nfqe.labels"]) == (["k8s:role=web, k8s:tier=front"], [])
+
+
+def test_the_document_has_the_output_of_tshark(file: Path) -> None:
+    identities = file.with_name("identities.json")
+    identities.write_text('[{"identity": 300, "labels": ["k8s:role=frontend"]}]')
+    write_packets(file, [stamped(4)])
+    document = (Path(__file__).parents[2] / "docs/captures.md").read_text()
+    (example,) = re.findall(r"^nfq_enforcer stamp, .*?(?=\n```)", document, re.MULTILINE | re.DOTALL)
+
+    shown = run_tshark(file, "-O", "nfqe", "-Y", "nfqe.identity == 300", "-o", f"nfqe.identities:{identities}")
+
+    assert shown.rstrip().endswith(f"\n{example}")
 
 
 @pytest.mark.parametrize("content", [None, "", "[{]}", '[{"identity": 300, "labels": "x"}]', '{"identity":' * 1000])
