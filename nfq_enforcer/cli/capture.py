@@ -72,7 +72,8 @@ def capture(
     The file contains the first bytes of each packet, payload included. Only its owner can read it.
     """
     if print_dissector:
-        print(files("nfq_enforcer.captures").joinpath(_DISSECTOR).read_text(), end="")
+        for line in files("nfq_enforcer.captures").joinpath(_DISSECTOR).read_text().splitlines():
+            output.line(line)
         return
     options: dict[str, Any] = {"count": count, "duration": duration, "reasons": reasons, "verdicts": verdicts}
     params = {name: value for name, value in options.items() if value is not None}
@@ -83,7 +84,7 @@ def capture(
         try:
             with _open(write) as file:
                 _Recording(file, first["begun"]).record(items)
-        except BrokenPipeError:  # the reader of the standard output, or of a FIFO, ended it
+        except BrokenPipeError:  # the reader of the standard output ended it
             return
 
 
