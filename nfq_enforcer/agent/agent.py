@@ -20,6 +20,7 @@ from nfq_enforcer.agent import containers, flood_log, handover, node_settings, n
 from nfq_enforcer.agent.address_watch import AddressWatch
 from nfq_enforcer.agent.api import ApiServer
 from nfq_enforcer.agent.bridge_watch import BridgeWatch
+from nfq_enforcer.agent.captures import Captures
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.handlers import Handlers
 from nfq_enforcer.agent.handlers.parts import Parts
@@ -139,7 +140,8 @@ class Agent:
         self._processes.is_enforced = self._reconciler.enforces_process
         self._run_server = RunServer(config.run_socket, self._processes)
         self._workloads = Workloads(registrar, self._make_sources(registrar, replica))
-        self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)
+        captures = Captures(self._workers)
+        self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events, captures.add_sample)
         handlers = Handlers(
             Parts(
                 config,
@@ -160,6 +162,7 @@ class Agent:
                 self._requests,
                 self._workloads,
                 self._processes,
+                captures,
             )
         )
         self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)

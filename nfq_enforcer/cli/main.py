@@ -8,6 +8,7 @@ import typer
 from nfq_enforcer import __version__
 from nfq_enforcer.cli import (
     agent,
+    capture,
     conntrack,
     endpoint,
     fqdn,
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("agent")(agent.agent)
 app.command("status")(status.status)
 app.command("observe", cls=FilterCommand)(observe.observe)
+app.command("capture")(capture.capture)
 app.add_typer(policy.app, name="policy")
 app.add_typer(endpoint.app, name="endpoint")
 app.add_typer(identity.app, name="identity")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from nfq_enforcer.agent.captures import Captures
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.interface_check import InterfaceCheck
 from nfq_enforcer.agent.name_learner import NameLearner
@@ -45,6 +46,7 @@ class Parts:
     requests: RequestLog
     workloads: Workloads
     processes: Processes
+    captures: Captures
 
     async def reconcile(self, done: str) -> None:
         """Enforce the store's changes; raise OutcomeUnknown if that fails now: the reconciler goes on trying.

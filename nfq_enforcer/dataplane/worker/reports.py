@@ -28,6 +28,7 @@ from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker import flow_list
 from nfq_enforcer.dataplane.worker.flow_list import FlowList
+from nfq_enforcer.dataplane.worker.packet_reports import Packets, unpack_rows
 
 MAX_REPORT = 1 << 24  # bytes
 MAX_EVENTS = 100  # in a report
@@ -49,6 +50,7 @@ _EVENT = struct.Struct("!dBBBB16sB16sBHHhh?IIQQH?HHHH")
 _PACK = struct.Struct("!HI")  # number of events, bytes of rules and messages
 _BOUND = struct.Struct("!BHHHHH")
 _REVISION = struct.Struct("!q")
+_PACKETS = struct.Struct("!QQ")  # number of the capture, lost packets
 _FLOWS = struct.Struct("!II")  # number of the question, number of all flows
 _KIND = struct.Struct("!B")
 _DRIVERS = (Driver.NETLINK, Driver.NETFILTERQUEUE)
@@ -115,7 +117,7 @@ class Events(NamedTuple):
     packed: bytes  # see ``pack``
 
 
-Report = Bound | Failed | Enforced | Events | FlowList | NamesLearned | Applied | SlotWanted
+Report = Bound | Failed | Enforced | Events | FlowList | NamesLearned | Applied | SlotWanted | Packets
 
 
 def encode_report(report: Report) -> bytes:
@@ -135,6 +137,8 @@ def encode_report(report: Report) -> bytes:
         return _KIND.pack(6) + _REVISION.pack(report.number)
     if isinstance(report, SlotWanted):
         return _KIND.pack(7) + _json(report.key).encode()
+    if isinstance(report, Packets):
+        return _KIND.pack(8) + _PACKETS.pack(report.capture, report.lost) + report.packed
     return _KIND.pack(3) + report.packed
 
 
@@ -216,9 +220,21 @@ def _decode_wanted(body: bytes) -> Report:
     return SlotWanted(SlotKey(client, server, source, destination, *peers, port, ProxyProtocols(protocols)))
 
 
+def _decode_packets(body: bytes) -> Report:
+    capture, lost = _PACKETS.unpack_from(body)
+    packets = Packets(capture, lost, body[_PACKETS.size :])
+    try:
+        events = [_decode_events(row.event) for row in unpack_rows(packets.packed)]
+    except ValueError as error:
+        raise InvalidReport(str(error)) from None
+    if not all(isinstance(event, Events) and event.number == 1 for event in events):
+        raise InvalidReport("event of a captured packet")
+    return packets
+
+
 _DECODERS: tuple[Callable[[bytes], Report], ...] = (
     *(_decode_bound, _decode_failed, _decode_enforced, _decode_events, _decode_flows),
-    *(_decode_learned, _decode_applied, _decode_wanted),
+    *(_decode_learned, _decode_applied, _decode_wanted, _decode_packets),
 )
 
 

@@ -13,6 +13,7 @@ from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker import flow_list
 from nfq_enforcer.dataplane.worker.flow_list import FlowList
+from nfq_enforcer.dataplane.worker.packet_reports import MAX_SNAPLEN, PacketRow, Packets, pack_rows, unpack_rows
 from nfq_enforcer.dataplane.worker.reports import (
     MAX_EVENTS,
     Bound,
@@ -53,6 +54,7 @@ SEEDS = [
     encode_report(Events(1, pack(_EVENTS[:1]))),
     encode_report(Events(2, pack(_EVENTS))),
     encode_report(Events(2, pack(_MESSAGES))),
+    encode_report(Packets(1, 2, pack_rows([PacketRow(pack(_EVENTS[:1]), 3, 0, 1500, bytes(20))]))),
     encode_report(FlowList(1, 7, bytes((13,)) + bytes(59))),
 ]
 
@@ -72,6 +74,11 @@ def check(data: bytes) -> None:
         assert len(events) <= report.number <= MAX_EVENTS
         for event in events:
             _check_event(event)
+    elif isinstance(report, Packets):
+        for row in unpack_rows(report.packed):
+            assert len(row.data) <= min(row.length, MAX_SNAPLEN)
+            for event in unpack(row.event):
+                _check_event(event)
     elif isinstance(report, FlowList):
         assert sum(1 for _ in flow_list.unpack(report.packed)) <= flow_list.SEARCHED
 

@@ -15,6 +15,7 @@ from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.tables.slots import SlotKey
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.worker.packet_reports import PacketRow, Packets, pack_rows, unpack_rows
 from nfq_enforcer.dataplane.worker.reports import (
     MAX_EVENTS,
     Applied,
@@ -59,6 +60,7 @@ EVENTS = [
     EVENT._replace(l7=HttpMessage(True, "POST", "http://a/b.C/D", "HTTP/2", 200, 1 << 40, (), 0)),
 ]
 PACKED = pack(EVENTS)
+ROWS = [PacketRow(pack([event]), 3, 0, 1500, bytes(range(40))) for event in EVENTS]
 REPORTS: list[Report] = [
     Bound(Driver.NETLINK, QueueNumbers(100, 101, 102, 103, 65535)),
     Bound(Driver.NETFILTERQUEUE, QueueNumbers(0, 0, 0, 3, 4)),
@@ -69,6 +71,8 @@ REPORTS: list[Report] = [
     NamesLearned(1, packed("10.1.0.10"), "a.example", ((packed("192.0.2.1"), 60), (packed("fd00::1"), 0))),
     NamesLearned(0, packed("fd00::1"), "a\\046b.example", ()),
     Applied(1 << 40),
+    Packets(1 << 63, 1 << 40, pack_rows(ROWS)),
+    Packets(1, 0, b""),
     SlotWanted(SlotKey("", "default/web", Identity(500), Identity(300), (Identity(500), ANY), (Identity(300),), 80)),
 ]
 
@@ -76,6 +80,10 @@ REPORTS: list[Report] = [
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: type(report).__name__)
 def test_a_report_arrives_as_it_was_sent(report: Report) -> None:
     assert decode_report(encode_report(report)) == report
+
+
+def test_captured_packets_are_unpacked_as_they_were() -> None:
+    assert list(unpack_rows(pack_rows(ROWS))) == ROWS
 
 
 def test_events_are_unpacked_as_they_were() -> None:
@@ -120,6 +128,14 @@ def test_of_very_many_rules_the_first_ones_travel() -> None:
         b'\x05[1,"0a01000a",7,[]]',
         b'\x05[1,"0a01000a","a",[' + b",".join([b'["c0000201",1]'] * 501) + b"]]",
         b"\x05" + b"[" * 100_000,
+        b"\x08" + bytes(15),
+        b"\x08" + bytes(16) + pack_rows(ROWS)[:-1],
+        b"\x08" + bytes(16) + bytes(19),
+        b"\x08" + bytes(16) + pack_rows([ROWS[0]._replace(length=39)]),  # shorter than its bytes
+        b"\x08" + bytes(16) + pack_rows([PacketRow(pack([EVENT]), 0, 0, 1 << 17, bytes(1 << 16))]),
+        b"\x08" + bytes(16) + pack_rows([ROWS[0]._replace(event=b"")]),
+        b"\x08" + bytes(16) + pack_rows([ROWS[0]._replace(event=pack([]))]),
+        b"\x08" + bytes(16) + pack_rows([ROWS[0]._replace(event=pack([EVENT, EVENT]))]),
         b"\x07",
         b"\x07[]",
         b'\x07["", "a", 1, 2, [1], [2], 80]',
