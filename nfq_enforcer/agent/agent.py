@@ -153,6 +153,7 @@ class Agent:
                 self._workers,
                 self._rules,
                 self._log,
+                self._event_ids,
                 self._interfaces,
                 time.time(),
                 self._watch,

@@ -15,7 +15,7 @@ from nfq_enforcer.core.verdict import DropReason, FlowVerdict
 from nfq_enforcer.dataplane.worker.packet_reports import MAX_SNAPLEN, PacketFilter, PacketRow
 from nfq_enforcer.dataplane.worker.reports import unpack
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.observe import flow
+from nfq_enforcer.observe.flow import Logged, render
 from nfq_enforcer.text import shorten
 
 _VERDICTS = {str(verdict): verdict for verdict in (FlowVerdict.DROPPED, FlowVerdict.AUDIT)}
@@ -63,9 +63,9 @@ class CaptureHandlers:
 
     def _render(self, event: FlowEvent, packet: PacketRow) -> Mapping[str, Any]:
         wall_time = event.time + time.time() - time.monotonic()  # the event's is on the clock of the workers
-        names = self._parts.names.ends(event.opening)
+        names, node = self._parts.names.ends(event.opening), self._parts.settings.name
         return {
-            "flow": flow.render(event, names, self._parts.settings.name, wall_time),
+            "flow": render(Logged(event, names, wall_time, node, self._parts.event_ids.next())),
             "arrived_by": _interface_name(packet.indev),
             "leaves_by": _interface_name(packet.outdev),
             "length": packet.length,

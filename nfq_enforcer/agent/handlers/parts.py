@@ -19,7 +19,7 @@ from nfq_enforcer.dataplane.rules.iptables import Rules
 from nfq_enforcer.dataplane.rules.ruleset import AddressFamily
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError, OutcomeUnknown
-from nfq_enforcer.observe.flow import Logged
+from nfq_enforcer.observe.flow import EventIds, Logged
 from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.workloads.processes import Processes
 
@@ -37,6 +37,7 @@ class Parts:
     workers: Workers
     rules: Rules
     log: FlowLog[Logged]
+    event_ids: EventIds
     interfaces: InterfaceCheck
     started: float  # s since the epoch
     watch: Watch
