@@ -8,14 +8,16 @@ because no rule allows the packet. So is ``l7.tls``, with the server name of a C
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nfq_enforcer.cluster.names import End, Ends
 from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, L7Message, TlsMessage
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
+
+if TYPE_CHECKING:  # ``observe`` prints flows without the policy documents that names are made of
+    from nfq_enforcer.cluster.names import End, Ends
 
 HubbleFlow = dict[str, Any]
 
@@ -29,7 +31,7 @@ _RCODES = ("no error", "format error", "server failure", "name does not exist", 
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 
 
-def render(event: FlowEvent, names: Ends, node: str, wall_time: float) -> HubbleFlow:
+def render(event: FlowEvent, names: "Ends", node: str, wall_time: float) -> HubbleFlow:
     """Return the event as a JSON object; ``names`` at the time of the event, ``wall_time`` in seconds since the epoch.
 
     The source of a reply is its sender, which is the destination of the opening.
@@ -144,7 +146,7 @@ def _dns_summary(message: DnsMessage) -> str:
     return f"DNS answer {' '.join(words)} to {query}"
 
 
-def _end(identity: Identity, names: End) -> HubbleFlow:
+def _end(identity: Identity, names: "End") -> HubbleFlow:
     end: HubbleFlow = {"identity": identity}
     if names.labels is not None:
         end["labels"] = [str(label) for label in names.labels]
@@ -189,7 +191,7 @@ class Logged(NamedTuple):
     """Logged event: a flow event with the names of its ends at the time of the event."""
 
     event: FlowEvent
-    names: Ends
+    names: "Ends"
     wall_time: float  # s since the epoch
 
     def render(self, node: str) -> HubbleFlow:
