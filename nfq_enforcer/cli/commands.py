@@ -128,5 +128,9 @@ COMMANDS: Mapping[str, Entry] = {
         _OPTIONS_OF_OTHERS,
     ),
     "cleanup": Entry("cleanup:cleanup", ("nfq-enforcer cleanup",)),
+    "completion": Entry(
+        "completion:completion",
+        ("source <(nfq-enforcer completion bash)", "nfq-enforcer completion fish | source"),
+    ),
     "version": Entry("version:version", ("nfq-enforcer version",)),
 }

@@ -6,15 +6,21 @@ from typing import Annotated, Any
 import typer
 
 from nfq_enforcer.agent import client
-from nfq_enforcer.cli import output
+from nfq_enforcer.cli import names, output
 from nfq_enforcer.cli.options import DEFAULT, Format, NoHeaders, Output, Socket
 
 _COLUMNS = ("PROTOCOL", "FROM", "IDENTITY", "TO", "IDENTITY", "STATE", "OFFLOAD", "REVISION", "EXPIRES", "QUEUE")
 
 
 def list_flows(
-    source: Annotated[str, typer.Option("--from", help="Only flows opened by this endpoint or address.")] = "",
-    target: Annotated[str, typer.Option("--to", help="Only flows opened to this endpoint or address.")] = "",
+    source: Annotated[
+        str,
+        typer.Option("--from", help="Only flows opened by this endpoint or address.", autocompletion=names.endpoints),
+    ] = "",
+    target: Annotated[
+        str,
+        typer.Option("--to", help="Only flows opened to this endpoint or address.", autocompletion=names.endpoints),
+    ] = "",
     form: Output = Format.TABLE,
     no_headers: NoHeaders = False,
     socket: Socket = DEFAULT,

@@ -8,11 +8,13 @@ import typer
 from rich.text import Text
 
 from nfq_enforcer.agent import client
+from nfq_enforcer.cli import names as live
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, NoHeaders, Output, Socket
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.text import printable
 
+EndpointName = typer.Argument(help="NAMESPACE/NAME; NAME alone means default/NAME.", autocompletion=live.endpoints)
 _DEFAULT_NAMESPACE = "default"
 _COLUMNS = ("ENDPOINT", "IDENTITY", "NODE", "ADDRESSES", "LABELS", "STATE")
 _MAX_PIDS = 5  # in a table
@@ -28,7 +30,10 @@ def add(
         list[str] | None, typer.Option("--label", "-l", help="KEY=VALUE, a label that enters its identity; repeatable.")
     ] = None,
     namespace: Annotated[str | None, typer.Option("--namespace", "-n", help="Namespace (default: default).")] = None,
-    node: Annotated[str | None, typer.Option("--node", help="Node of the endpoint (default: the agent's own).")] = None,
+    node: Annotated[
+        str | None,
+        typer.Option("--node", help="Node of the endpoint (default: the agent's own).", autocompletion=live.nodes),
+    ] = None,
     interface: Annotated[
         str | None,
         typer.Option("--interface", help="Interface of the node that leads to the endpoint; none for the node itself."),
@@ -71,7 +76,7 @@ def list_endpoints(form: Output = Format.TABLE, no_headers: NoHeaders = False, s
 
 
 def get(
-    name: Annotated[str, typer.Argument(help="NAMESPACE/NAME; NAME alone means default/NAME.")],
+    name: Annotated[str, EndpointName],
     form: DataOutput = DataFormat.YAML,
     socket: Socket = DEFAULT,
 ) -> None:
@@ -86,7 +91,7 @@ def get(
 
 
 def delete(
-    names: Annotated[list[str], typer.Argument(help="NAMESPACE/NAME; NAME alone means default/NAME.")],
+    names: Annotated[list[str], EndpointName],
     socket: Socket = DEFAULT,
 ) -> None:
     """Delete endpoints; exit status 1 if one does not exist."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from nfq_enforcer.agent import client
-from nfq_enforcer.cli import output
+from nfq_enforcer.cli import names, output
 from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, NoHeaders, Output, Socket
 from nfq_enforcer.errors import NfqError
 
@@ -23,7 +23,9 @@ def list_identities(form: Output = Format.TABLE, no_headers: NoHeaders = False, 
 
 
 def get(
-    number: Annotated[int, typer.Argument(help="Number of the identity.", metavar="NUMBER")],
+    number: Annotated[
+        int, typer.Argument(help="Number of the identity.", metavar="NUMBER", autocompletion=names.identities)
+    ],
     form: DataOutput = DataFormat.YAML,
     socket: Socket = DEFAULT,
 ) -> None:

@@ -139,8 +139,8 @@ def line(text: str) -> None:
 
 
 def script(text: str) -> None:
-    """Print lines that are part of the program, for another program to read."""
-    print(printable_lines(text), end="")
+    """Print lines for a shell to read, with tabs."""
+    print("\t".join(map(printable_lines, text.split("\t"))), end="")
 
 
 def note(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from nfq_enforcer.agent import client
-from nfq_enforcer.cli import output, rollout
+from nfq_enforcer.cli import names, output, rollout
 from nfq_enforcer.cli.options import (
     DEFAULT,
     DataFormat,
@@ -23,6 +23,10 @@ from nfq_enforcer.errors import NfqError
 _CHARACTERS = 100_000  # of documents, that an agent on a busy machine brings into force in a second
 _COLUMNS = ("NAMESPACE", "NAME", "KIND", "FROM")
 
+PolicyName = Annotated[
+    str,
+    typer.Argument(help="NAMESPACE/NAME; NAME alone for a clusterwide policy.", autocompletion=names.policies),
+]
 Wait = Annotated[bool, typer.Option(help="Wait until every live node of the cluster enforces the change.")]
 Timeout = Annotated[int, typer.Option(min=1, help="With --wait: the longest wait in seconds.")]
 
@@ -63,7 +67,7 @@ def list_policies(form: PolicyOutput = None, no_headers: NoHeaders = False, sock
 
 
 def get(
-    name: Annotated[str, typer.Argument(help="NAMESPACE/NAME; NAME alone for a clusterwide policy.")],
+    name: PolicyName,
     form: DataOutput = DataFormat.YAML,
     socket: Socket = DEFAULT,
 ) -> None:
@@ -80,7 +84,7 @@ def get(
 
 
 def delete(
-    name: Annotated[str, typer.Argument(help="NAMESPACE/NAME; NAME alone for a clusterwide policy.")],
+    name: PolicyName,
     wait: Wait = False,
     timeout: Timeout = 30,
     force: Annotated[

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nfq_enforcer.cli import output
+from nfq_enforcer.cli import names, output
 from nfq_enforcer.cli.options import (
     DEFAULT,
     DocumentPaths,
@@ -67,9 +67,21 @@ def validate(
 
 
 def trace(
-    source: Annotated[str, typer.Option("--from", help="NAMESPACE/NAME of an endpoint, ip:ADDRESS or reserved:NAME.")],
+    source: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="NAMESPACE/NAME of an endpoint, ip:ADDRESS or reserved:NAME.",
+            autocompletion=names.endpoints,
+        ),
+    ],
     target: Annotated[
-        str, typer.Option("--to", help="The other end, which accepts the connection; also fqdn:NAME, outside.")
+        str,
+        typer.Option(
+            "--to",
+            help="The other end, which accepts the connection; also fqdn:NAME, outside.",
+            autocompletion=names.endpoints,
+        ),
     ],
     files: Annotated[
         list[Path] | None,

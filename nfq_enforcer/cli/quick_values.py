@@ -19,11 +19,11 @@ def set_up(function: Callable[..., Any], parameters: Sequence[Any]) -> None:
     hints = get_type_hints(function, include_extras=True)
     for parameter in parameters:
         if parameter.name in hints and parameter.callback is None:
-            parameter.process_value = _processor(parameter, *_split(hints[parameter.name]))
+            parameter.process_value = _processor(parameter, *split(hints[parameter.name]))
 
 
-def _split(hint: Any) -> tuple[Any, Any]:
-    """Return the type of a parameter, without ``| None``, and the option or argument that describes it."""
+def split(hint: Any) -> tuple[Any, Any]:
+    """Return the type of a parameter by its annotation, without ``| None``, and the option or argument in it."""
     kind, info = get_args(hint)[:2] if get_origin(hint) is Annotated else (hint, None)
     present = [one for one in get_args(kind) if one is not NoneType]
     return (present[0] if NoneType in get_args(kind) and len(present) == 1 else kind), info
