@@ -62,7 +62,7 @@ def with_filters(function: Callable[..., None]) -> Callable[..., None]:
             for option in OPTIONS:
                 given = values.pop(_parameter_name(prefix, option))
                 if given:
-                    kind[option.name] = [option.constant] if option.constant else given
+                    kind[option.name] = [option.constant] if option.constant else list(given)
         function(filters=filters, **values)
 
     parameters = [*own, *added]
