@@ -1,4 +1,4 @@
-"""Explanation of a connection in words: verdict and rules of both sides, the smallest change, and what else it opens."""
+"""Explanation of a connection in words: verdict and rules of both sides, and the smallest change."""
 
 from collections.abc import Callable, Iterator
 
@@ -39,9 +39,7 @@ def _side(trace: SideTrace, place: Place) -> Iterator[Text]:
         written = place(one.rule)
         yield Text(f"  {mark} {one.rule}{f' ({written})' if written else ''}: {one.explanation}")
     if len(shown) > _MAX_LISTED:
-        yield Text(
-            f"  · {len(shown) - _MAX_LISTED} more rules select it; 'nfq-enforcer policy trace' shows them", "dim"
-        )
+        yield Text(f"  · {len(shown) - _MAX_LISTED} more rules select it; 'policy trace' shows them", "dim")
 
 
 def _reason(trace: SideTrace) -> str:

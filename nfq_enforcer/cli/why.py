@@ -1,5 +1,6 @@
 """``nfq-enforcer why``: why a connection is allowed or refused, and what would have to change."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,13 +88,14 @@ def _flow(params: dict[str, Any], saved_flows: str | None, socket: Path) -> "Sav
     """Return the last flow that the filters select; raise NfqError without one."""
     from nfq_enforcer.observe import saved
 
+    items: Iterator[Mapping[str, Any]]
     if saved_flows is None:
         items = client.stream(socket, "observe", client.TIMEOUT, **params)
     else:
         lines = input_file.lines(Path(saved_flows), input_file.FLOW_SIZE)
         items = saved.select(lines, Query(**params), output.note)
     for item in items:
-        return saved.Saved(item, saved.parse(item))
+        return saved.Saved(dict(item), saved.parse(item))
     raise NfqError(
         "the log has no refused flow that matches; 'nfq-enforcer observe' shows the flows, and --from, --to and --port "
         "ask for a connection that nobody has tried"
@@ -150,10 +152,10 @@ def _print(explained: "Explanation | None", flow: "Saved | None", simulated: "Si
 def _data(explained: "Explanation | None", flow: "Saved | None", origin: str) -> dict[str, Any]:
     from nfq_enforcer.observe.advice import ADVICE
 
-    reason = None if flow is None else flow.logged.event.reason
+    reason = flow.logged.event.reason if flow is not None and explained is None else None
     return {
         "flow": None if flow is None else flow.item,
-        "advice": ADVICE[reason] if reason in ADVICE else None,
+        "advice": None if reason is None else ADVICE[reason],
         "connection": None if explained is None else explained.as_data(),
         "documents_of": origin,
     }

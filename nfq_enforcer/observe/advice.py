@@ -17,7 +17,7 @@ _STRANGER = "The interfaces that lead to other nodes are 'node.cluster_interface
 
 ADVICE: Mapping[DropReason, str] = {
     DropReason.INVALID_PACKET: "The sender, or a device between, damages packets; a capture shows the bytes.",
-    DropReason.FRAG_NOT_SUPPORTED: "The kernel reassembles fragments before the queue; a table without conntrack may not.",
+    DropReason.FRAG_NOT_SUPPORTED: "The kernel reassembles fragments before the queue, unless conntrack is off.",
     DropReason.INVALID_SOURCE_IP: (
         "The sender forges an address, or its Endpoint document lacks this one, or names another interface: compare "
         "'nfq-enforcer endpoint get' with the addresses of the interface."
@@ -30,7 +30,7 @@ ADVICE: Mapping[DropReason, str] = {
     DropReason.STAMP_UNTRUSTED: _STRANGER,
     DropReason.STAMP_MALFORMED: f"Only nodes write stamps. {_STRANGER}",
     DropReason.STAMP_DUPLICATE: f"Only nodes write stamps, one in each packet. {_STRANGER}",
-    DropReason.STAMP_VERSION: "The sender's node has a later version of nfq_enforcer: 'nfq-enforcer node list' shows it.",
+    DropReason.STAMP_VERSION: "The sender's node has a later version: 'nfq-enforcer node list' shows it.",
     DropReason.STAMP_IDENTITY: f"Reserved and local identities never travel. {_STRANGER}",
     DropReason.INVALID_IDENTITY: (
         "This node does not know the identity, because it is not in step with the store ('nfq-enforcer store status'), "
@@ -46,12 +46,12 @@ ADVICE: Mapping[DropReason, str] = {
     DropReason.DNS_SEGMENT: "Queries over TCP have to come whole and in order; the client repeats them by itself.",
     DropReason.DNS_NOT_LEARNED: f"The workers did not answer in time, and the client asks again; {_PARTS}.",
     DropReason.HTTP_MALFORMED: "The client's request is no HTTP that the proxy accepts (docs/http.md).",
-    DropReason.TLS_MALFORMED: "The client does not begin with a complete TLS handshake, which rules with server names need.",
+    DropReason.TLS_MALFORMED: "The client does not begin with a complete TLS handshake, as server names need.",
     DropReason.PROXY_MISSING: f"Envoy does not run on this node; {_PARTS}.",
-    DropReason.PROXY_SLOT: "A process of this host uses the marks of the proxy, or the connection is older than the proxy.",
+    DropReason.PROXY_SLOT: "A process of this host uses the proxy's marks, or the connection is older than it.",
     DropReason.UNKNOWN_PROCESS: (
-        "The socket has been closed, or belongs to no running command: see 'nfq-enforcer endpoint list' and the services "
-        "in 'processes.units'."
+        "The socket has been closed, or belongs to no running command: see 'nfq-enforcer endpoint list', and the "
+        "services in 'processes.units'."
     ),
     DropReason.PROCESS_L7: "A process endpoint needs rules without HTTP, DNS and server names.",
     DropReason.PAYLOAD_TOO_LONG: "The driver netlink copies longer packets than the driver netfilterqueue ('driver').",

@@ -17,6 +17,7 @@ from nfq_enforcer.policy import loader, writing
 from nfq_enforcer.policy.fields import ACCOUNT_KEY
 from nfq_enforcer.policy.loader import Documents
 from nfq_enforcer.policy.ports import TrafficSpec
+from nfq_enforcer.policy.probes import Family
 from nfq_enforcer.policy.simulation import Simulation
 from nfq_enforcer.policy.why import Connection, Explanation, explain
 
@@ -37,7 +38,7 @@ def connection_of(logged: Logged) -> Connection:
     port = opening.dport if opening.proto in PORTED else opening.icmp_type
     source, destination = _opener_first(logged)
     traffic = TrafficSpec(opening.proto, port, _request(logged))
-    family = "IPv4" if len(opening.src) == 4 else "IPv6"
+    family: Family = "IPv4" if len(opening.src) == 4 else "IPv6"
     return Connection(_reference(source), _reference(destination), traffic, family)
 
 
