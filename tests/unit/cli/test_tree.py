@@ -33,7 +33,7 @@ def parse(words: list[str]) -> tuple[str, Any]:
 
 def own_words(example: str) -> list[str]:
     """Return the words of the program in a command line, behind its name and before another pipe."""
-    words = shlex.split(example)
+    words = shlex.split(re.sub(r"<\(|\)$", " ", example))
     words = words[words.index(tree.PROGRAM) + 1 :]
     return words[: words.index("|")] if "|" in words else words
 
