@@ -21,6 +21,7 @@ from nfq_enforcer.cli import (
     run,
     status,
     store,
+    ui,
 )
 from nfq_enforcer.errors import NfqError
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command("agent")(agent.agent)
 app.command("status")(status.status)
 app.command("observe")(observe.observe)
+app.command("ui")(ui.ui)
 app.add_typer(policy.app, name="policy")
 app.add_typer(endpoint.app, name="endpoint")
 app.add_typer(identity.app, name="identity")
