@@ -1,7 +1,7 @@
 """Fetch the JavaScript that the package ships, and compare it with the files in the repository.
 
-``vendor.json`` pins each package of npm: its version, the integrity of its archive, and the SHA-256 of each file that is
-shipped. The file in the repository has to be the file in the archive, byte for byte.
+``vendor.json`` pins each package of npm: its version, the integrity of its archive, and the SHA-256 of each file that
+is shipped. The file in the repository has to be the file in the archive, byte for byte.
 
     tools/vendor.py            fetch each archive with npm, check it, compare the files; exit status 1 for a difference
     tools/vendor.py --write    the same, and write the files

@@ -6,33 +6,41 @@ import { ports, rate } from "/assets/text.js";
 
 const LABELLED = 16;  // edges; with more of them, only those under the pointer and the chosen one have their label
 const PLAIN = 400;  // edges; with more of them, edges are straight lines, and moving shows a picture of the map
+const RESTYLED = 400;  // edges of a large map that get another look at one update; the others follow at the next ones
+const STILL = 250;  // ms after which a large map that was moved stands still
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export const edgeId = (edge) => JSON.stringify([edge.source, edge.destination, edge.verdict]);
+
+const labelOf = (edge) => `${ports(edge, 2)} ${rate(edge.rate)}`.trim();
 
 export class Graph {
   constructor(container, { onEdge, onNode, onNothing }) {
     this.container = container;
     this.touched = false;  // the user has chosen what is in view
     this.moved = new Map();  // places that the user chose, by key
-    this.keys = "";
     this.large = false;
-    this.start([]);
+    this.movedAt = -Infinity;
+    this.latest = { nodes: [], edges: [], now: 0 };
     this.on = { onEdge, onNode, onNothing };
+    this.start({});
   }
 
-  start(elements, viewport) {
+  start(viewport) {
+    this.keys = "";
+    this.drawn = new Map();  // edges by id: {element, label, width, idle}
     this.cy = cytoscape({
-      container: this.container, elements, style: this.style(), layout: { name: "preset" },
-      minZoom: 0.05, maxZoom: 3, boxSelectionEnabled: false, selectionType: "single", autounselectify: true,
-      textureOnViewport: this.large, hideEdgesOnViewport: false, pixelRatio: this.large ? 1 : "auto", ...viewport,
+      container: this.container, style: this.style(), layout: { name: "preset" },
+      minZoom: 0.05, maxZoom: 3, boxSelectionEnabled: false, autounselectify: true,
+      textureOnViewport: this.large, pixelRatio: this.large ? 1 : "auto", ...viewport,
     });
     this.cy.on("tap", "edge", (event) => this.on.onEdge(event.target.id()));
     this.cy.on("tap", "node.workload", (event) => this.on.onNode(event.target.id()));
     this.cy.on("tap", (event) => { if (event.target === this.cy) this.on.onNothing(); });
-    this.cy.on("mouseover", "edge", (event) => event.target.addClass("hovered"));
+    this.cy.on("mouseover", "edge", (event) => { this.label(event.target); event.target.addClass("hovered"); });
     this.cy.on("mouseout", "edge", (event) => event.target.removeClass("hovered"));
     this.cy.on("dragpan scrollzoom pinchzoom", () => { this.touched = true; });
+    this.cy.on("viewport drag", () => { this.movedAt = performance.now(); });
     this.cy.on("dragfree", "node", (event) => this.keep(event.target));
   }
 
@@ -43,6 +51,8 @@ export class Graph {
 
   // nodes and edges are those to be drawn, all of them; now in seconds since the epoch.
   update(nodes, edges, now) {
+    this.latest = { nodes, edges, now };
+    if (this.large && this.isMoving()) return;  // a large map is drawn anew once it stands still
     this.restartIfSizeChanged(edges.length);
     let added = false;
     this.cy.batch(() => {
@@ -52,74 +62,98 @@ export class Graph {
     if (added && !this.touched) this.fit();
   }
 
+  isMoving() {
+    const wait = this.movedAt + STILL - performance.now();
+    if (wait <= 0) return false;
+    clearTimeout(this.later);
+    this.later = setTimeout(() => this.update(this.latest.nodes, this.latest.edges, this.latest.now), wait);
+    return true;
+  }
+
   // Cytoscape takes the options of a large map at its start only.
   restartIfSizeChanged(edges) {
     const large = this.large ? edges > PLAIN / 2 : edges > PLAIN;
     if (large === this.large) return;
     this.large = large;
-    const elements = this.cy.elements().jsons(), viewport = { zoom: this.cy.zoom(), pan: { ...this.cy.pan() } };
+    const viewport = { zoom: this.cy.zoom(), pan: { ...this.cy.pan() } };
     this.cy.destroy();
-    this.start(elements, viewport);
+    this.start(viewport);
   }
 
   // Return whether the workloads, or their groups, are others than before.
   updateNodes(nodes) {
-    const present = new Set(nodes.map((node) => node.key));
-    this.cy.nodes(".workload").filter((node) => !present.has(node.id())).remove();
-    this.cy.nodes(".box").filter((box) => !box.children().nonempty()).remove();
     const keys = nodes.map((node) => `${node.key} ${node.group}`).sort().join("\n");
     if (keys === this.keys) return false;
     this.keys = keys;
-    const places = place(nodes);
-    for (const node of nodes) this.putNode(node, this.moved.get(node.key) ?? places.get(node.key));
-    this.cy.nodes(".box").filter((box) => !box.children().nonempty()).remove();
+    const present = new Set(nodes.map((node) => node.key));
+    this.cy.nodes(".workload").filter((node) => !present.has(node.id())).remove();
+    for (const [id, { element }] of this.drawn) if (element.removed()) this.drawn.delete(id);  // they go with their ends
+    const places = place(nodes), added = new Map();
+    for (const node of nodes) this.putNode(node, this.moved.get(node.key) ?? places.get(node.key), added);
+    this.cy.add([...added.values()]);
+    this.cy.nodes(".group").filter((box) => box.isChildless()).remove();
+    this.cy.nodes(".box").filter((box) => box.isChildless()).remove();
     return true;
   }
 
-  putNode(node, position) {
-    const parent = this.box(`box:${boxOf(node)}`, boxOf(node), null);
-    const group = this.box(`group:${boxOf(node)}:${node.group}`, node.group, parent);
+  // Move a node that is drawn already, or add it, and the boxes around it, to the elements that are new.
+  putNode(node, position, added) {
+    const box = `box:${boxOf(node)}`, group = `group:${boxOf(node)}:${node.group}`;
+    this.putBox(added, { id: box, label: boxOf(node) }, "box");
+    this.putBox(added, { id: group, label: node.group, parent: box }, "box group");
     const there = this.cy.getElementById(node.key);
-    if (there.nonempty()) {
-      if (there.data("parent") !== group) there.move({ parent: group });
-      this.cy.getElementById(node.key).position(position);
+    if (there.nonempty() && there.data("parent") === group) {
+      const { x, y } = there.position();
+      if (x !== position.x || y !== position.y) there.position(position);
       return;
     }
-    const classes = `workload ${node.kind}`;
-    this.cy.add({ group: "nodes", data: { id: node.key, parent: group, label: node.name }, position: { ...position }, classes });
+    if (there.nonempty()) {  // its labels are others: with its edges, it is drawn anew
+      there.connectedEdges().forEach((edge) => { this.drawn.delete(edge.id()); });
+      there.remove();
+    }
+    const data = { id: node.key, parent: group, label: node.name };
+    added.set(node.key, { group: "nodes", data, position: { ...position }, classes: `workload ${node.kind}` });
   }
 
-  box(id, label, parent) {
-    if (this.cy.getElementById(id).empty()) {
-      this.cy.add({ group: "nodes", data: { id, label, ...(parent ? { parent } : {}) }, classes: parent ? "box group" : "box", selectable: false });
-    }
-    return id;
+  putBox(added, data, classes) {
+    if (!added.has(data.id) && this.cy.getElementById(data.id).empty()) added.set(data.id, { group: "nodes", data, classes });
   }
 
   updateEdges(edges, now) {
-    const present = new Set(edges.map(edgeId));
-    this.cy.edges().filter((edge) => !present.has(edge.id())).remove();
-    const added = [];
+    let restyled = 0;
+    const present = new Set(), added = [], labelled = edges.length <= LABELLED;
     for (const edge of edges) {
-      const id = edgeId(edge), there = this.cy.getElementById(id);
-      const label = `${ports(edge, 2)} ${rate(edge.rate)}`.trim();
+      const id = edgeId(edge), there = this.drawn.get(id);
+      const label = this.large ? "" : labelOf(edge);
       const width = Math.min(6, Math.round(2 + 2 * Math.log2(1 + edge.rate * 4)) / 2 + 0.5);
       const idle = now - edge.last > 60;
-      if (there.empty()) {
-        const classes = `${edge.verdict}${idle ? " idle" : ""}`;
+      present.add(id);
+      if (!there) {
+        const classes = [edge.verdict, idle && "idle", labelled && "labelled", this.large && "plain"].filter(Boolean).join(" ");
         added.push({ group: "edges", data: { id, source: edge.source, target: edge.destination, label, width }, classes });
+        this.drawn.set(id, { element: null, label, width, idle });
         continue;
       }
-      if (there.data("label") !== label || there.data("width") !== width) there.data({ label, width });
-      if (there.hasClass("idle") !== idle) there.toggleClass("idle", idle);
+      if (there.label === label && there.width === width && there.idle === idle) continue;
+      if (this.large && ++restyled > RESTYLED) continue;
+      if (there.label !== label || there.width !== width) there.element.data({ label, width });
+      if (there.idle !== idle) there.element.toggleClass("idle", idle);
+      Object.assign(there, { label, width, idle });
     }
-    if (added.length) this.cy.add(added);
-    const labelled = edges.length <= LABELLED;
-    if (labelled !== this.labelled || added.length) {
-      this.labelled = labelled;
-      this.cy.edges().toggleClass("labelled", labelled);
-      this.cy.edges().toggleClass("plain", this.large);
+    for (const [id, { element }] of this.drawn) {
+      if (present.has(id)) continue;
+      element.remove();
+      this.drawn.delete(id);
     }
+    if (added.length) this.cy.add(added).forEach((element) => { this.drawn.get(element.id()).element = element; });
+    if (labelled !== this.labelled) this.cy.edges().toggleClass("labelled", labelled);
+    this.labelled = labelled;
+  }
+
+  // The label of an edge under the pointer, or of one that is chosen, in a map so large that edges have none.
+  label(element) {
+    const edge = this.large && this.latest.edges.find((one) => edgeId(one) === element.id());
+    if (edge) element.data("label", labelOf(edge));
   }
 
   choose(id) {
@@ -127,11 +161,13 @@ export class Graph {
     this.cy.elements(".chosen, .touching").removeClass("chosen touching");
     if (id === null) return;
     const found = this.cy.getElementById(id);
+    if (found.empty()) return;
     found.addClass("chosen");
-    found.connectedEdges?.().addClass("touching");
+    if (found.isEdge()) this.label(found);
+    else found.connectedEdges().slice(0, LABELLED).forEach((edge) => { this.label(edge); edge.addClass("touching"); });
     if (!this.touched) return;  // everything is in view
-    const { x1, y1, x2, y2 } = this.cy.extent(), at = found.nonempty() ? found.boundingBox() : null;
-    if (at && (at.x1 < x1 || at.x2 > x2 || at.y1 < y1 || at.y2 > y2)) this.show(found);
+    const { x1, y1, x2, y2 } = this.cy.extent(), at = found.boundingBox();
+    if (at.x1 < x1 || at.x2 > x2 || at.y1 < y1 || at.y2 > y2) this.show(found);
   }
 
   show(elements) {
