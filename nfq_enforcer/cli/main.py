@@ -8,6 +8,7 @@ import typer
 from nfq_enforcer import __version__
 from nfq_enforcer.cli import (
     agent,
+    capture,
     conntrack,
     endpoint,
     fqdn,
@@ -23,6 +24,7 @@ from nfq_enforcer.cli import (
     store,
     ui,
 )
+from nfq_enforcer.cli.filter_options import FilterCommand
 from nfq_enforcer.errors import NfqError
 
 app = typer.Typer(
@@ -34,7 +36,8 @@ app = typer.Typer(
 )
 app.command("agent")(agent.agent)
 app.command("status")(status.status)
-app.command("observe")(observe.observe)
+app.command("observe", cls=FilterCommand)(observe.observe)
+app.command("capture")(capture.capture)
 app.command("ui")(ui.ui)
 app.add_typer(policy.app, name="policy")
 app.add_typer(endpoint.app, name="endpoint")

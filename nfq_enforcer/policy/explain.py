@@ -14,8 +14,9 @@ from nfq_enforcer.core.tables.policymap import PORT_BITS, WHOLE, Action, RuleOrd
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.l7_match import matches, refusal, wrong_protocol
 from nfq_enforcer.policy.ports import LAST, PortSpan, TrafficSpec, merge_spans
+from nfq_enforcer.policy.requirements import Operator, Requirement
 from nfq_enforcer.policy.rules import L4Filter, NamedPortRef, NamePeer, PortBlock, PortSet, Rule, RulePeer
-from nfq_enforcer.policy.selectors import Operator, Requirement, Selector
+from nfq_enforcer.policy.selectors import Selector
 from nfq_enforcer.policy.simulation import (
     ConnectionEnd,
     ConnectionResult,
