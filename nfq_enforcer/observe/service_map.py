@@ -280,13 +280,8 @@ class ServiceMap:
         while len(self._edges) > self._max_edges:
             self._forget_edge(next(iter(self._edges)))
         while len(self._nodes) > self._max_nodes:
-            self._forget_node(next(iter(self._nodes)))
-
-    def _forget_node(self, key: str) -> None:
-        for edge in tuple(self._edges_of.get(key, ())):
-            self._forget_edge(edge)
-        if key in self._nodes:  # it was not gone with its last edge
-            self._drop_node(key)
+            for edge in tuple(self._edges_of[next(iter(self._nodes))]):  # the node goes with the last of them
+                self._forget_edge(edge)
 
     def _forget_edge(self, key: EdgeKey) -> None:
         del self._edges[key]

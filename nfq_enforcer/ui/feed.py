@@ -47,7 +47,8 @@ class Feed:
         self.unreadable = 0
         self.error = "connecting"  # of the agent; empty while its flows arrive
         self.away_since: float | None = clock()
-        self._fresh = asyncio.Event()  # set at each change, replaced by the next one
+        self.version = 0  # number of changes of the map or of the state
+        self._fresh = asyncio.Event()  # set at each change, then replaced
         self._held: frozenset[bytes] = frozenset()  # flows that the agent may send once more, after a reconnection
 
     async def run(self) -> None:
@@ -64,8 +65,10 @@ class Feed:
         finally:
             await cancel(ticking)
 
-    async def changed(self, timeout: float) -> None:
-        """Return when something has changed, or after ``timeout`` seconds."""
+    async def changed(self, version: int, timeout: float) -> None:
+        """Return when something has changed since a version, at once if it has, or after ``timeout`` seconds."""
+        if self.version != version:
+            return
         try:
             async with asyncio.timeout(timeout):
                 await self._fresh.wait()
@@ -137,6 +140,7 @@ class Feed:
         self._signal()
 
     def _signal(self) -> None:
+        self.version += 1
         self._fresh.set()
         self._fresh = asyncio.Event()
 

@@ -99,7 +99,7 @@ class MapServer:
             raise NfqError(f"too many pages are open: {MAX_STREAMS} already follow this map")
         self._streams += 1
         try:
-            async with self._feeds.open(filter.params(request.query.get("filter", ""))) as feed:
+            async with self._feeds.open(filter.read(request.query.get("filter", ""))) as feed:
                 response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
                 await response.prepare(request)
                 await _send_changes(feed, response)
@@ -109,7 +109,7 @@ class MapServer:
 
     async def _map(self, request: web.Request) -> web.Response:
         """Return the map of a time span of the log: ``window`` seconds up to ``until``; without, all of it."""
-        async with self._feeds.open(filter.params(request.query.get("filter", ""))) as feed:
+        async with self._feeds.open(filter.read(request.query.get("filter", ""))) as feed:
             after, until = _span(request.query)
             flows = [flow.seen for flow in feed.between(after, until)]
             made = map_of(reversed(flows), min(until, time.time()))
@@ -118,7 +118,7 @@ class MapServer:
     async def _edge(self, request: web.Request) -> web.Response:
         """Return the flows of an edge in a time span of the log, and the rules that decided them."""
         query = request.query
-        async with self._feeds.open(filter.params(query.get("filter", ""))) as feed:
+        async with self._feeds.open(filter.read(query.get("filter", ""))) as feed:
             key = EdgeKey(query.get("source", ""), query.get("destination", ""), query.get("verdict", ""))
             after, until = _span(query)
             return _json(details.edge_details(key, feed.between(after, until), min(until, time.time())))
@@ -131,7 +131,7 @@ class MapServer:
 async def _send_changes(feed: Feed, response: web.StreamResponse) -> None:
     change = 0
     while True:
-        delta = feed.map.since(change)
+        version, delta = feed.version, feed.map.since(change)
         change = delta.change
         message = json.dumps(details.clean({**delta.to_json(), "status": feed.status()}))
         try:
@@ -140,7 +140,7 @@ async def _send_changes(feed: Feed, response: web.StreamResponse) -> None:
         except (TimeoutError, ConnectionError):
             return
         await asyncio.sleep(_INTERVAL)
-        await feed.changed(_HEARTBEAT)
+        await feed.changed(version, _HEARTBEAT)
 
 
 def _span(query: Mapping[str, str]) -> tuple[float, float]:

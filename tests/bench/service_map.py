@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 
 from playwright.sync_api import Page
 
-from tests.support.map_agent import Json, MapAgent, end, flow
+from nfq_enforcer.observe.flow import Logged
+from tests.support.map_agent import MapAgent, dropped, end, event, restamped
 from tests.support.map_page import PATIENT, chromium, serving
 
 WORKLOADS, EDGES = 500, 5_000
@@ -33,30 +34,20 @@ _FRAMES = """
 """
 
 
-def ends() -> list[Json]:
-    """Return the workloads: ten namespaces with ten groups of five."""
-    return [
-        end(f"team-{number % 10}", f"app-{number}", f"k8s:role=role-{number // 10 % 10}", identity=300 + number)
-        for number in range(WORKLOADS)
-    ]
-
-
-def flows(chosen: random.Random) -> list[Json]:
-    """Return one flow for each edge."""
-    workloads, made = ends(), {}
+def flows(chosen: random.Random) -> list[Logged]:
+    """Return one flow for each edge, of workloads in ten namespaces with ten groups of five."""
+    workloads = [end(f"team-{n % 10}", f"app-{n}", role=f"role-{n // 10 % 10}") for n in range(WORKLOADS)]
+    made: dict[tuple[str, str, bool], Logged] = {}
     while len(made) < EDGES:
         source, destination = chosen.sample(workloads, 2)
-        verdict = "DROPPED" if chosen.random() < 0.15 else "FORWARDED"
-        key = source["pod_name"], destination["pod_name"], verdict
-        made[key] = flow(source, destination, verdict=verdict, port=chosen.choice((80, 443, 5432)))
+        make, port = chosen.choices((event, dropped), (85, 15))[0], chosen.choice((80, 443, 5432))
+        made[source.name, destination.name, make is event] = make(source, destination, port=port)
     return list(made.values())
 
 
-def _load(agent: MapAgent, all_flows: list[Json], stop: threading.Event, chosen: random.Random) -> None:
+def _load(agent: MapAgent, all_flows: list[Logged], stop: threading.Event, chosen: random.Random) -> None:
     while not stop.wait(0.25):
-        now = time.time()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06}Z"
-        agent.add([{**one, "time": stamp} for one in chosen.sample(all_flows, _CHANGED // 4)])
+        agent.add(*restamped(chosen.sample(all_flows, _CHANGED // 4)))
 
 
 def _drag(page: Page) -> None:
@@ -90,8 +81,10 @@ def _report(name: str, frames: list[float]) -> None:
     ordered = sorted(frames)
     p95, worst = ordered[int(len(ordered) * 0.95)], ordered[-1]
     median = statistics.median(ordered)
-    print(f"  {name:28} {len(frames) / sum(frames) * 1000:5.0f} frames/s  median {median:5.1f} ms"
-          f"  95 % {p95:6.1f} ms  longest {worst:6.1f} ms")
+    print(
+        f"  {name:28} {len(frames) / sum(frames) * 1000:5.0f} frames/s  median {median:5.1f} ms"
+        f"  95 % {p95:6.1f} ms  longest {worst:6.1f} ms"
+    )
 
 
 def _measure(url: str) -> Iterator[tuple[str, list[float]]]:
@@ -114,14 +107,14 @@ def main() -> None:
     chosen = random.Random(14)
     all_flows = flows(chosen)
     with TemporaryDirectory() as folder:
-        agent = MapAgent(Path(folder) / "agent.sock")
-        agent.log = type(agent.log)(2 * EDGES)
-        with agent.running(), serving(agent.path) as url:
-            agent.add(all_flows)
+        agent = MapAgent(Path(folder) / "agent.sock", 2 * EDGES)
+        with agent.running(*all_flows), serving(agent.path) as url:
             stop = threading.Event()
             load = threading.Thread(target=_load, args=(agent, all_flows, stop, chosen))
-            print(f"{WORKLOADS} workloads, {EDGES} edges, {_CHANGED} new flows/s, Chromium in software,"
-                  f" load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+            print(
+                f"{WORKLOADS} workloads, {EDGES} edges, {_CHANGED} new flows/s, Chromium in software,"
+                f" load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors"
+            )
             load.start()
             try:
                 for name, frames in _measure(url):

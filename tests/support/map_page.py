@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Page, sync_playwright
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 MISSING = None if CHROMIUM else "Chromium is not installed (make test)"
@@ -25,8 +25,12 @@ class Troubles(list[str]):
         """Collect the troubles of a page whose server has this address."""
         page.on("console", lambda message: self._add(message.type in ("error", "warning"), message.text))
         page.on("pageerror", lambda error: self.append(str(error)))
-        page.on("dialog", lambda dialog: (self.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("dialog", self._dismiss)
         page.on("request", lambda request: self._add(not request.url.startswith(url), request.url))
+
+    def _dismiss(self, dialog: Dialog) -> None:
+        self.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def _add(self, applies: bool, text: str) -> None:
         if applies:
@@ -36,8 +40,9 @@ class Troubles(list[str]):
 @contextmanager
 def serving(socket: Path, *options: str) -> Iterator[str]:
     """Run ``nfq-enforcer ui`` on a free port; yield the address of the page that it prints."""
-    command = [Path(sys.executable).with_name("nfq-enforcer"), "ui", "--listen", "127.0.0.1:0", "--socket", socket]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    program = str(Path(sys.executable).with_name("nfq-enforcer"))
+    command = [program, "ui", "--listen", "127.0.0.1:0", "--socket", str(socket), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     try:
         line = process.stdout.readline()

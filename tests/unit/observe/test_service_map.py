@@ -43,8 +43,8 @@ def flow(source: dict[str, Any] = WEB, destination: dict[str, Any] = DB, **field
 def seen(
     source: str = "web-1", destination: str = "db-1", verdict: str = "FORWARDED", port: str = "80/TCP", at: float = NOW
 ) -> Seen:
-    ends = [MapNode(f"shop/{name}", "endpoint", "shop", name, "") for name in (source, destination)]
-    return Seen(EdgeKey(ends[0].key, ends[1].key, verdict), *ends, port, "", at)
+    opener, other = (MapNode(f"shop/{name}", "endpoint", "shop", name, "") for name in (source, destination))
+    return Seen(EdgeKey(opener.key, other.key, verdict), opener, other, port, "", at)
 
 
 def edges(delta: MapDelta) -> set[EdgeKey]:
