@@ -13,7 +13,8 @@ from nfq_enforcer.workloads.kubernetes import access
 from nfq_enforcer.workloads.kubernetes.client import ApiClient
 from nfq_enforcer.workloads.kubernetes.source import KubernetesSource
 from nfq_enforcer.workloads.publisher import Publisher
-from nfq_enforcer.workloads.registrar import KUBERNETES, Registrar
+from nfq_enforcer.workloads.registrar import Registrar
+from nfq_enforcer.workloads.sources import KUBERNETES
 
 
 def make(

@@ -1,6 +1,5 @@
 """``nfq-enforcer agent``."""
 
-import asyncio
 import os
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +24,8 @@ def agent(
     ] = False,
 ) -> None:
     """Run this node's agent until SIGTERM (root). Prints 'ready' once every packet receives a verdict."""
+    import asyncio
+
     from nfq_enforcer.agent import config, handover, program_log
     from nfq_enforcer.agent.agent import Agent
 

@@ -6,35 +6,33 @@ from typing import Annotated, Any
 import typer
 
 from nfq_enforcer.agent import client
-from nfq_enforcer.cli import output
-from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
-
-app = typer.Typer(help="Flows of this node.", no_args_is_help=True)
+from nfq_enforcer.cli import names, output
+from nfq_enforcer.cli.options import DEFAULT, Format, NoHeaders, Output, Socket
 
 _COLUMNS = ("PROTOCOL", "FROM", "IDENTITY", "TO", "IDENTITY", "STATE", "OFFLOAD", "REVISION", "EXPIRES", "QUEUE")
 
 
-@app.callback()
-def conntrack() -> None:
-    """Show and forget flows."""
-
-
-@app.command("list")
 def list_flows(
-    source: Annotated[str, typer.Option("--from", help="Only flows opened by this endpoint or address.")] = "",
-    target: Annotated[str, typer.Option("--to", help="Only flows opened to this endpoint or address.")] = "",
+    source: Annotated[
+        str,
+        typer.Option("--from", help="Only flows opened by this endpoint or address.", autocompletion=names.endpoints),
+    ] = "",
+    target: Annotated[
+        str,
+        typer.Option("--to", help="Only flows opened to this endpoint or address.", autocompletion=names.endpoints),
+    ] = "",
     form: Output = Format.TABLE,
+    no_headers: NoHeaders = False,
     socket: Socket = DEFAULT,
 ) -> None:
     """List the open flows of all workers; each worker searches its first few thousand."""
     ends: dict[str, Any] = {"from": source, "to": target}
     result = client.call(socket, "conntrack", **ends)
-    output.show(result, form, lambda result: output.table(_COLUMNS, map(_row, result["flows"])))
+    output.show(result, form, lambda result: output.table(_COLUMNS, map(_row, result["flows"])), headers=not no_headers)
     if result["searched"] < result["total"]:
         output.note(f"searched {result['searched']} of {result['total']} flows")
 
 
-@app.command()
 def flush(socket: Socket = DEFAULT) -> None:
     """Forget all flows: those that are open are evaluated again by their next packet, and stay if policy allows."""
     flushed = client.call(socket, "conntrack_flush")["flushed"]

@@ -6,7 +6,6 @@ from functools import wraps
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperCommand
 
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.observe.filters import BY_NAME, OPTIONS, FilterOption
@@ -14,7 +13,6 @@ from nfq_enforcer.observe.query import SHORT
 
 _NOT = "--not"
 _DENIED = "--not-"  # begins the hidden twin of each option, for a value after --not
-_PANEL = "Filters"
 _LEAVE_OUT = "Leave out the flows that match the next filter."
 
 
@@ -25,12 +23,8 @@ class Filters(NamedTuple):
     deny: dict[str, list[str]]
 
 
-class FilterCommand(TyperCommand):
-    """Command with filter options, in which ``--not`` belongs to the option after it."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments."""
-        return super().parse_args(ctx, list(_joined(args)))
+def _rewrite(args: list[str]) -> list[str]:
+    return list(_joined(args))
 
 
 def _joined(args: Sequence[str]) -> Iterator[str]:
@@ -55,7 +49,7 @@ def _denied(option: str) -> str:
 
 
 def with_filters(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the filter options in place of its parameter ``filters``; its class must be FilterCommand."""
+    """Give a command the filter options in place of its parameter ``filters``."""
     signature = inspect.signature(function, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "filters"]
     added = list(_parameters())
@@ -68,23 +62,24 @@ def with_filters(function: Callable[..., None]) -> Callable[..., None]:
             for option in OPTIONS:
                 given = values.pop(_parameter_name(prefix, option))
                 if given:
-                    kind[option.name] = [option.constant] if option.constant else given
+                    kind[option.name] = [option.constant] if option.constant else list(given)
         function(filters=filters, **values)
 
     parameters = [*own, *added]
     command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.rewrite = _rewrite  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
-    negate = typer.Option(_NOT, help=_LEAVE_OUT, rich_help_panel=_PANEL)
+    negate = typer.Option(_NOT, help=_LEAVE_OUT)
     yield _parameter("negate", Annotated[bool, negate], default=False)
     for option in OPTIONS:
         names = [f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
         for prefix, declared in (("allow", names), ("deny", [f"{_DENIED}{option.name}"])):
             name, hidden = _parameter_name(prefix, option), prefix == "deny"
-            form: dict[str, Any] = {"help": option.help, "hidden": hidden, "rich_help_panel": _PANEL}
+            form: dict[str, Any] = {"help": option.help, "hidden": hidden}
             if option.constant:
                 yield _parameter(name, Annotated[bool, typer.Option(*declared, **form)], default=False)
             else:

@@ -3,22 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import typer
-
 from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
-from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
-
-app = typer.Typer(help="Names with the addresses learned from DNS answers.", no_args_is_help=True)
+from nfq_enforcer.cli.options import DEFAULT, Format, NoHeaders, Output, Socket
 
 
-@app.callback()
-def fqdn() -> None:
-    """Show learned names."""
-
-
-@app.command("list")
-def list_names(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
+def list_names(form: Output = Format.TABLE, no_headers: NoHeaders = False, socket: Socket = DEFAULT) -> None:
     """List the names with their addresses, the endpoint that asked, and the toFQDNs that match."""
     output.show(
         client.call(socket, "fqdn"),
@@ -26,6 +16,7 @@ def list_names(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
         lambda result: output.table(
             ("NAME", "ADDRESS", "EXPIRES", "ENDPOINT", "SELECTORS"), (row for one in result for row in _rows(one))
         ),
+        headers=not no_headers,
     )
 
 

@@ -1,36 +1,31 @@
 """``nfq-enforcer identity``: identities, and the labels of each."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
 from nfq_enforcer.agent import client
-from nfq_enforcer.cli import output
-from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, Output, Socket
+from nfq_enforcer.cli import names, output
+from nfq_enforcer.cli.options import DEFAULT, DataFormat, DataOutput, Format, NoHeaders, Output, Socket
 from nfq_enforcer.errors import NfqError
 
-app = typer.Typer(help="Identities.", no_args_is_help=True)
 
-
-@app.callback()
-def identity() -> None:
-    """Identities."""
-
-
-@app.command("list")
-def list_identities(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
+def list_identities(form: Output = Format.TABLE, no_headers: NoHeaders = False, socket: Socket = DEFAULT) -> None:
     """List the cluster's identities that this node has."""
     columns = ("IDENTITY", "LABELS", "ENDPOINTS")
     output.show(
         client.call(socket, "identities"),
         form,
-        lambda result: output.table(columns, ([one["identity"], one["labels"], one["endpoints"]] for one in result)),
+        lambda result: output.table(columns, (_row(one, form) for one in result)),
+        headers=not no_headers,
     )
 
 
-@app.command()
 def get(
-    number: Annotated[int, typer.Argument(help="Number of the identity.", metavar="NUMBER")],
+    number: Annotated[
+        int, typer.Argument(help="Number of the identity.", metavar="NUMBER", autocompletion=names.identities)
+    ],
     form: DataOutput = DataFormat.YAML,
     socket: Socket = DEFAULT,
 ) -> None:
@@ -40,3 +35,7 @@ def get(
             output.print_data(one, form)
             return
     raise NfqError(f"there is no identity {number}; 'nfq-enforcer identity list' shows those there are")
+
+
+def _row(one: Mapping[str, Any], form: Format) -> list[object]:
+    return [one["identity"], output.labels(one["labels"], form), one["endpoints"]]

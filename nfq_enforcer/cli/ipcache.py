@@ -1,26 +1,24 @@
 """``nfq-enforcer ipcache``: the identity of each address."""
 
-import typer
+from collections.abc import Mapping
+from typing import Any
 
 from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
-from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
-
-app = typer.Typer(help="The ipcache: addresses and their identities.", no_args_is_help=True)
+from nfq_enforcer.cli.options import DEFAULT, Format, NoHeaders, Output, Socket
 
 _FIELDS = ("address", "identity", "node", "endpoint", "labels")
 
 
-@app.callback()
-def ipcache() -> None:
-    """Show the ipcache."""
-
-
-@app.command("list")
-def list_addresses(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
+def list_addresses(form: Output = Format.TABLE, no_headers: NoHeaders = False, socket: Socket = DEFAULT) -> None:
     """List the addresses with a known identity."""
     output.show(
         client.call(socket, "ipcache"),
         form,
-        lambda result: output.table(map(str.upper, _FIELDS), ([one[field] for field in _FIELDS] for one in result)),
+        lambda result: output.table(map(str.upper, _FIELDS), (_row(one, form) for one in result)),
+        headers=not no_headers,
     )
+
+
+def _row(one: Mapping[str, Any], form: Format) -> list[object]:
+    return [output.labels(one[field], form) if field == "labels" else one[field] for field in _FIELDS]

@@ -1,6 +1,5 @@
 """``nfq-enforcer lab``: several nodes on one host, as network namespaces."""
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -13,12 +12,9 @@ from nfq_enforcer.cli import output
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.text import printable
 
-app = typer.Typer(help="A lab of three nodes on this host, in network namespaces (root).", no_args_is_help=True)
-
 RunId = Annotated[str | None, typer.Option("--run-id", help="ID of the lab; needed only if several labs exist.")]
 
 
-@app.command()
 def up(
     run_id: RunId = None,
     memory: Annotated[
@@ -47,7 +43,6 @@ def up(
     output.line(f"  observe  nfq-enforcer observe --follow --socket {lab.nodes['n1'].socket}")
 
 
-@app.command()
 def demo(
     run_id: RunId = None,
     hosts: Annotated[
@@ -55,6 +50,8 @@ def demo(
     ] = None,
 ) -> None:
     """Show connections that identity allows and denies; exit status 0 only if all have the expected verdict."""
+    import asyncio
+
     if hosts is None:
         as_expected = asyncio.run(_show_in_lab(_chosen(run_id)))
     elif run_id is None:
@@ -65,7 +62,6 @@ def demo(
         raise typer.Exit(1)
 
 
-@app.command()
 def down(
     run_id: RunId = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove every lab.")] = False,
@@ -97,7 +93,6 @@ def _to_remove() -> list[str]:
     return labs
 
 
-@app.command("exec", context_settings={"ignore_unknown_options": True})
 def execute(
     host: Annotated[str, typer.Argument(help="Name of a host in the lab; 'lab up' lists them.")],
     command: Annotated[list[str], typer.Argument(help="The command, after '--'.")],

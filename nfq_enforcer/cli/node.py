@@ -1,31 +1,23 @@
 """``nfq-enforcer node``: the nodes of the cluster."""
 
-import typer
 from rich.text import Text
 
 from nfq_enforcer.agent import client
 from nfq_enforcer.cli import output
-from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
+from nfq_enforcer.cli.options import DEFAULT, Format, NoHeaders, Output, Socket
 from nfq_enforcer.observe.status import NodeReport
-
-app = typer.Typer(help="Nodes.", no_args_is_help=True)
 
 _COLUMNS = ("NODE", "LIVE", "LAST SEEN", "REVISION", "ENDPOINTS", "ADDRESSES", "VERSION", "DATAPATH")
 _LIVE = {True: Text("yes", "green"), False: Text("no", "red"), None: Text("unknown", "yellow")}
 
 
-@app.callback()
-def node() -> None:
-    """Nodes."""
-
-
-@app.command("list")
-def list_nodes(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
+def list_nodes(form: Output = Format.TABLE, no_headers: NoHeaders = False, socket: Socket = DEFAULT) -> None:
     """List the nodes of the cluster with their liveness and the policy revision that each enforces."""
     output.show(
         client.call(socket, "nodes"),
         form,
         lambda result: output.table(_COLUMNS, map(_row, map(NodeReport.from_json, result))),
+        headers=not no_headers,
     )
 
 

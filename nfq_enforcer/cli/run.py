@@ -26,11 +26,14 @@ Options:
   -n, --namespace NAMESPACE (default: default)
       --socket PATH         socket of the agent for this command (default: /run/nfq-enforcer/agent-run.sock)
       --help                show this message
+
+Examples:
+  nfq-enforcer run --label role=frontend -- curl http://10.0.7.11:8080/
 """
 _DEFAULT = "/run/nfq-enforcer/agent-run.sock"  # as ``agent.defaults`` says, without the import of it
 _VARIABLE = "NFQ_ENFORCER_PROCESSES__SOCKET"
 _API_VARIABLE = "NFQ_ENFORCER_API__SOCKET"
-_OPTIONS = {
+OPTIONS = {  # by the name of their value; ``run_command`` declares them for help of other forms
     **{"--label": "label", "-l": "label", "--name": "name", "--namespace": "namespace", "-n": "namespace"},
     "--socket": "socket",
 }
@@ -81,13 +84,13 @@ def parse(arguments: Sequence[str]) -> Order | None:
         option, equals, value = rest.pop(0).partition("=")
         if option == "--help":
             return None
-        if option not in _OPTIONS:
+        if option not in OPTIONS:
             raise RunError(f"run: no such option: {option}; usage: {USAGE}", 2)
         if not equals:
             if not rest:
                 raise RunError(f"run: option {option} needs a value; usage: {USAGE}", 2)
             value = rest.pop(0)
-        given[_OPTIONS[option]].append(value)
+        given[OPTIONS[option]].append(value)
     command = rest[1:] if rest[:1] == ["--"] else rest
     if not command:
         raise RunError(f"run: give the command behind '--'; usage: {USAGE}", 2)

@@ -16,7 +16,7 @@ from nfq_enforcer.observe.status import (
     WorkerStatus,
 )
 from nfq_enforcer.text import printable
-from nfq_enforcer.workloads.registrar import PROCESS
+from nfq_enforcer.workloads.sources import PROCESS
 
 
 def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:

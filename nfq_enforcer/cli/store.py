@@ -18,10 +18,7 @@ from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.errors import BadInput, DocumentError, NfqError
 from nfq_enforcer.input_file import EXPORT_SIZE
 from nfq_enforcer.observe.status import PendingEndpoint, RefusedValue, StoreStatus
-from nfq_enforcer.policy import yaml_source
 from nfq_enforcer.text import printable
-
-app = typer.Typer(help="The store that the nodes of a cluster share.", no_args_is_help=True)
 
 _BATCH = 4 << 20  # bytes of entries in one request to the API, which accepts four times as many
 _HEADER = 1 << 16  # bytes that the first line of an export may have
@@ -30,12 +27,6 @@ _LONG = 300.0  # s for a result for which the whole store may be read or written
 Entry = Mapping[str, Any]
 
 
-@app.callback()
-def store() -> None:
-    """Read and maintain the store."""
-
-
-@app.command()
 def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
     """Show the store as this node sees it."""
     result = client.call(socket, "store_status")
@@ -44,7 +35,6 @@ def status(form: Output = Format.TABLE, socket: Socket = DEFAULT) -> None:
     output.show(result, form, lambda result: output.properties(_rows(StoreStatus.from_json(result))))
 
 
-@app.command()
 def export(
     file: Annotated[Path, typer.Argument(help="File to write; '-' is standard output.")] = Path("-"),
     socket: Socket = DEFAULT,
@@ -59,7 +49,6 @@ def export(
         output.line(f"{count - 1} entries written to {file}")
 
 
-@app.command("import")
 def import_(
     file: Annotated[Path, typer.Argument(help="File written by 'store export'; '-' is standard input.")],
     socket: Socket = DEFAULT,
@@ -76,7 +65,6 @@ def import_(
         raise NfqError("\n".join([f"{len(refused)} entries refused:", *map(_refused, refused)]))
 
 
-@app.command()
 def gc(
     grace: Annotated[
         int | None,
@@ -186,6 +174,8 @@ def _write(file: Path, lines: Iterable[str]) -> int:
 
 
 def _read(file: Path) -> list[Entry]:
+    from nfq_enforcer.policy import yaml_source
+
     content, name = input_file.read(file, EXPORT_SIZE, standard_input=True), input_file.name_of(file)
     _check_header(content, name)
     text = yaml_source.decode(content, name)
@@ -199,6 +189,7 @@ def _read(file: Path) -> list[Entry]:
 
 def _check_header(content: bytes, name: str) -> None:
     """Raise DocumentError for a file that is no export."""
+    from nfq_enforcer.policy import yaml_source
     from nfq_enforcer.store.redis.backup import FORMAT, VERSION
 
     line = content[:_HEADER].partition(b"\n")[0]

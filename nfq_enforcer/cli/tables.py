@@ -1,12 +1,8 @@
-"""Tables of ``nfq-enforcer policy`` for a terminal: verdicts in green and red, with their reasons."""
+"""Tables of ``nfq-enforcer policy``: verdicts in green and red, with their reasons."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from nfq_enforcer.cli import output
@@ -19,17 +15,21 @@ from nfq_enforcer.policy.simulation import ConnectionResult, verdict_word
 _STYLE = {True: "green", False: "red"}
 
 
-def matrix(endpoints: Sequence[str], cells: Iterable[MatrixCell]) -> RenderableType:
+def matrix(endpoints: Sequence[str], cells: Iterable[MatrixCell]) -> output.Table:
     """Return a square table: each cell has the allowed ports, ``✓`` for all evaluated ones, ``✗`` for none."""
     by_pair: dict[tuple[str, str], list[MatrixCell]] = defaultdict(list)
     for cell in cells:
         by_pair[cell.source, cell.target].append(cell)
-    names = (name.replace("/", "/\n") for name in endpoints) if Console().is_terminal else endpoints
     rows = ([source, *(_square(by_pair.get((source, target), [])) for target in endpoints)] for source in endpoints)
-    table = output.table(("from \\ to", *names), rows, box.ROUNDED)
-    questions = dict.fromkeys(str(cell.traffic) for pair in by_pair.values() for cell in pair)
-    legend = f"asked: {', '.join(questions)}\n✓ all of it passes   ✗ none   a port: only that   ~ only some requests"
-    return Group(table, Text(legend, "dim"))
+    return output.table(("from \\ to", *endpoints), rows)
+
+
+def legend(cells: Iterable[MatrixCell]) -> Text:
+    """Return the explanation of a matrix: the connections that were asked, and the signs."""
+    questions = dict.fromkeys(str(cell.traffic) for cell in cells)
+    return Text(
+        f"asked: {', '.join(questions)}\n✓ all of it passes   ✗ none   a port: only that   ~ only some requests", "dim"
+    )
 
 
 def _square(cells: Sequence[MatrixCell]) -> Text | list[Text]:
@@ -46,7 +46,7 @@ def _square(cells: Sequence[MatrixCell]) -> Text | list[Text]:
     ]
 
 
-def probes(probes: Sequence[Probe], answers: Sequence[ConnectionResult]) -> Table:
+def probes(probes: Sequence[Probe], answers: Sequence[ConnectionResult]) -> output.Table:
     """Return a table with a row for each probe."""
     columns = ("FROM", "TO", "ASKED", "VERDICT", "REASON")
     return output.table(columns, (_probe(*both) for both in zip(probes, answers, strict=True)))
@@ -59,7 +59,7 @@ def _probe(probe: Probe, answer: ConnectionResult) -> Sequence[object]:
     return probe.source, probe.target, str(probe), verdict, answer.reason
 
 
-def diff(changes: Iterable[VerdictChange]) -> Table:
+def diff(changes: Iterable[VerdictChange]) -> output.Table:
     """Return a table with a row for each pair and kind of change."""
     return output.table(("FROM", "TO", "PORTS", "NOW", "THEN", "BECAUSE"), map(_change, changes))
 
@@ -67,20 +67,6 @@ def diff(changes: Iterable[VerdictChange]) -> Table:
 def _change(change: VerdictChange) -> Sequence[object]:
     old, new = (Text(state, _STYLE[state != "deny"]) for state in (change.old, change.new))
     return change.source, change.target, list(render_spans(change.spans)), old, new, change.reason
-
-
-def policies(policies: Iterable[Mapping[str, Any]]) -> Table:
-    """Return a table of policies with their origin."""
-    rows = ([one["namespace"], one["name"], _kind(one), one["origin"]] for one in policies)
-    return output.table(("NAMESPACE", "NAME", "KIND", "FROM"), rows)
-
-
-def _kind(policy: Mapping[str, Any]) -> str:
-    """Return the kind of a policy, that of an ordered one with its tier and priority."""
-    if policy["kind"] != "ClusterNetworkPolicy":
-        return str(policy["kind"])
-    spec = policy["document"]["spec"]
-    return f"{policy['kind']} ({spec['tier']} {spec['priority']})"
 
 
 def trace(trace: Trace, *, all_documents: bool = True) -> Text:

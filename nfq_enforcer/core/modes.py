@@ -30,3 +30,12 @@ class IdentitySource(StrEnum):
 
     STAMP = "stamp"
     STAMP_OR_IPCACHE = "stamp-or-ipcache"
+
+
+class Enforcement(StrEnum):
+    """Enforcement: the condition for default deny, evaluated for each direction."""
+
+    AUTO = "auto"  # every endpoint, as soon as any rule isolates in the direction
+    PER_ENDPOINT = "per-endpoint"  # an endpoint, as soon as a rule that selects it isolates in the direction
+    ALWAYS = "always"
+    NEVER = "never"

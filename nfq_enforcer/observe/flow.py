@@ -11,15 +11,17 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from itertools import count
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nfq_enforcer.cluster.names import End, Ends
 from nfq_enforcer.core.events import FlowEnd, FlowEvent
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.observe import l7
+
+if TYPE_CHECKING:  # ``observe`` prints flows without the policy documents that names are made of
+    from nfq_enforcer.cluster.names import End, Ends
 
 HubbleFlow = dict[str, Any]
 
@@ -47,7 +49,7 @@ class Side(NamedTuple):
     address: bytes  # empty: unreadable
     port: int
     identity: Identity
-    names: End
+    names: "End"
 
 
 class EventIds:
@@ -68,7 +70,7 @@ class Logged(NamedTuple):
     """Logged event: a flow event with the names of its ends at the time of the event."""
 
     event: FlowEvent
-    names: Ends
+    names: "Ends"
     wall_time: float  # s since the epoch
     node: str  # that decided it
     uuid: str  # of the event
@@ -158,7 +160,7 @@ def _l4(event: FlowEvent, sport: int, dport: int) -> HubbleFlow:
     return {"protocol": opening.proto}
 
 
-def _end(identity: Identity, names: End) -> HubbleFlow:
+def _end(identity: Identity, names: "End") -> HubbleFlow:
     end: HubbleFlow = {"identity": identity}
     if names.labels is not None:
         end["labels"] = [str(label) for label in names.labels]

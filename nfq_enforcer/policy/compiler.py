@@ -7,9 +7,9 @@ maps share the entries that one rule contributes to them. ``cilium_rules``, ``ku
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 from copy import copy
-from enum import StrEnum
 from typing import NamedTuple
 
+from nfq_enforcer.core import modes
 from nfq_enforcer.core.identity import ANY, RESERVED, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.policymap import PORT_BITS, L7Rule, PolicyEntry, PolicyKey, PolicyMap, RuleRef
@@ -20,14 +20,7 @@ from nfq_enforcer.policy.rules import L4Filter, NamedPortRef, PortBlock, PortSet
 from nfq_enforcer.policy.rules_index import NO_PORTS, ContributionKey, EndpointSide, RulesIndex
 from nfq_enforcer.policy.selectors import RESERVED_SOURCE, Selector, SelectorIndex
 
-
-class Enforcement(StrEnum):
-    """Enforcement: the condition for default deny, evaluated for each direction."""
-
-    AUTO = "auto"  # every endpoint, as soon as any rule isolates in the direction
-    PER_ENDPOINT = "per-endpoint"  # an endpoint, as soon as a rule that selects it isolates in the direction
-    ALWAYS = "always"
-    NEVER = "never"
+Enforcement = modes.Enforcement  # defined among the modes, which the command line imports without the compiler
 
 
 class EndpointMaps(NamedTuple):

@@ -24,7 +24,8 @@ from nfq_enforcer.text import printable
 from nfq_enforcer.workloads.cgroup_watch import CgroupWatch
 from nfq_enforcer.workloads.cgroups import Cgroups
 from nfq_enforcer.workloads.endpoints import make_endpoint
-from nfq_enforcer.workloads.registrar import PROCESS, Registrar
+from nfq_enforcer.workloads.registrar import Registrar
+from nfq_enforcer.workloads.sources import PROCESS
 
 _log = logging.getLogger(__name__)
 _CHECK = 5.0  # s after which the cgroups are read again, also without an announcement

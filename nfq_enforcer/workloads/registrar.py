@@ -24,13 +24,12 @@ from nfq_enforcer.policy.documents import Endpoint
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.tasks import Works
 from nfq_enforcer.workloads.publisher import Publisher
+from nfq_enforcer.workloads.sources import SOURCES
 
 _log = logging.getLogger(__name__)
 _RETRY = 1.0  # s until a refused endpoint is tried again, and the store's state is compared
 _UNKNOWN = Identity(0)
 
-KUBERNETES, DOCKER, PODMAN, PROCESS = "kubernetes", "docker", "podman", "process"
-SOURCES = (KUBERNETES, DOCKER, PODMAN, PROCESS)  # in the order of their precedence
 
 Records = Mapping[str, EndpointRecord]
 """Endpoints by full name."""

@@ -15,7 +15,8 @@ from nfq_enforcer.policy.documents import Endpoint
 from nfq_enforcer.store.redis.timings import SessionTimings
 from nfq_enforcer.workloads.endpoints import make_endpoint
 from nfq_enforcer.workloads.publisher import Publisher
-from nfq_enforcer.workloads.registrar import DOCKER, KUBERNETES, Registrar
+from nfq_enforcer.workloads.registrar import Registrar
+from nfq_enforcer.workloads.sources import DOCKER, KUBERNETES
 from tests.support.members import Node, endpoint_text, until
 from tests.support.redis_servers import RedisServer, valkey_server
 

@@ -24,7 +24,8 @@ from nfq_enforcer.text import printable, shorten
 from nfq_enforcer.workloads.containers.container import AnswerError, Container, Summary, inspected, joined, summaries
 from nfq_enforcer.workloads.containers.daemon import DaemonError, connected
 from nfq_enforcer.workloads.containers.projection import Attached, Projection, project
-from nfq_enforcer.workloads.registrar import PODMAN, Registrar
+from nfq_enforcer.workloads.registrar import Registrar
+from nfq_enforcer.workloads.sources import PODMAN
 
 _log = logging.getLogger(__name__)
 _ENDED = {"die", "died", "destroy", "remove"}  # the container has no process any more

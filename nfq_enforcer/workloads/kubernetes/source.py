@@ -22,7 +22,8 @@ from nfq_enforcer.workloads.kubernetes.documents import WatchedKind
 from nfq_enforcer.workloads.kubernetes.pods import Pod, PodSet
 from nfq_enforcer.workloads.kubernetes.reflector import Name, Progress, Reflector, State, Timings
 from nfq_enforcer.workloads.publisher import Data, Publisher
-from nfq_enforcer.workloads.registrar import KUBERNETES, Registrar
+from nfq_enforcer.workloads.registrar import Registrar
+from nfq_enforcer.workloads.sources import KUBERNETES
 
 _log = logging.getLogger(__name__)
 

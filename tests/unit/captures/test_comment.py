@@ -10,7 +10,7 @@ from nfq_enforcer.core.labels import Label, Labels
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
-from nfq_enforcer.observe.flow import render
+from nfq_enforcer.observe.flow import Logged, render
 from tests.support.packets import packed
 
 RULE = RuleRef("CiliumNetworkPolicy", "shop", "web", Direction.INGRESS, 0)
@@ -25,7 +25,9 @@ NAMES = Ends(End(LABELS, "shop", "web-1"), End(Labels([Label("reserved", "world"
 
 
 def comment(event: FlowEvent, names: Ends = NAMES, **fields: Any) -> str:
-    return describe({"flow": render(event, names, "n1", event.time), "arrived_by": None, "leaves_by": None, **fields})
+    return describe(
+        {"flow": render(Logged(event, names, event.time, "n1", "")), "arrived_by": None, "leaves_by": None, **fields}
+    )
 
 
 def test_a_drop_because_no_rule_allows_it_names_the_rules_that_enforce() -> None:
@@ -63,7 +65,7 @@ def test_a_packet_without_readable_headers_has_its_reason() -> None:
 
 
 def test_a_reason_of_another_version_is_kept() -> None:
-    flow = render(EVENT, NAMES, "n1", 5.0) | {"drop_reason_desc": "NEW_REASON"}
+    flow = render(Logged(EVENT, NAMES, 5.0, "n1", "")) | {"drop_reason_desc": "NEW_REASON"}
 
     assert describe({"flow": flow}).startswith("DROPPED NEW_REASON; ingress on node n1; ")
 

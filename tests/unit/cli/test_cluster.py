@@ -42,7 +42,7 @@ def test_identities_are_a_table(run: RunProgram, answering: Answering) -> None:
     assert rows(run("identity", "list", "--socket", answering(identities=IDENTITIES).socket)) == [
         "IDENTITY LABELS ENDPOINTS",
         "1 reserved:host 0",
-        "12339331 k8s:app=[/red],k8s:tier 3",
+        "12339331 app=[/red],tier 3",
     ]
 
 
@@ -50,16 +50,16 @@ def test_nodes_are_a_table(run: RunProgram, answering: Answering) -> None:
     assert rows(run("node", "list", "--socket", answering(nodes=NODES).socket)) == [
         "NODE LIVE LAST SEEN REVISION ENDPOINTS ADDRESSES VERSION DATAPATH",
         "n1 yes 2026-01-01T00:00:00Z 7 2 172.16.0.1,fd00::1 0.1 per-flow",
-        "n2 no 0",
-        "n3 unknown 0",
+        "n2 no <none> <none> 0 <none> <none> <none>",
+        "n3 unknown <none> <none> 0 <none> <none> <none>",
     ]
 
 
 def test_addresses_are_a_table(run: RunProgram, answering: Answering) -> None:
     assert rows(run("ipcache", "list", "--socket", answering(ipcache=IPCACHE).socket)) == [
         "ADDRESS IDENTITY NODE ENDPOINT LABELS",
-        "10.1.0.10 300 n1 shop/front1 k8s:a,k8s:b",
-        "172.16.0.2 6 n2 reserved:remote-node",
+        "10.1.0.10 300 n1 shop/front1 a,b",
+        "172.16.0.2 6 n2 <none> reserved:remote-node",
     ]
 
 
@@ -85,3 +85,14 @@ def test_an_identity_that_is_not_there_is_one_sentence_and_1(run: RunProgram, an
         "",
         "nfq-enforcer: there is no identity 300; 'nfq-enforcer identity list' shows those there are\n",
     )
+
+
+def test_wide_shows_labels_in_full(run: RunProgram, answering: Answering) -> None:
+    derived = "k8s:io.kubernetes.pod.namespace=shop"
+    identities = [{"identity": 300, "labels": [derived, "k8s:role=web"], "endpoints": 1}]
+    agent = answering(identities=identities)
+
+    assert rows(run("identity", "list", "--no-headers", "--socket", agent.socket)) == ["300 role=web 1"]
+    assert rows(run("identity", "list", "-o", "wide", "--no-headers", "--socket", agent.socket)) == [
+        f"300 {derived},k8s:role=web 1"
+    ]

@@ -26,7 +26,7 @@ def test_flows_are_a_table_with_a_note_about_those_not_searched(run: RunProgram,
 
     assert done.lines == [
         "PROTOCOL FROM IDENTITY TO IDENTITY STATE OFFLOAD REVISION EXPIRES QUEUE",
-        "TCP 10.0.0.1:5000 300 [fd00::2]:80 ESTABLISHED NONE 7 99 s 100",
+        "TCP 10.0.0.1:5000 300 [fd00::2]:80 <none> ESTABLISHED NONE 7 99 s 100",
     ]
     assert done.err == "nfq-enforcer: searched 4000 of 5000 flows\n"
     assert agent.calls == [{"from": "default/web", "to": ""}]

@@ -65,8 +65,8 @@ def test_endpoints_are_a_table_with_a_line_for_each(run: RunProgram, answering: 
     assert (done.status, done.err) == (0, "")
     assert [line for line in done.lines if line and not line.startswith("─")] == [
         "ENDPOINT IDENTITY NODE ADDRESSES LABELS STATE",
-        "shop/front1 300 n1 10.1.0.10,fd01::10 k8s:role=frontend,k8s:tier ok",
-        "default/n1 301 n1 172.16.0.1 interface eth9 does not exist",
+        "shop/front1 300 n1 10.1.0.10,fd01::10 role=frontend,tier ok",
+        "default/n1 301 n1 172.16.0.1 <none> interface eth9 does not exist",
     ]
 
 

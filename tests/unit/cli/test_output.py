@@ -39,6 +39,10 @@ FLOW = {
     **{"source": END, "destination": END, "protocol": HOSTILE, "state": HOSTILE, "offload": HOSTILE},
     **{"revision": 1, "expires_in": 1, "queue": 100},
 }
+NAME = {
+    **{"name": HOSTILE, "endpoint": HOSTILE, "selectors": [HOSTILE]},
+    "addresses": [{"address": "10.0.0.1", "expires_in": 1}],
+}
 NEVER_MATCHES = """\
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
@@ -52,6 +56,8 @@ COMMANDS: list[tuple[list[str], str, Any]] = [
     (["endpoint", "delete", HOSTILE], "delete_endpoints", {"deleted": [HOSTILE], "missing": [HOSTILE]}),
     (["node", "list"], "nodes", [NODE]),
     (["ipcache", "list"], "ipcache", [ADDRESS]),
+    (["endpoint", "list", "-o", "wide"], "endpoints", [ENDPOINT]),
+    (["fqdn", "list"], "fqdn", [NAME]),
     (["identity", "list"], "identities", [IDENTITY]),
     (["identity", "get", "300"], "identities", [IDENTITY]),
     (["conntrack", "list"], "conntrack", {"flows": [FLOW], "searched": 1, "total": 2}),
@@ -63,52 +69,95 @@ COMMANDS: list[tuple[list[str], str, Any]] = [
 ]
 
 
+SHORT = [
+    ["ENDPOINT", "IDENTITY", "ADDRESSES", "LABELS"],
+    ["default/front", "300", "10.1.0.10,fd01::10", f"{LONG},k8s:role=frontend"],
+    ["default/back", "301", "<none>", "k8s:role=backend"],
+]
+
+
 def terminal(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 def shown(capsys: pytest.CaptureFixture[str]) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("columns", [20, 80, 110, 150, 250])
-def test_no_word_is_broken_on_a_terminal_of_any_width(
-    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("columns", [20, 80, 250])
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_row_is_one_line_however_wide_the_terminal(
+    columns: int, on_terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    terminal(monkeypatch, columns)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    if on_terminal:
+        terminal(monkeypatch, columns)
 
-    output.display(output.table(COLUMNS, ROWS))
+    output.display(output.table(COLUMNS, [*ROWS, ["default/back", 301, [], [Text("k8s:role=backend", "red")]]]))
 
-    words = shown(capsys).split()
-    assert set(words) >= {*COLUMNS, "default/front", "300", "10.1.0.10", "fd01::10", LONG, "k8s:role=frontend"}
+    assert [line.split() for line in shown(capsys).splitlines()] == SHORT
 
 
-def test_a_sentence_in_a_narrow_table_breaks_between_its_words(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_columns_begin_at_the_same_place_in_each_row(capsys: pytest.CaptureFixture[str]) -> None:
+    output.display(output.table(("A", "B", "C"), [["x", "日本", "y"], ["xx", None, Text("z", "red")]]))
+
+    assert (
+        capsys.readouterr().out == "A   B       C\nx   日本    y\nxx  <none>  z\n"
+    )  # a wide character takes two columns
+
+
+def test_the_header_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    output.display(output.table(("LONG NAME", "B"), [["x", 1]]), headers=False)
+
+    assert capsys.readouterr().out == "x  1\n"
+
+
+def test_a_table_without_rows_is_its_header_or_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    output.display(output.table(("A", "B"), []))
+    output.display(output.table(("A", "B"), []), headers=False)
+
+    assert capsys.readouterr().out == "A  B\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "colours"),
+    [
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": ""}, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, False),
+        ({}, False),
+    ],
+)
+def test_colours_are_for_terminals_and_those_who_want_them(
+    variables: dict[str, str],
+    colours: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    terminal(monkeypatch, 40)
+    for name in ("FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
 
-    output.display(output.table(("A", "B"), [["one two three four five", "six seven eight nine ten eleven"]]))
+    output.display(output.table(("A",), [[Text("x", "red")]]))
+    output.display(output.properties([("name", Text("x", "bold red"))]))
 
-    lines = shown(capsys).splitlines()
-    assert max(map(len, lines)) <= 40
-    assert sorted(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]) == sorted(
-        word for line in lines[3:] for word in line.split()
-    )
+    assert ("\x1b[" in capsys.readouterr().out) is colours
 
 
-def test_a_row_is_one_line_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "30")
+@pytest.mark.parametrize(
+    ("form", "labels"),
+    [(Format.TABLE, ["role=frontend", "container:a=b", "reserved:host"]), (Format.WIDE, None)],
+)
+def test_labels_are_short_unless_all_are_asked_for(form: Format, labels: list[str] | None) -> None:
+    full = [LONG, "k8s:io.kubernetes.pod.namespace=default", "k8s:role=frontend", "container:a=b", "reserved:host"]
 
-    output.display(output.table(COLUMNS, [*ROWS, ["default/back", 301, [], [Text("k8s:role=backend")]]]))
-
-    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        list(COLUMNS),
-        ["default/front", "300", "10.1.0.10,fd01::10", f"{LONG},k8s:role=frontend"],
-        ["default/back", "301", "k8s:role=backend"],
-    ]
+    assert output.labels(full, form) == (labels or full)
 
 
 @pytest.mark.parametrize(("command", "method", "answer"), COMMANDS, ids=[" ".join(c[0][:4:3]) for c in COMMANDS])

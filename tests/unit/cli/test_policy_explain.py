@@ -142,22 +142,22 @@ def test_what_is_no_port_is_refused(port: str, ask: Ask) -> None:
 def test_a_square_shows_which_ports_are_open(ask: Ask) -> None:
     done = ask("matrix", "--endpoints", ENDPOINTS, "--policies", WEB_PORTS, "--policies", USERDATA, "-o", "table")
 
-    (front, *_) = [line for line in done.out.splitlines() if line.startswith("│ default/front")]
-    assert [cell.strip() for cell in front.split("│")[2:5]] == ["·", "80/TCP,443/TCP", "✗"]
+    (front, *_) = [line for line in done.out.splitlines() if line.startswith("default/front")]
+    assert front.split()[1:4] == ["·", "80/TCP,443/TCP", "✗"]
     assert "✓ all of it passes   ✗ none   a port: only that   ~ only some requests" in done.out
 
 
 def test_a_square_marks_ports_that_only_some_requests_pass(ask: Ask) -> None:
     done = ask("matrix", "--endpoints", ENDPOINTS, "--policies", USERDATA, "--port", "80", "-o", "table")
 
-    assert "│ ~80/TCP " in done.out
+    assert "  ~80/TCP  " in done.out
 
 
 def test_a_square_is_short_where_everything_asked_passes(ask: Ask) -> None:
     done = ask(*MATRIX, "--port", "80", "--port", "443", "-o", "table")
 
-    (front, *_) = [line for line in done.out.splitlines() if line.startswith("│ default/front")]
-    assert [cell.strip() for cell in front.split("│")[2:5]] == ["·", "✓", "✗"]
+    (front, *_) = [line for line in done.out.splitlines() if line.startswith("default/front")]
+    assert front.split()[1:4] == ["·", "✓", "✗"]
 
 
 def test_the_modes_are_those_of_the_agent(ask: Ask) -> None:

@@ -3,24 +3,24 @@
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from nfq_enforcer.cli import tables
-
-
-def shown(**policy: Any) -> str:
-    console = Console(width=200)
-    with console.capture() as capture:
-        console.print(tables.policies([{"namespace": "", "origin": "f:1", **policy}]))
-    return capture.get()
+from tests.unit.cli.conftest import Answering, RunProgram
 
 
 @pytest.mark.parametrize(
     ("kind", "spec", "text"),
     [
         ("ClusterNetworkPolicy", {"tier": "Admin", "priority": 10}, "ClusterNetworkPolicy (Admin 10)"),
-        ("CiliumClusterwideNetworkPolicy", {"ingress": [{}]}, "CiliumClusterwideNetworkPolicy "),
+        ("CiliumClusterwideNetworkPolicy", {"ingress": [{}]}, "CiliumClusterwideNetworkPolicy"),
     ],
 )
-def test_an_ordered_policy_is_listed_with_tier_and_priority(kind: str, spec: dict[str, Any], text: str) -> None:
-    assert text in shown(kind=kind, name="a", document={"kind": kind, "spec": spec})
+def test_an_ordered_policy_is_listed_with_tier_and_priority(
+    kind: str, spec: dict[str, Any], text: str, run: RunProgram, answering: Answering
+) -> None:
+    document = {"kind": kind, "spec": spec}
+    policy = {"namespace": "", "name": "a", "origin": "f:1", "kind": kind, "document": document}
+    agent = answering(policies=[policy])
+
+    done = run("policy", "list", "-o", "table", "--socket", agent.socket)
+
+    assert done.lines[1:] == [f"<none> a {text} f:1"]

@@ -11,7 +11,8 @@ import pytest
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.workloads.cgroups import Cgroups
 from nfq_enforcer.workloads.processes import Caller, Permission, Processes, Unit
-from nfq_enforcer.workloads.registrar import PROCESS, Registrar
+from nfq_enforcer.workloads.registrar import Registrar
+from nfq_enforcer.workloads.sources import PROCESS
 from tests.support.members import until
 
 ROOT, USER = Caller(10, 0, frozenset({0})), Caller(11, 1000, frozenset({1000, 27}))

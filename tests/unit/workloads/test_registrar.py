@@ -14,7 +14,8 @@ from nfq_enforcer.policy.documents import Endpoint
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.store.files import FileStore
 from nfq_enforcer.workloads.endpoints import make_endpoint, usable_labels
-from nfq_enforcer.workloads.registrar import DOCKER, KUBERNETES, Registrar
+from nfq_enforcer.workloads.registrar import Registrar
+from nfq_enforcer.workloads.sources import DOCKER, KUBERNETES
 
 WEB, DB = "10.0.0.1", "10.0.0.2"
 

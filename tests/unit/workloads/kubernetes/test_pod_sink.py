@@ -11,7 +11,8 @@ from nfq_enforcer.store.files import FileStore
 from nfq_enforcer.workloads.kubernetes.pods import Pod, Port
 from nfq_enforcer.workloads.kubernetes.reflector import Name
 from nfq_enforcer.workloads.kubernetes.source import PodSink
-from nfq_enforcer.workloads.registrar import KUBERNETES, Registrar
+from nfq_enforcer.workloads.registrar import Registrar
+from nfq_enforcer.workloads.sources import KUBERNETES
 
 WEB = Pod(
     "u1",
