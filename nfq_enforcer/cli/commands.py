@@ -62,6 +62,15 @@ COMMANDS: Mapping[str, Entry] = {
             "nfq-enforcer observe --input-file flows.json --http-path '^/users/' -o dict",
         ),
     ),
+    "why": Entry(
+        "why:why",
+        (
+            "nfq-enforcer why",
+            "nfq-enforcer why --to-label role=db --drop-reason POLICY_DENIED",
+            "nfq-enforcer why --from default/web-1 --to default/db-1 --port 5432",
+            "nfq-enforcer why --input-file flows.json -f policies/",
+        ),
+    ),
     "capture": Entry(
         "capture:capture",
         ("nfq-enforcer capture --write drops.pcapng --duration 60", "nfq-enforcer capture | wireshark -k -i -"),

@@ -48,18 +48,23 @@ def _denied(option: str) -> str:
     return f"{_DENIED}{plain}{equals}{value}"
 
 
-def with_filters(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the filter options in place of its parameter ``filters``."""
+def with_filters(*, without: Sequence[str] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the filter options in place of its parameter ``filters``, except those named in ``without``."""
+    options = [option for option in OPTIONS if option.name not in without]
+    return lambda function: _with_options(function, options)
+
+
+def _with_options(function: Callable[..., None], options: Sequence[FilterOption]) -> Callable[..., None]:
     signature = inspect.signature(function, eval_str=True)
     own = [parameter for name, parameter in signature.parameters.items() if name != "filters"]
-    added = list(_parameters())
+    added = list(_parameters(options))
 
     @wraps(function)
     def command(**values: Any) -> None:
         filters = Filters({}, {})
         values.pop("negate")
         for prefix, kind in (("allow", filters.allow), ("deny", filters.deny)):
-            for option in OPTIONS:
+            for option in options:
                 given = values.pop(_parameter_name(prefix, option))
                 if given:
                     kind[option.name] = [option.constant] if option.constant else list(given)
@@ -72,10 +77,10 @@ def with_filters(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _parameters() -> Iterator[inspect.Parameter]:
+def _parameters(options: Sequence[FilterOption]) -> Iterator[inspect.Parameter]:
     negate = typer.Option(_NOT, help=_LEAVE_OUT)
     yield _parameter("negate", Annotated[bool, negate], default=False)
-    for option in OPTIONS:
+    for option in options:
         names = [f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
         for prefix, declared in (("allow", names), ("deny", [f"{_DENIED}{option.name}"])):
             name, hidden = _parameter_name(prefix, option), prefix == "deny"

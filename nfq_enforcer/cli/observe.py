@@ -36,7 +36,7 @@ class ObserveFormat(StrEnum):
     JSONPB = "jsonpb"
 
 
-@with_filters
+@with_filters()
 def observe(
     filters: Filters,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue with new flows as they come.")] = False,

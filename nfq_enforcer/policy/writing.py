@@ -4,6 +4,7 @@ Commands that propose policy (``why``, ``policy suggest``) write them. Fields: t
 (cilium.io/v2), as ``policy.cilium`` reads it.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,6 +15,10 @@ from nfq_enforcer.policy.fields import NAMESPACE_KEY
 from nfq_enforcer.policy.ports import TrafficSpec
 
 Data = dict[str, Any]
+
+_URL = re.compile(r"https?://[^/?#]*")
+_SPECIAL = re.compile(r"[^A-Za-z0-9_/-]")
+_NO_NAME = re.compile(r"[^a-z0-9]+")
 
 _DERIVED = ("io.kubernetes.", "io.cilium.")  # begin the keys of labels that no person writes
 
@@ -75,3 +80,19 @@ def ports(traffic: Iterable[TrafficSpec]) -> Data:
 def port(traffic: TrafficSpec) -> Mapping[str, str]:
     """Return a port with its protocol."""
     return {"port": str(traffic.port), "protocol": traffic.protocol}
+
+
+def literal(text: str) -> str:
+    """Return the regular expression (RE2) that matches a text and nothing else."""
+    return _SPECIAL.sub(lambda found: f"\\{found[0]}", text)
+
+
+def path_of(target: str) -> str:
+    """Return the path of a request's target, which may be a URL, without the query."""
+    path = _URL.sub("", target, count=1).partition("?")[0].partition("#")[0]
+    return path or "/"
+
+
+def document_name(*words: str) -> str:
+    """Return a name for a document (RFC 1123) that has the words in it."""
+    return "-".join(filter(None, (_NO_NAME.sub("-", word.lower()).strip("-") for word in words)))

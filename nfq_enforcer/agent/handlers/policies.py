@@ -82,6 +82,7 @@ class PolicyHandlers:
             "kube_apiserver": [str(address) for address in parts.config.kube_apiserver],
             "node_labels": {f"{label.source}:{label.key}": label.value for label in parts.replica.node_labels},
             "identity_labels": list(parts.config.identity_labels),
+            "origins": [[*policy.key, policy.origin] for policy in view.policies],
             "documents": [
                 *(record.document() for record in parts.replica.endpoints.values()),
                 *(namespace.data for namespace in parts.replica.namespaces.values()),
