@@ -72,6 +72,7 @@ def _row(seen: Seen, flow: Mapping[str, Any]) -> dict[str, Any]:
     addresses = flow.get("IP", {})
     return {
         "time": flow["time"],
+        "uuid": str(flow.get("uuid", "")),
         "node": flow.get("node_name", ""),
         "direction": flow.get("traffic_direction", ""),
         "source": addresses.get("source", ""),

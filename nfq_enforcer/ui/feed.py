@@ -79,6 +79,12 @@ class Feed:
         """Yield the kept flows of a time span, newest first; ``after`` is not part of it."""
         return (flow for flow in reversed(self.kept) if after < flow.seen.time <= until)
 
+    def find(self, uuid: str) -> bytes | None:
+        """Return the kept flow with a uuid, as JSON."""
+        marked = json.dumps(uuid).encode()
+        found = (flow.text for flow in reversed(self.kept) if marked in flow.text)
+        return next((text for text in found if json.loads(text).get("uuid") == uuid), None)
+
     def status(self) -> dict[str, Any]:
         """Return the state of the feed as a JSON object."""
         times = [flow.seen.time for flow in (self.kept[0], self.kept[-1])] if self.kept else []

@@ -13,7 +13,6 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.input_file import SETTINGS_SIZE
 from nfq_enforcer.ui import access
 from nfq_enforcer.ui.access import Listen, Token
-from nfq_enforcer.ui.agent_link import AgentLink
 from nfq_enforcer.ui.server import MapServer
 
 _SHUTDOWN = 1.0  # s for open streams to end
@@ -34,7 +33,7 @@ async def serve(socket: Path, listen: Listen, token: str | None, *, generated: b
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    server = MapServer(AgentLink(socket), listen, Token(token) if token else None)
+    server = MapServer(socket, listen, Token(token) if token else None)
     runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=_SHUTDOWN)
     await runner.setup()
     try:

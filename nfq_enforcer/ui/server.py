@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -21,6 +22,7 @@ from nfq_enforcer.ui import details, filter, static
 from nfq_enforcer.ui.access import SECURITY_HEADERS, Listen, Token, host_is_allowed, is_same_origin
 from nfq_enforcer.ui.agent_link import AgentLink
 from nfq_enforcer.ui.feed import Feed, Feeds
+from nfq_enforcer.ui.why import UUID, Why
 
 MAX_STREAMS = 32
 _INTERVAL = 0.7  # s between two messages of a stream
@@ -33,9 +35,11 @@ _TOKEN_NEEDED = "this address needs the token that 'nfq-enforcer ui' has printed
 class MapServer:
     """Map server: the routes of the page."""
 
-    def __init__(self, link: AgentLink, listen: Listen, token: Token | None) -> None:
-        """Set the agent, the address (for the checks of requests) and the token, None if none is needed."""
-        self._link, self._listen, self._token = link, listen, token
+    def __init__(self, socket: Path, listen: Listen, token: Token | None) -> None:
+        """Set the agent's socket, the address (for the checks of requests) and the token, None if none is needed."""
+        self._listen, self._token = listen, token
+        self._link = link = AgentLink(socket)
+        self._explainer = Why(socket)
         self._feeds = Feeds(link)
         self._streams = 0
         self._assets = static.load()
@@ -51,6 +55,7 @@ class MapServer:
             ("map", self._map),
             ("edge", self._edge),
             ("workload", self._workload),
+            ("why", self._why),
         ):
             app.router.add_get(f"/api/{name}", handler, allow_head=False)
         app.on_response_prepare.append(_add_headers)
@@ -126,6 +131,17 @@ class MapServer:
     async def _workload(self, request: web.Request) -> web.Response:
         """Return the policy of an endpoint in both directions, as the agent has compiled it."""
         return _json(await self._link.call("endpoint_policy", name=request.query.get("name", "")))
+
+    async def _why(self, request: web.Request) -> web.Response:
+        """Return the explanation of a flow of the log, by the documents that the agent has now."""
+        uuid = request.query.get("uuid", "")
+        if not UUID.fullmatch(uuid):
+            raise BadInput("uuid must be that of a flow")
+        async with self._feeds.open(filter.read(request.query.get("filter", ""))) as feed:
+            flow = feed.find(uuid)
+        if flow is None:
+            raise NfqError("the log no longer has this flow")
+        return _json({"lines": await self._explainer.explain(uuid, flow)})
 
 
 async def _send_changes(feed: Feed, response: web.StreamResponse) -> None:

@@ -20,6 +20,7 @@ from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.flow import EventIds, Logged
 from nfq_enforcer.observe.log import KEPT, FlowLog
+from nfq_enforcer.tasks import cancel
 from tests.support.flows import SYN, opening
 
 _IDS = EventIds()
@@ -99,6 +100,9 @@ class MapAgent:
         started.set()
         await stop.wait()
         await server.stop()
+        for _ in range(3):  # a client that is being accepted meanwhile gets its task
+            await asyncio.sleep(0)
+        await cancel(*(asyncio.all_tasks() - {asyncio.current_task()}))
 
     def _in_loop(self, function: Callable[[], object]) -> None:
         assert self._loop is not None

@@ -30,11 +30,11 @@ function rules(answer) {
   return table(["Effect", "Rule", "Flows"], rows, "Rules that decided");
 }
 
-// The explanation of the newest flow: sentences, and the smallest change that would let it pass, if the agent has one.
+// Reasons of the drops, and a place for the explanation of the newest flow, which takes a while.
 function why(answer) {
-  const parts = answer.reasons.map(({ reason, description, flows }) => e("p", {}, `${reason}: ${description || "no description"} (${plural(flows, "flow")})`));
-  if (answer.why) parts.push(e("pre", {}, answer.why));
-  return parts.length ? [e("h3", {}, "Why"), ...parts] : [];
+  const reasons = answer.reasons.map(({ reason, description, flows }) => e("p", {}, `${reason}: ${description || "no description"} (${plural(flows, "flow")})`));
+  const newest = answer.flows.find((flow) => flow.uuid);
+  return [...reasons, ...(newest ? [e("pre", { class: "why", tabindex: "0", "data-uuid": newest.uuid, "aria-label": "Explanation of the newest flow", "aria-live": "polite" }, "Looking for the reason…")] : [])];
 }
 
 export function edgeDetails(edge, answer, nodeName) {
@@ -51,6 +51,7 @@ export function edgeDetails(edge, answer, nodeName) {
       ["first seen", dayTime(now.first)],
       ["last seen", dayTime(now.last)],
     ]),
+    e("h3", {}, "Why"),
     ...why(answer),
     e("h3", {}, "Rules that decided"),
     rules(answer),

@@ -171,7 +171,20 @@ async function fill(kind, id, question, render) {
   } catch (error) {
     children = [element("h2", { id: "details-title" }, name(kind === "node" ? nodeName(id) : "Flows")), element("p", { role: "alert" }, error.message)];
   }
-  if (state.open?.kind === kind && state.open.id === id) put(children);
+  if (state.open?.kind !== kind || state.open.id !== id) return;
+  put(children);
+  explain(byId("details").querySelector(".why"));
+}
+
+// Fill in the explanation of a flow, if the panel has a place for it.
+async function explain(place) {
+  if (!place) return;
+  try {
+    const { lines } = await ask("why", { filter: state.filter, uuid: place.dataset.uuid });
+    place.textContent = lines.join("\n");
+  } catch (error) {
+    place.textContent = error.message;
+  }
 }
 
 function openEdge(id, opener) {

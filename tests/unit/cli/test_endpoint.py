@@ -331,8 +331,8 @@ def test_the_policy_of_an_endpoint_is_a_table_with_the_default_last(run: RunProg
 
     done = run("endpoint", "policy", "db-1", "--no-headers", "--socket", agent.socket)
 
-    assert agent.asked("endpoint_policy") == {"name": "default/db-1"}
-    assert [" ".join(line.split()) for line in done.lines] == [
+    assert agent.calls == [{"name": "default/db-1"}]
+    assert done.lines == [
         "ingress allow role=web,20 more 80/TCP,443/TCP GET /x shop/p ingress[0]",
         "ingress deny any everything else <none> shop/p ingress[0]",
         "egress allow any everything <none> shop/p ingress[0]",

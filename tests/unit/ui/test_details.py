@@ -37,6 +37,7 @@ def test_the_flows_of_an_edge_have_rules_and_reasons_with_their_numbers() -> Non
     assert [flow["time"][17:19] for flow in details["flows"]] == ["02", "01", "00"]
     assert details["flows"][0] | {"time": ""} == {
         "time": "",
+        "uuid": "",
         "node": "n1",
         "direction": "INGRESS",
         "source": "192.0.2.1",

@@ -34,7 +34,7 @@ def agent(tmp_path: Path) -> MapAgent:
 @asynccontextmanager
 async def served(path: Path, token: str | None = None) -> AsyncIterator[aiohttp.ClientSession]:
     """Serve the map of an agent; give a session whose addresses are relative to it."""
-    made = MapServer(AgentLink(path), parse_listen("127.0.0.1:0"), Token(token) if token else None)
+    made = MapServer(path, parse_listen("127.0.0.1:0"), Token(token) if token else None)
     runner = web.AppRunner(made.application(), shutdown_timeout=0.1)
     await runner.setup()
     try:
@@ -113,7 +113,7 @@ async def test_other_names_and_other_pages_are_refused(agent: MapAgent, headers:
 async def test_without_the_token_there_is_no_data(agent: MapAgent) -> None:
     with agent.running():
         async with served(agent.path, token=SECRET) as session:
-            for path in ("/api/map", "/api/stream", "/api/edge", "/api/workload?name=a/b", "/api/session"):
+            for path in ("/api/map", "/api/stream", "/api/edge", "/api/workload?name=a/b", "/api/why", "/api/session"):
                 for headers in ({}, {"Authorization": f"Bearer {SECRET}x"}, {"Cookie": "nfq-enforcer-ui=x"}):
                     async with session.get(path, headers=headers) as response:
                         assert response.status == 401
