@@ -118,6 +118,10 @@ lock: _python ## Make the locks in requirements/ of setup.cfg anew; ARGS=--upgra
 	compile -o requirements/fuzz.txt -c requirements/dev.txt --extra fuzz setup.cfg; \
 	git diff --stat -- requirements || true
 
+.PHONY: vendor
+vendor: ## Compare the JavaScript in the package with the pinned archives of npm; ARGS=--write takes it from them
+	$(BIN)/python tools/vendor.py $(ARGS)
+
 .PHONY: check-newest
 check-newest: _python _packages ## Check types, lint and tests with the newest of everything that setup.cfg allows
 	@venv=$$(mktemp -d); trap 'rm -rf "$$venv"' EXIT; $(PYTHON) -m venv $$venv; \

@@ -75,6 +75,10 @@ COMMANDS: Mapping[str, Entry] = {
         "capture:capture",
         ("nfq-enforcer capture --write drops.pcapng --duration 60", "nfq-enforcer capture | wireshark -k -i -"),
     ),
+    "ui": Entry(
+        "ui:ui",
+        ("nfq-enforcer ui", "nfq-enforcer ui --listen 10.0.0.1:9963 --token-file /etc/nfq-enforcer/ui-token"),
+    ),
     "policy validate": Entry(
         "policy_files:validate",
         (
@@ -120,6 +124,7 @@ COMMANDS: Mapping[str, Entry] = {
         "endpoint:list_endpoints", ("nfq-enforcer endpoint list", "nfq-enforcer endpoint list -o wide --no-headers")
     ),
     "endpoint get": Entry("endpoint:get", ("nfq-enforcer endpoint get default/web-1 -o json",)),
+    "endpoint policy": Entry("endpoint:policy", ("nfq-enforcer endpoint policy default/web-1",)),
     "endpoint delete": Entry("endpoint:delete", ("nfq-enforcer endpoint delete web-1 web-2",)),
     "identity list": Entry("identity:list_identities", ("nfq-enforcer identity list -o wide",)),
     "identity get": Entry("identity:get", ("nfq-enforcer identity get 12339331",)),

@@ -273,10 +273,11 @@ def _request_mismatch(filters: Iterable[L4Filter], traffic: TrafficSpec) -> str:
         return ""
     if refused := refusal(request):
         return f"is not asked, because {refused}"
-    return f"lets only requests pass that are {' or '.join(map(_render_match, l7))}"
+    return f"lets only requests pass that are {' or '.join(map(render_match, l7))}"
 
 
-def _render_match(match: L7Match) -> str:
+def render_match(match: L7Match) -> str:
+    """Return a match on requests as text, as in ``GET /path`` or ``DNS queries for example.com``."""
     if isinstance(match, DnsMatch):
         return f"DNS queries for {match.pattern}"
     if isinstance(match, SniMatch):

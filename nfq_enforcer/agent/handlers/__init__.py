@@ -45,6 +45,7 @@ class Handlers:
             "conntrack": self._conntrack.list_flows,
             "conntrack_flush": self._conntrack.flush,
             "documents": self._policies.documents,
+            "endpoint_policy": self._policies.endpoint_policy,
             "apply": self._policies.apply,
             "delete": self._policies.delete,
             "delete_endpoints": self._cluster.delete_endpoints,
