@@ -16,8 +16,9 @@ PACKAGES += dnsperf wrk  # clients of DNS and of HTTP, for make bench
 # Daemons of containers, and the content of their image: installed by `make test` alone, which starts its own.
 DAEMONS := busybox-static docker.io netavark podman runc
 
-# Shells and readers of man pages, for tests of the command line: installed by `make test` alone, too.
-READERS := fish man-db mandoc zsh
+# Readers of captures and man pages, and shells, for tests: installed by `make test` alone, too. Without a question, no user
+# but root may capture with tshark (wireshark-common/install-setuid is false by default).
+READERS := fish man-db mandoc tshark zsh
 
 PYTHON ?= $(shell for python in /usr/bin/python3 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -117,6 +118,10 @@ lock: _python ## Make the locks in requirements/ of setup.cfg anew; ARGS=--upgra
 	compile -o requirements/fuzz.txt -c requirements/dev.txt --extra fuzz setup.cfg; \
 	git diff --stat -- requirements || true
 
+.PHONY: vendor
+vendor: ## Compare the JavaScript in the package with the pinned archives of npm; ARGS=--write takes it from them
+	$(BIN)/python tools/vendor.py $(ARGS)
+
 .PHONY: check-newest
 check-newest: _python _packages ## Check types, lint and tests with the newest of everything that setup.cfg allows
 	@venv=$$(mktemp -d); trap 'rm -rf "$$venv"' EXIT; $(PYTHON) -m venv $$venv; \
@@ -177,7 +182,8 @@ _packages:
 _daemons: setup
 	@[ "$$(id -u)" = 0 ] || exit 0; \
 	($(call install,$(DAEMONS))) || echo "The daemons of containers cannot be installed here: their tests are skipped."; \
-	($(call install,$(READERS))) || echo "Shells and readers of man pages cannot be installed here: their tests are skipped."
+	($(call install,$(READERS))) || echo "Shells and readers of captures and man pages cannot be installed here: \
+their tests are skipped."
 
 .PHONY: _python
 _python:

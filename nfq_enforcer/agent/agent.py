@@ -20,6 +20,7 @@ from nfq_enforcer.agent import containers, flood_log, handover, node_settings, n
 from nfq_enforcer.agent.address_watch import AddressWatch
 from nfq_enforcer.agent.api import ApiServer
 from nfq_enforcer.agent.bridge_watch import BridgeWatch
+from nfq_enforcer.agent.captures import Captures
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.handlers import Handlers
 from nfq_enforcer.agent.handlers.parts import Parts
@@ -47,7 +48,7 @@ from nfq_enforcer.dataplane.worker.reports import Events, pack, unpack
 from nfq_enforcer.dataplane.worker.workers import Workers, default_number
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.exporter import Exporter
-from nfq_enforcer.observe.flow import Logged
+from nfq_enforcer.observe.flow import EventIds, Logged
 from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.proxy.access_log import LoggedHello, LoggedRequest
 from nfq_enforcer.proxy.proxy import Proxy
@@ -94,6 +95,7 @@ class Agent:
         )
         self._rules.set_proxied(True)
         self._log: FlowLog[Logged] = FlowLog()
+        self._event_ids = EventIds()
         self._predecessor = predecessor or handover.Predecessor()
         queues = None if config.queues == "auto" else config.queues
         self._workers = Workers(
@@ -138,7 +140,8 @@ class Agent:
         self._processes.is_enforced = self._reconciler.enforces_process
         self._run_server = RunServer(config.run_socket, self._processes)
         self._workloads = Workloads(registrar, self._make_sources(registrar, replica))
-        self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events)
+        captures = Captures(self._workers)
+        self._source_log = SourceLog(lambda: self._reconciler.view.snapshot, self._add_events, captures.add_sample)
         handlers = Handlers(
             Parts(
                 config,
@@ -150,6 +153,7 @@ class Agent:
                 self._workers,
                 self._rules,
                 self._log,
+                self._event_ids,
                 self._interfaces,
                 time.time(),
                 self._watch,
@@ -159,6 +163,7 @@ class Agent:
                 self._requests,
                 self._workloads,
                 self._processes,
+                captures,
             )
         )
         self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
@@ -369,9 +374,9 @@ class Agent:
     def _name_events(self, packed: bytes) -> Iterator[Logged]:
         """Yield packed events with the current names of their ends."""
         epoch = time.time() - time.monotonic()  # of the workers' clock
-        names = self._reconciler.view.names
+        names, node = self._reconciler.view.names, self._settings.name
         for event in unpack(packed):
-            yield Logged(event, names.ends(event.opening), event.time + epoch)
+            yield Logged(event, names.ends(event.opening), event.time + epoch, node, self._event_ids.next())
 
 
 def _warn(sentences: Iterable[str]) -> None:

@@ -60,7 +60,7 @@ def stream(path: Path, method: str, timeout: float | None = None, **params: Any)
             connection.sendall(request)
             with connection.makefile("rb") as lines:
                 for line in lines:
-                    yield _result(path, line, method)
+                    yield read_result(path, line, method)
         except TimeoutError:
             raise _unanswered(f"the agent at {path} does not answer{_work(path, method)}", method) from None
         except ConnectionError:
@@ -94,7 +94,8 @@ def _unknown(check: str) -> str:
     return f"the outcome is unknown, and the change may still take effect: check with {check}"
 
 
-def _result(path: Path, line: bytes, method: str) -> Any:
+def read_result(path: Path, line: bytes, method: str) -> Any:
+    """Return the result in a line of the agent's answer to a call of a method; raise NfqError for an error."""
     try:
         response = json.loads(line)
         if "error" not in response:
@@ -117,9 +118,14 @@ def _connect(path: Path) -> socket.socket:
         connection.connect(str(path))
     except OSError as error:
         connection.close()
-        if isinstance(error, PermissionError):
-            raise NfqError(f"no permission to ask the agent at {path}: run this with sudo") from None
-        raise NoAgent(
-            f"no agent is listening on {path}: start one with 'nfq-enforcer agent', or name its socket with --socket"
-        ) from None
+        raise refusal(path, error) from None
     return connection
+
+
+def refusal(path: Path, error: OSError) -> NfqError:
+    """Return the error of a socket that cannot be opened."""
+    if isinstance(error, PermissionError):
+        return NfqError(f"no permission to ask the agent at {path}: run this with sudo")
+    return NoAgent(
+        f"no agent is listening on {path}: start one with 'nfq-enforcer agent', or name its socket with --socket"
+    )

@@ -54,5 +54,13 @@ def seconds(params: Params, name: str, at_most: float) -> float | None:
     return min(float(value), at_most)
 
 
+def time(params: Params, name: str) -> float | None:
+    """Return a time in seconds since the epoch, None if there is none in the request."""
+    value = params.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value)):
+        raise BadInput(f"{name} must be a number of seconds since 1970, not {_shown(value)}")
+    return value
+
+
 def _shown(value: object) -> str:
     return shorten(repr(value), 50)

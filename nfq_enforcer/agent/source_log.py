@@ -19,10 +19,19 @@ _LOG_INTERVAL = 60.0  # s, between two lines about one interface
 class SourceLog:
     """Source log: reads the samples of the source filter."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], add: Callable[[Sequence[FlowEvent]], None]) -> None:
-        """Set the functions that return the snapshot in force, and that add events to the flow log."""
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        add: Callable[[Sequence[FlowEvent]], None],
+        capture: Callable[[FlowEvent, bytes, int], None],
+    ) -> None:
+        """Set the functions that return the snapshot in force, and that add events to the flow log.
+
+        ``capture`` adds a packet to the captures that run: its event, its first bytes, the index of its interface.
+        """
         self._snapshot = snapshot
         self._add = add
+        self._capture = capture
         self._logged: dict[str, float] = {}  # interface: time of its last line
 
     async def run(self) -> None:
@@ -48,6 +57,7 @@ class SourceLog:
     def _event(self, sample: Sample, now: float) -> FlowEvent:
         interface = _interface_name(sample.interface)
         event = source_samples.drop_event(sample, self._snapshot(), interface, now)
+        self._capture(event, sample.payload, sample.interface)
         if now - self._logged.get(interface, -_LOG_INTERVAL) >= _LOG_INTERVAL:
             self._logged[interface] = now
             src, dst = (ip_address(address) if address else "?" for address in event.opening[:2])

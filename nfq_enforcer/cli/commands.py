@@ -55,7 +55,29 @@ COMMANDS: Mapping[str, Entry] = {
     "status": Entry("status:status", ("nfq-enforcer status", "nfq-enforcer status -o json | jq .problems")),
     "observe": Entry(
         "observe:observe",
-        ("nfq-enforcer observe --follow --verdict DROPPED", "nfq-enforcer observe --last 20 -o json"),
+        (
+            "nfq-enforcer observe --follow --verdict DROPPED",
+            "nfq-enforcer observe --from-label role=frontend --not --to-port 53 --since 5m",
+            "nfq-enforcer observe --all -o jsonpb > flows.json",
+            "nfq-enforcer observe --input-file flows.json --http-path '^/users/' -o dict",
+        ),
+    ),
+    "why": Entry(
+        "why:why",
+        (
+            "nfq-enforcer why",
+            "nfq-enforcer why --to-label role=db --drop-reason POLICY_DENIED",
+            "nfq-enforcer why --from default/web-1 --to default/db-1 --port 5432",
+            "nfq-enforcer why --input-file flows.json -f policies/",
+        ),
+    ),
+    "capture": Entry(
+        "capture:capture",
+        ("nfq-enforcer capture --write drops.pcapng --duration 60", "nfq-enforcer capture | wireshark -k -i -"),
+    ),
+    "ui": Entry(
+        "ui:ui",
+        ("nfq-enforcer ui", "nfq-enforcer ui --listen 10.0.0.1:9963 --token-file /etc/nfq-enforcer/ui-token"),
     ),
     "policy validate": Entry(
         "policy_files:validate",
@@ -102,6 +124,7 @@ COMMANDS: Mapping[str, Entry] = {
         "endpoint:list_endpoints", ("nfq-enforcer endpoint list", "nfq-enforcer endpoint list -o wide --no-headers")
     ),
     "endpoint get": Entry("endpoint:get", ("nfq-enforcer endpoint get default/web-1 -o json",)),
+    "endpoint policy": Entry("endpoint:policy", ("nfq-enforcer endpoint policy default/web-1",)),
     "endpoint delete": Entry("endpoint:delete", ("nfq-enforcer endpoint delete web-1 web-2",)),
     "identity list": Entry("identity:list_identities", ("nfq-enforcer identity list -o wide",)),
     "identity get": Entry("identity:get", ("nfq-enforcer identity get 12339331",)),

@@ -1,4 +1,4 @@
-"""``nfq-enforcer endpoint``: endpoints, added from options or files, listed and deleted."""
+"""``nfq-enforcer endpoint``: endpoints, added from options or files, listed and deleted; their compiled policy."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +17,7 @@ from nfq_enforcer.text import printable
 EndpointName = typer.Argument(help="NAMESPACE/NAME; NAME alone means default/NAME.", autocompletion=live.endpoints)
 _DEFAULT_NAMESPACE = "default"
 _COLUMNS = ("ENDPOINT", "IDENTITY", "NODE", "ADDRESSES", "LABELS", "STATE")
+_POLICY_COLUMNS = ("DIRECTION", "ACTION", "PEERS", "PORTS", "REQUESTS", "RULE")
 _MAX_PIDS = 5  # in a table
 
 
@@ -90,6 +91,22 @@ def get(
     raise _missing([full_name])
 
 
+def policy(
+    name: Annotated[str, EndpointName],
+    form: Output = Format.TABLE,
+    no_headers: NoHeaders = False,
+    socket: Socket = DEFAULT,
+) -> None:
+    """Show the compiled policy of an endpoint in both directions: a row for each rule, the default last."""
+    result = client.call(socket, "endpoint_policy", name=_full(name))
+    output.show(
+        result,
+        form,
+        lambda shown: output.table(_POLICY_COLUMNS, _policy_rows(shown, form)),
+        headers=not no_headers,
+    )
+
+
 def delete(
     names: Annotated[list[str], EndpointName],
     socket: Socket = DEFAULT,
@@ -100,6 +117,27 @@ def delete(
         output.line(f"{name} deleted")
     if result["missing"]:
         raise _missing(result["missing"])
+
+
+def _policy_rows(policy: Mapping[str, Any], form: Format) -> Iterator[list[object]]:
+    for direction in ("ingress", "egress"):
+        side = policy[direction]
+        for row in side["rows"]:
+            peers = (
+                ["any"] if row["any_peer"] else [" ".join(output.labels(one["labels"], form)) for one in row["peers"]]
+            )
+            more = _more(row["peers_total"], row["peers"]) if not row["any_peer"] else []
+            requests = [*row["requests"], *_more(row["requests_total"], row["requests"])]
+            yield [direction, row["action"], peers + more, row["ports"], requests, row["rule"]["text"]]
+        if hidden := _more(side["rows_total"], side["rows"]):
+            yield [direction, "…", [], [], [], hidden]
+        rules = [rule["text"] for rule in side["enforced_by"]]
+        yield [direction, "deny" if side["enforced"] else "allow", ["any"], ["everything else"], [], rules]
+
+
+def _more(total: int, shown: Iterable[object]) -> list[str]:
+    rest = total - len(list(shown))
+    return [f"{rest} more"] if rest > 0 else []
 
 
 def _row(endpoint: Mapping[str, Any], form: Format) -> list[object]:

@@ -132,8 +132,13 @@ class OutputClosed(Exception):
 
 def line(text: str) -> None:
     """Print a line at once; raise OutputClosed if nobody reads it."""
+    lines((text,))
+
+
+def lines(texts: Iterable[str]) -> None:
+    """Print several lines at once; raise OutputClosed if nobody reads them."""
     try:
-        print(printable(text), flush=True)
+        print(*map(printable, texts), sep="\n", flush=True)
     except BrokenPipeError:  # click would end with status 1
         raise OutputClosed from None
 

@@ -57,8 +57,12 @@ def of_files_or_agent(
     except client.NoAgent:
         simulation = _configured_simulation(mode, localhost, cluster, kube_apiserver, ignore_other_kinds)
         return simulation, "the configuration; no agent is running"
+    documents = loader.from_data(running["documents"])
+    origins = {tuple(key): origin for *key, origin in running.get("origins", ())}
+    for policy in documents.policies:
+        policy.set_origin(origins.get(policy.key, ""), policy.data)
     simulation = Simulation(
-        loader.from_data(running["documents"]),
+        documents,
         enforcement or Enforcement(running["enforcement"]),
         allow_localhost=(allow_localhost or Localhost(running["allow_localhost"])) is Localhost.ALWAYS,
         cluster=_cluster(cluster or running["cluster"]),

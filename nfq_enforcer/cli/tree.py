@@ -1,6 +1,7 @@
 """The tree of ``commands`` as Typer's objects, each made when it is needed."""
 
 from collections import UserDict
+from collections.abc import Callable
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -34,6 +35,12 @@ def _quick_flag(option: Any) -> Any:
 
 class Command(TyperCommand):
     """Command: a function, with its options and arguments; the epilog has the examples."""
+
+    rewrite: Callable[[list[str]], list[str]] | None = None  # applied to the arguments before they are parsed
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments."""
+        return super().parse_args(ctx, args if self.rewrite is None else self.rewrite(args))
 
     def get_help_option(self, ctx: Any) -> Any:
         """Return the option ``--help``."""
@@ -132,5 +139,6 @@ def _command(path: str) -> Command:
     app.command(path.rpartition(" ")[2], **settings)(function)
     command = typer.main.get_command(app)
     assert isinstance(command, Command)
+    command.rewrite = getattr(function, "rewrite", None)
     quick_values.set_up(function, command.params)
     return command

@@ -11,8 +11,9 @@ the endpoint is on this node, its policy cannot be compiled: as soon as the clus
 dropped.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
@@ -185,6 +186,18 @@ class Replica:
         all that the agent has made: packets of a process below it without an endpoint are dropped.
         """
         self._cgroups, self._snapshot = cgroups, None
+
+    def policy_of(self, full_name: str) -> Callable[[], EndpointMaps]:
+        """Return a function that returns the policy maps of an endpoint of any node, or of HOST_NAME, this node itself.
+
+        They are of the last view. The function may be called in another thread. Raise KeyError for an unknown endpoint.
+        """
+        policy = self._compiled.policy
+        if full_name == HOST_NAME:
+            return partial(policy.maps_once, RESERVED[HOST].union(self.node_labels))
+        record = self._index.endpoints[full_name]
+        labels = self._names.labels(record.identity)
+        return partial(self._maps, record) if labels is None else partial(policy.maps_once, labels, record.ports)
 
     def identity_changes(self) -> tuple[IdentityChange, ...]:
         """Return the changes of the cluster's identities since the last call; nothing is compiled for them.

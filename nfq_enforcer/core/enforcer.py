@@ -12,13 +12,13 @@ number of a slot. The proxy opens a connection to the server. Each of the two is
 the fast path only on their way to or from the proxy.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nfq_enforcer.core.context import LOOPBACK, Interface, PacketContext
 from nfq_enforcer.core.dns import DnsInspector, Inspected
 from nfq_enforcer.core.dns_stream import Part
-from nfq_enforcer.core.events import ACCEPT, Decision, FlowEvent
+from nfq_enforcer.core.events import ACCEPT, Decision, FlowEnd, FlowEvent
 from nfq_enforcer.core.identity import Identity, travels
 from nfq_enforcer.core.offload import datapath_mode
 from nfq_enforcer.core.policy_verdict import (
@@ -50,6 +50,7 @@ from nfq_enforcer.core.tables.conntrack import (
     shared_origin,
 )
 from nfq_enforcer.core.tables.dns_names import NamePatterns
+from nfq_enforcer.core.tables.flow_ends import EndCause, traffic
 from nfq_enforcer.core.tables.names import NameTable
 from nfq_enforcer.core.tables.policymap import DnsRules, RuleRef
 from nfq_enforcer.core.tables.slots import UNKNOWN_SLOT, SlotTable
@@ -234,7 +235,7 @@ class Enforcer:
         fast = parse_fast(payload)
         if fast is None:
             return None
-        key, identity, tcp_flags, _, _ = fast
+        key, identity, tcp_flags, _, length = fast
         flow = self.flows.lookup(key, now)
         if flow is None:
             return None
@@ -250,14 +251,14 @@ class Enforcer:
         if origin != (indev.name if indev else None, identity):
             return None
         if template is None:
-            self.flows.update(flow, reply, tcp_flags, now)
+            self.flows.update(flow, reply, tcp_flags, length, now)
             return self._mode.accept(flow, reply, identity is not None, now) if self._offloads else ACCEPT
         if skb & GSO and not flow.fits:
             return None
         stamped = insert_fast(payload, fast, template, outdev.mtu, skb) if outdev else None
         if stamped is None:
             return None
-        self.flows.update(flow, reply, tcp_flags, now)
+        self.flows.update(flow, reply, tcp_flags, length, now)
         return Decision(Verdict.ACCEPT, stamped)
 
     def _fast_message(
@@ -271,11 +272,11 @@ class Enforcer:
         skb: int,
     ) -> Decision | None:
         """Decide a plain packet of a known flow with DNS rules; None for one that is denied, and for every other."""
-        key, identity, _, l4, complete = fast
+        key, identity, _, l4, length = fast
         l7 = flow.l7
         if l7 is None or l7.dns is None or l7.revision != self._snapshot.revision:
             return None
-        if key[0] != UDP or not complete or skb & GSO:
+        if key[0] != UDP or length != len(payload) or skb & GSO:
             return None
         reply = key != flow.key
         origin, template = (flow.reply_origin, flow.reply_stamp) if reply else (flow.origin, flow.stamp)
@@ -289,7 +290,7 @@ class Enforcer:
         inspected = self._inspected(payload, l4, l7.opening.src, flow.key, l7.dns, now, is_query=not reply)
         if inspected.reason is not None:
             return None
-        self.flows.update(flow, reply, 0, now)
+        self.flows.update(flow, reply, 0, length, now)
         self._dns.accept(inspected, now)
         event = _message_event(l7.opening, inspected, inspected.rules, now, is_reply=reply)
         return Decision(Verdict.ACCEPT, stamped, None, event, inspected.learned)
@@ -513,7 +514,7 @@ class Enforcer:
         stranger = not reply and origin != flow.origin
         if stranger or is_new_process or flow.evaluated != self._snapshot.revision:
             opener = self._opener_origin(flow, from_host=context.outdev is None) if reply else origin
-            verdict = self._evaluate_opener(flow, opener, context.link(reply=reply), stranger=stranger)
+            verdict = self._evaluate_opener(flow, opener, context.link(reply=reply), context.now, stranger=stranger)
             template = _template(verdict.reply_stamp if reply else verdict.stamp, packet.key)
             accepted = _Accepted(template, flow, verdict, replaces=True, is_reply=reply)
         if reply:
@@ -530,7 +531,7 @@ class Enforcer:
         return self._mode.presumed_origin(Origin(interface, None), opener)
 
     def _evaluate_opener(
-        self, flow: Flow, opener: Origin, link: str | None, *, stranger: bool = False
+        self, flow: Flow, opener: Origin, link: str | None, now: float, *, stranger: bool = False
     ) -> PolicyVerdict:
         """Evaluate the opening of a known flow for the origin ``opener``, possibly a ``stranger`` to the flow.
 
@@ -548,9 +549,16 @@ class Enforcer:
                 return self._evaluate_leg(opening, opener, link, -flow.slot)
             return self._evaluate(opening, opener, link, names)
         except PacketError:
-            if not stranger and opening.proto != TCP:
-                self.flows.remove(flow)
+            if not stranger:
+                self._cut(flow, now)
             raise
+
+    def _cut(self, flow: Flow, now: float) -> None:
+        """End a flow that policy no longer allows."""
+        if flow.key[0] == TCP:
+            self.flows.ends.add(flow, EndCause.CUT, now)
+        else:
+            self.flows.remove(flow, EndCause.CUT, now)
 
     def _related_icmp(self, context: PacketContext) -> _Accepted | None:
         """Classify an ICMP error by the flow of the packet that it quotes; None: the next worker may know that flow.
@@ -576,7 +584,7 @@ class Enforcer:
         if flow.revision == self._snapshot.revision:
             return _Accepted(template, quotes_stamped=stamped)
         opener = self._opener_origin(flow, from_host=flow.origin.interface is None)
-        verdict = self._evaluate_opener(flow, opener, context.link(reply=quoted.key == flow.key))
+        verdict = self._evaluate_opener(flow, opener, context.link(reply=quoted.key == flow.key), context.now)
         replaces = flow.revision != REVISION_UNREPORTED  # the flow's next packet has to be evaluated, and reported
         return _Accepted(template, flow, verdict, replaces=replaces, quotes_stamped=stamped)
 
@@ -695,7 +703,7 @@ class Enforcer:
             flow = accepted.flow = self.flows.create(packet, context.now)
             flow.names = accepted.names
         elif flow is not None and not packet.error:
-            self.flows.update(flow, packet.key != flow.key, packet.tcp_flags, context.now)
+            self.flows.update(flow, packet.key != flow.key, packet.tcp_flags, packet.length, context.now)
         if flow is not None and verdict is not None and (accepted.creates or accepted.replaces):
             opens |= not accepted.creates and flow.revision == REVISION_UNREPORTED
             self._apply_verdict(flow, verdict)
@@ -775,13 +783,11 @@ class Enforcer:
 
     def _forwarded(self, context: PacketContext, verdict: PolicyVerdict) -> FlowEvent:
         """Return the event of a new flow, or of a denial that audit mode accepts."""
-        opening, endpoints = verdict.opening, self._snapshot.endpoints
-        last_side = Direction.INGRESS if opening.receiver or opening.dst in endpoints else Direction.EGRESS
         return FlowEvent(
             context.now,
             FlowVerdict.AUDIT if verdict.refused else FlowVerdict.FORWARDED,
             verdict.reason,
-            verdict.refused or last_side,
+            verdict.refused or self._last_side(verdict.opening),
             verdict.opening,
             context.packet.tcp_flags,
             is_reply=context.packet.src != verdict.opening.src,
@@ -789,6 +795,19 @@ class Enforcer:
             enforced_by=verdict.enforced_by[:_MAX_RULES],
             denied_by=verdict.denied_by[:_MAX_RULES],
         )
+
+    def ended(self, now: float) -> Iterator[FlowEvent]:
+        """Yield the events of the flows that are over, each once."""
+        for flow, cause in self.flows.ends.take(now):
+            opening = flow.opening
+            yield FlowEvent(
+                *(now, FlowVerdict.TRACED, None, self._last_side(opening), opening, 0, False), end=_end(flow, cause)
+            )
+
+    def _last_side(self, opening: Opening) -> Direction:
+        """Return the side that decides last on this node: ingress if the destination is an endpoint of it."""
+        to_endpoint = opening.receiver or opening.dst in self._snapshot.endpoints
+        return Direction.INGRESS if to_endpoint else Direction.EGRESS
 
     def _dropped(self, context: PacketContext, error: PacketError) -> FlowEvent:
         """Return the event of a drop."""
@@ -810,6 +829,11 @@ class Enforcer:
             denied_by=verdict.denied_by[:_MAX_RULES],
             l7=error.inspected.message if isinstance(error, _MessageDenied) else None,
         )
+
+
+def _end(flow: Flow, cause: EndCause) -> FlowEnd:
+    duration = None if flow.started is None else flow.last_seen - flow.started
+    return FlowEnd(cause, duration, traffic(flow.traffic), traffic(flow.reply_traffic))
 
 
 def _message_event(

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.flow_ends import EndCause, Traffic
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.tables.slots import SlotKey
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict, Verdict
@@ -42,8 +43,17 @@ class TlsMessage(NamedTuple):
 L7Message = DnsMessage | HttpMessage | TlsMessage
 
 
+class FlowEnd(NamedTuple):
+    """End of a flow, with its packets as they arrived at this node's queues."""
+
+    cause: EndCause
+    duration: float | None  # s, from its first packet to its last; None: the first packet is not known here
+    sent: Traffic  # by the opener
+    received: Traffic  # replies
+
+
 class FlowEvent(NamedTuple):
-    """Flow event: a new flow, a message of a flow with layer-7 rules, or a drop, for the log.
+    """Flow event: a new flow, its end, a message of a flow with layer-7 rules, or a drop, for the log.
 
     Addresses are bytes, empty for an unreadable packet.
     """
@@ -59,6 +69,7 @@ class FlowEvent(NamedTuple):
     enforced_by: tuple[RuleRef, ...] = ()  # the rules that enforce the direction in which no rule allows the flow
     denied_by: tuple[RuleRef, ...] = ()  # the deny rules that match the flow
     l7: L7Message | None = None
+    end: FlowEnd | None = None
 
 
 class Learned(NamedTuple):

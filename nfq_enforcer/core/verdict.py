@@ -27,6 +27,11 @@ class FlowVerdict(StrEnum):
     FORWARDED = "FORWARDED"
     DROPPED = "DROPPED"
     AUDIT = "AUDIT"
+    TRACED = "TRACED"  # the end of a flow, which is no decision
+    REDIRECTED = "REDIRECTED"  # this one and the following come from streams of Hubble's only
+    TRANSLATED = "TRANSLATED"
+    ERROR = "ERROR"
+    UNKNOWN = "VERDICT_UNKNOWN"
 
 
 class Direction(StrEnum):

@@ -20,7 +20,7 @@ from nfq_enforcer.core.wire.packet import UDP, parse
 from nfq_enforcer.lab.base import LabBase
 from nfq_enforcer.lab.topology import ENDPOINTS, NODES, ROUTER, WORLD
 from nfq_enforcer.lab.traffic_host import AttemptResult
-from nfq_enforcer.observe.flow import compact
+from nfq_enforcer.observe.text import compact
 
 _TCP_PORTS = (80, 443, 8080)
 _UDP_PORT = 53

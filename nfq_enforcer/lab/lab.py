@@ -138,7 +138,7 @@ class Lab(LabBase):
 
     async def refused(self, node: str) -> list[dict[str, Any]]:
         """Return the flow events of the packets that a node has dropped, oldest first."""
-        return self.nodes[node].observe(verdict=FlowVerdict.DROPPED)
+        return self.nodes[node].observe(allow={"verdict": [FlowVerdict.DROPPED]})
 
     def masquerade(self, on: bool) -> None:
         """Switch the router's masquerading of packets onto the segment; it affects new connections only."""

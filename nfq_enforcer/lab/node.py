@@ -65,9 +65,13 @@ class LabNode:
         status: dict[str, Any] = client.call(self.socket, "status")
         return status
 
-    def observe(self, **params: Any) -> list[dict[str, Any]]:
-        """Return the flow events in the agent's log; ``verdict`` and ``last`` as in ``nfq-enforcer observe``."""
-        return list(client.stream(self.socket, "observe", 10.0, **params))
+    def observe(self, *, ends: bool = False, **params: Any) -> list[dict[str, Any]]:
+        """Return the flow events in the agent's log, without those that only tell the end of a flow unless asked for.
+
+        ``params`` are those of the agent's method ``observe``.
+        """
+        flows = client.stream(self.socket, "observe", 10.0, **params)
+        return [flow for flow in flows if ends or "flow_end" not in flow]
 
     @property
     def pid(self) -> int:

@@ -55,7 +55,7 @@ class RemoteLab(LabBase):
 
     async def refused(self, node: str) -> list[dict[str, Any]]:
         """Return the flow events of the packets that a node has dropped, oldest first."""
-        lines = await self._nfq_enforcer(node, "observe", "-o", "json", "--verdict", FlowVerdict.DROPPED)
+        lines = await self._nfq_enforcer(node, "observe", "--all", "-o", "json", "--verdict", FlowVerdict.DROPPED)
         return [json.loads(line) for line in lines.splitlines()]
 
     def capture(self) -> Captures:

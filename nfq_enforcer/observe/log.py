@@ -21,13 +21,16 @@ LogEntry = TypeVar("LogEntry")
 class Follower(Generic[LogEntry]):
     """Follower: receives the flows that are added to the log after it."""
 
-    def __init__(self) -> None:
-        """Begin with the next flow."""
+    def __init__(self, admits: Callable[[LogEntry], bool]) -> None:
+        """Begin with the next flow that the predicate ``admits``."""
+        self._admits = admits
         self._waiting: asyncio.Queue[LogEntry] = asyncio.Queue(_BEHIND)
         self._lost = 0
 
     def add(self, flow: LogEntry) -> None:
-        """Add a flow, or count it as lost if too many wait."""
+        """Add a flow if it is admitted, or count it as lost if too many wait."""
+        if not self._admits(flow):
+            return
         try:
             self._waiting.put_nowait(flow)
         except asyncio.QueueFull:
@@ -87,10 +90,10 @@ class FlowLog(Generic[LogEntry]):
         return list(self._last)
 
     @contextmanager
-    def follow(self) -> Iterator[Follower[LogEntry]]:
-        """Give a follower until the context ends."""
+    def follow(self, admits: Callable[[LogEntry], bool] = lambda flow: True) -> Iterator[Follower[LogEntry]]:
+        """Give a follower of the flows that the predicate ``admits``, until the context ends."""
         self.open()
-        follower: Follower[LogEntry] = Follower()
+        follower = Follower(admits)
         self._followers.add(follower)
         try:
             yield follower

@@ -72,6 +72,12 @@ class Policy:
         """Return the policy maps for these labels and named ports: those of an endpoint, or those of the host."""
         return EndpointMaps(*(self._map(EndpointSide(labels, ports, direction)) for direction in Direction))
 
+    def maps_once(self, labels: Labels, ports: PortSet = NO_PORTS) -> EndpointMaps:
+        """Return the policy maps for these labels and named ports without keeping new ones: a question, no endpoint."""
+        once = copy(self)
+        once._maps, once._contributions = dict(self._maps), dict(self._contributions)
+        return once.maps_for(labels, ports)
+
     def with_documents(self, documents: Iterable[PolicyDocument]) -> "Policy":
         """Return the policy of these documents; a document object of this policy is not resolved again."""
         after = copy(self)

@@ -14,8 +14,9 @@ from nfq_enforcer.core.tables.policymap import PORT_BITS, WHOLE, Action, RuleOrd
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy.l7_match import matches, refusal, wrong_protocol
 from nfq_enforcer.policy.ports import LAST, PortSpan, TrafficSpec, merge_spans
+from nfq_enforcer.policy.requirements import Operator, Requirement
 from nfq_enforcer.policy.rules import L4Filter, NamedPortRef, NamePeer, PortBlock, PortSet, Rule, RulePeer
-from nfq_enforcer.policy.selectors import Operator, Requirement, Selector
+from nfq_enforcer.policy.selectors import Selector
 from nfq_enforcer.policy.simulation import (
     ConnectionEnd,
     ConnectionResult,
@@ -152,16 +153,30 @@ def _mismatch(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> str:
         return f"closes {side} and opens nothing" if rule.isolates else "opens nothing"
     if rule.peers == ():
         return "its list of peers is empty, so it is about nobody"
-    if rule.peers is not None and not any(_matches_peer(peer, side) for peer in rule.peers):
-        reasons = list(dict.fromkeys(_peer_mismatch(peer, side.peer) for peer in rule.peers))
+    if not matches_peer(rule, side):
+        reasons = list(dict.fromkeys(_peer_mismatch(peer, side.peer) for peer in rule.peers or ()))
         more = [f"wants one of {len(reasons) - _PEERS} more"] if len(reasons) > _PEERS else []
         return f"{side.peer.name} is none of its peers: {', or '.join(reasons[:_PEERS] + more)}"
-    destination_ports = side.subject.ports if side.direction is Direction.INGRESS else side.peer.ports
-    matching = [l4_filter for l4_filter in rule.filters if _matches_port(l4_filter, traffic, destination_ports)]
+    matching = [rule.filters[place] for place in matching_filters(rule, side, traffic)]
     if not matching:
-        ports = _render_ports(rule.filters, destination_ports) or "no port"
+        ports = _render_ports(rule.filters, _destination_ports(side)) or "no port"
         return f"is about {ports}, not {traffic._replace(request=None)}"
     return _request_mismatch(matching, traffic)
+
+
+def matches_peer(rule: Rule, side: ConnectionSide) -> bool:
+    """Return whether a rule is about the peer of a side."""
+    return rule.peers is None or any(_matches_peer(peer, side) for peer in rule.peers)
+
+
+def matching_filters(rule: Rule, side: ConnectionSide, traffic: TrafficSpec) -> list[int]:
+    """Return the places of the rule's filters that are about a port, whatever the request."""
+    named_ports = _destination_ports(side)
+    return [place for place, one in enumerate(rule.filters) if _matches_port(one, traffic, named_ports)]
+
+
+def _destination_ports(side: ConnectionSide) -> PortSet:
+    return side.subject.ports if side.direction is Direction.INGRESS else side.peer.ports
 
 
 def _matches_peer(peer: RulePeer, side: ConnectionSide) -> bool:
@@ -258,10 +273,11 @@ def _request_mismatch(filters: Iterable[L4Filter], traffic: TrafficSpec) -> str:
         return ""
     if refused := refusal(request):
         return f"is not asked, because {refused}"
-    return f"lets only requests pass that are {' or '.join(map(_render_match, l7))}"
+    return f"lets only requests pass that are {' or '.join(map(render_match, l7))}"
 
 
-def _render_match(match: L7Match) -> str:
+def render_match(match: L7Match) -> str:
+    """Return a match on requests as text, as in ``GET /path`` or ``DNS queries for example.com``."""
     if isinstance(match, DnsMatch):
         return f"DNS queries for {match.pattern}"
     if isinstance(match, SniMatch):

@@ -193,11 +193,11 @@ def _inspect_file(file: File, ignore_other_kinds: bool, progress: Progress | Non
 
 def _inspect_document(source: YamlDocument, ignore_other_kinds: bool) -> Inspection:
     try:
-        items = _items(source)
+        found = items(source)
     except (DocumentError, DocumentErrors) as error:
         return Inspection([], list(error.errors), 1, 1)
-    inspection = Inspection(total=len(items))
-    for item in items:
+    inspection = Inspection(total=len(found))
+    for item in found:
         if ignore_other_kinds and is_other_kind(item[2]):
             inspection.ignored += 1
             continue
@@ -312,7 +312,7 @@ class _List(Part):
     items: Items[object] = ()
 
 
-def _items(source: YamlDocument) -> list[_Item]:
+def items(source: YamlDocument) -> list[_Item]:
     """Return the items of a list, each with the list's kind and version if it names none, or the document itself."""
     kind = source.data.get("kind") if isinstance(source.data, dict) else None
     if not isinstance(kind, str) or kind not in LISTS:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from nfq_enforcer.core.identity import ANY, Identity
 from nfq_enforcer.core.tables.policymap import PolicyMap
+from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.policy.ports import FIRST, LAST, PortSpan, TrafficSpec, merge_spans, render_spans
 from nfq_enforcer.policy.simulation import ECHO_REQUEST, ConnectionResult, EndPair, Simulation
@@ -92,6 +93,17 @@ def diff(old: Simulation, new: Simulation) -> Iterator[VerdictChange]:
     for source, target in product((*new.endpoints, *outside), repeat=2):
         if source != target and not {source, target} <= outside.keys():
             yield from _changes(old, new, source, target, intervals)
+
+
+def diff_at(old: Simulation, new: Simulation, subjects: Iterable[str], direction: Direction) -> Iterator[VerdictChange]:
+    """Yield the verdict changes of connections whose side of this direction is one of the subjects."""
+    intervals = _PortIntervals()
+    outside = dict.fromkeys((*OUTSIDE_REFERENCES, *old.prefix_references, *new.prefix_references))
+    for subject in subjects:
+        for peer in (*new.endpoints, *outside):
+            ends = (peer, subject) if direction is Direction.INGRESS else (subject, peer)
+            if peer != subject:
+                yield from _changes(old, new, *ends, intervals)
 
 
 def _changes(

@@ -7,51 +7,16 @@ itself. An empty selector of a policy never matches the world or the host.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import reduce
-from typing import NamedTuple
 
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.labels import ANY_SOURCE, DEFAULT_SOURCE, Labels, split_key
 from nfq_enforcer.policy.documents import LabelSelector, SelectorExpression
 from nfq_enforcer.policy.fields import NAMESPACE_KEY, NAMESPACE_LABELS
 from nfq_enforcer.policy.kubernetes import KubernetesSelector
+from nfq_enforcer.policy.requirements import Operator, Requirement
 
 RESERVED_SOURCE = "reserved"
-
-
-class Operator(StrEnum):
-    """Operator: the test of a key's value; In and Exists require the key, the others also match labels without it."""
-
-    IN = "In"
-    NOT_IN = "NotIn"
-    EXISTS = "Exists"
-    DOES_NOT_EXIST = "DoesNotExist"
-
-
-_VALUED = (Operator.IN, Operator.NOT_IN)  # tuples, not sets: enumeration members are slow to hash
-_NEGATIVE = (Operator.NOT_IN, Operator.DOES_NOT_EXIST)
-
-
-class Requirement(NamedTuple):
-    """Requirement: one condition on the labels of an endpoint."""
-
-    source: str  # ``any``: the key of any source
-    key: str
-    operator: Operator
-    values: frozenset[str] = frozenset()
-
-    @property
-    def negative(self) -> bool:
-        """Return whether the operator is NotIn or DoesNotExist, the negation of In or Exists."""
-        return self.operator in _NEGATIVE
-
-    def matches(self, labels: Labels) -> bool:
-        """Return whether the labels meet the requirement."""
-        found = labels.find(self.source, self.key)
-        if self.operator in _VALUED:
-            return any(label.value in self.values for label in found) is not self.negative
-        return bool(found) is not self.negative
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +201,6 @@ class SelectorIndex:
     def _with_label(self, requirement: Requirement) -> frozenset[Identity]:
         """Return the identities with the key, and with one of the values if the operator has values."""
         by_value = self._by_label.get((requirement.source, requirement.key), {})
-        if requirement.operator in _VALUED:
+        if requirement.valued:
             return frozenset().union(*(by_value.get(value, ()) for value in requirement.values))
         return frozenset().union(*by_value.values())

@@ -155,14 +155,28 @@ class Simulation:
 
         ``relevant`` selects the labels of an identity; ``node_labels`` are those of the host.
         """
+        self.documents = documents
         self._node_labels = node_labels or Labels()
         self._enforcement = enforcement
         self._allow_localhost = allow_localhost
+        self._cluster, self._kube_apiserver, self._relevant = cluster, tuple(kube_apiserver), relevant
         self._model = build_model(documents, enforcement, cluster, kube_apiserver, relevant)
         self.endpoints = tuple(endpoint.name for endpoint in self._model.endpoints)
         self._ends = dict(self._known_ends())
         self._pairs: dict[tuple[str, str, Family | None], EndPair] = {}
         self._default_deny_causes: dict[PolicyMap, str] = {}
+
+    def with_documents(self, documents: Documents) -> "Simulation":
+        """Return the simulation of other documents with the same settings."""
+        return Simulation(
+            documents,
+            self._enforcement,
+            allow_localhost=self._allow_localhost,
+            cluster=self._cluster,
+            kube_apiserver=self._kube_apiserver,
+            relevant=self._relevant,
+            node_labels=self._node_labels,
+        )
 
     def _known_ends(self) -> Iterable[tuple[str, ConnectionEnd]]:
         for endpoint in self._model.endpoints:

@@ -20,9 +20,10 @@ from nfq_enforcer.policy.documents import Endpoint, PolicyDocument
 from nfq_enforcer.policy.fields import ACCOUNT_KEY, CLUSTER_KEY, DEFAULT_CLUSTER, NAMESPACE_KEY
 from nfq_enforcer.policy.label_filter import LabelFilter
 from nfq_enforcer.policy.references import References
+from nfq_enforcer.policy.requirements import Operator, Requirement
 from nfq_enforcer.policy.rules import AddressBlock, NamePeer, Rule
 from nfq_enforcer.policy.rules_index import resolve
-from nfq_enforcer.policy.selectors import RESERVED_SOURCE, Operator, Requirement, Selector, reserved_selector
+from nfq_enforcer.policy.selectors import RESERVED_SOURCE, Selector, reserved_selector
 from nfq_enforcer.policy.services import api_servers
 
 _NAMED = 5  # endpoints of one warning

@@ -1,7 +1,10 @@
 """Addresses learned from DNS answers: known to every worker before the client has the answer, and to policy at once."""
 
+import base64
 import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +17,8 @@ import dns.message
 import dns.rcode
 import pytest
 
+from nfq_enforcer.agent import client as api
+from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.network import find_command
 from nfq_enforcer.lab.process import LabProcess
@@ -306,6 +311,29 @@ def test_a_worker_that_dies_starts_with_all_names(lab: Lab, server: DnsServer, c
         time.sleep(0.05)
 
     assert connects(lab, lab.address("world", family), timeout=PATIENT)
+
+
+@pytest.mark.parametrize("datapath", [TWO_WORKERS], ids=str, indirect=True)
+def test_an_answer_that_is_held_in_vain_is_in_a_capture(
+    lab: Lab, server: DnsServer, client: DnsClient, family: int
+) -> None:
+    server.respond = lambda _: [named(lab, NAME, family)]
+    node = lab.nodes["n1"]
+    options: dict[str, Any] = {"snaplen": 300, "reasons": ["DNS_NOT_LEARNED"], "count": 1}
+
+    with contextlib.closing(api.stream(node.socket, "capture", PATIENT, **options)) as items:
+        assert "begun" in next(items)
+        os.kill(node.pid, signal.SIGSTOP)  # so that it does not release the answer
+        try:
+            answered = client.rcode(query(NAME, A if family == 4 else AAAA), 2 * DEFAULT_TIMINGS.hold)
+        finally:
+            os.kill(node.pid, signal.SIGCONT)
+        packet = next(items)["packet"]
+
+    assert answered is None
+    assert packet["flow"]["drop_reason_desc"] == "DNS_NOT_LEARNED"
+    assert b"\3api\7example\3com" in base64.b64decode(packet["data"])
+    assert (packet["arrived_by"], packet["leaves_by"]) == ("eth0", "veth-front1")
 
 
 @pytest.mark.parametrize("datapath", [ONE_WORKER, TWO_WORKERS], ids=str)

@@ -115,7 +115,7 @@ class TestSelection:
         expected = dropped(["front1"], ["n2"], ["80/TCP"])
         assert await outcomes(guarded, expected) == expected
 
-        flows = guarded.nodes["n2"].observe(verdict="DROPPED", last=50)
+        flows = guarded.nodes["n2"].observe(allow={"verdict": ["DROPPED"]}, last=50)
         ours = [flow for flow in flows if flow["IP"]["destination"] == str(guarded.address("n2"))]
         assert ours[-1]["destination"]["labels"] == ["reserved:host"]
         assert ours[-1]["source"]["pod_name"] == "front1"

@@ -236,7 +236,7 @@ def test_what_a_glance_tells_is_what_parsing_and_reading_the_stamp_tell() -> Non
         if claim is None or travels(claim):  # no flow comes from another
             mark = read(payload, packet)
             assert claim == (mark and mark.identity)
-        assert (seen[0], *seen[2:]) == (packet.key, packet.tcp_flags, packet.l4_offset, not packet.truncated)
+        assert (seen[0], *seen[2:]) == (packet.key, packet.tcp_flags, packet.l4_offset, packet.length)
         assert not packet.opens
 
     assert plain > COUNT // 20

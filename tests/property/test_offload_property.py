@@ -15,6 +15,7 @@ from nfq_enforcer.core.context import Interface
 from nfq_enforcer.core.enforcer import Enforcer
 from nfq_enforcer.core.identity import WORLD, Identity
 from nfq_enforcer.core.tables.conntrack import Conntrack, Offload
+from nfq_enforcer.core.tables.flow_ends import EndCause
 from nfq_enforcer.core.tables.ipcache import Ipcache, Peer
 from nfq_enforcer.core.tables.policymap import PORT_BITS, PolicyEntry, PolicyKey, PolicyMap
 from nfq_enforcer.core.tables.snapshot import LocalEndpoint, Snapshot
@@ -208,7 +209,7 @@ class World:
     def forget(self, gate: Gate) -> None:
         """Have so much time go by that the worker forgets what it has left to the kernel."""
         for flow in [flow for flow in gate.flows if flow.offload in (Offload.OPENER, Offload.FLOW)]:
-            gate.flows.remove(flow)
+            gate.flows.remove(flow, EndCause.EXPIRED, gate.now)
 
 
 @pytest.mark.parametrize("seed", range(ROUNDS))

@@ -11,7 +11,6 @@ import re
 import select
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -23,8 +22,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from scapy.layers.inet import IP
+from scapy.layers.inet6 import IPv6
 
 from nfq_enforcer.agent import client
+from nfq_enforcer.captures.scapy_layer import stamps
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.lab.capture import Capture
 from nfq_enforcer.lab.lab import Lab
@@ -69,6 +71,7 @@ with socket.socket(int(family), socket.SOCK_DGRAM) as sender:
     for _ in range(int(number)):
         sender.sendto(b"no question", (address, 53))
 """
+_HEADERS = 256  # bytes of a packet that contain all of its IP headers
 PATIENT = 10.0  # s, timeout for packets that should be accepted
 BRIEF = 0.4  # s, timeout for packets that should be dropped
 FRONTENDS, BACKENDS = ("front1", "front2", "front3"), ("back1", "back2")
@@ -461,37 +464,10 @@ def between(capture: Capture, one: Iterable[IPAddress], other: Iterable[IPAddres
 def stamps_on(packet: bytes) -> list[int]:
     """Return the identities of all stamps on a captured IP packet or fragment.
 
-    This parser follows the documented format and deliberately does not use the engine's own.
+    The parser is that of the layer for scapy, deliberately not the engine's own.
     """
-    if packet[0] >> 4 == 4:
-        options = packet[20 : (packet[0] & 0x0F) * 4]
-        return _identities(options, 158, ends_list=True)
-    found: list[int] = []
-    kind, offset = packet[6], 40
-    while kind in (0, 43, 44, 60):
-        size = 8 if kind == 44 else (packet[offset + 1] + 1) * 8
-        if kind == 60:
-            found += _identities(packet[offset + 2 : offset + size], 0x1E, ends_list=False)
-        later_fragment = kind == 44 and struct.unpack_from("!H", packet, offset + 2)[0] & 0xFFF8
-        if later_fragment:
-            break
-        kind, offset = packet[offset], offset + size
-    return found
-
-
-def _identities(options: bytes, stamp: int, *, ends_list: bool) -> list[int]:
-    found, offset = [], 0
-    while offset < len(options):
-        kind = options[offset]
-        if ends_list and kind == 0:
-            break
-        if kind == (1 if ends_list else 0):
-            offset += 1
-            continue
-        size = options[offset + 1] + (0 if ends_list else 2)
-        if kind == stamp:
-            version, identity = options[offset + 2], int.from_bytes(options[offset + 4 : offset + 8], "big")
-            assert (size, version) == (8, 0x10), options.hex()
-            found.append(identity)
-        offset += size
-    return found
+    headers = packet[:_HEADERS]
+    found = list(stamps(IP(headers) if packet[0] >> 4 == 4 else IPv6(headers)))
+    for stamp in found:
+        assert (stamp.version, stamp.flags, stamp.tag) == (1, 0, b""), packet.hex()
+    return [stamp.identity for stamp in found]

@@ -167,6 +167,10 @@ class Node:
         """Return the snapshot in force."""
         return self._enforcer.snapshot
 
+    def ended(self) -> list[FlowEvent]:
+        """Return the events of the flows whose ends are due now."""
+        return list(self._enforcer.ended(self.now))
+
     def load(self, ingress: Side | None = None, egress: Side | None = None, **changed: Any) -> None:
         """Enforce a new policy revision; ``changed`` are other fields of the snapshot."""
         self._enforcer.snapshot = self.snapshot(self._enforcer.snapshot.revision + 1, ingress, egress, **changed)

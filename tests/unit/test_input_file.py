@@ -221,6 +221,7 @@ OWN_FILES = {  # modules that open files which no user names, or open without re
     "agent/slot_keeper.py",  # its own state, replaced whole
     "agent/node_labels.py",  # its own labels
     "agent/watch.py",  # /proc
+    "cli/capture.py",  # its own output, O_EXCL; part of the package
     "cli/completion.py",  # part of the package
     "cli/main.py",  # /dev/null, to write
     "dataplane/ipvs.py",  # /proc

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from nfq_enforcer.agent.api import Method
+from nfq_enforcer.agent.handlers.capture import CaptureHandlers
 from nfq_enforcer.agent.handlers.cluster import ClusterHandlers
 from nfq_enforcer.agent.handlers.conntrack import ConntrackHandlers
 from nfq_enforcer.agent.handlers.fqdn import FqdnHandlers
@@ -26,6 +27,7 @@ class Handlers:
         self._fqdn = FqdnHandlers(parts)
         self._conntrack = ConntrackHandlers(parts)
         self._observe = ObserveHandlers(parts)
+        self._capture = CaptureHandlers(parts)
         self._store = StoreHandlers(parts)
 
     def methods(self) -> Mapping[str, Method]:
@@ -33,6 +35,7 @@ class Handlers:
         return {
             "status": self._status.status,
             "observe": self._observe.observe,
+            "capture": self._capture.capture,
             "endpoints": self._cluster.endpoints,
             "identities": self._cluster.identities,
             "nodes": self._cluster.nodes,
@@ -42,6 +45,7 @@ class Handlers:
             "conntrack": self._conntrack.list_flows,
             "conntrack_flush": self._conntrack.flush,
             "documents": self._policies.documents,
+            "endpoint_policy": self._policies.endpoint_policy,
             "apply": self._policies.apply,
             "delete": self._policies.delete,
             "delete_endpoints": self._cluster.delete_endpoints,

@@ -4,10 +4,9 @@ from collections.abc import AsyncIterator
 
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
-from nfq_enforcer.agent.params import count, flag, text
-from nfq_enforcer.errors import BadInput
-from nfq_enforcer.observe.flow import VERDICTS, HubbleFlow, render_lost
-from nfq_enforcer.text import shorten
+from nfq_enforcer.agent.params import count, flag, time
+from nfq_enforcer.observe.flow import HubbleFlow, render, render_lost
+from nfq_enforcer.observe.query import Query, read_filters
 
 
 class ObserveHandlers:
@@ -18,18 +17,25 @@ class ObserveHandlers:
         self._parts = parts
 
     async def observe(self, params: Params) -> AsyncIterator[HubbleFlow]:
-        """Yield the kept flows, with ``follow`` also new ones; ``verdict`` filters, ``last`` limits the kept ones."""
-        verdict, node = text(params, "verdict") or None, self._parts.settings.name
-        if verdict is not None and verdict not in VERDICTS:
-            raise BadInput(f"unknown verdict '{shorten(verdict)}'; allowed: {', '.join(VERDICTS)}")
-        follow, last = flag(params, "follow"), count(params, "last")
-        with self._parts.log.follow() as follower:
-            kept = [logged for logged in self._parts.log.last() if verdict in (None, logged.event.verdict)]
-            for logged in kept if last is None else kept[max(0, len(kept) - last) :]:
-                yield logged.render(node)
+        """Yield the kept flows that a query selects, with ``follow`` also new ones.
+
+        ``allow`` and ``deny`` have a list of values for each filter (``observe.filters``), ``first`` and ``last`` limit
+        the kept flows, ``since`` and ``until`` (s since the epoch) their times.
+        """
+        query = Query(
+            read_filters(params.get("allow", {}), "allow"),
+            read_filters(params.get("deny", {}), "deny"),
+            first=count(params, "first"),
+            last=count(params, "last"),
+            since=time(params, "since"),
+            until=time(params, "until"),
+        )
+        follow = flag(params, "follow")
+        with self._parts.log.follow(query.admits) as follower:
+            for logged in query.select(self._parts.log.last(), lambda kept: kept):
+                yield render(logged)
             while follow:
                 logged = await follower.next()
                 if lost := follower.take_lost():
-                    yield render_lost(lost)
-                if verdict in (None, logged.event.verdict):
-                    yield logged.render(node)
+                    yield render_lost(lost, self._parts.settings.name)
+                yield render(logged)

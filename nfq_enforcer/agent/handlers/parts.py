@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from nfq_enforcer.agent.captures import Captures
 from nfq_enforcer.agent.config import Config
 from nfq_enforcer.agent.interface_check import InterfaceCheck
 from nfq_enforcer.agent.name_learner import NameLearner
@@ -18,7 +19,7 @@ from nfq_enforcer.dataplane.rules.iptables import Rules
 from nfq_enforcer.dataplane.rules.ruleset import AddressFamily
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError, OutcomeUnknown
-from nfq_enforcer.observe.flow import Logged
+from nfq_enforcer.observe.flow import EventIds, Logged
 from nfq_enforcer.observe.log import FlowLog
 from nfq_enforcer.workloads.processes import Processes
 
@@ -36,6 +37,7 @@ class Parts:
     workers: Workers
     rules: Rules
     log: FlowLog[Logged]
+    event_ids: EventIds
     interfaces: InterfaceCheck
     started: float  # s since the epoch
     watch: Watch
@@ -45,6 +47,7 @@ class Parts:
     requests: RequestLog
     workloads: Workloads
     processes: Processes
+    captures: Captures
 
     async def reconcile(self, done: str) -> None:
         """Enforce the store's changes; raise OutcomeUnknown if that fails now: the reconciler goes on trying.

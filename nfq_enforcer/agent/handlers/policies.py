@@ -1,5 +1,7 @@
-"""Policies of the cluster: list, apply and delete."""
+"""Policies of the cluster: list, apply and delete; and the compiled policy of an endpoint."""
 
+import asyncio
+from ipaddress import ip_address
 from typing import Any
 
 from nfq_enforcer.agent.api import Params
@@ -7,9 +9,11 @@ from nfq_enforcer.agent.handlers.cluster import node_status
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.params import flag, seconds, text
 from nfq_enforcer.cluster.source import Applied
-from nfq_enforcer.errors import BadInput
+from nfq_enforcer.errors import BadInput, NfqError
+from nfq_enforcer.policy import listing
 from nfq_enforcer.policy.loader import File
 from nfq_enforcer.policy.warnings import ClusterFacts, warnings
+from nfq_enforcer.text import shorten
 
 _MAX_WAIT = 600.0  # s that a request may wait for other nodes
 
@@ -34,6 +38,38 @@ class PolicyHandlers:
             for policy in self._parts.reconciler.view.policies
         ]
 
+    async def endpoint_policy(self, params: Params) -> dict[str, Any]:
+        """Return an endpoint of any node and its policy maps as this node compiles them, as rows.
+
+        The name ``host`` is the node itself.
+        """
+        name, names = text(params, "name"), self._parts.names
+        try:
+            compiled = self._parts.replica.policy_of(name)
+        except KeyError:
+            raise NfqError(f"no endpoint has the name '{shorten(name)}'") from None
+
+        def listed() -> dict[str, Any]:
+            maps = compiled()
+            return {
+                "ingress": listing.to_json(maps.ingress, names.labels),
+                "egress": listing.to_json(maps.egress, names.labels),
+            }
+
+        revision = self._parts.reconciler.revision
+        return {"endpoint": name, "revision": revision, **self._endpoint_facts(name), **await asyncio.to_thread(listed)}
+
+    def _endpoint_facts(self, name: str) -> dict[str, Any]:
+        record = self._parts.replica.endpoints.get(name)
+        if record is None:  # the node itself
+            return {"node": self._parts.settings.name}
+        return {
+            "node": record.node,
+            "identity": record.identity,
+            "labels": [str(label) for label in self._parts.names.labels(record.identity) or ()],
+            "addresses": [str(ip_address(address)) for address in record.addresses],
+        }
+
     async def documents(self, _params: Params) -> dict[str, Any]:
         """Return every document that this node enforces, with the settings that its verdicts depend on."""
         parts, view = self._parts, self._parts.reconciler.view
@@ -46,6 +82,7 @@ class PolicyHandlers:
             "kube_apiserver": [str(address) for address in parts.config.kube_apiserver],
             "node_labels": {f"{label.source}:{label.key}": label.value for label in parts.replica.node_labels},
             "identity_labels": list(parts.config.identity_labels),
+            "origins": [[*policy.key, policy.origin] for policy in view.policies],
             "documents": [
                 *(record.document() for record in parts.replica.endpoints.values()),
                 *(namespace.data for namespace in parts.replica.namespaces.values()),

@@ -22,6 +22,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from nfq_enforcer.core.identity import WORLD, Identity
+from nfq_enforcer.core.tables.flow_ends import EndCause, FlowEnds, one_packet
 from nfq_enforcer.core.tables.policymap import DnsRules
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, TCP, UDP, Packet, read_key, reply_key
 from nfq_enforcer.core.wire.stamp import StampTemplate
@@ -40,6 +41,8 @@ class FlowState(IntEnum):
 _NEW, _ANSWERED = FlowState.NEW, FlowState.ANSWERED  # an enum look-up costs more than the packet path can spend
 _FIN, _SYN, _RST, _SYN_ACK = 0x01, 0x02, 0x04, 0x12
 _FIN_RST = _FIN | _RST
+_BOTH = 3  # sides that have sent a FIN
+_ONE_PACKET = one_packet(0)
 
 # The next state of a TCP flow, by its state (row) and by sender and flags of the segment (column). RST outweighs FIN.
 # opener: SYN, other, FIN, RST; replier: neither FIN nor RST, FIN, RST
@@ -131,6 +134,7 @@ class Flow:
         "destination",
         "elder",
         "expires",
+        "fins",
         "fits",
         "key",
         "l7",
@@ -139,29 +143,32 @@ class Flow:
         "names",
         "offload",
         "origin",
+        "over",
         "receiver",
         "reply_key",
         "reply_origin",
         "reply_stamp",
+        "reply_traffic",
         "revision",
         "sender",
         "slot",
         "source",
         "stamp",
+        "started",
         "state",
         "to_host",
+        "traffic",
         "younger",
     )
 
     to_host: bool  # delivered to this host itself
-    source: Identity  # of the opener
-    destination: Identity
     origin: Origin  # of the opener's packets
     revision: int  # of the policy that allowed it
     stamp: StampTemplate | None  # for the opener's packets
     reply_stamp: StampTemplate | None  # for replies
     lifetime: int  # seconds without a packet after which the flow expires in its state
     expires: float
+    started: float | None  # time of its first packet; None: that packet is not known here
     elder: "Flow"  # neighbours in the table, by age
     younger: "Flow"
 
@@ -171,12 +178,16 @@ class Flow:
         self.reply_key = answer_key
         self.reply_origin: Origin | None = None  # set by the first reply, or before
         self.state = FlowState.NEW
+        self.source = self.destination = Identity(0)  # until its first evaluation
         self.offload = Offload.NONE
         self.l7: FlowL7 | None = None
         self.names: tuple[str, ...] = ()  # of its destination, when it was evaluated: those that policy names
         self.sender = self.receiver = 0  # cgroups of process endpoints, as in ``Opening``
         self.slot = 0  # of the proxy, which receives the flow; negative: which has opened it
         self.masqueraded = False  # the opener's stamp came from an address of no endpoint: a router rewrote the address
+        self.traffic = self.reply_traffic = 0  # counts, see ``flow_ends``: of the opener's packets, and of the replies
+        self.fins = 0  # TCP: 1 the opener has sent a FIN, 2 the replier, 3 both
+        self.over = False  # its end is, or will be, in the log
         self.fits = False  # TCP: the SYN passed here and had its MSS clamped, so every segment has room for a stamp
 
     @property
@@ -191,6 +202,19 @@ class Flow:
     def evaluated(self) -> int:
         """Return the revision of the policy that allowed it, also if ``revision`` keeps it off the fast path."""
         return self.revision if self.l7 is None else self.l7.revision
+
+    @property
+    def is_reported(self) -> bool:
+        """Tell whether the log has the flow, and its end is known here.
+
+        Only the kernel knows the end of an offloaded flow. Of a flow through the proxy, the client's half is reported.
+        """
+        return self.source != 0 and self.offload <= Offload.NONE and self.slot >= 0
+
+    @property
+    def last_seen(self) -> float:
+        """Return the time of its last packet."""
+        return self.expires - self.lifetime
 
     @property
     def is_over(self) -> bool:
@@ -264,6 +288,7 @@ class Conntrack:
         self._length = 0
         self._swept = _parts_due(now)
         self.evicted = 0
+        self.ends = FlowEnds()
 
     def __len__(self) -> int:
         """Return the number of flows."""
@@ -279,7 +304,7 @@ class Conntrack:
         """Return the live flow of packets with this key, in either direction."""
         flow = self._parts[hash(key) % _PARTS].get(key)
         if flow is not None and flow.expires <= now:
-            self.remove(flow)
+            self.remove(flow, EndCause.EXPIRED, now)
             return None
         return flow
 
@@ -289,12 +314,13 @@ class Conntrack:
         for key in (flow.key, flow.reply_key):
             old = self._parts[hash(key) % _PARTS].get(key)
             if old is not None:
-                self.remove(old)
+                self.remove(old, EndCause.REPLACED, now)
         if self._length >= self._maximum:
-            self._evict()
+            self._evict(now)
         self._insert(flow)
+        flow.started = now if packet.opens or packet.proto != TCP else None
         flow.fits = packet.opens
-        self.update(flow, False, packet.tcp_flags, now)
+        self.update(flow, False, packet.tcp_flags, packet.length, now)
         return flow
 
     def import_flow(self, known: KernelFlow, now: float) -> bool:
@@ -310,7 +336,7 @@ class Conntrack:
         """Import an established flow that is not in the table; ``key``: of its opener's packets."""
         flow = _imported(key, FlowState.ESTABLISHED)
         if self._length >= self._maximum:
-            self._evict()
+            self._evict(now)
         self._insert(flow)
         flow.expires = now + flow.lifetime
         return flow
@@ -332,16 +358,22 @@ class Conntrack:
         self._length += 1
         flow.lifetime = _TIMEOUTS.get(flow.key[0], _OTHER_TIMEOUTS)[flow.state]
 
-    def update(self, flow: Flow, reply: bool, tcp_flags: int, now: float) -> None:
-        """Update a flow by one of its packets: advance its state, renew its time-out."""
+    def update(self, flow: Flow, reply: bool, tcp_flags: int, length: int, now: float) -> None:
+        """Update a flow by one of its packets, of this length: advance its state, renew its time-out, count it."""
         if tcp_flags & _FIN_RST or flow.state is _ANSWERED or (reply and flow.state is _NEW):
-            self._advance(flow, reply, tcp_flags)
+            self._advance(flow, reply, tcp_flags, now)
         flow.expires = now + flow.lifetime
+        if reply:
+            flow.reply_traffic += _ONE_PACKET + length
+        else:
+            flow.traffic += _ONE_PACKET + length
 
-    def _advance(self, flow: Flow, reply: bool, tcp_flags: int) -> None:
+    def _advance(self, flow: Flow, reply: bool, tcp_flags: int, now: float) -> None:
         proto, state = flow.key[0], flow.state
         if proto == TCP:
             flow.state = _TCP_TRANSITIONS[state][_segment(reply, tcp_flags)]
+            if tcp_flags & _FIN_RST:
+                self._close(flow, reply, now)
             confirmed = state is _ANSWERED and not reply and tcp_flags & _SYN_ACK != _SYN
         else:
             confirmed = state is _ANSWERED or (state is _NEW and reply)
@@ -351,8 +383,20 @@ class Conntrack:
             self._confirmed.append(flow)
         flow.lifetime = _TIMEOUTS.get(proto, _OTHER_TIMEOUTS)[flow.state]
 
-    def remove(self, flow: Flow) -> None:
-        """Remove the flow, which must be in the table."""
+    def _close(self, flow: Flow, reply: bool, now: float) -> None:
+        """Note the FIN or RST of one side; the flow is over if both have sent a FIN."""
+        flow.fins |= 2 if reply else 1
+        if flow.state is FlowState.CLOSED:
+            self.ends.close(flow, EndCause.RESET, now)
+        elif flow.fins == _BOTH:
+            self.ends.close(flow, EndCause.CLOSED, now)
+
+    def remove(self, flow: Flow, cause: EndCause, now: float) -> None:
+        """Remove the flow, which must be in the table, and so end it."""
+        self._take_out(flow)
+        self.ends.add(flow, EndCause.CLOSED if flow.state is FlowState.CLOSING else cause, now)
+
+    def _take_out(self, flow: Flow) -> None:
         for key in {flow.key, flow.reply_key}:
             del self._parts[hash(key) % _PARTS][key]
         _unlink(flow)
@@ -364,9 +408,14 @@ class Conntrack:
         An established flow stays, as one imported from the kernel's conntrack: its next packet is evaluated. Without it
         the replies of a connection whose opener is silent would be dropped.
         """
-        self.remove(flow)
-        if flow.state is FlowState.ESTABLISHED:
-            self.import_flow(KernelFlow(flow.key, flow.state, max(0.0, flow.expires - now)), now)
+        if flow.state is not FlowState.ESTABLISHED:
+            self.remove(flow, EndCause.FLUSHED, now)
+            return
+        self._take_out(flow)
+        self.import_flow(KernelFlow(flow.key, flow.state, max(0.0, flow.expires - now)), now)
+        successor = self._parts[hash(flow.key) % _PARTS][flow.key]
+        successor.started = flow.started
+        successor.traffic, successor.reply_traffic = flow.traffic, flow.reply_traffic
 
     def expire(self, now: float, budget: int = 5000) -> int:
         """Continue the sweep up to the parts that are due now; return the number of flows removed.
@@ -381,14 +430,14 @@ class Conntrack:
             budget -= len(part)
             removals = expired[: max(_MIN_REMOVALS, budget // _REMOVAL_COST)]
             for flow in removals:
-                self.remove(flow)
+                self.remove(flow, EndCause.EXPIRED, now)
             removed += len(removals)
             budget -= len(removals) * _REMOVAL_COST
             self._swept += len(removals) == len(expired)
         return removed
 
-    def _evict(self) -> None:
-        self.remove(next(chain(self._offloaded, self._unconfirmed, self._confirmed)))
+    def _evict(self, now: float) -> None:
+        self.remove(next(chain(self._offloaded, self._unconfirmed, self._confirmed)), EndCause.EVICTED, now)
         self.evicted += 1
 
 
@@ -406,8 +455,7 @@ def _imported(key: bytes, state: FlowState) -> Flow:
     flow = Flow(key, reply_key(key))
     flow.state = state
     flow.origin, flow.revision, flow.to_host = ORIGIN_UNKNOWN, REVISION_NONE, False
-    flow.source = flow.destination = Identity(0)
-    flow.stamp = flow.reply_stamp = None
+    flow.stamp = flow.reply_stamp = flow.started = None
     return flow
 
 

@@ -22,9 +22,9 @@ _OPTION_START = stamp_template(_UNSIGNED, 4, TCP).header[:4]  # the bytes before
 _HEADER = stamp_template(_UNSIGNED, 6, TCP).header
 _HEADER_START, _HEADER_END = _HEADER[1:6], _HEADER[10:]  # between next header and identity; after the identity
 
-FastPacket = tuple[bytes, int | None, int, int, bool]
+FastPacket = tuple[bytes, int | None, int, int, int]
 """Plain packet: flow key; number on the stamp, None without one (unchecked: a number that no identity may have is in no
-flow's origin); TCP flags (0 for UDP); offset of the transport header; whether the payload is complete."""
+flow's origin); TCP flags (0 for UDP); offset of the transport header; length of the complete packet by its header."""
 
 
 def parse_fast(payload: bytes) -> FastPacket | None:
@@ -43,7 +43,7 @@ def parse_fast(payload: bytes) -> FastPacket | None:
     fragment = payload[6] & _MORE_OR_OFFSET or payload[7]
     length = payload[2] << 8 | payload[3]
     flags = _tcp_flags(payload, key[0], l4, size)
-    return None if fragment or size > length or flags is None else (key, identity, flags, l4, size == length)
+    return None if fragment or size > length or flags is None else (key, identity, flags, l4, length)
 
 
 def _parse_ipv6(payload: bytes, size: int) -> FastPacket | None:
@@ -56,7 +56,7 @@ def _parse_ipv6(payload: bytes, size: int) -> FastPacket | None:
         return None
     length = IPV6_HEADER + (payload[4] << 8 | payload[5])
     flags = _tcp_flags(payload, key[0], l4, size)
-    return None if size > length or flags is None else (key, identity, flags, l4, size == length)
+    return None if size > length or flags is None else (key, identity, flags, l4, length)
 
 
 def _tcp_flags(payload: bytes, proto: int, l4: int, size: int) -> int | None:
@@ -72,10 +72,10 @@ def insert_fast(payload: bytes, fast: FastPacket, template: StampTemplate, mtu: 
 
     ``mtu``: of the interface by which the packet leaves. ``skb``: ``SkbFlags``.
     """
-    key, identity, _, l4, complete = fast
-    if not complete or identity is not None:
+    key, identity, _, l4, length = fast
+    if length != len(payload) or identity is not None:
         return None
-    if len(payload) + template.growth > (MAX_PAYLOAD if skb & GSO else min(mtu, MAX_PAYLOAD)):
+    if length + template.growth > (MAX_PAYLOAD if skb & GSO else min(mtu, MAX_PAYLOAD)):
         return None
     if skb & (CHECKSUM_UNFINISHED | GSO):
         proto = key[0]

@@ -56,11 +56,12 @@ Settle = Callable[[Result], None]
 class HeldPacket:
     """Held packet: the result of a verdict function for a packet that stays parked until its verdict is settled."""
 
-    __slots__ = ("result", "settle")
+    __slots__ = ("arrival", "result", "settle")
 
     def __init__(self, result: Result) -> None:
         """Keep the verdict that the packet gets if all goes well."""
         self.result = result
+        self.arrival: tuple[bytes, int, int] | None = None  # bytes and interfaces, if a capture may record the packet
         self.settle: Settle = lambda verdict: None  # set by the driver, which parks the packet
 
 

@@ -20,6 +20,7 @@ from nfq_enforcer.core.tables.names import NameChange
 from nfq_enforcer.core.tables.slots import SlotChange
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker.map_transfer import SnapshotReference
+from nfq_enforcer.dataplane.worker.packet_reports import PacketFilter
 from nfq_enforcer.dataplane.worker.reports import MAX_REPORT, InvalidReport, Report, decode_report, encode_report
 from nfq_enforcer.dataplane.worker.timings import DEFAULT_TIMINGS, WorkerTimings
 
@@ -90,6 +91,22 @@ class SlotChanges(NamedTuple):
 
     number: int
     changes: tuple[SlotChange, ...]
+
+
+class StartCapture(NamedTuple):
+    """Agent to worker: record packets from now on, or go on; the worker confirms the start with an empty Packets."""
+
+    number: int  # of the capture
+    filter: PacketFilter
+    snaplen: int  # bytes of each packet
+    rate: int  # packets a second
+    lease: float  # s until the worker ends the capture, unless the agent sends this again
+
+
+class StopCapture(NamedTuple):
+    """Agent to worker: end the capture of this number."""
+
+    number: int
 
 
 class Stop(NamedTuple):

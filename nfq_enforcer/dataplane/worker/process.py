@@ -20,6 +20,7 @@ from nfq_enforcer.dataplane.worker.channel import Release, Stop, encode, report_
 from nfq_enforcer.dataplane.worker.counters import Counters
 from nfq_enforcer.dataplane.worker.flow_list import FlowList, ListFlows
 from nfq_enforcer.dataplane.worker.heartbeat import Heartbeat
+from nfq_enforcer.dataplane.worker.packet_reports import Packets
 from nfq_enforcer.dataplane.worker.reports import (
     Applied,
     Bound,
@@ -80,7 +81,7 @@ class WorkerProcess:
         queues: QueueNumbers,
         setup: Callable[[], Iterable[bytes]],
         on_events: Callable[[Events], None],
-        on_request: Callable[["WorkerProcess", NamesLearned | SlotWanted], None],
+        on_request: Callable[["WorkerProcess", NamesLearned | SlotWanted | Packets], None],
         timings: WorkerTimings,
     ) -> None:
         """Keep the worker's queues and the function that returns the first messages for one; start nothing yet."""
@@ -301,7 +302,7 @@ class WorkerProcess:
             self._on_events(message)
         elif isinstance(message, Enforced):
             await self._set_revision(message.revision)
-        elif isinstance(message, NamesLearned | SlotWanted):
+        elif isinstance(message, NamesLearned | SlotWanted | Packets):
             self._on_request(self, message)
         elif isinstance(message, Applied):
             self._changes.reach(message.number)

@@ -16,10 +16,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.access_log import MAX_HEADERS, MAX_TEXT, MAX_URL
-from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, L7Message, TlsMessage
+from nfq_enforcer.core.events import DnsMessage, FlowEnd, FlowEvent, HttpMessage, L7Message, TlsMessage
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.flow_ends import EndCause, Traffic
 from nfq_enforcer.core.tables.l7 import EVERY_PROTOCOL, ProxyProtocols
 from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.tables.slots import SlotKey
@@ -27,6 +28,7 @@ from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker import flow_list
 from nfq_enforcer.dataplane.worker.flow_list import FlowList
+from nfq_enforcer.dataplane.worker.packet_reports import Packets, unpack_rows
 
 MAX_REPORT = 1 << 24  # bytes
 MAX_EVENTS = 100  # in a report
@@ -36,6 +38,7 @@ _MAX_NAME = 1024  # characters of each name of a rule
 _MAX_NUMBER = 1 << 31  # of a rule in its document
 _MAX_LEARNED = 500  # addresses of one DNS answer
 _MAX_LATENCY = 1 << 63  # ns
+_MAX_COUNT = 1 << 63  # packets or bytes
 _MAX_PEERS = 1000  # identities of one peer of a slot
 _MAX_LISTED = 64  # addresses or aliases of a DNS message
 _MAX_CACHED = 2048  # texts of DNS messages
@@ -47,6 +50,7 @@ _EVENT = struct.Struct("!dBBBB16sB16sBHHhh?IIQQH?HHHH")
 _PACK = struct.Struct("!HI")  # number of events, bytes of rules and messages
 _BOUND = struct.Struct("!BHHHHH")
 _REVISION = struct.Struct("!q")
+_PACKETS = struct.Struct("!QQ")  # number of the capture, lost packets
 _FLOWS = struct.Struct("!II")  # number of the question, number of all flows
 _KIND = struct.Struct("!B")
 _DRIVERS = (Driver.NETLINK, Driver.NETFILTERQUEUE)
@@ -57,7 +61,7 @@ _CODES = {id(member): code for members in (_VERDICTS, _DIRECTIONS, _REASONS) for
 _ADDRESS_LENGTHS = (0, 4, 16)  # bytes of both addresses of an event
 
 Rules = tuple[RuleRef, ...]
-Message = L7Message
+Message = L7Message | FlowEnd
 
 _json = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -113,7 +117,7 @@ class Events(NamedTuple):
     packed: bytes  # see ``pack``
 
 
-Report = Bound | Failed | Enforced | Events | FlowList | NamesLearned | Applied | SlotWanted
+Report = Bound | Failed | Enforced | Events | FlowList | NamesLearned | Applied | SlotWanted | Packets
 
 
 def encode_report(report: Report) -> bytes:
@@ -133,6 +137,8 @@ def encode_report(report: Report) -> bytes:
         return _KIND.pack(6) + _REVISION.pack(report.number)
     if isinstance(report, SlotWanted):
         return _KIND.pack(7) + _json(report.key).encode()
+    if isinstance(report, Packets):
+        return _KIND.pack(8) + _PACKETS.pack(report.capture, report.lost) + report.packed
     return _KIND.pack(3) + report.packed
 
 
@@ -214,9 +220,21 @@ def _decode_wanted(body: bytes) -> Report:
     return SlotWanted(SlotKey(client, server, source, destination, *peers, port, ProxyProtocols(protocols)))
 
 
+def _decode_packets(body: bytes) -> Report:
+    capture, lost = _PACKETS.unpack_from(body)
+    packets = Packets(capture, lost, body[_PACKETS.size :])
+    try:
+        events = [_decode_events(row.event) for row in unpack_rows(packets.packed)]
+    except ValueError as error:
+        raise InvalidReport(str(error)) from None
+    if not all(isinstance(event, Events) and event.number == 1 for event in events):
+        raise InvalidReport("event of a captured packet")
+    return packets
+
+
 _DECODERS: tuple[Callable[[bytes], Report], ...] = (
     *(_decode_bound, _decode_failed, _decode_enforced, _decode_events, _decode_flows),
-    *(_decode_learned, _decode_applied, _decode_wanted),
+    *(_decode_learned, _decode_applied, _decode_wanted, _decode_packets),
 )
 
 
@@ -231,13 +249,13 @@ def pack(events: Sequence[FlowEvent]) -> bytes:
 
 
 def _pack_event(event: FlowEvent, places: dict[int, int], tuples: list[Rules], messages: list[str]) -> bytes:
-    time, verdict, reason, direction, opening, tcp_flags, is_reply, allowed, enforced, denied, l7 = event
-    message = 0
-    if l7 is not None:
-        message = places.get(id(l7), 0)
+    time, verdict, reason, direction, opening, tcp_flags, is_reply, allowed, enforced, denied, l7, end = event
+    content, message = end if l7 is None else l7, 0
+    if content is not None:
+        message = places.get(id(content), 0)
         if not message:
-            messages.append(_write_message(l7))
-            message = places[id(l7)] = len(messages)
+            messages.append(_write_message(content))
+            message = places[id(content)] = len(messages)
     rules = []
     for refs in (allowed, enforced, denied):
         place = places.get(id(refs))
@@ -253,6 +271,8 @@ def _pack_event(event: FlowEvent, places: dict[int, int], tuples: list[Rules], m
 def _write_message(message: Message) -> str:
     if isinstance(message, DnsMessage):
         return _write_dns(message)
+    if isinstance(message, FlowEnd):
+        return _json(("end", message.cause, message.duration, *message.sent, *message.received))
     return _json(("http" if isinstance(message, HttpMessage) else "tls", *message))
 
 
@@ -287,13 +307,14 @@ def _read_event(row: tuple[Any, ...], tuples: Sequence[Rules], messages: Sequenc
     ends = Identity(source), Identity(destination), sender, receiver
     opening = Opening(src[:src_size], dst[:dst_size], proto, sport, dport, icmp_type, icmp_code, to_host, *ends)
     allowed_by, enforced_by, denied_by = (_choose(tuples, place, "rules") for place in places)
+    content = _choose(messages, message - 1, "message") if message else None
     return FlowEvent(
         time,
         _choose(_VERDICTS, verdict, "verdict"),
         _choose(_REASONS, reason, "reason"),
         _choose(_DIRECTIONS, direction, "direction"),
         *(opening, tcp_flags, is_reply, allowed_by, enforced_by, denied_by),
-        _choose(messages, message - 1, "message") if message else None,
+        *((None, content) if isinstance(content, FlowEnd) else (content, None)),
     )
 
 
@@ -313,7 +334,17 @@ def _read_message(message: Any) -> Message:
     protocol, *fields = message
     if protocol == "tls":
         return _read_tls(*fields)
+    if protocol == "end":
+        return _read_end(*fields)
     return _read_http(*fields) if protocol == "http" else _read_dns(*fields)
+
+
+def _read_end(cause: Any, duration: Any, *counts: Any) -> FlowEnd:
+    if duration is not None and not (type(duration) is float and 0 <= duration < _LATEST):
+        raise InvalidReport("duration of a flow")
+    if len(counts) != 4 or not all(type(count) is int and 0 <= count < _MAX_COUNT for count in counts):
+        raise InvalidReport("packets or bytes of a flow")
+    return FlowEnd(EndCause(cause), duration, Traffic(*counts[:2]), Traffic(*counts[2:]))
 
 
 def _read_tls(server_name: Any) -> TlsMessage:

@@ -18,18 +18,18 @@ _Kind = tuple[DropReason | None, int, bytes, int, int, int]
 class DropSample:
     """Drop sample: admits drops to the flow log within the limits of an interval."""
 
-    def __init__(self) -> None:
-        """Begin with an empty interval."""
+    def __init__(self, in_all: int = IN_ALL) -> None:
+        """Begin with an empty interval; ``in_all``: drops of all kinds in an interval."""
         self._end = 0.0
         self._kinds: dict[_Kind, int] = {}
-        self._room = IN_ALL
+        self._in_all = self._room = in_all
 
     def admits(self, event: FlowEvent) -> bool:
         """Return whether to log this drop; the times of the events never decrease."""
         if event.time >= self._end:
             self._end = event.time + INTERVAL
             self._kinds.clear()
-            self._room = IN_ALL
+            self._room = self._in_all
         if not self._room:
             return False
         opening = event.opening

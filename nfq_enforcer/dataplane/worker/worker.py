@@ -40,7 +40,9 @@ from nfq_enforcer.dataplane.worker.channel import (
     Revision,
     Setup,
     SlotChanges,
+    StartCapture,
     Stop,
+    StopCapture,
     WorkerChannel,
 )
 from nfq_enforcer.dataplane.worker.counters import (
@@ -55,6 +57,7 @@ from nfq_enforcer.dataplane.worker.counters import (
 from nfq_enforcer.dataplane.worker.flow_list import FlushFlows, ListFlows
 from nfq_enforcer.dataplane.worker.map_transfer import Chunk, MapReceiver, MapRemoval, SnapshotReference
 from nfq_enforcer.dataplane.worker.name_learning import NameLearning
+from nfq_enforcer.dataplane.worker.packet_capture import PacketCaptures
 from nfq_enforcer.dataplane.worker.process_sockets import ProcessSockets
 from nfq_enforcer.dataplane.worker.reports import MAX_EVENTS, Applied, Bound, Enforced, Events, Failed, pack
 from nfq_enforcer.dataplane.worker.sampling import DropSample
@@ -100,6 +103,7 @@ class Worker:
         self._sockets = ProcessSockets()
         self._events: deque[FlowEvent] = deque()
         self._sample = DropSample()
+        self._captures = PacketCaptures(channel)
         self._to_forget: list[Flow] = []  # flows that a flush has not forgotten yet
         self._next_housekeeping = now
         self._next_interface_refresh = now
@@ -180,7 +184,7 @@ class Worker:
         """Return the seconds until the next housekeeping, at most."""
         if self._messages_wait:
             return 0
-        waits = self._events or self._names.holds or self._slots.holds
+        waits = self._events or self._names.holds or self._slots.holds or self._captures.wait
         return self._timings.housekeeping if waits else self._timings.idle
 
     def _wait(self, timeout: float) -> dict[int, int]:
@@ -202,13 +206,18 @@ class Worker:
         except Exception:  # the last line of defence
             self._counts[INTERNAL_ERRORS] += 1
             self._counters.count_drop(DropReason.INTERNAL_ERROR)
+            if self._captures.running:
+                self._captures.add_failed(self._clock(), payload, indev, outdev)
             return _DROP
         if decision.event is not None or decision.answer is not None:
             if decision.learned:
                 result = self._learn(decision)
                 if isinstance(result, HeldPacket):
+                    result.arrival = payload, indev, outdev
                     return result
                 decision = result
+            if self._captures.running:
+                self._captures.add(decision.event, payload, indev, outdev)
             self._record(decision)
         verdict = decision.verdict
         if verdict is _ACCEPT:
@@ -242,6 +251,14 @@ class Worker:
         if decision.answer is not None:
             self._send_packet(decision.answer)
 
+    def _log_ends(self, now: float) -> None:
+        """Keep the events of flows that are over for the log; count those that are too many."""
+        for event in self._enforcer.ended(now):
+            self._log(event)
+        ends = self._flows.ends
+        self._counts[EVENTS_LOST] += ends.lost
+        ends.lost = 0
+
     def _log(self, event: FlowEvent) -> None:
         logged = event.verdict is not _DROPPED or self._sample.admits(event)
         if logged and len(self._events) < _MAX_EVENTS:
@@ -259,6 +276,8 @@ class Worker:
         for packet, decision in settled:
             self._record(decision)
             if decision.verdict is _DROP:
+                if self._captures.running and packet.arrival is not None:
+                    self._captures.add(decision.event, *packet.arrival)
                 packet.settle(_DROP)
             else:
                 self._counts[ACCEPTED] += 1
@@ -284,6 +303,7 @@ class Worker:
             self._stop(now)
         self._queues.divide_room(now)
         self._flows.expire(now)
+        self._log_ends(now)
         self._settle(self._names.overdue(now))
         for packet in self._slots.overdue(now):
             packet.settle(_UNDECIDED)
@@ -293,6 +313,8 @@ class Worker:
         self._counts[FLOWS] = len(self._flows)
         self._counts[FLOWS_EVICTED] = self._flows.evicted
         self._send_events()
+        if self._captures.running:
+            self._captures.send(now)
         if now >= self._next_interface_refresh:
             self._next_interface_refresh = now + self._timings.interface_cache
             self._interfaces.invalidate()
@@ -331,6 +353,10 @@ class Worker:
             self._settle(self._names.released(message.number))
         elif isinstance(message, SlotChanges):
             self._slots.apply(message)
+        elif isinstance(message, StartCapture):
+            self._captures.start(message, now)
+        elif isinstance(message, StopCapture):
+            self._captures.stop(message.number)
         elif isinstance(message, Stop):
             self._stop(now)
 

@@ -28,10 +28,13 @@ from nfq_enforcer.dataplane.worker.channel import (
     Revision,
     Setup,
     SlotChanges,
+    StartCapture,
+    StopCapture,
     encode,
 )
 from nfq_enforcer.dataplane.worker.flow_list import FlowList, FlushFlows
 from nfq_enforcer.dataplane.worker.map_transfer import MapSender, portions
+from nfq_enforcer.dataplane.worker.packet_reports import PacketFilter, Packets
 from nfq_enforcer.dataplane.worker.process import DetachedWorker, WorkerProcess
 from nfq_enforcer.dataplane.worker.reports import Events, NamesLearned, SlotWanted
 from nfq_enforcer.dataplane.worker.state import WorkerState
@@ -87,6 +90,7 @@ class Workers:
         self._on_events = on_events
         self.on_learned: Callable[[WorkerProcess, NamesLearned], None] = lambda worker, report: None
         self.on_slot_wanted: Callable[[SlotKey], None] = lambda key: None
+        self.on_packets: Callable[[WorkerProcess, Packets], None] = lambda worker, report: None
         self.processes = self._make_processes(number)
 
     @property
@@ -217,6 +221,15 @@ class Workers:
         """Make the workers forget their flows; an established one is evaluated at its next packet."""
         self._send(FlushFlows())
 
+    def start_capture(self, number: int, packet_filter: PacketFilter, snaplen: int, rate: int, lease: float) -> None:
+        """Start or renew a capture for ``lease`` s; ``rate``: packets a second, which the workers share evenly."""
+        share = -(-rate // len(self.processes))
+        self._send(StartCapture(number, packet_filter, snaplen, share, lease))
+
+    def stop_capture(self, number: int) -> None:
+        """End a capture."""
+        self._send(StopCapture(number))
+
     async def stop(self) -> None:
         """Stop all workers, after verdicts for waiting packets."""
         await asyncio.gather(*(worker.stop() for worker in self.processes))
@@ -249,8 +262,10 @@ class Workers:
             for index, queues in enumerate(allocate_queues(self.first_queue, number))
         )
 
-    def _on_request(self, worker: WorkerProcess, report: NamesLearned | SlotWanted) -> None:
-        if isinstance(report, SlotWanted):
+    def _on_request(self, worker: WorkerProcess, report: NamesLearned | SlotWanted | Packets) -> None:
+        if isinstance(report, Packets):
+            self.on_packets(worker, report)
+        elif isinstance(report, SlotWanted):
             self.on_slot_wanted(report.key)
         else:
             self.on_learned(worker, report)

@@ -3,15 +3,17 @@
 import json
 
 from nfq_enforcer.cluster.names import End, Ends
-from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage
+from nfq_enforcer.core.events import DnsMessage, FlowEnd, FlowEvent, HttpMessage
 from nfq_enforcer.core.identity import Identity
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.flow_ends import EndCause, Traffic
 from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
 from nfq_enforcer.dataplane.worker import flow_list
 from nfq_enforcer.dataplane.worker.flow_list import FlowList
+from nfq_enforcer.dataplane.worker.packet_reports import MAX_SNAPLEN, PacketRow, Packets, pack_rows, unpack_rows
 from nfq_enforcer.dataplane.worker.reports import (
     MAX_EVENTS,
     Bound,
@@ -24,7 +26,8 @@ from nfq_enforcer.dataplane.worker.reports import (
     pack,
     unpack,
 )
-from nfq_enforcer.observe.flow import compact, render
+from nfq_enforcer.observe.flow import Logged, render
+from nfq_enforcer.observe.text import compact
 from tests.support.packets import packed
 
 _RULE = RuleRef("CiliumNetworkPolicy", "default", "web", Direction.INGRESS, 0)
@@ -42,6 +45,7 @@ _EVENTS = [_EVENT, _EVENT._replace(opening=_OPENING._replace(src=packed("fd00::1
 _MESSAGES = [
     _EVENT._replace(l7=DnsMessage(True, "a.example", 1, 0, 60, (packed("192.0.2.1"),), ("b",))),
     _EVENT._replace(l7=HttpMessage(True, "GET", "http://a/b", "HTTP/1.1", 200, 5, (("x", "y"),), 7)),
+    _EVENT._replace(end=FlowEnd(EndCause.CLOSED, 1.5, Traffic(1, 40), Traffic(0, 0))),
 ]
 SEEDS = [
     encode_report(Bound(Driver.NETLINK, QueueNumbers(100, 101, 102, 103, 104))),
@@ -50,6 +54,7 @@ SEEDS = [
     encode_report(Events(1, pack(_EVENTS[:1]))),
     encode_report(Events(2, pack(_EVENTS))),
     encode_report(Events(2, pack(_MESSAGES))),
+    encode_report(Packets(1, 2, pack_rows([PacketRow(pack(_EVENTS[:1]), 3, 0, 1500, bytes(20))]))),
     encode_report(FlowList(1, 7, bytes((13,)) + bytes(59))),
 ]
 
@@ -69,11 +74,16 @@ def check(data: bytes) -> None:
         assert len(events) <= report.number <= MAX_EVENTS
         for event in events:
             _check_event(event)
+    elif isinstance(report, Packets):
+        for row in unpack_rows(report.packed):
+            assert len(row.data) <= min(row.length, MAX_SNAPLEN)
+            for event in unpack(row.event):
+                _check_event(event)
     elif isinstance(report, FlowList):
         assert sum(1 for _ in flow_list.unpack(report.packed)) <= flow_list.SEARCHED
 
 
 def _check_event(event: FlowEvent) -> None:
-    flow = render(event, _NAMES, "n1", event.time)
+    flow = render(Logged(event, _NAMES, event.time, "n1", ""))
     assert json.dumps(flow, ensure_ascii=False).isprintable()
     assert compact(flow).isprintable()

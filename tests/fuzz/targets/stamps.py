@@ -32,8 +32,8 @@ def check(data: bytes) -> None:
         return
     found = _read(data, packet)
     if fast is not None:
-        key, identity, flags, offset, complete = fast
-        assert (key, flags, offset, complete) == (packet.key, packet.tcp_flags, packet.l4_offset, not packet.truncated)
+        key, identity, flags, offset, length = fast
+        assert (key, flags, offset, length) == (packet.key, packet.tcp_flags, packet.l4_offset, packet.length)
         if identity is None or travels(identity):
             assert identity == (found and found.identity)
     if not packet.truncated:

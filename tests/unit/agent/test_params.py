@@ -13,6 +13,7 @@ BAD: list[tuple[Callable[..., Any], list[Any]]] = [
     (lambda values: params.texts(values, "a"), [None, "x", [1], [["x"]], ["x" * 1001], {"a": "b"}]),
     (lambda values: params.flag(values, "a"), [None, 0, "true", []]),
     (lambda values: params.count(values, "a"), ["x", -5, 1.5, True, []]),
+    (lambda values: params.time(values, "a"), ["x", True, float("nan"), float("-inf"), [], {}]),
     (lambda values: params.seconds(values, "a", 600.0), ["x", -1, True, float("nan"), float("inf"), [], {}]),
 ]
 
@@ -26,15 +27,16 @@ def test_a_value_of_another_type_is_refused_with_its_name(read: Callable[..., An
 
 
 def test_a_value_of_the_type_is_returned() -> None:
-    values = {"text": "x", "texts": ["x"], "flag": True, "count": 3, "seconds": 5000}
+    values = {"text": "x", "texts": ["x"], "flag": True, "count": 3, "seconds": 5000, "time": 1.5}
 
     assert params.text(values, "text") == "x"
     assert params.texts(values, "texts") == ["x"]
     assert params.flag(values, "flag") is True
     assert params.count(values, "count") == 3
     assert params.seconds(values, "seconds", 600.0) == 600.0
+    assert params.time(values, "time") == 1.5
 
 
 def test_a_missing_value_is_the_default() -> None:
     assert (params.text({}, "a"), params.texts({}, "a"), params.flag({}, "a")) == ("", [], False)
-    assert params.count({}, "a") is params.seconds({}, "a", 1.0) is None
+    assert params.count({}, "a") is params.seconds({}, "a", 1.0) is params.time({}, "a") is None

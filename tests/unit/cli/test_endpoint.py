@@ -302,3 +302,40 @@ def test_a_process_endpoint_is_listed_with_its_cgroup_and_processes(run: RunProg
     cgroup = "cgroup /nfqe/shop.front1"
     shown = [f"{cgroup},process 7 ", f"{cgroup},process 11 12 13 14 15 … ", f"{cgroup} "]
     assert all(text in line for text, line in zip(shown, done.lines[-3:], strict=True))
+
+
+def test_the_policy_of_an_endpoint_is_a_table_with_the_default_last(run: RunProgram, answering: Answering) -> None:
+    rule = {
+        "kind": "CiliumNetworkPolicy",
+        "namespace": "shop",
+        "name": "p",
+        "rule": "ingress[0]",
+        "text": "shop/p ingress[0]",
+    }
+    row = {
+        "action": "allow",
+        "rule": rule,
+        "any_peer": False,
+        "peers": [{"identity": 300, "labels": ["k8s:role=web", "k8s:io.kubernetes.pod.namespace=shop"]}],
+        "peers_total": 21,
+        "ports": ["80/TCP", "443/TCP"],
+        "requests": ["GET /x"],
+        "requests_total": 1,
+    }
+    opened = {**row, "any_peer": True, "peers": [], "peers_total": 1, "ports": ["everything"], "requests": []}
+    answer = {
+        "ingress": {"enforced": True, "enforced_by": [rule], "rows": [row], "rows_total": 1},
+        "egress": {"enforced": False, "enforced_by": [], "rows": [opened | {"requests_total": 0}], "rows_total": 203},
+    }
+    agent = answering(endpoint_policy=answer)
+
+    done = run("endpoint", "policy", "db-1", "--no-headers", "--socket", agent.socket)
+
+    assert agent.calls == [{"name": "default/db-1"}]
+    assert done.lines == [
+        "ingress allow role=web,20 more 80/TCP,443/TCP GET /x shop/p ingress[0]",
+        "ingress deny any everything else <none> shop/p ingress[0]",
+        "egress allow any everything <none> shop/p ingress[0]",
+        "egress … <none> <none> <none> 202 more",
+        "egress allow any everything else <none> <none>",
+    ]

@@ -15,7 +15,8 @@ SLOW = {  # the modules, with all below them, that take most of the time of a st
     *("aiohttp", "asyncio", "envoy", "prometheus_client", "pydantic", "re2", "redis", "scapy"),
     *("rich.console", "rich.progress", "rich.table", "yaml"),
     *("nfq_enforcer.agent.agent", "nfq_enforcer.agent.config", "nfq_enforcer.cluster", "nfq_enforcer.dataplane"),
-    *("nfq_enforcer.lab", "nfq_enforcer.policy", "nfq_enforcer.proxy", "nfq_enforcer.store"),
+    *("nfq_enforcer.lab", "nfq_enforcer.policy.loader", "nfq_enforcer.policy.documents", "nfq_enforcer.proxy"),
+    *("nfq_enforcer.policy.selectors", "nfq_enforcer.store"),
 }
 RUN = """
 import json, sys

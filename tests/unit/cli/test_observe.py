@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nfq_enforcer.observe.flow import compact
+from nfq_enforcer.observe.hubble import to_response
+from nfq_enforcer.observe.text import compact
 from tests.unit.cli.conftest import Answering, RunProgram
 
 PASSED: dict[str, Any] = {
@@ -45,14 +47,33 @@ def test_a_flow_is_a_json_object_a_line_if_asked_for(run: RunProgram, answering:
     assert [json.loads(line) for line in done.out.splitlines()] == [PASSED, DROPPED]
 
 
+ROLE, AT, LATER = "role=frontend", "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z"
+
+
 @pytest.mark.parametrize(
     ("arguments", "params"),
     [
-        ([], {"follow": False}),
-        (["--follow"], {"follow": True}),
-        (["-f", "--last", "0"], {"follow": True, "last": 0}),
-        (["--verdict", "DROPPED"], {"follow": False, "verdict": "DROPPED"}),
-        (["--verdict", "dropped", "--last", "20"], {"follow": False, "verdict": "DROPPED", "last": 20}),
+        ([], {"last": 20}),
+        (["--follow"], {"follow": True, "last": 0}),
+        (["-f", "--last", "5"], {"follow": True, "last": 5}),
+        (["--all"], {}),
+        (["--first", "3"], {"first": 3}),
+        (["--verdict", "DROPPED"], {"last": 20, "allow": {"verdict": ["DROPPED"]}}),
+        (["--verdict", "dropped", "--last", "7"], {"allow": {"verdict": ["dropped"]}, "last": 7}),
+        (["--since", AT], {"since": 1_767_225_600.0}),
+        (["--since", AT, "--until", LATER], {"since": 1_767_225_600.0, "until": 1_767_225_601.0}),
+        (["-f", "--until", LATER], {"follow": True, "last": 0}),
+        (
+            ["--from-label", ROLE, "--from-label", "a=b", "--to-port=80", "--all"],
+            {"allow": {"from-label": [ROLE, "a=b"], "to-port": ["80"]}},
+        ),
+        (["--all", "-l", ROLE, "-4", "-n", "s"], {"allow": {"label": [ROLE], "ipv4": ["v4"], "namespace": ["s"]}}),
+        (
+            ["--all", "--not", "--to-port", "53", "--protocol", "udp", "--not", "-l", ROLE, "--not", "--from-port=1"],
+            {"allow": {"protocol": ["udp"]}, "deny": {"label": [ROLE], "from-port": ["1"], "to-port": ["53"]}},
+        ),
+        (["--all", "--not", "-6"], {"deny": {"ipv6": ["v6"]}}),
+        (["--all", "--not", "--verdict=DROPPED"], {"deny": {"verdict": ["DROPPED"]}}),
     ],
 )
 def test_the_agent_is_asked_for_what_the_options_say(
@@ -61,7 +82,59 @@ def test_the_agent_is_asked_for_what_the_options_say(
     agent = answering(observe=())
 
     assert run("observe", *arguments, "--socket", agent.socket) == (0, "", "")
-    assert agent.calls == [params]
+    assert agent.calls == [{"follow": False} | params]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--not"], "--not is followed by nothing; allowed: a filter (--label, "),
+        (["--not", "--follow"], "--not is followed by --follow; allowed: a filter (--label, "),
+        (["--not", "-f"], "--not is followed by -f; allowed: a filter (--label, "),
+        (["--not", "--not", "--port", "1"], "--not is followed by --not; allowed: a filter (--label, "),
+        (["--port", "x"], "--port 'x': allowed: 0 to 65535"),
+        (["--http-path", "("], "--http-path '(': missing ): ("),
+        (["--first", "1", "--last", "1"], "--first and --last exclude each other"),
+        (["--last", "1", "--all"], "--last and --all exclude each other"),
+        (["--first", "1", "-f"], "--first and --follow exclude each other"),
+        (["-f", "-o", "tab"], "a table has no end with --follow; allowed: -o compact, dict, json, jsonpb"),
+        (["--since", "x"], "'x' is no time; allowed: an age"),
+        (["--input-file", "none.json"], "none.json cannot be read: No such file or directory"),
+        (["--input-file", "x", "--follow"], "--input-file and --follow exclude each other"),
+    ],
+)
+def test_a_mistake_is_told_without_an_agent(arguments: list[str], reason: str, run: RunProgram) -> None:
+    done = run("observe", "--socket", "/no/agent", *arguments)
+
+    assert (done.status, done.out) == (2, "")
+    assert done.err.replace(": cannot", " cannot").startswith(f"nfq-enforcer: {reason}")
+
+
+def test_the_other_forms_are_those_of_hubble(run: RunProgram, answering: Answering) -> None:
+    agent = answering(observe=(PASSED, DROPPED))
+
+    fields = run("observe", "-o", "dict", "--socket", agent.socket).out.splitlines()
+    table = run("observe", "-o", "tab", "--numeric", "--socket", agent.socket).lines
+    strict = [json.loads(line) for line in run("observe", "-o", "jsonpb", "--socket", agent.socket).out.splitlines()]
+
+    assert [line.strip() for line in fields if "VERDICT" in line] == [
+        *("VERDICT: FORWARDED", "VERDICT: DROPPED POLICY_DENIED"),
+    ]
+    assert fields.count("------------") == 1
+    assert table[0] == "TIMESTAMP NODE SOURCE DESTINATION TYPE VERDICT SUMMARY"
+    assert "n1 [fd01::10]:40000 (ID:300) [fd02::10]:80 (ID:2) drop EGRESS DROPPED POLICY_DENIED" in table[2]
+    assert [set(item) for item in strict] == [{"flow", "node_name", "time"}] * 2
+    assert strict[1]["flow"]["drop_reason"] == 133
+
+
+def test_a_saved_stream_is_read_without_an_agent(tmp_path: Path, run: RunProgram) -> None:
+    saved = tmp_path / "flows.json"
+    saved.write_text("\n".join([json.dumps(PASSED), "no flow", json.dumps(to_response(DROPPED)), ""]))
+
+    done = run("observe", "--input-file", saved, "--verdict", "DROPPED")
+
+    assert (done.status, done.out) == (0, f"{compact(DROPPED)}\n")
+    assert done.err == "nfq-enforcer: line 2 is no flow: ValueError: it is not JSON\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(answering: Answering) -> None:

@@ -32,10 +32,11 @@ def parse(words: list[str]) -> tuple[str, Any]:
 
 
 def own_words(example: str) -> list[str]:
-    """Return the words of the program in a command line, behind its name and before another pipe."""
+    """Return the words of the program in a command line, behind its name and before another pipe or a redirection."""
     words = shlex.split(re.sub(r"<\(|\)$", " ", example))
     words = words[words.index(tree.PROGRAM) + 1 :]
-    return words[: words.index("|")] if "|" in words else words
+    ends = [place for place, word in enumerate(words) if word in {"|", ">"}]
+    return words[: ends[0]] if ends else words
 
 
 def test_every_group_of_a_command_has_an_entry() -> None:

@@ -3,25 +3,30 @@
 import time
 from collections.abc import Iterator
 from typing import Any
+from uuid import RFC_4122
+from uuid import UUID as UUID8
 
 import pytest
 
 from nfq_enforcer.cluster.names import End, Ends
-from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, TlsMessage
+from nfq_enforcer.core.events import DnsMessage, FlowEnd, FlowEvent, HttpMessage, TlsMessage
 from nfq_enforcer.core.identity import HOST, REMOTE_NODE, RESERVED, WORLD, Identity
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.flow_ends import EndCause, Traffic
 from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.observe import flow
-from nfq_enforcer.observe.flow import HubbleFlow, compact, render_lost
+from nfq_enforcer.observe.flow import EventIds, HubbleFlow, Logged, render_lost
+from nfq_enforcer.observe.text import compact
 from tests.support.packets import packed
 
 AT = 1_767_225_600.125  # 2026-01-01T00:00:00.125Z
 FRONT, BACK, UNKNOWN = Identity(300), Identity(400), Identity(0)
 FRONT4, BACK4, FRONT6, BACK6 = "10.1.0.10", "10.2.0.10", "fd01::10", "fd02::10"
 SYN, SYN_ACK = 0x02, 0x12
+UUID = "00000000-0000-8000-8000-000000000001"
 LABELS = {FRONT: Labels.parse({"role": "frontend"}), BACK: Labels.parse({"container:role": "backend", "tier": ""})}
 
 
@@ -69,7 +74,7 @@ def called(identity: Identity) -> End:
 
 def render(seen: FlowEvent) -> HubbleFlow:
     names = Ends(called(seen.opening.source), called(seen.opening.destination))
-    return flow.render(seen, names, "n1", AT)
+    return flow.render(Logged(seen, names, AT, "n1", UUID))
 
 
 def line(seen: FlowEvent) -> str:
@@ -95,6 +100,7 @@ def test_a_connection_that_passed_has_hubbles_fields() -> None:
 
     assert render(seen) == {
         "time": "2026-01-01T00:00:00.125000Z",
+        "uuid": UUID,
         "verdict": "FORWARDED",
         "IP": {"source": FRONT4, "destination": BACK4, "ipVersion": "IPv4"},
         "l4": {"TCP": {"source_port": 40_000, "destination_port": 80, "flags": {"SYN": True}}},
@@ -107,6 +113,7 @@ def test_a_connection_that_passed_has_hubbles_fields() -> None:
         },
         "Type": "L3_L4",
         "node_name": "n1",
+        "event_type": {"type": 4, "sub_type": 0},
         "traffic_direction": "INGRESS",
         "is_reply": False,
         "ingress_allowed_by": [
@@ -119,9 +126,9 @@ def test_a_connection_that_passed_has_hubbles_fields() -> None:
 
 
 def test_a_reader_that_has_lost_flows_is_told_how_many() -> None:
-    seen = render_lost(12)
+    seen = render_lost(12, "n1")
 
-    assert seen == {"lost_events": {"source": "HUBBLE_RING_BUFFER", "num_events_lost": 12}}
+    assert seen == {"lost_events": {"source": "HUBBLE_RING_BUFFER", "num_events_lost": 12}, "node_name": "n1"}
     assert compact(seen) == "EVENTS LOST: 12 came faster than they were read"
 
 
@@ -222,8 +229,10 @@ def test_a_reply_has_the_sender_of_the_reply_as_its_source() -> None:
 def test_a_packet_that_cannot_be_read_has_no_addresses() -> None:
     assert render(unreadable()) == {
         "time": "2026-01-01T00:00:00.125000Z",
+        "uuid": UUID,
         "verdict": "DROPPED",
         "drop_reason_desc": "INVALID_PACKET",
+        "event_type": {"type": 1, "sub_type": 134},
         "source": {"identity": 0},
         "destination": {"identity": 0},
         "Type": "L3_L4",
@@ -254,8 +263,42 @@ def test_of_very_many_rules_only_some_are_named() -> None:
     ]
 
 
-def test_every_verdict_can_be_asked_for() -> None:
-    assert flow.VERDICTS == ("FORWARDED", "DROPPED", "AUDIT")
+def test_events_have_numbered_uuids_with_a_random_part_of_the_agent() -> None:
+    ids, others = EventIds(), EventIds()
+    first, second = UUID8(ids.next()), UUID8(ids.next())
+
+    assert (first.version, first.variant) == (8, RFC_4122)
+    assert second.int == first.int + 1
+    assert UUID8(others.next()).int >> 48 != first.int >> 48
+
+
+def ended(cause: EndCause = EndCause.CLOSED, duration: float | None = 1.2034) -> FlowEvent:
+    end = FlowEnd(cause, duration, Traffic(12, 3400), Traffic(10, 1 << 40))
+    return event(verdict=FlowVerdict.TRACED, tcp_flags=0, end=end)
+
+
+def test_the_end_of_a_flow_has_its_packets_and_bytes_of_each_direction() -> None:
+    seen = render(ended())
+
+    assert (seen["verdict"], seen["Type"]) == ("TRACED", "L3_L4")
+    assert seen["l4"] == {"TCP": {"source_port": 40_000, "destination_port": 80}}
+    assert seen["flow_end"] == {
+        "cause": "closed",
+        "duration_ns": "1203400000",
+        "sent": {"packets": "12", "bytes": "3400"},
+        "received": {"packets": "10", "bytes": str(1 << 40)},
+    }
+    assert line(ended()) == (
+        "shop/front1:40000 (ID:300) -> shop/back1:80 (ID:400) INGRESS TRACED "
+        "(TCP closed after 1.203 s: sent 12 packets, 3400 bytes; received 10 packets, 1099511627776 bytes)"
+    )
+
+
+def test_the_end_of_a_flow_whose_beginning_is_unknown_has_no_duration() -> None:
+    seen = render(ended(EndCause.EXPIRED, None))
+
+    assert "duration_ns" not in seen["flow_end"]
+    assert seen["Summary"].startswith("TCP expired: sent 12")
 
 
 def test_a_line_tells_the_local_time_and_the_node() -> None:

@@ -6,6 +6,7 @@ from nfq_enforcer.core.dns import learnable
 from nfq_enforcer.core.events import Learned
 from nfq_enforcer.core.identity import REMOTE_NODE, WORLD
 from nfq_enforcer.core.tables.conntrack import FlowState
+from nfq_enforcer.core.tables.flow_ends import EndCause
 from nfq_enforcer.core.tables.ipcache import Peer
 from nfq_enforcer.core.tables.names import NameChange
 from nfq_enforcer.core.verdict import Direction, DropReason
@@ -126,7 +127,7 @@ def test_an_address_of_a_name_is_open_until_the_name_expires(node: Node, at: Add
     assert opens(node, at, 443) is DropReason.POLICY_DENIED
     node.now = 1061.0
 
-    node.flows.remove(next(iter(node.flows)))
+    node.flows.remove(next(iter(node.flows)), EndCause.EXPIRED, node.now)
     assert opens(node, at) is DropReason.POLICY_DENIED
 
 

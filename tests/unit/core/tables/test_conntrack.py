@@ -14,6 +14,7 @@ from nfq_enforcer.core.tables.conntrack import (
     Offload,
     Origin,
 )
+from nfq_enforcer.core.tables.flow_ends import EndCause
 from nfq_enforcer.core.wire.packet import parse
 from tests.support.nodes import V4, V6, Addresses
 from tests.support.packets import (
@@ -49,7 +50,7 @@ def create(flows: Conntrack, payload: bytes, now: float = START) -> Flow:
 def see(flows: Conntrack, flow: Flow, *payloads: bytes, now: float = START) -> None:
     for payload in payloads:
         packet = parse(payload)
-        flows.update(flow, packet.key != flow.key, packet.tcp_flags, now)
+        flows.update(flow, packet.key != flow.key, packet.tcp_flags, packet.length, now)
 
 
 def lookup(flows: Conntrack, payload: bytes, now: float = START) -> Flow | None:
@@ -92,7 +93,7 @@ def test_a_packet_to_oneself_has_one_key_for_both_directions() -> None:
     flow = create(flows, ip(A, A, 47, b""))
 
     assert lookup(flows, ip(A, A, 47, b"")) is flow
-    flows.remove(flow)
+    flows.remove(flow, EndCause.CUT, START)
     assert len(flows) == 0
 
 

@@ -38,7 +38,7 @@ def test_key_and_offset_are_those_that_parsing_gives(at: Addresses, build: Build
     payload = build(at.client, at.web)
     packet = parse(payload)
 
-    assert parse_fast(payload) == (packet.key, None, packet.tcp_flags, packet.l4_offset, True)
+    assert parse_fast(payload) == (packet.key, None, packet.tcp_flags, packet.l4_offset, packet.length)
 
 
 @pytest.mark.parametrize("build", [request, response, syn_ack, fin, rst, udp])
@@ -46,14 +46,14 @@ def test_a_stamp_is_read(at: Addresses, build: Build) -> None:
     payload = stamped(build(at.client, at.web), 300)
     packet = parse(payload)
 
-    assert parse_fast(payload) == (packet.key, 300, packet.tcp_flags, packet.l4_offset, True)
+    assert parse_fast(payload) == (packet.key, 300, packet.tcp_flags, packet.l4_offset, packet.length)
 
 
 def test_a_packet_cut_short_is_seen_to_be(at: Addresses) -> None:
     payload = udp(at.client, at.web, data=bytes(500))
     packet = parse(payload)
 
-    assert parse_fast(payload[:100]) == (packet.key, None, 0, packet.l4_offset, False)
+    assert parse_fast(payload[:100]) == (packet.key, None, 0, packet.l4_offset, packet.length)
 
 
 @pytest.mark.parametrize("build", [syn, ping, sctp])

@@ -14,6 +14,7 @@ from nfq_enforcer.core.tables.conntrack import (
     KernelFlow,
     Offload,
 )
+from nfq_enforcer.core.tables.flow_ends import EndCause
 from nfq_enforcer.core.wire.packet import TCP
 from nfq_enforcer.dataplane.worker import flow_list
 from nfq_enforcer.dataplane.worker.flow_list import FlowRow, ListFlows, answer, unpack
@@ -90,7 +91,7 @@ def test_a_flow_that_is_gone_or_opened_anew_meanwhile_is_left_alone() -> None:
     flows = table(key(WEB, DB, 5000))
     (before,) = flows
     pending: list[Flow] = [before]
-    flows.remove(before)
+    flows.remove(before, EndCause.EXPIRED, NOW)
     flows.import_flow(KernelFlow(key(WEB, DB, 5000), FlowState.NEW, 60.0), NOW)
     (after,) = flows
 

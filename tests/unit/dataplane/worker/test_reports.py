@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 
-from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, TlsMessage
+from nfq_enforcer.core.events import DnsMessage, FlowEnd, FlowEvent, HttpMessage, TlsMessage
 from nfq_enforcer.core.identity import ANY, WORLD, Identity
 from nfq_enforcer.core.modes import Driver
 from nfq_enforcer.core.tables.conntrack import Opening
+from nfq_enforcer.core.tables.flow_ends import EndCause, Traffic
 from nfq_enforcer.core.tables.policymap import Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.tables.slots import SlotKey
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.queue.protocol import QueueNumbers
+from nfq_enforcer.dataplane.worker.packet_reports import PacketRow, Packets, pack_rows, unpack_rows
 from nfq_enforcer.dataplane.worker.reports import (
     MAX_EVENTS,
     Applied,
@@ -49,6 +51,8 @@ EVENTS = [
     EVENT._replace(opening=OPENING._replace(src=packed("fd00::1"), dst=packed("fd00::2"), proto=58, icmp_type=255)),
     EVENT._replace(direction=Direction.EGRESS, is_reply=True, denied_by=(DENY, ORDERED), tcp_flags=0x1FF),
     UNREADABLE,
+    EVENT._replace(end=FlowEnd(EndCause.CLOSED, 1.5, Traffic(3, 180), Traffic(2, 1 << 47))),
+    EVENT._replace(end=FlowEnd(EndCause.EXPIRED, None, Traffic(1, 60), Traffic(0, 0))),
     EVENT._replace(l7=DnsMessage(False, "www.example.com", 1)),
     EVENT._replace(l7=DnsMessage(True, "a\\046b", 28, 3, 60, (packed("fd00::1"), packed("192.0.2.1")), ("b", "c"))),
     EVENT._replace(l7=HttpMessage(False, "GET", "http://a.example/b?c", "HTTP/1.1", 403, 1, (("x", "1"), ("x", "2")))),
@@ -56,6 +60,7 @@ EVENTS = [
     EVENT._replace(l7=HttpMessage(True, "POST", "http://a/b.C/D", "HTTP/2", 200, 1 << 40, (), 0)),
 ]
 PACKED = pack(EVENTS)
+ROWS = [PacketRow(pack([event]), 3, 0, 1500, bytes(range(40))) for event in EVENTS]
 REPORTS: list[Report] = [
     Bound(Driver.NETLINK, QueueNumbers(100, 101, 102, 103, 65535)),
     Bound(Driver.NETFILTERQUEUE, QueueNumbers(0, 0, 0, 3, 4)),
@@ -66,6 +71,8 @@ REPORTS: list[Report] = [
     NamesLearned(1, packed("10.1.0.10"), "a.example", ((packed("192.0.2.1"), 60), (packed("fd00::1"), 0))),
     NamesLearned(0, packed("fd00::1"), "a\\046b.example", ()),
     Applied(1 << 40),
+    Packets(1 << 63, 1 << 40, pack_rows(ROWS)),
+    Packets(1, 0, b""),
     SlotWanted(SlotKey("", "default/web", Identity(500), Identity(300), (Identity(500), ANY), (Identity(300),), 80)),
 ]
 
@@ -73,6 +80,10 @@ REPORTS: list[Report] = [
 @pytest.mark.parametrize("report", REPORTS, ids=lambda report: type(report).__name__)
 def test_a_report_arrives_as_it_was_sent(report: Report) -> None:
     assert decode_report(encode_report(report)) == report
+
+
+def test_captured_packets_are_unpacked_as_they_were() -> None:
+    assert list(unpack_rows(pack_rows(ROWS))) == ROWS
 
 
 def test_events_are_unpacked_as_they_were() -> None:
@@ -117,6 +128,14 @@ def test_of_very_many_rules_the_first_ones_travel() -> None:
         b'\x05[1,"0a01000a",7,[]]',
         b'\x05[1,"0a01000a","a",[' + b",".join([b'["c0000201",1]'] * 501) + b"]]",
         b"\x05" + b"[" * 100_000,
+        b"\x08" + bytes(15),
+        b"\x08" + bytes(16) + pack_rows(ROWS)[:-1],
+        b"\x08" + bytes(16) + bytes(19),
+        b"\x08" + bytes(16) + pack_rows([ROWS[0]._replace(length=39)]),  # shorter than its bytes
+        b"\x08" + bytes(16) + pack_rows([PacketRow(pack([EVENT]), 0, 0, 1 << 17, bytes(1 << 16))]),
+        b"\x08" + bytes(16) + pack_rows([ROWS[0]._replace(event=b"")]),
+        b"\x08" + bytes(16) + pack_rows([ROWS[0]._replace(event=pack([]))]),
+        b"\x08" + bytes(16) + pack_rows([ROWS[0]._replace(event=pack([EVENT, EVENT]))]),
         b"\x07",
         b"\x07[]",
         b'\x07["", "a", 1, 2, [1], [2], 80]',
@@ -218,6 +237,26 @@ def test_an_event_whose_message_has_a_value_out_of_its_range_is_left_out(
 
     assert next(iter(event.l7 or ())) is True
     assert list(unpack(with_message(*message[:place], value, *message[place + 1 :]))) == []
+
+
+END = ("end", "closed", 1.5, 3, 180, 2, 120)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *((1, value) for value in ("over", None, 1)),
+        *((2, value) for value in (-1.0, 1, True, "1", 1e11)),
+        *((place, value) for place in (3, 4, 5, 6) for value in (-1, 0.5, True, "1", None, 1 << 63)),
+    ],
+)
+def test_an_end_of_a_flow_with_a_value_out_of_its_range_is_left_out(place: int, value: Any) -> None:
+    (event,) = unpack(with_message(*END))
+
+    assert event.end == FlowEnd(EndCause.CLOSED, 1.5, Traffic(3, 180), Traffic(2, 120))
+    assert event.l7 is None
+    assert list(unpack(with_message(*END[:place], value, *END[place + 1 :]))) == []
+    assert list(unpack(with_message(*END, 1))) == []
 
 
 @pytest.mark.parametrize(

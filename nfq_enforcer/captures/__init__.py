@@ -1,0 +1,1 @@
+"""Captures: formats and tools for files of packets: pcapng, a scapy layer and a dissector of Wireshark."""
