@@ -161,6 +161,7 @@ class Agent:
                 self._processes,
             )
         )
+        self._health = handlers.health
         self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
         listening = config.metrics.listening
         self._exporter = Exporter(*listening, handlers.read_metrics) if listening else None
@@ -232,6 +233,7 @@ class Agent:
         await self._api.start()
         watching = asyncio.create_task(self._watch.run())
         reporting = asyncio.create_task(self._work.run())
+        examining = asyncio.create_task(self._health.run())
         try:
             if self._exporter:
                 await self._exporter.start()
@@ -256,7 +258,7 @@ class Agent:
                 if self._removes_rules():
                     await asyncio.to_thread(self._rules.remove)
             await self._workers.stop()
-            await cancel(watching, reporting)
+            await cancel(watching, reporting, examining)
 
     async def _enforce(self) -> None:
         await self._names.start()

@@ -71,9 +71,13 @@ class InterfaceCheck:
 
     def problems(self) -> list[str]:
         """Return the sentences of the status: one for all missing interfaces, one for all endpoints without any."""
-        missing = self.check()
-        sentences = [_sentence(_MISSING, missing.items())] if missing else []
+        self.check()
+        sentences = self.missing_sentences()
         return [*sentences, without_interface(self.unnamed)] if self.unnamed else sentences
+
+    def missing_sentences(self) -> list[str]:
+        """Return one sentence for all missing interfaces, as of the last check; none without any."""
+        return [_sentence(_MISSING, self._missing)] if self._missing else []
 
     async def run(self) -> None:
         """Check at an interval; never return."""

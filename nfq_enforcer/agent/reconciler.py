@@ -88,6 +88,24 @@ class Reconciler:
         """Return the current epoch of offloaded flows, 0 without one."""
         return self._epoch.number or 0
 
+    @property
+    def wanted(self) -> int:
+        """Return the newest revision, whether it is enforced or not."""
+        return self._number
+
+    @property
+    def changing(self) -> bool:
+        """Return whether a change of workers or rules is under way."""
+        return self._lock.locked()
+
+    @property
+    def failure(self) -> tuple[float, str] | None:
+        """Return the time since which, and the reason for which, a revision is not in force; None if none has failed.
+
+        The time is in seconds since the epoch.
+        """
+        return self._failures.current
+
     async def start(self) -> None:
         """Enforce the store's first state: start the workers, then install the rules that queue packets to them."""
         await self._store.wait()
@@ -326,7 +344,13 @@ class _Failures:
     def __init__(self, timings: ReconcilerTimings) -> None:
         self._timings = timings
         self._count = 0
+        self._since = 0.0  # s since the epoch: the first failure after a success
         self._reason: str | None = None
+
+    @property
+    def current(self) -> tuple[float, str] | None:
+        """Return the time of the first failure since the last success, and the reason of the last one."""
+        return (self._since, self._reason) if self._reason is not None else None
 
     @property
     def pause(self) -> float:
@@ -336,6 +360,8 @@ class _Failures:
 
     def add(self, revision: int, reason: str) -> None:
         """Count a failure, and log its reason if it is not that of the last one."""
+        if not self._count:
+            self._since = time.time()
         self._count += 1
         if reason != self._reason:
             _log.error("revision %d is not in force everywhere, trying again: %s", revision, reason)
