@@ -16,6 +16,9 @@ PACKAGES += dnsperf wrk  # clients of DNS and of HTTP, for make bench
 # Daemons of containers, and the content of their image: installed by `make test` alone, which starts its own.
 DAEMONS := busybox-static docker.io netavark podman runc
 
+# promtool, and a server that scrapes the lab: installed by `make test` alone, never started as a service.
+MONITORING := prometheus
+
 PYTHON ?= $(shell for python in /usr/bin/python3 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
@@ -169,7 +172,8 @@ _packages:
 .PHONY: _daemons
 _daemons: setup
 	@[ "$$(id -u)" = 0 ] || exit 0; \
-	($(call install,$(DAEMONS))) || echo "The daemons of containers cannot be installed here: their tests are skipped."
+	($(call install,$(DAEMONS))) || echo "The daemons of containers cannot be installed here: their tests are skipped."; \
+	($(call install,$(MONITORING))) || echo "Prometheus cannot be installed here: its tests are skipped."
 
 .PHONY: _python
 _python:

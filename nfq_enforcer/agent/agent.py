@@ -49,6 +49,7 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.exporter import Exporter
 from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.log import FlowLog
+from nfq_enforcer.observe.workload_flows import WorkloadFlows
 from nfq_enforcer.proxy.access_log import LoggedHello, LoggedRequest
 from nfq_enforcer.proxy.proxy import Proxy
 from nfq_enforcer.store.files import FileStore
@@ -94,6 +95,7 @@ class Agent:
         )
         self._rules.set_proxied(True)
         self._log: FlowLog[Logged] = FlowLog()
+        self._workload_flows = WorkloadFlows(config.metrics.flows) if config.metrics.flows else None
         self._predecessor = predecessor or handover.Predecessor()
         queues = None if config.queues == "auto" else config.queues
         self._workers = Workers(
@@ -159,6 +161,7 @@ class Agent:
                 self._requests,
                 self._workloads,
                 self._processes,
+                self._workload_flows,
             )
         )
         self._health = handlers.health
@@ -367,6 +370,9 @@ class Agent:
 
     def _on_events(self, events: Events) -> None:
         self._log.add_pack(events.number, partial(self._name_events, events.packed))
+        if self._workload_flows is not None:
+            for logged in self._name_events(events.packed):
+                self._workload_flows.add(logged.event, logged.names)
 
     def _name_events(self, packed: bytes) -> Iterator[Logged]:
         """Yield packed events with the current names of their ends."""

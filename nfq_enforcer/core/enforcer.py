@@ -152,6 +152,8 @@ class Enforcer:
         self.slots = SlotTable() if slots is None else slots
         self._find_socket = find_socket
         self._answers: dict[tuple[bytes, bytes], None] = {}  # sent by the worker itself: flow key and rest of each
+        self.stamps_made = 0  # packets that got a stamp of this node
+        self.stamps_read = 0  # accepted packets with the stamp of another node
         self.snapshot = snapshot
 
     @property
@@ -250,6 +252,8 @@ class Enforcer:
         if origin != (indev.name if indev else None, identity):
             return None
         if template is None:
+            if identity is not None:
+                self.stamps_read += 1
             self.flows.update(flow, reply, tcp_flags, now)
             return self._mode.accept(flow, reply, identity is not None, now) if self._offloads else ACCEPT
         if skb & GSO and not flow.fits:
@@ -257,6 +261,7 @@ class Enforcer:
         stamped = insert_fast(payload, fast, template, outdev.mtu, skb) if outdev else None
         if stamped is None:
             return None
+        self.stamps_made += 1
         self.flows.update(flow, reply, tcp_flags, now)
         return Decision(Verdict.ACCEPT, stamped)
 
@@ -289,6 +294,7 @@ class Enforcer:
         inspected = self._inspected(payload, l4, l7.opening.src, flow.key, l7.dns, now, is_query=not reply)
         if inspected.reason is not None:
             return None
+        self._count_stamps(made=stamped is not None, read=identity is not None)
         self.flows.update(flow, reply, 0, now)
         self._dns.accept(inspected, now)
         event = _message_event(l7.opening, inspected, inspected.rules, now, is_reply=reply)
@@ -616,6 +622,7 @@ class Enforcer:
             if isinstance(result, Verdict):
                 return Decision(result)
             rewritten = result
+        self._count_stamps(made=accepted.stamp is not None, read=context.stamped)
         event = self._update_flow(context, accepted)
         messages = accepted.inspected
         learned = tuple(learned for one in messages for learned in one.learned) if messages else ()
@@ -631,6 +638,10 @@ class Enforcer:
         if outdev is not None and context.packet.df and len(rewritten) > outdev.mtu and not context.gso:
             return self._enforce_mtu(context, rewritten, outdev, event)
         return Decision(Verdict.ACCEPT, rewritten, event=event, learned=learned, further=further)
+
+    def _count_stamps(self, *, made: bool, read: bool) -> None:
+        self.stamps_made += made
+        self.stamps_read += read
 
     def _complete_form(self, context: PacketContext) -> Verdict | None:
         """Return the requeue verdict that yields the complete packet of a message, None for a complete packet."""

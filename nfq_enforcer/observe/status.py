@@ -200,6 +200,7 @@ class StoreStatus(_StatusRecord):
     pending: Sequence[PendingEndpoint] | None = None
     unsaved: UnsavedState | None = None  # None: the last known state is saved
     lag_ms: Lag | None = None
+    heartbeat: str | None = None  # UTC, RFC 3339: the last one that the store has answered
     changes_kept: int | None = None  # in the stream, for nodes that reconnect; read by 'store status' only
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
@@ -318,6 +319,60 @@ class HealthStatus(_StatusRecord):
     parts: Sequence[PartHealth]
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"parts": PartHealth}
+
+
+@dataclass(frozen=True)
+class DropCount(_StatusRecord):
+    """Drop count: packets dropped for one reason in one direction."""
+
+    direction: str  # ingress, egress or unknown
+    reason: str
+    packets: int
+
+
+@dataclass(frozen=True)
+class FlowVerdictCount(_StatusRecord):
+    """Flow verdict count: new flows with one verdict in one direction."""
+
+    direction: str  # ingress or egress
+    verdict: str  # FORWARDED or AUDIT
+    flows: int
+
+
+@dataclass(frozen=True)
+class HistogramStatus(_StatusRecord):
+    """Histogram status: numbers of observations by their duration."""
+
+    bounds: Sequence[float]  # s, ascending: upper bounds of all buckets but the last, which has none
+    counts: Sequence[int]  # of each bucket by itself
+    sum: float  # s, of all observations
+
+
+@dataclass(frozen=True)
+class TrafficStatus(_StatusRecord):
+    """Traffic status: the counts of all workers by direction, stamps, and the latency of verdicts."""
+
+    drops: Sequence[DropCount]
+    new_flows: Sequence[FlowVerdictCount]
+    stamps_made: int
+    stamps_read: int
+    latency: HistogramStatus  # of packets in measured batches, until their verdicts were sent
+
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
+        "drops": DropCount,
+        "new_flows": FlowVerdictCount,
+        "latency": HistogramStatus,
+    }
+
+
+@dataclass(frozen=True)
+class WorkloadFlowCount(_StatusRecord):
+    """Workload flow count: flow events between two workloads, with one verdict."""
+
+    source: str
+    destination: str
+    verdict: str
+    events: int
 
 
 @dataclass(frozen=True)
@@ -442,6 +497,10 @@ class AgentStatus(_StatusRecord):
     endpoint_states: EndpointStates | None = None
     conntrack: ConntrackStatus | None = None
     queues: Sequence[QueueStatus] = ()
+    traffic: TrafficStatus | None = None
+    compile_times: HistogramStatus | None = None  # of changes that compiled policy
+    change_times: HistogramStatus | None = None  # of reconciliations, from the poll of changes to their enforcement
+    workload_flows: Sequence[WorkloadFlowCount] = ()  # empty unless the configuration asks for them (metrics.flows)
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
         "documents": DocumentCounts,
@@ -464,6 +523,10 @@ class AgentStatus(_StatusRecord):
         "endpoint_states": EndpointStates,
         "conntrack": ConntrackStatus,
         "queues": QueueStatus,
+        "traffic": TrafficStatus,
+        "compile_times": HistogramStatus,
+        "change_times": HistogramStatus,
+        "workload_flows": WorkloadFlowCount,
     }
 
 

@@ -13,7 +13,7 @@ from nfq_enforcer.agent.handlers.status import StatusHandlers
 from nfq_enforcer.agent.handlers.store import StoreHandlers
 from nfq_enforcer.agent.health_watch import HealthWatch
 from nfq_enforcer.observe import metrics
-from nfq_enforcer.observe.metrics import MetricFamily
+from nfq_enforcer.observe.metric_family import MetricFamily
 
 
 class Handlers:

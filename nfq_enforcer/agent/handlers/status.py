@@ -1,7 +1,7 @@
 """Status of the node's agent."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
@@ -11,20 +11,33 @@ from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.health_watch import HealthWatch
 from nfq_enforcer.core.tables.snapshot import HOST_NAME
-from nfq_enforcer.core.verdict import DropReason
+from nfq_enforcer.core.verdict import Direction, DropReason
 from nfq_enforcer.dataplane.queue.protocol import backlog
 from nfq_enforcer.dataplane.rules.iptables import RuleCounts
+from nfq_enforcer.dataplane.worker.counters import (
+    DIRECTIONS,
+    FLOW_VERDICTS,
+    LATENCY_BOUNDS,
+    UNKNOWN_DIRECTION,
+    drops_name,
+    flows_name,
+    latency_name,
+)
 from nfq_enforcer.dataplane.worker.process import WorkerProcess
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.status import (
     AgentStatus,
     DocumentCounts,
+    DropCount,
+    FlowVerdictCount,
+    HistogramStatus,
     LogCounts,
     NamesStatus,
     PacketCounts,
     SourceFilterStatus,
     StoreStatus,
     StuckPart,
+    TrafficStatus,
     WorkersStatus,
     WorkerStatus,
     WorkerStuck,
@@ -123,6 +136,10 @@ class StatusHandlers:
             endpoint_states=self._health.endpoints(),
             conntrack=self._health.conntrack(),
             queues=self._health.queues(),
+            traffic=_traffic(parts.workers.state.counters, sum(forged.values())),
+            compile_times=parts.reconciler.compile_times.read(),
+            change_times=parts.reconciler.change_times.read(),
+            workload_flows=list(parts.workload_flows.read()) if parts.workload_flows else (),
         )
 
     def _host_problems(self) -> Iterator[str]:
@@ -180,4 +197,28 @@ def _worker_status(worker: WorkerProcess) -> WorkerStatus:
         counts=PacketCounts.from_json(state.counters),
         stuck=WorkerStuck(utc_time(state.stuck.since), state.stuck.reason) if state.stuck else None,
         revision=worker.revision,
+    )
+
+
+def _traffic(counts: Mapping[str, int], forged: int) -> TrafficStatus:
+    """Return the counts by direction; packets with a forged source are dropped before their direction is known."""
+    drops = [
+        DropCount(direction, reason, counts[drops_name(direction, reason)] + (forged if is_forged else 0))
+        for reason in DropReason
+        for direction in DIRECTIONS
+        for is_forged in [reason is DropReason.INVALID_SOURCE_IP and direction == UNKNOWN_DIRECTION]
+    ]
+    buckets = range(len(LATENCY_BOUNDS) + 1)
+    return TrafficStatus(
+        drops=[drop for drop in drops if drop.packets or drop.direction != UNKNOWN_DIRECTION],
+        new_flows=[
+            FlowVerdictCount(direction, verdict, counts[flows_name(direction, verdict)])
+            for verdict in FLOW_VERDICTS
+            for direction in Direction
+        ],
+        stamps_made=counts["stamps_made"],
+        stamps_read=counts["stamps_read"],
+        latency=HistogramStatus(
+            LATENCY_BOUNDS, [counts[latency_name(place)] for place in buckets], counts["latency_ns"] / 1e9
+        ),
     )

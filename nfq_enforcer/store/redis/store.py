@@ -216,6 +216,7 @@ class RedisStore:
             "commands": session.commands_sent,
             "resyncs": mirror.resyncs,
             "lag_ms": {"p50": _percentile(lags, 50), "p99": _percentile(lags, 99)},
+            "heartbeat": None if session.heartbeat is None else utc_time(session.heartbeat),
         }
 
     def connection(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ STORE: dict[str, Any] = {
     "pending": [{"endpoint": "default/y", "reason": None}],
     "unsaved": {"since": "2026-01-01T00:00:00Z", "error": "the disk is full"},
     "lag_ms": {"p50": 1.5, "p99": None},
+    "heartbeat": "2026-01-01T00:00:03Z",
 }
 STATUS: dict[str, Any] = {
     "version": "0.1",
@@ -96,6 +97,16 @@ STATUS: dict[str, Any] = {
     },
     "conntrack": {"flows": 24, "max": 262144, "evicted": 6, "kernel_entries": None, "kernel_max": None},
     "queues": [{"kind": "headers", "numbers": 16, "bound": 16, "waiting": 0, "lost": 3}],
+    "traffic": {
+        "drops": [{"direction": "ingress", "reason": "POLICY_DENIED", "packets": 5}],
+        "new_flows": [{"direction": "egress", "verdict": "FORWARDED", "flows": 3}],
+        **{"stamps_made": 7, "stamps_read": 8, "latency": {"bounds": [0.001], "counts": [4, 1], "sum": 0.01}},
+    },
+    "compile_times": {"bounds": [0.1], "counts": [2, 0], "sum": 0.15},
+    "change_times": {"bounds": [0.1], "counts": [1, 1], "sum": 0.3},
+    "workload_flows": [
+        {"source": "default/role=a", "destination": "world", "verdict": "FORWARDED", "events": 3},
+    ],
 }
 
 
@@ -106,6 +117,7 @@ STATUS: dict[str, Any] = {
         {"refused": None, "store": None, "rules": None, "source_filter": None, "names": None, "proxy": None},
         {"workloads": None},
         {"health": None, "revisions": None, "endpoint_states": None, "conntrack": None, "queues": []},
+        {"traffic": None, "compile_times": None, "change_times": None, "workload_flows": []},
     ],
 )
 def test_the_status_comes_back_as_it_was_sent(changed: dict[str, Any]) -> None:
