@@ -294,7 +294,10 @@ class Enforcer:
         inspected = self._inspected(payload, l4, l7.opening.src, flow.key, l7.dns, now, is_query=not reply)
         if inspected.reason is not None:
             return None
-        self._count_stamps(made=stamped is not None, read=identity is not None)
+        if stamped is not None:
+            self.stamps_made += 1
+        if identity is not None:
+            self.stamps_read += 1
         self.flows.update(flow, reply, 0, now)
         self._dns.accept(inspected, now)
         event = _message_event(l7.opening, inspected, inspected.rules, now, is_reply=reply)
@@ -622,7 +625,10 @@ class Enforcer:
             if isinstance(result, Verdict):
                 return Decision(result)
             rewritten = result
-        self._count_stamps(made=accepted.stamp is not None, read=context.stamped)
+        if accepted.stamp is not None:
+            self.stamps_made += 1
+        if context.stamped:
+            self.stamps_read += 1
         event = self._update_flow(context, accepted)
         messages = accepted.inspected
         learned = tuple(learned for one in messages for learned in one.learned) if messages else ()
@@ -638,10 +644,6 @@ class Enforcer:
         if outdev is not None and context.packet.df and len(rewritten) > outdev.mtu and not context.gso:
             return self._enforce_mtu(context, rewritten, outdev, event)
         return Decision(Verdict.ACCEPT, rewritten, event=event, learned=learned, further=further)
-
-    def _count_stamps(self, *, made: bool, read: bool) -> None:
-        self.stamps_made += made
-        self.stamps_read += read
 
     def _complete_form(self, context: PacketContext) -> Verdict | None:
         """Return the requeue verdict that yields the complete packet of a message, None for a complete packet."""

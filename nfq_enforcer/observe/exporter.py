@@ -48,6 +48,9 @@ class _FixedCollector(Collector):
             if family.histogram is not None:
                 yield _histogram(family, family.histogram)
                 continue
+            if family.sort is MetricType.SUMMARY:
+                yield _summary(family)
+                continue
             names = list(family.samples[0].labels)
             metric = _FAMILIES[family.sort](family.name, family.help, labels=names)
             for sample in family.samples:
@@ -59,6 +62,14 @@ def _histogram(family: MetricFamily, values: HistogramStatus) -> Metric:
     metric = HistogramMetricFamily(family.name, family.help)
     bounds = [*map(repr, values.bounds), "+Inf"]
     metric.add_metric([], list(zip(bounds, accumulate(values.counts), strict=True)), values.sum)
+    return metric
+
+
+def _summary(family: MetricFamily) -> Metric:
+    """Return a summary without the sum and the number of all observations, which the library's own type requires."""
+    metric = Metric(family.name, family.help, MetricType.SUMMARY)
+    for sample in family.samples:
+        metric.add_sample(family.name, dict(sample.labels), sample.value)
     return metric
 
 

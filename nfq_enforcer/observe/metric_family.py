@@ -15,6 +15,7 @@ class MetricType(StrEnum):
     GAUGE = "gauge"
     COUNTER = "counter"  # only increases; its name ends in ``_total``
     HISTOGRAM = "histogram"
+    SUMMARY = "summary"  # its samples are quantiles
 
 
 class Sample(NamedTuple):

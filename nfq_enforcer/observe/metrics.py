@@ -9,7 +9,7 @@ from datetime import datetime
 
 from nfq_enforcer.observe import traffic_metrics
 from nfq_enforcer.observe.health import PartState
-from nfq_enforcer.observe.metric_family import MetricFamily, Sample, family, histogram, single
+from nfq_enforcer.observe.metric_family import MetricFamily, MetricType, Sample, family, histogram, single
 from nfq_enforcer.observe.status import (
     AgentStatus,
     EndpointStates,
@@ -214,7 +214,8 @@ def _store(store: StoreStatus) -> Iterator[MetricFamily]:
     quantiles = {"0.5": store.lag_ms.p50, "0.99": store.lag_ms.p99} if store.lag_ms else {}
     lags = [Sample(ms / 1000, {"quantile": quantile}) for quantile, ms in quantiles.items() if ms is not None]
     if lags:
-        yield family("store_lag_seconds", "Time from a change in the store to its enforcement on this node.", *lags)
+        meaning = "Time from a change in the store to its enforcement on this node, of the last 1,000 changes."
+        yield family("store_lag_seconds", meaning, *lags)._replace(sort=MetricType.SUMMARY)
 
 
 def _epoch_seconds(time: str) -> float:

@@ -96,5 +96,5 @@ def workload_flows(counts: Sequence[WorkloadFlowCount]) -> Iterator[MetricFamily
         for one in counts
     ]
     if samples:
-        meaning = "New flows and logged drops, by workload at both ends; pairs beyond metrics.flows are 'other'."
+        meaning = "New flows and logged drops, by workload at both ends; pairs beyond metrics.flows are '(other)'."
         yield family("workload_flows_total", meaning, *samples)

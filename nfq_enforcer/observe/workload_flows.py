@@ -2,7 +2,7 @@
 
 A workload is the namespace with the labels of an identity, so its name depends neither on nodes nor on replicas:
 ``shop/app=web``. An identity without an endpoint has its reserved name: ``world``. Pairs beyond the limit count
-together as ``other``, so labels from documents cannot grow the metrics of a node without end.
+together as ``(other)``, so labels from documents cannot grow the metrics of a node without end.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from nfq_enforcer.cluster.names import End, Ends
 from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.labels import Label
+from nfq_enforcer.observe.http_counts import OTHER
 from nfq_enforcer.observe.status import WorkloadFlowCount
 
-OTHER = "other"
 _UNKNOWN = "unknown"
 _RESERVED = "reserved"
 _DERIVED = "io."  # a part of the keys that Cilium adds: io.kubernetes.pod.namespace, io.cilium.k8s.policy.cluster

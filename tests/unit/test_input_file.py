@@ -220,6 +220,7 @@ OWN_FILES = {  # modules that open files which no user names, or open without re
     "agent/run_server.py",  # /proc
     "agent/slot_keeper.py",  # its own state, replaced whole
     "agent/node_labels.py",  # its own labels
+    "agent/health_watch.py",  # /proc
     "agent/watch.py",  # /proc
     "cli/main.py",  # /dev/null, to write
     "dataplane/ipvs.py",  # /proc

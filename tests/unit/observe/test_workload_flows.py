@@ -8,8 +8,9 @@ from nfq_enforcer.core.identity import WORLD
 from nfq_enforcer.core.labels import Label, Labels
 from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.verdict import Direction, FlowVerdict
+from nfq_enforcer.observe.http_counts import OTHER
 from nfq_enforcer.observe.status import WorkloadFlowCount
-from nfq_enforcer.observe.workload_flows import OTHER, WorkloadFlows, workload
+from nfq_enforcer.observe.workload_flows import WorkloadFlows, workload
 
 OPENING = Opening(b"\x0a\0\0\1", b"\x0a\0\0\2", 6, 1000, 80, -1, -1, to_host=False, source=WORLD, destination=WORLD)
 EVENT = FlowEvent(1.0, FlowVerdict.FORWARDED, None, Direction.INGRESS, OPENING, 2, is_reply=False)
