@@ -142,9 +142,9 @@ class HealthWatch:
         )
 
     def endpoints(self) -> EndpointStates:
-        """Return the endpoints of this node by state."""
+        """Return the endpoints of this node by state; their interfaces as of the last check of these."""
         parts = self._parts
-        missing, changing = parts.interfaces.check(), parts.workloads.changing()
+        missing, changing = parts.interfaces.missing, parts.workloads.changing()
         snapshot = parts.reconciler.view.snapshot
         local = chain(snapshot.endpoints.values(), snapshot.processes.values())
         names = {one.name for one in local} - {HOST_NAME}

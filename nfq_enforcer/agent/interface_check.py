@@ -67,7 +67,12 @@ class InterfaceCheck:
         if found := {pair for pair in self._missing - missing if pair[1] in existing}:
             _log.info("%s", _sentence(_FOUND, found))
         self._missing = missing
-        return dict(sorted(missing))
+        return self.missing
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Return the interface of each endpoint whose interface did not exist at the last check."""
+        return dict(sorted(self._missing))
 
     def problems(self) -> list[str]:
         """Return the sentences of the status: one for all missing interfaces, one for all endpoints without any."""
