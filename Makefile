@@ -16,9 +16,10 @@ PACKAGES += dnsperf wrk  # clients of DNS and of HTTP, for make bench
 # Daemons of containers, and the content of their image: installed by `make test` alone, which starts its own.
 DAEMONS := busybox-static docker.io netavark podman runc
 
-# Readers of captures and man pages, and shells, for tests: installed by `make test` alone, too. Without a question, no user
-# but root may capture with tshark (wireshark-common/install-setuid is false by default).
-READERS := fish man-db mandoc tshark zsh
+# Readers of captures and man pages, shells, promtool and a Prometheus that scrapes the lab, for tests: installed by `make
+# test` alone, too, and none is started as a service. Without a question, no user but root may capture with tshark
+# (wireshark-common/install-setuid is false by default).
+READERS := fish man-db mandoc prometheus tshark zsh
 
 PYTHON ?= $(shell for python in /usr/bin/python3 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -182,7 +183,7 @@ _packages:
 _daemons: setup
 	@[ "$$(id -u)" = 0 ] || exit 0; \
 	($(call install,$(DAEMONS))) || echo "The daemons of containers cannot be installed here: their tests are skipped."; \
-	($(call install,$(READERS))) || echo "Shells and readers of captures and man pages cannot be installed here: \
+	($(call install,$(READERS))) || echo "Shells, and readers of captures, man pages and metrics, cannot be installed here: \
 their tests are skipped."
 
 .PHONY: _python
