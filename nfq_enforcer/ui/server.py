@@ -133,7 +133,7 @@ class MapServer:
         return _json(await self._link.call("endpoint_policy", name=request.query.get("name", "")))
 
     async def _why(self, request: web.Request) -> web.Response:
-        """Return the explanation of a flow of the log, by the documents that the agent has now."""
+        """Return the explanation of a flow of the log by the documents that the agent has now, or why it has none."""
         uuid = request.query.get("uuid", "")
         if not UUID.fullmatch(uuid):
             raise BadInput("uuid must be that of a flow")
@@ -141,7 +141,11 @@ class MapServer:
             flow = feed.find(uuid)
         if flow is None:
             raise NfqError("the log no longer has this flow")
-        return _json({"lines": await self._explainer.explain(uuid, flow)})
+        try:
+            lines = await self._explainer.explain(uuid, flow)
+        except NfqError as error:
+            lines = str(error).splitlines()
+        return _json({"lines": lines})
 
 
 async def _send_changes(feed: Feed, response: web.StreamResponse) -> None:
