@@ -96,7 +96,7 @@ async def _open_graph(route: Route) -> None:
 
 async def place_on_canvas(page: Page, element_id: str) -> tuple[float, float]:
     """Return the place in the page at which the drawing has a workload, or the middle of an edge."""
-    return await page.evaluate(
+    place: tuple[float, float] = await page.evaluate(
         """(id) => {
           const found = window.graphOfTest.cy.getElementById(id);
           const box = document.getElementById("map").getBoundingClientRect();
@@ -104,7 +104,8 @@ async def place_on_canvas(page: Page, element_id: str) -> tuple[float, float]:
           return [box.x + x, box.y + y];
         }""",
         element_id,
-    )  # type: ignore[no-any-return]
+    )
+    return place
 
 
 async def brightness(page: Page) -> float:
