@@ -138,6 +138,10 @@ check-newest: _python _packages ## Check types, lint and tests with the newest o
 	$$venv/bin/pytest tests/unit tests/property --numprocesses auto --dist worksteal -p no:cacheprovider || failed=yes; \
 	[ -z "$${failed-}" ]
 
+.PHONY: man
+man: setup ## Make the man pages of all commands in build/man, of their help texts
+	$(BIN)/python -m nfq_enforcer.cli.man_pages build/man/man1
+
 .PHONY: clean
 clean: ## Remove .venv, caches and (as root) what labs left behind
 	@if [ "$$(id -u)" = 0 ] && [ -x $(BIN)/nfq-enforcer ]; then $(LAB) down --all || true; fi

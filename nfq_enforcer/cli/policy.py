@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from nfq_enforcer.agent import client
-from nfq_enforcer.cli import names, output, rollout
+from nfq_enforcer.cli import names, output, progress, rollout
 from nfq_enforcer.cli.options import (
     DEFAULT,
     DataFormat,
@@ -21,6 +21,7 @@ from nfq_enforcer.cli.options import (
 from nfq_enforcer.errors import NfqError
 
 _CHARACTERS = 100_000  # of documents, that an agent on a busy machine brings into force in a second
+_WAITING = "waiting until the change is in force"
 _COLUMNS = ("NAMESPACE", "NAME", "KIND", "FROM")
 
 PolicyName = Annotated[
@@ -49,7 +50,8 @@ def load(
     if ignore_other_kinds:
         params["ignore_other_kinds"] = True
     work = sum(len(file.text) for file in files) / _CHARACTERS
-    applied = client.call(socket, "apply", _request_timeout(timeout, wait=wait) + work, **params)
+    with progress.waiting(_WAITING):
+        applied = client.call(socket, "apply", _request_timeout(timeout, wait=wait) + work, **params)
     output.warn(applied.get("warnings", ()))
     for name in applied["documents"]:
         output.line(f"{name} applied")
@@ -96,7 +98,8 @@ def delete(
     """Delete a policy loaded with 'policy load'; a policy from a file of the agent is deleted in the file."""
     namespace, plain = _split(name)
     params = {"namespace": namespace, "name": plain, "wait": timeout if wait else None, "force": force}
-    deleted = client.call(socket, "delete", _request_timeout(timeout, wait=wait), **params)
+    with progress.waiting(_WAITING):
+        deleted = client.call(socket, "delete", _request_timeout(timeout, wait=wait), **params)
     output.line(f"{name} deleted")
     rollout.report(deleted, timeout)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nfq_enforcer.cli import names, output
+from nfq_enforcer.cli import names, output, progress
 from nfq_enforcer.cli.options import (
     DEFAULT,
     DocumentPaths,
@@ -160,7 +160,11 @@ def matrix(
         finally:
             gc.enable()
     asked = [questions.parse_port(port, "IPv4") for port in ports or ()] or evaluation.default_traffic(simulated)
-    cells = list(evaluation.matrix(simulated, asked))
+    cells = []
+    with progress.bar("evaluating connections", len(simulated.endpoints) ** 2 * len(asked)) as advance:
+        for cell in evaluation.matrix(simulated, asked):
+            cells.append(cell)
+            advance(1)
     if form.is_table:
         output.display(tables.matrix(simulated.endpoints, cells), headers=not no_headers)
         if not no_headers:
@@ -186,8 +190,9 @@ def diff(
     from nfq_enforcer.policy import matrix as evaluation
 
     options = (enforcement, allow_localhost, cluster, kube_apiserver, ignore_other_kinds)
-    before, after = (simulation.of_files([*endpoints, path], *options) for path in (old, new))
-    changes = list(evaluation.diff(before, after))
+    with progress.waiting("comparing verdicts"):
+        before, after = (simulation.of_files([*endpoints, path], *options) for path in (old, new))
+        changes = list(evaluation.diff(before, after))
     if (form := for_output(form)).is_table and not changes:
         output.line("no connection changes its verdict")
     elif form.is_table:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nfq_enforcer import input_file
-from nfq_enforcer.cli import output, tables
+from nfq_enforcer.cli import output, progress, tables
 from nfq_enforcer.cli.options import Format
 from nfq_enforcer.errors import DocumentError, DocumentErrors
 from nfq_enforcer.input_file import DOCUMENTS_SIZE
@@ -30,11 +30,13 @@ def evaluate(simulation: Simulation, path: Path, form: Format, *, headers: bool)
 def _answers(simulation: Simulation, file: ProbeFile) -> list[ConnectionResult]:
     answers: list[ConnectionResult] = []
     errors: list[DocumentError] = []
-    for number, probe in enumerate(file.probes):
-        try:
-            answers.append(simulation.evaluate_probe(probe))
-        except ValueError:
-            errors += _bad_references(simulation, file, number)
+    with progress.bar("evaluating probes", len(file.probes)) as advance:
+        for number, probe in enumerate(file.probes):
+            try:
+                answers.append(simulation.evaluate_probe(probe))
+            except ValueError:
+                errors += _bad_references(simulation, file, number)
+            advance(1)
     if errors:
         raise DocumentErrors(errors)
     return answers

@@ -72,7 +72,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
         ask(order)
         execute(order.command)
     except RunError as error:
-        sys.stderr.write(f"nfq-enforcer: {error}\n")
+        from nfq_enforcer.text import printable  # only here: a command that is run does not wait for it
+
+        sys.stderr.write(f"nfq-enforcer: {printable(str(error))}\n")
         sys.exit(error.status)
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from nfq_enforcer import input_file
 from nfq_enforcer.agent import client
-from nfq_enforcer.cli import output
+from nfq_enforcer.cli import output, progress
 from nfq_enforcer.cli.options import DEFAULT, Format, Output, Socket
 from nfq_enforcer.errors import BadInput, DocumentError, NfqError
 from nfq_enforcer.input_file import EXPORT_SIZE
@@ -56,10 +56,13 @@ def import_(
     """Write an export into the store and keep its other entries; exit status 1 if an entry is refused."""
     written = unchanged = 0
     refused: list[RefusedValue] = []
-    for batch in _batches(_read(file)):
-        imported = client.call(socket, "store_import", timeout=_LONG, entries=batch)
-        written, unchanged = written + imported["written"], unchanged + imported["unchanged"]
-        refused += map(RefusedValue.from_json, imported["refused"])
+    entries = _read(file)
+    with progress.bar("writing entries", len(entries)) as advance:
+        for batch in _batches(entries):
+            imported = client.call(socket, "store_import", timeout=_LONG, entries=batch)
+            written, unchanged = written + imported["written"], unchanged + imported["unchanged"]
+            refused += map(RefusedValue.from_json, imported["refused"])
+            advance(len(batch))
     output.line(f"{written} entries written, {unchanged} were there already")
     if refused:
         raise NfqError("\n".join([f"{len(refused)} entries refused:", *map(_refused, refused)]))
@@ -73,7 +76,8 @@ def gc(
     socket: Socket = DEFAULT,
 ) -> None:
     """Remove unused identities, and lost nodes with their endpoints."""
-    removed = client.call(socket, "store_gc", timeout=_LONG, grace=grace)
+    with progress.waiting("collecting"):
+        removed = client.call(socket, "store_gc", timeout=_LONG, grace=grace)
     identities, endpoints, nodes = removed["identities"], removed["endpoints"], removed["nodes"]
     names = f" ({', '.join(nodes)})" if nodes else ""
     output.line(f"removed {identities} identities, {endpoints} endpoints, {len(nodes)} nodes{names}")
@@ -139,9 +143,11 @@ def _exported(socket: Path) -> Iterator[Entry]:
         raise NfqError(f"the agent at {socket} does not export in a format that is known here: is it of this version?")
     yield header
     count = 0
-    for item in items:
-        yield item
-        count += 1
+    with progress.bar("reading entries", header.get("entries", 0), prints=True) as advance:
+        for item in items:
+            yield item
+            count += 1
+            advance(1)
     _check_count(header, count, f"the export from {socket}")
 
 

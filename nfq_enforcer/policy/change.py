@@ -171,7 +171,8 @@ def _add_request(data: Data, ref: RuleRef, place: int, request: L7Request | None
 
 
 def _http_rule(request: HttpRequest) -> Data:
-    return {"method": request.method, "path": writing.literal(writing.path_of(request.path))}
+    query = r"(\?.*)?" if "?" in request.path else ""  # a rule's path has to match the query, too
+    return {"method": request.method, "path": f"{writing.literal(writing.path_of(request.path))}{query}"}
 
 
 def _add_rule(data: Data, ref: RuleRef, side: ConnectionSide, traffic: TrafficSpec) -> bool:

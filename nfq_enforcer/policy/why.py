@@ -108,9 +108,11 @@ def _best_step(
         changed = _with(simulation, change)
         if changed is None:
             continue
-        after = connection.evaluate(changed)
-        if (after.egress if side.direction is Direction.EGRESS else after.ingress).allowed:
+        both = connection.evaluate(changed)
+        after = both.egress if side.direction is Direction.EGRESS else both.ingress
+        if after.allowed:
             opened = len(_opened(simulation, changed, connection, (side.direction,)).changes)
+            opened += connection.traffic.request is not None and not _by_request(changed, connection, side.direction)
             passing.append((opened, len(list(diff_lines(change))), number, change, changed))
         elif partial is None and refused.rules:
             partial = change, changed
@@ -118,6 +120,12 @@ def _best_step(
         *_, change, changed = min(passing, key=lambda one: one[:3])
         return change, changed
     return partial
+
+
+def _by_request(simulation: Simulation, connection: Connection, direction: Direction) -> bool:
+    """Return whether a side allows some requests only, and not all on this port."""
+    plain = connection._replace(traffic=connection.traffic._replace(request=None)).evaluate(simulation)
+    return bool((plain.egress if direction is Direction.EGRESS else plain.ingress).l7_rules)
 
 
 def _with(simulation: Simulation, change: Change) -> Simulation | None:
@@ -166,8 +174,7 @@ def _changed_subjects(old: Simulation, new: Simulation, direction: Direction) ->
 
 def _entries(simulation: Simulation, name: str, direction: Direction) -> object:
     maps = simulation.end(name).maps
-    if maps is None:
-        return None
+    assert maps is not None  # of an endpoint
     policy = maps.ingress if direction is Direction.INGRESS else maps.egress
     return policy.enforced, policy.entries
 

@@ -283,12 +283,25 @@ install_program() {
         quietly "${pip[@]}" --require-hashes -r "$work/tree/requirements/build.txt"
         quietly "${pip[@]}" --require-hashes -r "$work/tree/requirements/run.txt"
         quietly "${pip[@]}" --no-deps "$work/tree"
+        install_help
         printf '%s\n' "$print" >$PROGRAM/.installed
         changed=yes
     fi
     local link=/usr/local/bin/nfq-enforcer doc=/usr/local/share/doc/nfq_enforcer/README.md
     [ "$(readlink $link)" = $PROGRAM/bin/nfq-enforcer ] || ln -sfn $PROGRAM/bin/nfq-enforcer $link
     cmp -s "$tree/README.md" $doc || install -D -m 644 "$tree/README.md" $doc
+}
+
+# The man pages, and the completion of each shell in the folder where it looks for those of local programs.
+install_help() {
+    local share=/usr/local/share program=$PROGRAM/bin/nfq-enforcer
+    quietly $PROGRAM/bin/python -m nfq_enforcer.cli.man_pages $share/man/man1
+    mkdir "$work/completion"
+    local shell
+    for shell in bash fish zsh; do $program completion $shell >"$work/completion/$shell"; done
+    install -D -m 644 "$work/completion/bash" $share/bash-completion/completions/nfq-enforcer
+    install -D -m 644 "$work/completion/fish" $share/fish/vendor_completions.d/nfq-enforcer.fish
+    install -D -m 644 "$work/completion/zsh" $share/zsh/site-functions/_nfq-enforcer
 }
 
 agent_configuration() {

@@ -152,8 +152,21 @@ def test_the_program_is_installed_with_its_unit(installed: Copy) -> None:
     assert unit == (SCRIPTS / "nfq-enforcer.service").read_text()
 
 
+def test_the_man_pages_and_the_completion_of_each_shell_are_installed(installed: Copy) -> None:
+    share = installed.file("/usr/local/share")
+    assert '.TH "NFQ\\-ENFORCER\\-POLICY\\-LOAD" 1' in (share / "man/man1/nfq-enforcer-policy-load.1").read_text()
+    for shell, place in {
+        "bash": "bash-completion/completions/nfq-enforcer",
+        "fish": "fish/vendor_completions.d/nfq-enforcer.fish",
+        "zsh": "zsh/site-functions/_nfq-enforcer",
+    }.items():
+        script = REPOSITORY / "nfq_enforcer" / "cli" / "shells" / f"nfq-enforcer.{shell}"
+        assert (share / place).read_text() == script.read_text()
+
+
 def test_the_repository_is_left_as_it_was(installed: Copy) -> None:
-    assert not any(installed.file(str(REPOSITORY / name)).exists() for name in ("build", "nfq_enforcer/build"))
+    assert not installed.file(str(REPOSITORY / "nfq_enforcer" / "build")).exists()
+    assert {file.name for file in installed.file(str(REPOSITORY / "build")).glob("*")} <= {"man"}  # of ``make man``
 
 
 def test_a_second_run_for_a_node_changes_nothing(installed: Copy) -> None:

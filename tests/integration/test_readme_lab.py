@@ -89,6 +89,25 @@ def test_the_commands_concern_the_lab_that_they_name(shell: Shell) -> None:
     assert shell.nodes_with_policies(OTHER) == []
 
 
+def test_why_a_packet_was_dropped_is_answered_as_written(shell: Shell) -> None:
+    up, _, load, _, down = commands("The lab by hand")
+    assert shell(up)[0] == 0
+    try:
+        assert shell(load)[0] == 0
+        ping, last, asked, observe = [shell(line) for line in commands("Why was my packet dropped?")]
+    finally:
+        assert shell(down)[0] == 0
+
+    assert (ping[0], last[0], asked[0], observe[0]) == (1, 1, 1, 0)
+    assert "DROPPED POLICY_DENIED (ICMPv4 type 8 code 0)" in last[1]
+    assert "default/frontend-to-backend ingress[0] (policies/frontend-to-backend.yaml:13): " in last[1]
+    assert "The smallest change with which it passes:" in last[1]
+    assert "+ - type: 8" in last[1]
+    assert "default/db3 → default/back2, 5432/TCP" in asked[1]
+    assert "+ - port: '5432'" in asked[1]
+    assert "DROPPED POLICY_DENIED" in observe[1]
+
+
 @pytest.mark.parametrize("line", commands("One host, a cluster, virtual machines"))
 def test_a_command_for_an_agent_of_this_host_asks_for_a_socket(shell: Shell, line: str) -> None:
     status, output = shell(line)

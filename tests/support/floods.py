@@ -162,7 +162,7 @@ def measure(
         echo = stack.enter_context(socket_in(lab, client, _FLOW_PORT))
         assert _first_echo(echo, server)
         lines, before = log.read_bytes().count(b"\n"), _memory(lab, "n2")
-        attack = _start(lab, flood, seconds, rate)
+        attack = start(lab, flood, seconds, rate)
         end = time.monotonic() + seconds
         connecting = threading.Thread(target=_connect_again, args=(lab, clients, end, outcome))
         connecting.start()
@@ -193,7 +193,8 @@ def _apart(lab: Lab, node: str, place: int | None, clients: Sequence[str]) -> tu
     return echo, [one for one in clients if not shared(place_of_connections(lab, node, one, "back2", SERVER_PORT))]
 
 
-def _start(lab: Lab, flood: Flood, seconds: float, rate: int) -> "subprocess.Popen[bytes]":
+def start(lab: Lab, flood: Flood, seconds: float, rate: int) -> "subprocess.Popen[bytes]":
+    """Start a flood; the process prints the number of its packets at its end."""
     attacker = flood.attacker
     node = next((e.node for e in lab.topology.endpoints if e.name == attacker), None)
     gateway = _mac(lab, node, f"veth-{attacker}") if node else _mac(lab, flood.via, UPLINK)
@@ -264,9 +265,10 @@ def _connect_again(lab: Lab, clients: Sequence[str], end: float, outcome: Outcom
 def _memory(lab: Lab, node: str) -> int:
     agent = lab.nodes[node].pid
     children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
-    return sum(map(_resident, (agent, *map(int, children))))
+    return sum(map(resident, (agent, *map(int, children))))
 
 
-def _resident(pid: int) -> int:
+def resident(pid: int) -> int:
+    """Return the resident memory of a process, in KiB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))

@@ -107,7 +107,7 @@ class MapAgent:
         started.set()
         await stop.wait()
         await server.stop()
-        for _ in range(3):  # a client that is being accepted meanwhile gets its task
+        for _ in range(20):  # asyncio would leave the socket of a client open that it is accepting meanwhile
             await asyncio.sleep(0)
         await cancel(*(asyncio.all_tasks() - {asyncio.current_task()}))
 

@@ -14,6 +14,7 @@ from nfq_enforcer import cli
 from nfq_enforcer.cli import output
 from nfq_enforcer.cli.options import Format
 from tests.unit.cli.conftest import Answering, RunProgram
+from tests.unit.cli.test_status import status
 
 HOSTILE = "\x1b]0;pwned\x07\r\n\x9b2J\u202efdp\u2066"
 LONG = "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=default"
@@ -43,6 +44,18 @@ NAME = {
     **{"name": HOSTILE, "endpoint": HOSTILE, "selectors": [HOSTILE]},
     "addresses": [{"address": "10.0.0.1", "expires_in": 1}],
 }
+HOSTILE_STATUS: dict[str, Any] = {
+    **{"node": HOSTILE, "addresses": [HOSTILE], "cluster_interfaces": [HOSTILE], "problems": [HOSTILE]},
+    "stuck": [{"part": HOSTILE, "since": HOSTILE, "reason": HOSTILE}],
+    "refused": {"since": "", "error": HOSTILE},
+    "working": [{"since": "", "activity": HOSTILE, "done": 1, "total": None, "text": HOSTILE}],
+}
+SIDE = {"identity": 300, "labels": [HOSTILE], "namespace": HOSTILE, "pod_name": HOSTILE}
+SEEN = {
+    **{"time": "2026-11-26T03:22:18.000000Z", "verdict": "DROPPED", "drop_reason_desc": "POLICY_DENIED"},
+    **{"source": SIDE, "destination": SIDE, "node_name": HOSTILE, "is_reply": False, "traffic_direction": "INGRESS"},
+    **{"Summary": HOSTILE, "ingress_denied_by": [{"namespace": HOSTILE, "name": HOSTILE}]},
+}
 NEVER_MATCHES = """\
 apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
@@ -58,6 +71,10 @@ COMMANDS: list[tuple[list[str], str, Any]] = [
     (["ipcache", "list"], "ipcache", [ADDRESS]),
     (["endpoint", "list", "-o", "wide"], "endpoints", [ENDPOINT]),
     (["fqdn", "list"], "fqdn", [NAME]),
+    (["status"], "status", status({"failure": HOSTILE}, **HOSTILE_STATUS)),
+    (["status", "-o", "json"], "status", status(**HOSTILE_STATUS)),
+    (["observe"], "observe", (SEEN,)),
+    (["observe", "-o", "json"], "observe", (SEEN,)),
     (["identity", "list"], "identities", [IDENTITY]),
     (["identity", "get", "300"], "identities", [IDENTITY]),
     (["conntrack", "list"], "conntrack", {"flows": [FLOW], "searched": 1, "total": 2}),
@@ -161,13 +178,24 @@ def test_labels_are_short_unless_all_are_asked_for(form: Format, labels: list[st
 
 
 @pytest.mark.parametrize(("command", "method", "answer"), COMMANDS, ids=[" ".join(c[0][:4:3]) for c in COMMANDS])
+@pytest.mark.parametrize("on_terminal", [False, True])
 def test_no_command_prints_control_characters(
-    command: list[str], method: str, answer: Any, run: RunProgram, answering: Answering
+    command: list[str],
+    method: str,
+    answer: Any,
+    on_terminal: bool,
+    run: RunProgram,
+    answering: Answering,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if on_terminal:
+        terminal(monkeypatch, 80)
+
     done = run(*command, "--socket", answering(**{method: answer}).socket)
 
-    assert "pwned" in done.out + done.err or command[-1] == "nobody"
-    for line in (done.out + done.err).split("\n"):
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", done.out + done.err) if on_terminal else done.out + done.err
+    assert "pwned" in printed or command[-1] == "nobody"
+    for line in printed.split("\n"):
         assert line.isprintable(), line
 
 

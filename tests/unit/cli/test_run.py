@@ -142,6 +142,14 @@ def test_an_inherited_network_socket_is_closed_and_said(tmp_path: Path) -> None:
     assert str(number) not in done.stdout.split()
 
 
+def test_no_control_character_of_the_agents_error_is_printed(tmp_path: Path) -> None:
+    with agent(tmp_path / "s", b'{"error": "no \\u001b[2J\\n", "exit_code": 1}\n'):
+        argv = [*PROGRAM, "--socket", str(tmp_path / "s"), "--", "true"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (1, "nfq-enforcer: no \\x1b[2J\\n\n")
+
+
 def test_a_network_socket_as_standard_input_is_refused(tmp_path: Path) -> None:
     with socket.socket() as inherited:
         argv = [*PROGRAM, "--", "true"]

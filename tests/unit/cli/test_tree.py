@@ -33,7 +33,7 @@ def parse(words: list[str]) -> tuple[str, Any]:
 
 def own_words(example: str) -> list[str]:
     """Return the words of the program in a command line, behind its name and before another pipe or a redirection."""
-    words = shlex.split(example.replace("<(", "< ").removesuffix(")"))
+    words = shlex.split(re.sub(r"<\(|\)$", " ", example))
     words = words[words.index(tree.PROGRAM) + 1 :]
     ends = [place for place, word in enumerate(words) if word in {"|", ">"}]
     return words[: ends[0]] if ends else words
