@@ -21,6 +21,9 @@ DAEMONS := busybox-static docker.io netavark podman runc
 # (wireshark-common/install-setuid is false by default).
 READERS := fish man-db mandoc prometheus tshark zsh
 
+# Browser and font for tests of the service map: installed by `make test` alone.
+BROWSER := chromium fonts-dejavu-core
+
 PYTHON ?= $(shell for python in /usr/bin/python3 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
@@ -100,6 +103,10 @@ fuzz: setup ## Fuzz a part of the program with coverage guidance; ARGS="decide -
 demo: _root setup ## Show real connections in a lab of three nodes, allowed and refused by identity (root)
 	@run=d$$(( $$$$ % 100000 )); trap '$(LAB) down --run-id $$run' EXIT; \
 	$(LAB) up --run-id $$run; $(LAB) demo --run-id $$run
+	@printf '%s\n' "" "The same traffic as a map in the browser: build a lab, open the address that the second command prints," \
+		"and run the demo in another terminal:" "  $(LAB) up --run-id map" \
+		"  $(BIN)/nfq-enforcer ui --socket /run/nfq-enforcer-lab/map/n2.sock" \
+		"  $(LAB) demo --run-id map" "  $(LAB) down --run-id map"
 
 .PHONY: bench
 bench: _root setup ## Measure the cost of verdicts, and of a node in a large cluster (root); ARGS=--help
@@ -183,6 +190,7 @@ _packages:
 _daemons: setup
 	@[ "$$(id -u)" = 0 ] || exit 0; \
 	($(call install,$(DAEMONS))) || echo "The daemons of containers cannot be installed here: their tests are skipped."; \
+	($(call install,$(BROWSER))) || echo "Chromium cannot be installed here: tests of the service map are skipped."; \
 	($(call install,$(READERS))) || echo "Shells, and readers of captures, man pages and metrics, cannot be installed here: \
 their tests are skipped."
 

@@ -41,6 +41,7 @@ def up(
     else:
         output.line(f"  policy   nfq-enforcer policy load FILE... --socket {lab.nodes['n1'].socket}")
     output.line(f"  observe  nfq-enforcer observe --follow --socket {lab.nodes['n1'].socket}")
+    output.line(f"  map      nfq-enforcer ui --socket {lab.nodes['n1'].socket}")
 
 
 def demo(

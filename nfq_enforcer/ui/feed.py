@@ -45,6 +45,7 @@ class Feed:
         self.kept: deque[KeptFlow] = deque(maxlen=KEPT)
         self.lost = 0  # flows that the agent's log dropped because this process read too slowly
         self.unreadable = 0
+        self.node = ""  # that the newest flow comes from
         self.error = "connecting"  # of the agent; empty while its flows arrive
         self.away_since: float | None = clock()
         self.version = 0  # number of changes of the map or of the state
@@ -90,6 +91,7 @@ class Feed:
         times = [flow.seen.time for flow in (self.kept[0], self.kept[-1])] if self.kept else []
         return {
             "now": round(self._clock(), 3),
+            "node": self.node,
             "agent": {"error": self.error, "away_since": self.away_since},
             "lost": self.lost,
             "unreadable": self.unreadable,
@@ -122,6 +124,7 @@ class Feed:
             self.unreadable += 1
             return
         if seen is not None:
+            self.node = printable(str(flow.get("node_name", "")))
             self.kept.append(KeptFlow(seen, text))
             self.map.add(seen)
             self._signal()
@@ -170,7 +173,7 @@ class Feeds:
         self._feeds: dict[str, _Shared] = {}
 
     @asynccontextmanager
-    async def open(self, params: Mapping[str, Any]) -> AsyncIterator[Feed]:
+    async def follow(self, params: Mapping[str, Any]) -> AsyncIterator[Feed]:
         """Give the feed of these parameters, started if no page shows it; raise NfqError beyond MAX_FEEDS."""
         key = json.dumps(params, sort_keys=True)
         shared = self._feeds.get(key) or self._start(key, params)

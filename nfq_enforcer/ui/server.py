@@ -104,7 +104,7 @@ class MapServer:
             raise NfqError(f"too many pages are open: {MAX_STREAMS} already follow this map")
         self._streams += 1
         try:
-            async with self._feeds.open(filter.read(request.query.get("filter", ""))) as feed:
+            async with self._feeds.follow(filter.read(request.query.get("filter", ""))) as feed:
                 response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
                 await response.prepare(request)
                 await _send_changes(feed, response)
@@ -114,7 +114,7 @@ class MapServer:
 
     async def _map(self, request: web.Request) -> web.Response:
         """Return the map of a time span of the log: ``window`` seconds up to ``until``; without, all of it."""
-        async with self._feeds.open(filter.read(request.query.get("filter", ""))) as feed:
+        async with self._feeds.follow(filter.read(request.query.get("filter", ""))) as feed:
             after, until = _span(request.query)
             flows = [flow.seen for flow in feed.between(after, until)]
             made = map_of(reversed(flows), min(until, time.time()))
@@ -123,7 +123,7 @@ class MapServer:
     async def _edge(self, request: web.Request) -> web.Response:
         """Return the flows of an edge in a time span of the log, and the rules that decided them."""
         query = request.query
-        async with self._feeds.open(filter.read(query.get("filter", ""))) as feed:
+        async with self._feeds.follow(filter.read(query.get("filter", ""))) as feed:
             key = EdgeKey(query.get("source", ""), query.get("destination", ""), query.get("verdict", ""))
             after, until = _span(query)
             return _json(details.edge_details(key, feed.between(after, until), min(until, time.time())))
@@ -133,15 +133,19 @@ class MapServer:
         return _json(await self._link.call("endpoint_policy", name=request.query.get("name", "")))
 
     async def _why(self, request: web.Request) -> web.Response:
-        """Return the explanation of a flow of the log, by the documents that the agent has now."""
+        """Return the explanation of a flow of the log by the documents that the agent has now, or why it has none."""
         uuid = request.query.get("uuid", "")
         if not UUID.fullmatch(uuid):
             raise BadInput("uuid must be that of a flow")
-        async with self._feeds.open(filter.read(request.query.get("filter", ""))) as feed:
+        async with self._feeds.follow(filter.read(request.query.get("filter", ""))) as feed:
             flow = feed.find(uuid)
         if flow is None:
             raise NfqError("the log no longer has this flow")
-        return _json({"lines": await self._explainer.explain(uuid, flow)})
+        try:
+            lines = await self._explainer.explain(uuid, flow)
+        except NfqError as error:
+            lines = str(error).splitlines()
+        return _json({"lines": lines})
 
 
 async def _send_changes(feed: Feed, response: web.StreamResponse) -> None:

@@ -72,6 +72,13 @@ class MapAgent:
             raise NfqError(f"no endpoint has the name '{params['name']}'")
         return self.policy
 
+    async def documents(self, _params: Params) -> dict[str, Any]:
+        """Return the documents of an agent that has none."""
+        return {
+            **{"node": "n1", "revision": 1, "enforcement": "auto", "allow_localhost": "always", "cluster": "default"},
+            **{"kube_apiserver": [], "identity_labels": [], "documents": []},
+        }
+
     @contextmanager
     def running(self, *before: Logged) -> Iterator["MapAgent"]:
         """Serve in a thread until the context ends; a later context is an agent that was started anew."""
@@ -100,7 +107,7 @@ class MapAgent:
         started.set()
         await stop.wait()
         await server.stop()
-        for _ in range(3):  # a client that is being accepted meanwhile gets its task
+        for _ in range(20):  # asyncio would leave the socket of a client open that it is accepting meanwhile
             await asyncio.sleep(0)
         await cancel(*(asyncio.all_tasks() - {asyncio.current_task()}))
 

@@ -229,7 +229,7 @@ export class Graph {
       { selector: "node.chosen", style: { "border-color": colour("accent"), "border-width": 4 } },
       { selector: "edge", style: {
         "curve-style": "bezier", "control-point-step-size": 34, width: "data(width)", "target-arrow-shape": "triangle", "arrow-scale": 1,
-        "font-size": 11, "font-family": "system-ui, DejaVu Sans, sans-serif", "text-rotation": "autorotate", "min-zoomed-font-size": 7,
+        "font-size": 12, "font-family": "system-ui, DejaVu Sans, sans-serif", "text-rotation": "autorotate", "min-zoomed-font-size": 6,
         "text-background-color": colour("ground"), "text-background-opacity": 0.85, "text-background-padding": 2, opacity: 0.9 } },
       { selector: "edge.plain", style: { "curve-style": "straight", "arrow-scale": 0.8 } },
       of("FORWARDED", "solid"), of("REDIRECTED", "solid"), of("AUDIT", "dotted"), of("DROPPED", "dashed"), of("ERROR", "dashed"),

@@ -3,7 +3,7 @@
 // Workloads with the same labels stand together in a group, groups of one namespace in a box, boxes in rows. A group has
 // room for the next power of two of workloads, so most new workloads move nothing.
 
-const STEP_X = 168, STEP_Y = 74, GROUP_GAP = 104, BOX_GAP = 110;
+const STEP_X = 168, STEP_Y = 74, GROUP_GAP = 84, BOX_GAP = 120;
 const OTHERS = "peers outside";  // the box of everything that is no endpoint
 
 export const boxOf = (node) => (node.kind === "endpoint" ? `namespace ${node.namespace}` : OTHERS);
@@ -35,7 +35,7 @@ function arrangeBox(title, groups) {
     const rows = Math.ceil(room / columns);
     return { nodes, columns, width: columns * STEP_X, height: rows * STEP_Y };
   });
-  const placed = inRows(sized, GROUP_GAP);
+  const placed = inRows(sized.sort((a, b) => b.height - a.height), GROUP_GAP);  // rows of groups of like heights
   const width = Math.max(...placed.map(({ part, x }) => x + part.width));
   const height = Math.max(...placed.map(({ part, y }) => y + part.height));
   return { title, groups: placed, width, height };
@@ -44,7 +44,7 @@ function arrangeBox(title, groups) {
 // Put parts side by side, in rows that make the whole about one and a half times as wide as high.
 function inRows(parts, gap) {
   const area = parts.reduce((sum, { width, height }) => sum + (width + gap) * (height + gap), 0);
-  const limit = Math.max(Math.sqrt(area * 2), ...parts.map(({ width }) => width));
+  const limit = Math.max(Math.sqrt(area * 1.8), ...parts.map(({ width }) => width));
   const placed = [];
   let x = 0, y = 0, rowHeight = 0;
   for (const part of parts) {

@@ -88,6 +88,7 @@ function showState(nodes, edges) {
   const { status } = state;
   byId("empty").hidden = edges > 0;
   setText(byId("empty"), status === null ? "Connecting" : state.past || state.filter || state.window ? "No flow of this filter and time" : "No flow yet: the map grows with the traffic of the endpoints");
+  setText(byId("node"), status?.node ? `of node ${status.node}` : "");
   setText(byId("counts"), `${plural(nodes, "workload")}, ${plural(edges, "edge")}`);
   byId("map").setAttribute("aria-label", `Drawing of the map: ${plural(nodes, "workload")}, ${plural(edges, "edge")}. The lists have the same content. Arrow keys move the drawing, plus and minus zoom.`);
   setText(byId("state"), trouble().join(" "));

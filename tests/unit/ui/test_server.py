@@ -241,7 +241,7 @@ async def test_what_is_no_flow_is_counted_and_left_out(tmp_path: Path) -> None:
 
     with listening(tmp_path / "agent.sock") as server:
         feeds = Feeds(AgentLink(tmp_path / "agent.sock"))
-        async with feeds.open({}) as feed:
+        async with feeds.follow({}) as feed:
             connection, _ = await asyncio.to_thread(server.accept)
             with connection:
                 answer(connection)
@@ -272,10 +272,10 @@ async def test_the_number_of_streams_is_bounded(agent: MapAgent, monkeypatch: py
 
 async def test_pages_with_the_same_filter_share_one_stream_of_the_agent(tmp_path: Path) -> None:
     feeds = Feeds(AgentLink(tmp_path / "agent.sock"))
-    async with feeds.open({"a": 1}) as one, feeds.open({"a": 1}) as same, feeds.open({"a": 2}) as other:
+    async with feeds.follow({"a": 1}) as one, feeds.follow({"a": 1}) as same, feeds.follow({"a": 2}) as other:
         assert one is same
         assert one is not other
-    async with feeds.open({"a": 1}) as again:  # a page that reloads
+    async with feeds.follow({"a": 1}) as again:  # a page that reloads
         assert again is one
     await feeds.stop()
 
@@ -285,11 +285,11 @@ async def test_the_number_of_filters_is_bounded_and_one_without_a_page_makes_roo
 ) -> None:
     monkeypatch.setattr(feed_module, "MAX_FEEDS", 1)
     feeds = Feeds(AgentLink(tmp_path / "agent.sock"))
-    async with feeds.open({"a": 1}):
+    async with feeds.follow({"a": 1}):
         with pytest.raises(NfqError, match="too many filters"):
-            async with feeds.open({"a": 2}):
+            async with feeds.follow({"a": 2}):
                 pass
-    async with feeds.open({"a": 2}):
+    async with feeds.follow({"a": 2}):
         pass
     await feeds.stop()
 
