@@ -123,6 +123,9 @@ class Connection:
                 await self.writer.wait_closed()
         except (OSError, TimeoutError):  # a client that left during the response leaves an error
             self.writer.transport.abort()
+        except asyncio.CancelledError:  # the server stops: what the client has not read is lost
+            self.writer.transport.abort()
+            raise
 
 
 Handler = Callable[[Connection], Awaitable[None]]

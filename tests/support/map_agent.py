@@ -110,6 +110,7 @@ class MapAgent:
         for _ in range(20):  # asyncio would leave the socket of a client open that it is accepting meanwhile
             await asyncio.sleep(0)
         await cancel(*(asyncio.all_tasks() - {asyncio.current_task()}))
+        await asyncio.sleep(0)  # the sockets of the clients are closed
 
     def _in_loop(self, function: Callable[[], object]) -> None:
         assert self._loop is not None
