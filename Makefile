@@ -16,9 +16,10 @@ PACKAGES += dnsperf wrk  # clients of DNS and of HTTP, for make bench
 # Daemons of containers, and the content of their image: installed by `make test` alone, which starts its own.
 DAEMONS := busybox-static docker.io netavark podman runc
 
-# Readers of captures and man pages, and shells, for tests: installed by `make test` alone, too. Without a question, no user
-# but root may capture with tshark (wireshark-common/install-setuid is false by default).
-READERS := fish man-db mandoc tshark zsh
+# Readers of captures and man pages, shells, promtool and a Prometheus that scrapes the lab, for tests: installed by `make
+# test` alone, too, and none is started as a service. Without a question, no user but root may capture with tshark
+# (wireshark-common/install-setuid is false by default).
+READERS := fish man-db mandoc prometheus tshark zsh
 
 # Browser and font for tests of the service map: installed by `make test` alone.
 BROWSER := chromium fonts-dejavu-core
@@ -190,7 +191,7 @@ _daemons: setup
 	@[ "$$(id -u)" = 0 ] || exit 0; \
 	($(call install,$(DAEMONS))) || echo "The daemons of containers cannot be installed here: their tests are skipped."; \
 	($(call install,$(BROWSER))) || echo "Chromium cannot be installed here: tests of the service map are skipped."; \
-	($(call install,$(READERS))) || echo "Shells and readers of captures and man pages cannot be installed here: \
+	($(call install,$(READERS))) || echo "Shells, and readers of captures, man pages and metrics, cannot be installed here: \
 their tests are skipped."
 
 .PHONY: _python

@@ -50,6 +50,7 @@ from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.exporter import Exporter
 from nfq_enforcer.observe.flow import EventIds, Logged
 from nfq_enforcer.observe.log import FlowLog
+from nfq_enforcer.observe.workload_flows import WorkloadFlows
 from nfq_enforcer.proxy.access_log import LoggedHello, LoggedRequest
 from nfq_enforcer.proxy.proxy import Proxy
 from nfq_enforcer.store.files import FileStore
@@ -96,6 +97,7 @@ class Agent:
         self._rules.set_proxied(True)
         self._log: FlowLog[Logged] = FlowLog()
         self._event_ids = EventIds()
+        self._workload_flows = WorkloadFlows(config.metrics.flows) if config.metrics.flows else None
         self._predecessor = predecessor or handover.Predecessor()
         queues = None if config.queues == "auto" else config.queues
         self._workers = Workers(
@@ -164,8 +166,10 @@ class Agent:
                 self._workloads,
                 self._processes,
                 captures,
+                self._workload_flows,
             )
         )
+        self._health = handlers.health
         self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
         listening = config.metrics.listening
         self._exporter = Exporter(*listening, handlers.read_metrics) if listening else None
@@ -237,6 +241,7 @@ class Agent:
         await self._api.start()
         watching = asyncio.create_task(self._watch.run())
         reporting = asyncio.create_task(self._work.run())
+        examining = asyncio.create_task(self._health.run())
         try:
             if self._exporter:
                 await self._exporter.start()
@@ -261,7 +266,7 @@ class Agent:
                 if self._removes_rules():
                     await asyncio.to_thread(self._rules.remove)
             await self._workers.stop()
-            await cancel(watching, reporting)
+            await cancel(watching, reporting, examining)
 
     async def _enforce(self) -> None:
         await self._names.start()
@@ -370,6 +375,9 @@ class Agent:
 
     def _on_events(self, events: Events) -> None:
         self._log.add_pack(events.number, partial(self._name_events, events.packed))
+        if self._workload_flows is not None:
+            for logged in self._name_events(events.packed):
+                self._workload_flows.add(logged.event, logged.names)
 
     def _name_events(self, packed: bytes) -> Iterator[Logged]:
         """Yield packed events with the current names of their ends."""

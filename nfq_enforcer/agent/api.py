@@ -32,6 +32,12 @@ _REQUEST = 'a request is one line of JSON: {"method": "…", "params": {…}}'
 _MAX_PATH_LENGTH = 107  # bytes of a socket's path: unix(7), sun_path without its last byte
 
 
+class Batch(tuple[Any, ...]):
+    """Batch: several items of a stream, sent together as one result each."""
+
+    __slots__ = ()
+
+
 class ApiServer:
     """API server: calls a method for each request and sends its result or its error."""
 
@@ -174,7 +180,12 @@ async def _send_stream(items: AsyncIterator[Any], connection: Connection) -> Non
 
 async def _send_all(items: AsyncIterator[Any], connection: Connection) -> None:
     async for item in items:
-        await _send(connection, {"result": item})
+        results = item if isinstance(item, Batch) else (item,)
+        await connection.send(b"".join(map(_result, results)))
+
+
+def _result(item: Any) -> bytes:
+    return json.dumps({"result": item}).encode() + b"\n"
 
 
 async def _wait_closed(connection: Connection) -> None:

@@ -9,7 +9,7 @@ its error names the command that finds out.
 import contextlib
 import json
 import socket
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class NoAgent(NfqError):
     """No agent: no process is listening on the socket."""
 
 
+_CHUNK = 1 << 18  # bytes
 TIMEOUT = 10.0  # s for the result of a call, by default
 STATUS_TIMEOUT = 2.0  # s for the status, after a call without a result
 
@@ -51,6 +52,13 @@ def call(path: Path, method: str, timeout: float | None = None, **params: Any) -
 
 def stream(path: Path, method: str, timeout: float | None = None, **params: Any) -> Generator[Any, None, None]:
     """Call a method of the agent and yield each result as it comes; ``timeout`` in seconds for each."""
+    with contextlib.closing(batches(path, method, timeout, **params)) as several:
+        for results in several:
+            yield from results
+
+
+def batches(path: Path, method: str, timeout: float | None = None, **params: Any) -> Generator[list[Any], None, None]:
+    """Call a method of the agent and yield its results as they come, those that come together at once."""
     request = json.dumps({"method": method, "params": params}).encode() + b"\n"
     if len(request) > MAX_REQUEST:
         raise BadInput(_too_long(len(request), method))
@@ -58,13 +66,23 @@ def stream(path: Path, method: str, timeout: float | None = None, **params: Any)
         connection.settimeout(timeout)
         try:
             connection.sendall(request)
-            with connection.makefile("rb") as lines:
-                for line in lines:
-                    yield read_result(path, line, method)
+            for lines in _received(connection):
+                yield [read_result(path, line, method) for line in lines]
         except TimeoutError:
             raise _unanswered(f"the agent at {path} does not answer{_work(path, method)}", method) from None
         except ConnectionError:
             raise _disconnected(path, method) from None
+
+
+def _received(connection: socket.socket) -> Iterator[list[bytes]]:
+    """Yield the complete lines that have come, each time that any have."""
+    rest = b""
+    while data := connection.recv(_CHUNK):
+        *lines, rest = (rest + data).split(b"\n")
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
 
 
 def _too_long(size: int, method: str) -> str:

@@ -137,6 +137,12 @@ def _queue_number(number: int) -> int:
     return number
 
 
+def _series(number: int) -> int:
+    if not 0 <= number <= _MAX_SERIES:
+        raise ValueError(f"{number} is out of range; allowed: 0 to {_MAX_SERIES}")
+    return number
+
+
 def _flows(number: int) -> int:
     if not 1 <= number <= 100_000_000:
         raise ValueError(f"{number} is out of range; allowed: 1 to 100000000")
@@ -193,6 +199,7 @@ def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
     return patterns
 
 
+_MAX_SERIES = 10_000  # pairs of workloads in the metrics of one node
 _MAX_TTL = 604_800  # s, a week (RFC 2181 section 8 allows more, and RFC 8767 advises to cap it there)
 
 
@@ -359,6 +366,7 @@ class MetricsSection(_Section):
     """Section metrics: the address that Prometheus scrapes; an empty one, or null, switches metrics off."""
 
     address: Annotated[str, AfterValidator(_listening)] = "127.0.0.1:9962"
+    flows: Annotated[int, AfterValidator(_series)] = 0  # pairs of workloads with flow metrics at most; 0: none
 
     @property
     def listening(self) -> tuple[str, int] | None:

@@ -67,13 +67,22 @@ class InterfaceCheck:
         if found := {pair for pair in self._missing - missing if pair[1] in existing}:
             _log.info("%s", _sentence(_FOUND, found))
         self._missing = missing
-        return dict(sorted(missing))
+        return self.missing
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Return the interface of each endpoint whose interface did not exist at the last check."""
+        return dict(sorted(self._missing))
 
     def problems(self) -> list[str]:
         """Return the sentences of the status: one for all missing interfaces, one for all endpoints without any."""
-        missing = self.check()
-        sentences = [_sentence(_MISSING, missing.items())] if missing else []
+        self.check()
+        sentences = self.missing_sentences()
         return [*sentences, without_interface(self.unnamed)] if self.unnamed else sentences
+
+    def missing_sentences(self) -> list[str]:
+        """Return one sentence for all missing interfaces, as of the last check; none without any."""
+        return [_sentence(_MISSING, self._missing)] if self._missing else []
 
     async def run(self) -> None:
         """Check at an interval; never return."""

@@ -35,6 +35,7 @@ from nfq_enforcer.core.tables.snapshot import Snapshot
 from nfq_enforcer.dataplane.rules.iptables import Rules
 from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError
+from nfq_enforcer.observe.histogram import Histogram
 from nfq_enforcer.policy.progress import Progress
 from nfq_enforcer.tasks import Works, cancel
 
@@ -69,6 +70,8 @@ class Reconciler:
         self._failures = _Failures(self._timings)
         self._epoch = epoch.create(datapath, rules, previous_epoch)
         self.progress = Progress()
+        self.compile_times = Histogram()  # of changes that compiled policy
+        self.change_times = Histogram()  # of reconciliations that succeeded
         self._lock = asyncio.Lock()  # one reconciliation or recheck at a time
         self._number = 1  # the newest revision, enforced or not
         self._incomplete = False  # a worker or the rules may not have the newest revision
@@ -88,13 +91,31 @@ class Reconciler:
         """Return the current epoch of offloaded flows, 0 without one."""
         return self._epoch.number or 0
 
+    @property
+    def wanted(self) -> int:
+        """Return the newest revision, whether it is enforced or not."""
+        return self._number
+
+    @property
+    def changing(self) -> bool:
+        """Return whether a change of workers or rules is under way."""
+        return self._lock.locked()
+
+    @property
+    def failure(self) -> tuple[float, str] | None:
+        """Return the time since which, and the reason for which, a revision is not in force; None if none has failed.
+
+        The time is in seconds since the epoch.
+        """
+        return self._failures.current
+
     async def start(self) -> None:
         """Enforce the store's first state: start the workers, then install the rules that queue packets to them."""
         await self._store.wait()
         batch = self._store.poll()
         await self._apply_to_replica(batch.changes)
         self._replica.identity_changes()  # ``identities`` has them
-        self.view = await asyncio.to_thread(self._replica.view, self._number)
+        await self._compile()
         snapshot = self.view.snapshot.with_revision(self._number, self._epoch.number)
         await self._workers.start(snapshot, self._replica.peers, self._replica.identities)
         self._rules.set_remote_networks(self.view.remote_networks)
@@ -145,8 +166,10 @@ class Reconciler:
                 return
             self._number += 1
             retry, self._incomplete, self._node_changed = self._incomplete, True, False
+            begin = time.monotonic()
             with self.progress.working("applying changes", time.time()):
                 await self._enforce(batch, retry=retry)
+            self.change_times.observe(time.monotonic() - begin)
 
     async def use(self, settings: NodeSettings) -> None:
         """Enforce policy with other addresses of this node; after a failure ``run`` goes on trying."""
@@ -177,7 +200,7 @@ class Reconciler:
         await self._apply_to_replica(batch.changes)
         self._change_identities()
         self.progress.stage("compiling policy")
-        self.view = await asyncio.to_thread(self._replica.view, self._number)
+        await self._compile()
         # The view has each change of a peer once: it is sent before anything that takes time or can fail.
         epoch_ends = self._epoch.ends_with(self.view.peer_changes, self._workers.peers)
         self._change_peers(self.view.peer_changes)
@@ -188,6 +211,12 @@ class Reconciler:
         self._incomplete = False
         self._failures.clear()
         self._acknowledge(batch)
+
+    async def _compile(self) -> None:
+        begin, before = time.monotonic(), self.view.compilations
+        self.view = await asyncio.to_thread(self._replica.view, self._number)
+        if self.view.compilations != before:
+            self.compile_times.observe(time.monotonic() - begin)
 
     async def _require_intact_rules(self) -> None:
         """Raise NfqError if the rules are not intact and cannot be repaired; then the reconciliation is retried."""
@@ -326,7 +355,13 @@ class _Failures:
     def __init__(self, timings: ReconcilerTimings) -> None:
         self._timings = timings
         self._count = 0
+        self._since = 0.0  # s since the epoch: the first failure after a success
         self._reason: str | None = None
+
+    @property
+    def current(self) -> tuple[float, str] | None:
+        """Return the time of the first failure since the last success, and the reason of the last one."""
+        return (self._since, self._reason) if self._reason is not None else None
 
     @property
     def pause(self) -> float:
@@ -336,6 +371,8 @@ class _Failures:
 
     def add(self, revision: int, reason: str) -> None:
         """Count a failure, and log its reason if it is not that of the last one."""
+        if not self._count:
+            self._since = time.time()
         self._count += 1
         if reason != self._reason:
             _log.error("revision %d is not in force everywhere, trying again: %s", revision, reason)

@@ -34,6 +34,7 @@ class RulesState(NamedTuple):
     repairs: int = 0
     last_repair: float | None = None
     last_missing: str | None = None  # the faults before the last repair
+    checked: float | None = None  # time of the last comparison with the kernel, which need not have succeeded
 
 
 class RulesGuard:
@@ -53,6 +54,7 @@ class RulesGuard:
         """Check the rules, and repair them if another program has changed them; return whether they are intact."""
         async with self._lock:
             before, after, error = await asyncio.to_thread(self._check_and_repair)
+            self.state = self.state._replace(checked=time.time())
             if after is None:
                 if before is not None:
                     self._repair_log.repaired(before, time.monotonic())

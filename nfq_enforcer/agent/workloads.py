@@ -74,9 +74,21 @@ class Workloads:
         """Yield a sentence for each source that is away, each endpoint or document not in force, and of the sources."""
         for source, reason in self.registrar.away.items():
             yield f"source {source} of workloads is away, its last endpoints stay in force: {reason}"
+        yield from self.endpoint_problems()
+        yield from self.document_problems()
+        yield from self.source_problems()
+
+    def endpoint_problems(self) -> Iterator[str]:
+        """Yield a sentence for each endpoint that a source names and that is not in force."""
         for name, reason in sorted(self.registrar.problems.items()):
             yield f"endpoint {name} is not in force: {reason}"
+
+    def document_problems(self) -> Iterator[str]:
+        """Yield a sentence for each document of a source that is not in force."""
         for title, reason in sorted(self._document_problems().items()):
             yield f"{title} is not in force in its present form: {reason}"
+
+    def source_problems(self) -> Iterator[str]:
+        """Yield the sentences of the sources: workloads that are no endpoints, traffic that policy does not see."""
         for each in self._sources:
             yield from each.problems()

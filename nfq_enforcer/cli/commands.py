@@ -52,7 +52,10 @@ GROUPS: Mapping[str, GroupEntry] = {
 
 COMMANDS: Mapping[str, Entry] = {
     "agent": Entry("agent:agent", ("nfq-enforcer agent --config /etc/nfq-enforcer/agent.yaml",)),
-    "status": Entry("status:status", ("nfq-enforcer status", "nfq-enforcer status -o json | jq .problems")),
+    "status": Entry(
+        "status:status",
+        ("nfq-enforcer status", "nfq-enforcer status --wait --timeout 60", "nfq-enforcer status -o json | jq .health"),
+    ),
     "observe": Entry(
         "observe:observe",
         (

@@ -7,12 +7,14 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
+from nfq_enforcer.cli import names
 from nfq_enforcer.errors import BadInput
 from nfq_enforcer.observe.filters import BY_NAME, OPTIONS, FilterOption
 from nfq_enforcer.observe.query import SHORT
 
 _NOT = "--not"
 _DENIED = "--not-"  # begins the hidden twin of each option, for a value after --not
+_LIVE = {"pod": names.endpoints, "identity": names.identities, "node-name": names.nodes}  # offered by completion
 _LEAVE_OUT = "Leave out the flows that match the next filter."
 
 
@@ -81,15 +83,16 @@ def _parameters(options: Sequence[FilterOption]) -> Iterator[inspect.Parameter]:
     negate = typer.Option(_NOT, help=_LEAVE_OUT)
     yield _parameter("negate", Annotated[bool, negate], default=False)
     for option in options:
-        names = [f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
-        for prefix, declared in (("allow", names), ("deny", [f"{_DENIED}{option.name}"])):
+        written = [f"--{option.name}", *([f"-{option.short}"] if option.short else [])]
+        for prefix, declared in (("allow", written), ("deny", [f"{_DENIED}{option.name}"])):
             name, hidden = _parameter_name(prefix, option), prefix == "deny"
             form: dict[str, Any] = {"help": option.help, "hidden": hidden}
             if option.constant:
                 yield _parameter(name, Annotated[bool, typer.Option(*declared, **form)], default=False)
             else:
                 metavar = option.metavar
-                given = typer.Option(*declared, metavar=metavar, show_default=False, **form)
+                live = _LIVE.get(option.name.removeprefix("from-").removeprefix("to-"))
+                given = typer.Option(*declared, metavar=metavar, show_default=False, autocompletion=live, **form)
                 yield _parameter(name, Annotated[list[str] | None, given], default=None)
 
 

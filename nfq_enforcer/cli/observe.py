@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,11 +74,11 @@ def observe(
     params = parameters(*filters, first=first, last=last, **times)
     query = Query(**params)  # a mistake is found without an agent
     if saved_flows is not None:
-        items = _saved(saved_flows, query)
+        batches: Iterator[list[Item]] = ([item] for item in _saved(saved_flows, query))
     else:
-        items = client.stream(socket, "observe", **params, follow=follow)
+        batches = client.batches(socket, "observe", **params, follow=follow)
     try:
-        _print(items, form, TextForm(numeric))
+        _print(batches, form, TextForm(numeric))
     except (KeyboardInterrupt, BrokenPipeError):  # the user, or the reader of the output, ended it
         return
 
@@ -110,22 +111,26 @@ def _saved(name: str, query: Query) -> Iterator[Item]:
     return saved.select(input_file.lines(Path(name), input_file.FLOW_SIZE), query, output.note)
 
 
-def _print(items: Iterator[Item], form: ObserveFormat, text: TextForm) -> None:
+def _print(batches: Iterator[list[Item]], form: ObserveFormat, text: TextForm) -> None:
     if form in {ObserveFormat.TAB, ObserveFormat.TABLE}:
-        output.display(output.table(COLUMNS, map(text.row, items)))
+        output.display(output.table(COLUMNS, map(text.row, chain.from_iterable(batches))))
         return
-    for number, item in enumerate(items):
-        if form is ObserveFormat.JSON:
-            output.line(json.dumps(item))
-        elif form is ObserveFormat.JSONPB:
-            output.line(_jsonpb(item))
-        elif form is ObserveFormat.COMPACT:
-            output.line(text.compact(item))
-        else:
-            output.lines([_SEPARATOR] * (number > 0) + text.fields(item))
+    lines_of = _lines_of(form, text)
+    separator: list[str] = []
+    for items in batches:
+        lines: list[str] = []
+        for item in items:
+            lines += separator
+            lines += lines_of(item)
+            separator = [_SEPARATOR] if form is ObserveFormat.DICT else []
+        output.lines(lines)
 
 
-def _jsonpb(item: Item) -> str:
-    from nfq_enforcer.observe.hubble import to_response
+def _lines_of(form: ObserveFormat, text: TextForm) -> Callable[[Item], list[str]]:
+    if form is ObserveFormat.JSON:
+        return lambda item: [json.dumps(item)]
+    if form is ObserveFormat.JSONPB:
+        from nfq_enforcer.observe.hubble import to_response
 
-    return json.dumps(to_response(item))
+        return lambda item: [json.dumps(to_response(item))]
+    return text.fields if form is ObserveFormat.DICT else lambda item: [text.compact(item)]

@@ -113,4 +113,7 @@ class Store(Protocol):
         """Return the nodes once every live one enforces this policy revision, or after ``patience`` seconds."""
 
     async def status(self) -> dict[str, Any] | None:
-        """Return the status of the connection; None for a store without one."""
+        """Return the status of the connection, and counts of the content; None for a store without one."""
+
+    def connection(self) -> dict[str, Any] | None:
+        """Return the part of the status that needs no count of the content; None for a store without a connection."""

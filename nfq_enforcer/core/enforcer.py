@@ -153,6 +153,8 @@ class Enforcer:
         self.slots = SlotTable() if slots is None else slots
         self._find_socket = find_socket
         self._answers: dict[tuple[bytes, bytes], None] = {}  # sent by the worker itself: flow key and rest of each
+        self.stamps_made = 0  # packets that got a stamp of this node
+        self.stamps_read = 0  # accepted packets with the stamp of another node
         self.snapshot = snapshot
 
     @property
@@ -251,6 +253,8 @@ class Enforcer:
         if origin != (indev.name if indev else None, identity):
             return None
         if template is None:
+            if identity is not None:
+                self.stamps_read += 1
             self.flows.update(flow, reply, tcp_flags, length, now)
             return self._mode.accept(flow, reply, identity is not None, now) if self._offloads else ACCEPT
         if skb & GSO and not flow.fits:
@@ -258,6 +262,7 @@ class Enforcer:
         stamped = insert_fast(payload, fast, template, outdev.mtu, skb) if outdev else None
         if stamped is None:
             return None
+        self.stamps_made += 1
         self.flows.update(flow, reply, tcp_flags, length, now)
         return Decision(Verdict.ACCEPT, stamped)
 
@@ -290,6 +295,10 @@ class Enforcer:
         inspected = self._inspected(payload, l4, l7.opening.src, flow.key, l7.dns, now, is_query=not reply)
         if inspected.reason is not None:
             return None
+        if stamped is not None:
+            self.stamps_made += 1
+        if identity is not None:
+            self.stamps_read += 1
         self.flows.update(flow, reply, 0, length, now)
         self._dns.accept(inspected, now)
         event = _message_event(l7.opening, inspected, inspected.rules, now, is_reply=reply)
@@ -624,6 +633,10 @@ class Enforcer:
             if isinstance(result, Verdict):
                 return Decision(result)
             rewritten = result
+        if accepted.stamp is not None:
+            self.stamps_made += 1
+        if context.stamped:
+            self.stamps_read += 1
         event = self._update_flow(context, accepted)
         messages = accepted.inspected
         learned = tuple(learned for one in messages for learned in one.learned) if messages else ()

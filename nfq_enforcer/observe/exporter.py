@@ -8,14 +8,16 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from http import HTTPStatus
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from nfq_enforcer.errors import NfqError
-from nfq_enforcer.observe.metrics import MetricFamily, MetricType
+from nfq_enforcer.observe.metric_family import MetricFamily, MetricType
+from nfq_enforcer.observe.status import HistogramStatus
 from nfq_enforcer.web import http
 from nfq_enforcer.web.http import Response
 from nfq_enforcer.web.server import Limits, StreamServer
@@ -43,11 +45,32 @@ class _FixedCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield each family in the library's type."""
         for family in self._families:
+            if family.histogram is not None:
+                yield _histogram(family, family.histogram)
+                continue
+            if family.sort is MetricType.SUMMARY:
+                yield _summary(family)
+                continue
             names = list(family.samples[0].labels)
             metric = _FAMILIES[family.sort](family.name, family.help, labels=names)
             for sample in family.samples:
                 metric.add_metric([sample.labels[name] for name in names], sample.value)
             yield metric
+
+
+def _histogram(family: MetricFamily, values: HistogramStatus) -> Metric:
+    metric = HistogramMetricFamily(family.name, family.help)
+    bounds = [*map(repr, values.bounds), "+Inf"]
+    metric.add_metric([], list(zip(bounds, accumulate(values.counts), strict=True)), values.sum)
+    return metric
+
+
+def _summary(family: MetricFamily) -> Metric:
+    """Return a summary without the sum and the number of all observations, which the library's own type requires."""
+    metric = Metric(family.name, family.help, MetricType.SUMMARY)
+    for sample in family.samples:
+        metric.add_sample(family.name, dict(sample.labels), sample.value)
+    return metric
 
 
 class Exporter:

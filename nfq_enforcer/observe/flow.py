@@ -9,12 +9,14 @@ of a flow that is over; the place of a rule in its document. ``observe.hubble`` 
 import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 from ipaddress import ip_address
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nfq_enforcer.core.events import FlowEnd, FlowEvent
 from nfq_enforcer.core.identity import Identity
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.tables.policymap import RuleRef
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
@@ -37,6 +39,7 @@ DROP_NUMBERS = {  # of the drop reasons that Hubble has as well, under the same 
     DropReason.INVALID_IDENTITY: 171,
     DropReason.POLICY_DENY: 181,
 }
+_CACHED = 4096  # texts of addresses and labels, which most flows share
 _MAX_RULES = 8  # of each kind in one flow
 PORTED = {TCP: "TCP", UDP: "UDP", SCTP: "SCTP"}
 PORTLESS = {ICMP: "ICMPv4", ICMPV6: "ICMPv6"}
@@ -96,8 +99,8 @@ def render(logged: Logged) -> HubbleFlow:
         flow["drop_reason_desc"] = str(event.reason)
     if source.address:
         flow["IP"] = {
-            "source": str(ip_address(source.address)),
-            "destination": str(ip_address(destination.address)),
+            "source": _address(source.address),
+            "destination": _address(destination.address),
             "ipVersion": "IPv4" if len(source.address) == 4 else "IPv6",
         }
         flow["l4"] = _l4(event, source.port, destination.port)
@@ -120,6 +123,16 @@ def render(logged: Logged) -> HubbleFlow:
     for direction in Direction:
         flow |= _rules(f"{direction}_denied_by", (r for r in event.denied_by if r.direction == direction))
     return flow | _rules("enforced_by", event.enforced_by) | {"Summary": _summary(event)}
+
+
+@lru_cache(_CACHED)
+def _address(packed: bytes) -> str:
+    return str(ip_address(packed))
+
+
+@lru_cache(_CACHED)
+def _texts(labels: Labels) -> tuple[str, ...]:
+    return tuple(map(str, labels))
 
 
 def _time(seconds: float) -> str:
@@ -163,7 +176,7 @@ def _l4(event: FlowEvent, sport: int, dport: int) -> HubbleFlow:
 def _end(identity: Identity, names: "End") -> HubbleFlow:
     end: HubbleFlow = {"identity": identity}
     if names.labels is not None:
-        end["labels"] = [str(label) for label in names.labels]
+        end["labels"] = list(_texts(names.labels))
     if names.name:
         end |= {"namespace": names.namespace, "pod_name": names.name}
     return end

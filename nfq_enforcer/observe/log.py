@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 KEPT = 4095  # flows, as in Hubble by default
+_AT_ONCE = 200  # flows that a follower takes at a time
 _BEHIND = 10_000  # flows that may wait for one follower
 
 
@@ -36,9 +37,12 @@ class Follower(Generic[LogEntry]):
         except asyncio.QueueFull:
             self._lost += 1
 
-    async def next(self) -> LogEntry:
-        """Wait for the next flow and return it."""
-        return await self._waiting.get()
+    async def next(self) -> list[LogEntry]:
+        """Wait for the next flow, and return it with those that have come until then, a limited number."""
+        flows = [await self._waiting.get()]
+        while len(flows) < _AT_ONCE and not self._waiting.empty():
+            flows.append(self._waiting.get_nowait())
+        return flows
 
     def take_lost(self) -> int:
         """Return the number of flows lost since the last call."""

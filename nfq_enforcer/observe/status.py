@@ -111,6 +111,7 @@ class WorkerStatus(_StatusRecord):
     failure: str | None  # the reason for which the process cannot be replaced
     counts: PacketCounts
     stuck: WorkerStuck | None = None  # None: the worker returns verdicts
+    revision: int | None = None  # by which it decides packets; None: it has not started, or of an older agent
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"counts": PacketCounts, "stuck": WorkerStuck}
     _inlined = frozenset({"counts"})
@@ -199,6 +200,7 @@ class StoreStatus(_StatusRecord):
     pending: Sequence[PendingEndpoint] | None = None
     unsaved: UnsavedState | None = None  # None: the last known state is saved
     lag_ms: Lag | None = None
+    heartbeat: str | None = None  # UTC, RFC 3339: the last one that the store has answered
     changes_kept: int | None = None  # in the stream, for nodes that reconnect; read by 'store status' only
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
@@ -249,6 +251,128 @@ class RulesStatus(_StatusRecord):
     repairs: int
     last_repair: str | None  # UTC, RFC 3339
     last_missing: str | None  # the differences before the last repair
+    checked: str | None = None  # UTC, RFC 3339: of the last comparison with the kernel; None: none yet
+
+
+@dataclass(frozen=True)
+class RevisionStatus(_StatusRecord):
+    """Revision status: the newest revision of this node, and whether workers and rules have it."""
+
+    wanted: int  # the newest one; ``AgentStatus.revision`` is the last one that a reconciliation has completed
+    workers: int  # the newest one sent to the workers: a change of peers alone is sent without a revision
+    changing: bool  # a change is under way
+    since: str | None  # UTC, RFC 3339: since which a revision cannot be put in force; None: none has failed
+    failure: str | None  # the reason
+
+
+@dataclass(frozen=True)
+class EndpointStates(_StatusRecord):
+    """Endpoint states: endpoints of this node by state, and the reasons of those that are not enforced."""
+
+    ready: int  # policy is enforced on them
+    changing: int  # containers that start or have just ended: their interfaces come and go
+    missing: int  # their interface does not exist
+    refused: int  # named by a source of workloads, and not in force
+    pending: int  # in force here, and not written to the store yet
+    open_sources: int  # without an interface, so that others can send from their addresses; part of ``ready``
+    problems: Sequence[str]  # a sentence for each endpoint, or kind of traffic, without enforcement
+
+
+@dataclass(frozen=True)
+class ConntrackStatus(_StatusRecord):
+    """Conntrack status: use of the workers' flow tables, and of the kernel's table in this network namespace."""
+
+    flows: int
+    max: int
+    evicted: int
+    kernel_entries: int | None  # None: the kernel does not count them
+    kernel_max: int | None
+
+
+@dataclass(frozen=True)
+class QueueStatus(_StatusRecord):
+    """Queue status: all queues of one kind, in sum."""
+
+    kind: str  # headers, whole, segmented, openings or excess
+    numbers: int  # queues that the workers need
+    bound: int  # queues with a socket
+    waiting: int  # packets that wait for a verdict
+    lost: int  # packets that the kernel dropped because queue or socket buffer was full, since the agent's start
+
+
+@dataclass(frozen=True)
+class PartHealth(_StatusRecord):
+    """Part health: the state of one part of the agent."""
+
+    part: str
+    state: str  # ok, degraded or disabled
+    since: str  # UTC, RFC 3339: of the last change of ``state``
+    message: str  # the reason, or the figures of a healthy part
+
+
+@dataclass(frozen=True)
+class HealthStatus(_StatusRecord):
+    """Health status: degraded as soon as one part is."""
+
+    state: str  # ok or degraded
+    since: str  # UTC, RFC 3339: of the last change of ``state``
+    parts: Sequence[PartHealth]
+
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {"parts": PartHealth}
+
+
+@dataclass(frozen=True)
+class DropCount(_StatusRecord):
+    """Drop count: packets dropped for one reason in one direction."""
+
+    direction: str  # ingress, egress or unknown
+    reason: str
+    packets: int
+
+
+@dataclass(frozen=True)
+class FlowVerdictCount(_StatusRecord):
+    """Flow verdict count: new flows with one verdict in one direction."""
+
+    direction: str  # ingress or egress
+    verdict: str  # FORWARDED or AUDIT
+    flows: int
+
+
+@dataclass(frozen=True)
+class HistogramStatus(_StatusRecord):
+    """Histogram status: numbers of observations by their duration."""
+
+    bounds: Sequence[float]  # s, ascending: upper bounds of all buckets but the last, which has none
+    counts: Sequence[int]  # of each bucket by itself
+    sum: float  # s, of all observations
+
+
+@dataclass(frozen=True)
+class TrafficStatus(_StatusRecord):
+    """Traffic status: the counts of all workers by direction, stamps, and the latency of verdicts."""
+
+    drops: Sequence[DropCount]
+    new_flows: Sequence[FlowVerdictCount]
+    stamps_made: int
+    stamps_read: int
+    latency: HistogramStatus  # of packets in measured batches, until their verdicts were sent
+
+    _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
+        "drops": DropCount,
+        "new_flows": FlowVerdictCount,
+        "latency": HistogramStatus,
+    }
+
+
+@dataclass(frozen=True)
+class WorkloadFlowCount(_StatusRecord):
+    """Workload flow count: flow events between two workloads, with one verdict."""
+
+    source: str
+    destination: str
+    verdict: str
+    events: int
 
 
 @dataclass(frozen=True)
@@ -367,6 +491,16 @@ class AgentStatus(_StatusRecord):
     tls: Sequence[TlsConnectionCount] = ()
     proxy: ProxyStatus | None = None  # None: no policy has needed the proxy yet, or of an older agent
     workloads: WorkloadsStatus | None = None  # None: the configuration names no source
+    # each of the following is None, or empty, of an older agent
+    health: HealthStatus | None = None
+    revisions: RevisionStatus | None = None
+    endpoint_states: EndpointStates | None = None
+    conntrack: ConntrackStatus | None = None
+    queues: Sequence[QueueStatus] = ()
+    traffic: TrafficStatus | None = None
+    compile_times: HistogramStatus | None = None  # of changes that compiled policy
+    change_times: HistogramStatus | None = None  # of reconciliations, from the poll of changes to their enforcement
+    workload_flows: Sequence[WorkloadFlowCount] = ()  # empty unless the configuration asks for them (metrics.flows)
 
     _nested: ClassVar[Mapping[str, type[_StatusRecord]]] = {
         "documents": DocumentCounts,
@@ -384,6 +518,15 @@ class AgentStatus(_StatusRecord):
         "proxy": ProxyStatus,
         "tls": TlsConnectionCount,
         "workloads": WorkloadsStatus,
+        "health": HealthStatus,
+        "revisions": RevisionStatus,
+        "endpoint_states": EndpointStates,
+        "conntrack": ConntrackStatus,
+        "queues": QueueStatus,
+        "traffic": TrafficStatus,
+        "compile_times": HistogramStatus,
+        "change_times": HistogramStatus,
+        "workload_flows": WorkloadFlowCount,
     }
 
 

@@ -243,6 +243,9 @@ class FileStore:
     async def status(self) -> None:
         """Return None: a host that works alone has no connection."""
 
+    def connection(self) -> None:
+        """Return None: a host that works alone has no connection."""
+
     async def _change(self, change: Callable[[], _AppliedDocuments]) -> None:
         """Replace the applied documents, one change at a time; raise BadInput without a change if they are invalid.
 

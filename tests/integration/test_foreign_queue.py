@@ -153,12 +153,16 @@ async def test_a_queue_that_is_stolen_from_a_replaced_worker_is_said_and_comes_b
         await asyncio.to_thread(bound)
         await until(lambda: (node.status()["workers"][0]["failure"] or "").startswith(told))
         stuck = node.status()["workers"][0]["stuck"]
+        health = {part["part"]: part for part in node.status()["health"]["parts"]}
         shown = status_table(node)
         assert await outcomes(shared, FORBIDDEN) == FORBIDDEN  # the thief returns no verdict
     await until(lambda: node.status()["workers"][0]["stuck"] is None)
 
     assert stuck is not None and stuck["reason"].startswith(told)
     assert told in shown
+    assert told in health["workers"]["message"]
+    degraded = {name for name, part in health.items() if part["state"] == "degraded"}
+    assert degraded == {"workers", "queues", "revision"}
     assert told in node.log.read_text()
     assert await outcomes(shared, ALLOWED | FORBIDDEN) == ALLOWED | FORBIDDEN
 
@@ -179,7 +183,8 @@ def thief(lab: Lab, number: int) -> Iterator[Callable[[], None]]:
 
 
 def status_table(node: LabNode) -> str:
-    """Return the output of ``nfq-enforcer status``, in one line."""
+    """Return the output of ``nfq-enforcer status`` for a degraded node, in one line."""
     argv = [*PROGRAM, "status", "--socket", str(node.socket)]
-    shown = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=PATIENT)
+    shown = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=PATIENT)
+    assert shown.returncode == 1
     return " ".join(shown.stdout.split())

@@ -265,6 +265,11 @@ async def test_rules_that_cannot_be_repaired_are_reported_until_they_are(
     assert "jump from FORWARD to NFQE-FORWARD is missing" in rules_status(lab)["missing"]
     assert "no luck" in rules_status(lab)["error"]
     assert scrape(lab, "n1")["rules_intact"] == 0
+    seen = node.status()
+    parts = {part["part"]: part for part in seen["health"]["parts"]}
+    assert (parts["rules"]["state"], parts["rules"]["since"]) == ("degraded", seen["rules"]["since"])
+    assert "no luck" in parts["rules"]["message"]
+    assert scrape(lab, "n1")["degraded"] == 1
     await until(lambda: revision_of(other.socket, "n1") == 0)
 
     loaded = [("more.yaml", policy("more", "db", ingress=[from_role("backend")]))]
@@ -279,6 +284,7 @@ async def test_rules_that_cannot_be_repaired_are_reported_until_they_are(
     await until(lambda: rules_status(lab)["intact"])
     await until(lambda: revision_of(other.socket, "n1") > enforced)
     assert scrape(lab, "n1")["rules_intact"] == 1
+    await until(lambda: node.status()["health"]["state"] == "ok")
     stop_agents(lab)
 
 

@@ -13,10 +13,14 @@ _SCRAPE = (
 
 
 def scrape(lab: Lab, name: str) -> dict[str, float]:
-    """Return the values of a node's metrics by name, followed by the label verdict or reason."""
-    values = {}
+    """Return the values of a node's metrics by name, followed by the label verdict or reason.
+
+    Both directions count together.
+    """
+    values: dict[str, float] = {}
     for family in parse(run_in(lab, name, sys.executable, "-c", _SCRAPE)):
         for sample in family.samples:
             labels = [sample.labels[key] for key in ("verdict", "reason") if key in sample.labels]
-            values[" ".join([sample.name.removeprefix("nfq_enforcer_"), *labels])] = sample.value
+            name = " ".join([sample.name.removeprefix("nfq_enforcer_"), *labels])
+            values[name] = sample.value + (values.get(name, 0) if "direction" in sample.labels else 0)
     return values

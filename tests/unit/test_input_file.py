@@ -220,6 +220,7 @@ OWN_FILES = {  # modules that open files which no user names, or open without re
     "agent/run_server.py",  # /proc
     "agent/slot_keeper.py",  # its own state, replaced whole
     "agent/node_labels.py",  # its own labels
+    "agent/health_watch.py",  # /proc
     "agent/watch.py",  # /proc
     "cli/capture.py",  # its own output, O_EXCL; part of the package
     "cli/completion.py",  # part of the package

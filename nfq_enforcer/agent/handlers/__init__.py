@@ -12,8 +12,9 @@ from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.handlers.policies import PolicyHandlers
 from nfq_enforcer.agent.handlers.status import StatusHandlers
 from nfq_enforcer.agent.handlers.store import StoreHandlers
+from nfq_enforcer.agent.health_watch import HealthWatch
 from nfq_enforcer.observe import metrics
-from nfq_enforcer.observe.metrics import MetricFamily
+from nfq_enforcer.observe.metric_family import MetricFamily
 
 
 class Handlers:
@@ -21,7 +22,8 @@ class Handlers:
 
     def __init__(self, parts: Parts) -> None:
         """Make the handlers of each noun."""
-        self._status = StatusHandlers(parts)
+        self.health = HealthWatch(parts)
+        self._status = StatusHandlers(parts, self.health)
         self._policies = PolicyHandlers(parts)
         self._cluster = ClusterHandlers(parts)
         self._fqdn = FqdnHandlers(parts)

@@ -21,6 +21,7 @@ from nfq_enforcer.dataplane.worker.workers import Workers
 from nfq_enforcer.errors import NfqError, OutcomeUnknown
 from nfq_enforcer.observe.flow import EventIds, Logged
 from nfq_enforcer.observe.log import FlowLog
+from nfq_enforcer.observe.workload_flows import WorkloadFlows
 from nfq_enforcer.workloads.processes import Processes
 
 
@@ -48,6 +49,7 @@ class Parts:
     workloads: Workloads
     processes: Processes
     captures: Captures
+    workload_flows: WorkloadFlows | None  # None: the configuration asks for no such metrics
 
     async def reconcile(self, done: str) -> None:
         """Enforce the store's changes; raise OutcomeUnknown if that fails now: the reconciler goes on trying.

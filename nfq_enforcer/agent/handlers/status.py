@@ -1,31 +1,43 @@
 """Status of the node's agent."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from nfq_enforcer import __version__
+from nfq_enforcer.agent import health_watch
 from nfq_enforcer.agent.api import Params
 from nfq_enforcer.agent.handlers.parts import Parts
+from nfq_enforcer.agent.health_watch import HealthWatch
 from nfq_enforcer.core.tables.snapshot import HOST_NAME
-from nfq_enforcer.core.verdict import DropReason
-from nfq_enforcer.dataplane import ipvs
+from nfq_enforcer.core.verdict import Direction, DropReason
 from nfq_enforcer.dataplane.queue.protocol import backlog
 from nfq_enforcer.dataplane.rules.iptables import RuleCounts
+from nfq_enforcer.dataplane.worker.counters import (
+    DIRECTIONS,
+    FLOW_VERDICTS,
+    LATENCY_BOUNDS,
+    UNKNOWN_DIRECTION,
+    drops_name,
+    flows_name,
+    latency_name,
+)
 from nfq_enforcer.dataplane.worker.process import WorkerProcess
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.status import (
     AgentStatus,
     DocumentCounts,
+    DropCount,
+    FlowVerdictCount,
+    HistogramStatus,
     LogCounts,
     NamesStatus,
     PacketCounts,
-    Refusal,
-    RulesStatus,
     SourceFilterStatus,
     StoreStatus,
     StuckPart,
+    TrafficStatus,
     WorkersStatus,
     WorkerStatus,
     WorkerStuck,
@@ -61,9 +73,10 @@ class _Count(Generic[T]):
 class StatusHandlers:
     """Status handlers: read the state of the agent's parts."""
 
-    def __init__(self, parts: Parts) -> None:
-        """Set the parts to read."""
+    def __init__(self, parts: Parts, health: HealthWatch) -> None:
+        """Set the parts to read, and the watch over their health."""
         self._parts = parts
+        self._health = health
         self._lost = 0  # packets that were queued and received no verdict, so far
         self._repairs, self._uncounted = 0, 0  # a repair resets the kernel's count of queued packets
         self._counts = _Count(parts.rules.counts, RuleCounts(0, 0))
@@ -78,6 +91,7 @@ class StatusHandlers:
         """Read the status of every part."""
         parts, names, view = self._parts, self._parts.names, self._parts.reconciler.view
         store, forged = await parts.store.status(), await self._count_forged()
+        proxy = await parts.slots.status(parts.requests.lost)
         learned = parts.learner.names
         store_status = StoreStatus.from_json(store) if store else None
         return AgentStatus(
@@ -94,7 +108,7 @@ class StatusHandlers:
             revision=parts.reconciler.revision,
             compilations=view.compilations,
             documents=DocumentCounts(sum(policy.has_rules for policy in view.policies), len(names)),
-            refused=self._refusal(),
+            refused=self._health.refusal(),
             endpoints=len(
                 {one.name for one in (*view.snapshot.endpoints.values(), *view.snapshot.processes.values())}
                 - {HOST_NAME}
@@ -105,7 +119,7 @@ class StatusHandlers:
             workers=[_worker_status(worker) for worker in parts.workers.processes],
             log=LogCounts(parts.log.seen),
             problems=[*parts.interfaces.problems(), *parts.workloads.problems(), *self._host_problems()],
-            rules=self._rules(),
+            rules=self._health.rules(),
             stuck=list(self._stuck_parts(store_status)),
             working=[
                 WorkStatus(work.activity, utc_time(work.since), work.done, work.total, str(work))
@@ -114,45 +128,33 @@ class StatusHandlers:
             source_filter=SourceFilterStatus(forged),
             http=parts.requests.counts.read(),
             tls=parts.requests.tls_counts.read(),
-            proxy=await parts.slots.status(parts.requests.lost),
+            proxy=proxy,
             names=NamesStatus(learned.names, learned.addresses, learned.evicted, parts.learner.held),
             workloads=parts.workloads.status(),
+            health=self._health.look(proxy),
+            revisions=self._health.revisions(),
+            endpoint_states=self._health.endpoints(),
+            conntrack=self._health.conntrack(),
+            queues=self._health.queues(),
+            traffic=_traffic(parts.workers.state.counters, sum(forged.values())),
+            compile_times=parts.reconciler.compile_times.read(),
+            change_times=parts.reconciler.change_times.read(),
+            workload_flows=list(parts.workload_flows.read()) if parts.workload_flows else (),
         )
 
     def _host_problems(self) -> Iterator[str]:
-        if ipvs.has_services():
-            yield (
-                "this host has services of IPVS (kube-proxy in mode ipvs): packets of its endpoints to them are "
-                "dropped (INVALID_SOURCE_IP), because IPVS sends them as the host; the modes iptables and nftables work"
-            )
+        yield from health_watch.host_problems()
         if reason := self._parts.reconciler.process_problem:
             yield f"process endpoints are not enforced: {reason}"
-
-    def _rules(self) -> RulesStatus:
-        state = self._parts.reconciler.guard.state
-        return RulesStatus(
-            intact=state.intact,
-            since=utc_time(state.since),
-            missing=state.missing,
-            error=state.error,
-            repairs=state.repairs,
-            last_repair=None if state.last_repair is None else utc_time(state.last_repair),
-            last_missing=state.last_missing,
-        )
 
     def _stuck_parts(self, store: StoreStatus | None) -> Iterator[StuckPart]:
         """Yield the parts that do not work: workers, threads with their child processes, the store."""
         for place, worker in enumerate(self._parts.workers.processes):
             if stuck := worker.state.stuck:
                 yield StuckPart(f"worker {place}", utc_time(stuck.since), stuck.reason)
-        for job in self._parts.watch.stuck():
-            yield StuckPart(job.part, utc_time(job.since), job.reason)
+        yield from self._health.stuck_jobs()
         if store and not store.connected and store.since:
             yield StuckPart("store", store.since, store.error or "not connected")
-
-    def _refusal(self) -> Refusal | None:
-        refused = self._parts.store.refused
-        return Refusal(utc_time(refused[0]), refused[1]) if refused else None
 
     async def _workers_in_sum(self, forged: int) -> WorkersStatus:
         workers = self._parts.workers
@@ -194,4 +196,29 @@ def _worker_status(worker: WorkerProcess) -> WorkerStatus:
         failure=state.failure,
         counts=PacketCounts.from_json(state.counters),
         stuck=WorkerStuck(utc_time(state.stuck.since), state.stuck.reason) if state.stuck else None,
+        revision=worker.revision,
+    )
+
+
+def _traffic(counts: Mapping[str, int], forged: int) -> TrafficStatus:
+    """Return the counts by direction; packets with a forged source are dropped before their direction is known."""
+    drops = [
+        DropCount(direction, reason, counts[drops_name(direction, reason)] + (forged if is_forged else 0))
+        for reason in DropReason
+        for direction in DIRECTIONS
+        for is_forged in [reason is DropReason.INVALID_SOURCE_IP and direction == UNKNOWN_DIRECTION]
+    ]
+    buckets = range(len(LATENCY_BOUNDS) + 1)
+    return TrafficStatus(
+        drops=[drop for drop in drops if drop.packets or drop.direction != UNKNOWN_DIRECTION],
+        new_flows=[
+            FlowVerdictCount(direction, verdict, counts[flows_name(direction, verdict)])
+            for verdict in FLOW_VERDICTS
+            for direction in Direction
+        ],
+        stamps_made=counts["stamps_made"],
+        stamps_read=counts["stamps_read"],
+        latency=HistogramStatus(
+            LATENCY_BOUNDS, [counts[latency_name(place)] for place in buckets], counts["latency_ns"] / 1e9
+        ),
     )

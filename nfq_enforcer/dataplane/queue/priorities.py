@@ -13,7 +13,7 @@ full, each has its part. Otherwise a flood of unsegmented packets could occupy g
 from collections.abc import Collection, Sequence, Set
 
 from nfq_enforcer.core.modes import Driver
-from nfq_enforcer.dataplane.queue.protocol import BATCH, QUEUE_MAXLEN, Queue, QueueNumbers
+from nfq_enforcer.dataplane.queue.protocol import BATCH, QUEUE_MAXLEN, BatchTimer, Queue, QueueNumbers
 
 # Openings in a batch after one that has not emptied the queue. The kernel limits the rate of openings within budgets.
 # The rate of excess openings depends on the senders alone, so they have the smallest share.
@@ -30,9 +30,9 @@ class _OpeningTurn:
         self._share = share
         self._limit = BATCH
 
-    def take(self) -> bool:
+    def take(self, timer: BatchTimer | None) -> bool:
         """Return verdicts for one batch of waiting packets; return whether more may wait."""
-        more = self._queue.process_batch(self._limit)
+        more = timer(self._queue, self._limit) if timer else self._queue.process_batch(self._limit)
         self._limit = self._share if more else min(BATCH, self._limit + 1)  # slowly: a flood that pauses is still one
         return more
 
@@ -91,28 +91,29 @@ class PriorityQueues:
         for queue in self._queues:
             queue.epoch = epoch
 
-    def process_ready(self, ready: Collection[int]) -> bool:
+    def process_ready(self, ready: Collection[int], timer: BatchTimer | None = None) -> bool:
         """Return verdicts for one batch of each queue with a readable descriptor; return whether more may wait.
 
-        Other descriptors are ignored. The first packets of a flow may still wait as openings when the verdict on one of
-        them makes the next ones packets of a known flow. So openings are decided first, and once more: those that
-        arrived before the verdicts.
+        Other descriptors are ignored. With a ``timer`` each batch is measured. The first packets of a flow may still
+        wait as openings when the verdict on one of them makes the next ones packets of a known flow. So openings are
+        decided first, and once more: those that arrived before the verdicts.
         """
         more = False
         for descriptor, turn in self._openings.items():
-            if descriptor in ready and (turn.take() or turn.take()):
+            if descriptor in ready and (turn.take(timer) or turn.take(timer)):
                 more = True
         places = sorted(self._places[descriptor] for descriptor in ready if descriptor in self._places)
-        return self._process_known(places) or more
+        return self._process_known(places, timer) or more
 
-    def _process_known(self, places: Sequence[int]) -> bool:
+    def _process_known(self, places: Sequence[int], timer: BatchTimer | None) -> bool:
         """Return verdicts for one batch of each of these queues; return whether more may wait.
 
         The batch of a queue that is alone is large, which saves system calls and costs no other queue a wait.
         """
         more, limit = False, max(_SMALL, BATCH // max(len(places), 1))
         for place in places:
-            if self._known[place].process_batch(limit):
+            queue = self._known[place]
+            if timer(queue, limit) if timer else queue.process_batch(limit):
                 more = True
                 self._unfinished.add(place)
             else:

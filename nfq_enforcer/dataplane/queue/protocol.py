@@ -90,6 +90,10 @@ class Queue(Protocol):
         """Unbind the queues; the kernel drops packets that are still parked."""
 
 
+BatchTimer = Callable[[Queue, int], bool]
+"""Function that returns verdicts as ``Queue.process_batch`` does, and measures the time."""
+
+
 class QueueNumbers(NamedTuple):
     """Queue numbers of one worker. A driver with one kind of queue for known flows has the first number three times.
 

@@ -113,6 +113,11 @@ class WorkerProcess:
         return self._process.pid if self._process and self._process.returncode is None else None
 
     @property
+    def revision(self) -> int | None:
+        """Return the revision by which the running process decides packets; None before its first one."""
+        return self._revision if self.pid is not None and self._heartbeat.bound and self._revision >= 0 else None
+
+    @property
     def state(self) -> WorkerState:
         """Return the state of the worker."""
         running, heartbeat = self.pid is not None, self._heartbeat

@@ -52,9 +52,12 @@ from nfq_enforcer.dataplane.worker.counters import (
     FLOWS_EVICTED,
     INTERNAL_ERRORS,
     OFFLOADED,
+    STAMPS_MADE,
+    STAMPS_READ,
     Counters,
 )
 from nfq_enforcer.dataplane.worker.flow_list import FlushFlows, ListFlows
+from nfq_enforcer.dataplane.worker.latency import LatencySample
 from nfq_enforcer.dataplane.worker.map_transfer import Chunk, MapReceiver, MapRemoval, SnapshotReference
 from nfq_enforcer.dataplane.worker.name_learning import NameLearning
 from nfq_enforcer.dataplane.worker.packet_capture import PacketCaptures
@@ -104,6 +107,9 @@ class Worker:
         self._events: deque[FlowEvent] = deque()
         self._sample = DropSample()
         self._captures = PacketCaptures(channel)
+        self._latency = LatencySample(counters, clock)
+        # of the worker's predecessors: evicted flows, stamps made and read
+        self._before = self._counts[FLOWS_EVICTED], self._counts[STAMPS_MADE], self._counts[STAMPS_READ]
         self._to_forget: list[Flow] = []  # flows that a flush has not forgotten yet
         self._next_housekeeping = now
         self._next_interface_refresh = now
@@ -160,7 +166,7 @@ class Worker:
         while self._deadline is None:
             ready = self._wait(0 if more else self._longest_wait())
             housekeeping_due = not more and (not ready or self._channel.fileno() in ready)  # else by the clock alone
-            more = self._queues.process_ready(ready)
+            more = self._queues.process_ready(ready, self._latency.next_turn())
             self._counters.beat()
             now = self._clock()
             if housekeeping_due or now >= self._next_housekeeping:
@@ -170,6 +176,7 @@ class Worker:
         while self._clock() < self._deadline and (waiting := self._waiting_queues()):
             self._queues.process_ready(waiting)
             self._counters.beat()
+        self._write_counts()
         self._send_events()
         self._close()
 
@@ -205,7 +212,7 @@ class Worker:
             decision = self._enforcer.decide(payload, interfaces[indev], interfaces[outdev], self._clock(), skb)
         except Exception:  # the last line of defence
             self._counts[INTERNAL_ERRORS] += 1
-            self._counters.count_drop(DropReason.INTERNAL_ERROR)
+            self._counters.count_drop(DropReason.INTERNAL_ERROR, None)
             if self._captures.running:
                 self._captures.add_failed(self._clock(), payload, indev, outdev)
             return _DROP
@@ -243,7 +250,9 @@ class Worker:
         """Count a drop, keep the event for the log and send the ICMP error of a decision."""
         event = decision.event
         if decision.verdict is _DROP and event is not None and event.reason is not None:
-            self._counters.count_drop(event.reason)
+            self._counters.count_drop(event.reason, event.direction)
+        elif event is not None and event.l7 is None and event.verdict is not _DROPPED:
+            self._counters.count_flow(event.verdict, event.direction)
         if event is not None:
             self._log(event)
         for event in decision.further:
@@ -310,14 +319,21 @@ class Worker:
         if self._to_forget:
             flow_list.forget_some(self._flows, self._to_forget, now)
         self._maps.free_some()
-        self._counts[FLOWS] = len(self._flows)
-        self._counts[FLOWS_EVICTED] = self._flows.evicted
+        self._write_counts()
         self._send_events()
         if self._captures.running:
             self._captures.send(now)
         if now >= self._next_interface_refresh:
             self._next_interface_refresh = now + self._timings.interface_cache
             self._interfaces.invalidate()
+
+    def _write_counts(self) -> None:
+        """Write the counts that tables and enforcer keep themselves."""
+        counts, (evicted, made, read) = self._counts, self._before
+        counts[FLOWS] = len(self._flows)
+        counts[FLOWS_EVICTED] = evicted + self._flows.evicted
+        counts[STAMPS_MADE] = made + self._enforcer.stamps_made
+        counts[STAMPS_READ] = read + self._enforcer.stamps_read
 
     def _receive(self, now: float) -> None:
         """Handle messages until the time limit, at least one."""

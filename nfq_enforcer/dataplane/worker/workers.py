@@ -99,6 +99,11 @@ class Workers:
         return tuple(worker.queues for worker in self.processes)
 
     @property
+    def revision(self) -> int:
+        """Return the newest revision that has been sent to the workers, 0 before the first."""
+        return self._snapshot.revision if self._snapshot is not None else 0
+
+    @property
     def peers(self) -> Mapping[bytes, Peer]:
         """Return the peers that have been sent to the workers."""
         return self._peers

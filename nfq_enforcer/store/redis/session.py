@@ -73,6 +73,7 @@ class Session:
         self._sent = 0  # commands on the connections before the current one
         self._enforcing = True
         self._heartbeat_due = asyncio.Event()
+        self.heartbeat: float | None = None  # time of the last one that the store has answered, in s since the epoch
         self._tasks: list[asyncio.Task[None]] = []
         self.mirror = Mirror(node, relevant, cluster)
         self._feed = ChangeFeed(self.mirror)
@@ -272,7 +273,8 @@ class Session:
         while True:
             self._heartbeat_due.clear()
             answer = await commands.heartbeat(self.node, self._enforced)
-            self.clock_offset = answer.now - time.time()
+            self.heartbeat = time.time()
+            self.clock_offset = answer.now - self.heartbeat
             if answer.fork not in self.mirror.forks:
                 raise NotJoined("the store has been on another server")
             if not answer.registered:  # this node's lease has run out, and its entries were removed

@@ -203,11 +203,8 @@ class RedisStore:
         session, mirror, counts = self._session, self._mirror, self._mirror.counts()
         lags = [1000 * lag for lag in session.lags]
         return {
-            "store": session.connection.address.redacted,
+            **self.connection(),
             "prefix": session.connection.address.prefix,
-            "connected": session.commands is not None,
-            "since": utc_time(session.reachability.since),
-            "error": session.reachability.error,
             "server": f"{session.info.product} {session.info.version}" if session.info else None,
             "schema": schema.VERSION,
             "position": schema.write_id(mirror.position),
@@ -218,13 +215,24 @@ class RedisStore:
             "documents": counts[Kind.DOCUMENT],
             "commands": session.commands_sent,
             "resyncs": mirror.resyncs,
+            "lag_ms": {"p50": _percentile(lags, 50), "p99": _percentile(lags, 99)},
+            "heartbeat": None if session.heartbeat is None else utc_time(session.heartbeat),
+        }
+
+    def connection(self) -> dict[str, Any]:
+        """Return the part of the status that needs no count of entries."""
+        session, mirror = self._session, self._mirror
+        return {
+            "store": session.connection.address.redacted,
+            "connected": session.commands is not None,
+            "since": utc_time(session.reachability.since),
+            "error": session.reachability.error,
             "refused": {
                 "count": len(mirror.refused) + mirror.foreign_count,
                 "values": mirror.described_refusals(_NAMED),
             },
             "pending": [{"endpoint": name, "reason": reason} for name, reason in session.pending.reasons.items()],
             "unsaved": _unsaved(session.save_failure),
-            "lag_ms": {"p50": _percentile(lags, 50), "p99": _percentile(lags, 99)},
         }
 
     async def changes_kept(self) -> int | None:

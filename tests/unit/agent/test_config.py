@@ -51,7 +51,7 @@ DEFAULTS: dict[str, object] = {
     },
     "kubernetes": {"enabled": False, "kubeconfig": None, "context": None, "node": None},
     "api": {"socket": "/run/nfq-enforcer/agent.sock", "group": None},
-    "metrics": {"address": "127.0.0.1:9962"},
+    "metrics": {"address": "127.0.0.1:9962", "flows": 0},
     "processes": {"cgroup": "/nfqe", "socket": None, "allow": (), "units": ()},
     "log": {"level": "info", "format": "text"},
 }
@@ -109,6 +109,7 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("metrics.address", "'[fd00::1]:80'", "[fd00::1]:80"),
     ("metrics.address", "''", ""),
     ("metrics.address", "null", ""),
+    ("metrics.flows", "500", 500),
     ("log.level", "debug", "debug"),
     ("log.format", "json", "json"),
 ]
@@ -196,7 +197,8 @@ REFUSED = [
         for wrong in ("127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1:80", "[127.0.0.1]:80", ":80", "1.2.3.4:")
     ),
     ("metrics: {address: 9962}", '1:20: metrics.address: must be a string, not a number; quote it: "9962"'),
-    ("metrics: {port: 80}", "1:11: metrics.port: unknown field 'port'; allowed: address"),
+    ("metrics: {port: 80}", "1:11: metrics.port: unknown field 'port'; allowed: address, flows"),
+    ("metrics: {flows: 10001}", "1:18: metrics.flows: 10001 is out of range; allowed: 0 to 10000"),
     ("log: {level: loud}", "1:14: log.level: 'loud' is not allowed; allowed: 'debug', 'info', 'warning' or 'error'"),
     ("log: {format: xml}", "1:15: log.format: 'xml' is not allowed; allowed: 'text' or 'json'"),
     ("- node", "1:1: must be a mapping, not a list"),

@@ -50,6 +50,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     return running
 
 
+class In(list[Any]):
+    """Answers to one call after another; the last one is repeated."""
+
+
 class Canned:
     """API of an agent with fixed results; it records the parameters of each call."""
 
@@ -63,7 +67,7 @@ class Canned:
     def _method(self, answer: Any) -> api.Method:
         async def once(params: api.Params) -> Any:
             self.calls.append(params)
-            return answer
+            return answer[min(len(self.calls), len(answer)) - 1] if isinstance(answer, In) else answer
 
         async def one_by_one(params: api.Params) -> AsyncIterator[Any]:
             self.calls.append(params)

@@ -107,6 +107,15 @@ def test_a_name_that_means_something_to_a_shell_is_not_offered(name: str, answer
     assert words("endpoint", "get", "-") == words("endpoint", "get", "--")
 
 
+def test_filters_of_flows_have_names_of_the_agent(answering: Answering) -> None:
+    node = {"name": "n1", "addresses": ["192.0.2.1"]}
+    answering(endpoints=[endpoint("shop", "web")], nodes=[node], identities=[{"identity": 300, "labels": []}])
+
+    assert words("observe", "--from-pod", "") == words("observe", "--not", "--pod", "sh") == ["shop/web"]
+    assert words("observe", "--follow", "--node-name", "") == ["n1"]
+    assert words("observe", "--to-identity=") == ["--to-identity=300"]
+
+
 def test_the_agent_is_the_one_of_the_command_line(
     answering: Answering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 
 from nfq_enforcer.core.verdict import DropReason
 from nfq_enforcer.dataplane.worker.counters import Counters
-from tests.unit.cli.conftest import Answering, RunProgram
+from tests.unit.cli.conftest import Answering, In, RunProgram
 
 
 def counters(**counted: int) -> dict[str, int]:
@@ -241,7 +242,7 @@ def test_rules_that_are_intact_are_one_row(run: RunProgram, answering: Answering
     lines = run("status", "--socket", answering(status=status(rules=RULES)).socket).lines
 
     assert "rules intact since 2026-01-01T00:00:00Z" in lines
-    assert not [line for line in lines if line.startswith("repaired")]
+    assert not [line for line in lines if line.startswith("rules repaired")]
 
 
 def test_rules_that_are_missing_are_shown_with_the_last_repair(run: RunProgram, answering: Answering) -> None:
@@ -260,7 +261,7 @@ def test_rules_that_are_missing_are_shown_with_the_last_repair(run: RunProgram, 
     assert done.lines[at + 1 : at + 5] == [
         "table inet nfq_enforcer: is missing",
         "nft failed",
-        "repaired 2 times, last 2026-01-01T00:00:02Z",
+        "rules repaired 2 times, last 2026-01-01T00:00:02Z",
         "set store4 is missing",
     ]
 
@@ -335,3 +336,90 @@ def test_without_workloads_there_is_no_row_of_them(
     seen = status(workloads={"sources": sources, "refused": {}})
 
     assert "workloads" not in run("status", "--socket", answering(status=seen).socket).out
+
+
+PARTS = ("rules", "store", "queues")
+
+
+def health(**degraded: str) -> dict[str, Any]:
+    """Return the health of three parts, of which those named here are degraded with this message since 02."""
+    parts = [
+        {"part": part, "state": "degraded", "since": "2026-01-01T00:00:02Z", "message": degraded[part]}
+        if part in degraded
+        else {"part": part, "state": "ok", "since": "2026-01-01T00:00:00Z", "message": "fine"}
+        for part in PARTS
+    ]
+    state, since = ("degraded", "2026-01-01T00:00:02Z") if degraded else ("ok", "2026-01-01T00:00:00Z")
+    return {"state": state, "since": since, "parts": parts}
+
+
+def test_the_health_of_each_part_comes_first(run: RunProgram, answering: Answering) -> None:
+    seen = status(health=health(store="it is\nunreachable \x1b[2J"))
+
+    done = run("status", "--socket", answering(status=seen).socket)
+
+    assert done.lines[:5] == [
+        "health degraded since 2026-01-01T00:00:02Z",
+        "rules ok since 2026-01-01T00:00:00Z: fine",
+        "store degraded since 2026-01-01T00:00:02Z: it is",
+        r"unreachable \x1b[2J",
+        "queues ok since 2026-01-01T00:00:00Z: fine",
+    ]
+
+
+@pytest.mark.parametrize("form", ["table", "json", "yaml"])
+def test_the_exit_status_is_1_while_a_part_is_degraded(run: RunProgram, answering: Answering, form: str) -> None:
+    agent = answering(status=In([status(health=health(rules="set x")), status(health=health())]))
+
+    assert [run("status", "-o", form, "--socket", agent.socket).status for _ in range(2)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("degraded", "line"),
+    [
+        ((), "OK\n"),
+        (("rules", "store"), "degraded: rules since 2026-01-01T00:00:02Z; store since 2026-01-01T00:00:02Z\n"),
+    ],
+)
+def test_a_brief_status_is_one_line(
+    run: RunProgram, answering: Answering, degraded: tuple[str, ...], line: str
+) -> None:
+    seen = status(health=health(**dict.fromkeys(degraded, "two\nlines")))
+
+    done = run("status", "--brief", "--socket", answering(status=seen).socket)
+
+    assert (done.status, done.out) == (int(bool(degraded)), line)
+
+
+def test_of_an_agent_without_health_no_brief_status_is_made_up(run: RunProgram, answering: Answering) -> None:
+    done = run("status", "--brief", "--socket", answering(status=status()).socket)
+
+    assert (done.status, done.out) == (1, "")
+    assert "does not report its health" in done.err
+
+
+def test_a_wait_ends_with_the_first_status_in_which_no_part_is_degraded(
+    run: RunProgram, answering: Answering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nfq_enforcer.cli.status._POLL", 0.0)
+    states = [status(health=health(rules="set x")), status(health=health(rules="set x")), status(health=health())]
+    agent = answering(status=In(states))
+
+    done = run("status", "--wait", "--brief", "--socket", agent.socket)
+
+    assert (done.status, done.out, len(agent.calls)) == (0, "OK\n", 3)
+
+
+def test_a_wait_that_is_over_shows_the_last_status(run: RunProgram, answering: Answering) -> None:
+    agent = answering(status=status(health=health(rules="set x")))
+
+    done = run("status", "--wait", "--timeout", "0", "--brief", "--socket", agent.socket)
+
+    assert (done.status, done.out) == (1, "degraded: rules since 2026-01-01T00:00:02Z\n")
+
+
+def test_a_wait_for_an_agent_that_does_not_come_ends_with_the_reason(run: RunProgram, tmp_path: Path) -> None:
+    done = run("status", "--wait", "--timeout", "0", "--socket", tmp_path / "none.sock")
+
+    assert done.status == 1
+    assert "no agent is listening" in done.err

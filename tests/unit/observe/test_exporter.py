@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe import exporter
 from nfq_enforcer.observe.exporter import Exporter, render
-from nfq_enforcer.observe.metrics import MetricFamily, MetricType, Sample
+from nfq_enforcer.observe.metric_family import MetricFamily, MetricType, Sample
 from nfq_enforcer.web.server import Limits
 
 FAMILIES = (

@@ -88,14 +88,14 @@ def test_packs_can_be_opened_before_things_change() -> None:
     assert flows.last() == ["before", "after"]
 
 
-def test_who_follows_gets_what_comes_in_packs_one_by_one() -> None:
+def test_who_follows_gets_what_comes_in_packs() -> None:
     async def following() -> list[int]:
         flows = FlowLog[int]()
         packs = Packs(flows)
         packs.add(2)
         with flows.follow() as follower:
             packs.add(2)
-            got = [await follower.next() for _ in range(2)]
+            got = await follower.next()
         return got + flows.last()
 
     assert asyncio.run(following()) == [2, 3, 0, 1, 2, 3]
@@ -110,20 +110,42 @@ def test_each_follower_gets_what_comes_while_it_follows() -> None:
             with flows.follow() as second:
                 flows.add(2)
             flows.add(3)
-            return [await first.next() for _ in range(3)], [await second.next()]
+            return await first.next(), await second.next()
 
     assert asyncio.run(following()) == ([1, 2, 3], [2])
 
 
 def test_a_follower_waits_for_a_flow_that_has_not_come() -> None:
-    async def following() -> int:
+    async def following() -> list[int]:
         flows = FlowLog[int]()
         with flows.follow() as follower:
             waiting = asyncio.create_task(follower.next())
             asyncio.get_running_loop().call_soon(flows.add, 7)
             return await waiting
 
-    assert asyncio.run(following()) == 7
+    assert asyncio.run(following()) == [7]
+
+
+def test_a_follower_receives_only_what_it_admits() -> None:
+    async def following() -> list[int]:
+        flows = FlowLog[int]()
+        with flows.follow(lambda number: number % 2 == 0) as follower:
+            for number in range(6):
+                flows.add(number)
+            return await follower.next()
+
+    assert asyncio.run(following()) == [0, 2, 4]
+
+
+def test_a_follower_takes_a_limited_number_at_once() -> None:
+    async def following() -> list[int]:
+        flows = FlowLog[int]()
+        with flows.follow() as follower:
+            for number in range(log._AT_ONCE + 1):
+                flows.add(number)
+            return [len(await follower.next()), len(await follower.next())]
+
+    assert asyncio.run(following()) == [log._AT_ONCE, 1]
 
 
 def test_a_follower_that_is_too_slow_loses_the_newest_and_knows_how_many() -> None:
@@ -132,7 +154,10 @@ def test_a_follower_that_is_too_slow_loses_the_newest_and_knows_how_many() -> No
         with flows.follow() as follower:
             for number in range(log._BEHIND + 3):
                 flows.add(number)
-            return [await follower.next() for _ in range(log._BEHIND)], follower.take_lost()
+            taken: list[int] = []
+            while len(taken) < log._BEHIND:
+                taken += await follower.next()
+            return taken, follower.take_lost()
 
     taken, lost = asyncio.run(following())
 

@@ -1,12 +1,16 @@
 """Metrics: values of the agent's status, with Prometheus' conventions for names and units."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from nfq_enforcer.core.verdict import DropReason
-from nfq_enforcer.observe.metrics import MetricFamily, MetricType, families
+from nfq_enforcer.observe.exporter import render
+from nfq_enforcer.observe.metric_family import MetricFamily, MetricType
+from nfq_enforcer.observe.metrics import families
 from nfq_enforcer.observe.status import AgentStatus, NodeReport
 
 WORKER: dict[str, Any] = {
@@ -117,7 +121,7 @@ def test_packets_are_told_by_verdict_and_drops_by_reason() -> None:
         >= {
             "nfq_enforcer_packets_total{verdict=ACCEPT}": 90,
             "nfq_enforcer_packets_total{verdict=DROP}": 5,
-            "nfq_enforcer_drops_total{reason=POLICY_DENIED}": 5,
+            "nfq_enforcer_drops_total{direction=unknown,reason=POLICY_DENIED}": 5,
             "nfq_enforcer_packets_lost_total": 4,
             "nfq_enforcer_openings_rate_limited_total": 9,
             "nfq_enforcer_flows": 12,
@@ -227,7 +231,7 @@ def test_what_only_grows_is_a_counter_and_named_so() -> None:
     assert {family.name for family in metrics if family.sort is MetricType.COUNTER} == {
         family.name for family in metrics if family.name.endswith("_total")
     }
-    assert all(family.help and family.samples for family in metrics)
+    assert all(family.help and (family.samples or family.histogram) for family in metrics)
     assert len({family.name for family in metrics}) == len(metrics)
 
 
@@ -286,3 +290,132 @@ def test_tls_connections_are_counted_by_verdict_reason_and_documents() -> None:
 
     assert metrics == {"nfq_enforcer_tls_connections_total{verdict=DROPPED,reason=TLS_REFUSED,rule=shop/names}": 2}
     assert not [name for name in values(STATUS) if "_tls_" in name]
+
+
+HISTOGRAM: dict[str, Any] = {"bounds": [0.1, 1.0], "counts": [2, 1, 3], "sum": 9.5}
+TRAFFIC: dict[str, Any] = {
+    "drops": [
+        {"direction": "ingress", "reason": "POLICY_DENIED", "packets": 5},
+        {"direction": "ingress", "reason": "STAMP_UNTRUSTED", "packets": 2},
+        {"direction": "unknown", "reason": "STAMP_UNTRUSTED", "packets": 1},
+        {"direction": "egress", "reason": "STAMP_NO_ROOM", "packets": 4},
+    ],
+    "new_flows": [{"direction": "egress", "verdict": "FORWARDED", "flows": 3}],
+    **{"stamps_made": 7, "stamps_read": 8, "latency": HISTOGRAM},
+}
+FULL: dict[str, Any] = STATUS | {
+    "store": STORE | {"heartbeat": "2026-01-01T00:00:03Z"},
+    "traffic": TRAFFIC,
+    "compile_times": HISTOGRAM,
+    "change_times": HISTOGRAM,
+    "workload_flows": [{"source": "a/x=y", "destination": "world", "verdict": "DROPPED", "events": 3}],
+    "health": {
+        **{"state": "degraded", "since": "2026-01-01T00:00:02Z"},
+        "parts": [
+            {"part": part, "state": state, "since": "2026-01-01T00:00:02Z", "message": "m"}
+            for part, state in (("rules", "ok"), ("store", "degraded"), ("proxy", "disabled"))
+        ],
+    },
+    "revisions": {"wanted": 8, "workers": 8, "changing": False, "since": None, "failure": None},
+    "endpoint_states": {
+        **{"ready": 3, "changing": 1, "missing": 2, "refused": 4, "pending": 5, "open_sources": 0, "problems": []},
+    },
+    "conntrack": {"flows": 24, "max": 1000, "evicted": 6, "kernel_entries": 50, "kernel_max": 2000},
+    "queues": [{"kind": "headers", "numbers": 16, "bound": 15, "waiting": 4, "lost": 3}],
+    "rules": {
+        **{"intact": True, "since": "2026-01-01T00:00:00Z", "missing": None, "error": None},
+        **{"repairs": 3, "last_repair": None, "last_missing": None},
+    },
+    "source_filter": {"drops": {"veth-web": 3}},
+    "names": {"names": 2, "addresses": 5, "evicted": 1, "held": 4},
+    "http": [{"rule": "shop/users", "code_class": "2xx", "verdict": "FORWARDED", "requests": 3}],
+    "tls": [{"rule": "shop/names", "verdict": "DROPPED", "reason": "TLS_REFUSED", "connections": 3}],
+    "proxy": {
+        **{"running": True, "pid": 4712, "version": "1.40.0", "error": None},
+        **{"restarts": 1, "slots": 5, "refused": 0, "unlogged": 2},
+    },
+    "workers": [{**WORKER, "revision": 8}, {**WORKER, "revision": None}],
+}
+
+
+def test_a_degraded_part_is_named_and_so_is_the_whole() -> None:
+    metrics = values(FULL)
+
+    assert {name: value for name, value in metrics.items() if "degraded" in name} == {
+        "nfq_enforcer_degraded": 1,
+        "nfq_enforcer_part_degraded{part=rules}": 0,
+        "nfq_enforcer_part_degraded{part=store}": 1,
+        "nfq_enforcer_part_degraded{part=proxy}": 0,
+    }
+
+
+def test_drops_have_a_direction_and_those_for_a_stamp_a_counter_of_their_own() -> None:
+    metrics = values(FULL)
+
+    assert {name: value for name, value in metrics.items() if "drops_total{d" in name} == {
+        "nfq_enforcer_drops_total{direction=ingress,reason=POLICY_DENIED}": 5,
+        "nfq_enforcer_drops_total{direction=ingress,reason=STAMP_UNTRUSTED}": 2,
+        "nfq_enforcer_drops_total{direction=unknown,reason=STAMP_UNTRUSTED}": 1,
+        "nfq_enforcer_drops_total{direction=egress,reason=STAMP_NO_ROOM}": 4,
+    }
+    assert metrics["nfq_enforcer_stamps_refused_total{reason=STAMP_UNTRUSTED}"] == 3
+    assert metrics["nfq_enforcer_stamps_refused_total{reason=STAMP_MISSING}"] == 0
+    assert "nfq_enforcer_stamps_refused_total{reason=STAMP_NO_ROOM}" not in metrics
+    assert metrics["nfq_enforcer_new_flows_total{direction=egress,verdict=FORWARDED}"] == 3
+    assert (metrics["nfq_enforcer_stamps_made_total"], metrics["nfq_enforcer_stamps_read_total"]) == (7, 8)
+
+
+def test_revisions_queues_tables_and_endpoints_have_their_figures() -> None:
+    assert (
+        values(FULL).items()
+        >= {
+            "nfq_enforcer_policy_revision_wanted": 8,
+            "nfq_enforcer_worker_policy_revision{worker=0}": 8,
+            "nfq_enforcer_queue_packets{queue=headers}": 4,
+            "nfq_enforcer_queue_lost_total{queue=headers}": 3,
+            "nfq_enforcer_queues_unbound{queue=headers}": 1,
+            "nfq_enforcer_flows_max": 1000,
+            "nfq_enforcer_kernel_conntrack_entries": 50,
+            "nfq_enforcer_kernel_conntrack_max": 2000,
+            "nfq_enforcer_endpoint_states{state=ready}": 3,
+            "nfq_enforcer_endpoint_states{state=refused}": 4,
+            "nfq_enforcer_store_heartbeat_timestamp_seconds": 1767225603,
+            "nfq_enforcer_workload_flows_total{source=a/x=y,destination=world,verdict=DROPPED}": 3,
+        }.items()
+    )
+    assert "nfq_enforcer_worker_policy_revision{worker=1}" not in values(FULL)
+
+
+def test_histograms_are_read_back_with_cumulative_buckets() -> None:
+    (family,) = [family for family in read(FULL) if family.name == "nfq_enforcer_verdict_duration_seconds"]
+
+    (parsed,) = text_string_to_metric_families(render([family]).decode())
+
+    assert parsed.type == "histogram"
+    assert {
+        (sample.name.removeprefix(family.name), sample.labels.get("le")): sample.value for sample in parsed.samples
+    } == {
+        ("_bucket", "0.1"): 2,
+        ("_bucket", "1.0"): 3,
+        ("_bucket", "+Inf"): 6,
+        ("_count", None): 6,
+        ("_sum", None): 9.5,
+    }
+
+
+def test_the_document_has_each_metric_with_its_labels_and_type() -> None:
+    """The table of docs/metrics.md is that of the code, in its order."""
+    text = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines()]
+    documented = [
+        (row[0].strip("`"), row[1], frozenset(row[2].replace("`", "").replace(",", " ").split()))
+        for row in rows
+        if row[0].startswith("`nfq_enforcer_")
+    ]
+
+    node = NodeReport("n1", ["10.0.0.1"], True, None, None, "0.1", "per-packet", 2)
+    made = [
+        (family.name, str(family.sort), frozenset(family.samples[0].labels) if family.samples else frozenset())
+        for family in families(AgentStatus.from_json(FULL), [node])
+    ]
+    assert documented == made

@@ -35,6 +35,7 @@ STORE: dict[str, Any] = {
     "pending": [{"endpoint": "default/y", "reason": None}],
     "unsaved": {"since": "2026-01-01T00:00:00Z", "error": "the disk is full"},
     "lag_ms": {"p50": 1.5, "p99": None},
+    "heartbeat": "2026-01-01T00:00:03Z",
 }
 STATUS: dict[str, Any] = {
     "version": "0.1",
@@ -58,12 +59,13 @@ STATUS: dict[str, Any] = {
         **{"queue": 100, "queues": [100, 101, 102], "driver": "netlink", "pid": 4711, "restarts": 2, "failure": None},
         **{"lost": 4, "rate_limited": 9, **COUNTS},
     },
-    "workers": [WORKER | {"stuck": None}, WORKER | {"stuck": STUCK}],
+    "workers": [WORKER | {"stuck": None, "revision": 7}, WORKER | {"stuck": STUCK, "revision": None}],
     "log": {"seen": 15},
     "problems": ["endpoint default/web is on interface x, which does not exist on this node"],
     "rules": {
         **{"intact": False, "since": "2026-01-01T00:00:02Z", "missing": "set x: is missing", "error": "no nft"},
         **{"repairs": 1, "last_repair": "2026-01-01T00:00:01Z", "last_missing": "chain y is missing"},
+        "checked": "2026-01-01T00:00:03Z",
     },
     "stuck": [{"part": "worker 1", **STUCK}],
     "working": [
@@ -84,6 +86,27 @@ STATUS: dict[str, Any] = {
         "sources": [{"source": "docker", "endpoints": 3, "away": None, "details": {"version": "27.0"}}],
         "refused": {"default/web": "10.0.0.1 already belongs to endpoint default/db"},
     },
+    "health": {
+        **{"state": "degraded", "since": "2026-01-01T00:00:02Z"},
+        "parts": [{"part": "rules", "state": "degraded", "since": "2026-01-01T00:00:02Z", "message": "set x"}],
+    },
+    "revisions": {"wanted": 8, "workers": 7, "changing": False, "since": "2026-01-01T00:00:02Z", "failure": "set x"},
+    "endpoint_states": {
+        **{"ready": 3, "changing": 0, "missing": 1, "refused": 0, "pending": 0, "open_sources": 0},
+        "problems": ["endpoint default/web is on interface x, which does not exist on this node"],
+    },
+    "conntrack": {"flows": 24, "max": 262144, "evicted": 6, "kernel_entries": None, "kernel_max": None},
+    "queues": [{"kind": "headers", "numbers": 16, "bound": 16, "waiting": 0, "lost": 3}],
+    "traffic": {
+        "drops": [{"direction": "ingress", "reason": "POLICY_DENIED", "packets": 5}],
+        "new_flows": [{"direction": "egress", "verdict": "FORWARDED", "flows": 3}],
+        **{"stamps_made": 7, "stamps_read": 8, "latency": {"bounds": [0.001], "counts": [4, 1], "sum": 0.01}},
+    },
+    "compile_times": {"bounds": [0.1], "counts": [2, 0], "sum": 0.15},
+    "change_times": {"bounds": [0.1], "counts": [1, 1], "sum": 0.3},
+    "workload_flows": [
+        {"source": "default/role=a", "destination": "world", "verdict": "FORWARDED", "events": 3},
+    ],
 }
 
 
@@ -93,6 +116,8 @@ STATUS: dict[str, Any] = {
         {},
         {"refused": None, "store": None, "rules": None, "source_filter": None, "names": None, "proxy": None},
         {"workloads": None},
+        {"health": None, "revisions": None, "endpoint_states": None, "conntrack": None, "queues": []},
+        {"traffic": None, "compile_times": None, "change_times": None, "workload_flows": []},
     ],
 )
 def test_the_status_comes_back_as_it_was_sent(changed: dict[str, Any]) -> None:

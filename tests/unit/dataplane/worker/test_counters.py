@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfq_enforcer.core.verdict import DropReason
+from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.dataplane.worker import counters
-from nfq_enforcer.dataplane.worker.counters import Counters
+from nfq_enforcer.dataplane.worker.counters import DIRECTIONS, Counters
 
 
 @pytest.fixture
@@ -23,20 +23,12 @@ def counted(row: Counters) -> dict[str, int]:
     return {name: number for name, number in row.read().items() if number}
 
 
-def test_new_counters_are_zero_and_there_is_one_for_each_reason(memory: int) -> None:
+def test_new_counters_are_zero_and_each_reason_has_one_in_each_direction(memory: int) -> None:
     row = Counters(memory)
 
-    names = [
-        "accepted",
-        "dropped",
-        "events_lost",
-        "internal_errors",
-        "flows",
-        "flows_evicted",
-        "handed_over",
-        *DropReason,
-    ]
-    assert row.read() == dict.fromkeys(names, 0)
+    names = row.read()
+    assert set(names.values()) == {0}
+    assert {*DropReason, *(f"{way} {reason}" for way in DIRECTIONS for reason in DropReason)} < names.keys()
     row.close()
 
 
@@ -49,6 +41,9 @@ def test_new_counters_are_zero_and_there_is_one_for_each_reason(memory: int) -> 
         (counters.INTERNAL_ERRORS, "internal_errors"),
         (counters.FLOWS, "flows"),
         (counters.FLOWS_EVICTED, "flows_evicted"),
+        (counters.OFFLOADED, "handed_over"),
+        (counters.STAMPS_MADE, "stamps_made"),
+        (counters.STAMPS_READ, "stamps_read"),
     ],
 )
 def test_each_place_has_its_name(place: int, name: str, memory: int) -> None:
@@ -59,19 +54,49 @@ def test_each_place_has_its_name(place: int, name: str, memory: int) -> None:
     row.close()
 
 
+@pytest.mark.parametrize("direction", [*Direction, None])
 @pytest.mark.parametrize("reason", DropReason)
-def test_a_drop_is_counted_once_in_all_and_once_by_its_reason(reason: DropReason, memory: int) -> None:
+def test_a_drop_is_counted_once_in_all_and_once_by_reason_and_direction(
+    reason: DropReason, direction: Direction | None, memory: int
+) -> None:
     row = Counters(memory)
-    row.count_drop(reason)
+    row.count_drop(reason, direction)
 
-    assert counted(row) == {"dropped": 1, reason: 1}
+    assert counted(row) == {"dropped": 1, reason: 1, f"{direction or 'unknown'} {reason}": 1}
+    row.close()
+
+
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("verdict", counters.FLOW_VERDICTS)
+def test_a_new_flow_is_counted_by_verdict_and_direction(
+    verdict: FlowVerdict, direction: Direction, memory: int
+) -> None:
+    row = Counters(memory)
+    row.count_flow(verdict, direction)
+
+    assert counted(row) == {counters.flows_name(direction, verdict): 1}
+    row.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "place"), [(0.0, 0), (25e-6, 0), (25.1e-6, 1), (0.0999, 10), (0.1, 10), (0.2, 11), (9.0, 11)]
+)
+def test_a_latency_is_in_the_bucket_of_the_next_bound(seconds: float, place: int, memory: int) -> None:
+    row = Counters(memory)
+    row.count_latency(seconds, 3)
+
+    found = row.read()
+    assert {name: count for name, count in found.items() if name.startswith("latency ") and count} == {
+        counters.latency_name(place): 3
+    }
+    assert found["latency_ns"] == pytest.approx(3e9 * seconds, abs=3)
     row.close()
 
 
 def test_judged_is_what_was_accepted_and_what_was_dropped(memory: int) -> None:
     row = Counters(memory)
     row.row[counters.ACCEPTED] = 3
-    row.count_drop(DropReason.POLICY_DENIED)
+    row.count_drop(DropReason.POLICY_DENIED, Direction.INGRESS)
 
     assert row.verdicts == 4
     row.close()
@@ -81,7 +106,7 @@ def test_what_a_process_counted_is_there_after_its_end(memory: int) -> None:
     program = (
         "from nfq_enforcer.core.verdict import DropReason\n"
         "from nfq_enforcer.dataplane.worker.counters import Counters\n"
-        f"Counters({memory}).count_drop(DropReason.CT_NO_MATCH)\n"
+        f"Counters({memory}).count_drop(DropReason.CT_NO_MATCH, None)\n"
         "import os; os.kill(os.getpid(), 9)\n"
     )
     row = Counters(memory)
@@ -89,7 +114,7 @@ def test_what_a_process_counted_is_there_after_its_end(memory: int) -> None:
     run = subprocess.run([sys.executable, "-c", program], pass_fds=[memory], check=False)
 
     assert run.returncode == -9
-    assert counted(row) == {"dropped": 1, "CT_NO_MATCH": 1}
+    assert counted(row) == {"dropped": 1, "CT_NO_MATCH": 1, "unknown CT_NO_MATCH": 1}
     row.close()
 
 
@@ -98,7 +123,7 @@ def test_the_descriptor_is_not_needed_once_the_memory_is_mapped() -> None:
     row = Counters(memory)
     os.close(memory)
 
-    row.count_drop(DropReason.NO_ENDPOINT)
+    row.count_drop(DropReason.NO_ENDPOINT, Direction.EGRESS)
 
     assert row.read()["NO_ENDPOINT"] == 1
     row.close()
