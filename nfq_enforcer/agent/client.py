@@ -9,7 +9,7 @@ its error names the command that finds out.
 import contextlib
 import json
 import socket
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,26 @@ def batches(path: Path, method: str, timeout: float | None = None, **params: Any
         try:
             connection.sendall(request)
             for lines in _received(connection):
-                yield [read_result(path, line, method) for line in lines]
+                results, error = _read_results(path, lines, method)
+                if results:
+                    yield results
+                if error is not None:
+                    raise error
         except TimeoutError:
             raise _unanswered(f"the agent at {path} does not answer{_work(path, method)}", method) from None
         except ConnectionError:
             raise _disconnected(path, method) from None
+
+
+def _read_results(path: Path, lines: Iterable[bytes], method: str) -> tuple[list[Any], NfqError | None]:
+    """Return the results in lines of an answer, and the error that ends it if one of them has one."""
+    results: list[Any] = []
+    try:
+        for line in lines:
+            results.append(read_result(path, line, method))
+    except NfqError as error:
+        return results, error
+    return results, None
 
 
 def _received(connection: socket.socket) -> Iterator[list[bytes]]:

@@ -19,11 +19,14 @@ from nfq_enforcer.tasks import cancel
 from nfq_enforcer.text import printable
 from nfq_enforcer.ui.agent_link import AgentLink
 
-KEPT = 20_000  # flows of one filter, as JSON: about 20 MB
+KEPT = 8_192  # flows of one filter, as JSON: about 10 MB
 MAX_FEEDS = 8  # filters at a time
 _AGAIN = 1.0  # s until an agent that is away is tried again
 _TICK = 5.0  # s between two computations of the rates
 _LINGER = 10.0  # s that a feed without readers goes on, so that a page that reloads finds its map
+
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
+"""Errors of what is no flow."""
 
 Clock = Callable[[], float]
 
@@ -120,7 +123,7 @@ class Feed:
                 self._signal()
                 return
             seen = read_flow(flow)
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except UNREADABLE:
             self.unreadable += 1
             return
         if seen is not None:

@@ -31,7 +31,15 @@ LONG_FILES = (
         "test_cluster",
         "test_provision",
     ),
-    *("test_store", "test_hostile_store", "test_policies", "test_workers", "test_dns", "test_worker_liveness"),
+    *(
+        "test_store",
+        "test_hostile_store",
+        "test_policies",
+        "test_workers",
+        "test_dns",
+        "test_worker_liveness",
+        "test_service_map",
+    ),
 )
 
 

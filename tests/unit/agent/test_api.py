@@ -157,6 +157,26 @@ def test_a_refusal_in_the_midst_of_a_stream_reaches_the_client(serve: Serve, pat
     assert serve(ask) == ("the first", (BadInput, "no such verdict"))
 
 
+def test_results_that_come_together_with_a_refusal_are_not_lost(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "agent.sock"))
+        server.listen()
+        asked = threading.Thread(target=_answer_at_once, args=(server,))
+        asked.start()
+        items = client.stream(tmp_path / "agent.sock", "observe")
+        found = next(items), next(items), error(lambda: next(items))
+        asked.join()
+
+    assert found == (1, 2, (BadInput, "no"))
+
+
+def _answer_at_once(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(1 << 16)
+        connection.sendall(b'{"result": 1}\n{"result": 2}\n{"error": "no", "exit_code": 2}\n')
+
+
 def test_an_unknown_method_is_refused_with_those_that_there_are(serve: Serve, path: Path) -> None:
     assert serve(lambda: error(lambda: client.call(path, "frobnicate"))) == (
         BadInput,

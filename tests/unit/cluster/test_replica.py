@@ -837,3 +837,15 @@ def test_the_log_names_the_prefix_of_an_address_also_if_many_prefixes_share_an_i
 
     assert str(end.labels) == "cidr:10.0.1.0/24;reserved:world"
     assert str(view.names.labels(identity)) == "cidr:10.0.0.0/24;cidr:and-1-more;reserved:world"
+
+
+def test_the_policy_of_an_endpoint_can_be_asked_for_on_every_node() -> None:
+    node = Node(endpoint("far", B, Y, node="n2"), endpoint("early", STRANGER))
+
+    here, far = (node.replica.policy_of(f"shop/{name}")().ingress for name in ("b", "far"))
+    assert here is node.view.snapshot.endpoints[node.here].ingress
+    assert (far.enforced, far.entries) == (here.enforced, here.entries)
+    assert not node.replica.policy_of("shop/early")().ingress.lookup(A, TCP, 80).allowed
+    assert not node.replica.policy_of("host")().ingress.enforced
+    with pytest.raises(KeyError):
+        node.replica.policy_of("shop/nobody")

@@ -195,6 +195,16 @@ def test_endpoints_under_one_rule_share_its_entries() -> None:
     assert web is db
 
 
+def test_maps_that_somebody_asks_for_once_are_the_same_and_are_not_kept() -> None:
+    asked = compile_policy([INGRESS_FOR_DB], IDENTITIES, Enforcement.AUTO)
+    once = asked.maps_once(labels("db"))
+
+    kept = asked.maps_for(labels("db"))
+    assert once.ingress is not kept.ingress
+    assert (once.ingress.entries, once.ingress.enforced_by) == (kept.ingress.entries, kept.ingress.enforced_by)
+    assert asked.maps_once(labels("db")).ingress is kept.ingress  # of an endpoint, which has them anyhow
+
+
 # --- changes ---
 
 FOR_WEB = policy("{endpointSelector: {matchLabels: {app: web}}, ingress: [{fromEndpoints: [{}]}]}", "w")
