@@ -166,6 +166,7 @@ class Agent:
                 captures,
             )
         )
+        self._peers = handlers.peers
         self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
         listening = config.metrics.listening
         self._exporter = Exporter(*listening, handlers.read_metrics) if listening else None
@@ -250,6 +251,7 @@ class Agent:
                 notify.stopping()
             if self._exporter:
                 await self._exporter.stop()
+            await self._peers.stop()
             await self._run_server.stop()
             await self._workloads.stop()
             await self._reconciler.stop()

@@ -47,6 +47,9 @@ def observe(
     all_flows: Annotated[bool, typer.Option("--all", help="All flows of the log that match.")] = False,
     since: Annotated[str | None, typer.Option(help="Flows since a time, or an age: 5m, 2026-11-28T09:30:00Z.")] = None,
     until: Annotated[str | None, typer.Option(help="Flows until a time, or an age; not with --follow.")] = None,
+    all_nodes: Annotated[
+        bool, typer.Option("--all-nodes", help="Flows of all nodes by time; new ones are held for 0.2 s for that.")
+    ] = False,
     saved_flows: Annotated[
         str | None,
         typer.Option(
@@ -66,6 +69,8 @@ def observe(
     flows that match it.
     """
     _check(first=first, last=last, all_flows=all_flows, follow=follow, form=form, is_file=saved_flows is not None)
+    if all_nodes and saved_flows is not None:
+        raise BadInput("--input-file and --all-nodes exclude each other")
     times = _times(since=since, until=None if follow else until)
     limited = first is not None or last is not None or all_flows or times or saved_flows is not None
     if not limited:
@@ -75,7 +80,8 @@ def observe(
     if saved_flows is not None:
         items = _saved(saved_flows, query)
     else:
-        items = client.stream(socket, "observe", **params, follow=follow)
+        whole = {"all_nodes": True} if all_nodes else {}
+        items = _noted(client.stream(socket, "observe", **params, **whole, follow=follow))
     try:
         _print(items, form, TextForm(numeric))
     except (KeyboardInterrupt, BrokenPipeError):  # the user, or the reader of the output, ended it
@@ -101,6 +107,15 @@ def _check(
         raise BadInput(f"{given[0]} and {given[1]} exclude each other")
     if follow and form in {ObserveFormat.TAB, ObserveFormat.TABLE}:
         raise BadInput("a table has no end with --follow; allowed: -o compact, dict, json, jsonpb")
+
+
+def _noted(items: Iterator[Item]) -> Iterator[Item]:
+    """Yield the items but notices, which are printed beside the output."""
+    for item in items:
+        if "notice" in item:
+            output.note(str(item["notice"]))
+        else:
+            yield item
 
 
 def _saved(name: str, query: Query) -> Iterator[Item]:

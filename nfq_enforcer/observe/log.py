@@ -40,6 +40,13 @@ class Follower(Generic[LogEntry]):
         """Wait for the next flow and return it."""
         return await self._waiting.get()
 
+    async def next_batch(self, at_most: int) -> list[LogEntry]:
+        """Wait for the next flow; return it and those that came after it, without waiting for more."""
+        batch = [await self._waiting.get()]
+        while len(batch) < at_most and not self._waiting.empty():
+            batch.append(self._waiting.get_nowait())
+        return batch
+
     def take_lost(self) -> int:
         """Return the number of flows lost since the last call."""
         lost, self._lost = self._lost, 0

@@ -12,6 +12,7 @@ from nfq_enforcer.agent.handlers.parts import Parts
 from nfq_enforcer.agent.handlers.policies import PolicyHandlers
 from nfq_enforcer.agent.handlers.status import StatusHandlers
 from nfq_enforcer.agent.handlers.store import StoreHandlers
+from nfq_enforcer.agent.peers.peers import Peers
 from nfq_enforcer.observe import metrics
 from nfq_enforcer.observe.metrics import MetricFamily
 
@@ -26,7 +27,8 @@ class Handlers:
         self._cluster = ClusterHandlers(parts)
         self._fqdn = FqdnHandlers(parts)
         self._conntrack = ConntrackHandlers(parts)
-        self._observe = ObserveHandlers(parts)
+        self.peers = Peers(parts.settings.name, parts.store, parts.log, self._cluster.read_nodes)
+        self._observe = ObserveHandlers(parts, self.peers.flows)
         self._capture = CaptureHandlers(parts)
         self._store = StoreHandlers(parts)
 
