@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,9 @@ class Agent:
         settings, address = self._settings, self._config.store
         if address.is_memory:
             return FileStore(map(Path, self._config.documents), settings)
-        record = NodeRecord(settings.registered_addresses, __version__, settings.datapath)
+        listening = self._config.peers.listening
+        peers = (ip_address(listening[0]), listening[1]) if listening else None
+        record = NodeRecord(settings.registered_addresses, __version__, settings.datapath, peers)
         state = LastState(Path(self._config.state), address.cluster)
         session = Session(
             settings.name, record, Connection(address), state, settings.relevant, cluster=settings.cluster
@@ -236,6 +238,7 @@ class Agent:
         handover.receive_signals()
         _warn(node_settings.host_warnings(self._settings, self._families))
         await self._api.start()
+        await self._peers.start()
         watching = asyncio.create_task(self._watch.run())
         reporting = asyncio.create_task(self._work.run())
         try:

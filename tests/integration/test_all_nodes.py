@@ -123,7 +123,7 @@ async def test_a_limit_is_one_of_all_nodes_together(guarded: Lab) -> None:
 async def test_new_flows_of_all_nodes_come_and_a_node_that_is_away_is_missed_and_joins_again(guarded: Lab) -> None:
     with following(guarded.nodes["n1"]) as process:
         await follow(guarded, process, lambda items: nodes(items) == NODES)
-        os.kill(guarded.nodes["n3"].pid, signal.SIGKILL)
+        await asyncio.to_thread(guarded.nodes["n3"].stop, signal.SIGKILL)
         missed = await follow(guarded, process, lambda items: "n3" in states(items))
         guarded.nodes["n3"].start()
         guarded.nodes["n3"].wait_until_ready()

@@ -27,7 +27,7 @@ class Handlers:
         self._cluster = ClusterHandlers(parts)
         self._fqdn = FqdnHandlers(parts)
         self._conntrack = ConntrackHandlers(parts)
-        self.peers = Peers(parts.settings.name, parts.store, parts.log, self._cluster.read_nodes)
+        self.peers = Peers(parts, self._cluster.read_nodes)
         self._observe = ObserveHandlers(parts, self.peers.flows)
         self._capture = CaptureHandlers(parts)
         self._store = StoreHandlers(parts)

@@ -31,8 +31,8 @@ class NodeFlows:
     async def run(self) -> None:
         """Read the batches to their end, of which a reason is the last item but None."""
         try:
-            await self._read()
-            reason = (UNAVAILABLE, "its agent has ended the stream") if self._follow else None
+            whole = await self._read() and not self._follow
+            reason = None if whole else (UNAVAILABLE, "its agent has ended the stream")
         except NodeRefused as error:
             reason = (ERROR, str(error))
         except NfqError as error:
@@ -44,10 +44,14 @@ class NodeFlows:
             await self.items.put(node_status(reason[0], self.node, reason[1]))
         await self.items.put(None)
 
-    async def _read(self) -> None:
+    async def _read(self) -> bool:
+        """Read the batches; return whether all kept flows were among them."""
+        whole = False
         async with aclosing(self._batches) as batches:
             async for batch in batches:
                 for item in batch if isinstance(batch, list) else ():
                     passed = item if item == KEPT_END else checked(item, self.node)
+                    whole |= passed is item
                     if passed is not None:
                         await self.items.put(passed)
+        return whole

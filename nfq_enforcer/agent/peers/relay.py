@@ -81,7 +81,7 @@ class StoreRelay:
         """Yield the batches of a node; raise NfqError with the reason if it cannot be asked, or stops answering."""
         if node.live is False:
             raise NfqError(
-                f"its agent is not running or has lost the store: last heartbeat {node.last_seen or 'never'}"
+                f"its agent does not run, or cannot reach the store: last heartbeat {node.last_seen or 'never'}"
             )
         number, question = secrets.token_hex(8), _Question(node.name)
         self._questions[number] = question
