@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,7 @@ class Agent:
             )
         )
         self._health = handlers.health
+        self._peers = handlers.peers
         self._api = ApiServer(Path(config.api.socket), handlers.methods(), group=config.api.group)
         listening = config.metrics.listening
         self._exporter = Exporter(*listening, handlers.read_metrics) if listening else None
@@ -185,7 +186,9 @@ class Agent:
         settings, address = self._settings, self._config.store
         if address.is_memory:
             return FileStore(map(Path, self._config.documents), settings)
-        record = NodeRecord(settings.registered_addresses, __version__, settings.datapath)
+        listening = self._config.peers.listening
+        peers = (ip_address(listening[0]), listening[1]) if listening else None
+        record = NodeRecord(settings.registered_addresses, __version__, settings.datapath, peers)
         state = LastState(Path(self._config.state), address.cluster)
         session = Session(
             settings.name, record, Connection(address), state, settings.relevant, cluster=settings.cluster
@@ -239,6 +242,7 @@ class Agent:
         handover.receive_signals()
         _warn(node_settings.host_warnings(self._settings, self._families))
         await self._api.start()
+        await self._peers.start()
         watching = asyncio.create_task(self._watch.run())
         reporting = asyncio.create_task(self._work.run())
         examining = asyncio.create_task(self._health.run())
@@ -255,6 +259,7 @@ class Agent:
                 notify.stopping()
             if self._exporter:
                 await self._exporter.stop()
+            await self._peers.stop()
             await self._run_server.stop()
             await self._workloads.stop()
             await self._reconciler.stop()

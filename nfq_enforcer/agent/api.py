@@ -55,12 +55,9 @@ class ApiServer:
         ``group`` None is the default one, if the host has it; an empty one is root alone, or others by ``mode``.
         """
         self._path = path
-        self._methods = methods
         self._group = group
         self._mode = mode
-        self._server = StreamServer(self._handle, _error, limits, "a request to the API")
-        self._streams = 0
-        self._max_streams = max(1, limits.clients // 2)  # the other half of the clients is left for single results
+        self._server = StreamServer(Requests(methods, limits).handle, error_line, limits, "a request to the API")
 
     async def start(self) -> None:
         """Listen; raise NfqError if another agent listens on the socket, or the path cannot be bound."""
@@ -112,19 +109,30 @@ class ApiServer:
                 raise NfqError(f"api.group: the agent cannot give its socket to the group '{group}'") from None
             _log.warning("only root can open %s: the agent is not a member of the group %s", self._path, group)
 
-    async def _handle(self, connection: Connection) -> None:
+
+class Requests:
+    """Requests: reads the request of each connection, calls its method, and sends its result or its error."""
+
+    def __init__(self, methods: Mapping[str, Method], limits: Limits) -> None:
+        """Set the methods by name; half of the clients of the limits may have streams at a time."""
+        self._methods = methods
+        self._streams = 0
+        self._max_streams = max(1, limits.clients // 2)  # the other half of the clients is left for single results
+
+    async def handle(self, connection: Connection) -> None:
+        """Answer the request of a connection; raise ConnectionError or EOFError if the client leaves."""
         try:
             await self._answer(connection)
         except RequestTooLong as error:
-            await connection.send(_error(error))
+            await connection.send(error_line(error))
             await connection.discard()
         except NfqError as error:
-            await connection.send(_error(error))
+            await connection.send(error_line(error))
         except (ConnectionError, EOFError):  # the client left
             raise
         except Exception:
             _log.exception("a request to the API failed")
-            await connection.send(_error(NfqError("the agent failed at this request; its log has the reason")))
+            await connection.send(error_line(NfqError("the agent failed at this request; its log has the reason")))
 
     async def _answer(self, connection: Connection) -> None:
         line = await connection.receive(b"\n")
@@ -197,7 +205,8 @@ async def _send(connection: Connection, message: Mapping[str, Any]) -> None:
     await connection.send(json.dumps(message).encode() + b"\n")
 
 
-def _error(error: NfqError) -> bytes:
+def error_line(error: NfqError) -> bytes:
+    """Return the answer to a request that failed."""
     return json.dumps({"error": str(error), "exit_code": error.exit_code}).encode() + b"\n"
 
 

@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -17,7 +17,9 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from nfq_enforcer import input_file
 from nfq_enforcer.agent import defaults
+from nfq_enforcer.agent.config_fields import absolute_file, host_and_port
 from nfq_enforcer.agent.defaults import CONFIG_VARIABLE, DEFAULT_SOCKET, ENVIRONMENT
+from nfq_enforcer.agent.peers.section import PeersSection
 from nfq_enforcer.core.modes import Datapath, Driver, FailMode, IdentitySource
 from nfq_enforcer.core.tables.slots import MAX_SLOTS
 from nfq_enforcer.dataplane.queue.protocol import QUEUE_COUNT, QUEUES_OF_WORKER, max_workers
@@ -48,7 +50,6 @@ _AS_STRING = PlainSerializer(str)
 _MAX_WORKERS = 256
 _UNIT = re.compile(r"[A-Za-z0-9_.:\\-]{1,200}(?:@[A-Za-z0-9_.:\\-]{0,40})?\.service")
 _UNIX = "unix://"
-_HOST_AND_PORT = re.compile(r"(?:\[(?P<v6>[^]]+)\]|(?P<v4>[^]:[]+)):(?P<port>[0-9]{1,5})")
 
 
 def _network(written: object) -> IPv4Network | IPv6Network:
@@ -67,12 +68,6 @@ def _store(written: object) -> StoreAddress:
 def _folder(path: str) -> str:
     if not path.startswith("/"):
         raise ValueError(f"'{path}' is not allowed; allowed: the absolute path of a folder")
-    return path
-
-
-def _file(path: str) -> str:
-    if not path.startswith("/"):
-        raise ValueError(f"'{path}' is not allowed; allowed: the absolute path of a file")
     return path
 
 
@@ -177,18 +172,8 @@ def _first_port(number: int) -> int:
 Rate = Annotated[int, AfterValidator(_rate)]
 
 
-def _host_and_port(written: str) -> tuple[str, int] | None:
-    found = _HOST_AND_PORT.fullmatch(written)
-    if found is None or not 1 <= int(found["port"]) <= MAX_PORT:
-        return None
-    try:
-        return str(IPv6Address(found["v6"]) if found["v6"] else IPv4Address(found["v4"])), int(found["port"])
-    except ValueError:
-        return None
-
-
 def _listening(written: str) -> str:
-    if written and _host_and_port(written) is None:
+    if written and host_and_port(written) is None:
         allowed = 'allowed: as in 127.0.0.1:9962 or [::1]:9962, or "" for no metrics'
         raise ValueError(f"'{written}' is not an address with a port; {allowed}")
     return written
@@ -337,7 +322,9 @@ class KubernetesSection(_Section):
     """Section kubernetes: the API server that has the pods of this node and the policies of the cluster."""
 
     enabled: bool = False
-    kubeconfig: Annotated[str, AfterValidator(_file)] | None = None  # None: the service account of the agent's pod
+    kubeconfig: Annotated[str, AfterValidator(absolute_file)] | None = (
+        None  # None: the service account of the agent's pod
+    )
     context: str | None = None  # of the kubeconfig; None: its current one
     node: NodeName | None = None  # name of this node for Kubernetes; None: node.name
 
@@ -371,7 +358,7 @@ class MetricsSection(_Section):
     @property
     def listening(self) -> tuple[str, int] | None:
         """Return address and port; None while metrics are switched off."""
-        return _host_and_port(self.address)
+        return host_and_port(self.address)
 
     @model_validator(mode="before")
     @classmethod
@@ -421,6 +408,7 @@ class Config(_Section):
     kubernetes: KubernetesSection = KubernetesSection()
     containers: ContainersSection = ContainersSection()
     api: ApiSection = ApiSection()
+    peers: PeersSection = PeersSection()
     metrics: MetricsSection = MetricsSection()
     processes: ProcessesSection = ProcessesSection()
     log: LogSection = LogSection()

@@ -48,6 +48,9 @@ def observe(
     all_flows: Annotated[bool, typer.Option("--all", help="All flows of the log that match.")] = False,
     since: Annotated[str | None, typer.Option(help="Flows since a time, or an age: 5m, 2026-11-28T09:30:00Z.")] = None,
     until: Annotated[str | None, typer.Option(help="Flows until a time, or an age; not with --follow.")] = None,
+    all_nodes: Annotated[
+        bool, typer.Option("--all-nodes", help="Flows of all nodes by time; new ones are held for 0.2 s for that.")
+    ] = False,
     saved_flows: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +70,8 @@ def observe(
     flows that match it.
     """
     _check(first=first, last=last, all_flows=all_flows, follow=follow, form=form, is_file=saved_flows is not None)
+    if all_nodes and saved_flows is not None:
+        raise BadInput("--input-file and --all-nodes exclude each other")
     times = _times(since=since, until=None if follow else until)
     limited = first is not None or last is not None or all_flows or times or saved_flows is not None
     if not limited:
@@ -76,7 +81,8 @@ def observe(
     if saved_flows is not None:
         batches: Iterator[list[Item]] = ([item] for item in _saved(saved_flows, query))
     else:
-        batches = client.batches(socket, "observe", **params, follow=follow)
+        whole = {"all_nodes": True} if all_nodes else {}
+        batches = map(_noted, client.batches(socket, "observe", **params, **whole, follow=follow))
     try:
         _print(batches, form, TextForm(numeric))
     except (KeyboardInterrupt, BrokenPipeError):  # the user, or the reader of the output, ended it
@@ -104,6 +110,14 @@ def _check(
         raise BadInput("a table has no end with --follow; allowed: -o compact, dict, json, jsonpb")
 
 
+def _noted(items: list[Item]) -> list[Item]:
+    """Return the items but notices, which are printed beside the output."""
+    for item in items:
+        if "notice" in item:
+            output.note(str(item["notice"]))
+    return [item for item in items if "notice" not in item]
+
+
 def _saved(name: str, query: Query) -> Iterator[Item]:
     """Return the flows of a file that the query selects; a line that is no flow is noted."""
     from nfq_enforcer.observe import saved
@@ -123,7 +137,8 @@ def _print(batches: Iterator[list[Item]], form: ObserveFormat, text: TextForm) -
             lines += separator
             lines += lines_of(item)
             separator = [_SEPARATOR] if form is ObserveFormat.DICT else []
-        output.lines(lines)
+        if lines:
+            output.lines(lines)
 
 
 def _lines_of(form: ObserveFormat, text: TextForm) -> Callable[[Item], list[str]]:

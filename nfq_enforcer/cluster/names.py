@@ -28,6 +28,10 @@ class NodeView(Protocol):
     def datapath(self) -> Datapath | str:
         """Return the datapath of its configuration."""
 
+    @property
+    def peers(self) -> tuple[Address, int] | None:
+        """Return address and port at which its agent accepts those of other nodes; None: it does not."""
+
 
 class EndpointView(Protocol):
     """EndpointView: the fields of an endpoint's record that names are made of."""

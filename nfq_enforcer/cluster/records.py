@@ -43,6 +43,8 @@ class NodeRecord(NamedTuple):
     datapath: Datapath | str = (
         Datapath.PER_PACKET
     )  # of its configuration; a str if this version does not have that word
+    # address and port at which its agent accepts those of other nodes; None: it does not, or is of an older version
+    peers: tuple[Address, int] | None = None
 
 
 class EndpointRecord(NamedTuple):

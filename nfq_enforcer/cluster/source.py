@@ -1,6 +1,6 @@
 """Source of an agent's cluster: the interface that every store implements."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from nfq_enforcer.cluster.records import Address, Change
@@ -45,6 +45,19 @@ class NodeStatus(NamedTuple):
     revision: int | None = None  # of the policy that it enforces
 
 
+class Mail(Protocol):
+    """Mail: messages between the agents of one cluster, by way of their store, which keeps none of them.
+
+    Anyone with the store's credentials can read every message, and send one in the name of any node.
+    """
+
+    def receive_by(self, receive: Callable[[bytes], None]) -> None:
+        """Set the function that receives the messages to this node."""
+
+    async def send(self, node: str, message: bytes) -> bool:
+        """Send a message; return whether an agent received it; raise NfqError if the store cannot be reached."""
+
+
 class Store(Protocol):
     """Store: the source of an agent's cluster.
 
@@ -62,6 +75,10 @@ class Store(Protocol):
     @property
     def revision(self) -> int | None:
         """Return the revision of the policy that the nodes agree on; None for a store without one."""
+
+    @property
+    def mail(self) -> Mail | None:
+        """Return the messages between the agents; None for a store of one node."""
 
     async def start(self) -> None:
         """Return when a first state is available; raise NfqError if none can be."""

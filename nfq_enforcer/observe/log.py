@@ -37,10 +37,10 @@ class Follower(Generic[LogEntry]):
         except asyncio.QueueFull:
             self._lost += 1
 
-    async def next(self) -> list[LogEntry]:
-        """Wait for the next flow, and return it with those that have come until then, a limited number."""
+    async def next(self, at_most: int = _AT_ONCE) -> list[LogEntry]:
+        """Wait for the next flow, and return it with those that have come until then."""
         flows = [await self._waiting.get()]
-        while len(flows) < _AT_ONCE and not self._waiting.empty():
+        while len(flows) < at_most and not self._waiting.empty():
             flows.append(self._waiting.get_nowait())
         return flows
 

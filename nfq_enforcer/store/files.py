@@ -104,6 +104,11 @@ class FileStore:
         """Return None: nodes that read the same files do not agree on a revision."""
         return None
 
+    @property
+    def mail(self) -> None:
+        """Return None: this node is alone."""
+        return None
+
     async def wait(self) -> None:
         """Return when documents have changed and are valid."""
         if self._following is None:

@@ -231,7 +231,7 @@ maxmemory-policy noeviction
 
 # The password is in $PASSWORD; this is its SHA-256.
 user default off
-user nfqe on #$digest resetkeys ~$prefix:* resetchannels -@all +@connection +@read +@write +@transaction +time +eval +evalsha +script|load -function -@dangerous +info
+user nfqe on #$digest resetkeys ~$prefix:* resetchannels &$prefix:* -@all +@connection +@read +@write +@transaction +time +eval +evalsha +script|load +publish +subscribe -function -@dangerous +info
 END
 }
 

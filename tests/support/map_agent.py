@@ -12,6 +12,7 @@ from typing import Any, cast
 from nfq_enforcer.agent.api import ApiServer, Method, Params
 from nfq_enforcer.agent.handlers.observe import ObserveHandlers
 from nfq_enforcer.agent.handlers.parts import Parts
+from nfq_enforcer.agent.peers.cluster_flows import ClusterFlows
 from nfq_enforcer.cluster.names import End, Ends
 from nfq_enforcer.core.events import FlowEvent
 from nfq_enforcer.core.identity import Identity
@@ -98,7 +99,7 @@ class MapAgent:
     async def _serve(self, started: threading.Event, stop: asyncio.Event) -> None:
         parts = cast(Parts, SimpleNamespace(log=self.log, settings=SimpleNamespace(name="n1")))
         methods: dict[str, Method] = {
-            "observe": ObserveHandlers(parts).observe,
+            "observe": ObserveHandlers(parts, cast(ClusterFlows, None)).observe,
             "endpoint_policy": self.endpoint_policy,
         }
         server = ApiServer(self.path, methods, group="")

@@ -13,6 +13,7 @@ from nfq_enforcer.agent.handlers.policies import PolicyHandlers
 from nfq_enforcer.agent.handlers.status import StatusHandlers
 from nfq_enforcer.agent.handlers.store import StoreHandlers
 from nfq_enforcer.agent.health_watch import HealthWatch
+from nfq_enforcer.agent.peers.peers import Peers
 from nfq_enforcer.observe import metrics
 from nfq_enforcer.observe.metric_family import MetricFamily
 
@@ -28,7 +29,8 @@ class Handlers:
         self._cluster = ClusterHandlers(parts)
         self._fqdn = FqdnHandlers(parts)
         self._conntrack = ConntrackHandlers(parts)
-        self._observe = ObserveHandlers(parts)
+        self.peers = Peers(parts, self._cluster.read_nodes)
+        self._observe = ObserveHandlers(parts, self.peers.flows)
         self._capture = CaptureHandlers(parts)
         self._store = StoreHandlers(parts)
 

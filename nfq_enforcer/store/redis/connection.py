@@ -7,8 +7,8 @@ One server holds a whole cluster, because the changes are one ordered stream and
 The shards of a Redis Cluster can guarantee neither, so a server in cluster mode is refused.
 
 A dedicated user needs ``PERMISSIONS`` and the keys below the address's ``prefix``, here ``nfqe``:
-``ACL SETUSER nfq-enforcer on >PASSWORD ~nfqe:* PERMISSIONS``. Behind Sentinels the ``sentinel_user`` needs
-``SENTINEL_PERMISSIONS``.
+``ACL SETUSER nfq-enforcer on >PASSWORD ~nfqe:* &nfqe:* PERMISSIONS``. Without the channels ``&nfqe:*`` all but
+``observe --all-nodes`` works. Behind Sentinels the ``sentinel_user`` needs ``SENTINEL_PERMISSIONS``.
 """
 
 import asyncio
@@ -42,7 +42,8 @@ PERMISSIONS = (
     "+xread +xrange +xlen +xinfo|stream +xadd +xsetid "
     "+hget +hgetall +hmget +hscan +hexists +hset +hincrby +hdel "
     "+sadd +srem +scard +srandmember +zadd +zrem +zrange +zrangebyscore "
-    "+rpush +lrange +lindex +lset +ltrim"
+    "+rpush +lrange +lindex +lset +ltrim "
+    "+publish +subscribe"
 )
 SENTINEL_PERMISSIONS = "+client|setname +sentinel|get-master-addr-by-name"
 

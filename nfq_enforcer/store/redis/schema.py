@@ -25,7 +25,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from sys import intern
 from typing import Any, NamedTuple
 
@@ -139,8 +139,9 @@ def is_namespace(key: Key) -> bool:
 
 def encode_node(record: NodeRecord) -> str:
     """Return the value of a node."""
-    addresses, version, datapath = record
-    return _encode({"addresses": list(map(str, addresses)), "version": version, "datapath": datapath})
+    addresses, version, datapath, peers = record
+    more = {"peers": {"address": str(peers[0]), "port": peers[1]}} if peers is not None else {}
+    return _encode({"addresses": list(map(str, addresses)), "version": version, "datapath": datapath, **more})
 
 
 def encode_identity(labels: Labels) -> str:
@@ -203,7 +204,16 @@ def _node(name: str, data: Mapping[str, Any]) -> NodeRecord:
     version, datapath = _string(data["version"]), _string(data.get("datapath", "per-packet"))
     _match(_VERSION.fullmatch, version, "a version")
     _match(_WORD.fullmatch, datapath, "the name of a datapath")
-    return NodeRecord(addresses, version, _datapath(datapath))
+    peers = _listening(data["peers"]) if "peers" in data else None
+    return NodeRecord(addresses, version, _datapath(datapath), peers)
+
+
+def _listening(data: Mapping[str, Any]) -> tuple[IPv4Address | IPv6Address, int]:
+    """Return address and port at which a node's agent accepts others; the address may be that of all interfaces."""
+    address, port = ip_address(_string(data["address"])), data["port"]
+    if not isinstance(port, int) or isinstance(port, bool) or not 0 < port <= MAX_PORT:
+        raise ValueError(f"{shorten(repr(port))} is not a port")
+    return address, port
 
 
 def _datapath(word: str) -> Datapath | str:

@@ -31,7 +31,9 @@ from nfq_enforcer.policy.progress import Progress
 from nfq_enforcer.store.redis import backup, schema
 from nfq_enforcer.store.redis.commands import Collected, Interrupted, Request
 from nfq_enforcer.store.redis.connection import StoreError, Unanswered
+from nfq_enforcer.store.redis.mail import StoreMail
 from nfq_enforcer.store.redis.session import Session
+from nfq_enforcer.tasks import cancel
 from nfq_enforcer.text import utc_time
 
 _NAMED = 20  # refused values in the status
@@ -45,13 +47,22 @@ class RedisStore:
         self._session = session
         self._mirror = session.mirror
         self.progress = Progress()  # of reading documents
+        self._mail = StoreMail(session.node, session.connection, session.reachability, session.timings)
+        self._receiving: asyncio.Task[None] | None = None
+
+    @property
+    def mail(self) -> StoreMail:
+        """Return the messages between the agents."""
+        return self._mail
 
     async def start(self) -> None:
         """Return when a state can be enforced."""
+        self._receiving = asyncio.create_task(self._mail.run())
         await self._session.start()
 
     async def stop(self) -> None:
         """Leave the store, and save the rest of the state."""
+        await cancel(self._receiving)
         await self._session.stop()
 
     async def wait(self) -> None:

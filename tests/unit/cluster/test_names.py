@@ -20,6 +20,7 @@ class Host(NamedTuple):
     addresses: tuple[IPv4Address | IPv6Address, ...]
     version: str = "0.1"
     datapath: str = "per-packet"
+    peers: tuple[IPv4Address | IPv6Address, int] | None = None
 
 
 class Workload(NamedTuple):

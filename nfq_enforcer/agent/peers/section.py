@@ -1,0 +1,40 @@
+"""Section ``peers`` of the configuration: connections between the agents, for ``observe --all-nodes``."""
+
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, ConfigDict, model_validator
+
+from nfq_enforcer.agent.config_fields import absolute_file, host_and_port
+from nfq_enforcer.policy.validation import Part
+
+_File = Annotated[str, AfterValidator(absolute_file)]
+
+
+def _listening(written: str) -> str:
+    if written and host_and_port(written) is None:
+        allowed = 'allowed: as in 10.0.0.1:9964 or [::]:9964, or "" for none'
+        raise ValueError(f"'{written}' is not an address with a port; {allowed}")
+    return written
+
+
+class PeersSection(Part):
+    """Section peers: mutual TLS between the agents; none by default: flows of other nodes come through the store."""
+
+    model_config = ConfigDict(alias_generator=str, validate_default=True, hide_input_in_errors=True)
+
+    listen: Annotated[str, AfterValidator(_listening)] = ""  # address and port, which other nodes reach
+    ca_file: _File | None = None  # of the authority of all agents' certificates, and of no others
+    cert_file: _File | None = None  # of this node: its name is a subject alternative name, as DNS:NAME
+    key_file: _File | None = None
+
+    @model_validator(mode="after")
+    def _all_or_none(self) -> Self:
+        given = [name for name in ("listen", "ca_file", "cert_file", "key_file") if getattr(self, name)]
+        if len(given) not in (0, 4):
+            raise ValueError("'listen', 'ca_file', 'cert_file' and 'key_file' go together; allowed: all or none")
+        return self
+
+    @property
+    def listening(self) -> tuple[str, int] | None:
+        """Return address and port; None while connections between the agents are not configured."""
+        return host_and_port(self.listen)
