@@ -51,8 +51,12 @@ def record(source: Source, *, dropped: bool = False) -> Recording:
     params = parameters(*source.filters, **times)
     query = Query(**params)  # a mistake is found without an agent
     recording = Recording(dropped=dropped)
-    for item in _items(source, query, params):
-        _add(recording, item)
+    try:
+        for item in _items(source, query, params):
+            _add(recording, item)
+    except KeyboardInterrupt:
+        if source.duration is None:
+            raise
     for reason, number in recording.left_out.items():
         output.note(f"{number} events left out: {reason}")
     return recording
@@ -92,7 +96,7 @@ def _coming(socket: Path, params: dict[str, Any], duration: float) -> Iterator[I
             if isinstance(item, NfqError):
                 raise item
             yield item
-    except (queue.Empty, KeyboardInterrupt):
+    except queue.Empty:
         return
 
 
