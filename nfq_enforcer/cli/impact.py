@@ -59,6 +59,9 @@ def impact(
         cluster = with_ends(documents, ends)
         replays.append(Replay(current.simulate(cluster.documents), cluster.references))
     rows = evaluation.impact(seen, opened, *replays)
+    unknown = sum(not all(replay.knows(flow) for replay in replays) for flow in (*seen, *opened))
+    if unknown:
+        output.note(f"{unknown} flows left out: no document can name one of their ends, or their protocol")
     _print(rows, form, headers=not no_headers)
     output.note(
         f"{sum(seen.values())} recorded and {sum(opened.values())} open connections evaluated, by the documents of "

@@ -240,6 +240,16 @@ def test_documents_that_change_nothing_are_said_to(run: RunProgram, tmp_path: Pa
     assert (done.status, done.out) == (0, "no connection changes its verdict\n")
 
 
+def test_flows_that_cannot_be_evaluated_are_counted(run: RunProgram, tmp_path: Path) -> None:
+    (tmp_path / "new.yaml").write_text(CLOSING)
+    flows = save(tmp_path / "flows", SEEN | {"source": FRONT | {"pod_name": HOSTILE}})
+
+    done = run("policy", "impact", tmp_path / "new.yaml", "--input-file", flows, "-f", tmp_path / "new.yaml")
+
+    assert done.err.splitlines()[0].startswith("nfq-enforcer: 1 flows left out: no document can name one of their ends")
+    assert all(line.isprintable() for line in (done.out + done.err).split("\n"))
+
+
 def test_recording_ends_with_its_time(run: RunProgram, answering: Answering) -> None:
     agent = answering(observe=(SEEN,), nodes=[])
 

@@ -1,6 +1,8 @@
 """Suggestion: the smallest set of documents that allows recorded flows, and nothing that was not seen."""
 
+from datetime import UTC, datetime
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,6 +226,16 @@ def test_a_comment_names_the_flows_of_each_rule() -> None:
         f"# seen: 3 connections and 1 request to default/back1, {last}",
     ]
     assert list(yaml.safe_load_all(text)) == [one.document for one in suggest(flows)]
+
+
+def test_the_documentation_has_a_true_example() -> None:
+    back = endpoint("back2", "10.31.2.11", role="backend")
+    last = datetime(2026, 11, 28, 11, 28, 38, tzinfo=UTC).timestamp()
+    web = {to(front, back): Seen(3, last, {}) for front in (FRONT1, FRONT2)}
+
+    text = suggestion_text.render(suggest({**web, to(FRONT1, back, 8, ICMP): Seen(1, last, {})}))
+
+    assert f"```yaml\n{text}```" in (Path(__file__).parents[3] / "docs" / "suggest.md").read_text()
 
 
 def test_a_name_from_the_network_cannot_leave_its_comment() -> None:
