@@ -116,6 +116,22 @@ COMMANDS: Mapping[str, Entry] = {
     "policy diff": Entry(
         "policy_files:diff", ("nfq-enforcer policy diff now/ new/ --endpoints policies/endpoints.yaml -o table",)
     ),
+    "policy suggest": Entry(
+        "suggest:suggest",
+        (
+            "nfq-enforcer policy suggest --since 1h > suggested.yaml",
+            "nfq-enforcer policy suggest --for 10m --namespace shop --http",
+            "nfq-enforcer policy suggest --input-file n1.json --input-file n2.json --not --to-port 22",
+        ),
+    ),
+    "policy impact": Entry(
+        "impact:impact",
+        (
+            "nfq-enforcer policy impact suggested.yaml",
+            "nfq-enforcer policy impact new/ --only --since 1h --from-label role=frontend",
+            "nfq-enforcer policy impact new.yaml --input-file flows.json -f policies/",
+        ),
+    ),
     "endpoint add": Entry(
         "endpoint:add",
         (

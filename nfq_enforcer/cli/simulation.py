@@ -1,8 +1,10 @@
 """Simulation of policy for commands that need no agent: of documents in files, or of those of a running agent."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from nfq_enforcer.agent import client, config, defaults
 from nfq_enforcer.cli.options import Localhost
@@ -71,6 +73,33 @@ def of_files_or_agent(
         node_labels=Labels.parse(running.get("node_labels", {})),
     )
     return simulation, f"the running agent of node {running['node']}, revision {running['revision']}"
+
+
+class Current(NamedTuple):
+    """Current documents: those of the running agent or of files, and the simulation of others in their place."""
+
+    documents: Documents
+    simulate: Callable[[Documents], Simulation]
+    origin: str
+
+
+def current(files: list[Path] | None, socket: Path, ignore_other_kinds: bool) -> Current:
+    """Return the documents of files, with the default settings, else those of the running agent with its settings."""
+    if files:
+        documents = loader.load(files, ignore_other_kinds=ignore_other_kinds)
+        return Current(documents, Simulation, "the given files")
+    running = client.call(socket, "documents", _MANY_DOCUMENTS)
+    simulate = partial(
+        Simulation,
+        enforcement=Enforcement(running["enforcement"]),
+        allow_localhost=Localhost(running["allow_localhost"]) is Localhost.ALWAYS,
+        cluster=running["cluster"],
+        kube_apiserver=_addresses(running["kube_apiserver"]),
+        relevant=LabelFilter(running["identity_labels"]),
+        node_labels=Labels.parse(running.get("node_labels", {})),
+    )
+    origin = f"the running agent of node {running['node']}, revision {running['revision']}"
+    return Current(loader.from_data(running["documents"]), simulate, origin)
 
 
 def _configured_simulation(

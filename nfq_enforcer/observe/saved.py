@@ -96,11 +96,12 @@ def parse(flow: Mapping[str, Any]) -> Logged:
 
 
 def _end(end: Mapping[str, Any]) -> tuple[Identity, End]:
-    labels = Labels(map(_label, end["labels"])) if "labels" in end else None
+    labels = Labels(map(parse_label, end["labels"])) if "labels" in end else None
     return Identity(int(end.get("identity", 0))), End(labels, end.get("namespace", ""), end.get("pod_name", ""))
 
 
-def _label(text: str) -> Label:
+def parse_label(text: str) -> Label:
+    """Return the label of its text form, ``source:key=value``."""
     name, _, value = text.partition("=")
     source, colon, key = name.partition(":")
     return Label(source, key, value) if colon else Label(DEFAULT_SOURCE, name, value)

@@ -16,9 +16,9 @@ def parse_time(text: str, now: float) -> float:
 
     A time without a zone is local time; a time of day without a date is that of today.
     """
-    parts = _PART.findall(text)
-    if parts and "".join(map("".join, parts)) == text:
-        return now - sum(float(number) * _UNITS[unit] for number, unit in parts)
+    age = _duration(text)
+    if age is not None:
+        return now - age
     local = datetime.fromtimestamp(now).astimezone()
     for written in (text, f"{local:%Y-%m-%d}T{text}"):
         try:
@@ -26,3 +26,18 @@ def parse_time(text: str, now: float) -> float:
         except (ValueError, OverflowError):
             continue
     raise BadInput(f"'{shorten(text)}' is no time; {_ALLOWED}")
+
+
+def parse_duration(text: str) -> float:
+    """Return a duration such as ``90s`` or ``1h30m`` in seconds; raise BadInput."""
+    duration = _duration(text)
+    if duration is None:
+        raise BadInput(f"'{shorten(text)}' is no duration; allowed: 90s, 5m, 1h30m and the like")
+    return duration
+
+
+def _duration(text: str) -> float | None:
+    parts = _PART.findall(text)
+    if not parts or "".join(map("".join, parts)) != text:
+        return None
+    return sum(float(number) * _UNITS[unit] for number, unit in parts)

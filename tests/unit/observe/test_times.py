@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from nfq_enforcer.errors import BadInput
-from nfq_enforcer.observe.times import parse_time
+from nfq_enforcer.observe.times import parse_duration, parse_time
 
 NOW = 1_767_225_600.0  # 2026-01-01T00:00:00Z, 02:00 in the zone of the tests
 
@@ -46,3 +46,10 @@ def test_a_time_is_an_age_or_a_point_in_time(text: str, before: float) -> None:
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(BadInput, match="is no time; allowed: an age such as 90s, 5m or 1h30m, or a time such as"):
         parse_time(text, NOW)
+
+
+def test_a_duration_is_an_age() -> None:
+    assert parse_duration("1h30m") == 5400
+
+    with pytest.raises(BadInput, match="'09:30' is no duration"):
+        parse_duration("09:30")
