@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("FROM", "TO", "PORT", "SEEN", "OPEN", "NOW", "THEN", "BECAUSE")
 
 
-@with_filters
+@with_filters()
 def impact(
     filters: Filters,
     new: Annotated[list[Path], typer.Argument(help="Files and folders of the new documents.")],

@@ -45,7 +45,7 @@ class Outside(StrEnum):
     WORLD = "world"
 
 
-@with_filters
+@with_filters()
 def suggest(
     filters: Filters,
     saved_flows: SavedFlows = None,
