@@ -1,8 +1,8 @@
 """Recording: logged events, summed up as the flows that they are of.
 
 A connection between two nodes is logged by both. A file may have the flows of several nodes, so a connection counts
-once, by its ports. Ends of flows and answers are no decisions, and have no part, except for the addresses in an answer
-of DNS.
+once, by its ports. Of an HTTP request that passes, this program logs the response, Hubble both; it counts once as well.
+Ends of flows and answers of DNS are no decisions, and have no part, except for the addresses in an answer.
 """
 
 import re
@@ -34,13 +34,13 @@ class _Tally:
     """Tally: the events of one flow."""
 
     last: float = 0.0
-    events: dict[int, Counter[Direction]] = field(default_factory=dict)  # by the opener's port
+    events: dict[int, Counter[tuple[Direction, bool]]] = field(default_factory=dict)  # by the opener's port
     refused: Counter[Direction] = field(default_factory=Counter)
 
     def add(self, logged: Logged) -> None:
         event = logged.event
         port = event.opening.sport if len(self.events) < MAX_PORTS else 0
-        self.events.setdefault(port, Counter())[event.direction] += 1
+        self.events.setdefault(port, Counter())[event.direction, event.is_reply] += 1
         self.refused[event.direction] += event.reason is not None or event.verdict is FlowVerdict.AUDIT
         self.last = max(self.last, logged.wall_time)
 
@@ -74,7 +74,9 @@ class Recording:
         self._tallies.setdefault(flow, _Tally()).add(logged)
 
     def _counts(self, event: FlowEvent) -> bool:
-        if event.end is not None or _is_answer(event.l7) or not event.opening.src:
+        if event.end is not None or not event.opening.src:
+            return False
+        if isinstance(event.l7, DnsMessage) and event.l7.is_answer:
             return False
         if event.verdict is FlowVerdict.FORWARDED:
             return True
@@ -101,12 +103,6 @@ class Recording:
         if not names or target.is_endpoint or target.entity:
             return flow
         return flow._replace(target=target._replace(fqdns=tuple(sorted(names))))
-
-
-def _is_answer(message: L7Message | None) -> bool:
-    if isinstance(message, DnsMessage):
-        return message.is_answer
-    return isinstance(message, HttpMessage) and message.is_response
 
 
 def _flow(logged: Logged) -> RecordedFlow:

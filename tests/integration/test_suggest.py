@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from tests.support.labs import (
     Policies,
     dropped,
     from_role,
+    now,
     outcomes,
     passes,
     policy,
     start_all,
     stop_agents,
+    until,
 )
 
 CLOSED_TO_ALL = policy("closed", "backend", ingress=[from_role("none")])
@@ -143,3 +146,29 @@ async def test_the_impact_of_a_document_is_what_happens_when_it_is_applied(
     assert (await other.talk(PATIENT)).ok
     await held.close()
     await other.close()
+
+
+async def test_requests_that_were_seen_pass_and_others_are_refused(guarded: Lab, policies: Policies) -> None:
+    node, back, front = guarded.nodes["n2"], guarded.address("back2"), guarded.host("front1")
+    (entry,) = from_role("frontend", (HTTP, "TCP"))["toPorts"]
+    every_path = {**from_role("frontend"), "toPorts": [{**entry, "rules": {"http": [{"path": "/.*"}]}}]}
+    await policies.apply("learning", policy("learning", "backend", ingress=[every_path]))
+    since = datetime.fromtimestamp(now(), UTC).isoformat()
+    for path in ("/userdata/42", "/search?q=1"):
+        assert (await front.request(back, HTTP, "GET", path, PATIENT)).code == 200
+    options = ("--http", "--direction", "ingress", "--since", since, "--to-pod", "back2", "--socket", node.socket)
+    found: list[str] = []
+
+    def has_both() -> bool:  # the proxy logs a request after its answer
+        found[:] = [command("policy", "suggest", *options).stdout]
+        return "/userdata/42" in found[0] and r"/search(\?.*)?" in found[0]
+
+    await until(has_both)
+    await policies.withdraw("learning")
+    await policies.apply("learned", found[0])
+
+    async def code(method: str, path: str) -> int:
+        return (await front.request(back, HTTP, method, path, PATIENT)).code
+
+    assert [await code("GET", path) for path in ("/userdata/42", "/search?q=2", "/userdata/43")] == [200, 200, 403]
+    assert await code("POST", "/userdata/42") == 403

@@ -74,7 +74,6 @@ def test_refused_connections_are_counted_by_the_side() -> None:
         {"verdict": "TRACED", "flow_end": END},
         {"verdict": "AUDIT", "drop_reason_desc": "CT_NO_MATCH"},
         {"IP": {}},
-        {"l7": {"type": "RESPONSE", "http": {"method": "GET", "url": "http://a/"}}, "is_reply": True},
         {"l7": {"type": "RESPONSE", "dns": {"query": "a."}}, "is_reply": True},
     ],
 )
@@ -109,6 +108,18 @@ def test_requests_are_flows_of_their_own(flow: dict[str, Any], request_: object)
     recorded_requests = [one.traffic.request for one in recorded(PASSED, flow).flows()]
 
     assert recorded_requests == [None, request_]
+
+
+def test_a_request_counts_once_with_its_response_or_with_one_of_both() -> None:
+    request = l7(http={"method": "GET", "url": "/"})
+    response = {"l7": {"type": "RESPONSE", "http": {"method": "GET", "url": "/", "code": 200}}, "is_reply": True}
+    answered = PASSED | response | {"source": BACK, "destination": FRONT}
+    answered |= {"IP": {"source": "10.0.0.2", "destination": "10.0.0.1"}}
+    answered |= {"l4": {"TCP": {"source_port": 80, "destination_port": 40_000}}}
+
+    for flows in ([request], [answered], [request, answered]):
+        flow, seen = only(recorded(*flows).flows().items())
+        assert (str(flow.source), str(flow.traffic), seen.times) == ("default/front1", "GET / on 80/TCP", 1)
 
 
 def test_an_address_outside_has_the_names_that_its_client_was_given() -> None:
