@@ -56,14 +56,17 @@ class Recording:
         self._dropped = dropped
         self._tallies: dict[RecordedFlow, _Tally] = {}
         self._names: dict[tuple[Labels | None, bytes], set[str]] = {}
+        self._resolvers: set[tuple[bytes, int, int]] = set()  # address, protocol, port
         self.nodes: set[str] = set()
         self.left_out: Counter[str] = Counter()  # events by the reason
 
     def add(self, logged: Logged) -> None:
         """Add an event."""
         event = logged.event
-        if isinstance(event.l7, DnsMessage) and event.l7.is_answer:
-            self._learn(logged.names.source, event.l7)
+        if isinstance(event.l7, DnsMessage):
+            self._resolvers.add((event.opening.dst, event.opening.proto, event.opening.dport))
+            if event.l7.is_answer:
+                self._learn(logged.names.source, event.l7)
         if not self._counts(event):
             return
         flow = _flow(logged)
@@ -94,13 +97,18 @@ class Recording:
                 names.add(answer.name)
 
     def flows(self) -> dict[RecordedFlow, Seen]:
-        """Return the flows; a target outside has the names that DNS answers have given to it."""
+        """Return the flows; a target outside has the names that DNS answers have given to it.
+
+        A DNS server has none: it has to be reached before any name is known.
+        """
         return {self._named(flow): tally.seen() for flow, tally in self._tallies.items()}
 
     def _named(self, flow: RecordedFlow) -> RecordedFlow:
         source, target = flow.source, flow.target
         names = self._names.get((source.labels, target.address.packed))
         if not names or target.is_endpoint or target.entity:
+            return flow
+        if (target.address.packed, flow.traffic.proto, flow.traffic.port) in self._resolvers:
             return flow
         return flow._replace(target=target._replace(fqdns=tuple(sorted(names))))
 
