@@ -48,12 +48,14 @@ def record(source: Source, *, dropped: bool = False) -> Recording:
         raise BadInput(f"--for and {'--input-file' if source.files else '--until'} exclude each other")
     written = {"since": source.since, "until": source.until}
     times: dict[str, Any] = {name: parse_time(text, now) for name, text in written.items() if text is not None}
-    params = parameters(*source.filters, **times)
-    query = Query(**params)  # a mistake is found without an agent
+    query = Query(*source.filters, **times)  # a mistake is found without an agent
+    # The response of an HTTP request comes from the target of its connection, so such filters cannot run in the agent.
+    by_side = any(name.startswith(("from-", "to-")) for given in source.filters for name in given)
+    params = parameters(*(Filters({}, {}) if by_side else source.filters), **times)
     recording = Recording(dropped=dropped)
     try:
-        for item in _items(source, query, params):
-            _add(recording, item)
+        for item in _items(source, params):
+            _add(recording, item, query)
     except KeyboardInterrupt:
         if source.duration is None:
             raise
@@ -62,10 +64,10 @@ def record(source: Source, *, dropped: bool = False) -> Recording:
     return recording
 
 
-def _items(source: Source, query: Query, params: dict[str, Any]) -> Iterator[Item]:
+def _items(source: Source, params: dict[str, Any]) -> Iterator[Item]:
     if source.files:
         for name in source.files:
-            yield from saved.select(input_file.lines(Path(name), input_file.FLOW_SIZE), query, output.note)
+            yield from saved.select(input_file.lines(Path(name), input_file.FLOW_SIZE), Query(), output.note)
     elif source.duration is None:
         yield from client.stream(source.socket, "observe", client.TIMEOUT, **params)
     else:
@@ -100,14 +102,18 @@ def _coming(socket: Path, params: dict[str, Any], duration: float) -> Iterator[I
         return
 
 
-def _add(recording: Recording, item: Item) -> None:
+def _add(recording: Recording, item: Item, query: Query) -> None:
+    """Add a flow that the query admits, as its opener's."""
     if not is_flow(item):
         output.note(beside(item))
         return
     try:
-        recording.add(saved.parse(item))
+        logged = saved.parse(item)
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         output.note(f"a flow cannot be read: {type(error).__name__}: {error}")
+        return
+    if query.admits(logged._replace(event=logged.event._replace(is_reply=False))):
+        recording.add(logged)
 
 
 def open_connections(socket: Path, owners: Mapping[str, tuple[str, str]]) -> dict[RecordedFlow, int]:

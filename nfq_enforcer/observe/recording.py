@@ -1,8 +1,8 @@
 """Recording: logged events, summed up as the flows that they are of.
 
 A connection between two nodes is logged by both. A file may have the flows of several nodes, so a connection counts
-once, by its ports. Ends of flows and answers are no decisions, and have no part, except for the addresses in an answer
-of DNS.
+once, by its ports. Of an HTTP request that passes, this program logs the response, Hubble both; it counts once as well.
+Ends of flows and answers of DNS are no decisions, and have no part, except for the addresses in an answer.
 """
 
 import re
@@ -34,13 +34,13 @@ class _Tally:
     """Tally: the events of one flow."""
 
     last: float = 0.0
-    events: dict[int, Counter[Direction]] = field(default_factory=dict)  # by the opener's port
+    events: dict[int, Counter[tuple[Direction, bool]]] = field(default_factory=dict)  # by the opener's port
     refused: Counter[Direction] = field(default_factory=Counter)
 
     def add(self, logged: Logged) -> None:
         event = logged.event
         port = event.opening.sport if len(self.events) < MAX_PORTS else 0
-        self.events.setdefault(port, Counter())[event.direction] += 1
+        self.events.setdefault(port, Counter())[event.direction, event.is_reply] += 1
         self.refused[event.direction] += event.reason is not None or event.verdict is FlowVerdict.AUDIT
         self.last = max(self.last, logged.wall_time)
 
@@ -56,14 +56,17 @@ class Recording:
         self._dropped = dropped
         self._tallies: dict[RecordedFlow, _Tally] = {}
         self._names: dict[tuple[Labels | None, bytes], set[str]] = {}
+        self._resolvers: set[tuple[bytes, int, int]] = set()  # address, protocol, port
         self.nodes: set[str] = set()
         self.left_out: Counter[str] = Counter()  # events by the reason
 
     def add(self, logged: Logged) -> None:
         """Add an event."""
         event = logged.event
-        if isinstance(event.l7, DnsMessage) and event.l7.is_answer:
-            self._learn(logged.names.source, event.l7)
+        if isinstance(event.l7, DnsMessage):
+            self._resolvers.add((event.opening.dst, event.opening.proto, event.opening.dport))
+            if event.l7.is_answer:
+                self._learn(logged.names.source, event.l7)
         if not self._counts(event):
             return
         flow = _flow(logged)
@@ -74,7 +77,9 @@ class Recording:
         self._tallies.setdefault(flow, _Tally()).add(logged)
 
     def _counts(self, event: FlowEvent) -> bool:
-        if event.end is not None or _is_answer(event.l7) or not event.opening.src:
+        if event.end is not None or not event.opening.src:
+            return False
+        if isinstance(event.l7, DnsMessage) and event.l7.is_answer:
             return False
         if event.verdict is FlowVerdict.FORWARDED:
             return True
@@ -92,7 +97,10 @@ class Recording:
                 names.add(answer.name)
 
     def flows(self) -> dict[RecordedFlow, Seen]:
-        """Return the flows; a target outside has the names that DNS answers have given to it."""
+        """Return the flows; a target outside has the names that DNS answers have given to it.
+
+        A DNS server has none: it has to be reached before any name is known.
+        """
         return {self._named(flow): tally.seen() for flow, tally in self._tallies.items()}
 
     def _named(self, flow: RecordedFlow) -> RecordedFlow:
@@ -100,13 +108,9 @@ class Recording:
         names = self._names.get((source.labels, target.address.packed))
         if not names or target.is_endpoint or target.entity:
             return flow
+        if (target.address.packed, flow.traffic.proto, flow.traffic.port) in self._resolvers:
+            return flow
         return flow._replace(target=target._replace(fqdns=tuple(sorted(names))))
-
-
-def _is_answer(message: L7Message | None) -> bool:
-    if isinstance(message, DnsMessage):
-        return message.is_answer
-    return isinstance(message, HttpMessage) and message.is_response
 
 
 def _flow(logged: Logged) -> RecordedFlow:

@@ -3,7 +3,9 @@
 A flow has no port of its opener: connections between two ends to one port are one flow, which was seen several times.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -31,7 +33,7 @@ class RecordedEnd(NamedTuple):
     @property
     def written_labels(self) -> Labels:
         """Return the labels that a person has written for it."""
-        return own_labels(label for label in self.labels or () if label.source not in _NO_ENDPOINT)
+        return _written(self.labels) if self.labels is not None else Labels()
 
     @property
     def is_endpoint(self) -> bool:
@@ -48,11 +50,22 @@ class RecordedEnd(NamedTuple):
         """Return the namespace of an endpoint."""
         return (self.labels and namespace_of(self.labels)) or self.namespace or "default"
 
+    def is_same_endpoint(self, other: "RecordedEnd") -> bool:
+        """Return whether both are one endpoint, maybe at two of its addresses."""
+        if self.name and other.name:
+            return (self.namespace, self.name) == (other.namespace, other.name)
+        return self.is_endpoint and self.address == other.address
+
     def __str__(self) -> str:
         """Render as ``default/front1``, as the labels of an endpoint without a name, as an entity or an address."""
         if self.name:
             return f"{self.namespace}/{self.name}"
         return str(self.entity or (self.written_labels if self.is_endpoint else self.address))
+
+
+@lru_cache(maxsize=1 << 12)
+def _written(labels: Labels) -> Labels:
+    return own_labels(label for label in labels if label.source not in _NO_ENDPOINT)
 
 
 class RecordedFlow(NamedTuple):
@@ -88,7 +101,7 @@ def with_ends(documents: Documents, ends: Iterable[RecordedEnd]) -> RecordedClus
     endpoints, namespaces = list(documents.endpoints), {one.name: one for one in documents.namespaces}
     names = {f"{one.namespace}/{one.name}" for one in endpoints}
     unknown: list[RecordedEnd] = []
-    known = frozenset(names)
+    known, same = frozenset(names), Counter[tuple[str, str]]()
     for end in dict.fromkeys(ends):
         if f"{end.namespace}/{end.name}" in known:
             references[end] = f"{end.namespace}/{end.name}"
@@ -96,7 +109,7 @@ def with_ends(documents: Documents, ends: Iterable[RecordedEnd]) -> RecordedClus
             references[end] = f"reserved:{end.entity}" if end.entity else f"ip:{end.address}"
         else:
             try:
-                made = from_data(_endpoint_and_namespace(end, names))
+                made = from_data(_endpoint_and_namespace(end, names, same))
             except ValidationError:
                 unknown.append(end)
                 continue
@@ -108,11 +121,14 @@ def with_ends(documents: Documents, ends: Iterable[RecordedEnd]) -> RecordedClus
     return RecordedCluster(all_documents, references, tuple(unknown))
 
 
-def _endpoint_and_namespace(end: RecordedEnd, taken: Iterable[str]) -> list[dict[str, Any]]:
-    name, number = end.name or "endpoint", 1
+def _endpoint_and_namespace(
+    end: RecordedEnd, taken: Container[str], same: Counter[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return the documents; ``same`` counts the ends of a name, so that the next number is found at once."""
+    stem = name = end.name or "endpoint"
     while f"{end.home}/{name}" in taken:
-        number += 1
-        name = f"{end.name or 'endpoint'}-{number}"
+        same[end.home, stem] += 1
+        name = f"{stem}-{same[end.home, stem] + 1}"
     written = {f"{label.source}:{label.key}": label.value for label in end.written_labels}
     inherited = {
         f"{label.source}:{label.key.removeprefix(NAMESPACE_LABELS)}": label.value

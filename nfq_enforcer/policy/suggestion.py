@@ -146,7 +146,7 @@ def suggest(
 
 
 def _closed_by(flow: RecordedFlow, options: SuggestionOptions) -> Iterator[Direction]:
-    if not is_writable(flow) or (flow.source.is_endpoint and str(flow.source) == str(flow.target)):
+    if not is_writable(flow) or flow.source.is_same_endpoint(flow.target):
         return
     for direction, subject in ((Direction.INGRESS, flow.target), (Direction.EGRESS, flow.source)):
         if subject.is_endpoint and direction in options.directions:

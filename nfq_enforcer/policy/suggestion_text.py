@@ -15,6 +15,7 @@ from nfq_enforcer.text import printable, utc_time
 
 _FILE = "the suggestion"
 _INDENT = "  "
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast, where PyYAML has libyaml
 _SIDES = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 
 
@@ -52,7 +53,7 @@ def _parts(policy: SuggestedPolicy) -> Iterator[str]:
 
 
 def _yaml(data: Data | list[Data]) -> str:
-    return yaml.safe_dump(data, sort_keys=False, width=10_000)
+    return yaml.dump(data, Dumper=_DUMPER, sort_keys=False, width=10_000)
 
 
 def _comment(text: str) -> str:

@@ -6,16 +6,22 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dns.message
+import dns.rcode
 import pytest
 import yaml
 
 from nfq_enforcer.lab.lab import Lab
 from nfq_enforcer.lab.node import LabNode
+from tests.support.dns import A, address, answer, query
+from tests.support.dns_server import DnsClient, DnsServer
 from tests.support.labs import (
     BACKENDS,
+    BRIEF,
     FAMILIES,
     FRONTENDS,
     HTTP,
@@ -24,11 +30,14 @@ from tests.support.labs import (
     Policies,
     dropped,
     from_role,
+    now,
     outcomes,
     passes,
     policy,
+    start,
     start_all,
     stop_agents,
+    until,
 )
 
 CLOSED_TO_ALL = policy("closed", "backend", ingress=[from_role("none")])
@@ -143,3 +152,83 @@ async def test_the_impact_of_a_document_is_what_happens_when_it_is_applied(
     assert (await other.talk(PATIENT)).ok
     await held.close()
     await other.close()
+
+
+async def test_requests_that_were_seen_pass_and_others_are_refused(guarded: Lab, policies: Policies) -> None:
+    node, back, front = guarded.nodes["n2"], guarded.address("back2"), guarded.host("front1")
+    (entry,) = from_role("frontend", (HTTP, "TCP"))["toPorts"]
+    every_path = {**from_role("frontend"), "toPorts": [{**entry, "rules": {"http": [{"path": "/.*"}]}}]}
+    await policies.apply("learning", policy("learning", "backend", ingress=[every_path]))
+    since = datetime.fromtimestamp(now(), UTC).isoformat()
+    for path in ("/userdata/42", "/search?q=1"):
+        assert (await front.request(back, HTTP, "GET", path, PATIENT)).code == 200
+    options = ("--http", "--direction", "ingress", "--since", since, "--to-pod", "back2", "--socket", node.socket)
+    found: list[str] = []
+
+    def has_both() -> bool:  # the proxy logs a request after its answer
+        found[:] = [command("policy", "suggest", *options).stdout]
+        return "/userdata/42" in found[0] and r"/search(\?.*)?" in found[0]
+
+    await until(has_both, 6 * PATIENT)  # each asks by a process of its own
+    await policies.withdraw("learning")
+    await policies.apply("learned", found[0])
+
+    async def code(method: str, path: str) -> int:
+        return (await front.request(back, HTTP, method, path, PATIENT)).code
+
+    assert [await code("GET", path) for path in ("/userdata/42", "/search?q=2", "/userdata/43")] == [200, 200, 403]
+    assert await code("POST", "/userdata/42") == 403
+
+
+DNS_PORT = 5353  # beside the lab's own servers
+LEARNING_NAMES = policy(
+    "learning",
+    "frontend",
+    egress=[
+        {
+            "toEntities": ["world"],
+            "toPorts": [
+                {"ports": [{"port": str(DNS_PORT), "protocol": "UDP"}], "rules": {"dns": [{"matchPattern": "*"}]}}
+            ],
+        },
+        {"toFQDNs": [{"matchPattern": "*.example.com"}]},
+    ],
+)
+
+
+@contextmanager
+def resolving(lab: Lab, documents: str) -> Iterator[DnsClient]:
+    """Run the agent of n1, and a DNS server in the world that gives every name the world's address."""
+    server = DnsServer(lab, "world", lambda asked: [named(lab, asked)], DNS_PORT)
+    start(lab, "n1", documents=documents)
+    client = DnsClient(lab, "front1", "world", 4, DNS_PORT)
+    try:
+        yield client
+    finally:
+        client.close()
+        server.close()
+        stop_agents(lab)
+
+
+def named(lab: Lab, asked: bytes) -> bytes:
+    name = str(dns.message.from_wire(asked).question[0].name).rstrip(".")
+    return answer(name, address(name, str(lab.address("world")), 60))
+
+
+async def test_names_that_were_asked_for_pass_and_others_are_refused(unguarded: Lab) -> None:
+    lab, world, front = unguarded, unguarded.address("world"), unguarded.host("front1")
+    with resolving(lab, LEARNING_NAMES) as client:
+        assert client.rcode(query("api.example.com", A), PATIENT) == dns.rcode.NOERROR
+        assert (await front.connect(world, HTTP, PATIENT)).ok
+        options = ("--direction", "egress", "--from-label", "role=frontend", "--socket", lab.nodes["n1"].socket)
+        done = command("policy", "suggest", *options)
+    (document,) = yaml.safe_load_all(done.stdout)
+    assert {"toFQDNs": [{"matchName": "api.example.com"}]}.items() <= document["spec"]["egress"][-1].items()
+    (lab.nodes["n1"].state / "names.json").unlink(missing_ok=True)
+
+    with resolving(lab, done.stdout) as client:
+        assert not (await front.connect(world, HTTP, BRIEF)).ok
+        assert client.rcode(query("www.example.com", A), PATIENT) == dns.rcode.REFUSED
+        assert client.rcode(query("api.example.com", A), PATIENT) == dns.rcode.NOERROR
+        assert (await front.connect(world, HTTP, PATIENT)).ok
+        assert not (await front.connect(world, OTHER_TCP, BRIEF)).ok

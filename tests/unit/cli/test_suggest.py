@@ -117,6 +117,25 @@ def test_the_suggestion_for_files_needs_no_agent(run: RunProgram, tmp_path: Path
     assert result["not_allowed"] == []
 
 
+def test_filters_of_one_end_are_those_of_the_connection(run: RunProgram, answering: Answering) -> None:
+    """The response to a request comes from the target of its connection."""
+    response = {"type": "RESPONSE", "http": {"method": "GET", "url": "http://back1/a", "code": 200}}
+    answered = SEEN | {"l7": response, "is_reply": True, "source": BACK, "destination": FRONT}
+    answered |= {"IP": {"source": "10.0.0.2", "destination": "10.0.0.1"}}
+    answered |= {"l4": {"TCP": {"source_port": 80, "destination_port": 40_000}}}
+    other = SEEN | {"source": BACK, "destination": FRONT}
+    agent = answering(observe=(SEEN, answered, other), nodes=[])
+
+    done = run("policy", "suggest", "--http", "--to-label", "role=backend", "--socket", agent.socket)
+
+    back, front = yaml.safe_load_all(done.out)
+    assert agent.calls[0] == {}
+    assert [port["rules"] for rule in back["spec"]["ingress"] for port in rule["toPorts"]] == [
+        {"http": [{"method": "GET", "path": "/a"}]}
+    ]
+    assert "ingress" not in front["spec"]
+
+
 def test_without_a_flow_nothing_is_suggested(run: RunProgram, tmp_path: Path) -> None:
     done = run("policy", "suggest", "--input-file", save(tmp_path / "flows.json"))
 

@@ -74,7 +74,6 @@ def test_refused_connections_are_counted_by_the_side() -> None:
         {"verdict": "TRACED", "flow_end": END},
         {"verdict": "AUDIT", "drop_reason_desc": "CT_NO_MATCH"},
         {"IP": {}},
-        {"l7": {"type": "RESPONSE", "http": {"method": "GET", "url": "http://a/"}}, "is_reply": True},
         {"l7": {"type": "RESPONSE", "dns": {"query": "a."}}, "is_reply": True},
     ],
 )
@@ -111,10 +110,23 @@ def test_requests_are_flows_of_their_own(flow: dict[str, Any], request_: object)
     assert recorded_requests == [None, request_]
 
 
+def test_a_request_counts_once_with_its_response_or_with_one_of_both() -> None:
+    request = l7(http={"method": "GET", "url": "/"})
+    response = {"l7": {"type": "RESPONSE", "http": {"method": "GET", "url": "/", "code": 200}}, "is_reply": True}
+    answered = PASSED | response | {"source": BACK, "destination": FRONT}
+    answered |= {"IP": {"source": "10.0.0.2", "destination": "10.0.0.1"}}
+    answered |= {"l4": {"TCP": {"source_port": 80, "destination_port": 40_000}}}
+
+    for flows in ([request], [answered], [request, answered]):
+        flow, seen = only(recorded(*flows).flows().items())
+        assert (str(flow.source), str(flow.traffic), seen.times) == ("default/front1", "GET / on 80/TCP", 1)
+
+
 def test_an_address_outside_has_the_names_that_its_client_was_given() -> None:
     outside = PASSED | {"destination": WORLD}
     answer = {"type": "RESPONSE", "dns": {"query": "a.example.", "ips": ["10.0.0.2"]}}
     learned = PASSED | {"l7": answer, "is_reply": True, "source": BACK, "destination": FRONT}
+    learned |= {"l4": {"UDP": {"source_port": 53, "destination_port": 40_000}}}
 
     def names(*flows: dict[str, Any]) -> tuple[str, ...]:
         return only(recorded(*flows).flows().items())[0].target.fqdns
@@ -126,6 +138,20 @@ def test_an_address_outside_has_the_names_that_its_client_was_given() -> None:
         learned | {"l7": answer | {"dns": {"query": f"{one}.example.", "ips": ["10.0.0.2"]}}} for one in "abcdefghijk"
     ]
     assert len(names(outside, *many)) == 8
+
+
+def test_a_dns_server_is_reached_by_its_address() -> None:
+    asked = l7(dns={"query": "a.example."}) | {"destination": WORLD, "l4": {"UDP": {"destination_port": 53}}}
+    answer = {"type": "RESPONSE", "dns": {"query": "a.example.", "ips": ["10.0.0.2"]}}
+    answered = asked | {"l7": answer, "is_reply": True, "source": WORLD, "destination": FRONT}
+    answered |= {"IP": {"source": "10.0.0.2", "destination": "10.0.0.1"}, "l4": {"UDP": {"source_port": 53}}}
+
+    flows = recorded(asked, answered, PASSED | {"destination": WORLD}).flows()
+
+    assert {str(flow.traffic): flow.target.fqdns for flow in flows} == {
+        "a query for a.example on 53/UDP": (),
+        "80/TCP": ("a.example",),
+    }
 
 
 def test_icmp_is_a_flow_by_its_type() -> None:

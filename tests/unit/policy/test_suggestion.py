@@ -187,7 +187,18 @@ def test_flows_that_no_rule_can_name_are_left_out_with_the_reason() -> None:
 
 
 def test_an_endpoint_needs_no_rule_to_reach_itself() -> None:
-    assert suggest(seen(to(FRONT1, FRONT1))) == ()
+    nameless = FRONT1._replace(name="")
+
+    assert suggest(seen(to(FRONT1, FRONT1), to(FRONT1, FRONT1._replace(address=BACK.address)))) == ()
+    assert suggest(seen(to(nameless, nameless))) == ()
+
+
+def test_endpoints_of_the_same_labels_need_a_rule_to_reach_each_other() -> None:
+    nameless = FRONT1._replace(name=""), FRONT2._replace(name="")
+    entry = {"fromEndpoints": [select(role="frontend")], **tcp(80)}
+
+    assert rules(seen(to(FRONT1, FRONT2)), INGRESS) == [entry]
+    assert rules(seen(to(*nameless)), INGRESS) == [entry]
 
 
 def test_names_of_documents_are_stable_and_unique() -> None:
