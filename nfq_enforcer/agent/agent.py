@@ -253,13 +253,15 @@ class Agent:
                 if await self._unless_stopped(self._store.start()):
                     await self._enforce()
             finally:
-                await self._leave()
+                try:
+                    await self._peers.stop()
+                finally:
+                    await self._leave()
         finally:
             if not self._handing_over:
                 notify.stopping()
             if self._exporter:
                 await self._exporter.stop()
-            await self._peers.stop()
             await self._run_server.stop()
             await self._workloads.stop()
             await self._reconciler.stop()

@@ -49,15 +49,18 @@ class ApiServer:
         group: str | None = None,
         *,
         mode: int = 0o600,
+        requests: "Requests | None" = None,
     ) -> None:
         """Set the path of the socket, the methods by name, and the group that may open the socket besides root.
 
         ``group`` None is the default one, if the host has it; an empty one is root alone, or others by ``mode``.
+        ``requests`` answers in place of the methods.
         """
         self._path = path
         self._group = group
         self._mode = mode
-        self._server = StreamServer(Requests(methods, limits).handle, error_line, limits, "a request to the API")
+        handle = (requests or Requests(methods, limits)).handle
+        self._server = StreamServer(handle, error_line, limits, "a request to the API")
 
     async def start(self) -> None:
         """Listen; raise NfqError if another agent listens on the socket, or the path cannot be bound."""

@@ -459,6 +459,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, str]]:
             "documents are watched with the store 'memory:' only; allowed: none, "
             "and to load them into the store once with 'nfq-enforcer policy load'",
         )
+    if not config.peers.is_whole:
+        yield "peers", "'listen', 'ca_file', 'cert_file' and 'key_file' go together; allowed: all or none"
     queues = 1 if config.queues == "auto" else config.queues
     if queues > 1 and config.driver is Driver.NETFILTERQUEUE:
         yield "queues", f"{queues} is not supported by the driver 'netfilterqueue'; allowed: 'auto' or 1"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nfq_enforcer.agent import params
-from nfq_enforcer.agent.api import ApiServer, parse
+from nfq_enforcer.agent.api import ApiServer, Requests, parse
 from nfq_enforcer.agent.params import Params
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.web.server import Connection, Limits
@@ -30,7 +30,14 @@ class RunServer(ApiServer):
 
     def __init__(self, path: Path, processes: Processes) -> None:
         """Set the path of the socket."""
-        super().__init__(path, {}, _LIMITS, group="", mode=0o666)
+        super().__init__(path, {}, _LIMITS, group="", mode=0o666, requests=_RunRequests(processes))
+
+
+class _RunRequests(Requests):
+    """_RunRequests: answers requests with regard to the process at the other end."""
+
+    def __init__(self, processes: Processes) -> None:
+        super().__init__({}, _LIMITS)
         self._processes = processes
 
     def _call(self, line: bytes, connection: Connection) -> Any:

@@ -80,6 +80,29 @@ def test_a_user_without_channels_costs_the_messages_and_nothing_else(
     assert "flows cannot be exchanged with other nodes by way of the store: the user may not" in caplog.text
 
 
+def test_a_sender_that_is_cancelled_or_cut_off_costs_the_next_ones_nothing(tmp_path: Path) -> None:
+    async def exchange(server: RedisServer) -> None:
+        one, two = await Node("n1", server.url(), tmp_path).start(), await Node("n2", server.url(), tmp_path).start()
+        await await_delivery(one, "n2")
+        for turns in range(6):
+            sending = asyncio.create_task(one.store.mail.send("n2", b"hello"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+            assert await one.store.mail.send("n2", b"hello")
+        assert one.store.mail._client is not None
+        await one.store.mail._client.connection.disconnect()  # type: ignore[union-attr]
+        with pytest.raises(NfqError):
+            await one.store.mail.send("n2", b"hello")
+        await await_delivery(one, "n2")
+        await one.stop()
+        await two.stop()
+
+    with RedisServer(tmp_path / "server") as server:
+        asyncio.run(exchange(server))
+
+
 def test_messages_come_again_after_a_restart_of_the_store(tmp_path: Path) -> None:
     async def exchange(server: RedisServer) -> None:
         one, two = await Node("n1", server.url(), tmp_path).start(), await Node("n2", server.url(), tmp_path).start()

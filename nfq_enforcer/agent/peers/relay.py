@@ -72,8 +72,12 @@ class StoreRelay:
         return NOTICE
 
     async def stop(self) -> None:
-        """End all answers."""
-        await cancel(*(answer.task for answer in self._answers.values()), *self._leaving)
+        """End all answers, and report that to their readers."""
+        answers = dict(self._answers)
+        await cancel(*(answer.task for answer in answers.values()), *self._leaving)
+        for sender, number in answers:
+            with suppress(NfqError):
+                await self._send(sender, "end", number)
 
     # -- requests of this node ----------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """Section ``peers`` of the configuration: connections between the agents, for ``observe --all-nodes``."""
 
-from typing import Annotated, Self
+from typing import Annotated
 
-from pydantic import AfterValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, ConfigDict
 
 from nfq_enforcer.agent.config_fields import absolute_file, host_and_port
 from nfq_enforcer.policy.validation import Part
@@ -18,7 +18,10 @@ def _listening(written: str) -> str:
 
 
 class PeersSection(Part):
-    """Section peers: mutual TLS between the agents; none by default: flows of other nodes come through the store."""
+    """Section peers: mutual TLS between the agents; none by default: flows of other nodes come through the store.
+
+    Either all keys have a value, or none.
+    """
 
     model_config = ConfigDict(alias_generator=str, validate_default=True, hide_input_in_errors=True)
 
@@ -27,12 +30,10 @@ class PeersSection(Part):
     cert_file: _File | None = None  # of this node: its name is a subject alternative name, as DNS:NAME
     key_file: _File | None = None
 
-    @model_validator(mode="after")
-    def _all_or_none(self) -> Self:
-        given = [name for name in ("listen", "ca_file", "cert_file", "key_file") if getattr(self, name)]
-        if len(given) not in (0, 4):
-            raise ValueError("'listen', 'ca_file', 'cert_file' and 'key_file' go together; allowed: all or none")
-        return self
+    @property
+    def is_whole(self) -> bool:
+        """Return whether all keys have a value, or none."""
+        return len({bool(value) for value in (self.listen, self.ca_file, self.cert_file, self.key_file)}) == 1
 
     @property
     def listening(self) -> tuple[str, int] | None:

@@ -41,11 +41,17 @@ class StoreMail:
 
     async def send(self, node: str, message: bytes) -> bool:
         """Send a message; return whether an agent received it; raise StoreError if the store cannot be reached."""
-        if self._client is None:
+        client = self._client
+        if client is None:
             raise StoreError(self._failure or self._unreachable())
+        # to its end, also if the caller is cancelled: redis-py closes a connection that waits for an answer
+        sending = asyncio.ensure_future(client.publish(self._channel(node), message))
+        sending.add_done_callback(_retrieve)
         try:
-            return bool(await self._client.publish(self._channel(node), message))
+            return bool(await asyncio.shield(sending))
         except FAILURES as error:
+            if self._client is client:
+                self._client = None  # ``_listen`` connects again
             raise StoreError(f"the store did not take the request: {sentence(error)}") from error
 
     def _unreachable(self) -> str:
@@ -82,7 +88,7 @@ class StoreMail:
         async with self._subscribed() as (client, subscription):
             self._client, self._failure = client, None
             try:
-                while joined is not None and self._reachability.commands is joined:
+                while joined is not None and self._reachability.commands is joined and self._client is client:
                     item = await subscription.get_message(timeout=self._timings.read_wait)
                     if item is not None and item["type"] == "message" and len(item["data"]) <= MAX_MESSAGE:
                         self._receive(item["data"])
@@ -106,6 +112,12 @@ class StoreMail:
             for closing in (subscription, listener, client):
                 with suppress(RedisError, OSError):
                     await closing.aclose()
+
+
+def _retrieve(sending: "asyncio.Future[Any]") -> None:
+    """Retrieve the error of a message whose sender does not wait any more; asyncio would log it."""
+    if not sending.cancelled():
+        sending.exception()
 
 
 def _ignore(_message: bytes) -> None:

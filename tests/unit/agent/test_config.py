@@ -51,6 +51,7 @@ DEFAULTS: dict[str, object] = {
     },
     "kubernetes": {"enabled": False, "kubeconfig": None, "context": None, "node": None},
     "api": {"socket": "/run/nfq-enforcer/agent.sock", "group": None},
+    "peers": {"listen": "", "ca_file": None, "cert_file": None, "key_file": None},
     "metrics": {"address": "127.0.0.1:9962", "flows": 0},
     "processes": {"cgroup": "/nfqe", "socket": None, "allow": (), "units": ()},
     "log": {"level": "info", "format": "text"},
@@ -196,6 +197,19 @@ REFUSED = [
         (f"metrics: {{address: '{wrong}'}}", f"1:20: metrics.address: '{wrong}' is not an address with a port; ")
         for wrong in ("127.0.0.1", "127.0.0.1:0", "127.0.0.1:65536", "::1:80", "[127.0.0.1]:80", ":80", "1.2.3.4:")
     ),
+    (
+        "peers: {listen: '10.0.0.1'}",
+        "1:17: peers.listen: '10.0.0.1' is not an address with a port; "
+        'allowed: as in 10.0.0.1:9964 or [::]:9964, or "" for none',
+    ),
+    (
+        "peers: {listen: '10.0.0.1:9964'}",
+        "1:1: peers: 'listen', 'ca_file', 'cert_file' and 'key_file' go together; allowed: all or none",
+    ),
+    (
+        "peers: {ca_file: ca.pem}",
+        "1:18: peers.ca_file: 'ca.pem' is not allowed; allowed: the absolute path of a file",
+    ),
     ("metrics: {address: 9962}", '1:20: metrics.address: must be a string, not a number; quote it: "9962"'),
     ("metrics: {port: 80}", "1:11: metrics.port: unknown field 'port'; allowed: address, flows"),
     ("metrics: {flows: 10001}", "1:18: metrics.flows: 10001 is out of range; allowed: 0 to 10000"),
@@ -282,7 +296,29 @@ def test_every_key_is_among_those_that_can_be_set() -> None:
         for inner in (value if isinstance(value, dict) else [""])
     }
 
-    assert {key for key, _, _ in SETTINGS} == leaves
+    assert {key for key, _, _ in SETTINGS} == leaves - {f"peers.{name}" for name in PEERS}  # these go together
+
+
+PEERS = {"listen": "'[::]:9964'", "ca_file": "/ca.crt", "cert_file": "/n1.crt", "key_file": "/n1.key"}
+
+
+def test_the_keys_of_peers_can_be_set_by_variables_together(tmp_path: Path) -> None:
+    environment = {variable(f"peers.{name}"): written for name, written in PEERS.items()}
+
+    loaded = config.load(write(tmp_path, ""), environment).peers
+
+    assert (loaded.listening, loaded.ca_file) == (("::", 9964), "/ca.crt")
+    assert (loaded.cert_file, loaded.key_file) == ("/n1.crt", "/n1.key")
+
+
+@pytest.mark.parametrize("missing", PEERS)
+@pytest.mark.parametrize("text", ["", "fail: open"])
+def test_a_key_of_peers_alone_is_refused(missing: str, text: str, tmp_path: Path) -> None:
+    environment = {variable(f"peers.{name}"): written for name, written in PEERS.items() if name != missing}
+
+    message = refusal(write(tmp_path, text), environment)
+
+    assert message.endswith("peers: 'listen', 'ca_file', 'cert_file' and 'key_file' go together; allowed: all or none")
 
 
 def test_a_variable_wins_over_the_file_and_leaves_its_neighbours_alone(tmp_path: Path) -> None:

@@ -76,6 +76,13 @@ class TestWritten:
         of_an_older_version = without(NODE_VALUE, "datapath")
         assert decode(Kind.NODE, "n1", of_an_older_version) == NODE._replace(datapath="per-packet")
 
+    @pytest.mark.parametrize("address", ["192.0.2.1", "0.0.0.0", "::"])
+    def test_a_node_may_accept_other_agents(self, address: str) -> None:
+        node = NODE._replace(peers=(ip_address(address), 9964))
+
+        assert decode(Kind.NODE, "n1", schema.encode_node(node).encode()) == node
+        assert "peers" not in json.loads(schema.encode_node(NODE))  # as an older version has it
+
     @pytest.mark.parametrize(("word", "read"), [("per-flow", Datapath.PER_FLOW), ("per-table", "per-table")])
     def test_a_node_with_the_datapath_of_a_newer_version_is_still_a_node(self, word: str, read: str) -> None:
         value = schema.encode_node(NODE._replace(datapath=word))
@@ -211,6 +218,11 @@ class TestRefused:
             (Kind.NODE, "n1", changed(NODE_VALUE, addresses=[1]), "1 is not a string"),
             (Kind.NODE, "n1", changed(NODE_VALUE, addresses=["192.0.2.256"]), "value of kind node: '192.0.2.256'"),
             (Kind.NODE, "n1", changed(NODE_VALUE, version=None), "None is not a string"),
+            (Kind.NODE, "n1", changed(NODE_VALUE, peers=5), "value of kind node: "),
+            (Kind.NODE, "n1", changed(NODE_VALUE, peers={"address": "x", "port": 1}), "'x' does not appear to be"),
+            (Kind.NODE, "n1", changed(NODE_VALUE, peers={"address": "::", "port": 0}), "0 is not a port"),
+            (Kind.NODE, "n1", changed(NODE_VALUE, peers={"address": "::", "port": True}), "True is not a port"),
+            (Kind.NODE, "n1", changed(NODE_VALUE, peers={"address": "::"}), "it has no 'port'"),
             (Kind.IDENTITY, "web", IDENTITY_VALUE.encode(), "web is not the number of a cluster identity"),
             (Kind.IDENTITY, "2", IDENTITY_VALUE.encode(), "2 is not the number of a cluster identity"),
             (Kind.IDENTITY, "16777216", IDENTITY_VALUE.encode(), "16777216 is not the number of a cluster identity"),
