@@ -61,6 +61,7 @@ COMMANDS: Mapping[str, Entry] = {
         (
             "nfq-enforcer observe --follow --verdict DROPPED",
             "nfq-enforcer observe --from-label role=frontend --not --to-port 53 --since 5m",
+            "nfq-enforcer observe --all-nodes --follow --verdict DROPPED",
             "nfq-enforcer observe --all -o jsonpb > flows.json",
             "nfq-enforcer observe --input-file flows.json --http-path '^/users/' -o dict",
         ),

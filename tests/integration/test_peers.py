@@ -157,3 +157,12 @@ async def test_with_certificates_nothing_goes_through_the_store(secured: Lab, au
     reason: Any = ("NODE_ERROR", "it gives its flows to agents with a certificate only: configure 'peers' at this node")
     assert states(seen_by_other) == {"n1": reason, "n3": reason}
     assert nodes(seen_by_other) <= {"n2"}
+
+
+async def test_an_agent_that_starts_anew_accepts_others_again(secured: Lab) -> None:
+    await asyncio.to_thread(secured.nodes["n2"].start_anew)
+
+    items, _ = await observe(secured.nodes["n1"], "--last", "1")
+
+    assert states(items) == {}
+    assert "cannot" not in log(secured, "n2")

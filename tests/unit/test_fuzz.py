@@ -7,7 +7,7 @@ from tests.fuzz.inputs import Input, string
 from tests.fuzz.minimise import covered, minimise
 
 TARGETS = [
-    *("ctnetlink", "decide", "dns", "documents", "http", "nfqueue"),
+    *("agent_messages", "ctnetlink", "decide", "dns", "documents", "http", "nfqueue"),
     *("quotes", "reports", "requests", "stamps", "store_values"),
 ]
 

@@ -57,6 +57,8 @@ ROLE, AT, LATER = "role=frontend", "2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z
         (["--follow"], {"follow": True, "last": 0}),
         (["-f", "--last", "5"], {"follow": True, "last": 5}),
         (["--all"], {}),
+        (["--all-nodes"], {"last": 20, "all_nodes": True}),
+        (["--all-nodes", "-f"], {"last": 0, "all_nodes": True, "follow": True}),
         (["--first", "3"], {"first": 3}),
         (["--verdict", "DROPPED"], {"last": 20, "allow": {"verdict": ["DROPPED"]}}),
         (["--verdict", "dropped", "--last", "7"], {"allow": {"verdict": ["dropped"]}, "last": 7}),
@@ -100,6 +102,7 @@ def test_the_agent_is_asked_for_what_the_options_say(
         (["-f", "-o", "tab"], "a table has no end with --follow; allowed: -o compact, dict, json, jsonpb"),
         (["--since", "x"], "'x' is no time; allowed: an age"),
         (["--input-file", "none.json"], "none.json cannot be read: No such file or directory"),
+        (["--input-file", "x", "--all-nodes"], "--input-file and --all-nodes exclude each other"),
         (["--input-file", "x", "--follow"], "--input-file and --follow exclude each other"),
     ],
 )
@@ -108,6 +111,22 @@ def test_a_mistake_is_told_without_an_agent(arguments: list[str], reason: str, r
 
     assert (done.status, done.out) == (2, "")
     assert done.err.replace(": cannot", " cannot").startswith(f"nfq-enforcer: {reason}")
+
+
+@pytest.mark.parametrize("form", ["compact", "dict", "tab", "json", "jsonpb"])
+def test_a_missing_node_is_in_the_output_and_a_notice_beside_it(
+    form: str, run: RunProgram, answering: Answering
+) -> None:
+    status = {"state_change": "NODE_UNAVAILABLE", "node_names": ["n2"], "message": "it is away\x1b[2J"}
+    agent = answering(observe=({"notice": "read by\x1b[2J all"}, {"node_status": status, "node_name": "n2"}, PASSED))
+
+    done = run("observe", "--all-nodes", "-o", form, "--socket", agent.socket)
+
+    assert done.err == "nfq-enforcer: read by\\x1b[2J all\n"
+    assert "NODE_UNAVAILABLE" in done.out
+    assert "it is away" in done.out
+    assert "\x1b" not in done.out
+    assert "FORWARDED" in done.out
 
 
 def test_the_other_forms_are_those_of_hubble(run: RunProgram, answering: Answering) -> None:
