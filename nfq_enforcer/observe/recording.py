@@ -69,7 +69,7 @@ class Recording:
                 self._learn(logged.names.source, event.l7)
         if not self._counts(event):
             return
-        flow = _flow(logged)
+        flow = flow_of(logged)
         if flow not in self._tallies and len(self._tallies) >= MAX_FLOWS:
             self.left_out[f"of more than {MAX_FLOWS} different flows"] += 1
             return
@@ -113,7 +113,8 @@ class Recording:
         return flow._replace(target=target._replace(fqdns=tuple(sorted(names))))
 
 
-def _flow(logged: Logged) -> RecordedFlow:
+def flow_of(logged: Logged) -> RecordedFlow:
+    """Return the flow that an event is of, from the opener of its connection."""
     opening, names = logged.event.opening, logged.names
     port = opening.icmp_type if opening.proto in ICMP_PROTOCOLS else opening.dport
     return RecordedFlow(

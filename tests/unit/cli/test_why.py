@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from nfq_enforcer.cluster.names import End
 from nfq_enforcer.core.events import DnsMessage, HttpMessage, TlsMessage
 from nfq_enforcer.core.identity import HOST, WORLD
+from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.core.verdict import DropReason
 from nfq_enforcer.core.wire.packet import ICMP, UDP
 from nfq_enforcer.observe.advice import ADVICE, BY_POLICY
@@ -206,7 +208,7 @@ def test_a_mistake_is_told(run: RunProgram, documents: Path, arguments: list[str
         (dropped(is_reply=True), "80/TCP"),
         (
             dropped(l7=HttpMessage(False, "GET", "http://back/a?b", "HTTP/1.1"), reason=DropReason.HTTP_REFUSED),
-            "GET http://back/a?b on 80/TCP",
+            "GET /a?b on 80/TCP",
         ),
         (
             dropped(opening(proto=UDP, ports=(1, 53)), l7=DnsMessage(False, "a.example", 1)),
@@ -233,3 +235,26 @@ def test_a_packet_that_opens_no_connection_is_none_that_documents_decide(
 
     assert (done.status, done.out) == (2, "")
     assert "opens no connection of TCP, UDP, SCTP or ICMP" in done.err
+
+
+def test_an_end_that_no_document_can_have_is_told(run: RunProgram, documents: Path, tmp_path: Path) -> None:
+    flow = dropped(opening(DB, BACK))
+    named = flow._replace(names=flow.names._replace(source=flow.names.source._replace(name="Not a name")))
+
+    done = run("why", "--input-file", saved(tmp_path, named), "-f", documents)
+
+    assert (done.status, done.out) == (2, "")
+    assert done.err == "nfq-enforcer: no Endpoint document can have the name and labels of shop/Not a name\n"
+
+
+def test_an_endpoint_without_a_name_is_asked_for_by_its_labels(
+    run: RunProgram, documents: Path, tmp_path: Path
+) -> None:
+    flow = dropped(opening(FRONT, BACK, src="10.9.0.9", ports=(1, 443)))
+    labels = Labels.parse({"role": "frontend", "k8s:io.kubernetes.pod.namespace": "shop"})
+    names = flow.names._replace(source=End(labels))
+
+    done = run("why", "--input-file", saved(tmp_path, flow._replace(names=names)), "-f", documents)
+
+    assert done.status == 0
+    assert any(line.startswith("► default/back ingress[0]") for line in done.lines)
