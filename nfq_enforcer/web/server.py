@@ -145,16 +145,17 @@ class StreamServer:
         self._limits = limits
         self._subject = subject
         self._server: asyncio.Server | None = None
-        self._clients: dict[asyncio.Task[None], Connection] = {}
+        self._clients: dict[Connection, asyncio.Task[None]] = {}
+        self._stopped = False
         self._large = asyncio.Semaphore(_LARGE)
 
     async def listen_unix(self, path: Path) -> None:
         """Listen on a Unix socket; raise OSError if the path cannot be bound."""
-        self._server = await asyncio.start_unix_server(self._serve, path, limit=_CHUNK, backlog=_ACCEPTED)
+        self._server = await asyncio.start_unix_server(self._accept, path, limit=_CHUNK, backlog=_ACCEPTED)
 
     async def listen_tcp(self, host: str, port: int) -> None:
         """Listen on a TCP address (port 0: any free one); raise OSError if the address cannot be bound."""
-        self._server = await asyncio.start_server(self._serve, host, port, limit=_CHUNK, backlog=_ACCEPTED)
+        self._server = await asyncio.start_server(self._accept, host, port, limit=_CHUNK, backlog=_ACCEPTED)
 
     @property
     def listening(self) -> bool:
@@ -170,18 +171,28 @@ class StreamServer:
         """Stop listening and close the connections of all clients."""
         if self._server is None:
             return
+        loop = asyncio.get_running_loop()
+        for listening in self._server.sockets:
+            loop.remove_reader(listening)
+        await asyncio.sleep(0)  # asyncio would leave a client open that it is accepting while the server is closed
         self._server.close()
-        await cancel(*self._clients)
+        self._stopped = True
+        await cancel(*self._clients.values())
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a client in a task; one that is cancelled before it has begun closes nothing, so its end does."""
         connection = Connection(reader, writer, self._limits, self._large)
-        if len(self._clients) >= self._limits.clients and not self._make_room():
+        if self._stopped:  # it was accepted meanwhile
+            writer.transport.abort()
+        elif len(self._clients) >= self._limits.clients and not self._make_room():
             writer.write(self._refusal())
             writer.close()
-            return
-        self._clients[task] = connection
+        else:
+            task = asyncio.create_task(self._serve(connection))
+            self._clients[connection] = task
+            task.add_done_callback(lambda _: writer.close())
+
+    async def _serve(self, connection: Connection) -> None:
         deadline = asyncio.timeout(self._limits.time)
         try:
             async with deadline:
@@ -189,18 +200,18 @@ class StreamServer:
         except (ConnectionError, EOFError, asyncio.CancelledError):  # the client left, or the server stops
             pass
         except Exception as error:  # a bug costs this client its response and no other client anything
-            if not deadline.expired() and error is not reader.exception():  # the latter: the network failed
+            if not deadline.expired() and error is not connection.reader.exception():  # the latter: the network failed
                 _log.exception("%s failed", self._subject)
         finally:
-            self._clients.pop(task, None)
+            self._clients.pop(connection, None)
             await connection.close()
 
     def _make_room(self) -> bool:
         """Disconnect the oldest client without a request; return whether there was one."""
-        for task, connection in self._clients.items():
+        for connection, task in self._clients.items():
             if not connection.has_request:
                 connection.writer.write(self._refusal())
-                del self._clients[task]
+                del self._clients[connection]
                 task.cancel()
                 return True
         return False

@@ -21,7 +21,6 @@ from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.flow import EventIds, Logged
 from nfq_enforcer.observe.log import KEPT, FlowLog
-from nfq_enforcer.tasks import cancel
 from tests.support.flows import SYN, opening
 
 _IDS = EventIds()
@@ -108,10 +107,6 @@ class MapAgent:
         started.set()
         await stop.wait()
         await server.stop()
-        for _ in range(20):  # asyncio would leave the socket of a client open that it is accepting meanwhile
-            await asyncio.sleep(0)
-        await cancel(*(asyncio.all_tasks() - {asyncio.current_task()}))
-        await asyncio.sleep(0)  # the sockets of the clients are closed
 
     def _in_loop(self, function: Callable[[], object]) -> None:
         assert self._loop is not None
