@@ -1,12 +1,14 @@
 """The tree of ``commands`` as Typer's objects, each made when it is needed."""
 
+import re
 from collections import UserDict
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from nfq_enforcer import __version__
 from nfq_enforcer.cli import output, quick_values
@@ -17,6 +19,8 @@ _PACKAGE = "nfq_enforcer.cli"
 _HELP = "Network policy by identity, for plain Linux hosts."
 _WIDTH = 120  # columns of a help text at most
 _UNCUT = 10_000  # characters of a sentence
+_TYPE = re.compile(r"<(?:list\[)?(?P<type>.*?)(?: range)?\]?>")
+_VALUES = {"str": "TEXT", "int": "NUMBER", "float": "NUMBER", "Path": "PATH", "path": "PATH"}
 
 
 def _write_examples(command: TyperCommand | TyperGroup, formatter: Any) -> None:
@@ -141,4 +145,19 @@ def _command(path: str) -> Command:
     assert isinstance(command, Command)
     command.rewrite = getattr(function, "rewrite", None)
     quick_values.set_up(function, command.params)
+    parameters: list[Any] = command.params
+    for parameter in parameters:
+        is_option = isinstance(parameter, TyperOption)
+        parameter.display_type = partial(_value, parameter.display_type) if is_option else _nothing
     return command
+
+
+def _value(by_typer: Callable[[Any], str], context: Any) -> str:
+    """Return the word of a help text for the value of an option, which Typer names by its type."""
+    found = _TYPE.fullmatch(by_typer(context))
+    assert found is not None
+    return _VALUES.get(found["type"], found["type"])
+
+
+def _nothing(_context: Any) -> str:
+    return ""

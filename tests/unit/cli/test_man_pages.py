@@ -59,7 +59,7 @@ def test_man_shows_a_page_with_the_options_the_examples_and_the_pages_beside_it(
     assert (done.returncode, done.stderr) == (0, "")
     assert "nfq-enforcer policy diff [OPTIONS]" in text
     assert re.search(
-        r"^ +--endpoints <.*\n +File or folder of Endpoint and Namespace documents; repeatable\.", text, re.M
+        r"^ +--endpoints PATH\n +File or folder of Endpoint and Namespace documents; repeatable\.", text, re.M
     )
     assert f"\n       {COMMANDS['policy diff'].examples[0]}\n" in text
     assert "\n       nfq-enforcer-policy(1)\n" in text

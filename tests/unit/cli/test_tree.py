@@ -64,6 +64,11 @@ def test_help_ends_with_the_examples_each_on_a_line_of_its_own(
     assert done.out.endswith("Examples:\n" + "".join(f"  {example}\n" for example in EVERY[path]))
 
 
+@pytest.mark.parametrize("path", COMMANDS)
+def test_help_names_no_types_of_python(path: str, run: RunProgram) -> None:
+    assert not re.search(r"<\w|list\[|NoneType", run(*path.split(), "--help").out)
+
+
 def test_the_help_of_a_group_names_its_commands_with_whole_sentences(run: RunProgram) -> None:
     text = re.sub(r"\s+", " ", run("policy", "--help").out)
 
