@@ -82,8 +82,7 @@ def suggest(
     both = direction is SuggestedDirection.BOTH
     directions = suggestion.BOTH if both else (Direction(direction.value),)
     options = suggestion.SuggestionOptions(directions, http, outside is Outside.WORLD)
-    policies = suggestion.suggest(flows, options)
-    not_allowed = list(suggestion_check.check(policies, flows))
+    policies, not_allowed = suggestion_check.suggest_checked(flows, options)
     _note(recording, not_allowed)
     if not saved_flows:
         _note_other_nodes(recording.nodes, client.call(socket, "nodes"))

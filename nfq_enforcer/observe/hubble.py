@@ -38,15 +38,15 @@ def to_response(item: Mapping[str, Any]) -> HubbleFlow:
     for name in _POLICIES:
         if name in flow:
             extra[name] = flow[name]
-            flow[name] = [{field: rule[field] for field in _POLICY_FIELDS if rule[field]} for rule in flow[name]]
+            flow[name] = [{field: rule[field] for field in _POLICY_FIELDS if rule.get(field)} for rule in flow[name]]
     if extra:
         flow["extensions"] = {"@type": _STRUCT, "value": extra}
-    return {"flow": flow, "node_name": flow["node_name"], "time": flow["time"]}
+    return {"flow": flow, "node_name": flow.get("node_name", ""), "time": flow["time"]}
 
 
 def _split_reason(flow: HubbleFlow, extra: HubbleFlow) -> None:
-    reason = flow.get("drop_reason_desc")
-    if reason is None:
+    reason = str(flow.get("drop_reason_desc"))
+    if reason not in DropReason.__members__:  # none, or one of Hubble's that this program does not have
         return
     number = DROP_NUMBERS.get(DropReason[reason], 0)
     flow["drop_reason"] = number
@@ -68,10 +68,12 @@ def from_response(item: Mapping[str, Any]) -> HubbleFlow:
     if not isinstance(item.get("flow"), Mapping):
         return dict(item)
     flow = {"node_name": item.get("node_name", ""), "verdict": "VERDICT_UNKNOWN", **item["flow"]}
-    extensions = flow.pop("extensions", {})
+    extensions, reason = flow.pop("extensions", {}), str(flow.get("drop_reason_desc"))
     if isinstance(extensions, Mapping) and extensions.get("@type") == _STRUCT:
-        flow |= extensions.get("value", {})
-    elif flow.get("drop_reason_desc") in _OWN_REASONS:
-        flow["drop_reason_desc"] = str(_OWN_REASONS[flow["drop_reason_desc"]])
-    flow.pop("drop_reason", None)
+        value = extensions.get("value")
+        flow |= value if isinstance(value, Mapping) else {}
+    elif reason in _OWN_REASONS:
+        flow["drop_reason_desc"] = str(_OWN_REASONS[reason])
+    if str(flow.get("drop_reason_desc")) in DropReason.__members__:
+        flow.pop("drop_reason", None)
     return flow

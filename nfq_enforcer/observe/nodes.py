@@ -9,10 +9,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from nfq_enforcer.observe import form
 from nfq_enforcer.observe.flow import HubbleFlow, render_lost
-from nfq_enforcer.observe.hubble import to_response
-from nfq_enforcer.observe.saved import parse
-from nfq_enforcer.observe.text import compact, is_flow
+from nfq_enforcer.observe.text import is_flow
 
 WINDOW = 0.2  # s for which a new flow is held
 _MAX_HELD = 10_000  # flows; the oldest of more is released early
@@ -42,11 +41,9 @@ def checked(item: object, node: str) -> HubbleFlow | None:
         return render_lost(number, node)
     if not is_flow(item):
         return None
-    try:  # all that a reader of the stream does with a flow
-        parse(item)
-        compact(item)
-        to_response(item)
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+    try:
+        form.check(item)
+    except ValueError:
         return render_lost(1, node)
     return {**item, "node_name": node}
 

@@ -10,6 +10,7 @@ from nfq_enforcer.observe.recording import flow_of
 from nfq_enforcer.policy.recorded import with_ends
 from nfq_enforcer.policy.simulation import Simulation
 from nfq_enforcer.policy.why import Connection, Explanation, explain
+from nfq_enforcer.text import printable
 
 
 def ask(simulation: Simulation, logged: Logged) -> Explanation:
@@ -23,7 +24,7 @@ def ask(simulation: Simulation, logged: Logged) -> Explanation:
     known = simulation.documents
     cluster = with_ends(known, (flow.source, flow.target))
     if cluster.unknown:
-        raise BadInput(f"no Endpoint document can have the name and labels of {cluster.unknown[0]}")
+        raise BadInput(f"no Endpoint document can have the name and labels of {printable(str(cluster.unknown[0]))}")
     if len(cluster.documents.endpoints) > len(known.endpoints):
         simulation = simulation.with_documents(cluster.documents)
     source, target = cluster.references[flow.source], cluster.references[flow.target]

@@ -19,6 +19,7 @@ from nfq_enforcer.core.tables.conntrack import Opening
 from nfq_enforcer.core.tables.flow_ends import EndCause, Traffic
 from nfq_enforcer.core.tables.policymap import WHOLE, Action, RuleOrder, RuleRef, Tier
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
+from nfq_enforcer.observe import form
 from nfq_enforcer.observe.flow import PORTED, PORTLESS, TCP_FLAGS, HubbleFlow, Logged
 from nfq_enforcer.observe.hubble import from_response
 from nfq_enforcer.observe.l7 import DNS_TYPES
@@ -46,8 +47,8 @@ def read(lines: Iterable[str]) -> Iterator[Saved | str]:
         try:
             item = from_response(_object(line))
             yield Saved(item, parse(item)) if is_flow(item) else f"line {number}: {beside(item)}"
-        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-            yield f"line {number} is no flow: {type(error).__name__}: {error}"
+        except ValueError as error:
+            yield f"line {number} is no flow: {error}"
 
 
 def select(lines: Iterable[str], query: Query, note: Callable[[str], None]) -> Iterator[HubbleFlow]:
@@ -72,7 +73,8 @@ def _object(line: str) -> Mapping[str, Any]:
 
 
 def parse(flow: Mapping[str, Any]) -> Logged:
-    """Return the logged event of a flow; raise ValueError, TypeError or LookupError if a field has no such value."""
+    """Return the logged event of a flow; raise ValueError, with the place, if it has not the form of one."""
+    form.check(flow)
     source, destination = (_end(flow.get(side, {})) for side in ("source", "destination"))
     is_reply = bool(flow.get("is_reply", False))
     reason = str(flow.get("drop_reason_desc"))
@@ -138,7 +140,7 @@ def _rule(rule: Mapping[str, Any], direction: Direction) -> RuleRef:
         direction, deny = Direction(found[1]), bool(found[2])
         number = WHOLE if found[3] is None else int(found[3])
     order = None
-    if "tier" in rule:
+    if "tier" in rule and "priority" in rule and "action" in rule:
         title = rule.get("rule_name", "")
         order = RuleOrder(Tier(rule["tier"]), int(rule["priority"]), Action(rule["action"]), title)
     names = rule.get("kind", ""), rule.get("namespace", ""), rule.get("name", "")

@@ -56,7 +56,7 @@ class TextForm(NamedTuple):
         name = f"{end.get('namespace', '')}/{end['pod_name']}" if named else address
         if ":" in name:
             name = f"[{name}]"
-        ports = [l4[f"{side}_port"] for name, l4 in flow.get("l4", {}).items() if name in _PORTED]
+        ports = [l4.get(f"{side}_port", 0) for name, l4 in flow.get("l4", {}).items() if name in _PORTED]
         return f"{name}{''.join(f':{port}' for port in ports)} ({self._identity(end)})"
 
     def _identity(self, end: Mapping[str, Any]) -> str:
@@ -133,8 +133,9 @@ def documents(rules: Iterable[Mapping[str, str]]) -> str:
 
 def _document(rule: Mapping[str, str]) -> str:
     if "tier" in rule:
-        return f"{rule['name']} {rule['rule']} ({rule['tier']}, {rule['action']})"
-    return f"{rule['namespace']}/{rule['name']}" if rule.get("namespace") else rule["name"]
+        return f"{rule.get('name', '')} {rule.get('rule', '')} ({rule['tier']}, {rule.get('action', '')})"
+    name = rule.get("name", "")
+    return f"{rule['namespace']}/{name}" if rule.get("namespace") else name
 
 
 compact = TextForm().compact

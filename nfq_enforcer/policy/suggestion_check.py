@@ -1,14 +1,17 @@
 """Check of suggested policies: each recorded flow is evaluated against them, as the nodes would."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
+
+from pydantic import ValidationError
 
 from nfq_enforcer.policy.loader import Documents, from_data
 from nfq_enforcer.policy.ports import FIRST
-from nfq_enforcer.policy.recorded import RecordedFlow, with_ends
+from nfq_enforcer.policy.recorded import RecordedFlow, Seen, with_ends
 from nfq_enforcer.policy.replay import Replay
 from nfq_enforcer.policy.simulation import Simulation
-from nfq_enforcer.policy.suggestion import SuggestedPolicy, is_writable
+from nfq_enforcer.policy.suggestion import SuggestedPolicy, SuggestionOptions, is_writable, suggest
+from nfq_enforcer.text import printable
 
 
 class NotAllowed(NamedTuple):
@@ -19,7 +22,32 @@ class NotAllowed(NamedTuple):
 
     def __str__(self) -> str:
         """Render as a sentence."""
-        return f"{self.flow.source} to {self.flow.target}, {render_traffic(self.flow)}: {self.reason}"
+        return printable(f"{self.flow.source} to {self.flow.target}, {render_traffic(self.flow)}: {self.reason}")
+
+
+def suggest_checked(
+    flows: Mapping[RecordedFlow, Seen], options: SuggestionOptions | None = None
+) -> tuple[tuple[SuggestedPolicy, ...], list[NotAllowed]]:
+    """Return the documents that allow the flows, and the flows that these do not allow.
+
+    The latter include flows with names that no document can have, such as labels of a saved stream that are none.
+    """
+    policies, refused = suggest(flows, options), list[NotAllowed]()
+    if _refusal(policies) is not None:
+        alone = ((flow, _refusal(suggest({flow: seen}, options))) for flow, seen in flows.items())
+        refused = [NotAllowed(flow, reason) for flow, reason in alone if reason is not None]
+        left_out = {one.flow for one in refused}
+        flows = {flow: seen for flow, seen in flows.items() if flow not in left_out}
+        policies = suggest(flows, options)
+    return policies, [*refused, *check(policies, flows)]
+
+
+def _refusal(policies: Iterable[SuggestedPolicy]) -> str | None:
+    try:
+        from_data(one.document for one in policies)
+    except ValidationError as error:
+        return str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+    return None
 
 
 def check(policies: Iterable[SuggestedPolicy], flows: Iterable[RecordedFlow]) -> Iterator[NotAllowed]:

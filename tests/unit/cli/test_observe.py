@@ -153,7 +153,7 @@ def test_a_saved_stream_is_read_without_an_agent(tmp_path: Path, run: RunProgram
     done = run("observe", "--input-file", saved, "--verdict", "DROPPED")
 
     assert (done.status, done.out) == (0, f"{compact(DROPPED)}\n")
-    assert done.err == "nfq-enforcer: line 2 is no flow: ValueError: it is not JSON\n"
+    assert done.err == "nfq-enforcer: line 2 is no flow: it is not JSON\n"
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(answering: Answering) -> None:
