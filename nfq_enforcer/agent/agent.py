@@ -260,6 +260,7 @@ class Agent:
         finally:
             if not self._handing_over:
                 notify.stopping()
+            await cancel(examining)  # it reads the workers' counters, which end with them
             if self._exporter:
                 await self._exporter.stop()
             await self._run_server.stop()
@@ -273,7 +274,7 @@ class Agent:
                 if self._removes_rules():
                     await asyncio.to_thread(self._rules.remove)
             await self._workers.stop()
-            await cancel(watching, reporting, examining)
+            await cancel(watching, reporting)
 
     async def _enforce(self) -> None:
         await self._names.start()
