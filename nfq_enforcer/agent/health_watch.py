@@ -50,12 +50,18 @@ class HealthWatch:
         self._proxy_due = 0.0
 
     async def run(self) -> None:
-        """Look at an interval; never return."""
+        """Look at an interval; never return. The reason for which that fails is logged once."""
+        failure = ""
         while True:
             try:
                 self.look(await self._present_proxy())
-            except Exception:  # the entry point of a task: an internal error must not end the watch
-                _log.exception("the health of this node cannot be read")
+                failure = ""
+            except OSError as error:  # such as: no descriptor is left
+                if failure != (failure := str(error)):
+                    _log.error("the health of this node cannot be read: %s", failure)
+            except Exception as error:  # the entry point of a task: an internal error must not end the watch
+                if failure != (failure := repr(error)):
+                    _log.exception("the health of this node cannot be read")
             await asyncio.sleep(_INTERVAL)
 
     async def _present_proxy(self) -> ProxyStatus | None:
