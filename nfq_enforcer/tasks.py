@@ -2,8 +2,9 @@
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
+Result = TypeVar("Result")
 _AGAIN = 1.0  # s until a task that has not ended is cancelled again
 
 
@@ -28,20 +29,20 @@ class Works:
 
     def __init__(self) -> None:
         """Start without tasks."""
-        self.running: set[asyncio.Task[None]] = set()
+        self.running: set[asyncio.Task[Any]] = set()
 
-    async def run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run work as a task, and return at its end; a cancelled caller leaves the task running."""
-        await asyncio.shield(self.start(work))
+    async def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run work as a task, and return its result; a cancelled caller leaves the task running."""
+        return await asyncio.shield(self.start(work))
 
-    def start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    def start(self, work: Coroutine[Any, Any, Result]) -> "asyncio.Task[Result]":
         """Run work as a task."""
         task = asyncio.create_task(work)
         self.running.add(task)
         task.add_done_callback(self._end)
         return task
 
-    def _end(self, task: "asyncio.Task[None]") -> None:
+    def _end(self, task: "asyncio.Task[Any]") -> None:
         self.running.discard(task)
         if not task.cancelled():
             task.exception()  # its caller may have been cancelled; asyncio would log that nobody retrieved it

@@ -382,10 +382,12 @@ class Agent:
         self._on_events(Events(len(events), pack(events)))
 
     def _on_events(self, events: Events) -> None:
-        self._log.add_pack(events.number, partial(self._name_events, events.packed))
-        if self._workload_flows is not None:
-            for logged in self._name_events(events.packed):
-                self._workload_flows.add(logged.event, logged.names)
+        if self._workload_flows is None:
+            self._log.add_pack(events.number, partial(self._name_events, events.packed))
+            return
+        for logged in self._name_events(events.packed):
+            self._workload_flows.add(logged.event, logged.names)
+            self._log.add(logged)
 
     def _name_events(self, packed: bytes) -> Iterator[Logged]:
         """Yield packed events with the current names of their ends."""

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from nfq_enforcer import input_file
 from nfq_enforcer.agent import defaults
-from nfq_enforcer.agent.config_fields import absolute_file, host_and_port
+from nfq_enforcer.agent.config_fields import absolute_file, host_and_port, listening_address
 from nfq_enforcer.agent.defaults import CONFIG_VARIABLE, DEFAULT_SOCKET, ENVIRONMENT
 from nfq_enforcer.agent.peers.section import PeersSection
 from nfq_enforcer.core.modes import Datapath, Driver, FailMode, IdentitySource
@@ -170,13 +170,6 @@ def _first_port(number: int) -> int:
 
 
 Rate = Annotated[int, AfterValidator(_rate)]
-
-
-def _listening(written: str) -> str:
-    if written and host_and_port(written) is None:
-        allowed = 'allowed: as in 127.0.0.1:9962 or [::1]:9962, or "" for no metrics'
-        raise ValueError(f"'{written}' is not an address with a port; {allowed}")
-    return written
 
 
 def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
@@ -349,10 +342,13 @@ class ApiSection(_Section):
     group: str | None = None  # may open the socket besides root; None: nfq-enforcer, if the host has it; "": no group
 
 
+_MetricsAddress = Annotated[str, AfterValidator(listening_address("127.0.0.1:9962 or [::1]:9962", "no metrics"))]
+
+
 class MetricsSection(_Section):
     """Section metrics: the address that Prometheus scrapes; an empty one, or null, switches metrics off."""
 
-    address: Annotated[str, AfterValidator(_listening)] = "127.0.0.1:9962"
+    address: _MetricsAddress = "127.0.0.1:9962"
     flows: Annotated[int, AfterValidator(_series)] = 0  # pairs of workloads with flow metrics at most; 0: none
 
     @property

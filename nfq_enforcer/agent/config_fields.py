@@ -1,6 +1,7 @@
 """Values of the configuration that several sections have."""
 
 import re
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
 from nfq_enforcer.policy.fields import MAX_PORT
@@ -17,6 +18,18 @@ def host_and_port(written: str) -> tuple[str, int] | None:
         return str(IPv6Address(found["v6"]) if found["v6"] else IPv4Address(found["v4"])), int(found["port"])
     except ValueError:
         return None
+
+
+def listening_address(example: str, without: str) -> Callable[[str], str]:
+    """Return the check of an address with a port, or an empty text, whose errors have these words."""
+
+    def check(written: str) -> str:
+        if written and host_and_port(written) is None:
+            allowed = f'allowed: as in {example}, or "" for {without}'
+            raise ValueError(f"'{written}' is not an address with a port; {allowed}")
+        return written
+
+    return check
 
 
 def absolute_file(path: str) -> str:

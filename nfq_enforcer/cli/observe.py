@@ -122,7 +122,8 @@ def _saved(name: str, query: Query) -> Iterator[Item]:
     """Return the flows of a file that the query selects; a line that is no flow is noted."""
     from nfq_enforcer.observe import saved
 
-    return saved.select(input_file.lines(Path(name), input_file.FLOW_SIZE), query, output.note)
+    lines = input_file.lines(Path(name), input_file.FLOW_SIZE)
+    return (flow.item for flow in saved.select(lines, query, output.note))
 
 
 def _print(batches: Iterator[list[Item]], form: ObserveFormat, text: TextForm) -> None:

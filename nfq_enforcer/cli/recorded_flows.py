@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from nfq_enforcer.core.identity import travels
 from nfq_enforcer.core.labels import Labels
 from nfq_enforcer.errors import BadInput, NfqError
 from nfq_enforcer.observe import saved
+from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.observe.query import Query, parameters
 from nfq_enforcer.observe.recording import Recording
 from nfq_enforcer.observe.text import beside, is_flow
@@ -54,8 +55,10 @@ def record(source: Source, *, dropped: bool = False) -> Recording:
     params = parameters(*(Filters({}, {}) if by_side else source.filters), **times)
     recording = Recording(dropped=dropped)
     try:
-        for item in _items(source, params):
-            _add(recording, item, query)
+        for logged in _flows(source, params):
+            # a flow counts as its opener's
+            if query.admits(logged._replace(event=logged.event._replace(is_reply=False))):
+                recording.add(logged)
     except KeyboardInterrupt:
         if source.duration is None:
             raise
@@ -64,14 +67,15 @@ def record(source: Source, *, dropped: bool = False) -> Recording:
     return recording
 
 
-def _items(source: Source, params: dict[str, Any]) -> Iterator[Item]:
+def _flows(source: Source, params: dict[str, Any]) -> Iterator[Logged]:
     if source.files:
         for name in source.files:
-            yield from saved.select(input_file.lines(Path(name), input_file.FLOW_SIZE), Query(), output.note)
+            lines = input_file.lines(Path(name), input_file.FLOW_SIZE)
+            yield from (flow.logged for flow in saved.select(lines, Query(), output.note))
     elif source.duration is None:
-        yield from client.stream(source.socket, "observe", client.TIMEOUT, **params)
+        yield from _parsed(client.stream(source.socket, "observe", client.TIMEOUT, **params))
     else:
-        yield from _coming(source.socket, params, parse_duration(source.duration))
+        yield from _parsed(_coming(source.socket, params, parse_duration(source.duration)))
 
 
 def _coming(socket: Path, params: dict[str, Any], duration: float) -> Iterator[Item]:
@@ -102,18 +106,16 @@ def _coming(socket: Path, params: dict[str, Any], duration: float) -> Iterator[I
         return
 
 
-def _add(recording: Recording, item: Item, query: Query) -> None:
-    """Add a flow that the query admits, as its opener's."""
-    if not is_flow(item):
-        output.note(beside(item))
-        return
-    try:
-        logged = saved.parse(item)
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        output.note(f"a flow cannot be read: {type(error).__name__}: {error}")
-        return
-    if query.admits(logged._replace(event=logged.event._replace(is_reply=False))):
-        recording.add(logged)
+def _parsed(items: Iterable[Item]) -> Iterator[Logged]:
+    """Yield the flows of an agent; what is none is noted."""
+    for item in items:
+        try:
+            if is_flow(item):
+                yield saved.parse(item)
+            else:
+                output.note(beside(item))
+        except ValueError as error:
+            output.note(f"a flow cannot be read: {type(error).__name__}: {error}")
 
 
 def open_connections(socket: Path, owners: Mapping[str, tuple[str, str]]) -> dict[RecordedFlow, int]:

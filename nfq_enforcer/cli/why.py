@@ -1,6 +1,6 @@
 """``nfq-enforcer why``: why a connection is allowed or refused, and what would have to change."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,14 +88,15 @@ def _flow(params: dict[str, Any], saved_flows: str | None, socket: Path) -> "Sav
     """Return the last flow that the filters select; raise NfqError without one."""
     from nfq_enforcer.observe import saved
 
-    items: Iterator[Mapping[str, Any]]
+    flows: Iterator[saved.Saved]
     if saved_flows is None:
         items = client.stream(socket, "observe", client.TIMEOUT, **params)
+        flows = (saved.Saved(dict(item), saved.parse(item)) for item in items)
     else:
         lines = input_file.lines(Path(saved_flows), input_file.FLOW_SIZE)
-        items = saved.select(lines, Query(**params), output.note)
-    for item in items:
-        return saved.Saved(dict(item), saved.parse(item))
+        flows = saved.select(lines, Query(**params), output.note)
+    for flow in flows:
+        return flow
     raise NfqError(
         "the log has no refused flow that matches; 'nfq-enforcer observe' shows the flows, and --from, --to and --port "
         "ask for a connection that nobody has tried"

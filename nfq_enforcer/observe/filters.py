@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, TlsMessage
 from nfq_enforcer.core.identity import RESERVED, Identity
 from nfq_enforcer.core.labels import Labels
+from nfq_enforcer.core.tables.l7 import split_target
 from nfq_enforcer.core.verdict import DropReason, FlowVerdict
 from nfq_enforcer.core.wire.packet import ICMP, ICMPV6, SCTP, TCP, UDP
 from nfq_enforcer.errors import BadInput
@@ -43,7 +44,6 @@ _TYPES: dict[str, FlowTest] = {
     "l7": lambda logged: logged.event.l7 is not None,
     "flow-end": lambda logged: logged.event.end is not None,
 }
-_URL_PATH = re.compile(r"(?:[a-z][a-z0-9+.-]*://[^/?#]*)?([^?#]*)")
 
 
 class FilterOption(NamedTuple):
@@ -199,8 +199,7 @@ def _has_query(text: str) -> FlowTest:
 
 def path_of(url: str) -> str:
     """Return the path of a URL, without the query."""
-    found = _URL_PATH.match(url)
-    return found[1] if found else url
+    return split_target(url)[1].partition("?")[0]
 
 
 def _regex(text: str) -> Callable[[str], bool]:

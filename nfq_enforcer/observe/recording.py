@@ -5,7 +5,6 @@ once, by its ports. Of an HTTP request that passes, this program logs the respon
 Ends of flows and answers of DNS are no decisions, and have no part, except for the addresses in an answer.
 """
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -13,7 +12,7 @@ from ipaddress import ip_address
 from nfq_enforcer.cluster.names import End
 from nfq_enforcer.core.events import DnsMessage, FlowEvent, HttpMessage, L7Message
 from nfq_enforcer.core.labels import Labels
-from nfq_enforcer.core.tables.l7 import DnsQuestion, HttpRequest, L7Request, TlsHello
+from nfq_enforcer.core.tables.l7 import DnsQuestion, HttpRequest, L7Request, TlsHello, split_target
 from nfq_enforcer.core.verdict import Direction, DropReason, FlowVerdict
 from nfq_enforcer.observe.flow import Logged
 from nfq_enforcer.policy.ports import ICMP_PROTOCOLS, TrafficSpec
@@ -26,7 +25,6 @@ _MAX_NAMES = 8  # of one address for one client
 _REFUSALS = frozenset(  # that a rule can change
     (DropReason.POLICY_DENIED, DropReason.DNS_REFUSED, DropReason.HTTP_REFUSED, DropReason.TLS_REFUSED)
 )
-_URL = re.compile(r"(?:[a-z][a-z0-9+.-]*://(?P<host>[^/?#]*))?(?P<path>[^#]*)")
 
 
 @dataclass(slots=True)
@@ -135,6 +133,5 @@ def _request(message: L7Message | None) -> L7Request | None:
         return DnsQuestion(message.name)
     if not isinstance(message, HttpMessage):
         return TlsHello(message.server_name)
-    found = _URL.match(message.url)
-    host, path = (found["host"] or "", found["path"]) if found else ("", message.url)
+    host, path = split_target(message.url)
     return HttpRequest(message.method, path or "/", host, message.headers)

@@ -51,10 +51,9 @@ def read(lines: Iterable[str]) -> Iterator[Saved | str]:
             yield f"line {number} is no flow: {error}"
 
 
-def select(lines: Iterable[str], query: Query, note: Callable[[str], None]) -> Iterator[HubbleFlow]:
+def select(lines: Iterable[str], query: Query, note: Callable[[str], None]) -> Iterator[Saved]:
     """Yield the flows of a stream that a query selects; ``note`` receives a sentence for each line that is no flow."""
-    for saved in query.select(_flows(lines, note), attrgetter("logged")):
-        yield saved.item
+    yield from query.select(_flows(lines, note), attrgetter("logged"))
 
 
 def _flows(lines: Iterable[str], note: Callable[[str], None]) -> Iterator[Saved]:

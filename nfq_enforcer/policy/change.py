@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from nfq_enforcer.core.labels import DEFAULT_SOURCE
-from nfq_enforcer.core.tables.l7 import DnsQuestion, HttpRequest, L7Request, TlsHello
+from nfq_enforcer.core.tables.l7 import DnsQuestion, HttpRequest, L7Request, TlsHello, split_target
 from nfq_enforcer.core.tables.policymap import WHOLE, RuleRef
 from nfq_enforcer.core.verdict import Direction
 from nfq_enforcer.policy import writing
@@ -171,8 +171,8 @@ def _add_request(data: Data, ref: RuleRef, place: int, request: L7Request | None
 
 
 def _http_rule(request: HttpRequest) -> Data:
-    query = r"(\?.*)?" if "?" in request.path else ""  # a rule's path has to match the query, too
-    return {"method": request.method, "path": f"{writing.literal(writing.path_of(request.path))}{query}"}
+    path, query, _ = split_target(request.path)[1].partition("?")  # a rule's path has to match the query, too
+    return writing.http_rule(request.method, path or "/", query=bool(query))
 
 
 def _add_rule(data: Data, ref: RuleRef, side: ConnectionSide, traffic: TrafficSpec) -> bool:

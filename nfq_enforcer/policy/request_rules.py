@@ -1,6 +1,5 @@
 """Entries of ``toPorts`` for ports with the requests of layer 7 that were seen at them: HTTP, DNS and server names."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from nfq_enforcer.core.tables.l7 import DnsQuestion, HttpRequest, L7Request, TlsHello
@@ -9,10 +8,7 @@ from nfq_enforcer.core.wire.packet import TCP, UDP
 from nfq_enforcer.policy.cilium import MAX_PORTS
 from nfq_enforcer.policy.ports import TrafficSpec
 from nfq_enforcer.policy.recorded import RecordedFlow
-from nfq_enforcer.policy.writing import Data, ports
-
-_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
-_QUERY = r"(\?.*)?"
+from nfq_enforcer.policy.writing import Data, http_rule, ports
 
 
 def wanted(
@@ -62,14 +58,6 @@ def _http(requests: Iterable[HttpRequest]) -> list[Data]:
     queries: dict[tuple[str, str], bool] = {}
     for request in requests:
         path, mark, _ = request.path.partition("?")
-        key = _escape(request.method), _escape(path)
+        key = request.method, path
         queries[key] = queries.get(key, False) or bool(mark)
-    return [
-        {"method": method, "path": f"{path}{_QUERY if queries[method, path] else ''}"}
-        for method, path in sorted(queries)
-    ]
-
-
-def _escape(text: str) -> str:
-    """Return the regular expression of RE2 that matches this text only."""
-    return _SPECIAL.sub(r"\\\g<0>", text)
+    return [http_rule(method, path, query=queries[method, path]) for method, path in sorted(queries)]

@@ -16,8 +16,8 @@ from nfq_enforcer.policy.ports import TrafficSpec
 
 Data = dict[str, Any]
 
-_URL = re.compile(r"https?://[^/?#]*")
-_SPECIAL = re.compile(r"[^A-Za-z0-9_/-]")
+_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
+_QUERY = r"(\?.*)?"
 _NO_NAME = re.compile(r"[^a-z0-9]+")
 
 _DERIVED = ("io.kubernetes.", "io.cilium.")  # begin the keys of labels that no person writes
@@ -87,10 +87,9 @@ def literal(text: str) -> str:
     return _SPECIAL.sub(lambda found: f"\\{found[0]}", text)
 
 
-def path_of(target: str) -> str:
-    """Return the path of a request's target, which may be a URL, without the query."""
-    path = _URL.sub("", target, count=1).partition("?")[0].partition("#")[0]
-    return path or "/"
+def http_rule(method: str, path: str, *, query: bool) -> Data:
+    """Return the HTTP rule of one method and one path, which ``query`` lets have any query."""
+    return {"method": literal(method), "path": f"{literal(path)}{_QUERY if query else ''}"}
 
 
 def document_name(*words: str) -> str:

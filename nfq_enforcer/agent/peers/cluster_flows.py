@@ -9,7 +9,7 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -21,7 +21,7 @@ from nfq_enforcer.observe.flow import HubbleFlow
 from nfq_enforcer.observe.nodes import CONNECTED, ReorderWindow, node_status, notice
 from nfq_enforcer.observe.status import NodeReport
 from nfq_enforcer.observe.text import is_flow
-from nfq_enforcer.tasks import cancel
+from nfq_enforcer.tasks import Works, cancel
 
 ALONE = "this node is alone: the store 'memory:' joins no other nodes"
 _RETRY = 5.0  # s between two requests to a node that is missing
@@ -96,10 +96,10 @@ class _Stream:
         self._running: dict[str, NodeFlows] = {}
         self._reasons: dict[str, str] = {}  # of the missing nodes, as reported
         self._new: asyncio.Queue[Item] = asyncio.Queue(_WAITING)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._works = Works()
 
     async def begin(self) -> list[str]:
-        """Ask all nodes; return what a reader should know about them."""
+        """Ask all nodes; return sentences for the reader about them."""
         others, sentences = await self._cluster.others()
         for node in (None, *others):
             self._ask(node, self._params)
@@ -108,17 +108,12 @@ class _Stream:
     def _ask(self, node: NodeReport | None, params: Params) -> NodeFlows:
         flows = self._cluster.flows(node, params, follow=self._follow)
         self._running[flows.node] = flows
-        self._start(flows.run())
+        self._works.start(flows.run())
         return flows
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def stop(self) -> None:
         """End all requests."""
-        await cancel(*self._tasks)
+        await cancel(*self._works.running)
 
     # -- kept flows ---------------------------------------------------------------------------------------------------
 
@@ -156,8 +151,8 @@ class _Stream:
     async def new(self) -> AsyncIterator[Item]:
         """Yield the new flows of all nodes by time, held for the window; never return."""
         for flows in self._running.values():
-            self._start(self._forward(flows))
-        self._start(self._ask_missing())
+            self._works.start(self._forward(flows))
+        self._works.start(self._ask_missing())
         window = ReorderWindow()
         while True:
             for item in await self._next(window.wait(time.monotonic())):
@@ -207,7 +202,7 @@ class _Stream:
             others, _ = await self._cluster.others()
             for node in others:
                 if node.name not in self._running:
-                    self._start(self._forward(self._ask(node, new_flows(self._params))))
+                    self._works.start(self._forward(self._ask(node, new_flows(self._params))))
 
 
 async def _limited(

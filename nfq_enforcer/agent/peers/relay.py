@@ -18,7 +18,7 @@ from nfq_enforcer.agent.peers.protocol import FIRST, SILENCE, NodeRefused, Serve
 from nfq_enforcer.cluster.source import Mail
 from nfq_enforcer.errors import NfqError
 from nfq_enforcer.observe.status import NodeReport
-from nfq_enforcer.tasks import cancel
+from nfq_enforcer.tasks import Works, cancel
 from nfq_enforcer.text import read_json, shorten
 
 _log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class StoreRelay:
         self._refusal = refusal
         self._questions: dict[str, _Question] = {}
         self._answers: dict[tuple[str, str], _Answer] = {}
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving = Works()
         mail.receive_by(self.receive)
 
     @property
@@ -74,7 +74,7 @@ class StoreRelay:
     async def stop(self) -> None:
         """End all answers, and report that to their readers."""
         answers = dict(self._answers)
-        await cancel(*(answer.task for answer in answers.values()), *self._leaving)
+        await cancel(*(answer.task for answer in answers.values()), *self._leaving.running)
         for sender, number in answers:
             with suppress(NfqError):
                 await self._send(sender, "end", number)
@@ -99,7 +99,7 @@ class StoreRelay:
                 await self._send(node.name, "more", number)
         finally:
             del self._questions[number]
-            self._start(self._leave(node.name, number))
+            self._leaving.start(self._leave(node.name, number))
 
     async def _leave(self, node: str, number: str) -> None:
         with suppress(NfqError):
@@ -175,11 +175,6 @@ class StoreRelay:
                 if not await self._send(sender, "flows", number, flows=batch):
                     return  # the reader is gone
         await self._send(sender, "end", number)
-
-    def _start(self, work: Any) -> None:
-        task = asyncio.create_task(work)
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
 
 
 async def _next(question: _Question, patience: float) -> Any:

@@ -4,17 +4,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ConfigDict
 
-from nfq_enforcer.agent.config_fields import absolute_file, host_and_port
+from nfq_enforcer.agent.config_fields import absolute_file, host_and_port, listening_address
 from nfq_enforcer.policy.validation import Part
 
+_Address = Annotated[str, AfterValidator(listening_address("10.0.0.1:9964 or [::]:9964", "none"))]
 _File = Annotated[str, AfterValidator(absolute_file)]
-
-
-def _listening(written: str) -> str:
-    if written and host_and_port(written) is None:
-        allowed = 'allowed: as in 10.0.0.1:9964 or [::]:9964, or "" for none'
-        raise ValueError(f"'{written}' is not an address with a port; {allowed}")
-    return written
 
 
 class PeersSection(Part):
@@ -25,7 +19,7 @@ class PeersSection(Part):
 
     model_config = ConfigDict(alias_generator=str, validate_default=True, hide_input_in_errors=True)
 
-    listen: Annotated[str, AfterValidator(_listening)] = ""  # address and port, which other nodes reach
+    listen: _Address = ""  # address and port, which other nodes reach
     ca_file: _File | None = None  # of the authority of all agents' certificates, and of no others
     cert_file: _File | None = None  # of this node: its name is a subject alternative name, as DNS:NAME
     key_file: _File | None = None

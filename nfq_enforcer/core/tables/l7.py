@@ -6,9 +6,12 @@ A pattern of HTTP is an RE2 expression that has to match its complete field, wit
 fields of a rule have to match; an empty field matches everything. Header names are case-insensitive, values are not.
 """
 
+import re
 from collections.abc import Iterable
 from enum import IntFlag
 from typing import NamedTuple
+
+_TARGET = re.compile(r"(?:[a-z][a-z0-9+.-]*://(?P<host>[^/?#]*))?(?P<path>[^#]*)")
 
 
 class HttpRequest(NamedTuple):
@@ -18,6 +21,16 @@ class HttpRequest(NamedTuple):
     path: str = "/"  # with the query, as the request line has it
     host: str = ""
     headers: tuple[tuple[str, str], ...] = ()  # a header may occur several times
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """Return the host of a request's target, empty for a path alone, and the path with its query, without a fragment.
+
+    Source: RFC 9112 section 3.2, origin-form and absolute-form.
+    """
+    found = _TARGET.match(target)
+    assert found is not None  # each of its parts may be empty
+    return found["host"] or "", found["path"]
 
 
 class DnsQuestion(NamedTuple):

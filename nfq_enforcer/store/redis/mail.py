@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from nfq_enforcer.store.redis.connection import FAILURES, Connection, StoreError, sentence
 from nfq_enforcer.store.redis.reachability import Reachability
 from nfq_enforcer.store.redis.timings import SessionTimings
+from nfq_enforcer.tasks import Works
 
 _log = logging.getLogger(__name__)
 MAX_MESSAGE = 4 << 20  # bytes; a longer one is dropped by its receiver
@@ -33,6 +34,7 @@ class StoreMail:
         self._timings = timings
         self._receive: Callable[[bytes], None] = _ignore
         self._client: Redis | None = None
+        self._sending = Works()
         self._failure: str | None = None  # the reason for which nothing can be sent or received
 
     def receive_by(self, receive: Callable[[bytes], None]) -> None:
@@ -44,15 +46,16 @@ class StoreMail:
         client = self._client
         if client is None:
             raise StoreError(self._failure or self._unreachable())
-        # to its end, also if the caller is cancelled: redis-py closes a connection that waits for an answer
-        sending = asyncio.ensure_future(client.publish(self._channel(node), message))
-        sending.add_done_callback(_retrieve)
         try:
-            return bool(await asyncio.shield(sending))
+            # to its end, also if the caller is cancelled: redis-py closes a connection that waits for an answer
+            return await self._sending.run(self._publish(client, node, message))
         except FAILURES as error:
             if self._client is client:
                 self._client = None  # ``_listen`` connects again
             raise StoreError(f"the store did not take the request: {sentence(error)}") from error
+
+    async def _publish(self, client: Redis, node: str, message: bytes) -> bool:
+        return bool(await client.publish(self._channel(node), message))
 
     def _unreachable(self) -> str:
         return self._reachability.unreachable if self._reachability.error else "the store is being connected"
@@ -112,12 +115,6 @@ class StoreMail:
             for closing in (subscription, listener, client):
                 with suppress(RedisError, OSError):
                     await closing.aclose()
-
-
-def _retrieve(sending: "asyncio.Future[Any]") -> None:
-    """Retrieve the error of a message whose sender does not wait any more; asyncio would log it."""
-    if not sending.cancelled():
-        sending.exception()
 
 
 def _ignore(_message: bytes) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nfq_enforcer.cli import recorded_flows
+from nfq_enforcer.observe.recording import Recording
 from tests.unit.cli.conftest import Answering, RunProgram
 
 HOSTILE = "\x1b]0;pwned\x07\r\n- {}"
@@ -287,6 +287,6 @@ def test_an_interrupt_ends_the_recording(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recorded_flows, "_add", interrupted)
+    monkeypatch.setattr(Recording, "add", interrupted)
 
     assert run("policy", "suggest", *options, "--socket", agent.socket).status == status

@@ -1,7 +1,5 @@
 """Rendering of flows: JSON with Hubble's names, and one line in Hubble's form."""
 
-import time
-from collections.abc import Iterator
 from typing import Any
 from uuid import RFC_4122
 from uuid import UUID as UUID8
@@ -22,6 +20,7 @@ from nfq_enforcer.observe.flow import EventIds, HubbleFlow, Logged, render_lost
 from nfq_enforcer.observe.text import compact
 from tests.support.packets import packed
 
+pytestmark = pytest.mark.usefixtures("utc")
 AT = 1_767_225_600.125  # 2026-01-01T00:00:00.125Z
 FRONT, BACK, UNKNOWN = Identity(300), Identity(400), Identity(0)
 FRONT4, BACK4, FRONT6, BACK6 = "10.1.0.10", "10.2.0.10", "fd01::10", "fd02::10"
@@ -80,16 +79,6 @@ def render(seen: FlowEvent) -> HubbleFlow:
 def line(seen: FlowEvent) -> str:
     """Return the compact line without time and node, which have a test of their own."""
     return compact(render(seen)).removeprefix("Jan 01 00:00:00.125 [n1]: ")
-
-
-@pytest.fixture(autouse=True)
-def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Set the time zone of the expected lines."""
-    with monkeypatch.context() as changed:
-        changed.setenv("TZ", "UTC")
-        time.tzset()
-        yield
-    time.tzset()
 
 
 def test_a_connection_that_passed_has_hubbles_fields() -> None:

@@ -173,7 +173,7 @@ def test_the_lines_of_a_file_are_selected_and_wrong_ones_noted() -> None:
 
     flows = list(saved.select(lines, Query({"verdict": ["DROPPED", "FORWARDED", "VERDICT_UNKNOWN"]}), notes.append))
 
-    assert [flow["verdict"] for flow in flows] == ["DROPPED", "FORWARDED", "VERDICT_UNKNOWN"]
+    assert [flow.item["verdict"] for flow in flows] == ["DROPPED", "FORWARDED", "VERDICT_UNKNOWN"]
     assert [note.partition(":")[0] for note in notes] == [
         *("line 4", "line 5 is no flow", "line 6 is no flow", "line 7 is no flow", "line 10 is no flow"),
         "line 11 is no flow",

@@ -1,8 +1,5 @@
 """Text forms of flows beside ``compact``, whose cases are in ``test_flow``."""
 
-import time
-from collections.abc import Iterator
-
 import pytest
 
 from nfq_enforcer.core.events import FlowEnd, HttpMessage
@@ -12,18 +9,10 @@ from nfq_enforcer.observe.flow import render, render_lost
 from nfq_enforcer.observe.text import COLUMNS, TextForm, beside, compact, flow_type
 from tests.support.flows import dropped, logged, rule
 
+pytestmark = pytest.mark.usefixtures("utc")
 NUMERIC = TextForm(numeric=True)
 END = FlowEnd(EndCause.CLOSED, 1.5, Traffic(12, 3400), Traffic(10, 100))
 GET = HttpMessage(False, "GET", "http://a/", "HTTP/1.1")
-
-
-@pytest.fixture(autouse=True)
-def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with monkeypatch.context() as changed:
-        changed.setenv("TZ", "UTC")
-        time.tzset()
-        yield
-    time.tzset()
 
 
 def test_a_flow_as_fields_has_a_line_for_each() -> None:
